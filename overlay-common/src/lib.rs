@@ -1,0 +1,20 @@
+//! What the kernel programs and the agent share: map layouts, reasons, wire formats.
+//!
+//! Byte order: addresses and ports are byte arrays in network order, exactly as they stand in a packet.
+//! Every other integer (ifindex, slot, counters, nanoseconds) is in the machine's own order.
+//! Nothing here does I/O, knows aya (but for the `Pod` marks), tokio or etcd.
+#![no_std]
+
+pub mod checksum;
+pub mod maps;
+#[cfg(feature = "user")]
+mod pod;
+pub mod reason;
+pub mod wire;
+
+pub use maps::*;
+pub use reason::{Hook, Reason, Verdict};
+
+/// Version of the map layouts. It is part of the pin path, so that programs of one layout never see maps of another.
+/// Raise it with every change to a type in [`maps`].
+pub const ABI: u32 = 1;

@@ -1,0 +1,227 @@
+//! Keys and values of every BPF map, and the settings the programs are loaded with.
+//!
+//! Rules: `repr(C)`, byte arrays in network order, explicit padding (the kernel compares keys as raw bytes), a size
+//! assert each. IPv6 peers and endpoints will be maps of their own beside these, with keys of 16 bytes.
+
+/// Prefix lengths, masks and identities of this host: constants of a loaded program (its `.rodata`, frozen), so the
+/// verifier and the JIT see them as such. Replacing them means loading the programs anew, which replaces them atomically.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Base address of Network, the whole overlay.
+    pub network: [u8; 4],
+    /// Netmask of Network.
+    pub network_mask: [u8; 4],
+    /// Base address of the subnet this host leased.
+    pub subnet: [u8; 4],
+    /// Netmask of every leased subnet (SubnetLen of the network's config).
+    pub subnet_mask: [u8; 4],
+    /// This host's address on the underlay: outer source when sending, outer destination when receiving.
+    pub local: [u8; 4],
+    /// Interface index of the underlay device, where peers are reached.
+    pub underlay: u32,
+    /// Interface index of overlay0, the kernel's own tunnel device.
+    pub device: u32,
+    /// VXLAN network identifier, 24 bits, in the machine's order.
+    pub vni: u32,
+    /// UDP destination port of the tunnel.
+    pub port: [u8; 2],
+    /// MAC address of overlay0, published in our lease; inner destination of everything we receive.
+    pub vtep_mac: [u8; 6],
+    /// See the `SETTING_*` bits.
+    pub flags: u32,
+    /// First source port of the outer UDP header.
+    pub port_min: u16,
+    /// Number of source ports from `port_min` on (RFC 7348 section 5 recommends 49152 to 65535).
+    pub port_count: u16,
+    /// Address that ICMP errors to containers come from: the bridge's, or the subnet's first if there is none.
+    pub gateway: [u8; 4],
+}
+
+/// Set DF in the outer header. Off as flannel has it: on black-holes paths that lose ICMP.
+pub const SETTING_OUTER_DF: u32 = 1 << 0;
+/// Drop inner sources outside Network even from a known peer (`--peer-check strict`).
+pub const SETTING_STRICT_PEERS: u32 = 1 << 1;
+/// Leave every packet to the kernel's own tunnel device (`--fast-path off`).
+pub const SETTING_STACK_ONLY: u32 = 1 << 2;
+
+/// An IPv4 address, or the base address of a subnet of SubnetLen: the key of peers, vteps and endpoints.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Addr4 {
+    /// The address.
+    pub octets: [u8; 4],
+}
+
+impl Addr4 {
+    /// Wraps four octets as they stand in a packet.
+    #[inline(always)]
+    pub const fn new(octets: [u8; 4]) -> Self {
+        Self { octets }
+    }
+
+    /// The octets as one integer whose in-memory bytes are the packet's: fit for masking and comparing, not for ordering.
+    #[inline(always)]
+    pub const fn raw(self) -> u32 {
+        u32::from_ne_bytes(self.octets)
+    }
+
+    /// The base address of the subnet that holds this address.
+    #[inline(always)]
+    pub const fn masked(self, mask: [u8; 4]) -> Self {
+        Self {
+            octets: (self.raw() & u32::from_ne_bytes(mask)).to_ne_bytes(),
+        }
+    }
+}
+
+/// Value of `PEERS`: the host that leased the subnet which is the key.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer's underlay address: outer destination of what we send, outer source of what it sends.
+    pub outer: [u8; 4],
+    /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
+    pub vtep_mac: [u8; 6],
+    /// Always zero.
+    pub reserved: [u8; 2],
+    /// Index of this peer's counters in `PEER_COUNTERS`.
+    pub slot: u32,
+}
+
+/// Value of `VTEPS`: a known peer, by its underlay address.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vtep {
+    /// Index of this peer's counters in `PEER_COUNTERS`. A peer with several subnets has the slot of one of them here.
+    pub slot: u32,
+}
+
+/// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Interface index of the host side of the container's veth.
+    pub ifindex: u32,
+    /// MAC address inside the container: destination of delivered frames.
+    pub mac: [u8; 6],
+    /// MAC address of the gateway the container talks to (the bridge's, or the veth's): source of delivered frames.
+    pub gateway_mac: [u8; 6],
+    /// See the `ENDPOINT_*` bits.
+    pub flags: u32,
+}
+
+/// Named by an operator or a CNI plugin: learning neither moves nor removes it.
+pub const ENDPOINT_PINNED: u32 = 1 << 0;
+
+/// Key of `FLOWS`: a connection, the same for both directions (the lower address, as raw bytes, comes first).
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// The two addresses, ordered together with their ports.
+    pub addresses: [[u8; 4]; 2],
+    /// Ports of the two; for ICMP echo the identifier twice; zero for other protocols.
+    pub ports: [[u8; 2]; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Always zero.
+    pub reserved: [u8; 3],
+}
+
+impl FlowKey {
+    /// The key of a packet, and of its replies.
+    #[inline(always)]
+    pub const fn new(source: Addr4, destination: Addr4, ports: [[u8; 2]; 2], protocol: u8) -> Self {
+        let swap = source.raw() > destination.raw()
+            || (source.raw() == destination.raw()
+                && u16::from_ne_bytes(ports[0]) > u16::from_ne_bytes(ports[1]));
+        let (addresses, ports) = if swap {
+            ([destination.octets, source.octets], [ports[1], ports[0]])
+        } else {
+            ([source.octets, destination.octets], ports)
+        };
+        Self {
+            addresses,
+            ports,
+            protocol,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// Value of `FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// CLOCK_MONOTONIC nanoseconds of the last packet; written at most once a second.
+    pub seen_ns: u64,
+    /// 1 once a FIN or RST was seen: the note may go soon after.
+    pub closing: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Packets and bytes. Bytes count the inner IP packet, without any link header.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Packets; a GSO or GRO frame counts its segments.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Value of `PEER_COUNTERS`, per CPU: what the fast path carried to and from one peer.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerCount {
+    /// Encapsulated towards the peer.
+    pub sent: Count,
+    /// Decapsulated from the peer.
+    pub received: Count,
+}
+
+const _: () = {
+    assert!(size_of::<Settings>() == 52);
+    assert!(size_of::<Addr4>() == 4);
+    assert!(size_of::<Peer>() == 16);
+    assert!(size_of::<Vtep>() == 4);
+    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<FlowKey>() == 16);
+    assert!(size_of::<Flow>() == 16);
+    assert!(size_of::<PeerCount>() == 32);
+};
+
+/// Default of `--max-peers`.
+pub const MAX_PEERS: u32 = 4096;
+/// Capacity of `ENDPOINTS` as compiled; the agent sizes it to the subnet.
+pub const MAX_ENDPOINTS: u32 = 1024;
+/// Default of `--max-flows`.
+pub const MAX_FLOWS: u32 = 65536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flow_key_is_the_same_for_both_directions() {
+        let (a, b) = (Addr4::new([10, 244, 1, 2]), Addr4::new([10, 244, 2, 1]));
+        let (p, q) = ([0x12, 0x34], [0x00, 0x50]);
+        assert_eq!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(b, a, [q, p], 6));
+        assert_eq!(FlowKey::new(a, a, [p, q], 6), FlowKey::new(a, a, [q, p], 6));
+        assert_ne!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(a, b, [q, p], 6));
+        assert_ne!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(a, b, [p, q], 17));
+    }
+
+    #[test]
+    fn masking_gives_the_subnet() {
+        assert_eq!(
+            Addr4::new([10, 244, 7, 9]).masked([255, 255, 255, 0]),
+            Addr4::new([10, 244, 7, 0])
+        );
+        assert_eq!(
+            Addr4::new([10, 244, 7, 201]).masked([255, 255, 255, 192]),
+            Addr4::new([10, 244, 7, 192])
+        );
+    }
+}

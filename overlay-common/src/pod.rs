@@ -1,0 +1,14 @@
+//! Marks the map types as plain old data for aya.
+use crate::maps::{Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep};
+
+macro_rules! pod {
+    ($($name:ty),+) => {$(
+        // SAFETY: repr(C), integers and byte arrays only, no implicit padding (the size asserts in maps.rs sum the
+        // fields), so every byte is initialised and every bit pattern is valid.
+        unsafe impl aya::Pod for $name {}
+    )+};
+}
+
+pod!(
+    Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep
+);

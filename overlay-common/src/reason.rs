@@ -1,0 +1,174 @@
+//! Why a packet took the way it took: one list for the programs' counters, the command line and the tests.
+
+/// Where a packet was decided on: the rows of the counters.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// `overlay_encap`, and `overlay_bridge` for what no port's program has seen: container to underlay.
+    Encap = 0,
+    /// `overlay_decap`: underlay to container, at TC.
+    Decap = 1,
+    /// `overlay_send`: what the stack sends through overlay0.
+    Send = 2,
+    /// `overlay_receive`: what the kernel's tunnel decapsulated, before the stack takes it.
+    Receive = 3,
+    /// `overlay_note`: what the stack delivers to a container.
+    Note = 4,
+    /// Reserved for XDP ingress.
+    Xdp = 5,
+}
+
+/// Number of rows.
+pub const HOOKS: u32 = 6;
+/// Number of columns; room to add reasons without a new layout.
+pub const REASONS: u32 = 32;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Went its way: encapsulated, delivered, or let on into the stack where that is the hook's job.
+    Carried,
+    /// Left to the kernel's own stack: slower, not lost.
+    Stack,
+    /// Dropped.
+    Drop,
+    /// Dropped, and the sender told by ICMP (rate-limited).
+    Answered,
+    /// Not a packet's fate but an event beside one.
+    Event,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $value:literal, $text:literal, $verdict:ident;)+) => {
+        /// Why a packet took the way it took. Every packet of ours gets exactly one per hook.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $name = $value,)+
+        }
+
+        impl Reason {
+            /// All of them, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The name as the command line shows it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text),+ }
+            }
+
+            /// What becomes of the packet.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$name => Verdict::$verdict),+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Encapsulated, delivered, or (at overlay0) checked and let on.
+    Carried = 0, "carried", Carried;
+    /// The container's address is not learned yet: source when sending, destination when receiving.
+    Unlearned = 1, "unlearned-endpoint", Stack;
+    /// The connection is one that the stack has state for (NAT, or its first packets).
+    StackFlow = 2, "stack-flow", Stack;
+    /// An inner fragment: without ports, only the stack can tell its connection.
+    InnerFragment = 3, "inner-fragment", Stack;
+    /// Larger than the path, and allowed to be fragmented: the stack does that.
+    NeedsFragmentation = 4, "needs-fragmentation", Stack;
+    /// No next hop on the underlay that can be used right now (neighbour not resolved yet, another device, a policy).
+    NoNextHop = 5, "no-next-hop", Stack;
+    /// TTL of 0 or 1: the stack answers time exceeded.
+    TtlExpired = 6, "ttl-expired", Stack;
+    /// Inner IPv4 options: the stack decides on them.
+    InnerOptions = 7, "inner-options", Stack;
+    /// Not IPv4 inside (ARP, IPv6).
+    NotIpv4 = 8, "not-ipv4", Stack;
+    /// Inner source outside Network, from a known peer: a node's address or a routed LAN, forwarded as flannel does.
+    ForeignSource = 9, "foreign-source", Stack;
+    /// The endpoint's veth is gone, or smaller than the packet.
+    EndpointGone = 10, "endpoint-gone", Stack;
+    /// The kernel refused to make or take away the room for the outer headers.
+    RoomRefused = 11, "room-refused", Stack;
+    /// The fast path is switched off.
+    StackOnly = 12, "fast-path-off", Stack;
+    /// Larger than the path and not to be fragmented: answered with the MTU that fits.
+    TooBig = 16, "too-big", Answered;
+    /// No peer holds the destination's subnet: answered with network unreachable.
+    NoPeer = 17, "no-peer", Answered;
+    /// The source address belongs to a container on another interface.
+    SourceElsewhere = 18, "source-on-other-interface", Drop;
+    /// The source lies inside Network, but not in this host's subnet.
+    SourceNotOurs = 19, "source-not-ours", Drop;
+    /// The outer source is no known peer.
+    UnknownPeer = 20, "unknown-peer", Drop;
+    /// The inner source is not in the subnet of the peer that sent it.
+    PeerMismatch = 21, "inner-source-not-the-peers", Drop;
+    /// The inner destination is not in this host's subnet.
+    NotOurSubnet = 22, "destination-not-ours", Drop;
+    /// The inner destination MAC is not our VtepMAC.
+    WrongVtepMac = 23, "wrong-vtep-mac", Drop;
+    /// A header that is cut short or contradicts itself.
+    Malformed = 24, "malformed", Drop;
+    /// Congestion was experienced by a packet that cannot carry the mark (RFC 6040 section 4.2).
+    NotEctMarked = 25, "congestion-mark-not-carried", Drop;
+    /// Inner source outside Network under `--peer-check strict`.
+    StrictSource = 26, "foreign-source-strict", Drop;
+    /// The room was made, and then a helper refused: the packet cannot be given back.
+    Failed = 27, "helper-failed", Drop;
+    /// The table of noted flows is full: a connection through the stack may break.
+    FlowsFull = 30, "flow-table-full", Event;
+    /// An ICMP answer was not sent: rate limit, or about something that must not be answered (RFC 1122 section 3.2.2).
+    AnswerWithheld = 31, "icmp-answer-withheld", Event;
+}
+
+impl Hook {
+    /// All of them, in the order of the counters.
+    pub const ALL: &'static [Self] = &[
+        Self::Encap,
+        Self::Decap,
+        Self::Send,
+        Self::Receive,
+        Self::Note,
+        Self::Xdp,
+    ];
+
+    /// The name as the command line shows it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Encap => "encap",
+            Self::Decap => "decap",
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Note => "note",
+            Self::Xdp => "xdp",
+        }
+    }
+
+    /// Index of a counter in `COUNTERS`.
+    #[inline(always)]
+    pub const fn counter(self, reason: Reason) -> u32 {
+        self as u32 * REASONS + reason as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_counter_has_its_own_index_and_name() {
+        let mut seen = HashSet::new();
+        for hook in Hook::ALL {
+            for reason in Reason::ALL {
+                assert!((*reason as u32) < REASONS);
+                assert!(seen.insert(hook.counter(*reason)));
+            }
+        }
+        assert!(seen.iter().all(|index| *index < HOOKS * REASONS));
+        let names: HashSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}

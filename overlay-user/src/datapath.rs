@@ -1,0 +1,101 @@
+//! What carries packets: the trait the agent's loop depends on, in domain words. eBPF is a detail.
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use serde::Serialize;
+
+use crate::mac::Mac;
+
+/// Another host of the overlay, as its lease says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// Its address on the underlay.
+    pub public_ip: Ipv4Addr,
+    /// MAC address of its tunnel device.
+    pub vtep_mac: Mac,
+}
+
+/// A local container address, and where it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// Interface index of the host side of its veth, in the agent's network namespace.
+    pub port: u32,
+    /// MAC address inside the container.
+    pub mac: Mac,
+    /// MAC address of the gateway it talks to: the bridge's, or the veth's own where there is no bridge.
+    pub gateway_mac: Mac,
+    /// Named by an operator or a CNI plugin rather than learned.
+    pub pinned: bool,
+}
+
+/// Where programs are attached besides the underlay device and overlay0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortKind {
+    /// A bridge that holds an address of the own subnet.
+    Bridge,
+    /// The host side of a container's veth.
+    Veth,
+}
+
+/// What is in force now, read back from where it is in force (the kernel's maps), not remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// Peers by subnet.
+    pub peers: BTreeMap<Ipv4Net, Peer>,
+    /// Endpoints by address.
+    pub endpoints: BTreeMap<Ipv4Addr, Endpoint>,
+    /// Ports by interface index.
+    pub ports: BTreeMap<u32, PortKind>,
+}
+
+/// One change to what is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Adds or alters a peer, without a moment in which it is not there.
+    PutPeer(Ipv4Net, Peer),
+    /// Removes a peer.
+    RemovePeer(Ipv4Net),
+    /// Adds or moves an endpoint. Its port must be attached before.
+    PutEndpoint(Ipv4Addr, Endpoint),
+    /// Removes an endpoint: its packets take the stack.
+    RemoveEndpoint(Ipv4Addr),
+    /// Attaches the container-side programs. Attaching what is attached is no error.
+    Attach(u32, PortKind),
+    /// Detaches them. Detaching what is not attached, or an interface that is gone, is no error.
+    Detach(u32),
+}
+
+/// What the loop branches on.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// A table is full; what is in it stays.
+    #[error("the table of {table} is full ({capacity} entries): start the agent with a larger --max-{table}")]
+    Full {
+        /// `peers`, `endpoints` or `flows`.
+        table: &'static str,
+        /// How many fit.
+        capacity: u32,
+    },
+    /// The interface went away between decision and change: a link event will follow.
+    #[error("interface {0} is gone")]
+    Gone(u32),
+    /// The kernel refuses.
+    #[error("{action}: {detail}")]
+    Failed {
+        /// Verb and object, lower case: `attach overlay_encap to veth12`.
+        action: String,
+        /// What the kernel said.
+        detail: String,
+    },
+}
+
+/// What carries packets between the containers here and the peers. Calls are single system calls, hence not async.
+pub trait Datapath: Send {
+    /// Reads back what is in force.
+    fn installed(&self) -> Result<Installed, DatapathError>;
+    /// Makes one change. On error nothing of it is in force.
+    fn apply(&mut self, change: &Change) -> Result<(), DatapathError>;
+    /// Forgets noted flows that the stack's connection tracking has forgotten too; returns how many went and how many stay.
+    fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError>;
+}

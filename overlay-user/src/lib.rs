@@ -1,0 +1,5 @@
+//! The agent and the command line, as a library so that tests can drive them. Modules in reading order.
+
+pub mod datapath;
+pub mod mac;
+pub mod store;

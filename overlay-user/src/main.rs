@@ -1,0 +1,2 @@
+//! The `overlay` binary: parse, log, dispatch, exit code.
+fn main() {}
