@@ -10,10 +10,7 @@ fn main() -> Result<()> {
     let programs = root.join("overlay-ebpf");
     // `cargo xtask setup` leaves the toolchain in the workspace's target folder, or wherever this variable says.
     println!("cargo:rerun-if-env-changed=OVERLAY_EBPF_TOOLCHAIN");
-    println!(
-        "cargo:rerun-if-changed={}",
-        root.join("overlay-common/src").display()
-    );
+    println!("cargo:rerun-if-changed={}", root.join("overlay-common/src").display());
     let kept = env::var_os("OVERLAY_EBPF_TOOLCHAIN")
         .map_or_else(|| root.join("target/ebpf-toolchain"), PathBuf::from);
     println!("cargo:rerun-if-changed={}", kept.join("usr/bin/rustc").display());
@@ -44,10 +41,8 @@ fn main() -> Result<()> {
 
 fn prepend(name: &str, folders: &[PathBuf]) {
     let old = env::var_os(name).unwrap_or_default();
-    let all = folders
-        .iter()
-        .cloned()
-        .chain(env::split_paths(&old).filter(|path| !path.as_os_str().is_empty()));
+    let all =
+        folders.iter().cloned().chain(env::split_paths(&old).filter(|path| !path.as_os_str().is_empty()));
     if let Ok(joined) = env::join_paths(all) {
         set(name, joined);
     }

@@ -69,9 +69,7 @@ impl Addr4 {
     /// The base address of the subnet that holds this address.
     #[inline(always)]
     pub const fn masked(self, mask: [u8; 4]) -> Self {
-        Self {
-            octets: (self.raw() & u32::from_ne_bytes(mask)).to_ne_bytes(),
-        }
+        Self { octets: (self.raw() & u32::from_ne_bytes(mask)).to_ne_bytes() }
     }
 }
 
@@ -140,12 +138,7 @@ impl FlowKey {
         } else {
             ([source.octets, destination.octets], ports)
         };
-        Self {
-            addresses,
-            ports,
-            protocol,
-            reserved: [0; 3],
-        }
+        Self { addresses, ports, protocol, reserved: [0; 3] }
     }
 }
 
@@ -215,13 +208,7 @@ mod tests {
 
     #[test]
     fn masking_gives_the_subnet() {
-        assert_eq!(
-            Addr4::new([10, 244, 7, 9]).masked([255, 255, 255, 0]),
-            Addr4::new([10, 244, 7, 0])
-        );
-        assert_eq!(
-            Addr4::new([10, 244, 7, 201]).masked([255, 255, 255, 192]),
-            Addr4::new([10, 244, 7, 192])
-        );
+        assert_eq!(Addr4::new([10, 244, 7, 9]).masked([255, 255, 255, 0]), Addr4::new([10, 244, 7, 0]));
+        assert_eq!(Addr4::new([10, 244, 7, 201]).masked([255, 255, 255, 192]), Addr4::new([10, 244, 7, 192]));
     }
 }

@@ -9,6 +9,4 @@ macro_rules! pod {
     )+};
 }
 
-pod!(
-    Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep
-);
+pod!(Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep);

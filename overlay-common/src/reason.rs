@@ -116,6 +116,8 @@ reasons! {
     StrictSource = 26, "foreign-source-strict", Drop;
     /// The room was made, and then a helper refused: the packet cannot be given back.
     Failed = 27, "helper-failed", Drop;
+    /// A VNI that is not ours arrived at overlay0 (kernels without vnifilter).
+    ForeignVni = 28, "foreign-vni", Drop;
     /// The table of noted flows is full: a connection through the stack may break.
     FlowsFull = 30, "flow-table-full", Event;
     /// An ICMP answer was not sent: rate limit, or about something that must not be answered (RFC 1122 section 3.2.2).
@@ -124,14 +126,8 @@ reasons! {
 
 impl Hook {
     /// All of them, in the order of the counters.
-    pub const ALL: &'static [Self] = &[
-        Self::Encap,
-        Self::Decap,
-        Self::Send,
-        Self::Receive,
-        Self::Note,
-        Self::Xdp,
-    ];
+    pub const ALL: &'static [Self] =
+        &[Self::Encap, Self::Decap, Self::Send, Self::Receive, Self::Note, Self::Xdp];
 
     /// The name as the command line shows it.
     pub const fn as_str(self) -> &'static str {

@@ -54,44 +54,48 @@ pub struct Outer {
 }
 
 impl Outer {
-    /// The headers from the outer Ethernet header up to and with the inner one. The UDP checksum is zero
-    /// (RFC 7348 section 5: "SHOULD be transmitted as zero").
+    /// Writes the headers from the outer Ethernet header up to and with the inner one. The UDP checksum is zero
+    /// (RFC 7348 section 5: "SHOULD be transmitted as zero"). In place: the BPF stack has no room for copies.
     #[inline(always)]
-    pub fn to_bytes(&self) -> [u8; INNER] {
-        let mut out = [0; INNER];
+    pub fn write(&self, out: &mut [u8; INNER]) {
         out[0..6].copy_from_slice(&self.next_hop_mac);
         out[6..12].copy_from_slice(&self.source_mac);
         out[12..14].copy_from_slice(&ETHERTYPE_IPV4);
 
-        let mut ip = [0u8; IPV4];
-        ip[0] = 0x45;
-        ip[1] = self.tos;
+        out[14] = 0x45;
+        out[15] = self.tos;
         // Beyond 65,535 only in GSO frames, whose length the kernel writes anew for each segment.
-        ip[2..4].copy_from_slice(&((self.inner_length + OVERHEAD as u32) as u16).to_be_bytes());
-        ip[4..6].copy_from_slice(&self.identification.to_be_bytes());
-        ip[6] = if self.dont_fragment { 0x40 } else { 0 };
-        ip[8] = OUTER_TTL;
-        ip[9] = 17;
-        ip[12..16].copy_from_slice(&self.source);
-        ip[16..20].copy_from_slice(&self.destination);
-        let sum = checksum::finish(checksum::sum_ipv4(&ip));
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        out[14..34].copy_from_slice(&ip);
+        out[16..18].copy_from_slice(&((self.inner_length + OVERHEAD as u32) as u16).to_be_bytes());
+        out[18..20].copy_from_slice(&self.identification.to_be_bytes());
+        out[20] = if self.dont_fragment { 0x40 } else { 0 };
+        out[21] = 0;
+        out[22] = OUTER_TTL;
+        out[23] = 17;
+        out[24..26].fill(0);
+        out[26..30].copy_from_slice(&self.source);
+        out[30..34].copy_from_slice(&self.destination);
+        let sum = checksum::finish(checksum::sum_words(out, 14, IPV4));
+        out[24..26].copy_from_slice(&sum.to_be_bytes());
 
         out[34..36].copy_from_slice(&self.source_port.to_be_bytes());
         out[36..38].copy_from_slice(&self.port);
         let udp_length = self.inner_length + (UDP + VXLAN + ETHERNET) as u32;
         out[38..40].copy_from_slice(&(udp_length as u16).to_be_bytes());
+        out[40..42].fill(0);
 
-        out[42] = VXLAN_VNI_VALID;
         let [_, a, b, c] = self.vni.to_be_bytes();
-        out[46] = a;
-        out[47] = b;
-        out[48] = c;
+        out[42..50].copy_from_slice(&[VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0]);
 
         out[50..56].copy_from_slice(&self.inner_destination_mac);
         out[56..62].copy_from_slice(&self.inner_source_mac);
         out[62..64].copy_from_slice(&ETHERTYPE_IPV4);
+    }
+
+    /// The headers as [`Self::write`] writes them.
+    pub fn to_bytes(&self) -> [u8; INNER] {
+        // Whatever is left unwritten shows.
+        let mut out = [0xa5; INNER];
+        self.write(&mut out);
         out
     }
 }

@@ -1,11 +1,158 @@
-//! The kernel programs: entry points only; each step is in the file named after it.
+//! The kernel programs: entry points, and the one place where an outcome becomes a verdict and a count.
+//!
+//! | program          | hook                                   | what passes there                                  |
+//! |------------------|----------------------------------------|----------------------------------------------------|
+//! | `overlay_encap`  | TC ingress of a container's veth       | what a container sends                             |
+//! | `overlay_bridge` | TC ingress of the bridge               | what came through ports without `overlay_encap`    |
+//! | `overlay_decap`  | TC ingress of the underlay device      | what peers send                                    |
+//! | `overlay_send`   | TC egress of overlay0                  | what the stack sends to peers                      |
+//! | `overlay_receive`| TC ingress of overlay0                 | what the kernel's own tunnel decapsulated          |
+//! | `overlay_note`   | TC egress of a container's veth        | what the stack delivers to a container             |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod check;
+#[cfg(target_arch = "bpf")]
+mod count;
+#[cfg(target_arch = "bpf")]
+mod decap;
+#[cfg(target_arch = "bpf")]
+mod encap;
+#[cfg(target_arch = "bpf")]
+mod fib;
+#[cfg(target_arch = "bpf")]
+mod flow;
+#[cfg(target_arch = "bpf")]
+mod icmp;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod settings;
+#[cfg(target_arch = "bpf")]
+mod stack;
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::{
+        bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+        macros::classifier,
+        programs::TcContext,
+    };
+    use overlay_common::{
+        Hook, Reason, Verdict,
+        wire::{ETHERNET, INNER},
+    };
+
+    use crate::{count, decap, encap, flow, packet::Packet, stack};
+
+    /// Goes on to whatever else is attached here, and then up the stack: TCX_NEXT, and the same number for cls_bpf.
+    const NEXT: i32 = TC_ACT_UNSPEC;
+
+    /// What a program made of a packet that is ours.
+    pub(crate) enum Outcome {
+        /// Not ours: untouched, uncounted.
+        NotOurs,
+        /// Took it: this is the helper's verdict.
+        Carried(i32),
+        /// Sent an answer in its stead, by this verdict.
+        Answered(i32, Reason),
+    }
+
+    /// The only place where outcomes become verdicts: so that each packet of ours is counted exactly once per hook.
+    #[inline(always)]
+    fn conclude(packet: &Packet, hook: Hook, before: count::Size, result: Result<Outcome, Reason>) -> i32 {
+        let (reason, action) = match result {
+            Ok(Outcome::NotOurs) => return NEXT,
+            Ok(Outcome::Carried(action)) => (Reason::Carried, action),
+            Ok(Outcome::Answered(action, reason)) => (reason, action),
+            Err(reason) => (reason, if dropped(reason) { TC_ACT_SHOT as i32 } else { NEXT }),
+        };
+        count::add(hook, reason, before);
+        if matches!(reason.verdict(), Verdict::Drop) {
+            count::report(packet, hook, reason);
+        }
+        action
+    }
+
+    #[inline(always)]
+    fn dropped(reason: Reason) -> bool {
+        !matches!(reason.verdict(), Verdict::Stack | Verdict::Carried)
+    }
+
+    /// Container to underlay, at the container's own port.
+    #[classifier]
+    fn overlay_encap(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let before = packet.size(ETHERNET);
+        let result = encap::encap(&packet);
+        if matches!(result, Err(reason) if !dropped(reason)) {
+            // The bridge's own hook comes next for a packet left to the stack: it has been judged, and counted.
+            packet.mark_judged();
+        }
+        conclude(&packet, Hook::Encap, before, result)
+    }
+
+    /// Container to underlay, for what comes through ports that have no program of ours (taps, physical ports): the
+    /// same judgement, and since no endpoint is ever learned on such a port, always the stack or a drop.
+    #[classifier]
+    fn overlay_bridge(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        if packet.is_judged() {
+            return NEXT;
+        }
+        let before = packet.size(ETHERNET);
+        let result = encap::encap(&packet);
+        conclude(&packet, Hook::Encap, before, result)
+    }
+
+    /// Underlay to container.
+    #[classifier]
+    fn overlay_decap(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let before = packet.size(INNER);
+        let result = decap::decap(&packet);
+        conclude(&packet, Hook::Decap, before, result)
+    }
+
+    /// Stack to peer: tells the kernel's tunnel where to.
+    #[classifier]
+    fn overlay_send(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let before = packet.size(ETHERNET);
+        let result = stack::send(&packet);
+        conclude(&packet, Hook::Send, before, result)
+    }
+
+    /// Peer to stack: no frame enters unchecked.
+    #[classifier]
+    fn overlay_receive(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let before = packet.size(ETHERNET);
+        let result = stack::receive(&packet);
+        conclude(&packet, Hook::Receive, before, result)
+    }
+
+    /// Stack to container: remembers the connection, so that the replies take the stack too.
+    #[classifier]
+    fn overlay_note(ctx: TcContext) -> i32 {
+        flow::note_delivery(&Packet::new(&ctx));
+        NEXT
+    }
+}
+
+#[cfg(target_arch = "bpf")]
 #[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// The kernel hands helpers such as `bpf_skb_set_tunnel_key` to programs under a GPL-compatible licence only.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

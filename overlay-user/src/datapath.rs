@@ -1,4 +1,9 @@
 //! What carries packets: the trait the agent's loop depends on, in domain words. eBPF is a detail.
+pub mod ebpf;
+pub mod flows;
+pub mod links;
+pub mod tables;
+
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
@@ -88,6 +93,28 @@ pub enum DatapathError {
         /// What the kernel said.
         detail: String,
     },
+}
+
+impl DatapathError {
+    /// An error with all its causes in one line.
+    pub fn failed(action: impl Into<String>, error: &dyn std::error::Error) -> Self {
+        let mut detail = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Some errors repeat their cause's text in their own.
+            if !detail.contains(&text) {
+                detail = format!("{detail}: {text}");
+            }
+            cause = error.source();
+        }
+        Self::Failed { action: action.into(), detail }
+    }
+
+    /// Something that should be there and is not.
+    pub fn missing(action: impl Into<String>, what: &str) -> Self {
+        Self::Failed { action: action.into(), detail: what.into() }
+    }
 }
 
 /// What carries packets between the containers here and the peers. Calls are single system calls, hence not async.

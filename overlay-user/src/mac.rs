@@ -44,11 +44,7 @@ impl FromStr for Mac {
             let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
             *octet = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
-        if parts.next().is_some() {
-            Err(bad())
-        } else {
-            Ok(Self(octets))
-        }
+        if parts.next().is_some() { Err(bad()) } else { Ok(Self(octets)) }
     }
 }
 
@@ -74,13 +70,7 @@ mod tests {
         for text in ["02:76:03:0f:23:cb", "ff:ff:ff:ff:ff:ff"] {
             assert_eq!(text.parse::<Mac>().unwrap().to_string(), text);
         }
-        for text in [
-            "",
-            "02:76:03:0f:23",
-            "02:76:03:0f:23:cb:01",
-            "2:76:03:0f:23:cb",
-            "02:76:03:0f:23:zz",
-        ] {
+        for text in ["", "02:76:03:0f:23", "02:76:03:0f:23:cb:01", "2:76:03:0f:23:cb", "02:76:03:0f:23:zz"] {
             assert!(text.parse::<Mac>().is_err(), "{text}");
         }
         assert!(Mac::random().is_unicast());

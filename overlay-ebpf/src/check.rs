@@ -1,0 +1,29 @@
+//! Who may send what: the checks on a decapsulated packet, the same at the underlay device and at overlay0.
+use overlay_common::{Addr4, Reason, SETTING_STRICT_PEERS};
+
+use crate::{maps, settings};
+
+/// The counters' slot of the peer that sent it, if that peer may send a packet with this inner source.
+/// One look-up answers the common case: the inner source's subnet belongs to the outer source.
+#[inline(always)]
+pub(crate) fn peer(outer: Addr4, source: Addr4) -> Result<u32, Reason> {
+    if let Some(peer) = maps::peer(settings::subnet_of(source)) {
+        if Addr4::new(peer.outer) == outer {
+            return Ok(peer.slot);
+        }
+    }
+    known(outer)?;
+    if settings::in_network(source) {
+        return Err(Reason::PeerMismatch);
+    }
+    if settings::has(SETTING_STRICT_PEERS) {
+        return Err(Reason::StrictSource);
+    }
+    Err(Reason::ForeignSource)
+}
+
+/// The counters' slot of the peer at this underlay address.
+#[inline(always)]
+pub(crate) fn known(outer: Addr4) -> Result<u32, Reason> {
+    maps::vtep(outer).map(|vtep| vtep.slot).ok_or(Reason::UnknownPeer)
+}

@@ -1,0 +1,105 @@
+//! Underlay to container, top to bottom; the steps are those of docs/packet-flow.md, "In".
+use overlay_common::{
+    Reason, SETTING_STACK_ONLY,
+    wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, OVERHEAD, UDP, VXLAN, VXLAN_VNI_VALID},
+};
+
+use crate::{check, count, flow, maps, packet::Packet, programs::Outcome, settings};
+
+/// Protocol number of UDP.
+const IPPROTO_UDP: u8 = 17;
+/// ECN field: not capable, and congestion experienced (RFC 3168 section 5).
+const NOT_ECT: u8 = 0;
+const CE: u8 = 3;
+
+#[inline(always)]
+pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+    // In 1. Anything but a whole VXLAN packet to our address, port and VNI passes untouched: the kernel's tunnel socket
+    // takes what is to our port, reassembles fragments, and hands the result to overlay_receive.
+    if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4 + UDP) {
+        return Ok(Outcome::NotOurs);
+    }
+    let Ok(outer) = packet.ipv4(ETHERNET) else {
+        return Ok(Outcome::NotOurs);
+    };
+    if outer.protocol != IPPROTO_UDP || outer.destination.raw() != settings::local() || outer.is_fragment() {
+        return Ok(Outcome::NotOurs);
+    }
+    let Some(udp) = packet.read::<[u8; UDP]>(ETHERNET + IPV4) else {
+        return Ok(Outcome::NotOurs);
+    };
+    let udp_length = u16::from_be_bytes([udp[4], udp[5]]);
+    if [udp[2], udp[3]] != settings::port() || usize::from(udp_length) + IPV4 != usize::from(outer.length) {
+        return Ok(Outcome::NotOurs);
+    }
+    if !packet.pull(INNER + IPV4) {
+        return Ok(Outcome::NotOurs);
+    }
+    let Some(vxlan) = packet.read::<[u8; VXLAN]>(ETHERNET + IPV4 + UDP) else {
+        return Ok(Outcome::NotOurs);
+    };
+    let [_, a, b, c] = settings::vni().to_be_bytes();
+    if vxlan != [VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0] {
+        return Ok(Outcome::NotOurs);
+    }
+
+    // In 2. Sent by a peer, and from that peer's own subnet.
+    let Some(ethernet) = packet.read::<[u8; ETHERNET]>(INNER - ETHERNET) else {
+        return Ok(Outcome::NotOurs);
+    };
+    if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
+        check::known(outer.source)?;
+        return Err(Reason::NotIpv4);
+    }
+    let inner = match packet.ipv4(INNER) {
+        Ok(inner) => inner,
+        Err(bad) => {
+            check::known(outer.source)?;
+            return Err(bad.into());
+        }
+    };
+    let slot = check::peer(outer.source, inner.source)?;
+    if ethernet[..6] != settings::vtep_mac() {
+        return Err(Reason::WrongVtepMac);
+    }
+
+    // In 3. For a container here that is learned, whose connection is not the stack's, and whose veth still exists.
+    if !settings::in_subnet(inner.destination) {
+        return Err(Reason::NotOurSubnet);
+    }
+    if settings::has(SETTING_STACK_ONLY) {
+        return Err(Reason::StackOnly);
+    }
+    if inner.is_fragment() {
+        return Err(Reason::InnerFragment);
+    }
+    let endpoint = maps::endpoint(inner.destination).ok_or(Reason::Unlearned)?;
+    if flow::is_noted(packet, INNER, &inner) {
+        return Err(Reason::StackFlow);
+    }
+    if !packet.fits(endpoint.ifindex, OVERHEAD) {
+        return Err(Reason::EndpointGone);
+    }
+    let congested = outer.tos & 0x03 == CE;
+    if congested && inner.tos & 0x03 == NOT_ECT {
+        // RFC 6040 section 4.2: "If the inner ECN field is Not-ECT [and] the outer ECN field is CE, the decapsulator
+        // MUST drop the packet."
+        return Err(Reason::NotEctMarked);
+    }
+
+    // In 4. On refusal the frame is as it was, and the stack's.
+    let size = packet.size(INNER);
+    packet.take_room()?;
+    packet.distrust_checksum();
+
+    // In 5. From here on the frame is ours alone.
+    let [a, b, c, d, e, f] = endpoint.mac;
+    let [g, h, i, j, k, l] = endpoint.gateway_mac;
+    packet.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])?;
+    if congested && !packet.mark_congestion() {
+        return Err(Reason::Failed);
+    }
+    packet.accept();
+    count::add_received(slot, size);
+    Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
+}

@@ -1,0 +1,105 @@
+//! Every map, and the look-ups in them: the only file that names a map.
+use aya_ebpf::{
+    btf_maps::{HashMap, PerCpuArray},
+    macros::btf_map,
+};
+use overlay_common::{
+    Addr4, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, Peer, PeerCount, Vtep,
+    reason::{HOOKS, REASONS},
+};
+
+/// Which host holds a subnet. Preallocated: an update never fails for want of memory, a look-up never meets a half-made entry.
+#[btf_map]
+static PEERS: HashMap<Addr4, Peer, { MAX_PEERS as usize }> = HashMap::new();
+
+/// Which underlay addresses are peers' at all.
+#[btf_map]
+static VTEPS: HashMap<Addr4, Vtep, { MAX_PEERS as usize }> = HashMap::new();
+
+/// Where a container's address lives.
+#[btf_map]
+static ENDPOINTS: HashMap<Addr4, Endpoint, { MAX_ENDPOINTS as usize }> = HashMap::new();
+
+/// Connections that belong to the stack. A plain hash and no LRU: an evicted note is a broken connection.
+#[btf_map]
+static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
+
+/// Packets and bytes by hook and reason.
+#[btf_map]
+static COUNTERS: PerCpuArray<Count, { (HOOKS * REASONS) as usize }> = PerCpuArray::new();
+
+/// Packets and bytes by peer.
+#[btf_map]
+static PEER_COUNTERS: PerCpuArray<PeerCount, { MAX_PEERS as usize }> = PerCpuArray::new();
+
+/// Per CPU: when a line about a reason was last logged, and (in the last place) the bucket for ICMP answers.
+#[btf_map]
+static PACE: PerCpuArray<Pace, { REASONS as usize + 1 }> = PerCpuArray::new();
+
+/// A token bucket.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Pace {
+    /// CLOCK_MONOTONIC nanoseconds of the last refill.
+    pub(crate) refilled_ns: u64,
+    /// Tokens left.
+    pub(crate) tokens: u64,
+}
+
+/// The peer that holds the subnet of `address`.
+#[inline(always)]
+pub(crate) fn peer(subnet: Addr4) -> Option<Peer> {
+    // SAFETY: copied out at once. User space replaces entries whole; a torn read across a replacement sends one packet
+    // to the old or the new address with the other's MAC, which that host drops.
+    unsafe { PEERS.get(subnet) }.copied()
+}
+
+/// The peer behind an underlay address.
+#[inline(always)]
+pub(crate) fn vtep(outer: Addr4) -> Option<Vtep> {
+    // SAFETY: as in `peer`.
+    unsafe { VTEPS.get(outer) }.copied()
+}
+
+/// The endpoint with this address.
+#[inline(always)]
+pub(crate) fn endpoint(address: Addr4) -> Option<Endpoint> {
+    // SAFETY: as in `peer`.
+    unsafe { ENDPOINTS.get(address) }.copied()
+}
+
+/// The note of a connection.
+#[inline(always)]
+pub(crate) fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
+    // SAFETY: hash entries are preallocated and never freed while the program runs; `Flow` is two words that several
+    // CPUs may write: the last writer wins, and both wrote the present second.
+    FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+}
+
+/// Notes a connection. Fails when the table is full.
+#[inline(always)]
+pub(crate) fn insert_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+    FLOWS.insert(key, flow, 0)
+}
+
+/// This CPU's counter.
+#[inline(always)]
+pub(crate) fn counter(index: u32) -> Option<&'static mut Count> {
+    // SAFETY: this CPU's own slot, and a program is not preempted by itself on the same CPU and hook; should a nested
+    // run (softirq) interleave, one increment may be lost, nothing else.
+    COUNTERS.get_ptr_mut(index).map(|count| unsafe { &mut *count })
+}
+
+/// This CPU's counters of a peer.
+#[inline(always)]
+pub(crate) fn peer_counter(slot: u32) -> Option<&'static mut PeerCount> {
+    // SAFETY: as in `counter`.
+    PEER_COUNTERS.get_ptr_mut(slot).map(|count| unsafe { &mut *count })
+}
+
+/// This CPU's bucket.
+#[inline(always)]
+pub(crate) fn pace(index: u32) -> Option<&'static mut Pace> {
+    // SAFETY: as in `counter`.
+    PACE.get_ptr_mut(index).map(|pace| unsafe { &mut *pace })
+}

@@ -1,0 +1,399 @@
+//! Reading and changing a frame: the only raw pointers into packets, and the only packet helpers.
+//!
+//! Everything is copied out, so that nothing outlives a helper that moves the frame (which invalidates all pointers).
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC,
+        BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode,
+        bpf_tunnel_key,
+    },
+    helpers::generated::{
+        bpf_check_mtu, bpf_csum_diff, bpf_csum_level, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_peer,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_ecn_set_ce,
+        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
+        bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use overlay_common::{
+    Addr4, Reason,
+    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, OVERHEAD, UDP},
+};
+
+use crate::count::Size;
+
+/// `tc_index` of a frame that a port's program has judged. The field has no other user (the tcindex classifier and
+/// dsmark are gone from the kernel) and stays with the frame on its way through the bridge.
+const JUDGED: u32 = 0x0f1a;
+/// `PACKET_HOST` of linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+
+/// A frame at a TC hook; its Ethernet header is at offset 0.
+pub(crate) struct Packet<'a> {
+    ctx: &'a TcContext,
+}
+
+/// The fields of an IPv4 header without options that anyone asks for.
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv4 {
+    pub(crate) tos: u8,
+    pub(crate) length: u16,
+    pub(crate) identification: [u8; 2],
+    /// Flags and fragment offset, host order.
+    pub(crate) fragment: u16,
+    pub(crate) ttl: u8,
+    pub(crate) protocol: u8,
+    /// As a big-endian number.
+    pub(crate) checksum: u16,
+    pub(crate) source: Addr4,
+    pub(crate) destination: Addr4,
+}
+
+impl Ipv4 {
+    /// Part of a datagram: more fragments follow, or the offset is not zero (RFC 791 section 3.1).
+    #[inline(always)]
+    pub(crate) fn is_fragment(&self) -> bool {
+        self.fragment & 0x3fff != 0
+    }
+
+    /// Not the first part of a datagram: no transport header follows.
+    #[inline(always)]
+    pub(crate) fn is_later_fragment(&self) -> bool {
+        self.fragment & 0x1fff != 0
+    }
+
+    /// DF: "an internet datagram so marked is not to be internet fragmented under any circumstances" (RFC 791 section 2.3).
+    #[inline(always)]
+    pub(crate) fn dont_fragment(&self) -> bool {
+        self.fragment & 0x4000 != 0
+    }
+}
+
+/// Why an IPv4 header could not be read.
+pub(crate) enum BadIpv4 {
+    /// Too short, or not version 4, or lengths that contradict each other.
+    Malformed,
+    /// It has options.
+    Options,
+}
+
+impl From<BadIpv4> for Reason {
+    #[inline(always)]
+    fn from(bad: BadIpv4) -> Self {
+        match bad {
+            BadIpv4::Malformed => Self::Malformed,
+            BadIpv4::Options => Self::InnerOptions,
+        }
+    }
+}
+
+impl<'a> Packet<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
+
+    #[inline(always)]
+    pub(crate) fn context(&self) -> &TcContext {
+        self.ctx
+    }
+
+    #[inline(always)]
+    fn skb(&self) -> *mut __sk_buff {
+        self.ctx.as_ptr().cast()
+    }
+
+    /// Length of the whole frame, Ethernet header included.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    /// Interface the hook is on.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the context pointer the kernel gave; the verifier allows this field.
+        unsafe { (*self.skb()).ifindex }
+    }
+
+    /// Payload bytes per segment of a GSO or GRO frame; zero for an ordinary one.
+    #[inline(always)]
+    pub(crate) fn gso_size(&self) -> u32 {
+        // SAFETY: as in `ifindex` (readable since 5.7).
+        unsafe { (*self.skb()).gso_size }
+    }
+
+    /// Segments, and bytes without the first `headers`.
+    #[inline(always)]
+    pub(crate) fn size(&self, headers: usize) -> Size {
+        // SAFETY: as in `ifindex` (readable since 5.1).
+        let segments = unsafe { (*self.skb()).gso_segs };
+        Size {
+            packets: if segments == 0 { 1 } else { u64::from(segments) },
+            bytes: u64::from(self.len()).saturating_sub(headers as u64),
+        }
+    }
+
+    /// Remembers that a port's program has judged this frame.
+    #[inline(always)]
+    pub(crate) fn mark_judged(&self) {
+        // SAFETY: as in `ifindex`; writable for classifiers.
+        unsafe { (*self.skb()).tc_index = JUDGED }
+    }
+
+    /// Whether a port's program has judged this frame.
+    #[inline(always)]
+    pub(crate) fn is_judged(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).tc_index == JUDGED }
+    }
+
+    /// An untagged IPv4 frame. What is tagged belongs to a VLAN, hence not to the network of this device.
+    #[inline(always)]
+    pub(crate) fn is_ipv4(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe {
+            (*self.skb()).protocol == u32::from(u16::from_ne_bytes(ETHERTYPE_IPV4))
+                && (*self.skb()).vlan_present == 0
+        }
+    }
+
+    /// Makes the first `length` bytes readable through [`Self::read`]. Frames from a driver may have their headers
+    /// outside the linear part.
+    #[inline(always)]
+    pub(crate) fn pull(&self, length: usize) -> bool {
+        if self.ctx.data() + length <= self.ctx.data_end() {
+            return true;
+        }
+        // SAFETY: no pointer into the frame is held across the call.
+        unsafe { bpf_skb_pull_data(self.skb(), length as u32) == 0 }
+    }
+
+    /// Copies a value out of the linear part. `T` must be made of bytes.
+    #[inline(always)]
+    pub(crate) fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        let start = self.ctx.data() + offset;
+        if start + size_of::<T>() > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); callers read
+        // byte arrays only, for which every bit pattern is valid.
+        Some(unsafe { (start as *const T).read_unaligned() })
+    }
+
+    /// Copies bytes out of anywhere in the frame.
+    #[inline(always)]
+    pub(crate) fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0u8; N];
+        // SAFETY: the buffer is N bytes long.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.skb().cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        if result == 0 { Some(bytes) } else { None }
+    }
+
+    /// Sum of `N` bytes of the linear part as big-endian 16-bit words, folded once (RFC 1071). `N` must be divisible by 4.
+    #[inline(always)]
+    pub(crate) fn sum<const N: usize>(&self, offset: usize) -> Option<u32> {
+        let start = self.ctx.data() + offset;
+        if start + N > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: N bytes between data and data_end (checked above), read by the helper only.
+        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start as *mut u32, N as u32, 0) } as u32;
+        // The helper adds words as the machine reads them; swapping the folded sum's bytes gives the other order
+        // (RFC 1071 section 2 (B)).
+        let once = (sum & 0xffff) + (sum >> 16);
+        let twice = (once & 0xffff) + (once >> 16);
+        Some(u32::from(u16::from_be(twice as u16)))
+    }
+
+    /// The IPv4 header at `offset`, which must lie in the linear part. Its total length must fit into the frame.
+    #[inline(always)]
+    pub(crate) fn ipv4(&self, offset: usize) -> Result<Ipv4, BadIpv4> {
+        let header: [u8; IPV4] = self.read(offset).ok_or(BadIpv4::Malformed)?;
+        match header[0] {
+            0x45 => {}
+            0x46..=0x4f => return Err(BadIpv4::Options),
+            _ => return Err(BadIpv4::Malformed),
+        }
+        let length = u16::from_be_bytes([header[2], header[3]]);
+        let available = self.len().saturating_sub(offset as u32);
+        if (length as usize) < IPV4 || u32::from(length) > available {
+            return Err(BadIpv4::Malformed);
+        }
+        Ok(Ipv4 {
+            tos: header[1],
+            length,
+            identification: [header[4], header[5]],
+            fragment: u16::from_be_bytes([header[6], header[7]]),
+            ttl: header[8],
+            protocol: header[9],
+            checksum: u16::from_be_bytes([header[10], header[11]]),
+            source: Addr4::new([header[12], header[13], header[14], header[15]]),
+            destination: Addr4::new([header[16], header[17], header[18], header[19]]),
+        })
+    }
+
+    /// Writes bytes that exist already.
+    #[inline(always)]
+    pub(crate) fn store<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> Result<(), Reason> {
+        // SAFETY: the buffer is N bytes long; no pointer into the frame is held across the call.
+        let result =
+            unsafe { bpf_skb_store_bytes(self.skb(), offset as u32, bytes.as_ptr().cast(), N as u32, 0) };
+        if result == 0 { Ok(()) } else { Err(Reason::Failed) }
+    }
+
+    /// Hash of the inner flow, computed by the kernel if nobody has yet.
+    #[inline(always)]
+    pub(crate) fn hash(&self) -> u32 {
+        // SAFETY: the context pointer the kernel gave.
+        unsafe { bpf_get_hash_recalc(self.skb()) }
+    }
+
+    /// Makes room for the outer headers behind the Ethernet header, and tells the kernel's segmentation what they are.
+    /// On error the frame is as it was: with FIXED_GSO every refusal comes before the first change.
+    #[inline(always)]
+    pub(crate) fn make_room(&self) -> Result<(), Reason> {
+        // The inner Ethernet header alone is the "L2" here: counting UDP and VXLAN in (22) breaks segmentation.
+        const L2: u64 = (ETHERNET as u64 & BPF_ADJ_ROOM_ENCAP_L2_MASK as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+        const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
+            | BPF_F_ADJ_ROOM_NO_CSUM_RESET
+            | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
+            | L2;
+        self.adjust_room(OVERHEAD as i32, FLAGS)
+    }
+
+    /// Takes the outer headers and the inner Ethernet header away.
+    /// No DECAP_L3 flag: IPv4 stays IPv4, and 6.1 does not know it.
+    #[inline(always)]
+    pub(crate) fn take_room(&self) -> Result<(), Reason> {
+        // Without FIXED_GSO the kernel raises gso_size by what is taken away, and segments no longer fit.
+        const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
+        self.adjust_room(-(OVERHEAD as i32), FLAGS)
+    }
+
+    /// Makes plain room behind the Ethernet header.
+    #[inline(always)]
+    pub(crate) fn push(&self, length: usize) -> Result<(), Reason> {
+        self.adjust_room(length as i32, BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64)
+    }
+
+    #[inline(always)]
+    fn adjust_room(&self, difference: i32, flags: u64) -> Result<(), Reason> {
+        // SAFETY: no pointer into the frame is held across the call.
+        let result = unsafe {
+            bpf_skb_adjust_room(self.skb(), difference, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, flags)
+        };
+        if result == 0 { Ok(()) } else { Err(Reason::RoomRefused) }
+    }
+
+    /// Cuts the frame to `length` bytes; a GSO frame becomes an ordinary one.
+    #[inline(always)]
+    pub(crate) fn cut(&self, length: usize) -> Result<(), Reason> {
+        // SAFETY: no pointer into the frame is held across the call.
+        let result = unsafe { bpf_skb_change_tail(self.skb(), length as u32, 0) };
+        if result == 0 { Ok(()) } else { Err(Reason::Failed) }
+    }
+
+    /// One verified checksum less: the device may have vouched for the outer UDP checksum, which is gone now. Without
+    /// this it would vouch for the inner one, and corrupt data would reach the application.
+    #[inline(always)]
+    pub(crate) fn distrust_checksum(&self) {
+        // SAFETY: the context pointer the kernel gave. Fails only where there is nothing to take back.
+        unsafe { bpf_csum_level(self.skb(), BPF_CSUM_LEVEL_DEC as u64) };
+    }
+
+    /// For this host: a frame decapsulated here is addressed to the MAC it now has. Before 6.15 redirect_peer leaves
+    /// the type as it was, and IP drops what is PACKET_OTHERHOST.
+    #[inline(always)]
+    pub(crate) fn accept(&self) {
+        // SAFETY: the context pointer the kernel gave. Fails only for types above PACKET_OTHERHOST, which never come in.
+        unsafe { bpf_skb_change_type(self.skb(), PACKET_HOST) };
+    }
+
+    /// Sets CE in the IP header, checksum included, if the header says that it is capable of it.
+    #[inline(always)]
+    pub(crate) fn mark_congestion(&self) -> bool {
+        // SAFETY: the context pointer the kernel gave.
+        unsafe { bpf_skb_ecn_set_ce(self.skb()) == 1 }
+    }
+
+    /// Whether interface `ifindex` exists and takes this frame once `taken` bytes are gone from it.
+    #[inline(always)]
+    pub(crate) fn fits(&self, ifindex: u32, taken: usize) -> bool {
+        let mut length = 0u32;
+        // SAFETY: the output is a u32 of our own.
+        let result =
+            unsafe { bpf_check_mtu(self.skb().cast(), ifindex, &raw mut length, -(taken as i32), 0) };
+        result == 0
+    }
+
+    /// Verdict that sends the frame out of `ifindex`.
+    #[inline(always)]
+    pub(crate) fn redirect(ifindex: u32) -> i32 {
+        // SAFETY: takes numbers only.
+        unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Verdict that puts the frame into the namespace on the other side of veth `ifindex`, without its queue.
+    #[inline(always)]
+    pub(crate) fn redirect_peer(ifindex: u32) -> i32 {
+        // SAFETY: takes numbers only.
+        unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
+    }
+
+    /// Tells the kernel's tunnel device where this frame goes. Addresses as raw words.
+    #[inline(always)]
+    pub(crate) fn set_tunnel(&self, vni: u32, local: u32, remote: Addr4, ttl: u8) -> Result<(), Reason> {
+        // SAFETY: integers only, zero is valid for all of them.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        key.tunnel_id = vni;
+        // The helper takes IPv4 addresses in host order.
+        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.raw());
+        key.__bindgen_anon_3.local_ipv4 = u32::from_be(local);
+        key.tunnel_ttl = ttl;
+        // SAFETY: the key is as long as said.
+        let result = unsafe {
+            bpf_skb_set_tunnel_key(
+                self.skb(),
+                &raw mut key,
+                size_of::<bpf_tunnel_key>() as u32,
+                u64::from(BPF_F_ZERO_CSUM_TX),
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(Reason::Failed) }
+    }
+
+    /// VNI and outer source of a frame that the kernel's tunnel device decapsulated.
+    #[inline(always)]
+    pub(crate) fn tunnel(&self) -> Option<(u32, Addr4)> {
+        // SAFETY: integers only, zero is valid for all of them.
+        let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+        // SAFETY: the key is as long as said.
+        let result = unsafe {
+            bpf_skb_get_tunnel_key(self.skb(), &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0)
+        };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: flag 0 asks for an IPv4 key; the bytes are initialised either way.
+        let remote = unsafe { key.__bindgen_anon_1.remote_ipv4 };
+        Some((key.tunnel_id, Addr4::new(remote.to_be_bytes())))
+    }
+}
+
+/// Bytes of the transport header that the kernel repeats in every segment.
+#[inline(always)]
+pub(crate) fn transport_length(packet: &Packet<'_>, offset: usize, protocol: u8) -> u32 {
+    if protocol == 6 {
+        // Data offset: 32-bit words, in the upper half of byte 12 (RFC 9293 section 3.1).
+        packet.load::<1>(offset + 12).map_or(20, |byte| u32::from(byte[0] >> 4) * 4)
+    } else {
+        UDP as u32
+    }
+}

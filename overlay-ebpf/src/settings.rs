@@ -1,0 +1,85 @@
+//! The constants this program was loaded with, one field at a time.
+use core::ptr::addr_of;
+
+use overlay_common::{Addr4, Settings};
+
+/// Filled in by the loader before the kernel freezes it; the zeros here are never run with.
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings {
+    network: [0; 4],
+    network_mask: [0; 4],
+    subnet: [0; 4],
+    subnet_mask: [0; 4],
+    local: [0; 4],
+    underlay: 0,
+    device: 0,
+    vni: 0,
+    port: [0; 2],
+    vtep_mac: [0; 6],
+    flags: 0,
+    port_min: 0,
+    port_count: 0,
+    gateway: [0; 4],
+};
+
+macro_rules! field {
+    ($(#[doc = $doc:literal])* $name:ident: $kind:ty) => {
+        $(#[doc = $doc])*
+        #[inline(always)]
+        pub(crate) fn $name() -> $kind {
+            // SAFETY: a field of a static. Volatile, since the loader writes it and the compiler saw only zeros.
+            unsafe { addr_of!(SETTINGS.$name).read_volatile() }
+        }
+    };
+}
+
+macro_rules! word {
+    ($(#[doc = $doc:literal])* $name:ident) => {
+        $(#[doc = $doc])*
+        #[inline(always)]
+        pub(crate) fn $name() -> u32 {
+            const { assert!(core::mem::offset_of!(Settings, $name) % 4 == 0) };
+            // SAFETY: a field of a static whose type is aligned to 4, at an offset divisible by 4 (asserted above).
+            // One load of four bytes where the array's own alignment would make it four.
+            unsafe { addr_of!(SETTINGS.$name).cast::<u32>().read_volatile() }
+        }
+    };
+}
+
+word!(network);
+word!(network_mask);
+word!(subnet);
+word!(subnet_mask);
+word!(local);
+word!(gateway);
+field!(underlay: u32);
+field!(vni: u32);
+field!(port: [u8; 2]);
+field!(vtep_mac: [u8; 6]);
+field!(flags: u32);
+field!(port_min: u16);
+field!(port_count: u16);
+
+/// Inside Network.
+#[inline(always)]
+pub(crate) fn in_network(address: Addr4) -> bool {
+    address.raw() & network_mask() == network()
+}
+
+/// Inside this host's own subnet.
+#[inline(always)]
+pub(crate) fn in_subnet(address: Addr4) -> bool {
+    address.raw() & subnet_mask() == subnet()
+}
+
+/// Base of the leased subnet that holds `address`: the key of `PEERS`.
+#[inline(always)]
+pub(crate) fn subnet_of(address: Addr4) -> Addr4 {
+    Addr4::new((address.raw() & subnet_mask()).to_ne_bytes())
+}
+
+/// One of the `SETTING_*` bits.
+#[inline(always)]
+pub(crate) fn has(flag: u32) -> bool {
+    flags() & flag != 0
+}

@@ -1,0 +1,311 @@
+//! The eBPF datapath: loads the programs, adopts what is pinned, and makes the loop's changes in the maps.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier};
+use ipnet::Ipv4Net;
+use log::{info, warn};
+use nix::errno::Errno;
+use overlay_common::{Addr4, ENDPOINT_PINNED, Settings, Vtep};
+
+use super::{
+    Change, Datapath, DatapathError, Endpoint, Installed, Peer,
+    flows::Lifetimes,
+    links::{Attachment, Links},
+    tables::{MAPS, Tables},
+};
+use crate::mac::Mac;
+
+/// The programs as built by this crate's build script.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay"));
+
+/// What to load, and how large.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Constants of the programs.
+    pub settings: Settings,
+    /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v1/default`.
+    pub pins: PathBuf,
+    /// Capacity of the peer table.
+    pub max_peers: u32,
+    /// Capacity of the table of the stack's connections.
+    pub max_flows: u32,
+}
+
+/// The programs and maps of one network on this host.
+pub struct EbpfDatapath {
+    ebpf: Ebpf,
+    tables: Tables,
+    links: Links,
+    options: Options,
+    prefix_len: u8,
+    /// Counter slots in use.
+    slots: BTreeSet<u32>,
+}
+
+impl EbpfDatapath {
+    /// Loads the programs with the maps that are pinned (or pins new ones), replaces every attached program in place,
+    /// and attaches those of the underlay device and overlay0. Traffic flows throughout, by the old or the new program.
+    ///
+    /// # Errors
+    /// The verifier's log if the kernel refuses a program; a pin that cannot be read or made.
+    pub fn load(options: Options) -> Result<Self, DatapathError> {
+        fs::create_dir_all(&options.pins).map_err(|error| {
+            DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
+        })?;
+        let mut ebpf = load_object(&options)?;
+        let tables = Tables::take(&mut ebpf)?;
+        let links = Links::new(&options.pins)?;
+        let slots = tables.peer_entries()?.values().map(|peer| peer.slot).collect();
+        let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
+        let mut datapath = Self { ebpf, tables, links, options, prefix_len, slots };
+        datapath.adopt()?;
+        Ok(datapath)
+    }
+
+    /// The loaded object, for the programs' log.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// The maps, for reading.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn adopt(&mut self) -> Result<(), DatapathError> {
+        let Settings { underlay, device, .. } = self.options.settings;
+        let mut adopted = 0;
+        for (attachment, ifindex) in self.links.pinned()? {
+            adopted += usize::from(self.links.replace(&mut self.ebpf, attachment, ifindex)?);
+        }
+        if adopted > 0 {
+            info!("adopted {adopted} attached programs of an earlier agent, replacing them in place");
+        }
+        // overlay0 first: what the underlay's program leaves to the stack is checked there.
+        for attachment in [Attachment::Receive, Attachment::Send] {
+            self.links.attach(&mut self.ebpf, attachment, device)?;
+        }
+        self.links.attach(&mut self.ebpf, Attachment::Decap, underlay)?;
+        self.links.retain_host(underlay, device)
+    }
+
+    fn put_peer(&mut self, subnet: Ipv4Net, peer: &Peer) -> Result<(), DatapathError> {
+        let key = Addr4::new(subnet.network().octets());
+        let old = self.tables.peers.get(&key, 0).ok();
+        let slot = match old {
+            Some(old) => old.slot,
+            None => self.free_slot()?,
+        };
+        let outer = Addr4::new(peer.public_ip.octets());
+        let new =
+            overlay_common::Peer { outer: outer.octets, vtep_mac: peer.vtep_mac.0, reserved: [0; 2], slot };
+        // The address first: a packet that arrives between the two writes finds its sender known.
+        self.tables
+            .vteps
+            .insert(outer, Vtep { slot }, 0)
+            .map_err(|error| self.write_failed("peers", format!("add VTEP {}", peer.public_ip), &error))?;
+        if let Err(error) = self.tables.peers.insert(key, new, 0) {
+            self.forget_vtep(outer)?;
+            return Err(self.write_failed("peers", format!("add peer {subnet}"), &error));
+        }
+        self.slots.insert(slot);
+        match old {
+            Some(old) if old.outer != outer.octets => self.forget_vtep(Addr4::new(old.outer)),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove_peer(&mut self, subnet: Ipv4Net) -> Result<(), DatapathError> {
+        let key = Addr4::new(subnet.network().octets());
+        let Ok(old) = self.tables.peers.get(&key, 0) else {
+            return Ok(());
+        };
+        self.tables
+            .peers
+            .remove(&key)
+            .map_err(|error| DatapathError::failed(format!("remove peer {subnet}"), &error))?;
+        self.slots.remove(&old.slot);
+        self.forget_vtep(Addr4::new(old.outer))
+    }
+
+    /// Removes an underlay address unless another subnet's peer still has it.
+    fn forget_vtep(&mut self, outer: Addr4) -> Result<(), DatapathError> {
+        let other = self.tables.peer_entries()?.into_values().find(|peer| peer.outer == outer.octets);
+        let address = Ipv4Addr::from(outer.octets);
+        match other {
+            Some(peer) => self
+                .tables
+                .vteps
+                .insert(outer, Vtep { slot: peer.slot }, 0)
+                .map_err(|error| DatapathError::failed(format!("keep VTEP {address}"), &error)),
+            None => match self.tables.vteps.remove(&outer) {
+                Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+                Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
+                Err(error) => Err(DatapathError::failed(format!("remove VTEP {address}"), &error)),
+            },
+        }
+    }
+
+    /// The lowest counter slot nobody has, with its counters at zero.
+    fn free_slot(&mut self) -> Result<u32, DatapathError> {
+        let slot = (0..self.options.max_peers)
+            .find(|slot| !self.slots.contains(slot))
+            .ok_or(DatapathError::Full { table: "peers", capacity: self.options.max_peers })?;
+        self.tables.clear_traffic(slot)?;
+        Ok(slot)
+    }
+
+    fn put_endpoint(&mut self, address: Ipv4Addr, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        let value = overlay_common::Endpoint {
+            ifindex: endpoint.port,
+            mac: endpoint.mac.0,
+            gateway_mac: endpoint.gateway_mac.0,
+            flags: if endpoint.pinned { ENDPOINT_PINNED } else { 0 },
+        };
+        self.tables
+            .endpoints
+            .insert(Addr4::new(address.octets()), value, 0)
+            .map_err(|error| self.write_failed("endpoints", format!("add endpoint {address}"), &error))
+    }
+
+    fn write_failed(&self, table: &'static str, action: String, error: &MapError) -> DatapathError {
+        if errno(error) == Some(Errno::E2BIG) {
+            let capacity = match table {
+                "peers" => self.options.max_peers,
+                _ => endpoint_capacity(self.prefix_len),
+            };
+            DatapathError::Full { table, capacity }
+        } else {
+            DatapathError::failed(action, &error)
+        }
+    }
+}
+
+impl Datapath for EbpfDatapath {
+    fn installed(&self) -> Result<Installed, DatapathError> {
+        let peers = self.tables.peer_entries()?.into_iter().filter_map(|(base, peer)| {
+            let subnet = Ipv4Net::new(base, self.prefix_len).ok()?;
+            let public_ip = Ipv4Addr::from(peer.outer);
+            Some((subnet, Peer { public_ip, vtep_mac: Mac(peer.vtep_mac) }))
+        });
+        let endpoints = self.tables.endpoint_entries()?.into_iter().map(|(address, endpoint)| {
+            let pinned = endpoint.flags & ENDPOINT_PINNED != 0;
+            let (mac, gateway_mac) = (Mac(endpoint.mac), Mac(endpoint.gateway_mac));
+            (address, Endpoint { port: endpoint.ifindex, mac, gateway_mac, pinned })
+        });
+        Ok(Installed {
+            peers: peers.collect::<BTreeMap<_, _>>(),
+            endpoints: endpoints.collect(),
+            ports: self.links.ports()?,
+        })
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<(), DatapathError> {
+        match change {
+            Change::PutPeer(subnet, peer) => self.put_peer(*subnet, peer),
+            Change::RemovePeer(subnet) => self.remove_peer(*subnet),
+            Change::PutEndpoint(address, endpoint) => self.put_endpoint(*address, endpoint),
+            Change::RemoveEndpoint(address) => {
+                match self.tables.endpoints.remove(&Addr4::new(address.octets())) {
+                    Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+                    Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
+                    Err(error) => Err(DatapathError::failed(format!("remove endpoint {address}"), &error)),
+                }
+            }
+            Change::Attach(ifindex, kind) => {
+                let wanted = Attachment::of_port(*kind);
+                for (done, attachment) in wanted.iter().enumerate() {
+                    if let Err(error) = self.links.attach(&mut self.ebpf, *attachment, *ifindex) {
+                        for attachment in &wanted[..done] {
+                            if let Err(error) = self.links.unpin(*attachment, *ifindex) {
+                                warn!("{error}");
+                            }
+                        }
+                        return Err(error);
+                    }
+                }
+                Ok(())
+            }
+            Change::Detach(ifindex) => {
+                for attachment in [Attachment::Encap, Attachment::Note, Attachment::Bridge] {
+                    self.links.unpin(attachment, *ifindex)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError> {
+        Lifetimes::of_this_host().expire(&mut self.tables.flows)
+    }
+}
+
+/// Loads and verifies all programs, with maps from the pins where they are there.
+fn load_object(options: &Options) -> Result<Ebpf, DatapathError> {
+    let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
+    let paths: Vec<(&str, PathBuf)> =
+        MAPS.iter().map(|(name, pin)| (*name, options.pins.join(pin))).collect();
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("SETTINGS", &options.settings, true)
+        .map_max_entries("PEERS", options.max_peers)
+        .map_max_entries("VTEPS", options.max_peers)
+        .map_max_entries("PEER_COUNTERS", options.max_peers)
+        .map_max_entries("FLOWS", options.max_flows)
+        .map_max_entries("ENDPOINTS", endpoint_capacity(prefix_len));
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    load_all(&mut loader)
+}
+
+/// Loads the object, and every program in it into the kernel, where the verifier has its say.
+fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
+    let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::failed("load the maps", &error))?;
+    for attachment in Attachment::ALL {
+        let name = attachment.program();
+        let action = || format!("load program {name}");
+        let program =
+            ebpf.program_mut(name).ok_or_else(|| DatapathError::missing(action(), "not in the object"))?;
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|error| DatapathError::failed(action(), &error))?;
+        program.load().map_err(|error| DatapathError::failed(action(), &error))?;
+    }
+    Ok(ebpf)
+}
+
+/// Loads the programs without pins or attachments, for test runs.
+///
+/// # Errors
+/// As [`EbpfDatapath::load`].
+pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables), DatapathError> {
+    let mut ebpf = load_all(EbpfLoader::new().override_global("SETTINGS", settings, true))?;
+    let tables = Tables::take(&mut ebpf)?;
+    Ok((ebpf, tables))
+}
+
+/// One entry for every address of the subnet, up to 65,536.
+fn endpoint_capacity(prefix_len: u8) -> u32 {
+    1 << (32 - u32::from(prefix_len)).clamp(4, 16)
+}
+
+fn errno(error: &MapError) -> Option<Errno> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error().map(Errno::from_raw),
+        _ => None,
+    }
+}
+
+/// Removes every pin of the network in `folder`.
+///
+/// # Errors
+/// The first pin that could not be removed.
+pub fn remove(folder: &Path) -> Result<(), DatapathError> {
+    super::tables::remove(folder)
+        .map_err(|error| DatapathError::failed(format!("remove the pins in {}", folder.display()), &error))
+}

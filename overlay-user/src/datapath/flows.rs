@@ -1,0 +1,115 @@
+//! When a noted connection may be forgotten: not before the stack's connection tracking has forgotten it.
+use std::{fs, time::Duration};
+
+use aya::maps::{HashMap, MapData};
+use log::debug;
+use nix::time::{ClockId, clock_gettime};
+use overlay_common::{Flow, FlowKey};
+
+use super::DatapathError;
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// How long conntrack keeps an idle connection of each kind; a note lives as long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// `nf_conntrack_tcp_timeout_established`.
+    pub tcp: Duration,
+    /// The longest a TCP connection stays after its FIN or RST was seen.
+    pub tcp_closing: Duration,
+    /// `nf_conntrack_udp_timeout_stream`.
+    pub udp: Duration,
+    /// `nf_conntrack_icmp_timeout`.
+    pub icmp: Duration,
+    /// `nf_conntrack_generic_timeout`.
+    pub other: Duration,
+}
+
+impl Lifetimes {
+    /// The defaults of Documentation/networking/nf_conntrack-sysctl.rst.
+    pub const DEFAULT: Self = Self {
+        tcp: Duration::from_secs(432_000),
+        tcp_closing: Duration::from_secs(120),
+        udp: Duration::from_secs(120),
+        icmp: Duration::from_secs(30),
+        other: Duration::from_secs(600),
+    };
+
+    /// This host's, from its sysctls; the defaults where conntrack is not loaded.
+    pub fn of_this_host() -> Self {
+        let read = |name: &str, default: Duration| {
+            fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"))
+                .ok()
+                .and_then(|text| text.trim().parse().ok())
+                .map_or(default, Duration::from_secs)
+        };
+        let default = Self::DEFAULT;
+        let udp = read("udp_timeout", Duration::from_secs(30)).max(read("udp_timeout_stream", default.udp));
+        Self {
+            tcp: read("tcp_timeout_established", default.tcp),
+            tcp_closing: read("tcp_timeout_fin_wait", default.tcp_closing).max(default.tcp_closing),
+            udp,
+            icmp: read("icmp_timeout", default.icmp),
+            other: read("generic_timeout", default.other),
+        }
+    }
+
+    /// Whether a note last seen `idle` ago may go.
+    pub fn is_over(&self, protocol: u8, closing: bool, idle: Duration) -> bool {
+        // Notes are refreshed once a second only.
+        let slack = Duration::from_secs(2);
+        let lifetime = match protocol {
+            TCP if closing => self.tcp_closing,
+            TCP => self.tcp,
+            UDP => self.udp,
+            ICMP => self.icmp,
+            _ => self.other,
+        };
+        idle > lifetime + slack
+    }
+
+    /// Removes what is over; returns how many went and how many stay.
+    pub fn expire(
+        &self,
+        flows: &mut HashMap<MapData, FlowKey, Flow>,
+    ) -> Result<(usize, usize), DatapathError> {
+        let failed = |error: &dyn std::fmt::Display| DatapathError::Failed {
+            action: "expire noted flows".into(),
+            detail: error.to_string(),
+        };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|error| failed(&error))?;
+        let now = Duration::from(now);
+        let mut over = Vec::new();
+        let mut stay = 0;
+        for entry in flows.iter() {
+            let (key, flow) = entry.map_err(|error| failed(&error))?;
+            let idle = now.saturating_sub(Duration::from_nanos(flow.seen_ns));
+            if self.is_over(key.protocol, flow.closing != 0, idle) { over.push(key) } else { stay += 1 }
+        }
+        for key in &over {
+            // Gone already is as good.
+            if let Err(error) = flows.remove(key) {
+                debug!("remove a noted flow: {error}");
+            }
+        }
+        Ok((over.len(), stay))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_outlives_conntracks_own_entry() {
+        let lifetimes = Lifetimes::DEFAULT;
+        for (protocol, closing, seconds) in
+            [(TCP, false, 432_000), (TCP, true, 120), (UDP, false, 120), (ICMP, false, 30), (132, false, 600)]
+        {
+            assert!(!lifetimes.is_over(protocol, closing, Duration::from_secs(seconds)), "{protocol}");
+            assert!(lifetimes.is_over(protocol, closing, Duration::from_secs(seconds + 3)), "{protocol}");
+        }
+    }
+}

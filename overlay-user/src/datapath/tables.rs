@@ -1,0 +1,214 @@
+//! The pinned maps, read and written: the only file that knows their names. Works with no agent running.
+use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
+    util::nr_cpus,
+};
+use overlay_common::{Addr4, Count, Endpoint, Flow, FlowKey, Hook, Peer, PeerCount, Reason, Vtep};
+use serde::Serialize;
+
+use super::DatapathError;
+
+/// Names of the maps in the programs, and of their pins.
+pub const MAPS: [(&str, &str); 6] = [
+    ("PEERS", "peers"),
+    ("VTEPS", "vteps"),
+    ("ENDPOINTS", "endpoints"),
+    ("FLOWS", "flows"),
+    ("COUNTERS", "counters"),
+    ("PEER_COUNTERS", "peer_counters"),
+];
+
+/// The maps of one network on this host.
+pub struct Tables {
+    /// Peers by base address of their subnet.
+    pub peers: HashMap<MapData, Addr4, Peer>,
+    /// Peers by underlay address.
+    pub vteps: HashMap<MapData, Addr4, Vtep>,
+    /// Containers by address.
+    pub endpoints: HashMap<MapData, Addr4, Endpoint>,
+    /// Connections of the stack.
+    pub flows: HashMap<MapData, FlowKey, Flow>,
+    counters: PerCpuArray<MapData, Count>,
+    peer_counters: PerCpuArray<MapData, PeerCount>,
+}
+
+/// A counter that is not zero.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Counter {
+    /// Where: `encap`, `decap`, `send`, `receive`, `note`.
+    pub hook: &'static str,
+    /// Why.
+    pub reason: &'static str,
+    /// What became of them: `carried`, `stack`, `drop`, `answered`, `event`.
+    pub verdict: &'static str,
+    /// Packets, of all CPUs together; a GSO frame counts its segments.
+    pub packets: u64,
+    /// Bytes of inner IP packets.
+    pub bytes: u64,
+}
+
+/// What the fast path carried to and from one peer, of all CPUs together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PeerTraffic {
+    /// Packets encapsulated towards it.
+    pub sent_packets: u64,
+    /// Bytes of inner IP packets encapsulated towards it.
+    pub sent_bytes: u64,
+    /// Packets decapsulated from it.
+    pub received_packets: u64,
+    /// Bytes of inner IP packets decapsulated from it.
+    pub received_bytes: u64,
+}
+
+impl Tables {
+    /// The maps of freshly loaded programs.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
+        Self::build(|name, _| {
+            ebpf.take_map(name)
+                .ok_or_else(|| DatapathError::missing(format!("find map {name}"), "not in the object"))
+        })
+    }
+
+    /// The maps pinned in `folder`.
+    ///
+    /// # Errors
+    /// When a pin is missing: no agent has run for this network since the machine started, or `overlay down` was called.
+    pub fn open(folder: &Path) -> Result<Self, DatapathError> {
+        Self::build(|_, pin| {
+            let path = folder.join(pin);
+            MapData::from_pin(&path)
+                .and_then(Map::from_map_data)
+                .map_err(|error| DatapathError::failed(format!("open pinned map {}", path.display()), &error))
+        })
+    }
+
+    fn build(
+        mut map: impl FnMut(&'static str, &'static str) -> Result<Map, DatapathError>,
+    ) -> Result<Self, DatapathError> {
+        let wrong = |error: MapError| DatapathError::failed("use the maps", &error);
+        let [peers, vteps, endpoints, flows, counters, peer_counters] = MAPS;
+        Ok(Self {
+            peers: map(peers.0, peers.1)?.try_into().map_err(wrong)?,
+            vteps: map(vteps.0, vteps.1)?.try_into().map_err(wrong)?,
+            endpoints: map(endpoints.0, endpoints.1)?.try_into().map_err(wrong)?,
+            flows: map(flows.0, flows.1)?.try_into().map_err(wrong)?,
+            counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
+            peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
+        })
+    }
+
+    /// All counters that are not zero.
+    pub fn counters(&self) -> Result<Vec<Counter>, DatapathError> {
+        let mut found = Vec::new();
+        for hook in Hook::ALL {
+            for reason in Reason::ALL {
+                let count = self.counter(*hook, *reason)?;
+                if count.packets > 0 {
+                    found.push(Counter {
+                        hook: hook.as_str(),
+                        reason: reason.as_str(),
+                        verdict: verdict(*hook, *reason),
+                        packets: count.packets,
+                        bytes: count.bytes,
+                    });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// One counter, of all CPUs together.
+    pub fn counter(&self, hook: Hook, reason: Reason) -> Result<Count, DatapathError> {
+        let values = self.counters.get(&hook.counter(reason), 0).map_err(|error| {
+            DatapathError::failed(format!("read counter {}/{}", hook.as_str(), reason.as_str()), &error)
+        })?;
+        Ok(values.iter().fold(Count::default(), add))
+    }
+
+    /// What the fast path carried to and from the peer with counters at `slot`.
+    pub fn traffic(&self, slot: u32) -> Result<PeerTraffic, DatapathError> {
+        let values = self.peer_counters.get(&slot, 0).map_err(|error| {
+            DatapathError::failed(format!("read the counters of peer slot {slot}"), &error)
+        })?;
+        let sum = values.iter().fold(PeerCount::default(), |sum, one| PeerCount {
+            sent: add(sum.sent, &one.sent),
+            received: add(sum.received, &one.received),
+        });
+        Ok(PeerTraffic {
+            sent_packets: sum.sent.packets,
+            sent_bytes: sum.sent.bytes,
+            received_packets: sum.received.packets,
+            received_bytes: sum.received.bytes,
+        })
+    }
+
+    /// Sets the counters at `slot` to zero, for the next peer that gets it.
+    pub fn clear_traffic(&mut self, slot: u32) -> Result<(), DatapathError> {
+        let zeros = vec![
+            PeerCount::default();
+            nr_cpus().map_err(|(_, error)| DatapathError::failed("count the CPUs", &error))?
+        ];
+        aya::maps::PerCpuValues::try_from(zeros)
+            .map_err(|error| DatapathError::failed("clear a peer's counters", &error))
+            .and_then(|zeros| {
+                self.peer_counters.set(slot, zeros, 0).map_err(|error| {
+                    DatapathError::failed(format!("clear the counters of peer slot {slot}"), &error)
+                })
+            })
+    }
+
+    /// Every peer by the base address of its subnet.
+    pub fn peer_entries(&self) -> Result<BTreeMap<Ipv4Addr, Peer>, DatapathError> {
+        entries(self.peers.iter(), "peers")
+    }
+
+    /// Every endpoint by address.
+    pub fn endpoint_entries(&self) -> Result<BTreeMap<Ipv4Addr, Endpoint>, DatapathError> {
+        entries(self.endpoints.iter(), "endpoints")
+    }
+}
+
+fn entries<V>(
+    entries: impl Iterator<Item = Result<(Addr4, V), MapError>>,
+    table: &str,
+) -> Result<BTreeMap<Ipv4Addr, V>, DatapathError> {
+    entries
+        .map(|entry| entry.map(|(key, value)| (Ipv4Addr::from(key.octets), value)))
+        .collect::<Result<_, _>>()
+        .map_err(|error| DatapathError::failed(format!("read the table of {table}"), &error))
+}
+
+fn add(sum: Count, one: &Count) -> Count {
+    Count { packets: sum.packets + one.packets, bytes: sum.bytes + one.bytes }
+}
+
+/// What became of a packet. At overlay0 nothing is answered: there, what has no peer is dropped.
+fn verdict(hook: Hook, reason: Reason) -> &'static str {
+    use overlay_common::Verdict;
+    match reason.verdict() {
+        Verdict::Carried => "carried",
+        Verdict::Stack => "stack",
+        Verdict::Drop => "drop",
+        Verdict::Answered if hook == Hook::Encap => "answered",
+        Verdict::Answered => "drop",
+        Verdict::Event => "event",
+    }
+}
+
+/// Removes every pin of a network, which detaches its programs and frees its maps; removes the folder too.
+pub fn remove(folder: &Path) -> std::io::Result<()> {
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(files) => {
+            for file in files {
+                let path = file?.path();
+                if path.is_dir() { remove(&path)? } else { fs::remove_file(path)? }
+            }
+        }
+    }
+    fs::remove_dir(folder)
+}

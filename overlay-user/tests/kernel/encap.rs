@@ -1,0 +1,314 @@
+//! Container to underlay: every branch of `overlay_encap` and `overlay_bridge`.
+use overlay_common::{
+    Hook::Encap,
+    Reason, SETTING_OUTER_DF, SETTING_STACK_ONLY,
+    wire::{INNER, OVERHEAD, Outer},
+};
+
+use super::bed::*;
+use crate::support::ip;
+
+const CARRIED: (overlay_common::Hook, Reason) = (Encap, Reason::Carried);
+
+fn encap(bed: &mut Bed, packet: &[u8]) -> Outcome {
+    bed.run("overlay_encap", bed.container, &from_container(packet))
+}
+
+#[test]
+fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
+    with_bed(|bed| {
+        let packet = udp(CONTAINER, REMOTE, [4000, 5000], 100);
+        let outcome = encap(bed, &packet);
+        outcome.assert(REDIRECT, &[CARRIED]);
+        let frame = &outcome.frame;
+        assert_eq!(frame.len(), 14 + packet.len() + OVERHEAD);
+        let port = u16::from_be_bytes([frame[34], frame[35]]);
+        assert!(port >= 49152, "{port}");
+        let expected = Outer {
+            next_hop_mac: NEXT_HOP_MAC,
+            source_mac: UNDERLAY_MAC,
+            source: LOCAL,
+            destination: PEER,
+            tos: 0,
+            identification: u16::from_be_bytes([frame[18], frame[19]]),
+            dont_fragment: false,
+            source_port: port,
+            port: PORT.to_be_bytes(),
+            vni: VNI,
+            inner_destination_mac: PEER_VTEP_MAC,
+            inner_source_mac: VTEP_MAC,
+            inner_length: packet.len() as u32,
+        };
+        assert_eq!(frame[..INNER], expected.to_bytes());
+        assert_eq!(checksum(&frame[14..34]), 0, "outer header checksum");
+        let mut inner = packet;
+        inner[8] -= 1;
+        seal(&mut inner);
+        assert_eq!(frame[INNER..], inner, "inner packet: TTL one less, nothing else");
+        let traffic = bed.tables.traffic(0).unwrap();
+        assert_eq!((traffic.sent_packets, traffic.sent_bytes), (1, 128));
+    });
+}
+
+#[test]
+fn every_connection_has_its_own_source_port_and_keeps_it() {
+    with_bed(|bed| {
+        let mut ports = std::collections::HashSet::new();
+        for flow in 0..32 {
+            let frame = || udp(CONTAINER, REMOTE, [4000 + flow, 5000], 10);
+            let first = encap(bed, &frame()).frame[34..36].to_vec();
+            assert_eq!(first, encap(bed, &frame()).frame[34..36]);
+            ports.insert(first);
+        }
+        assert!(ports.len() > 24, "{} of 32 differ", ports.len());
+    });
+}
+
+#[test]
+fn ecn_is_copied_outwards_and_dscp_is_not() {
+    with_bed(|bed| {
+        for tos in [0b0000_0001, 0b0000_0010, 0b0000_0011, 0b1011_1010] {
+            let packet = udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[1] = tos);
+            let outcome = encap(bed, &packet);
+            outcome.assert(REDIRECT, &[CARRIED]);
+            assert_eq!(outcome.frame[15], tos & 3);
+            assert_eq!(outcome.frame[INNER + 1], tos);
+        }
+    });
+}
+
+#[test]
+fn df_outside_follows_the_setting() {
+    for (flags, byte) in [(0, 0), (SETTING_OUTER_DF, 0x40)] {
+        with_settings(
+            |settings| settings.flags = flags,
+            |bed| {
+                let outcome = encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10));
+                outcome.assert(REDIRECT, &[CARRIED]);
+                assert_eq!(outcome.frame[20] & 0x40, byte);
+            },
+        );
+    }
+}
+
+#[test]
+fn what_is_not_ours_passes_untouched_and_uncounted() {
+    with_bed(|bed| {
+        let mut arp = from_container(&udp(CONTAINER, REMOTE, [1, 2], 10));
+        arp[12..14].copy_from_slice(&[0x08, 0x06]);
+        let mut v6 = arp.clone();
+        v6[12..14].copy_from_slice(&[0x86, 0xdd]);
+        for frame in [
+            arp,
+            v6,
+            from_container(&udp(CONTAINER, UNLEARNED, [1, 2], 10)),
+            from_container(&udp(CONTAINER, [192, 0, 2, 1], [1, 2], 10)),
+            from_container(&udp(CONTAINER, [224, 0, 0, 251], [1, 2], 10)),
+            from_container(&udp(CONTAINER, [255, 255, 255, 255], [1, 2], 10)),
+            from_container(&udp(CONTAINER, [10, 244, 255, 255], [1, 2], 10)),
+            // To another router on the bridge.
+            ethernet([0x0a, 0, 0, 0, 0, 9], CONTAINER_MAC, &udp(CONTAINER, REMOTE, [1, 2], 10)),
+        ] {
+            let outcome = bed.run("overlay_encap", bed.container, &frame);
+            outcome.assert(NEXT, &[]);
+            assert_eq!(outcome.frame, frame);
+        }
+    });
+}
+
+#[test]
+fn sources_are_checked() {
+    with_bed(|bed| {
+        let table = [
+            (UNLEARNED, NEXT, Reason::Unlearned),
+            ([10, 244, 2, 9], SHOT, Reason::SourceNotOurs),
+            ([192, 0, 2, 9], NEXT, Reason::ForeignSource),
+        ];
+        for (source, verdict, reason) in table {
+            let packet = udp(source, REMOTE, [1, 2], 10);
+            let outcome = encap(bed, &packet);
+            outcome.assert(verdict, &[(Encap, reason)]);
+            assert_eq!(outcome.frame, from_container(&packet));
+        }
+        let elsewhere = bed.elsewhere;
+        let outcome =
+            bed.run("overlay_encap", elsewhere, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
+        outcome.assert(SHOT, &[(Encap, Reason::SourceElsewhere)]);
+        // The bridge's program sees what came through a port without one: a learned address there is a forgery.
+        let bridge = bed.bridge;
+        let outcome = bed.run("overlay_bridge", bridge, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
+        outcome.assert(SHOT, &[(Encap, Reason::SourceElsewhere)]);
+        let outcome = bed.run("overlay_bridge", bridge, &from_container(&udp(UNLEARNED, REMOTE, [1, 2], 10)));
+        outcome.assert(NEXT, &[(Encap, Reason::Unlearned)]);
+    });
+}
+
+#[test]
+fn connections_of_the_stack_stay_the_stacks_in_both_directions() {
+    with_bed(|bed| {
+        bed.note(CONTAINER, REMOTE, [4000, 5000], 17);
+        encap(bed, &udp(CONTAINER, REMOTE, [4000, 5000], 10)).assert(NEXT, &[(Encap, Reason::StackFlow)]);
+        encap(bed, &udp(CONTAINER, REMOTE, [4001, 5000], 10)).assert(REDIRECT, &[CARRIED]);
+        bed.note(REMOTE, CONTAINER, [7000, 8000], 6);
+        encap(bed, &tcp(CONTAINER, REMOTE, [8000, 7000], 0x10, 10))
+            .assert(NEXT, &[(Encap, Reason::StackFlow)]);
+        // Traffic keeps the note alive.
+        assert!(bed.flows().iter().all(|(_, flow)| flow.seen_ns > 0 && flow.closing == 0));
+        encap(bed, &tcp(CONTAINER, REMOTE, [8000, 7000], 0x11, 10))
+            .assert(NEXT, &[(Encap, Reason::StackFlow)]);
+        assert!(bed.flows().iter().any(|(_, flow)| flow.closing == 1), "FIN was not seen");
+    });
+}
+
+#[test]
+fn an_icmp_error_belongs_to_the_connection_it_quotes() {
+    with_bed(|bed| {
+        let quoted = udp(REMOTE, CONTAINER, [7000, 8000], 0);
+        encap(bed, &icmp(CONTAINER, REMOTE, 3, &quoted)).assert(REDIRECT, &[CARRIED]);
+        bed.note(REMOTE, CONTAINER, [7000, 8000], 17);
+        encap(bed, &icmp(CONTAINER, REMOTE, 3, &quoted)).assert(NEXT, &[(Encap, Reason::StackFlow)]);
+        // An echo with the noted identifier, and one with another.
+        bed.note(CONTAINER, REMOTE, [0x1234, 0x1234], 1);
+        encap(bed, &icmp(CONTAINER, REMOTE, 8, &[])).assert(NEXT, &[(Encap, Reason::StackFlow)]);
+        bed.note(CONTAINER, [10, 244, 3, 3], [0x9999, 0x9999], 1);
+        encap(bed, &icmp(CONTAINER, [10, 244, 3, 3], 8, &[])).assert(REDIRECT, &[CARRIED]);
+    });
+}
+
+#[test]
+fn what_the_stack_does_better_goes_to_the_stack_untouched() {
+    with_bed(|bed| {
+        let more_fragments = udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[6] = 0x20);
+        let later_fragment = udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[7] = 1);
+        let last_hop = udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[8] = 1);
+        let no_hop = udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[8] = 0);
+        let large = udp(CONTAINER, REMOTE, [1, 2], 1450 - 28 + 1);
+        // etherparse sets DF: clear it.
+        let mut splittable = large.clone();
+        splittable[6] = 0;
+        seal(&mut splittable);
+        let mut options = udp(CONTAINER, REMOTE, [1, 2], 10);
+        options[0] = 0x46;
+        for (packet, reason) in [
+            (more_fragments, Reason::InnerFragment),
+            (later_fragment, Reason::InnerFragment),
+            (last_hop, Reason::TtlExpired),
+            (no_hop, Reason::TtlExpired),
+            (splittable, Reason::NeedsFragmentation),
+            (options, Reason::InnerOptions),
+        ] {
+            let outcome = encap(bed, &packet);
+            outcome.assert(NEXT, &[(Encap, reason)]);
+            assert_eq!(outcome.frame, from_container(&packet), "{reason:?}");
+        }
+        ip("neigh del 10.99.0.2 dev eth0");
+        encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
+        ip("addr del 10.99.0.1/24 dev eth0");
+        encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
+    });
+}
+
+#[test]
+fn headers_that_lie_are_dropped() {
+    with_bed(|bed| {
+        let too_long = udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[3] += 1);
+        let too_short = udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[3] = 19);
+        let mut version = udp(CONTAINER, REMOTE, [1, 2], 10);
+        version[0] = 0x65;
+        let mut words = version.clone();
+        words[0] = 0x44;
+        for packet in [too_long, too_short, version, words] {
+            encap(bed, &packet).assert(SHOT, &[(Encap, Reason::Malformed)]);
+        }
+    });
+}
+
+#[test]
+fn the_exact_mtu_passes_and_one_more_is_answered() {
+    with_bed(|bed| {
+        encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 1450 - 28)).assert(REDIRECT, &[CARRIED]);
+        let packet = udp(CONTAINER, REMOTE, [1, 2], 1450 - 28 + 1);
+        let outcome = encap(bed, &packet);
+        outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);
+        assert_answer(&outcome.frame, &packet, 28, 4, 1450);
+        // A route with a smaller MTU, as the kernel keeps one when it learns of it by ICMP.
+        ip("route add 10.99.0.2/32 dev eth0 mtu 1400");
+        let packet = udp(CONTAINER, REMOTE, [1, 2], 1350 - 28 + 1);
+        assert_answer(&encap(bed, &packet).frame, &packet, 28, 4, 1350);
+        // TCP is quoted through its checksum.
+        let packet = tcp(CONTAINER, REMOTE, [1, 2], 0x10, 1350);
+        assert_answer(&encap(bed, &packet).frame, &packet, 40, 4, 1350);
+    });
+}
+
+#[test]
+fn segments_count_not_frames() {
+    with_bed(|bed| {
+        let large = tcp(CONTAINER, REMOTE, [1, 2], 0x10, 4200);
+        let skb = Skb { ifindex: bed.container, gso_segs: 3, gso_size: 1400 };
+        let outcome = bed.run_with("overlay_encap", skb, &from_container(&large));
+        outcome.assert(REDIRECT, &[CARRIED]);
+        assert_eq!(bed.tables.counter(Encap, Reason::Carried).unwrap().packets, 3);
+        let skb = Skb { ifindex: bed.container, gso_segs: 3, gso_size: 1411 };
+        let outcome = bed.run_with("overlay_encap", skb, &from_container(&large));
+        outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);
+    });
+}
+
+#[test]
+fn a_subnet_without_a_peer_is_answered() {
+    with_bed(|bed| {
+        let nowhere = [10, 244, 77, 1];
+        let packet = udp(CONTAINER, nowhere, [1, 2], 10);
+        let outcome = encap(bed, &packet);
+        outcome.assert(REDIRECT, &[(Encap, Reason::NoPeer)]);
+        assert_answer(&outcome.frame, &packet, 28, 0, 0);
+        let packet = tcp(CONTAINER, nowhere, [1, 2], 0x02, 0);
+        assert_answer(&encap(bed, &packet).frame, &packet, 40, 0, 0);
+        let packet = icmp(CONTAINER, nowhere, 8, &[1; 16]);
+        assert_answer(&encap(bed, &packet).frame, &packet, 28, 0, 0);
+        // Never about an ICMP error (RFC 1122 section 3.2.2).
+        let error = icmp(CONTAINER, nowhere, 3, &udp(nowhere, CONTAINER, [1, 2], 0));
+        encap(bed, &error).assert(SHOT, &[(Encap, Reason::NoPeer), (Encap, Reason::AnswerWithheld)]);
+    });
+}
+
+#[test]
+fn answers_are_rate_limited_and_drops_are_not() {
+    with_bed(|bed| {
+        let packet = udp(CONTAINER, [10, 244, 77, 1], [1, 2], 10);
+        let answers = (0..2000).filter(|_| encap(bed, &packet).verdict == REDIRECT).count();
+        assert!((50..1900).contains(&answers), "{answers} answers to 2000 packets");
+        assert_eq!(bed.tables.counter(Encap, Reason::NoPeer).unwrap().packets, 2000);
+    });
+}
+
+#[test]
+fn the_fast_path_can_be_switched_off() {
+    with_settings(
+        |settings| settings.flags = SETTING_STACK_ONLY,
+        |bed| {
+            encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::StackOnly)]);
+            // The checks stay.
+            encap(bed, &udp([10, 244, 2, 9], REMOTE, [1, 2], 10))
+                .assert(SHOT, &[(Encap, Reason::SourceNotOurs)]);
+        },
+    );
+}
+
+/// An ICMP destination unreachable to the container, from its gateway, quoting `quote` bytes of `packet`.
+#[track_caller]
+fn assert_answer(frame: &[u8], packet: &[u8], quote: usize, code: u8, mtu: u16) {
+    assert_eq!(frame.len(), 14 + 28 + quote);
+    assert_eq!(frame[..6], CONTAINER_MAC);
+    assert_eq!(frame[6..12], GATEWAY_MAC);
+    let sliced = etherparse::SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(etherparse::NetSlice::Ipv4(ip)) = sliced.net else { panic!("{frame:02x?}") };
+    assert_eq!(ip.header().source(), GATEWAY);
+    assert_eq!(ip.header().destination(), CONTAINER);
+    assert_eq!(checksum(&frame[14..34]), 0, "IPv4 checksum");
+    assert_eq!(checksum(&frame[34..]), 0, "ICMP checksum");
+    assert_eq!(frame[34..36], [3, code]);
+    assert_eq!(frame[40..42], mtu.to_be_bytes(), "MTU");
+    assert_eq!(frame[42..], packet[..quote], "quote");
+}
