@@ -47,7 +47,12 @@ pub struct Outcome {
 impl Outcome {
     #[track_caller]
     pub fn assert(&self, verdict: i32, counted: &[(Hook, Reason)]) {
-        assert_eq!((self.verdict, self.counted.as_slice()), (verdict, counted), "frame {:02x?}", self.frame);
+        assert_eq!(
+            (self.verdict, self.counted.as_slice()),
+            (verdict, counted),
+            "frame begins {:02x?}",
+            &self.frame[..self.frame.len().min(80)]
+        );
     }
 }
 
