@@ -1,13 +1,16 @@
 //! What carries packets: the trait the agent's loop depends on, in domain words. eBPF is a detail.
-use std::{collections::BTreeMap, net::Ipv4Addr};
+pub mod dry_run;
+pub mod memory;
+
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::mac::Mac;
 
 /// Another host of the overlay, as its lease says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its address on the underlay.
     pub public_ip: Ipv4Addr,
@@ -16,7 +19,7 @@ pub struct Peer {
 }
 
 /// A local container address, and where it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Interface index of the host side of its veth, in the agent's network namespace.
     pub port: u32,
@@ -64,6 +67,24 @@ pub enum Change {
     Attach(u32, PortKind),
     /// Detaches them. Detaching what is not attached, or an interface that is gone, is no error.
     Detach(u32),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PutPeer(subnet, peer) => {
+                write!(f, "put peer {subnet} via {} ({})", peer.public_ip, peer.vtep_mac)
+            }
+            Self::RemovePeer(subnet) => write!(f, "remove peer {subnet}"),
+            Self::PutEndpoint(address, endpoint) => {
+                write!(f, "put endpoint {address} on interface {} ({})", endpoint.port, endpoint.mac)
+            }
+            Self::RemoveEndpoint(address) => write!(f, "remove endpoint {address}"),
+            Self::Attach(port, PortKind::Bridge) => write!(f, "attach to bridge {port}"),
+            Self::Attach(port, PortKind::Veth) => write!(f, "attach to veth {port}"),
+            Self::Detach(port) => write!(f, "detach from interface {port}"),
+        }
+    }
 }
 
 /// What the loop branches on.
