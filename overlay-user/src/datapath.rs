@@ -52,6 +52,32 @@ pub struct Installed {
     pub ports: BTreeMap<u32, PortKind>,
 }
 
+impl Installed {
+    /// What is in force after a change.
+    pub fn note(&mut self, change: &Change) {
+        match *change {
+            Change::PutPeer(subnet, peer) => {
+                self.peers.insert(subnet, peer);
+            }
+            Change::RemovePeer(subnet) => {
+                self.peers.remove(&subnet);
+            }
+            Change::PutEndpoint(address, endpoint) => {
+                self.endpoints.insert(address, endpoint);
+            }
+            Change::RemoveEndpoint(address) => {
+                self.endpoints.remove(&address);
+            }
+            Change::Attach(port, kind) => {
+                self.ports.insert(port, kind);
+            }
+            Change::Detach(port) => {
+                self.ports.remove(&port);
+            }
+        }
+    }
+}
+
 /// One change to what is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -77,7 +103,11 @@ impl fmt::Display for Change {
             }
             Self::RemovePeer(subnet) => write!(f, "remove peer {subnet}"),
             Self::PutEndpoint(address, endpoint) => {
-                write!(f, "put endpoint {address} on interface {} ({})", endpoint.port, endpoint.mac)
+                write!(
+                    f,
+                    "put endpoint {address} on interface {} ({})",
+                    endpoint.port, endpoint.mac
+                )
             }
             Self::RemoveEndpoint(address) => write!(f, "remove endpoint {address}"),
             Self::Attach(port, PortKind::Bridge) => write!(f, "attach to bridge {port}"),

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use crate::lease;
 
 /// Fewer removals at once than this are never held back.
-const LEAST: usize = 4;
+pub const LEAST: usize = 4;
 
 /// Removals that were held back, and the rule for new ones.
 #[derive(Debug, Default)]
@@ -38,8 +38,11 @@ impl Guard {
     /// Judges removals that one snapshot or one revision asks for. `installed` counts the peers in force before it.
     /// A subnet that is held already stays held: being asked for again proves nothing new.
     pub fn judge(&mut self, removals: &[Ipv4Net], installed: usize, other_cluster: bool) -> Verdict {
-        let fresh: Vec<Ipv4Net> =
-            removals.iter().copied().filter(|subnet| !self.held.contains(subnet)).collect();
+        let fresh: Vec<Ipv4Net> = removals
+            .iter()
+            .copied()
+            .filter(|subnet| !self.held.contains(subnet))
+            .collect();
         // Peers held back are dead as far as the store goes: they must not outweigh the living.
         let living = installed.saturating_sub(self.held.len());
         let why = if fresh.is_empty() {
@@ -53,9 +56,17 @@ impl Guard {
         };
         if why.is_some() {
             self.held.extend(&fresh);
-            Verdict { held: fresh, why, remove: Vec::new() }
+            Verdict {
+                held: fresh,
+                why,
+                remove: Vec::new(),
+            }
         } else {
-            Verdict { remove: fresh, held: Vec::new(), why: None }
+            Verdict {
+                remove: fresh,
+                held: Vec::new(),
+                why: None,
+            }
         }
     }
 
@@ -91,7 +102,9 @@ mod tests {
     use super::*;
 
     fn subnets(range: std::ops::Range<u8>) -> Vec<Ipv4Net> {
-        range.map(|n| format!("10.244.{n}.0/24").parse().unwrap()).collect()
+        range
+            .map(|n| format!("10.244.{n}.0/24").parse().unwrap())
+            .collect()
     }
 
     fn held(guard: &Guard) -> usize {
@@ -100,9 +113,15 @@ mod tests {
 
     #[test]
     fn more_than_half_and_at_least_four() {
-        for (removed, installed, is_held) in
-            [(3, 3, false), (4, 4, true), (4, 7, true), (4, 8, false), (5, 9, true), (5, 10, false), (1, 1, false)]
-        {
+        for (removed, installed, is_held) in [
+            (3, 3, false),
+            (4, 4, true),
+            (4, 7, true),
+            (4, 8, false),
+            (5, 9, true),
+            (5, 10, false),
+            (1, 1, false),
+        ] {
             let mut guard = Guard::default();
             let removals = subnets(0..removed);
             let verdict = guard.judge(&removals, installed, false);
@@ -115,7 +134,10 @@ mod tests {
     #[test]
     fn another_cluster_holds_even_one() {
         let mut guard = Guard::default();
-        assert_eq!(guard.judge(&subnets(0..1), 100, true).why, Some(Suspicion::OtherCluster));
+        assert_eq!(
+            guard.judge(&subnets(0..1), 100, true).why,
+            Some(Suspicion::OtherCluster)
+        );
         assert_eq!(guard.judge(&[], 100, true).why, None);
     }
 

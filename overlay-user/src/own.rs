@@ -85,7 +85,7 @@ impl Own {
     pub fn snapshot(&mut self, snapshot: &Snapshot) {
         match snapshot.entries.iter().find(|entry| entry.key == self.key) {
             Some(entry) => self.seen(entry),
-            None => self.gone(),
+            None => self.gone(snapshot.revision),
         }
     }
 
@@ -98,7 +98,7 @@ impl Own {
         for change in &batch.changes {
             match change {
                 Change::Put(entry) if entry.key == self.key => self.seen(entry),
-                Change::Delete { key } if *key == self.key => self.gone(),
+                Change::Delete { key } if *key == self.key => self.gone(batch.revision),
                 Change::Put(_) | Change::Delete { .. } => {}
             }
         }
@@ -107,10 +107,20 @@ impl Own {
     /// Renews or claims the key, whichever is due.
     pub async fn keep(&mut self, store: &mut impl Store) -> Kept {
         let (verb, answer) = if self.state == LeaseState::Missing {
-            ("claim", store.claim(&self.key, self.value.clone(), self.time_to_live).await)
+            (
+                "claim",
+                store
+                    .claim(&self.key, self.value.clone(), self.time_to_live)
+                    .await,
+            )
         } else {
             let value = self.value.clone();
-            ("renew", store.renew(&self.key, value, self.modified, self.time_to_live).await)
+            (
+                "renew",
+                store
+                    .renew(&self.key, value, self.modified, self.time_to_live)
+                    .await,
+            )
         };
         self.answered(verb, answer)
     }
@@ -127,7 +137,10 @@ impl Own {
                 Kept::Outrun
             }
             Err(failed) => {
-                error!("{verb} lease {}: {failed}; traffic goes on, next try in {RETRY:?}", self.key);
+                error!(
+                    "{verb} lease {}: {failed}; traffic goes on, next try in {RETRY:?}",
+                    self.key
+                );
                 self.error = Some(failed.to_string());
                 self.due = Some(Instant::now() + RETRY);
                 Kept::Settled
@@ -140,7 +153,9 @@ impl Own {
         self.state = LeaseState::Held;
         self.error = None;
         self.expires = self.time_to_live.map(|left| at + left);
-        self.due = self.time_to_live.map(|left| at + left.saturating_sub(self.margin).max(left / 10));
+        self.due = self
+            .time_to_live
+            .map(|left| at + left.saturating_sub(self.margin).max(left / 10));
     }
 
     fn seen(&mut self, entry: &Entry) {
@@ -155,7 +170,10 @@ impl Own {
         }
         self.modified = entry.modified;
         let lease = lease::decode(&entry.key, &entry.value);
-        if lease.as_ref().is_ok_and(|lease| lease.public_ip == self.public_ip) {
+        if lease
+            .as_ref()
+            .is_ok_and(|lease| lease.public_ip == self.public_ip)
+        {
             warn!("lease {} was altered from outside: writing it again", self.key);
             self.state = LeaseState::Held;
             self.due = Some(Instant::now());
@@ -179,7 +197,9 @@ impl Own {
         self.due = None;
     }
 
-    fn gone(&mut self) {
+    fn gone(&mut self, revision: Revision) {
+        // Also after a wiped store, whose revisions start again: from here on its news count.
+        self.modified = revision;
         if self.state != LeaseState::Missing {
             warn!("lease {} was deleted or has expired: claiming it again", self.key);
             self.state = LeaseState::Missing;

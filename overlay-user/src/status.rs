@@ -39,6 +39,29 @@ pub struct Status {
     pub answered: Option<Instant>,
 }
 
+impl Status {
+    /// Before anything is known.
+    pub fn new(public_ip: Ipv4Addr, subnet: Ipv4Net, network: Ipv4Net, vni: u32) -> Self {
+        let now = unix_now();
+        Self {
+            public_ip,
+            subnet,
+            network,
+            vni,
+            started: now,
+            store: StoreStatus {
+                since: now,
+                ..StoreStatus::default()
+            },
+            lease: LeaseStatus::default(),
+            datapath: DatapathStatus::default(),
+            peers: PeersStatus::default(),
+            beat: Instant::now(),
+            answered: None,
+        }
+    }
+}
+
 /// The store, as last heard.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StoreStatus {
@@ -148,7 +171,10 @@ pub struct FirstApply {
 
 /// Now, in seconds since the Unix epoch.
 pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 /// When a moment of the monotonic clock is or was, in seconds since the Unix epoch.

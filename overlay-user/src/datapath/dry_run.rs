@@ -16,7 +16,11 @@ pub struct DryRun<D, W> {
 impl<D: Datapath, W: Write + Send> DryRun<D, W> {
     /// Wraps a data path; lines go to `out`.
     pub fn new(inner: D, out: W) -> Self {
-        Self { inner, out, pretended: Vec::new() }
+        Self {
+            inner,
+            out,
+            pretended: Vec::new(),
+        }
     }
 }
 
@@ -24,26 +28,7 @@ impl<D: Datapath, W: Write + Send> Datapath for DryRun<D, W> {
     fn installed(&self) -> Result<Installed, DatapathError> {
         let mut installed = self.inner.installed()?;
         for change in &self.pretended {
-            match *change {
-                Change::PutPeer(subnet, peer) => {
-                    installed.peers.insert(subnet, peer);
-                }
-                Change::RemovePeer(subnet) => {
-                    installed.peers.remove(&subnet);
-                }
-                Change::PutEndpoint(address, endpoint) => {
-                    installed.endpoints.insert(address, endpoint);
-                }
-                Change::RemoveEndpoint(address) => {
-                    installed.endpoints.remove(&address);
-                }
-                Change::Attach(port, kind) => {
-                    installed.ports.insert(port, kind);
-                }
-                Change::Detach(port) => {
-                    installed.ports.remove(&port);
-                }
-            }
+            installed.note(change);
         }
         Ok(installed)
     }
@@ -72,7 +57,10 @@ mod tests {
         let real = Memory::default();
         let mut out = Vec::new();
         let subnet = "10.244.2.0/24".parse().unwrap();
-        let peer = Peer { public_ip: [10, 99, 0, 2].into(), vtep_mac: "02:00:00:00:00:02".parse().unwrap() };
+        let peer = Peer {
+            public_ip: [10, 99, 0, 2].into(),
+            vtep_mac: "02:00:00:00:00:02".parse().unwrap(),
+        };
         let mut dry = DryRun::new(real.clone(), &mut out);
         dry.apply(&Change::PutPeer(subnet, peer)).unwrap();
         assert_eq!(dry.installed().unwrap().peers.get(&subnet), Some(&peer));

@@ -34,7 +34,10 @@ impl Memory {
 impl State {
     fn check(&self, action: &str) -> Result<(), DatapathError> {
         match &self.failing {
-            Some(detail) => Err(DatapathError::Failed { action: action.to_owned(), detail: detail.clone() }),
+            Some(detail) => Err(DatapathError::Failed {
+                action: action.to_owned(),
+                detail: detail.clone(),
+            }),
             None => Ok(()),
         }
     }
@@ -52,37 +55,24 @@ impl Datapath for Memory {
         state.check(&format!("apply {change:?}"))?;
         let in_force = state.installed.peers.len();
         match *change {
-            Change::PutPeer(subnet, peer) => {
+            Change::PutPeer(subnet, _) => {
                 if let Some(capacity) = state.capacity
                     && in_force >= capacity as usize
                     && !state.installed.peers.contains_key(&subnet)
                 {
-                    return Err(DatapathError::Full { table: "peers", capacity });
+                    return Err(DatapathError::Full {
+                        table: "peers",
+                        capacity,
+                    });
                 }
-                state.installed.peers.insert(subnet, peer);
             }
-            Change::RemovePeer(subnet) => {
-                state.installed.peers.remove(&subnet);
+            Change::PutEndpoint(_, endpoint) if !state.installed.ports.contains_key(&endpoint.port) => {
+                return Err(DatapathError::Gone(endpoint.port));
             }
-            Change::PutEndpoint(address, endpoint) => {
-                if !state.installed.ports.contains_key(&endpoint.port) {
-                    return Err(DatapathError::Gone(endpoint.port));
-                }
-                state.installed.endpoints.insert(address, endpoint);
-            }
-            Change::RemoveEndpoint(address) => {
-                state.installed.endpoints.remove(&address);
-            }
-            Change::Attach(port, kind) => {
-                if state.gone.contains(&port) {
-                    return Err(DatapathError::Gone(port));
-                }
-                state.installed.ports.insert(port, kind);
-            }
-            Change::Detach(port) => {
-                state.installed.ports.remove(&port);
-            }
+            Change::Attach(port, _) if state.gone.contains(&port) => return Err(DatapathError::Gone(port)),
+            _ => {}
         }
+        state.installed.note(change);
         state.applied.push(*change);
         Ok(())
     }
