@@ -1,18 +1,20 @@
 //! What carries packets: the trait the agent's loop depends on, in domain words. eBPF is a detail.
+pub mod dry_run;
 pub mod ebpf;
 pub mod flows;
 pub mod links;
+pub mod memory;
 pub mod tables;
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::mac::Mac;
 
 /// Another host of the overlay, as its lease says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its address on the underlay.
     pub public_ip: Ipv4Addr,
@@ -21,7 +23,7 @@ pub struct Peer {
 }
 
 /// A local container address, and where it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Interface index of the host side of its veth, in the agent's network namespace.
     pub port: u32,
@@ -54,6 +56,32 @@ pub struct Installed {
     pub ports: BTreeMap<u32, PortKind>,
 }
 
+impl Installed {
+    /// What is in force after a change.
+    pub fn note(&mut self, change: &Change) {
+        match *change {
+            Change::PutPeer(subnet, peer) => {
+                self.peers.insert(subnet, peer);
+            }
+            Change::RemovePeer(subnet) => {
+                self.peers.remove(&subnet);
+            }
+            Change::PutEndpoint(address, endpoint) => {
+                self.endpoints.insert(address, endpoint);
+            }
+            Change::RemoveEndpoint(address) => {
+                self.endpoints.remove(&address);
+            }
+            Change::Attach(port, kind) => {
+                self.ports.insert(port, kind);
+            }
+            Change::Detach(port) => {
+                self.ports.remove(&port);
+            }
+        }
+    }
+}
+
 /// One change to what is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -69,6 +97,28 @@ pub enum Change {
     Attach(u32, PortKind),
     /// Detaches them. Detaching what is not attached, or an interface that is gone, is no error.
     Detach(u32),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PutPeer(subnet, peer) => {
+                write!(f, "put peer {subnet} via {} ({})", peer.public_ip, peer.vtep_mac)
+            }
+            Self::RemovePeer(subnet) => write!(f, "remove peer {subnet}"),
+            Self::PutEndpoint(address, endpoint) => {
+                write!(
+                    f,
+                    "put endpoint {address} on interface {} ({})",
+                    endpoint.port, endpoint.mac
+                )
+            }
+            Self::RemoveEndpoint(address) => write!(f, "remove endpoint {address}"),
+            Self::Attach(port, PortKind::Bridge) => write!(f, "attach to bridge {port}"),
+            Self::Attach(port, PortKind::Veth) => write!(f, "attach to veth {port}"),
+            Self::Detach(port) => write!(f, "detach from interface {port}"),
+        }
+    }
 }
 
 /// What the loop branches on.

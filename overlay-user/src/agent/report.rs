@@ -1,0 +1,205 @@
+//! What the loop says about itself: answers to operators, and the status that health and control servers read.
+use std::net::Ipv4Addr;
+
+use log::{info, warn};
+use tokio::time::Instant;
+
+use super::local::Local;
+use crate::{
+    control::{EndpointLine, PeerLine, Request, Response},
+    datapath::{Change, Datapath, DatapathError, Endpoint, PortKind},
+    own::Own,
+    status::{FailedPeer, unix_now},
+    store::{Revision, StoreError},
+};
+
+impl<D: Datapath> Local<D> {
+    /// Does what an operator or a CNI plugin asks, and says how it went.
+    pub(super) fn answer(&mut self, request: Request) -> Response {
+        match request {
+            Request::Status => Response::Status(Box::new(self.inputs.status.borrow().clone())),
+            Request::Peers => Response::Peers(self.peer_lines()),
+            Request::Endpoints => Response::Endpoints(self.endpoint_lines()),
+            Request::Attach {
+                address,
+                port,
+                mac,
+                gateway_mac,
+            } => {
+                let attached = port.index().and_then(|port| {
+                    self.attach(
+                        address,
+                        Endpoint {
+                            port,
+                            mac,
+                            gateway_mac,
+                            pinned: true,
+                        },
+                    )
+                });
+                match attached {
+                    Ok(()) => Response::done(format!("endpoint {address} attached to {port}")),
+                    Err(error) => Response::Error(format!("attach endpoint {address} to {port}: {error}")),
+                }
+            }
+            Request::Detach { address } => self.detach(address),
+            Request::AcceptDeletions => self.accept_deletions(),
+            Request::Resync => {
+                self.resync = true;
+                Response::done("all leases will be read again".to_owned())
+            }
+        }
+    }
+
+    /// Whether somebody asked for a new snapshot since the last call.
+    pub(super) fn resync_asked(&mut self) -> bool {
+        std::mem::take(&mut self.resync)
+    }
+
+    fn attach(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<(), String> {
+        if !self.scope.own_subnet.contains(&address) {
+            return Err(format!(
+                "it is not in {}, this host's subnet",
+                self.scope.own_subnet
+            ));
+        }
+        // Noted only once done: who asks hears of a failure and asks again.
+        for change in [
+            Change::Attach(endpoint.port, PortKind::Veth),
+            Change::PutEndpoint(address, endpoint),
+        ] {
+            self.apply(&change).map_err(|error| error.to_string())?;
+            self.decided.note(&change);
+        }
+        info!(
+            "endpoint {address} attached to interface {} by request",
+            endpoint.port
+        );
+        Ok(())
+    }
+
+    fn detach(&mut self, address: Ipv4Addr) -> Response {
+        if !self.installed.endpoints.contains_key(&address) {
+            return Response::Error(format!("detach endpoint {address}: there is no such endpoint"));
+        }
+        let change = Change::RemoveEndpoint(address);
+        match self.apply(&change) {
+            Ok(()) => {
+                self.decided.note(&change);
+                info!("endpoint {address} detached by request");
+                Response::done(format!("endpoint {address} detached"))
+            }
+            Err(error) => Response::Error(format!("detach endpoint {address}: {error}")),
+        }
+    }
+
+    fn accept_deletions(&mut self) -> Response {
+        let accepted = self.guard.accept();
+        for subnet in &accepted {
+            self.peer_change(&Change::RemovePeer(*subnet));
+        }
+        warn!(
+            "{} removals that were held back are accepted by request",
+            accepted.len()
+        );
+        Response::done(format!("{} removals accepted", accepted.len()))
+    }
+
+    fn peer_lines(&self) -> Vec<PeerLine> {
+        let wanted = self.table.wanted().map(|(subnet, peer, revision)| PeerLine {
+            subnet,
+            peer,
+            revision: Some(revision.0),
+            installed: self.installed.peers.get(&subnet) == Some(&peer),
+            held: false,
+        });
+        let held = self.guard.held().iter().filter_map(|subnet| {
+            let peer = *self.installed.peers.get(subnet)?;
+            Some(PeerLine {
+                subnet: *subnet,
+                peer,
+                revision: None,
+                installed: true,
+                held: true,
+            })
+        });
+        let mut lines: Vec<_> = wanted.chain(held).collect();
+        lines.sort_by_key(|line| line.subnet);
+        lines
+    }
+
+    fn endpoint_lines(&self) -> Vec<EndpointLine> {
+        let line = |(&address, &endpoint): (&Ipv4Addr, &Endpoint)| EndpointLine { address, endpoint };
+        self.installed.endpoints.iter().map(line).collect()
+    }
+
+    /// The store answered.
+    pub(super) fn heard(&mut self, revision: Revision, cluster: Option<u64>) {
+        self.inputs.status.send_modify(|status| {
+            status.answered = Some(Instant::now());
+            status.store.revision = revision.0;
+            if let Some(cluster) = cluster {
+                status.store.cluster = cluster;
+                status.store.snapshots += 1;
+            }
+        });
+    }
+
+    /// The stream of changes is open.
+    pub(super) fn following(&mut self, store: &str) {
+        self.inputs.status.send_modify(|status| {
+            store.clone_into(&mut status.store.name);
+            status.store.error = None;
+            if !status.store.following {
+                info!("following {store}");
+                status.store.following = true;
+                status.store.since = unix_now();
+            }
+        });
+    }
+
+    pub(super) fn store_failed(&mut self, error: &StoreError) {
+        self.inputs.status.send_modify(|status| {
+            status.store.error = Some(error.to_string());
+            if status.store.following {
+                status.store.following = false;
+                status.store.since = unix_now();
+            }
+        });
+    }
+
+    pub(super) fn datapath_failed(&mut self, error: &DatapathError) {
+        self.inputs.status.send_modify(|status| {
+            status.datapath.attached = false;
+            status.datapath.error = Some(error.to_string());
+        });
+    }
+
+    pub(super) fn publish_lease(&mut self, own: &Own) {
+        self.inputs
+            .status
+            .send_modify(|status| status.lease = own.status());
+    }
+
+    /// Peers and endpoints, as they are now.
+    pub(super) fn publish(&mut self) {
+        let failed = self.failed.iter();
+        let failed = failed
+            .map(|(&subnet, why)| FailedPeer {
+                subnet,
+                why: why.clone(),
+            })
+            .collect();
+        let skipped = self.table.skipped();
+        self.inputs.status.send_modify(|status| {
+            status.peers.wanted = self.table.len();
+            status.peers.installed = self.installed.peers.len();
+            status.peers.failed = failed;
+            status.peers.held = self.guard.held().iter().copied().collect();
+            status.peers.skipped = skipped;
+            status.datapath.endpoints = self.installed.endpoints.len();
+            status.datapath.ports = self.installed.ports.len();
+            status.datapath.waiting = self.unrepaired;
+        });
+    }
+}

@@ -1,0 +1,426 @@
+//! The command line: names, defaults, help. No logic but what decides which values are meant.
+mod environment;
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+
+pub use self::environment::parse;
+use crate::mac::Mac;
+
+/// Where etcd is looked for when nothing says otherwise.
+const ETCD: &str = "http://127.0.0.1:2379";
+
+const AFTER_HELP: &str = "\
+Every option can come from a variable too: OVERLAY_ and its name in capitals, such as OVERLAY_ETCD_ENDPOINTS.
+FLANNELD_ variables are read as well. The option wins over OVERLAY_, and that over FLANNELD_.
+
+Examples:
+  overlay config set '{\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}' --etcd-endpoints http://10.0.0.5:2379
+  overlay agent --etcd-endpoints http://10.0.0.5:2379 --iface eth0
+  overlay agent --store-dir /srv/overlay --store-shared
+  overlay status
+  overlay peers --json
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `overlay check` found problems.";
+
+/// One network for the containers of many hosts, carried by the kernel itself.
+#[derive(Debug, Parser)]
+#[command(name = "overlay", version, propagate_version = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs this host's part: leases a subnet, attaches the programs, keeps the peers up to date. Ending it leaves traffic alone
+    Agent(Box<Agent>),
+    /// Shows how the agent is: store, lease, peers, tiers in use, counters
+    Status(Show),
+    /// Shows the other hosts, and which of them are in force
+    Peers(Peers),
+    /// Shows the container addresses of this host, and where they live
+    Endpoints(Show),
+    /// Shows or writes the network's config in the store
+    #[command(subcommand)]
+    Config(Config),
+    /// Names a container's address, so that nothing has to be learned (for CNI plugins)
+    Attach(Attach),
+    /// Takes back what `attach` named
+    Detach(Detach),
+    /// Looks at kernel, capabilities, MTU, ports, sysctls and firewall; says what holds, what does not, what to do
+    Check(Check),
+    /// Removes every trace of a network from this host. Its traffic ends
+    Down(Down),
+}
+
+/// Which network on this host.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// Name of the network on this host: names its pins and its state
+    #[arg(long, default_value = "default", value_parser = network_name)]
+    pub network: String,
+    /// Where sockets and locks are
+    #[arg(long, value_name = "DIR", default_value = "/run/overlay")]
+    pub state_dir: PathBuf,
+    /// A bpf file system; maps and programs are pinned below it
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpf_root: PathBuf,
+}
+
+/// How a command shows things.
+#[derive(Clone, Debug, Args)]
+pub struct Show {
+    /// Which network.
+    #[command(flatten)]
+    pub place: Place,
+    /// JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `overlay peers`
+#[derive(Debug, Args)]
+pub struct Peers {
+    /// How to show.
+    #[command(flatten)]
+    pub show: Show,
+    /// Carries out the removals that the mass-delete guard holds back
+    #[arg(long)]
+    pub accept_deletions: bool,
+    /// Makes the agent read all leases and the data path again now
+    #[arg(long, conflicts_with = "accept_deletions")]
+    pub resync: bool,
+}
+
+/// `overlay config`
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Shows the config with every default filled in
+    Show {
+        /// Which store.
+        #[command(flatten)]
+        store: Store,
+        /// The text as it stands in the store
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks a config by flannel's rules and writes it
+    Set {
+        /// The config as JSON; `-` reads it from standard input
+        text: String,
+        /// Which store.
+        #[command(flatten)]
+        store: Store,
+        /// JSON instead of a sentence
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `overlay attach`
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// The container's address
+    pub address: Ipv4Addr,
+    /// Host side of the container's veth, by name or index
+    #[arg(long)]
+    pub port: String,
+    /// MAC address inside the container
+    #[arg(long)]
+    pub mac: Mac,
+    /// MAC address of the container's gateway; without it, that of the port's bridge, or of the port itself
+    #[arg(long)]
+    pub gateway_mac: Option<Mac>,
+    /// Which network.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `overlay detach`
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// The container's address
+    pub address: Ipv4Addr,
+    /// Which network.
+    #[command(flatten)]
+    pub show: Show,
+}
+
+/// `overlay check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Which network.
+    #[command(flatten)]
+    pub show: Show,
+    /// Which interface.
+    #[command(flatten)]
+    pub underlay: Underlay,
+}
+
+/// `overlay down`
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Which network.
+    #[command(flatten)]
+    pub show: Show,
+    /// Name of the kernel's tunnel device
+    #[arg(long, default_value = "overlay0")]
+    pub device: String,
+}
+
+/// Which interface reaches the other hosts.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Underlay {
+    /// Name or address of the interface that reaches the other hosts; repeat it for more candidates, in order
+    #[arg(long)]
+    pub iface: Vec<String>,
+    /// The same by regular expression, tried after --iface
+    #[arg(long, value_name = "REGEX")]
+    pub iface_regex: Vec<String>,
+    /// Takes the interface by which this address is reached; without any, the default route's
+    #[arg(long, value_name = "ADDRESS")]
+    pub iface_can_reach: Option<Ipv4Addr>,
+    /// Address by which the other hosts reach this one, if it is not the interface's
+    #[arg(long, value_name = "ADDRESS")]
+    pub public_ip: Option<Ipv4Addr>,
+}
+
+/// `overlay agent`
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Agent {
+    /// Which network.
+    #[command(flatten)]
+    pub place: Place,
+    /// Which store.
+    #[command(flatten)]
+    pub store: Store,
+    /// Which interface.
+    #[command(flatten)]
+    pub underlay: Underlay,
+    /// File that tells Docker or CNI this host's subnet
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    pub subnet_file: PathBuf,
+    /// Renews the lease this many minutes before its end
+    #[arg(long, value_name = "MINUTES", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=1439))]
+    pub subnet_lease_renew_margin: u64,
+    /// Address that /healthz, /readyz and /status are served on
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
+    pub healthz_ip: IpAddr,
+    /// Port for them; 0 serves none
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub healthz_port: u16,
+    /// Name of the kernel's tunnel device
+    #[arg(long, default_value = "overlay0")]
+    pub device: String,
+    /// `off` leaves every packet to the kernel's own tunnel, and to every firewall rule
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub fast_path: Switch,
+    /// Where packets from other hosts are taken in
+    #[arg(long, value_enum, default_value_t = Ingress::Auto)]
+    pub ingress: Ingress,
+    /// `strict` also drops what a known host forwards from outside the overlay
+    #[arg(long, value_enum, default_value_t = PeerCheck::On)]
+    pub peer_check: PeerCheck,
+    /// How many hosts fit
+    #[arg(long, default_value_t = overlay_common::MAX_PEERS, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_peers: u32,
+    /// How many connections fit that must keep to the kernel's stack (NAT)
+    #[arg(long, default_value_t = overlay_common::MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_flows: u32,
+    /// Reads everything back and compares this often
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = clap::value_parser!(u64).range(1..))]
+    pub audit_interval: u64,
+    /// Sets DF on what is sent; black-holes paths that lose ICMP
+    #[arg(long)]
+    pub outer_df: bool,
+    /// Prints what would change and changes nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Bridge of the containers; repeat it for more. Without it, every link with an address of the own subnet
+    #[arg(long, value_name = "NAME")]
+    pub bridge: Vec<String>,
+    /// Not supported yet: leases from Kubernetes nodes
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub kube_subnet_mgr: bool,
+}
+
+/// Which store; see [`Store::choice`].
+#[derive(Clone, Debug, Default, Args)]
+pub struct Store {
+    /// URLs of etcd's members, with commas between [default: http://127.0.0.1:2379 unless --store-dir is given]
+    #[arg(long, value_name = "URLS", value_delimiter = ',')]
+    pub etcd_endpoints: Vec<String>,
+    /// Below which keys are kept [default: /coreos.com/network]
+    #[arg(long, value_name = "PREFIX")]
+    pub etcd_prefix: Option<String>,
+    /// Certificate authority that etcd's certificate is checked against
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Certificate shown to etcd
+    #[arg(long, value_name = "FILE")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// User name for etcd
+    #[arg(long, value_name = "NAME")]
+    pub etcd_username: Option<String>,
+    /// Password for etcd; better given as OVERLAY_ETCD_PASSWORD, which other users cannot see
+    #[arg(long, value_name = "PASSWORD", hide_default_value = true)]
+    pub etcd_password: Option<String>,
+    /// Keeps leases in this folder instead of etcd: for one machine, or for a folder that all hosts share
+    #[arg(long, value_name = "DIR")]
+    pub store_dir: Option<PathBuf>,
+    /// The folder of --store-dir is shared by several hosts
+    #[arg(long)]
+    pub store_shared: bool,
+}
+
+/// Which store is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// etcd.
+    Etcd(Etcd),
+    /// A folder of lease files.
+    Directory {
+        /// The folder.
+        path: PathBuf,
+        /// Several hosts use it.
+        shared: bool,
+    },
+}
+
+/// How to reach etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Etcd {
+    /// URLs of its members; at least one.
+    pub endpoints: Vec<String>,
+    /// Below which keys are kept; begins with a slash and does not end with one.
+    pub prefix: String,
+    /// Certificate authority.
+    pub ca: Option<PathBuf>,
+    /// Own certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// User name and password.
+    pub login: Option<(String, String)>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[expect(
+    missing_docs,
+    reason = "the names say it, and clap would show the comments as help"
+)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+/// Where packets from other hosts are taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ingress {
+    /// The best that is safe on any interface: TC
+    Auto,
+    /// TC
+    Tc,
+}
+
+/// What a known host may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PeerCheck {
+    /// Packets from its own subnet, or from outside the overlay
+    On,
+    /// Packets from its own subnet alone
+    Strict,
+}
+
+impl Store {
+    /// Any etcd option selects etcd, --store-dir the folder, none of them a local etcd. What contradicts itself is an
+    /// error of usage.
+    pub fn choice(&self) -> Result<StoreChoice, String> {
+        let pair = |a: &Option<PathBuf>, b: &Option<PathBuf>| match (a, b) {
+            (Some(a), Some(b)) => Ok(Some((a.clone(), b.clone()))),
+            (None, None) => Ok(None),
+            _ => Err("--etcd-certfile and --etcd-keyfile need each other".to_owned()),
+        };
+        let etcd = self.etcd_options();
+        if let Some(path) = &self.store_dir {
+            return match etcd.first() {
+                None => Ok(StoreChoice::Directory {
+                    path: path.clone(),
+                    shared: self.store_shared,
+                }),
+                Some(option) => Err(format!(
+                    "--store-dir and {option} name two stores: give one of them"
+                )),
+            };
+        }
+        if self.store_shared {
+            return Err("--store-shared says something about --store-dir, which is missing".to_owned());
+        }
+        let login = match (&self.etcd_username, &self.etcd_password) {
+            (Some(name), password) => Some((name.clone(), password.clone().unwrap_or_default())),
+            (None, Some(_)) => return Err("--etcd-password needs --etcd-username".to_owned()),
+            (None, None) => None,
+        };
+        let endpoints = match self.etcd_endpoints.as_slice() {
+            [] => vec![ETCD.to_owned()],
+            given => given.to_vec(),
+        };
+        let prefix = self.etcd_prefix.as_deref().unwrap_or("/coreos.com/network");
+        Ok(StoreChoice::Etcd(Etcd {
+            endpoints,
+            prefix: format!("/{}", prefix.trim_matches('/')),
+            ca: self.etcd_cafile.clone(),
+            identity: pair(&self.etcd_certfile, &self.etcd_keyfile)?,
+            login,
+        }))
+    }
+
+    fn etcd_options(&self) -> Vec<&'static str> {
+        let given = [
+            ("--etcd-endpoints", !self.etcd_endpoints.is_empty()),
+            ("--etcd-prefix", self.etcd_prefix.is_some()),
+            ("--etcd-cafile", self.etcd_cafile.is_some()),
+            ("--etcd-certfile", self.etcd_certfile.is_some()),
+            ("--etcd-keyfile", self.etcd_keyfile.is_some()),
+            ("--etcd-username", self.etcd_username.is_some()),
+            ("--etcd-password", self.etcd_password.is_some()),
+        ];
+        given
+            .into_iter()
+            .filter(|(_, given)| *given)
+            .map(|(option, _)| option)
+            .collect()
+    }
+}
+
+/// A name that is safe as a folder's.
+fn network_name(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if (1..=64).contains(&text.len()) && text.chars().all(fine) {
+        Ok(text.to_owned())
+    } else {
+        Err("a network's name has 1 to 64 letters, digits, dashes or underscores".to_owned())
+    }
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

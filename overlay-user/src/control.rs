@@ -1,0 +1,285 @@
+//! The control socket: one line of JSON asks, one line of JSON answers. Both ends.
+use std::{
+    fmt,
+    net::Ipv4Addr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use ipnet::Ipv4Net;
+use log::{debug, warn};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::{
+    datapath::{Endpoint, Peer},
+    mac::Mac,
+    status::Status,
+};
+
+/// No request is longer than this, in bytes.
+const LONGEST: u64 = 4096;
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What can be asked of a running agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How it is.
+    Status,
+    /// All peers.
+    Peers,
+    /// All endpoints.
+    Endpoints,
+    /// Names an endpoint: learning will neither move nor remove it.
+    Attach {
+        /// The container's address, inside the own subnet.
+        address: Ipv4Addr,
+        /// The host side of the container's veth.
+        port: Port,
+        /// MAC address inside the container.
+        mac: Mac,
+        /// MAC address of the gateway the container talks to.
+        gateway_mac: Mac,
+    },
+    /// Removes an endpoint: its packets take the stack.
+    Detach {
+        /// The container's address.
+        address: Ipv4Addr,
+    },
+    /// Carries out every removal that the mass-delete guard holds back.
+    AcceptDeletions,
+    /// Reads all leases and the whole data path again.
+    Resync,
+}
+
+/// An interface in the agent's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Port {
+    /// By its index.
+    Index(u32),
+    /// By its name.
+    Name(String),
+}
+
+/// What the agent answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Peers`].
+    Peers(Vec<PeerLine>),
+    /// To [`Request::Endpoints`].
+    Endpoints(Vec<EndpointLine>),
+    /// It is done; says what.
+    Done(String),
+    /// It is not done; says why.
+    Error(String),
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerLine {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Where it is.
+    #[serde(flatten)]
+    pub peer: Peer,
+    /// Revision of the lease that asks for it; `None` if none does any more.
+    pub revision: Option<i64>,
+    /// It is in force as wanted.
+    pub installed: bool,
+    /// Its lease is gone, and the mass-delete guard keeps it.
+    pub held: bool,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointLine {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Where it lives.
+    #[serde(flatten)]
+    pub endpoint: Endpoint,
+}
+
+/// A request on its way to the loop.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Response>,
+}
+
+impl Response {
+    /// It is done.
+    pub fn done(what: String) -> Self {
+        Self::Done(what)
+    }
+}
+
+impl Port {
+    /// The interface's index; fails if there is no such interface in the caller's network namespace.
+    pub fn index(&self) -> Result<u32, String> {
+        match self {
+            &Self::Index(index) => Ok(index),
+            Self::Name(name) => nix::net::if_::if_nametoindex(name.as_str())
+                .map_err(|error| format!("no interface {name} in the agent's network namespace ({error})")),
+        }
+    }
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Index(index) => write!(f, "interface {index}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Where the agent of a network listens.
+pub fn socket_path(state_dir: &Path, network: &str) -> PathBuf {
+    state_dir.join(network).join("control.sock")
+}
+
+/// The server's end. Dropping it removes the socket file.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Server {
+    /// Listens; replaces the socket of an agent that is gone, and refuses to push aside one that answers.
+    pub async fn bind(path: &Path) -> anyhow::Result<Self> {
+        if UnixStream::connect(path).await.is_ok() {
+            bail!(
+                "another agent answers on {}: stop it, or use another --network or --state-dir",
+                path.display()
+            );
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("replace the old socket {}", path.display()));
+            }
+            _ => {}
+        }
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        // Bound under another name first: nobody can connect before the permissions are right.
+        let private = path.with_extension("new");
+        let _ = std::fs::remove_file(&private);
+        let bind = || -> std::io::Result<UnixListener> {
+            let listener = UnixListener::bind(&private)?;
+            std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600))?;
+            std::fs::rename(&private, path)?;
+            Ok(listener)
+        };
+        let listener = bind().with_context(|| format!("listen on {}", path.display()))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Serves until dropped.
+    pub async fn serve(self, calls: mpsc::Sender<Call>) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let calls = calls.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, calls).await {
+                            debug!("control connection: {error:#}");
+                        }
+                    });
+                }
+                Err(error) => {
+                    warn!("accept on {}: {error}", self.path.display());
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut line = String::new();
+    timeout(
+        PATIENCE,
+        BufReader::new(reader.take(LONGEST)).read_line(&mut line),
+    )
+    .await??;
+    let response = match serde_json::from_str(&line) {
+        Ok(request) => ask_loop(request, &calls).await,
+        Err(error) => Response::Error(format!("request not understood: {error}")),
+    };
+    let mut text = serde_json::to_vec(&response)?;
+    text.push(b'\n');
+    timeout(PATIENCE, writer.write_all(&text)).await??;
+    Ok(())
+}
+
+async fn ask_loop(request: Request, calls: &mpsc::Sender<Call>) -> Response {
+    let (answer, answered) = oneshot::channel();
+    let asked = async {
+        calls.send(Call { request, answer }).await.ok()?;
+        answered.await.ok()
+    };
+    match timeout(PATIENCE, asked).await {
+        Ok(Some(response)) => response,
+        Ok(None) => Response::Error("the agent is ending".to_owned()),
+        Err(_) => Response::Error(format!("the agent's loop does not answer within {PATIENCE:?}")),
+    }
+}
+
+/// Asks a running agent. An answer of [`Response::Error`] is an error here.
+pub async fn ask(path: &Path, request: &Request) -> anyhow::Result<Response> {
+    let talk = async {
+        let mut stream = UnixStream::connect(path).await.with_context(|| {
+            format!(
+                "connect to {}: is the agent of this network running, and are you root?",
+                path.display()
+            )
+        })?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line).await.context("send the request")?;
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .await
+            .context("read the answer")?;
+        serde_json::from_str(&answer).context("understand the answer: is the agent of another version?")
+    };
+    // The server may use up its own patience before it answers.
+    match timeout(PATIENCE * 2, talk).await {
+        Ok(Ok(Response::Error(error))) => bail!(error),
+        Ok(answer) => answer,
+        Err(_) => bail!("no answer on {} within {:?}", path.display(), PATIENCE * 2),
+    }
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

@@ -1,0 +1,85 @@
+//! A data path that only remembers: for tests of the loop. It can be made full, failing or tampered with.
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Change, Datapath, DatapathError, Installed};
+
+/// A data path that only remembers. Clones share one state, so that a test can look while the loop owns its clone.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<State>>);
+
+/// What is in force, what was done, and how to misbehave.
+#[derive(Debug, Default)]
+pub struct State {
+    /// What is in force.
+    pub installed: Installed,
+    /// Every successful change, in order.
+    pub applied: Vec<Change>,
+    /// How many peers fit; `None` is no limit.
+    pub capacity: Option<u32>,
+    /// When set, every call fails with this text.
+    pub failing: Option<String>,
+    /// Interfaces that are gone.
+    pub gone: Vec<u32>,
+    /// Connections noted as the stack's.
+    pub flows: usize,
+}
+
+impl Memory {
+    /// The state, for looking and for tampering.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn check(&self, action: &str) -> Result<(), DatapathError> {
+        match &self.failing {
+            Some(detail) => Err(DatapathError::Failed {
+                action: action.to_owned(),
+                detail: detail.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Datapath for Memory {
+    fn installed(&self) -> Result<Installed, DatapathError> {
+        let state = self.state();
+        state.check("read the maps")?;
+        Ok(state.installed.clone())
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<(), DatapathError> {
+        let mut state = self.state();
+        state.check(&format!("apply {change:?}"))?;
+        let in_force = state.installed.peers.len();
+        match *change {
+            Change::PutPeer(subnet, _) => {
+                if let Some(capacity) = state.capacity
+                    && in_force >= capacity as usize
+                    && !state.installed.peers.contains_key(&subnet)
+                {
+                    return Err(DatapathError::Full {
+                        table: "peers",
+                        capacity,
+                    });
+                }
+            }
+            Change::PutEndpoint(_, endpoint) if !state.installed.ports.contains_key(&endpoint.port) => {
+                return Err(DatapathError::Gone(endpoint.port));
+            }
+            Change::Attach(port, _) if state.gone.contains(&port) => return Err(DatapathError::Gone(port)),
+            _ => {}
+        }
+        state.installed.note(change);
+        state.applied.push(*change);
+        Ok(())
+    }
+
+    fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError> {
+        let state = self.state();
+        state.check("read the flows")?;
+        Ok((0, state.flows))
+    }
+}

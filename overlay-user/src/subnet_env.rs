@@ -1,0 +1,153 @@
+//! `subnet.env`, the file that Docker's options script and the CNI plugin read: flannel's text, byte for byte
+//! (flannel.md A4, flannel's pkg/subnet/subnet.go).
+use std::{fs, io::Write as _, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, path::Path};
+
+use anyhow::Context as _;
+use ipnet::Ipv4Net;
+
+/// What the file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// The whole overlay.
+    pub network: Ipv4Net,
+    /// This host's subnet.
+    pub subnet: Ipv4Net,
+    /// Bytes of inner IP packet that fit.
+    pub mtu: u32,
+    /// Whether the agent masquerades; then Docker and CNI must not.
+    pub ip_masq: bool,
+}
+
+/// What an earlier run left, flannel's or ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// The whole overlay then.
+    pub network: Option<Ipv4Net>,
+    /// This host's subnet then.
+    pub subnet: Option<Ipv4Net>,
+}
+
+impl SubnetEnv {
+    /// The file's text. `FLANNEL_SUBNET` has the subnet's first address, not its network's.
+    pub fn text(&self) -> String {
+        let first = Ipv4Addr::from_bits(self.subnet.network().to_bits().wrapping_add(1));
+        format!(
+            "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={first}/{}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n",
+            self.network.trunc(),
+            self.subnet.prefix_len(),
+            self.mtu,
+            self.ip_masq
+        )
+    }
+
+    /// Writes the file, mode 0644 in a folder of mode 0755, by rename: nobody reads half of it.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        self.try_write(path)
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    fn try_write(&self, path: &Path) -> anyhow::Result<()> {
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        if !folder.exists() {
+            fs::create_dir_all(folder).context("create its folder")?;
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+        }
+        let name = path.file_name().context("the path names no file")?;
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        let hidden = folder.join(hidden);
+        let mut file = fs::File::create(&hidden)?;
+        file.write_all(self.text().as_bytes())?;
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.sync_all()?;
+        fs::rename(&hidden, path)?;
+        Ok(())
+    }
+}
+
+/// Reads what an earlier run left. No file, and lines that make no sense, are no error: they say nothing.
+pub fn read(path: &Path) -> Earlier {
+    fs::read_to_string(path)
+        .map(|text| parse(&text))
+        .unwrap_or_default()
+}
+
+fn parse(text: &str) -> Earlier {
+    let value = |name: &str| -> Option<Ipv4Net> {
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='))?;
+        let net: Ipv4Net = line.trim_matches('"').parse().ok()?;
+        Some(net.trunc())
+    };
+    Earlier {
+        network: value("FLANNEL_NETWORK"),
+        subnet: value("FLANNEL_SUBNET"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> SubnetEnv {
+        SubnetEnv {
+            network: "10.244.0.0/16".parse().unwrap(),
+            subnet: "10.244.50.0/24".parse().unwrap(),
+            mtu: 1450,
+            ip_masq: false,
+        }
+    }
+
+    /// As a real flanneld wrote it for this network and subnet.
+    const FLANNELS: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.50.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+
+    #[test]
+    fn written_byte_for_byte_with_flannels_permissions() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flannel/subnet.env");
+        sample().write(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), FLANNELS.as_bytes());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(
+            fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777,
+            0o755
+        );
+        sample().write(&path).unwrap();
+        assert_eq!(
+            fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "nothing but the file stays"
+        );
+        assert_eq!(
+            read(&path),
+            Earlier {
+                network: Some(sample().network),
+                subnet: Some(sample().subnet)
+            }
+        );
+    }
+
+    #[test]
+    fn dual_stack_and_broken_files_say_what_they_can() {
+        let dual = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.50.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:4b::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+        assert_eq!(parse(dual).subnet, Some(sample().subnet));
+        assert_eq!(
+            parse("FLANNEL_SUBNET=10.244\nFLANNEL_NETWORK"),
+            Earlier::default()
+        );
+        assert_eq!(read(Path::new("/nonexistent/subnet.env")), Earlier::default());
+    }
+
+    #[test]
+    fn an_unwritable_path_is_named() {
+        let error = format!(
+            "{:#}",
+            sample().write(Path::new("/proc/nowhere/subnet.env")).unwrap_err()
+        );
+        assert!(error.contains("/proc/nowhere/subnet.env"), "{error}");
+    }
+}
