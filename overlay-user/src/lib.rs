@@ -2,4 +2,5 @@
 
 pub mod datapath;
 pub mod mac;
+pub mod netlink;
 pub mod store;
