@@ -1,6 +1,8 @@
 //! The agent and the command line, as a library so that tests can drive them. Modules in reading order.
 
 pub mod datapath;
+pub mod device;
+pub mod iface;
 pub mod mac;
 pub mod netlink;
 pub mod store;
