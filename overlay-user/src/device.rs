@@ -5,7 +5,9 @@ use overlay_common::wire;
 
 use crate::{
     mac::Mac,
-    netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, NewTunnel, Route, TABLE_MAIN, Vxlan},
+    netlink::{
+        Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, NewTunnel, Route, TABLE_MAIN, Vxlan,
+    },
 };
 
 /// What the device must be.
@@ -61,7 +63,9 @@ pub enum DeviceError {
         port: u16,
     },
     /// The name is taken by something else.
-    #[error("interface {name} exists and is a {kind}, not a vxlan device: rename or delete it, or choose another --device")]
+    #[error(
+        "interface {name} exists and is a {kind}, not a vxlan device: rename or delete it, or choose another --device"
+    )]
     NameTaken {
         /// The name.
         name: String,
@@ -96,7 +100,9 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, Devi
     refuse_foreign_route(netlink, spec, &links).await?;
     let existing = links.iter().find(|link| link.name == spec.name);
     match existing.map(|link| (link, &link.kind)) {
-        Some((link, LinkKind::Vxlan(vxlan))) if fits(vxlan, spec) => return set_up(netlink, spec, link).await,
+        Some((link, LinkKind::Vxlan(vxlan))) if fits(vxlan, spec) => {
+            return set_up(netlink, spec, link).await;
+        }
         Some((link, LinkKind::Vxlan(vxlan))) => {
             log::warn!(
                 "{} is a vxlan device of another kind (port {}): making it anew",
@@ -224,7 +230,11 @@ async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Resul
     Ok(())
 }
 
-async fn refuse_foreign_route(netlink: &Netlink, spec: &DeviceSpec, links: &[Link]) -> Result<(), DeviceError> {
+async fn refuse_foreign_route(
+    netlink: &Netlink,
+    spec: &DeviceSpec,
+    links: &[Link],
+) -> Result<(), DeviceError> {
     let name = |index| {
         let link = links.iter().find(|link| Some(link.index) == index);
         link.map_or("?", |link| link.name.as_str())

@@ -208,9 +208,15 @@ mod tests {
         let chosen = |name: &str, octets: [u8; 4]| Ok((name.to_owned(), Ipv4Addr::from(octets)));
         assert_eq!(choose_among(&["eth1"], &[]), chosen("eth1", [10, 9, 0, 1]));
         assert_eq!(choose_among(&["10.9.0.2"], &[]), chosen("eth1", [10, 9, 0, 2]));
-        assert_eq!(choose_among(&["nope", "eth0"], &["eth1"]), chosen("eth0", [192, 168, 0, 7]));
+        assert_eq!(
+            choose_among(&["nope", "eth0"], &["eth1"]),
+            chosen("eth0", [192, 168, 0, 7])
+        );
         assert_eq!(choose_among(&["nope"], &["th1$"]), chosen("eth1", [10, 9, 0, 1]));
-        assert_eq!(choose_among(&[], &[r"^10\.9\.0\.2$"]), chosen("eth1", [10, 9, 0, 2]));
+        assert_eq!(
+            choose_among(&[], &[r"^10\.9\.0\.2$"]),
+            chosen("eth1", [10, 9, 0, 2])
+        );
         assert_eq!(choose_among(&[], &["192"]), chosen("eth0", [192, 168, 0, 7]));
     }
 

@@ -2,7 +2,10 @@
 
 pub mod datapath;
 pub mod device;
+pub mod endpoints;
 pub mod iface;
 pub mod mac;
 pub mod netlink;
+pub mod observe;
+pub mod probe;
 pub mod store;

@@ -218,6 +218,8 @@ fn exchange(request: &[u8]) -> io::Result<Errno> {
             let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
             Ok(Errno::from_raw(code.abs()))
         }
-        _ => Err(io::Error::other("the kernel answered something else than an acknowledgement")),
+        _ => Err(io::Error::other(
+            "the kernel answered something else than an acknowledgement",
+        )),
     }
 }

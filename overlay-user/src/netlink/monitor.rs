@@ -87,7 +87,9 @@ impl Monitor {
 fn event(message: &RouteNetlinkMessage) -> Option<Event> {
     match message {
         RouteNetlinkMessage::NewLink(message) => decode::link(message).map(Event::Link),
-        RouteNetlinkMessage::DelLink(message) => decode::link(message).map(|link| Event::LinkGone(link.index)),
+        RouteNetlinkMessage::DelLink(message) => {
+            decode::link(message).map(|link| Event::LinkGone(link.index))
+        }
         RouteNetlinkMessage::NewAddress(message) => decode::address(message).map(Event::Address),
         RouteNetlinkMessage::DelAddress(message) => decode::address(message).map(Event::AddressGone),
         RouteNetlinkMessage::NewRoute(message) => decode::route(message).map(Event::Route),
