@@ -1,0 +1,278 @@
+//! The learner's conclusions: which ports to attach, whose claim on an address to believe.
+use std::net::Ipv4Addr;
+
+use super::{Asked, Claim, Learner, Probe};
+use crate::{
+    datapath::{Change, Endpoint, PortKind},
+    mac::Mac,
+    netlink::{Link, LinkKind},
+};
+
+impl Learner {
+    /// Compares picture and endpoints until nothing is left to say.
+    pub(super) fn settle(&mut self) {
+        self.find_bridges();
+        self.settle_ports();
+        self.follow_gateways();
+        for (address, port, mac) in self.claimed() {
+            self.weigh(address, port, mac);
+        }
+        // A claim that nobody makes any more is settled.
+        let claimed = self.claimed();
+        let stands = |address: &Ipv4Addr, claim: &Claim| {
+            claim.state == Asked::Probing || claimed.contains(&(*address, claim.port, claim.mac))
+        };
+        self.claims.retain(|address, claim| stands(address, claim));
+    }
+
+    pub(super) fn find_bridges(&mut self) {
+        let found: Vec<u32> = self
+            .links
+            .values()
+            .filter(|link| link.kind == LinkKind::Bridge && self.is_ours(link))
+            .map(|link| link.index)
+            .collect();
+        self.bridges.extend(found);
+    }
+
+    /// Bridges and point-to-point veths of ours.
+    pub(super) fn segments(&self) -> impl Iterator<Item = &Link> {
+        self.links.values().filter(|link| {
+            self.bridges.contains(&link.index)
+                || (link.master.is_none() && self.wanted_kind(link.index) == Some(PortKind::Veth))
+        })
+    }
+
+    /// What a link is to be attached as, if at all.
+    pub(super) fn wanted_kind(&self, index: u32) -> Option<PortKind> {
+        let link = self.links.get(&index)?;
+        match (&link.kind, link.master) {
+            (LinkKind::Bridge, _) if self.bridges.contains(&index) => Some(PortKind::Bridge),
+            (LinkKind::Veth, Some(master)) if self.bridges.contains(&master) => Some(PortKind::Veth),
+            (LinkKind::Veth, None) if self.is_ours(link) => Some(PortKind::Veth),
+            (LinkKind::Veth, _) if self.has_pinned(index) => Some(PortKind::Veth),
+            _ => None,
+        }
+    }
+
+    /// Holds an address of the subnet, or leads to one; or is named by the operator.
+    fn is_ours(&self, link: &Link) -> bool {
+        if !self.config.bridges.is_empty() {
+            return self.config.bridges.contains(&link.name);
+        }
+        // The base address is overlay0's, and proves nothing about others that carry it.
+        let holds = |&(index, address): &(u32, Ipv4Addr)| {
+            index == link.index && address != self.config.subnet.network()
+        };
+        let leads = link.kind == LinkKind::Veth && self.routes.values().any(|index| *index == link.index);
+        leads || self.local.iter().any(holds)
+    }
+
+    pub(super) fn is_veth(&self, index: u32) -> bool {
+        self.links
+            .get(&index)
+            .is_some_and(|link| link.kind == LinkKind::Veth)
+    }
+
+    fn has_pinned(&self, port: u32) -> bool {
+        self.endpoints
+            .values()
+            .any(|endpoint| endpoint.pinned && endpoint.port == port)
+    }
+
+    /// An address a container can have: in the subnet, neither its base, its broadcast, nor one of this host's own.
+    pub(super) fn is_container(&self, address: Ipv4Addr) -> bool {
+        let subnet = self.config.subnet;
+        subnet.contains(&address)
+            && address != subnet.network()
+            && address != subnet.broadcast()
+            && !self.local.iter().any(|(_, local)| *local == address)
+    }
+
+    /// Attaches what is wanted, bridges first, and detaches veths that were taken out of their bridge.
+    fn settle_ports(&mut self) {
+        let mut wanted: Vec<(PortKind, u32)> = self
+            .links
+            .keys()
+            .filter_map(|index| Some((self.wanted_kind(*index)?, *index)))
+            .collect();
+        wanted.sort_unstable();
+        for (kind, index) in wanted {
+            self.attach_port(index, kind);
+        }
+        let taken_out = |port: &u32| {
+            let link = self.links.get(port);
+            let elsewhere = link.is_some_and(|link| link.master.is_some() || !self.was_point_to_point(*port));
+            self.wanted_kind(*port).is_none() && elsewhere
+        };
+        let gone: Vec<u32> = self
+            .ports
+            .keys()
+            .filter(|port| taken_out(port))
+            .copied()
+            .collect();
+        for port in gone {
+            self.end_port(port);
+        }
+    }
+
+    /// Has endpoints with the port's own MAC as gateway: such a port has no bridge to be taken out of, and an address
+    /// or route that goes for a moment must not end it.
+    fn was_point_to_point(&self, port: u32) -> bool {
+        let own = self.links.get(&port).and_then(|link| link.mac);
+        self.endpoints
+            .values()
+            .any(|endpoint| endpoint.port == port && Some(endpoint.gateway_mac) == own)
+    }
+
+    pub(super) fn attach_port(&mut self, index: u32, kind: PortKind) {
+        if self.ports.insert(index, kind) != Some(kind) {
+            self.changes.push(Change::Attach(index, kind));
+        }
+    }
+
+    /// Removes a port with all its endpoints.
+    pub(super) fn end_port(&mut self, index: u32) {
+        let on_it = self
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| endpoint.port == index);
+        let addresses: Vec<_> = on_it.map(|(address, _)| *address).collect();
+        for address in addresses {
+            self.forget(address);
+        }
+        if self.ports.remove(&index).is_some() {
+            self.changes.push(Change::Detach(index));
+        }
+    }
+
+    pub(super) fn put(&mut self, address: Ipv4Addr, endpoint: Endpoint) {
+        if self.endpoints.insert(address, endpoint) != Some(endpoint) {
+            self.changes.push(Change::PutEndpoint(address, endpoint));
+        }
+    }
+
+    pub(super) fn forget(&mut self, address: Ipv4Addr) {
+        self.claims.remove(&address);
+        if self.endpoints.remove(&address).is_some() {
+            self.changes.push(Change::RemoveEndpoint(address));
+        }
+    }
+
+    /// The MAC address a container on this port sends to: its bridge's, or the port's own.
+    pub(super) fn gateway_mac(&self, port: u32) -> Mac {
+        let link = self.links.get(&port);
+        let segment = link.and_then(|link| link.master).unwrap_or(port);
+        let mac = self.links.get(&segment).and_then(|segment| segment.mac);
+        mac.unwrap_or_default()
+    }
+
+    /// A bridge without a fixed MAC address takes another one as ports come and go.
+    fn follow_gateways(&mut self) {
+        let stale: Vec<(Ipv4Addr, Endpoint)> = self
+            .endpoints
+            .iter()
+            .map(|(address, endpoint)| (*address, *endpoint, self.gateway_mac(endpoint.port)))
+            .filter(|(_, endpoint, gateway_mac)| {
+                endpoint.gateway_mac != *gateway_mac && *gateway_mac != Mac::default()
+            })
+            .map(|(address, endpoint, gateway_mac)| {
+                (
+                    address,
+                    Endpoint {
+                        gateway_mac,
+                        ..endpoint
+                    },
+                )
+            })
+            .collect();
+        for (address, endpoint) in stale {
+            self.put(address, endpoint);
+        }
+    }
+
+    /// Every claim the picture makes: this address, behind this port, with this MAC address.
+    fn claimed(&self) -> Vec<(Ipv4Addr, u32, Mac)> {
+        let mut claims = Vec::new();
+        for (&(link, address), &mac) in &self.neighbours {
+            if !self.is_container(address) || !mac.is_unicast() {
+                continue;
+            }
+            if self.bridges.contains(&link) {
+                claims.extend(self.fdb.get(&(link, mac)).map(|port| (address, *port, mac)));
+            } else if self.ports.contains_key(&link) {
+                claims.push((address, link, mac));
+            }
+        }
+        claims
+    }
+
+    fn weigh(&mut self, address: Ipv4Addr, port: u32, mac: Mac) {
+        let candidate = Endpoint {
+            port,
+            mac,
+            gateway_mac: self.gateway_mac(port),
+            pinned: false,
+        };
+        let Some(held) = self.endpoints.get(&address).copied() else {
+            if self.ports.get(&port) == Some(&PortKind::Veth) {
+                self.put(address, candidate);
+            }
+            return;
+        };
+        if held.port == port {
+            self.claims.remove(&address);
+            if !held.pinned {
+                // Another MAC behind the same port: the container was replaced, and the port is the proof.
+                self.put(address, candidate);
+            }
+            return;
+        }
+        let known = self.claims.get(&address).copied();
+        if known.is_some_and(|claim| claim.state == Asked::Probing) {
+            return;
+        }
+        let known = known.filter(|claim| claim.port == port && claim.mac == mac);
+        let mut claim = known.unwrap_or(Claim {
+            port,
+            mac,
+            state: Asked::NotYet,
+            counted: false,
+        });
+        if claim.state == Asked::NotYet {
+            if held.pinned {
+                claim.state = Asked::Refused;
+                self.conflicts_total += u64::from(!claim.counted);
+                claim.counted = true;
+            } else {
+                claim.state = Asked::Probing;
+                self.probes.push(Probe {
+                    port: held.port,
+                    address,
+                    mac: held.mac,
+                    gateway_mac: held.gateway_mac,
+                });
+            }
+        }
+        self.claims.insert(address, claim);
+    }
+
+    /// The holder is silent: the claimant gets the address, or the stack if the claimant's port has no fast path.
+    pub(super) fn concede(&mut self, address: Ipv4Addr) {
+        let Some(claim) = self.claims.remove(&address) else {
+            return;
+        };
+        self.moves_total += 1;
+        if self.ports.get(&claim.port) == Some(&PortKind::Veth) {
+            let endpoint = Endpoint {
+                port: claim.port,
+                mac: claim.mac,
+                gateway_mac: self.gateway_mac(claim.port),
+                pinned: false,
+            };
+            self.put(address, endpoint);
+        } else {
+            self.forget(address);
+        }
+    }
+}

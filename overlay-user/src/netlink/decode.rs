@@ -1,0 +1,173 @@
+//! Kernel messages into domain words; what says nothing to the overlay becomes `None`.
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+};
+
+use super::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, Vxlan};
+use crate::mac::Mac;
+
+pub(super) fn link(message: &LinkMessage) -> Option<Link> {
+    // A bridge reports its ports under AF_BRIDGE too; "deleted" then means "left the bridge".
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: LinkKind::Other(String::new()),
+        master: None,
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        noarp: message.header.flags.contains(LinkFlags::Noarp),
+        peer: None,
+        peer_netns: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Controller(master) => link.master = Some(*master),
+            LinkAttribute::Address(bytes) => link.mac = mac(bytes),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => link.peer = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn kind(infos: &[LinkInfo]) -> LinkKind {
+    let mut kind = LinkKind::Other(String::new());
+    let mut vxlan = Vxlan::default();
+    for info in infos {
+        match info {
+            LinkInfo::Kind(InfoKind::Bridge) => kind = LinkKind::Bridge,
+            LinkInfo::Kind(InfoKind::Veth) => kind = LinkKind::Veth,
+            LinkInfo::Kind(InfoKind::Vxlan) => kind = LinkKind::Vxlan(vxlan),
+            LinkInfo::Kind(other) => kind = LinkKind::Other(other.to_string()),
+            LinkInfo::Data(InfoData::Vxlan(attributes)) => {
+                for attribute in attributes {
+                    match attribute {
+                        InfoVxlan::Id(vni) => vxlan.vni = *vni,
+                        InfoVxlan::Port(port) => vxlan.port = *port,
+                        InfoVxlan::CollectMetadata(on) => vxlan.collect_metadata = *on,
+                        InfoVxlan::Vnifilter(on) => vxlan.vnifilter = *on,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if let LinkKind::Vxlan(known) = &mut kind {
+        *known = vxlan;
+    }
+    kind
+}
+
+pub(super) fn address(message: &AddressMessage) -> Option<Address> {
+    // On a point-to-point link IFA_ADDRESS is the other end's; IFA_LOCAL is always ours.
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    })?;
+    Some(Address {
+        link: message.header.index,
+        address,
+        prefix_len: message.header.prefix_len,
+    })
+}
+
+pub(super) fn route(message: &RouteMessage) -> Option<Route> {
+    let header = &message.header;
+    if header.address_family != AddressFamily::Inet || header.kind != RouteType::Unicast {
+        return None;
+    }
+    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut route = Route {
+        destination: Ipv4Net::default(),
+        link: None,
+        gateway: None,
+        source: None,
+        metric: 0,
+        table: u32::from(header.table),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => route.gateway = Some(*address),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => route.source = Some(*address),
+            RouteAttribute::Oif(index) => route.link = Some(*index),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Table(table) => route.table = *table,
+            _ => {}
+        }
+    }
+    route.destination = Ipv4Net::new(destination, header.destination_prefix_length).ok()?;
+    Some(route)
+}
+
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    if message.header.family != AddressFamily::Inet || !has_mac(message.header.state) {
+        return None;
+    }
+    Some(Neighbour {
+        link: message.header.ifindex,
+        address: destination(message)?,
+        mac: link_layer(message)?,
+    })
+}
+
+/// Link and address of a neighbour entry in whatever state.
+pub(super) fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, Ipv4Addr)> {
+    (message.header.family == AddressFamily::Inet).then_some(())?;
+    Some((message.header.ifindex, destination(message)?))
+}
+
+pub(super) fn fdb_entry(message: &NeighbourMessage) -> Option<FdbEntry> {
+    // Permanent entries are the addresses of the bridge and its ports themselves.
+    if message.header.family != AddressFamily::Bridge || message.header.state == NeighbourState::Permanent {
+        return None;
+    }
+    let bridge = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Controller(index) => Some(*index),
+        _ => None,
+    })?;
+    Some(FdbEntry {
+        bridge,
+        mac: link_layer(message)?,
+        port: message.header.ifindex,
+    })
+}
+
+fn has_mac(state: NeighbourState) -> bool {
+    use NeighbourState::{Delay, Permanent, Probe, Reachable, Stale};
+    matches!(state, Reachable | Stale | Delay | Probe | Permanent)
+}
+
+fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })
+}
+
+fn link_layer(message: &NeighbourMessage) -> Option<Mac> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => mac(bytes),
+        _ => None,
+    })
+}
+
+fn mac(bytes: &[u8]) -> Option<Mac> {
+    bytes.try_into().ok().map(Mac)
+}
