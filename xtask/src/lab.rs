@@ -33,7 +33,7 @@ pub use self::{
     namespace::{Namespace, Running},
     numbered::{Numbered, NumberedReport},
     stream::{Transfer, iperf3, transfer},
-    sweep::{leaks, sweep},
+    sweep::{leaks, orphans, sweep},
 };
 
 mod agent;
@@ -58,13 +58,19 @@ pub struct Options {
     pub wire_like: bool,
     /// `rp_filter` of the hosts: 0 off, 1 strict, 2 loose.
     pub rp_filter: u8,
-    /// The lab and its processes stay when this process ends.
+    /// Processes of the lab may outlive this one; [`Lab::keep`] then leaves it all in place.
     pub keep: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hosts: 2, mtu: 1500, wire_like: false, rp_filter: 0, keep: false }
+        Self {
+            hosts: 2,
+            mtu: 1500,
+            wire_like: false,
+            rp_filter: 0,
+            keep: false,
+        }
     }
 }
 
@@ -75,6 +81,7 @@ pub struct Lab {
     options: Options,
     switch: Namespace,
     hosts: Vec<Host>,
+    kept: bool,
 }
 
 impl Lab {
@@ -84,17 +91,28 @@ impl Lab {
         if !Uid::effective().is_root() {
             bail!("network namespaces take root: run this as root");
         }
-        let name = format!("ov{}n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "ov{}n{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         sweep::on_signals(&name)?;
         let folder = folder_of(&name);
         let switch = Namespace::named(&name, "switch", !options.keep);
-        let mut lab = Self { name, options, switch, hosts: Vec::new() };
+        let mut lab = Self {
+            name,
+            options,
+            switch,
+            hosts: Vec::new(),
+            kept: false,
+        };
         fs::create_dir_all(folder.join("bpf"))?;
         sh(&format!("mount -t bpf bpf {}", folder.join("bpf").display()))?;
         lab.switch.create()?;
         lab.switch.ip("link add br0 type bridge")?;
         lab.switch.ip("address add 10.99.0.254/24 dev br0")?;
-        lab.switch.ip(&format!("link set br0 mtu {} up", lab.options.mtu))?;
+        lab.switch
+            .ip(&format!("link set br0 mtu {} up", lab.options.mtu))?;
         for number in 1..=lab.options.hosts {
             let host = Host::new(&lab.name, number, &lab.options, &lab.switch)?;
             lab.hosts.push(host);
@@ -125,6 +143,11 @@ impl Lab {
         &self.name
     }
 
+    /// Leaves everything in place, for `cargo xtask lab down` to remove. Takes [`Options::keep`].
+    pub fn keep(mut self) {
+        self.kept = self.options.keep;
+    }
+
     /// A folder that goes with the lab.
     pub fn folder(&self) -> PathBuf {
         folder_of(&self.name)
@@ -134,7 +157,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         sweep::forget(&self.name);
-        if self.options.keep {
+        if self.kept {
             return;
         }
         if let Err(error) = sweep(&self.name) {

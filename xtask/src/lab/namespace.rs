@@ -30,7 +30,11 @@ pub struct Namespace {
 
 impl Namespace {
     pub(super) fn named(lab: &str, part: &str, dies_with_us: bool) -> Self {
-        Self { lab: lab.to_owned(), name: format!("{lab}-{part}"), dies_with_us }
+        Self {
+            lab: lab.to_owned(),
+            name: format!("{lab}-{part}"),
+            dies_with_us,
+        }
     }
 
     pub(super) fn create(&self) -> Result<()> {
@@ -95,10 +99,7 @@ impl Namespace {
     }
 
     /// Runs `work` in here and waits for it.
-    pub fn enter<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+    pub fn enter<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         join(self.thread(work))
     }
 

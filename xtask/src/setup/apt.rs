@@ -29,12 +29,21 @@ pub(super) fn unpack(packages: &[&str], folder: &Path, progress: &Progress) -> R
     }
     refresh(packages, progress)?;
     let all: Vec<_> = with_libraries(packages)?.into_iter().collect();
-    progress.say(&format!("unpacking into {} (installs nothing): {}", folder.display(), all.join(" ")));
+    progress.say(&format!(
+        "unpacking into {} (installs nothing): {}",
+        folder.display(),
+        all.join(" ")
+    ));
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let archives = tempfile::tempdir_in(folder).context("create a folder for the archives")?;
     quietly(apt_get().arg("download").args(&all).current_dir(archives.path()))?;
     for archive in fs::read_dir(archives.path())? {
-        quietly(Command::new("dpkg-deb").arg("-x").arg(archive?.path()).arg(folder))?;
+        quietly(
+            Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(archive?.path())
+                .arg(folder),
+        )?;
     }
     Ok(())
 }
@@ -63,7 +72,10 @@ fn refresh(packages: &[&str], progress: &Progress) -> Result<()> {
         return Ok(());
     }
     if !is_root() {
-        bail!("apt does not know all of {}: run `apt-get update` as root", packages.join(" "));
+        bail!(
+            "apt does not know all of {}: run `apt-get update` as root",
+            packages.join(" ")
+        );
     }
     progress.say("fetching apt's package lists");
     quietly(apt_get().arg("update"))?;
@@ -103,7 +115,9 @@ fn first_choices(listing: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut alternative = false;
     for line in listing.lines() {
-        let Some((kind, name)) = line.trim().split_once("Depends: ") else { continue };
+        let Some((kind, name)) = line.trim().split_once("Depends: ") else {
+            continue;
+        };
         if !alternative && !name.starts_with('<') && !kind.contains("Pre") {
             names.push(name.to_owned());
         }
@@ -113,8 +127,11 @@ fn first_choices(listing: &str) -> Vec<String> {
 }
 
 fn is_installed(package: &str) -> bool {
-    command::run("dpkg-query", ["--show", "--showformat=${db:Status-Status}", package])
-        .is_ok_and(|status| status.contains("installed") && !status.contains("not-installed"))
+    command::run(
+        "dpkg-query",
+        ["--show", "--showformat=${db:Status-Status}", package],
+    )
+    .is_ok_and(|status| status.contains("installed") && !status.contains("not-installed"))
 }
 
 #[cfg(test)]
@@ -125,6 +142,9 @@ mod tests {
     fn of_alternatives_the_first_is_taken_and_virtual_packages_are_skipped() {
         let listing = "rustc-web\n  Depends: libc6\n |Depends: libfoo1\n |Depends: libfoo2\n  Depends: libfoo3\n  \
                        Depends: <libvirtual>\n  Depends: libstd-rust-web-1.96\n  PreDepends: dpkg\n";
-        assert_eq!(first_choices(listing), ["libc6", "libfoo1", "libstd-rust-web-1.96"]);
+        assert_eq!(
+            first_choices(listing),
+            ["libc6", "libfoo1", "libstd-rust-web-1.96"]
+        );
     }
 }
