@@ -69,7 +69,7 @@ pub(crate) fn demo(options: &Options) -> Result<()> {
 }
 
 fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Result<()> {
-    let hosts = populate(lab, overlay, options.store)?;
+    let mut hosts = populate(lab, overlay, options.store)?;
     step("pings from every container to every other");
     ping_matrix(&hosts)?;
     step("one TCP stream of two seconds from the first host to the last");
@@ -81,6 +81,11 @@ fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Re
     carried(&hosts, overlay)?;
     step(&format!("`overlay status` of {}", first.host.name()));
     println!("{}", first.host.overlay(overlay, &["status"])?.trim_end());
+    for Populated { host, agent, .. } in &mut hosts {
+        if let Some(status) = agent.status()? {
+            bail!("the agent of {} did not last: {status}", host.name());
+        }
+    }
     Ok(())
 }
 

@@ -210,6 +210,13 @@ impl Capture {
 
     /// Ends the capture and returns its file.
     pub fn finish(mut self) -> Result<PathBuf> {
+        // A signalled tcpdump leaves in the kernel what it has not read yet: let it become idle first.
+        let mut written = 0;
+        wait_until("an idle tcpdump", Duration::from_secs(10), || {
+            std::thread::sleep(Duration::from_millis(200));
+            let before = std::mem::replace(&mut written, fs::metadata(&self.file)?.len());
+            Ok(before == written)
+        })?;
         self.tcpdump.signal(Signal::SIGINT)?;
         self.tcpdump.wait(Duration::from_secs(10))?;
         Ok(self.file.clone())

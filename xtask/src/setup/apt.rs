@@ -68,7 +68,7 @@ fn apt_get() -> Command {
 
 /// Fetches the package lists, once, if apt does not know one of `packages`.
 fn refresh(packages: &[&str], progress: &Progress) -> Result<()> {
-    if packages.iter().all(|package| is_known(package)) {
+    if unknown(packages)?.is_empty() {
         return Ok(());
     }
     if !is_root() {
@@ -79,33 +79,68 @@ fn refresh(packages: &[&str], progress: &Progress) -> Result<()> {
     }
     progress.say("fetching apt's package lists");
     quietly(apt_get().arg("update"))?;
-    match packages.iter().find(|package| !is_known(package)) {
-        Some(package) => bail!("apt knows no package {package}, not even after `apt-get update`"),
-        None => Ok(()),
+    let unknown = unknown(packages)?;
+    if !unknown.is_empty() {
+        bail!(
+            "apt has no {}, not even after `apt-get update`",
+            unknown.join(", ")
+        );
     }
+    Ok(())
 }
 
-/// Whether apt could install `package` now.
-fn is_known(package: &str) -> bool {
-    command::run("apt-cache", ["policy", package])
-        .is_ok_and(|answer| answer.contains("Candidate:") && !answer.contains("Candidate: (none)"))
+/// Those of `packages` that apt could not install.
+fn unknown<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
+    let answer = command::run("apt-cache", [&["policy"], packages].concat())?;
+    let known = installable(&answer);
+    Ok(packages
+        .iter()
+        .copied()
+        .filter(|package| !known.contains(package))
+        .collect())
+}
+
+/// Names of the packages that `apt-cache policy` lists with a candidate.
+fn installable(listing: &str) -> BTreeSet<&str> {
+    let mut names = BTreeSet::new();
+    let mut current = "";
+    for line in listing.lines() {
+        if !line.starts_with(' ') {
+            current = line.trim_end_matches(':');
+        } else if line
+            .trim()
+            .strip_prefix("Candidate: ")
+            .is_some_and(|candidate| candidate != "(none)")
+        {
+            names.insert(current);
+        }
+    }
+    names
 }
 
 /// `packages` and all libraries below them that are not installed. Versions in names (libgit2-1.5, libllvm22) thus
 /// follow the distribution.
 fn with_libraries(packages: &[&str]) -> Result<BTreeSet<String>> {
+    let installed = command::run(
+        "dpkg-query",
+        ["--show", "--showformat=${db:Status-Abbrev} ${Package}\n"],
+    )?;
+    let installed: BTreeSet<_> = installed
+        .lines()
+        .filter_map(|line| line.strip_prefix("ii "))
+        .map(str::trim)
+        .collect();
     let mut wanted = BTreeSet::new();
-    let mut open: Vec<String> = packages.iter().map(ToString::to_string).collect();
-    while let Some(package) = open.pop() {
-        if !wanted.insert(package.clone()) {
-            continue;
-        }
-        let libraries = first_choices(&command::run("apt-cache", ["depends", "--important", &package])?);
-        open.extend(
-            libraries
-                .into_iter()
-                .filter(|name| name.starts_with("lib") && !is_installed(name)),
-        );
+    let mut open: BTreeSet<String> = packages.iter().map(ToString::to_string).collect();
+    while !open.is_empty() {
+        let mut ask = vec!["depends".to_owned(), "--important".to_owned()];
+        ask.extend(open.iter().cloned());
+        wanted.append(&mut open);
+        open = first_choices(&command::run("apt-cache", ask)?)
+            .into_iter()
+            .filter(|name| name.starts_with("lib"))
+            .filter(|name| !wanted.contains(name) && !installed.contains(name.as_str()))
+            .collect();
     }
     Ok(wanted)
 }
@@ -126,17 +161,16 @@ fn first_choices(listing: &str) -> Vec<String> {
     names
 }
 
-fn is_installed(package: &str) -> bool {
-    command::run(
-        "dpkg-query",
-        ["--show", "--showformat=${db:Status-Status}", package],
-    )
-    .is_ok_and(|status| status.contains("installed") && !status.contains("not-installed"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_package_without_a_candidate_is_not_installable() {
+        let listing = "gcc:\n  Installed: (none)\n  Candidate: 4:12.2.0-3\n  Version table:\n\
+                       rustc-gone:\n  Installed: 1.2\n  Candidate: (none)\n";
+        assert_eq!(installable(listing), BTreeSet::from(["gcc"]));
+    }
 
     #[test]
     fn of_alternatives_the_first_is_taken_and_virtual_packages_are_skipped() {

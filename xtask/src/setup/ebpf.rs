@@ -56,25 +56,22 @@ pub(super) fn provide(progress: &Progress) -> Result<()> {
     install_linker(&kept, Some(llvm))
 }
 
-/// clippy for the BPF target, if the toolchain that is in use has it: the command, and its remaining arguments follow.
+/// `clippy` for the BPF target, if the toolchain in use brings it; further arguments may follow.
 pub fn clippy() -> Option<Command> {
-    let kept = project::ebpf_toolchain();
-    let usr = kept.join("usr");
-    if !usr.join("bin/cargo-clippy").exists() {
+    let usr = project::ebpf_toolchain().join("usr");
+    // Not `cargo clippy`: any cargo looks for its subcommands among the user's own first.
+    let program = usr.join("bin/cargo-clippy");
+    if !program.exists() {
         return None;
     }
-    let mut clippy = Command::new(usr.join("bin/cargo"));
+    let mut clippy = Command::new(program);
     clippy
-        .env(
-            "PATH",
-            format!("{}/bin:{}/bin:/usr/bin:/bin", kept.display(), usr.display()),
-        )
+        .arg("clippy")
+        .env("CARGO", usr.join("bin/cargo"))
+        .env("RUSTC", usr.join("bin/rustc"))
         .env("LD_LIBRARY_PATH", usr.join("lib/x86_64-linux-gnu"))
+        // The one unstable feature that aya-ebpf asks for, as in overlay-user's build script.
         .env("RUSTC_BOOTSTRAP", "aya_ebpf");
-    // cargo tells its children which cargo, rustc and toolchain it is: those are the host's, not these.
-    for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER"] {
-        clippy.env_remove(name);
-    }
     Some(clippy)
 }
 
