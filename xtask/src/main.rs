@@ -1,2 +1,53 @@
 //! `cargo xtask`: what cargo cannot do.
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod ci;
+mod demo;
+mod play;
+mod run;
+mod test;
+
+/// What cargo cannot do: set-up, demo, tests, hosts to play with.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Brings in what the project needs beyond cargo; says what and why, removes nothing.
+    Setup,
+    /// Containers on several hosts talk through the overlay; checks what it shows, and cleans up.
+    Demo(demo::Options),
+    /// Runs the tests, from units to whole hosts.
+    Test(test::Options),
+    /// Hosts to play with.
+    #[command(subcommand)]
+    Lab(play::Command),
+    /// Builds the agent and starts it on this machine with the given arguments.
+    Run(run::Options),
+    /// What CI runs: format, lints, all tests.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Setup => xtask::setup::setup(),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Test(options) => test::test(&options),
+        Command::Lab(command) => play::play(&command),
+        Command::Run(options) => run::run(&options),
+        Command::Ci => ci::ci(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! `cargo xtask ci`: exactly what CI runs.
+use anyhow::{Context as _, Result};
+use xtask::{
+    command::pass_through,
+    project::{cargo, root, target},
+    setup::{self, ebpf},
+};
+
+use crate::test;
+
+pub(crate) fn ci() -> Result<()> {
+    setup::setup()?;
+    pass_through(&mut cargo(&["fmt", "--check"])).context("run `cargo fmt`")?;
+    pass_through(&mut cargo(&[
+        "clippy",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ]))?;
+    clippy_of_programs()?;
+    test::test(&test::Options::default())
+}
+
+/// The kernel programs are an empty library for the host; their lints need clippy for the BPF target.
+fn clippy_of_programs() -> Result<()> {
+    let Some(mut clippy) = ebpf::clippy() else {
+        println!("no lints of the kernel programs: the eBPF toolchain in use brings no clippy for BPF");
+        return Ok(());
+    };
+    clippy
+        .current_dir(root())
+        .env("CARGO_TARGET_DIR", target().join("ebpf-clippy"))
+        // What aya-build passes too: which machine's register layouts the programs see.
+        .env(
+            "RUSTFLAGS",
+            format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+        )
+        .args([
+            "clippy",
+            "--package",
+            "overlay-ebpf",
+            "--target",
+            "bpfel-unknown-none",
+        ])
+        .args(["--", "--deny", "warnings"]);
+    pass_through(&mut clippy)
+}

@@ -1,0 +1,257 @@
+//! A host of the lab: its link to the underlay, its bridge, its folders, its containers.
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+
+use super::{Container, Namespace, Options, Running, folder_of, wait_until};
+use crate::command;
+
+/// A handle on one host. Reaches its underlay through `eth0`; its containers hang on `br0`.
+#[derive(Clone, Debug)]
+pub struct Host {
+    number: u8,
+    namespace: Namespace,
+    folder: PathBuf,
+    keep: bool,
+}
+
+impl Host {
+    pub(super) fn new(lab: &str, number: u8, options: &Options, switch: &Namespace) -> Result<Self> {
+        let name = format!("h{number}");
+        let host = Self {
+            number,
+            namespace: Namespace::named(lab, &name, !options.keep),
+            folder: folder_of(lab).join(&name),
+            keep: options.keep,
+        };
+        fs::create_dir_all(&host.folder)?;
+        // The agent makes what it needs below; the root itself must be there.
+        fs::create_dir_all(host.bpf_root())?;
+        host.namespace.create()?;
+        let (mtu, inside) = (options.mtu, host.namespace.name());
+        // Both ends are born where they belong: nothing ever shows in the machine's own namespace.
+        switch.ip(&format!(
+            "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"
+        ))?;
+        switch.ip(&format!("link set {name} master br0 up"))?;
+        host.namespace
+            .ip(&format!("address add {}/24 dev eth0", host.address()))?;
+        host.namespace.ip("link set eth0 up")?;
+        if options.wire_like {
+            for (namespace, link) in [(switch, name.as_str()), (&host.namespace, "eth0")] {
+                namespace.exec(&format!("ethtool -K {link} tso off gso off tx off gro on"))?;
+            }
+        }
+        host.namespace.sysctl("ipv4/ip_forward", "1")?;
+        for which in ["all", "default", "eth0"] {
+            host.namespace.sysctl(
+                &format!("ipv4/conf/{which}/rp_filter"),
+                &options.rp_filter.to_string(),
+            )?;
+        }
+        Ok(host)
+    }
+
+    /// Its name in messages and files: `h1`.
+    pub fn name(&self) -> String {
+        format!("h{}", self.number)
+    }
+
+    /// Its address on the underlay.
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 99, 0, self.number)
+    }
+
+    /// Its network namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// A folder of its own that goes with the lab.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its part of the lab's bpffs, for `--bpf-root`.
+    pub fn bpf_root(&self) -> PathBuf {
+        folder_of(self.namespace.lab()).join("bpf").join(self.name())
+    }
+
+    /// Whether the lab outlives this process.
+    pub(super) fn keep(&self) -> bool {
+        self.keep
+    }
+
+    /// Runs a command on the host; space-separated, no shell.
+    pub fn exec(&self, line: &str) -> Result<String> {
+        self.namespace.exec(line)
+    }
+
+    /// Starts a command on the host.
+    pub fn spawn(&self, line: &str) -> Result<Running> {
+        self.namespace.spawn(line)
+    }
+
+    /// Sets the MTU of the host's underlay device, in bytes.
+    pub fn set_mtu(&self, mtu: u32) -> Result<()> {
+        self.namespace.ip(&format!("link set eth0 mtu {mtu}"))
+    }
+
+    /// MTU of the host's underlay device, in bytes.
+    pub fn mtu(&self) -> Result<u32> {
+        let link = self.exec("ip -o link show dev eth0")?;
+        let mut words = link.split_whitespace().skip_while(|word| *word != "mtu");
+        words
+            .nth(1)
+            .with_context(|| format!("no mtu in {link}"))?
+            .parse()
+            .context("an mtu that is no number")
+    }
+
+    /// Makes `br0` with the first address of `subnet` (`10.244.1.0/24`), as Docker's and CNI's bridges have it.
+    pub fn add_bridge(&self, subnet: &str, mtu: u32) -> Result<()> {
+        let (gateway, length) = (address_in(subnet, 1)?, length_of(subnet)?);
+        self.namespace.ip("link add br0 type bridge")?;
+        self.namespace
+            .ip(&format!("address add {gateway}/{length} dev br0"))?;
+        self.namespace.ip(&format!("link set br0 mtu {mtu} up"))
+    }
+
+    /// Makes a container on `br0`: its address is number `last` of the bridge's subnet, its default route the bridge.
+    pub fn add_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
+        let address = address_in(subnet, last)?;
+        let namespace = Namespace::named(
+            self.namespace.lab(),
+            &format!("{}-{name}", self.name()),
+            !self.keep,
+        );
+        namespace.create()?;
+        let (inside, port) = (namespace.name(), format!("v{name}"));
+        self.namespace.ip(&format!(
+            "link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"
+        ))?;
+        self.namespace.ip(&format!("link set {port} master br0 up"))?;
+        namespace.ip(&format!("address add {address}/{} dev eth0", length_of(subnet)?))?;
+        namespace.ip("link set eth0 up")?;
+        namespace.ip(&format!("route add default via {}", address_in(subnet, 1)?))?;
+        Ok(Container::new(namespace, address, port))
+    }
+
+    /// Captures what passes `interface` and matches `filter` into a file of the host's folder, until it is finished.
+    pub fn capture(&self, interface: &str, filter: &str) -> Result<Capture> {
+        Capture::start(&self.namespace, &self.folder, interface, filter)
+    }
+
+    /// Asks a web server on the host: `GET path` from 127.0.0.1:`port`; status code and body.
+    pub fn http_get(&self, port: u16, path: &str) -> Result<(u16, String)> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        self.namespace.enter(move || {
+            use std::io::{Read as _, Write as _};
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+            let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+            Ok((code.context("an answer without a status code")?, body.to_owned()))
+        })
+    }
+}
+
+/// A running tcpdump.
+#[derive(Debug)]
+pub struct Capture {
+    tcpdump: Running,
+    file: PathBuf,
+}
+
+impl Capture {
+    fn start(namespace: &Namespace, folder: &Path, interface: &str, filter: &str) -> Result<Self> {
+        let file = tempfile::Builder::new()
+            .prefix(interface)
+            .suffix(".pcap")
+            .tempfile_in(folder)?
+            .into_temp_path()
+            .keep()?;
+        let log = file.with_extension("log");
+        let path = file.display().to_string();
+        let mut command: Command = namespace.command(&[
+            "tcpdump",
+            "--immediate-mode",
+            "-U",
+            "-Z",
+            "root",
+            "-i",
+            interface,
+            "-w",
+            &path,
+            filter,
+        ])?;
+        command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
+        let tcpdump = Running::start(&mut command)?;
+        let mut capture = Self { tcpdump, file };
+        wait_until("tcpdump", Duration::from_secs(10), || {
+            let said = fs::read_to_string(&log)?;
+            if let Some(status) = capture.tcpdump.status()? {
+                bail!("tcpdump ended with {status}: {said}");
+            }
+            Ok(said.contains("listening on"))
+        })?;
+        Ok(capture)
+    }
+
+    /// Ends the capture and returns its file.
+    pub fn finish(mut self) -> Result<PathBuf> {
+        // A signalled tcpdump leaves in the kernel what it has not read yet: let it become idle first.
+        let mut written = 0;
+        wait_until("an idle tcpdump", Duration::from_secs(10), || {
+            std::thread::sleep(Duration::from_millis(200));
+            let before = std::mem::replace(&mut written, fs::metadata(&self.file)?.len());
+            Ok(before == written)
+        })?;
+        self.tcpdump.signal(Signal::SIGINT)?;
+        self.tcpdump.wait(Duration::from_secs(10))?;
+        Ok(self.file.clone())
+    }
+
+    /// Ends the capture and returns its packets as tcpdump prints them: numeric, verbose, with checksums judged.
+    pub fn lines(self) -> Result<Vec<String>> {
+        let file = self.finish()?.display().to_string();
+        let text = command::run("tcpdump", ["-nn", "-vv", "-r", &file])?;
+        // A packet begins with the time; what it carries follows on lines of its own.
+        let mut packets: Vec<String> = Vec::new();
+        for line in text.lines() {
+            match packets.last_mut() {
+                Some(packet) if !line.starts_with(|first: char| first.is_ascii_digit()) => {
+                    packet.push_str(&format!(" {}", line.trim_start()));
+                }
+                _ => packets.push(line.to_owned()),
+            }
+        }
+        Ok(packets)
+    }
+}
+
+/// Address number `last` of `subnet`.
+pub(super) fn address_in(subnet: &str, last: u8) -> Result<Ipv4Addr> {
+    let (base, _) = subnet
+        .split_once('/')
+        .with_context(|| format!("{subnet} is no subnet like 10.244.1.0/24"))?;
+    let base: Ipv4Addr = base.parse().with_context(|| format!("the subnet {subnet}"))?;
+    Ok(Ipv4Addr::from(u32::from(base) + u32::from(last)))
+}
+
+fn length_of(subnet: &str) -> Result<u8> {
+    let (_, length) = subnet
+        .split_once('/')
+        .with_context(|| format!("{subnet} has no prefix length"))?;
+    length.parse().with_context(|| format!("the subnet {subnet}"))
+}

@@ -1,0 +1,207 @@
+//! Cleaning up after a lab by its name alone: on drop, on Ctrl-C, and for processes that were killed.
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    sync::{
+        Mutex, Once, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
+
+use super::{folder_of, namespace::MARK};
+use crate::command::sh;
+
+/// Ends every process of the lab `name` and removes its namespaces, pins and folder. Removing what is gone is no error.
+pub fn sweep(name: &str) -> Result<()> {
+    // A process may be starting while we look: look until nothing is left.
+    for _ in 0..50 {
+        let left = Leftovers::of(name);
+        if left.is_empty() {
+            return Ok(());
+        }
+        for pid in &left.processes {
+            // ESRCH: it ended by itself meanwhile.
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        for namespace in &left.namespaces {
+            let _ = sh(&format!("ip netns delete {namespace}"));
+        }
+        for mount in &left.mounts {
+            let _ = sh(&format!("umount --lazy {mount}"));
+        }
+        // Never below a mount: its pins may be somebody's.
+        if left.mounts.is_empty() && left.folder {
+            let _ = fs::remove_dir_all(folder_of(name));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    bail!(
+        "lab {name} does not go away: {}",
+        Leftovers::of(name).list().join(", ")
+    )
+}
+
+/// What labs left behind whose process is gone: namespaces, mounts (hence pins), folders and processes. With `name`,
+/// what there is of that lab.
+pub fn leaks(name: Option<&str>) -> Vec<String> {
+    match name {
+        Some(name) => Leftovers::of(name).list(),
+        None => orphans()
+            .iter()
+            .flat_map(|name| Leftovers::of(name).list())
+            .collect(),
+    }
+}
+
+/// Names of the labs whose process is gone: kept on purpose, or killed.
+pub fn orphans() -> Vec<String> {
+    let folders = names_in("/tmp").chain(names_in("/run/netns").filter_map(|name| {
+        let (lab, _) = name.split_once('-')?;
+        Some(lab.to_owned())
+    }));
+    let labs: BTreeSet<String> = folders
+        .filter(|name| owner(name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()))
+        .collect();
+    labs.into_iter().collect()
+}
+
+/// The process id in `ov<pid>n<count>`.
+fn owner(name: &str) -> Option<u32> {
+    let (pid, count) = name.strip_prefix("ov")?.split_once('n')?;
+    count.parse::<u32>().ok()?;
+    pid.parse().ok()
+}
+
+struct Leftovers {
+    processes: Vec<i32>,
+    namespaces: Vec<String>,
+    mounts: Vec<String>,
+    folder: bool,
+}
+
+impl Leftovers {
+    fn of(lab: &str) -> Self {
+        let folder = folder_of(lab);
+        let mark = format!("{MARK}={lab}");
+        Self {
+            processes: names_in("/proc")
+                .filter_map(|name| name.parse().ok())
+                .filter(|pid| carries(*pid, &mark))
+                .collect(),
+            namespaces: names_in("/run/netns")
+                .filter(|name| name.starts_with(&format!("{lab}-")))
+                .collect(),
+            mounts: fs::read_to_string("/proc/self/mounts")
+                .unwrap_or_default()
+                .lines()
+                .filter_map(|line| line.split(' ').nth(1))
+                .filter(|path| Path::new(path).starts_with(&folder))
+                .map(str::to_owned)
+                .collect(),
+            folder: folder.exists(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.list().is_empty()
+    }
+
+    fn list(&self) -> Vec<String> {
+        let mut list: Vec<_> = self
+            .processes
+            .iter()
+            .map(|pid| format!("process {pid}"))
+            .collect();
+        list.extend(self.namespaces.iter().map(|name| format!("namespace {name}")));
+        list.extend(self.mounts.iter().map(|path| format!("mount {path}")));
+        if self.folder {
+            list.push("its folder in /tmp".to_owned());
+        }
+        list
+    }
+}
+
+fn names_in(folder: &str) -> impl Iterator<Item = String> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+/// Whether a process was started by the lab. A zombie has no environment any more.
+fn carries(pid: i32, mark: &str) -> bool {
+    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
+        environment
+            .split(|byte| *byte == 0)
+            .any(|entry| entry == mark.as_bytes())
+    })
+}
+
+static LIVE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on, Ctrl-C, SIGTERM and their like sweep the lab `name` before the process ends.
+pub(super) fn on_signals(name: &str) -> Result<()> {
+    static HANDLER: Once = Once::new();
+    live().push(name.to_owned());
+    let mut outcome = Ok(());
+    HANDLER.call_once(|| {
+        outcome = Signals::new(TERM_SIGNALS)
+            .context("watch for signals")
+            .map(|mut signals| {
+                thread::spawn(move || {
+                    let signal = signals.forever().next().unwrap_or_default();
+                    INTERRUPTED.store(true, Ordering::SeqCst);
+                    eprintln!("interrupted: cleaning up");
+                    for name in live().iter() {
+                        if let Err(error) = sweep(name) {
+                            eprintln!("{error:#}");
+                        }
+                    }
+                    std::process::exit(128 + signal);
+                });
+            });
+    });
+    outcome
+}
+
+/// The lab `name` is gone or to be kept.
+pub(super) fn forget(name: &str) {
+    live().retain(|live| live != name);
+}
+
+/// Fails once a signal has come: what is being torn down must not be built on.
+pub(super) fn check_interrupted() -> Result<()> {
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+fn live() -> std::sync::MutexGuard<'static, Vec<String>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_labs_have_an_owner() {
+        assert_eq!(owner("ov4711n0"), Some(4711));
+        for name in ["ov4711", "over9n1", "ovn1", "ov1n", "x4711n0", "ov4711n0-h1"] {
+            assert_eq!(owner(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! `cargo xtask lab`: hosts to play with, until they are taken down.
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use xtask::{
+    lab::{self, Lab},
+    setup,
+};
+
+use crate::demo;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Makes hosts with agents and containers, and says how to enter them.
+    Up(Up),
+    /// Removes what `lab up` and `demo --keep` made, and what a killed test left.
+    Down,
+}
+
+#[derive(Args)]
+pub(crate) struct Up {
+    /// How many hosts.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=100))]
+    hosts: u8,
+}
+
+pub(crate) fn play(command: &Command) -> Result<()> {
+    match command {
+        Command::Up(up) => {
+            setup::setup()?;
+            let overlay = xtask::project::build_overlay()?;
+            let lab = Lab::new(lab::Options {
+                hosts: up.hosts,
+                keep: true,
+                ..lab::Options::default()
+            })?;
+            let _hosts = demo::populate(&lab, &overlay, demo::Store::Dir)?;
+            println!("{}", demo::how_to_enter(&lab));
+            lab.keep();
+            Ok(())
+        }
+        Command::Down => down(),
+    }
+}
+
+fn down() -> Result<()> {
+    let labs = lab::orphans();
+    if labs.is_empty() {
+        println!("there is no lab");
+    }
+    let mut failed = Vec::new();
+    for name in labs {
+        match lab::sweep(&name) {
+            Ok(()) => println!("removed lab {name}"),
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{}", failed.join("; "));
+    }
+    Ok(())
+}

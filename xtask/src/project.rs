@@ -1,0 +1,40 @@
+//! Where things are in the project, and cargo as the project calls it.
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+
+use crate::command;
+
+/// The workspace's folder.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// Where the eBPF toolchain is kept when it is the project's own; overlay-user's build script looks at the same place.
+pub fn ebpf_toolchain() -> PathBuf {
+    env::var_os("OVERLAY_EBPF_TOOLCHAIN").map_or_else(|| root().join("target/ebpf-toolchain"), PathBuf::from)
+}
+
+/// The cargo that runs this program, in the workspace's folder.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(args);
+    cargo
+}
+
+/// Builds the `overlay` binary, optimised, and returns its path.
+pub fn build_overlay() -> Result<PathBuf> {
+    command::pass_through(&mut cargo(&["build", "--release", "--package", "overlay-user"]))?;
+    Ok(target().join("release/overlay"))
+}

@@ -1,0 +1,24 @@
+//! `cargo xtask run`: builds the agent and starts it on this machine.
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use xtask::{project, setup};
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Arguments of `overlay agent`, after `--`.
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::setup()?;
+    let overlay = project::build_overlay()?;
+    // The agent takes this process's place, so that it gets the signals.
+    let error = Command::new(&overlay)
+        .arg("agent")
+        .args(&options.arguments)
+        .exec();
+    Err(error).with_context(|| format!("start {}", overlay.display()))
+}

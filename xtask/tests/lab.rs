@@ -1,0 +1,215 @@
+//! The lab itself, with the kernel's own VXLAN devices on both sides: if this fails, no other host test means anything.
+//! Needs root.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic like the tests")]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use xtask::lab::{
+    Container, ForeignVxlan, Lab, Numbered, Options, PingOptions, iperf3, latency, leaks, orphans, sweep,
+    transfer,
+};
+
+const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
+const MTU: u32 = 1450;
+
+/// Two hosts with the kernel's VXLAN device, one container each.
+fn two_foreign_hosts(options: Options) -> (Lab, [Container; 2], [ForeignVxlan; 2]) {
+    let lab = Lab::new(options).unwrap();
+    let devices = [0, 1].map(|i| ForeignVxlan::new(lab.host(i), SUBNETS[i], 1, 8472).unwrap());
+    let containers = [0, 1].map(|i| {
+        lab.host(i).add_bridge(SUBNETS[i], MTU).unwrap();
+        lab.host(i).add_container("a", SUBNETS[i], 2, MTU).unwrap()
+    });
+    for (own, peer) in [(0, 1), (1, 0)] {
+        devices[own]
+            .put_peer(SUBNETS[peer], devices[peer].mac(), lab.host(peer).address())
+            .unwrap();
+    }
+    (lab, containers, devices)
+}
+
+fn df(payload: u32) -> PingOptions {
+    PingOptions {
+        count: 1,
+        size: payload,
+        df: true,
+        ..PingOptions::default()
+    }
+}
+
+#[test]
+fn foreign_hosts_talk_up_to_the_exact_mtu() {
+    let (_lab, [a, b], _) = two_foreign_hosts(Options::default());
+    assert!(a.ping(b.address(), PingOptions::default()).unwrap().complete());
+    assert!(a.ping(b.address(), df(MTU - 28)).unwrap().complete());
+    let beyond = a.ping(b.address(), df(MTU - 27)).unwrap();
+    assert_eq!(beyond.received, 0, "{}", beyond.output);
+}
+
+#[test]
+fn a_transfer_is_whole_with_either_kind_of_underlay() {
+    for wire_like in [false, true] {
+        let (_lab, [a, b], _) = two_foreign_hosts(Options {
+            wire_like,
+            ..Options::default()
+        });
+        let done = transfer(&a, &b, 100 << 20).unwrap();
+        assert_eq!(done.bytes, 100 << 20);
+    }
+}
+
+#[test]
+fn without_a_path_nothing_arrives_and_everything_ends() {
+    let (lab, [a, b], devices) = two_foreign_hosts(Options::default());
+    // The MAC address of nobody: the other host's stack discards every frame.
+    devices[0]
+        .put_peer(SUBNETS[1], "02:00:00:00:00:99", lab.host(1).address())
+        .unwrap();
+    assert_eq!(a.ping(b.address(), df(56)).unwrap().received, 0);
+    assert!(latency(&a, &b, 10).is_err());
+    let stream = Numbered::start(&a, &b, 1000).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    let report = stream.finish().unwrap();
+    assert!(report.sent > 100 && report.lost == report.sent, "{report:?}");
+}
+
+#[test]
+fn numbered_packets_all_arrive_at_the_rate_asked_for() {
+    let (lab, [a, b], devices) = two_foreign_hosts(Options::default());
+    let stream = Numbered::start(&a, &b, 20_000).unwrap();
+    thread::sleep(Duration::from_secs(2));
+    let report = stream.finish().unwrap();
+    assert!(report.rate > 15_000, "{report:?}");
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+
+    // And a gap is seen as one.
+    let stream = Numbered::start(&a, &b, 5_000).unwrap();
+    thread::sleep(Duration::from_millis(200));
+    devices[0]
+        .put_peer(SUBNETS[1], "02:00:00:00:00:99", lab.host(1).address())
+        .unwrap();
+    thread::sleep(Duration::from_millis(200));
+    devices[0]
+        .put_peer(SUBNETS[1], devices[1].mac(), lab.host(1).address())
+        .unwrap();
+    thread::sleep(Duration::from_millis(200));
+    let report = stream.finish().unwrap();
+    assert!(report.lost > 500 && report.received > 500, "{report:?}");
+    assert!(report.longest_gap > Duration::from_millis(150), "{report:?}");
+}
+
+#[test]
+fn figures_are_plausible() {
+    let (_lab, [a, b], _) = two_foreign_hosts(Options::default());
+    assert!(iperf3(&a, &b, 1).unwrap() > 10.0);
+    let times = latency(&a, &b, 1000).unwrap();
+    assert!(times.p50_us > 1.0 && times.p50_us <= times.p99_us, "{times:?}");
+}
+
+#[test]
+fn a_capture_shows_the_outer_packets() {
+    let (lab, [a, b], _) = two_foreign_hosts(Options {
+        wire_like: true,
+        ..Options::default()
+    });
+    let capture = lab.host(1).capture("eth0", "udp port 8472").unwrap();
+    assert!(a.ping(b.address(), PingOptions::default()).unwrap().complete());
+    let packets = capture.lines().unwrap();
+    assert_eq!(packets.len(), 6, "{packets:#?}");
+    for packet in packets {
+        // tcpdump calls port 8472 OTV, which has VXLAN's header.
+        assert!(
+            packet.contains("instance 1") && packet.contains("ICMP echo"),
+            "{packet}"
+        );
+        assert!(!packet.contains("bad udp cksum"), "{packet}");
+    }
+}
+
+#[test]
+fn nothing_is_left_behind_even_when_a_test_panics() {
+    let name = thread::spawn(|| {
+        let (lab, [a, _], _) = two_foreign_hosts(Options::default());
+        let name = lab.name().to_owned();
+        std::mem::forget(a.namespace().spawn("sleep 600").unwrap());
+        assert!(leaks(Some(&name)).len() >= 7, "{:?}", leaks(Some(&name)));
+        let _lab = lab;
+        std::panic::panic_any(name);
+    })
+    .join()
+    .unwrap_err();
+    let name = name.downcast::<String>().unwrap();
+    assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+}
+
+#[test]
+fn a_removed_container_is_gone_with_its_veth() {
+    let (lab, [a, b], _) = two_foreign_hosts(Options::default());
+    let port = b.port().to_owned();
+    assert!(lab.host(1).exec(&format!("ip link show {port}")).is_ok());
+    let address = b.address();
+    b.remove().unwrap();
+    assert!(lab.host(1).exec(&format!("ip link show {port}")).is_err());
+    assert_eq!(a.ping(address, df(56)).unwrap().received, 0);
+}
+
+/// Not a test: a process with a lab, for others to end.
+#[test]
+#[ignore = "waits to be killed; run by the tests of signals"]
+fn a_process_that_holds_a_lab() {
+    let (lab, [a, _], _) = two_foreign_hosts(Options::default());
+    let _sleep = a.namespace().spawn("sleep 600").unwrap();
+    println!("lab {}", lab.name());
+    thread::sleep(Duration::from_secs(60));
+}
+
+/// Starts that process and returns it with its lab's name.
+fn hold_a_lab() -> (std::process::Child, String) {
+    let mut process = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_process_that_holds_a_lab",
+            "--ignored",
+            "--nocapture",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let name = BufReader::new(process.stdout.take().unwrap())
+        .lines()
+        .find_map(|line| line.unwrap().split("lab ").nth(1).map(str::to_owned))
+        .unwrap();
+    (process, name)
+}
+
+#[test]
+fn ctrl_c_cleans_up_before_the_process_ends() {
+    let (mut process, name) = hold_a_lab();
+    assert!(!leaks(Some(&name)).is_empty());
+    kill(Pid::from_raw(process.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(130));
+    assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_killed_process_leaves_is_found_and_removed() {
+    let (mut process, name) = hold_a_lab();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(orphans().contains(&name));
+    assert!(
+        leaks(Some(&name))
+            .iter()
+            .any(|left| left.starts_with("namespace"))
+    );
+    sweep(&name).unwrap();
+    assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+}
