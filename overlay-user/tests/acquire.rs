@@ -1,4 +1,6 @@
 //! How hosts come by their subnets: every rule on the store in memory, the races on every store.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Barrier, thread, time::Duration};
 
 use overlay_user::{

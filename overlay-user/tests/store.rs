@@ -1,4 +1,6 @@
 //! One contract for every store, run on the one in memory, on a folder and on a real etcd; then what only etcd does.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     fs,
     time::{Duration, Instant},
@@ -424,6 +426,25 @@ async fn etcd_hangs_stops_and_comes_back() {
 fn without_lifetimes(mut entries: Vec<overlay_user::store::Entry>) -> Vec<overlay_user::store::Entry> {
     entries.iter_mut().for_each(|entry| entry.lifetime = None);
     entries
+}
+
+#[tokio::test]
+async fn dead_endpoints_are_passed_over() {
+    let (_folder, etcd) = etcd();
+    let mut options = options(&etcd);
+    // Port 1 refuses; the other listens and never answers.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = format!("http://{}", listener.local_addr().unwrap());
+    options
+        .endpoints
+        .splice(0..0, ["http://127.0.0.1:1".to_owned(), mute]);
+    let mut store = EtcdStore::new(&options).unwrap();
+    for _ in 0..10 {
+        store.snapshot(false).await.unwrap();
+    }
+    options.endpoints.truncate(1);
+    let none = EtcdStore::new(&options).unwrap().snapshot(false).await;
+    assert!(matches!(none, Err(StoreError::Unavailable { .. })), "{none:?}");
 }
 
 #[tokio::test]

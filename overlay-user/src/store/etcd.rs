@@ -99,12 +99,35 @@ impl EtcdStore {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let connect = Client::connect(self.endpoints.clone(), Some(self.connect.clone()));
-        let client = within(&self.name, connect).await?;
+        let client = self.connect().await?;
         Ok(self.client.insert(client).clone())
     }
 
-    /// One request. A failed one takes its connection with it: the next request opens a new one, and logs in again.
+    /// The first endpoint that answers, the one that answered last time first. Given all of them, the client would
+    /// spread requests over dead ones too, and flannel's default names one that is dead nearly everywhere.
+    async fn connect(&mut self) -> Result<Client, StoreError> {
+        let mut failures = Vec::new();
+        for _ in 0..self.endpoints.len() {
+            match within(&self.name, self.try_endpoint()).await {
+                Err(StoreError::Unavailable { detail, .. }) => failures.push(detail),
+                answer => return answer,
+            }
+            self.endpoints.rotate_left(1);
+        }
+        failures.dedup();
+        Err(unavailable(&self.name, failures.join("; ")))
+    }
+
+    async fn try_endpoint(&self) -> Result<Client, Error> {
+        let mut client = Client::connect(&self.endpoints[..1], Some(self.connect.clone())).await?;
+        // Connecting itself asks nothing; this asks what every agent may read.
+        let quietly = GetOptions::new().with_keys_only();
+        client.get(self.config_key(), Some(quietly)).await?;
+        Ok(client)
+    }
+
+    /// One request. A failed one takes its connection with it: the next request looks for an endpoint that answers,
+    /// and logs in again.
     async fn ask<T>(&mut self, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
         let answer = within(&self.name, request).await;
         if answer.is_err() {
