@@ -1,0 +1,298 @@
+//! How hosts come by their subnets: every rule on the store in memory, the races on every store.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Barrier, thread, time::Duration};
+
+use overlay_user::{
+    acquire::{self, AcquireError, Held, RenewError, Request, acquire, renew},
+    lease::{Backend, decode},
+    network::NetworkConfig,
+    store::{
+        Lifetime, Store, StoreError,
+        dir::DirStore,
+        etcd::{EtcdOptions, EtcdStore},
+        memory::{Fault, MemoryStore},
+    },
+};
+use xtask::etcd::Etcd;
+
+const MAC: &str = "02:76:03:0f:23:cb";
+
+fn config(text: &str) -> NetworkConfig {
+    NetworkConfig::parse(text.as_bytes()).unwrap()
+}
+
+/// Four subnets of which three can be leased: 10.0.1.0/24 to 10.0.3.0/24.
+fn small() -> NetworkConfig {
+    config(r#"{"Network":"10.0.0.0/22"}"#)
+}
+
+fn request(host: u8) -> Request {
+    Request {
+        public_ip: Ipv4Addr::new(192, 168, 0, host),
+        vni: 1,
+        vtep_mac: None,
+        preferred: None,
+        time_to_live: acquire::TIME_TO_LIVE,
+    }
+}
+
+fn value(host: u8) -> String {
+    format!(
+        r#"{{"PublicIP":"192.168.0.{host}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{MAC}"}}}}"#
+    )
+}
+
+fn mac(held: &Held) -> String {
+    match held.lease.backend {
+        Backend::Vxlan { vtep_mac, .. } => vtep_mac.to_string(),
+        Backend::Other(_) => panic!("{held:?}"),
+    }
+}
+
+async fn keys(store: &mut impl Store) -> Vec<String> {
+    let snapshot = store.snapshot(false).await.unwrap();
+    snapshot.entries.into_iter().map(|entry| entry.key).collect()
+}
+
+#[tokio::test]
+async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
+    let mut store = MemoryStore::default();
+    let first = acquire(&mut store, &small(), &request(1)).await.unwrap();
+    assert!(small().fits(first.lease.subnet));
+    assert_eq!(first.time_to_live, Some(acquire::TIME_TO_LIVE));
+    let snapshot = store.snapshot(true).await.unwrap();
+    let [entry] = &snapshot.entries[..] else {
+        panic!("{snapshot:?}")
+    };
+    assert_eq!(decode(&entry.key, &entry.value).unwrap(), first.lease);
+    assert_eq!(entry.modified, first.modified);
+    assert!(matches!(entry.lifetime, Some(Lifetime::Left(_))));
+
+    // Another MAC is wanted and another subnet preferred: what peers know goes before both.
+    let again = Request {
+        vtep_mac: Some("02:00:00:00:00:01".parse().unwrap()),
+        preferred: small().candidates().find(|&subnet| subnet != first.lease.subnet),
+        ..request(1)
+    };
+    let second = acquire(&mut store, &small(), &again).await.unwrap();
+    assert_eq!(second.lease, first.lease);
+    assert!(second.modified > first.modified, "its time to live starts again");
+}
+
+#[tokio::test]
+async fn the_preferred_subnet_if_it_is_free_and_fits() {
+    let mut store = MemoryStore::default();
+    let prefer = |host, subnet: &str| Request {
+        preferred: Some(subnet.parse().unwrap()),
+        vtep_mac: Some(MAC.parse().unwrap()),
+        ..request(host)
+    };
+    let held = acquire(&mut store, &small(), &prefer(1, "10.0.3.0/24"))
+        .await
+        .unwrap();
+    assert_eq!(held.lease.key(), "10.0.3.0-24");
+    assert_eq!(held.lease.value(), value(1));
+    let held = acquire(&mut store, &small(), &prefer(2, "10.0.3.0/24"))
+        .await
+        .unwrap();
+    assert_ne!(held.lease.key(), "10.0.3.0-24", "taken");
+    for (host, misfit) in [(3, "10.0.0.0/24")] {
+        let held = acquire(&mut store, &small(), &prefer(host, misfit))
+            .await
+            .unwrap();
+        assert!(small().fits(held.lease.subnet));
+    }
+}
+
+#[tokio::test]
+async fn what_overlaps_or_cannot_be_read_is_not_free() {
+    let mut store = MemoryStore::default();
+    store.put("10.0.1.0-25&fd00::-64", value(8), None);
+    store.put("10.0.3.0-24", "nonsense", None);
+    store.put("nonsense", "nonsense", None);
+    let held = acquire(&mut store, &small(), &request(1)).await.unwrap();
+    assert_eq!(held.lease.key(), "10.0.2.0-24");
+    let none = acquire(&mut store, &small(), &request(2)).await.unwrap_err();
+    assert!(matches!(none, AcquireError::NoneFree { total: 3, .. }));
+    let text = none.to_string();
+    assert!(text.contains("all 3 subnets from 10.0.1.0 to 10.0.3.0"), "{text}");
+}
+
+#[tokio::test]
+async fn a_reservation_stays_a_reservation() {
+    let mut store = MemoryStore::default();
+    store.put("10.0.2.0-24", r#"{"PublicIP":"192.168.0.1"}"#, None);
+    let mut held = acquire(&mut store, &small(), &request(1)).await.unwrap();
+    assert_eq!(
+        (held.lease.key().as_str(), held.time_to_live),
+        ("10.0.2.0-24", None)
+    );
+    assert_eq!(held.ends_at(), None);
+    renew(&mut store, &mut held).await.unwrap();
+    let snapshot = store.snapshot(true).await.unwrap();
+    assert_eq!(snapshot.entries[0].lifetime, Some(Lifetime::Reserved));
+    assert_eq!(snapshot.entries[0].value, held.lease.value());
+
+    store.put("10.9.9.0-24", r#"{"PublicIP":"192.168.0.2"}"#, None);
+    let misfit = acquire(&mut store, &small(), &request(2)).await.unwrap_err();
+    assert!(matches!(misfit, AcquireError::Misfit { .. }), "{misfit}");
+    assert_eq!(keys(&mut store).await.len(), 2, "and it is still there");
+}
+
+#[tokio::test]
+async fn a_lease_that_no_longer_fits_is_given_back() {
+    let mut store = MemoryStore::default();
+    let day = Some(acquire::TIME_TO_LIVE);
+    store.put("10.9.9.0-24", value(1), day);
+    store.put("10.0.2.0-24&fd00::-64", value(1), day);
+    let held = acquire(&mut store, &small(), &request(1)).await.unwrap();
+    assert_eq!(keys(&mut store).await, [held.lease.key()]);
+}
+
+#[tokio::test]
+async fn doubles_are_errors_that_name_both() {
+    let mut store = MemoryStore::default();
+    store.put("10.0.1.0-24", value(1), None);
+    store.put("10.0.2.0-24", value(1), None);
+    let twice = acquire(&mut store, &small(), &request(1))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        twice.contains("192.168.0.1 has two leases, 10.0.1.0-24 and 10.0.2.0-24"),
+        "{twice}"
+    );
+
+    store.delete("10.0.1.0-24");
+    store.put("10.0.2.0-24&fd00::-64", value(2), None);
+    let twice = acquire(&mut store, &small(), &request(1))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        twice.contains("10.0.2.0-24 and 10.0.2.0-24&fd00::-64 of host 192.168.0.2"),
+        "{twice}"
+    );
+}
+
+#[tokio::test]
+async fn renewal_is_guarded() {
+    let mut store = MemoryStore::default();
+    let mut held = acquire(&mut store, &small(), &request(1)).await.unwrap();
+    let before = held.modified;
+    renew(&mut store, &mut held).await.unwrap();
+    assert!(held.modified > before);
+    let key = held.lease.key();
+
+    // A renewal that was made although its answer was lost: the same value at a revision we have not seen.
+    store.put(&key, held.lease.value(), held.time_to_live);
+    renew(&mut store, &mut held).await.unwrap();
+
+    store.set_fault(Some(Fault::Unavailable));
+    let down = renew(&mut store, &mut held).await;
+    assert!(matches!(
+        down,
+        Err(RenewError::Store(StoreError::Unavailable { .. }))
+    ));
+    store.set_fault(None);
+    renew(&mut store, &mut held).await.unwrap();
+
+    store.put(&key, value(9), None);
+    let stolen = renew(&mut store, &mut held).await.unwrap_err().to_string();
+    assert_eq!(
+        stolen,
+        format!("lease {key} is lost: host 192.168.0.9 holds it now")
+    );
+    store.delete(&key);
+    let lost = renew(&mut store, &mut held).await.unwrap_err();
+    assert!(matches!(lost, RenewError::Lost { holder: None, .. }), "{lost}");
+    assert!(keys(&mut store).await.is_empty(), "renewing takes nothing back");
+}
+
+#[tokio::test]
+async fn renewal_leaves_the_margin() {
+    let mut store = MemoryStore::default();
+    let short = Request {
+        time_to_live: Duration::from_secs(100),
+        ..request(1)
+    };
+    let held = acquire(&mut store, &small(), &short).await.unwrap();
+    let after = |margin| held.renew_at(Duration::from_secs(margin)) - held.renewed;
+    assert_eq!(after(10), Duration::from_secs(90));
+    assert_eq!(
+        after(100),
+        Duration::from_secs(50),
+        "never at once, over and over"
+    );
+}
+
+#[tokio::test]
+async fn one_host_alone_refuses_company() {
+    let mut store = MemoryStore::default();
+    store.put("10.0.1.0-24", value(1), None);
+    let one = request(1).public_ip;
+    acquire::refuse_other_hosts(&mut store, one).await.unwrap();
+    store.put("10.0.2.0-24", value(2), None);
+    let other = acquire::refuse_other_hosts(&mut store, one).await.unwrap_err();
+    assert!(
+        other
+            .to_string()
+            .contains("10.0.2.0-24 of another host, 192.168.0.2"),
+        "{other}"
+    );
+}
+
+/// As many hosts as subnets, all at the same moment, each on a thread of its own.
+fn race<S: Store + Clone>(store: S) {
+    let config = config(r#"{"Network":"10.0.0.0/20","SubnetMin":"10.0.0.0"}"#);
+    assert_eq!(config.candidates().count(), 16);
+    let start = Barrier::new(16);
+    let held: Vec<_> = thread::scope(|scope| {
+        let host = |host| {
+            let (mut store, config, start) = (store.clone(), &config, &start);
+            scope.spawn(move || {
+                start.wait();
+                alone(acquire(&mut store, config, &request(host))).unwrap()
+            })
+        };
+        let hosts: Vec<_> = (1..=16).map(host).collect();
+        hosts.into_iter().map(|host| host.join().unwrap()).collect()
+    });
+    let subnets: BTreeSet<_> = held.iter().map(|held| held.lease.subnet).collect();
+    assert_eq!(subnets.len(), 16);
+    let macs: BTreeSet<_> = held.iter().map(mac).collect();
+    assert_eq!(macs.len(), 16);
+    let late = alone(acquire(&mut store.clone(), &config, &request(17)));
+    assert!(matches!(late, Err(AcquireError::NoneFree { .. })), "{late:?}");
+}
+
+fn alone<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(work)
+}
+
+#[test]
+fn sixteen_hosts_race_in_memory() {
+    race(MemoryStore::default());
+}
+
+#[test]
+fn sixteen_hosts_race_in_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    race(DirStore::new(folder.path()));
+}
+
+#[test]
+fn sixteen_hosts_race_in_etcd() {
+    let folder = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(folder.path()).unwrap();
+    let options = EtcdOptions {
+        endpoints: vec![etcd.client_url()],
+        prefix: "/coreos.com/network".to_owned(),
+        ..EtcdOptions::default()
+    };
+    race(EtcdStore::new(&options).unwrap());
+    let leases = etcd.ctl(&["lease", "list"]).unwrap();
+    assert!(leases.starts_with("found 16 leases"), "{leases}");
+}

@@ -1,0 +1,510 @@
+//! One contract for every store, run on the one in memory, on a folder and on a real etcd; then what only etcd does.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use overlay_user::store::{
+    Batch, Change, Follow, Lifetime, Revision, Store, StoreError, Written,
+    dir::DirStore,
+    etcd::{EtcdOptions, EtcdStore},
+    memory::{Fault, MemoryStore},
+};
+use tempfile::TempDir;
+use xtask::etcd::Etcd;
+
+const KEY: &str = "10.244.1.0-24";
+const HOUR: Option<Duration> = Some(Duration::from_secs(3600));
+
+fn etcd() -> (TempDir, Etcd) {
+    let folder = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(folder.path()).unwrap();
+    (folder, etcd)
+}
+
+fn options(etcd: &Etcd) -> EtcdOptions {
+    EtcdOptions {
+        endpoints: vec![etcd.client_url()],
+        prefix: "/coreos.com/network".to_owned(),
+        ..EtcdOptions::default()
+    }
+}
+
+fn at(written: Written) -> Revision {
+    match written {
+        Written::At(revision) => revision,
+        Written::Lost => panic!("the write lost"),
+    }
+}
+
+/// The next batch that has changes, soon.
+async fn next(follow: &mut impl Follow) -> Result<Batch, StoreError> {
+    loop {
+        let batch = tokio::time::timeout(Duration::from_secs(20), follow.next());
+        let batch = batch.await.expect("a batch within 20 s")?;
+        if !batch.changes.is_empty() {
+            return Ok(batch);
+        }
+    }
+}
+
+fn put_of(batch: &Batch) -> (&str, &[u8], Revision) {
+    match &batch.changes[..] {
+        [Change::Put(entry)] => (&entry.key, &entry.value, entry.modified),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn deleted(batch: &Batch) -> &str {
+    match &batch.changes[..] {
+        [Change::Delete { key }] => key,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn lifetime(store: &mut impl Store, key: &str) -> Option<Lifetime> {
+    let snapshot = store.snapshot(true).await.unwrap();
+    let entry = snapshot.entries.into_iter().find(|entry| entry.key == key);
+    entry.expect("the key is there").lifetime
+}
+
+/// What every store must do, seen from two hosts.
+async fn contract(mut a: impl Store, mut b: impl Store) {
+    assert_eq!(a.config().await.unwrap(), None);
+    a.set_config(Bytes::from_static(b"{}")).await.unwrap();
+    assert_eq!(b.config().await.unwrap(), Some(Bytes::from_static(b"{}")));
+
+    let empty = b.snapshot(true).await.unwrap();
+    assert!(empty.entries.is_empty(), "the config is no lease");
+    let mut follow = b.follow(empty.revision).await.unwrap();
+
+    // Claim: once.
+    let made = at(a.claim(KEY, Bytes::from_static(b"one"), HOUR).await.unwrap());
+    assert!(made > empty.revision);
+    let lost = b.claim(KEY, Bytes::from_static(b"two"), HOUR).await.unwrap();
+    assert_eq!(lost, Written::Lost);
+    let snapshot = b.snapshot(false).await.unwrap();
+    assert_eq!(snapshot.cluster, empty.cluster);
+    assert!(snapshot.revision >= made);
+    let [entry] = &snapshot.entries[..] else {
+        panic!("{snapshot:?}")
+    };
+    assert_eq!(
+        (&*entry.key, &*entry.value, entry.modified),
+        (KEY, &b"one"[..], made)
+    );
+    assert_eq!(entry.lifetime, None, "nobody asked for it");
+    match lifetime(&mut b, KEY).await {
+        Some(Lifetime::Left(left)) => assert!((3500..=3600).contains(&left.as_secs()), "{left:?}"),
+        other => panic!("{other:?}"),
+    }
+
+    // Renew and release: only what one has seen.
+    let stale = Revision(made.0 - 1);
+    let value = Bytes::from_static(b"three");
+    assert_eq!(
+        b.renew(KEY, value.clone(), stale, HOUR).await.unwrap(),
+        Written::Lost
+    );
+    let renewed = at(a.renew(KEY, value, made, HOUR).await.unwrap());
+    assert!(renewed > made);
+    assert_eq!(b.release(KEY, made).await.unwrap(), Written::Lost);
+    at(a.release(KEY, renewed).await.unwrap());
+    assert_eq!(a.release(KEY, renewed).await.unwrap(), Written::Lost);
+    let gone = a.renew(KEY, Bytes::new(), renewed, HOUR).await.unwrap();
+    assert_eq!(gone, Written::Lost, "renewing makes no key");
+
+    // Every change, in order, with its revision.
+    assert_eq!(
+        put_of(&next(&mut follow).await.unwrap()),
+        (KEY, &b"one"[..], made)
+    );
+    assert_eq!(
+        put_of(&next(&mut follow).await.unwrap()),
+        (KEY, &b"three"[..], renewed)
+    );
+    let delete = next(&mut follow).await.unwrap();
+    assert_eq!(deleted(&delete), KEY);
+    assert!(delete.revision > renewed);
+    // The same again for one that comes late.
+    let mut late = a.follow(made).await.unwrap();
+    assert_eq!(next(&mut late).await.unwrap().revision, renewed);
+    assert_eq!(next(&mut late).await.unwrap(), delete);
+
+    // A reservation stays one.
+    let reserved = at(a.claim(KEY, Bytes::from_static(b"r"), None).await.unwrap());
+    assert_eq!(lifetime(&mut b, KEY).await, Some(Lifetime::Reserved));
+    let again = a
+        .renew(KEY, Bytes::from_static(b"r"), reserved, None)
+        .await
+        .unwrap();
+    assert_eq!(lifetime(&mut b, KEY).await, Some(Lifetime::Reserved));
+    at(a.release(KEY, at(again)).await.unwrap());
+
+    // Expiry is a deletion that followers see, and renewal puts it off.
+    let now = b.snapshot(false).await.unwrap().revision;
+    let mut follow = b.follow(now).await.unwrap();
+    let second = Some(Duration::from_secs(1));
+    let start = Instant::now();
+    let kept = at(a.claim("10.244.3.0-24", Bytes::new(), second).await.unwrap());
+    at(a.renew("10.244.3.0-24", Bytes::new(), kept, HOUR).await.unwrap());
+    at(a.claim("10.244.2.0-24", Bytes::new(), second).await.unwrap());
+    for _ in 0..3 {
+        put_of(&next(&mut follow).await.unwrap());
+    }
+    assert_eq!(deleted(&next(&mut follow).await.unwrap()), "10.244.2.0-24");
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    let left = b.snapshot(false).await.unwrap().entries;
+    assert_eq!(left.len(), 1);
+    at(b.release("10.244.3.0-24", left[0].modified).await.unwrap());
+}
+
+/// Of many that claim one key at the same time one gets it.
+async fn race<S: Store + Clone>(store: &S) {
+    let claims = (0..16).map(|n: usize| {
+        let mut store = store.clone();
+        async move { store.claim(KEY, n.to_string().into(), HOUR).await.unwrap() }
+    });
+    let won = join_all(claims).await;
+    let won: Vec<_> = won
+        .into_iter()
+        .enumerate()
+        .filter(|(_, w)| *w != Written::Lost)
+        .collect();
+    let [(winner, written)] = won[..] else {
+        panic!("{won:?}")
+    };
+    let snapshot = store.clone().snapshot(false).await.unwrap();
+    assert_eq!(*snapshot.entries[0].value, *winner.to_string().as_bytes());
+    at(store.clone().release(KEY, at(written)).await.unwrap());
+}
+
+/// Keys of more than two pages, and the end of a history that began before `start`.
+async fn many_and_behind<S: Store + Clone>(store: &S, start: Revision, count: usize) {
+    let mut store = store.clone();
+    let snapshot = store.snapshot(false).await.unwrap();
+    let mut keys: Vec<_> = snapshot.entries.iter().map(|entry| entry.key.clone()).collect();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), count);
+    assert_eq!(snapshot.entries.len(), count);
+    assert!(
+        snapshot
+            .entries
+            .iter()
+            .all(|entry| entry.modified <= snapshot.revision)
+    );
+    let behind = match store.follow(start).await {
+        Ok(mut follow) => next(&mut follow).await,
+        Err(error) => Err(error),
+    };
+    match behind {
+        Err(StoreError::Behind { oldest, .. }) => assert!(oldest > start && oldest <= snapshot.revision),
+        other => panic!("{other:?}"),
+    }
+    // From the snapshot on all is well.
+    let mut follow = store.follow(snapshot.revision).await.unwrap();
+    let made = at(store.claim("10.9.9.0-24", Bytes::new(), None).await.unwrap());
+    assert_eq!(next(&mut follow).await.unwrap().revision, made);
+    // A revision of another, longer history is no place to go on from.
+    let future = Revision(made.0 + 1000);
+    let future = match store.follow(future).await {
+        Ok(mut follow) => next(&mut follow).await,
+        Err(error) => Err(error),
+    };
+    assert!(matches!(future, Err(StoreError::Behind { .. })), "{future:?}");
+}
+
+fn key(n: usize) -> String {
+    format!("10.{}.{}.0-24", n / 256, n % 256)
+}
+
+#[tokio::test]
+async fn memory_store() {
+    let store = MemoryStore::default();
+    contract(store.clone(), store.clone()).await;
+    race(&store).await;
+    let start = store.clone().snapshot(false).await.unwrap().revision;
+    store.commit((0..1200).map(|n| (key(n), Some(Bytes::new()))));
+    store.compact();
+    many_and_behind(&store, start, 1200).await;
+}
+
+#[tokio::test]
+async fn memory_store_fails_on_demand() {
+    let store = MemoryStore::default();
+    let start = store.clone().snapshot(false).await.unwrap().revision;
+    let mut follow = store.clone().follow(start).await.unwrap();
+    let both = store.commit([(key(1), Some(Bytes::new())), (key(2), Some(Bytes::new()))]);
+    let batch = next(&mut follow).await.unwrap();
+    assert_eq!(
+        (batch.revision, batch.changes.len()),
+        (both, 2),
+        "one revision is one batch"
+    );
+    store.cut_watches();
+    assert!(matches!(
+        next(&mut follow).await,
+        Err(StoreError::Unavailable { .. })
+    ));
+    store.set_fault(Some(Fault::Refused));
+    let refused = store.clone().snapshot(false).await;
+    assert!(matches!(refused, Err(StoreError::Refused { .. })));
+    store.set_fault(None);
+    let before = store.clone().snapshot(false).await.unwrap();
+    store.wipe();
+    assert_ne!(
+        store.clone().snapshot(false).await.unwrap().cluster,
+        before.cluster
+    );
+}
+
+#[tokio::test]
+async fn dir_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = DirStore::new(folder.path());
+    contract(store.clone(), DirStore::new(folder.path())).await;
+    race(&store).await;
+    // More changes than its history holds.
+    let start = store.clone().snapshot(false).await.unwrap().revision;
+    for n in 0..1200 {
+        fs::write(folder.path().join("subnets").join(key(n)), "").unwrap();
+    }
+    many_and_behind(&store, start, 1200).await;
+}
+
+#[tokio::test]
+async fn dir_store_is_edited_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let subnets = folder.path().join("subnets");
+    let mut store = DirStore::new(folder.path());
+    let start = store.snapshot(false).await.unwrap().revision;
+    let mut follow = store.follow(start).await.unwrap();
+
+    let file = subnets.join(KEY);
+    fs::write(&file, "by hand").unwrap();
+    let put = next(&mut follow).await.unwrap();
+    assert_eq!(put_of(&put).1, b"by hand");
+    assert_eq!(lifetime(&mut store, KEY).await, Some(Lifetime::Reserved));
+    fs::remove_file(&file).unwrap();
+    assert_eq!(deleted(&next(&mut follow).await.unwrap()), KEY);
+
+    // What an agent claimed is a plain file, and an edit of it keeps its lifetime.
+    at(store
+        .claim(KEY, Bytes::from_static(b"claimed"), HOUR)
+        .await
+        .unwrap());
+    assert_eq!(fs::read(&file).unwrap(), b"claimed");
+    next(&mut follow).await.unwrap();
+    fs::write(&file, "edited").unwrap();
+    assert_eq!(put_of(&next(&mut follow).await.unwrap()).1, b"edited");
+    assert!(matches!(lifetime(&mut store, KEY).await, Some(Lifetime::Left(_))));
+
+    fs::write(folder.path().join(".ledger.json"), "{").unwrap();
+    let damaged = store.snapshot(false).await.unwrap_err().to_string();
+    assert!(damaged.contains(".ledger.json is damaged"), "{damaged}");
+}
+
+#[tokio::test]
+async fn etcd_store() {
+    let (_folder, etcd) = etcd();
+    let store = EtcdStore::new(&options(&etcd)).unwrap();
+    contract(store.clone(), EtcdStore::new(&options(&etcd)).unwrap()).await;
+    race(&store).await;
+    assert_eq!(leases(&etcd), 0, "every etcd lease was revoked with its key");
+    // A neighbour's keys that flannel's own prefix would match.
+    etcd.ctl(&["put", "/coreos.com/network/subnetsX/10.244.9.0-24", "x"])
+        .unwrap();
+    let start = store.clone().snapshot(false).await.unwrap().revision;
+    let fill = (0..16).map(|lane: usize| {
+        let mut store = store.clone();
+        async move {
+            for n in (lane..1200).step_by(16) {
+                at(store.claim(&key(n), Bytes::new(), None).await.unwrap());
+            }
+        }
+    });
+    join_all(fill).await;
+    etcd.compact().unwrap();
+    many_and_behind(&store, start, 1200).await;
+}
+
+/// How many etcd leases there are.
+fn leases(etcd: &Etcd) -> usize {
+    let list = etcd.ctl(&["lease", "list"]).unwrap();
+    list.lines().filter(|line| !line.starts_with("found")).count()
+}
+
+#[tokio::test]
+async fn etcd_leases_do_not_pile_up() {
+    let (_folder, etcd) = etcd();
+    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
+    let mut modified = at(store.claim(KEY, Bytes::new(), HOUR).await.unwrap());
+    for _ in 0..3 {
+        assert_eq!(store.claim(KEY, Bytes::new(), HOUR).await.unwrap(), Written::Lost);
+        modified = at(store.renew(KEY, Bytes::new(), modified, HOUR).await.unwrap());
+        assert_eq!(leases(&etcd), 1);
+    }
+    // A lease that holds an operator's key too is not ours to revoke.
+    let grant = etcd.ctl(&["lease", "grant", "3600"]).unwrap();
+    let id = format!("--lease={}", grant.split_whitespace().nth(1).unwrap());
+    etcd.ctl(&["put", &id, "/other", "x"]).unwrap();
+    etcd.ctl(&["put", &id, "/coreos.com/network/subnets/10.244.1.0-24", ""])
+        .unwrap();
+    let modified = store.snapshot(false).await.unwrap().entries[0].modified;
+    at(store.renew(KEY, Bytes::new(), modified, HOUR).await.unwrap());
+    assert!(etcd.ctl(&["get", "/other"]).unwrap().contains("/other"));
+}
+
+#[tokio::test]
+async fn one_revision_of_etcd_is_one_batch() {
+    let (_folder, etcd) = etcd();
+    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
+    for n in 0..50 {
+        at(store.claim(&key(n), Bytes::new(), None).await.unwrap());
+    }
+    let start = store.snapshot(false).await.unwrap().revision;
+    let mut follow = store.follow(start).await.unwrap();
+    etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"])
+        .unwrap();
+    let batch = next(&mut follow).await.unwrap();
+    assert_eq!(batch.changes.len(), 50);
+    // Read again later, from history.
+    at(store.claim(KEY, Bytes::new(), None).await.unwrap());
+    let mut late = store.follow(start).await.unwrap();
+    assert_eq!(next(&mut late).await.unwrap(), batch);
+    assert_eq!(put_of(&next(&mut late).await.unwrap()).0, KEY);
+}
+
+#[tokio::test]
+async fn etcd_hangs_stops_and_comes_back() {
+    let (folder, mut etcd) = etcd();
+    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
+    let made = at(store.claim(KEY, Bytes::new(), HOUR).await.unwrap());
+    let mut follow = store.follow(made).await.unwrap();
+
+    etcd.pause().unwrap();
+    let start = Instant::now();
+    let hangs = store.snapshot(true).await;
+    assert!(matches!(hangs, Err(StoreError::Unavailable { .. })), "{hangs:?}");
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+    let cut = next(&mut follow).await;
+    assert!(matches!(cut, Err(StoreError::Unavailable { .. })), "{cut:?}");
+    etcd.resume().unwrap();
+    let before = store.snapshot(true).await.unwrap();
+    assert_eq!(before.entries.len(), 1);
+
+    let mut follow = store.follow(made).await.unwrap();
+    etcd.stop().unwrap();
+    let cut = next(&mut follow).await;
+    assert!(matches!(cut, Err(StoreError::Unavailable { .. })), "{cut:?}");
+    let down = store.config().await;
+    assert!(matches!(down, Err(StoreError::Unavailable { .. })), "{down:?}");
+    etcd.restart().unwrap();
+    assert_eq!(
+        store.snapshot(false).await.unwrap().entries,
+        without_lifetimes(before.entries)
+    );
+    let mut follow = store.follow(made).await.unwrap();
+    at(store.renew(KEY, Bytes::new(), made, HOUR).await.unwrap());
+    assert_eq!(put_of(&next(&mut follow).await.unwrap()).0, KEY);
+
+    // Wiped: younger than what we have seen.
+    etcd.stop().unwrap();
+    fs::remove_dir_all(folder.path().join("etcd")).unwrap();
+    etcd.restart().unwrap();
+    // The first request may still find the connection from before.
+    let _ = store.config().await;
+    let wiped = store.follow(made).await.err();
+    assert!(matches!(wiped, Some(StoreError::Behind { .. })), "{wiped:?}");
+}
+
+fn without_lifetimes(mut entries: Vec<overlay_user::store::Entry>) -> Vec<overlay_user::store::Entry> {
+    entries.iter_mut().for_each(|entry| entry.lifetime = None);
+    entries
+}
+
+#[tokio::test]
+async fn dead_endpoints_are_passed_over() {
+    let (_folder, etcd) = etcd();
+    let mut options = options(&etcd);
+    // Port 1 refuses; the other listens and never answers.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = format!("http://{}", listener.local_addr().unwrap());
+    options
+        .endpoints
+        .splice(0..0, ["http://127.0.0.1:1".to_owned(), mute]);
+    let mut store = EtcdStore::new(&options).unwrap();
+    for _ in 0..10 {
+        store.snapshot(false).await.unwrap();
+    }
+    options.endpoints.truncate(1);
+    let none = EtcdStore::new(&options).unwrap().snapshot(false).await;
+    assert!(matches!(none, Err(StoreError::Unavailable { .. })), "{none:?}");
+}
+
+#[tokio::test]
+async fn etcd_refuses() {
+    let (_folder, etcd) = etcd();
+    let open = options(&etcd);
+    let login = |name: &str, password: &str| EtcdOptions {
+        username: Some(name.to_owned()),
+        password: Some(password.to_owned()),
+        ..open.clone()
+    };
+    let refusal = async |options: EtcdOptions| match EtcdStore::new(&options).unwrap().snapshot(false).await {
+        Err(error @ StoreError::Refused { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let unwanted = refusal(login("root", "secret")).await;
+    assert!(unwanted.contains("leave out --etcd-username"), "{unwanted}");
+    for command in [
+        &["user", "add", "root:secret"][..],
+        &["user", "grant-role", "root", "root"],
+        &["user", "add", "stranger:secret"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(command).unwrap();
+    }
+    let wrong = refusal(login("root", "guess")).await;
+    assert!(
+        wrong.contains("check --etcd-username and --etcd-password"),
+        "{wrong}"
+    );
+    let none = refusal(open.clone()).await;
+    assert!(none.contains("give --etcd-username"), "{none}");
+    let stranger = refusal(login("stranger", "secret")).await;
+    assert!(stranger.contains("grant-permission"), "{stranger}");
+    let watch = EtcdStore::new(&login("stranger", "secret"))
+        .unwrap()
+        .follow(Revision(1))
+        .await
+        .err();
+    assert!(matches!(watch, Some(StoreError::Refused { .. })), "{watch:?}");
+    let mut store = EtcdStore::new(&login("root", "secret")).unwrap();
+    at(store.claim(KEY, Bytes::new(), HOUR).await.unwrap());
+}
+
+#[test]
+fn etcd_options_are_checked_before_use() {
+    let wrong = |change: fn(&mut EtcdOptions)| {
+        let mut options = EtcdOptions {
+            endpoints: vec!["https://127.0.0.1:2379".to_owned()],
+            ..EtcdOptions::default()
+        };
+        change(&mut options);
+        format!("{:#}", EtcdStore::new(&options).err().expect("an error"))
+    };
+    assert!(wrong(|o| o.endpoints.clear()).contains("--etcd-endpoints"));
+    assert!(wrong(|o| o.cafile = Some("/none".into())).contains("read --etcd-cafile /none"));
+    assert!(wrong(|o| o.keyfile = Some("/none".into())).contains("give both"));
+    let plain = wrong(|o| {
+        o.endpoints.push("http://127.0.0.1:2379".to_owned());
+        o.cafile = Some("/none".into());
+    });
+    assert!(plain.contains("write https://"), "{plain}");
+}
