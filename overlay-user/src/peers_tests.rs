@@ -73,22 +73,22 @@ fn leases_that_give_no_peer_are_named_and_the_others_still_count() {
         ),
         (
             "10.245.5.0-24",
-            &String::from_utf8(lease("", 3, 1).value.to_vec()).unwrap(),
+            str::from_utf8(&lease("", 3, 1).value).unwrap(),
             "not inside",
         ),
         (
             "10.244.6.0-25",
-            &String::from_utf8(lease("", 3, 1).value.to_vec()).unwrap(),
+            str::from_utf8(&lease("", 3, 1).value).unwrap(),
             "/25",
         ),
         (
             "10.244.7.0-24",
-            &String::from_utf8(lease("", 1, 1).value.to_vec()).unwrap(),
+            str::from_utf8(&lease("", 1, 1).value).unwrap(),
             "own public IP",
         ),
         (
             "10.244.1.0-24",
-            &String::from_utf8(lease("", 9, 1).value.to_vec()).unwrap(),
+            str::from_utf8(&lease("", 9, 1).value).unwrap(),
             "subnet of this host",
         ),
         (
