@@ -52,7 +52,7 @@ pub fn decode(key: &str, value: &[u8]) -> Result<Lease, BadLease> {
         problem,
     };
     Ok(Lease {
-        subnet: parse_key(key).map_err(bad)?,
+        subnet: subnet_of(key).map_err(bad)?,
         ..parse_value(value).map_err(bad)?
     })
 }
@@ -105,9 +105,9 @@ pub fn key_of(subnet: Ipv4Net) -> String {
     format!("{}-{}", subnet.network(), subnet.prefix_len())
 }
 
-/// flannel's pattern `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`, the lengths in 5 and 7 bits, anchored at the
+/// The subnet of a key. flannel's pattern `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`, the lengths in 5 and 7 bits, anchored at the
 /// left too: a key such as `old10.244.1.0-24` must not pass for a second owner of that subnet.
-fn parse_key(key: &str) -> Result<Ipv4Net, String> {
+pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net, String> {
     let form = "the key is not of the form 10.244.61.0-24 or 10.244.61.0-24&fd00::-64";
     let (v4, v6) = match key.split_once('&') {
         Some((v4, v6)) => (v4, Some(v6)),

@@ -1,5 +1,6 @@
 //! The agent and the command line, as a library so that tests can drive them. Modules in reading order.
 
+pub mod acquire;
 pub mod agent;
 pub mod cli;
 pub mod control;
