@@ -4,6 +4,7 @@ use std::{future::Future, net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 use overlay_user::{
+    acquire::Held,
     agent::{self, Exit, Inputs, Setup},
     control::{Call, Port, Request, Response},
     datapath::{Change, Endpoint, Peer, PortKind, memory::Memory},
@@ -56,6 +57,15 @@ fn lease_of(subnet: u8, peer: Peer) -> Lease {
 
 fn lease(n: u8) -> Lease {
     lease_of(n, peer(n))
+}
+
+fn held(lease: Lease, modified: Revision) -> Held {
+    Held {
+        lease,
+        modified,
+        time_to_live: Some(DAY),
+        renewed: Instant::now(),
+    }
 }
 
 fn endpoint(port: u32, pinned: bool) -> Endpoint {
@@ -111,7 +121,7 @@ impl Host {
         let (shutdown, asked) = watch::channel(false);
         let setup = Setup {
             scope,
-            own: Own::new(&own, modified, Some(DAY), Instant::now(), HOUR),
+            own: Own::new(held(own, modified), HOUR),
             audit: agent::AUDIT,
             cluster: None,
         };
@@ -739,7 +749,7 @@ async fn a_data_path_that_cannot_be_read_at_the_start_is_an_error() {
     );
     let setup = Setup {
         scope,
-        own: Own::new(&own, Revision(1), None, Instant::now(), HOUR),
+        own: Own::new(held(own, Revision(1)), HOUR),
         audit: agent::AUDIT,
         cluster: None,
     };
