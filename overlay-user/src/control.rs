@@ -224,19 +224,24 @@ impl Drop for Server {
 
 async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::Result<()> {
     let (reader, mut writer) = stream.split();
+    let mut reader = BufReader::new(reader.take(LONGEST));
     let mut line = String::new();
-    timeout(
-        PATIENCE,
-        BufReader::new(reader.take(LONGEST)).read_line(&mut line),
-    )
-    .await??;
+    timeout(PATIENCE, reader.read_line(&mut line)).await??;
+    let too_long = line.len() as u64 == LONGEST && !line.ends_with('\n');
     let response = match serde_json::from_str(&line) {
+        _ if too_long => Response::Error(format!("request not understood: longer than {LONGEST} bytes")),
         Ok(request) => ask_loop(request, &calls).await,
         Err(error) => Response::Error(format!("request not understood: {error}")),
     };
     let mut text = serde_json::to_vec(&response)?;
     text.push(b'\n');
     timeout(PATIENCE, writer.write_all(&text)).await??;
+    if too_long {
+        // Closing over unread bytes would reset the connection, and the answer with it.
+        writer.shutdown().await?;
+        let mut rest = reader.into_inner().into_inner();
+        timeout(PATIENCE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await??;
+    }
     Ok(())
 }
 

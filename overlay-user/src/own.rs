@@ -1,12 +1,13 @@
 //! This host's own lease once it has one: kept alive, taken back when somebody deletes it, never given up.
-use std::{net::Ipv4Addr, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use log::{error, info, warn};
 use tokio::time::Instant;
 
 use crate::{
-    lease::{self, Lease},
+    acquire::{self, Held, RenewError},
+    lease,
     status::{LeaseState, LeaseStatus, unix_at},
     store::{Batch, Change, Entry, Revision, Snapshot, Store, StoreError, Written},
 };
@@ -17,15 +18,12 @@ const RETRY: Duration = Duration::from_secs(60);
 /// The own lease.
 #[derive(Debug)]
 pub struct Own {
+    held: Held,
     key: String,
     value: Bytes,
-    public_ip: Ipv4Addr,
-    modified: Revision,
-    time_to_live: Option<Duration>,
     margin: Duration,
-    expires: Option<Instant>,
     state: LeaseState,
-    /// When to write next; `None` is never by itself.
+    /// When to write next; `None` is not before the key is free.
     due: Option<Instant>,
     error: Option<String>,
 }
@@ -40,29 +38,17 @@ pub enum Kept {
 }
 
 impl Own {
-    /// A lease that was just acquired. `time_to_live` of `None` is a reservation; else it is renewed `margin` before
-    /// its end, counted from `renewed`.
-    pub fn new(
-        lease: &Lease,
-        modified: Revision,
-        time_to_live: Option<Duration>,
-        renewed: Instant,
-        margin: Duration,
-    ) -> Self {
-        let mut own = Self {
-            key: lease.key(),
-            value: lease.value(),
-            public_ip: lease.public_ip,
-            modified,
-            time_to_live,
+    /// A lease that was just acquired, to be renewed `margin` before its end.
+    pub fn new(held: Held, margin: Duration) -> Self {
+        Self {
+            key: held.lease.key(),
+            value: held.lease.value(),
+            due: Some(held.renew_at(margin)),
+            held,
             margin,
-            expires: None,
             state: LeaseState::Held,
-            due: None,
             error: None,
-        };
-        own.written(modified, renewed);
-        own
+        }
     }
 
     /// When [`Own::keep`] is due.
@@ -75,7 +61,7 @@ impl Own {
         LeaseStatus {
             key: self.key.clone(),
             state: self.state.clone(),
-            expires: self.expires.map(unix_at),
+            expires: self.held.ends_at().map(unix_at),
             renews: self.due.map(unix_at),
             error: self.error.clone(),
         }
@@ -92,7 +78,7 @@ impl Own {
     /// What the changes of one revision say about it.
     pub fn change(&mut self, batch: &Batch) {
         // The stream lags behind our own writes: what is older than the last one is history.
-        if batch.revision <= self.modified {
+        if batch.revision <= self.held.modified {
             return;
         }
         for change in &batch.changes {
@@ -106,73 +92,75 @@ impl Own {
 
     /// Renews or claims the key, whichever is due.
     pub async fn keep(&mut self, store: &mut impl Store) -> Kept {
-        let (verb, answer) = if self.state == LeaseState::Missing {
-            (
-                "claim",
-                store
-                    .claim(&self.key, self.value.clone(), self.time_to_live)
-                    .await,
-            )
+        let (verb, done) = if self.state == LeaseState::Missing {
+            ("claim", self.claim(store).await)
         } else {
-            let value = self.value.clone();
-            (
-                "renew",
-                store
-                    .renew(&self.key, value, self.modified, self.time_to_live)
-                    .await,
-            )
+            ("renew", acquire::renew(store, &mut self.held).await)
         };
-        self.answered(verb, answer)
-    }
-
-    fn answered(&mut self, verb: &str, answer: Result<Written, StoreError>) -> Kept {
-        match answer {
-            Ok(Written::At(revision)) => {
-                info!("{verb} lease {}: done at revision {revision}", self.key);
-                self.written(revision, Instant::now());
+        match done {
+            Ok(()) => {
+                info!(
+                    "{verb} lease {}: done at revision {}",
+                    self.key, self.held.modified
+                );
+                self.state = LeaseState::Held;
+                self.error = None;
+                self.due = Some(self.held.renew_at(self.margin));
                 Kept::Settled
             }
-            Ok(Written::Lost) => {
+            Err(RenewError::Lost { .. }) => {
                 self.due = Some(Instant::now() + RETRY);
                 Kept::Outrun
             }
-            Err(failed) => {
-                error!(
-                    "{verb} lease {}: {failed}; traffic goes on, next try in {RETRY:?}",
-                    self.key
-                );
-                self.error = Some(failed.to_string());
-                self.due = Some(Instant::now() + RETRY);
+            Err(RenewError::Store(failed)) => {
+                self.failed(verb, &failed);
                 Kept::Settled
             }
         }
     }
 
-    fn written(&mut self, revision: Revision, at: Instant) {
-        self.modified = revision;
-        self.state = LeaseState::Held;
-        self.error = None;
-        self.expires = self.time_to_live.map(|left| at + left);
-        self.due = self
-            .time_to_live
-            .map(|left| at + left.saturating_sub(self.margin).max(left / 10));
+    async fn claim(&mut self, store: &mut impl Store) -> Result<(), RenewError> {
+        let claimed = Instant::now();
+        match store
+            .claim(&self.key, self.value.clone(), self.held.time_to_live)
+            .await?
+        {
+            Written::At(revision) => {
+                self.held.modified = revision;
+                self.held.renewed = claimed;
+                Ok(())
+            }
+            Written::Lost => Err(RenewError::Lost {
+                key: self.key.clone(),
+                holder: None,
+            }),
+        }
+    }
+
+    fn failed(&mut self, verb: &str, why: &StoreError) {
+        error!(
+            "{verb} lease {}: {why}; traffic goes on, next try in {RETRY:?}",
+            self.key
+        );
+        self.error = Some(why.to_string());
+        self.due = Some(Instant::now() + RETRY);
     }
 
     fn seen(&mut self, entry: &Entry) {
         if entry.value == self.value {
-            if entry.modified != self.modified {
+            if entry.modified != self.held.modified {
                 // Our value, not our write: whether its time to live is ours too, only a renewal makes sure.
                 self.due = Some(Instant::now());
             }
-            self.modified = entry.modified;
+            self.held.modified = entry.modified;
             self.state = LeaseState::Held;
             return;
         }
-        self.modified = entry.modified;
+        self.held.modified = entry.modified;
         let lease = lease::decode(&entry.key, &entry.value);
         if lease
             .as_ref()
-            .is_ok_and(|lease| lease.public_ip == self.public_ip)
+            .is_ok_and(|lease| lease.public_ip == self.held.lease.public_ip)
         {
             warn!("lease {} was altered from outside: writing it again", self.key);
             self.state = LeaseState::Held;
@@ -199,7 +187,7 @@ impl Own {
 
     fn gone(&mut self, revision: Revision) {
         // Also after a wiped store, whose revisions start again: from here on its news count.
-        self.modified = revision;
+        self.held.modified = revision;
         if self.state != LeaseState::Missing {
             warn!("lease {} was deleted or has expired: claiming it again", self.key);
             self.state = LeaseState::Missing;

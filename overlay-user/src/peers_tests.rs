@@ -58,6 +58,8 @@ fn delete(table: &mut PeerTable, key: &str) -> BTreeSet<Ipv4Net> {
 
 #[test]
 fn leases_that_give_no_peer_are_named_and_the_others_still_count() {
+    let [from_1, from_3, from_9] = [1, 3, 9].map(|n| lease("", n, 1).value);
+    let text = |value| str::from_utf8(value).unwrap();
     let cases = [
         ("10.244.3.0-24", "{", "not JSON"),
         ("nonsense", r#"{"PublicIP":"10.99.0.3"}"#, "not of the form"),
@@ -71,26 +73,10 @@ fn leases_that_give_no_peer_are_named_and_the_others_still_count() {
             r#"{"PublicIP":"10.99.0.3"}"#,
             "BackendType is missing",
         ),
-        (
-            "10.245.5.0-24",
-            &String::from_utf8(lease("", 3, 1).value.to_vec()).unwrap(),
-            "not inside",
-        ),
-        (
-            "10.244.6.0-25",
-            &String::from_utf8(lease("", 3, 1).value.to_vec()).unwrap(),
-            "/25",
-        ),
-        (
-            "10.244.7.0-24",
-            &String::from_utf8(lease("", 1, 1).value.to_vec()).unwrap(),
-            "own public IP",
-        ),
-        (
-            "10.244.1.0-24",
-            &String::from_utf8(lease("", 9, 1).value.to_vec()).unwrap(),
-            "subnet of this host",
-        ),
+        ("10.245.5.0-24", text(&from_3), "not inside"),
+        ("10.244.6.0-25", text(&from_3), "/25"),
+        ("10.244.7.0-24", text(&from_1), "own public IP"),
+        ("10.244.1.0-24", text(&from_9), "subnet of this host"),
         (
             "10.244.8.0-24",
             r#"{"PublicIP":"10.99.0.3","BackendType":"vxlan","BackendData":{"VNI":2,"VtepMAC":"02:00:00:00:00:03"}}"#,
