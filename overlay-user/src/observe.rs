@@ -135,13 +135,9 @@ impl Probes {
             }
             let name = learner.interface_name(probe.port).unwrap_or_default().to_owned();
             let prober = Prober::open(probe, &name);
-            self.tasks.spawn(async move {
-                let asked = match &prober {
-                    Ok(prober) => prober.ask().await,
-                    Err(error) => Err(std::io::Error::new(error.kind(), error.to_string())),
-                };
+            self.tasks.spawn_blocking(move || {
                 // Without a question there is no proof: the address stays. A port that went says so by itself.
-                let answered = asked.unwrap_or_else(|error| {
+                let answered = prober.and_then(|prober| prober.ask()).unwrap_or_else(|error| {
                     log::warn!("probe {} on {name}: {error}", probe.address);
                     true
                 });

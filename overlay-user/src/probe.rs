@@ -1,14 +1,23 @@
 //! Asks one container, on one port, whether it still has an address: a unicast ARP probe (RFC 5227 section 2.1.1).
-use std::{io, net::Ipv4Addr, os::fd::AsRawFd, os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use nix::{
+    errno::Errno,
     ifaddrs::getifaddrs,
-    sys::socket::{
-        AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+    sys::{
+        socket::{
+            AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send,
+            setsockopt, socket, sockopt::ReceiveTimeout,
+        },
+        time::{TimeVal, TimeValLike as _},
     },
 };
-use tokio::{io::unix::AsyncFd, time::timeout};
 
 use crate::{endpoints::Probe, mac::Mac};
 
@@ -22,51 +31,59 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// A socket on the port, ready to ask. Opened apart from asking, in the namespace of the calling thread.
 #[derive(Debug)]
 pub struct Prober {
-    socket: AsyncFd<OwnedFd>,
+    socket: OwnedFd,
     probe: Probe,
 }
 
 impl Prober {
-    /// Opens a packet socket on the port of that name. Needs CAP_NET_RAW and a tokio runtime.
+    /// Opens a packet socket on the port of that name. Needs CAP_NET_RAW.
     pub fn open(probe: Probe, interface: &str) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         // All protocols, since any packet from the address proves as much as an answer does.
-        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
+        let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, protocol)?;
         bind(socket.as_raw_fd(), &link_address(interface)?)?;
-        Ok(Self {
-            socket: AsyncFd::new(socket)?,
-            probe,
-        })
+        setsockopt(
+            &socket,
+            ReceiveTimeout,
+            &TimeVal::milliseconds(PATIENCE.as_millis() as i64),
+        )?;
+        Ok(Self { socket, probe })
     }
 
-    /// Asks, and waits for a sign of life; `false` after all attempts went unanswered.
-    pub async fn ask(&self) -> io::Result<bool> {
-        let question = question(&self.probe);
+    /// Asks, and waits for a sign of life; `false` after all attempts went unanswered. Blocks for at most twice
+    /// [`PATIENCE`] per attempt.
+    pub fn ask(&self) -> io::Result<bool> {
         for _ in 0..ATTEMPTS {
-            // The port going down or away is as silent as can be.
-            if send(self.socket.as_raw_fd(), &question, MsgFlags::empty()).is_err() {
-                return Ok(false);
-            }
-            if let Ok(answered) = timeout(PATIENCE, self.sign_of_life()).await {
-                return answered;
+            match self.attempt() {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) if is_gone(error) => return Ok(false),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(false)
     }
 
-    async fn sign_of_life(&self) -> io::Result<bool> {
+    fn attempt(&self) -> Result<bool, Errno> {
+        let socket = self.socket.as_raw_fd();
+        send(socket, &question(&self.probe), MsgFlags::empty())?;
+        let deadline = Instant::now() + PATIENCE;
         let mut frame = [0; 64];
-        loop {
-            let mut ready = self.socket.readable().await?;
-            match ready.try_io(|socket| Ok(recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty())?)) {
-                Ok(Ok(length)) if proves(&frame[..length], &self.probe) => return Ok(true),
-                Ok(Ok(_)) => {}
-                // The port went down or away.
-                Ok(Err(_)) => return Ok(false),
-                Err(_would_block) => {}
+        while Instant::now() < deadline {
+            match recv(socket, &mut frame, MsgFlags::empty()) {
+                Ok(length) if proves(&frame[..length], &self.probe) => return Ok(true),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(error),
             }
         }
+        Ok(false)
     }
+}
+
+/// The port went down or away, which is as silent as can be.
+fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)
 }
 
 /// The link-layer address to bind to, as the system lists it.

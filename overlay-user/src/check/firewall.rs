@@ -1,0 +1,197 @@
+//! Firewall rules that matter: those the fast path bypasses, and those that break what takes the stack.
+use std::process::Stdio;
+
+use ipnet::Ipv4Net;
+use tokio::process::Command;
+
+use super::{Finding, Level, overlaps};
+
+pub(super) async fn findings(network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) -> Vec<Finding> {
+    let iptables = output("iptables-save", &[]).await;
+    let nft = output("nft", &["list", "ruleset"]).await;
+    let mut findings = Vec::new();
+    match &iptables {
+        Ok(rules) => {
+            findings.push(forward(rules));
+            findings.push(masquerade(rules, network, subnet));
+        }
+        Err(reason) => findings.push(not_inspected("iptables", "iptables-save", reason)),
+    }
+    match &nft {
+        Ok(rules) => findings.push(nft_forward(rules)),
+        Err(reason) => findings.push(not_inspected("nftables", "nft list ruleset", reason)),
+    }
+    findings
+}
+
+async fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let ran = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
+    match ran {
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn not_inspected(what: &str, command: &str, reason: &str) -> Finding {
+    let detail = format!("not inspected: {command}: {reason}");
+    let remedy = format!("install {what}, if rules of its kind are used on this host");
+    Finding::new(&format!("{what} rules"), Level::Warn, detail, remedy)
+}
+
+/// Rules of iptables-save's filter table that drop forwarded packets.
+fn forward(rules: &str) -> Finding {
+    let what = "iptables forward rules";
+    let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
+    let drops = |line: &&str| line.contains("-j DROP") || line.contains("-j REJECT");
+    let dropping: Vec<&str> = rules.lines().filter(in_forward).filter(drops).collect();
+    if !dropping.is_empty() {
+        return bypassed(what, &dropping);
+    }
+    if rules.lines().any(|line| line.starts_with(":FORWARD DROP")) {
+        return Finding::new(
+            what,
+            Level::Warn,
+            "the FORWARD chain drops what no rule accepts: packets that take the stack may be lost",
+            "accept the overlay: `iptables -I FORWARD -s NETWORK -j ACCEPT; iptables -I FORWARD -d NETWORK -j ACCEPT`",
+        );
+    }
+    Finding::ok(what, "none that drops")
+}
+
+fn bypassed(what: &str, rules: &[&str]) -> Finding {
+    Finding::new(
+        what,
+        Level::Warn,
+        format!("bypassed by the fast path: {}", rules.join("; ")),
+        "if these rules must hold between containers of different hosts, start the agent with --fast-path off",
+    )
+}
+
+/// Docker's `--ip-masq`: containers' packets leave with the host's address, also towards other containers.
+fn masquerade(rules: &str, network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) -> Finding {
+    let what = "masquerading";
+    let Some(subnet) = subnet else {
+        return Finding::ok(what, "no subnet leased yet: nothing to look for");
+    };
+    let hides = |line: &&str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let value = |flag: &str| {
+            let at = words.iter().position(|word| *word == flag)?;
+            let negated = at > 0 && words[at - 1] == "!";
+            Some((negated, *words.get(at + 1)?))
+        };
+        let from_us = value("-s").is_some_and(|(negated, source)| !negated && overlaps(source, subnet));
+        let spares = |(negated, target): (bool, &str)| match network {
+            Some(network) => negated == overlaps(target, network),
+            None => true,
+        };
+        line.starts_with("-A POSTROUTING ")
+            && line.contains("-j MASQUERADE")
+            && from_us
+            && !value("-d").is_some_and(spares)
+    };
+    rules.lines().find(hides).map_or_else(
+        || Finding::ok(what, "none between containers"),
+        |rule| {
+            Finding::new(
+                what,
+                Level::Warn,
+                format!("hides containers' addresses from other hosts: {rule}"),
+                "start dockerd with --ip-masq=false, and masquerade only what leaves the overlay",
+            )
+        },
+    )
+}
+
+/// Chains hooked to forward in `nft list ruleset` that drop or reject. Tables written by iptables were seen above.
+fn nft_forward(rules: &str) -> Finding {
+    let what = "nftables forward rules";
+    let (mut table, mut chain, mut hooked) = (String::new(), String::new(), false);
+    let mut dropping = Vec::new();
+    for line in rules.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches(" {").to_owned();
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.trim_end_matches(" {").to_owned();
+            hooked = false;
+        } else if line.contains("hook forward") {
+            hooked = chain != "FORWARD";
+        }
+        let verdict = line
+            .split([' ', ';'])
+            .any(|word| word == "drop" || word == "reject");
+        if hooked && verdict {
+            dropping.push(format!("{table} {chain}: {line}"));
+        }
+    }
+    if dropping.is_empty() {
+        return Finding::ok(what, "none that drops");
+    }
+    bypassed(what, &dropping.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Option<Ipv4Net> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn rules_the_fast_path_bypasses_are_quoted() {
+        let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A DOCKER-USER -s 10.244.9.0/24 -j DROP\n-A INPUT -j DROP\nCOMMIT\n";
+        let found = forward(rules);
+        assert_eq!(found.level, Level::Warn);
+        assert_eq!(
+            found.detail,
+            "bypassed by the fast path: -A DOCKER-USER -s 10.244.9.0/24 -j DROP"
+        );
+        assert_eq!(
+            forward(":FORWARD DROP [0:0]\n-A FORWARD -j ACCEPT\n").level,
+            Level::Warn
+        );
+        assert_eq!(
+            forward(":FORWARD ACCEPT [0:0]\n-A INPUT -j DROP\n").level,
+            Level::Ok
+        );
+    }
+
+    #[test]
+    fn dockers_masquerading_is_found_and_flannels_is_not() {
+        let found = |rule| masquerade(rule, net("10.244.0.0/16"), net("10.244.1.0/24")).level;
+        assert_eq!(
+            found("-A POSTROUTING -s 10.244.1.0/24 ! -o docker0 -j MASQUERADE"),
+            Level::Warn
+        );
+        assert_eq!(
+            found("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"),
+            Level::Ok
+        );
+        assert_eq!(
+            found("-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"),
+            Level::Ok
+        );
+        assert_eq!(
+            found("-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE"),
+            Level::Ok
+        );
+    }
+
+    #[test]
+    fn nftables_chains_are_judged_by_their_hook() {
+        let rules = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\tip saddr 10.0.0.1 drop\n\t}\n\
+                     \tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
+        assert_eq!(
+            nft_forward(rules).detail,
+            "bypassed by the fast path: inet fw fwd: ip saddr 10.0.0.1 drop"
+        );
+        assert_eq!(nft_forward("table ip filter {\n chain FORWARD {\n type filter hook forward priority 0; policy drop;\n }\n}").level, Level::Ok);
+    }
+}

@@ -1,0 +1,397 @@
+//! What outlives an agent on this host: where it is pinned, who may touch it, and to whom it belongs.
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Seek as _, Write as _},
+    net::Ipv4Addr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use overlay_common::ABI;
+use serde::{Deserialize, Serialize};
+
+/// Where bpffs is mounted by convention; the only place we mount it ourselves.
+pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
+
+/// The folders of one network on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Name of the network, as `--network` gives it.
+    pub network: String,
+    /// Below which everything is pinned; must be on bpffs.
+    pub bpf_root: PathBuf,
+    /// `<bpf root>/overlay/v<ABI>/<network>/`: maps and links.
+    pub pins: PathBuf,
+    /// `<state dir>/<network>/`: lock and record.
+    pub state: PathBuf,
+}
+
+/// To whom pins belong. They are only adopted by the very same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Inode of the network namespace: interface indexes are meaningless in another.
+    pub netns: u64,
+    /// Changes with every boot, and pins do not survive one.
+    pub boot_id: String,
+    /// The host's identity in the store.
+    pub public_ip: Ipv4Addr,
+    /// The subnet the host leased.
+    pub subnet: Ipv4Net,
+    /// Version of the map layouts.
+    pub abi: u32,
+}
+
+/// What an agent that starts finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// Nothing of ours, or leftovers from before a boot, now removed.
+    Fresh,
+    /// Pins of this very host: adopt them.
+    Adopt,
+}
+
+/// Why state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The root is not on bpffs.
+    #[error(
+        "{0} is not on a bpf filesystem: run `mount -t bpf bpf /sys/fs/bpf`, or give a --bpf-root that is on one"
+    )]
+    NotBpffs(PathBuf),
+    /// Another agent runs.
+    #[error(
+        "another agent (pid {pid}) runs network {network} here: it holds {lock}. Stop it first (`kill {pid}`), or give this one its own --network or --state-dir"
+    )]
+    Locked {
+        /// The network's name.
+        network: String,
+        /// Process id of the other agent, `?` if it did not say.
+        pid: String,
+        /// Path of the lock.
+        lock: String,
+    },
+    /// The pins are another host's.
+    #[error(
+        "the pins in {pins} belong to {owner}, not to {claimant}: give this host its own --bpf-root and --state-dir, or remove them with `overlay down --network {network}` (same --bpf-root and --state-dir)"
+    )]
+    Foreign {
+        /// The folder.
+        pins: PathBuf,
+        /// Whose they are.
+        owner: String,
+        /// Who asks.
+        claimant: String,
+        /// The network's name.
+        network: String,
+    },
+    /// The system refuses.
+    #[error("{action}: {source}")]
+    Io {
+        /// Verb and object, lower case.
+        action: String,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StateError {
+    fn io(verb: &str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            action: format!("{verb} {}", path.display()),
+            source: source.into(),
+        }
+    }
+}
+
+impl Paths {
+    /// The folders of `network`; nothing is created.
+    pub fn new(bpf_root: &Path, state_dir: &Path, network: &str) -> Self {
+        Self {
+            network: network.to_owned(),
+            bpf_root: bpf_root.to_owned(),
+            pins: bpf_root.join("overlay").join(format!("v{ABI}")).join(network),
+            state: state_dir.join(network),
+        }
+    }
+
+    /// Makes sure that bpffs is there (mounting it at its usual place if need be), and creates the folders.
+    pub fn create(&self) -> Result<(), StateError> {
+        if !is_bpffs(&self.bpf_root) && self.bpf_root == Path::new(DEFAULT_BPF_ROOT) {
+            let mounted = mount(
+                Some("bpf"),
+                DEFAULT_BPF_ROOT,
+                Some("bpf"),
+                MsFlags::empty(),
+                None::<&str>,
+            );
+            if let Err(error) = mounted {
+                log::warn!("mount bpffs on {DEFAULT_BPF_ROOT}: {error}");
+            }
+        }
+        if !is_bpffs(&self.bpf_root) {
+            return Err(StateError::NotBpffs(self.bpf_root.clone()));
+        }
+        for folder in [&self.pins, &self.state] {
+            fs::create_dir_all(folder).map_err(|error| StateError::io("create", folder, error))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the network for this process until the lock is dropped. The folders must exist.
+    pub fn lock(&self) -> Result<Lock, StateError> {
+        let path = self.state.join("lock");
+        let failed = |error| StateError::io("lock", &path, error);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path);
+        match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                lock.set_len(0).map_err(failed)?;
+                lock.rewind().map_err(failed)?;
+                writeln!(*lock, "{}", std::process::id()).map_err(failed)?;
+                Ok(Lock { _file: lock })
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                // The holder is named for the operator's sake; that it cannot be read changes nothing.
+                let _ = file.read_to_string(&mut pid);
+                Err(StateError::Locked {
+                    network: self.network.clone(),
+                    pid: if pid.trim().is_empty() {
+                        "?".into()
+                    } else {
+                        pid.trim().into()
+                    },
+                    lock: path.display().to_string(),
+                })
+            }
+            Err((_, error)) => Err(failed(error.into())),
+        }
+    }
+
+    /// Decides whether the pins here are ours, and writes the record if there was none. Call it with the lock held and
+    /// before anything is pinned, so that there are never pins without a record.
+    pub fn adopt(&self, current: &Record) -> Result<Adoption, StateError> {
+        let foreign = |owner: String| StateError::Foreign {
+            pins: self.pins.clone(),
+            owner,
+            claimant: current.owner(),
+            network: self.network.clone(),
+        };
+        match self.record()? {
+            Some(found) if found == *current => return Ok(Adoption::Adopt),
+            // Interface indexes and namespace inodes of an earlier boot mean nothing now.
+            Some(found) if found.boot_id != current.boot_id => self.forget()?,
+            Some(found) => return Err(foreign(found.owner())),
+            None if self.is_pinned() => {
+                return Err(foreign(format!(
+                    "a host whose record is not in {}",
+                    self.state.display()
+                )));
+            }
+            None => {}
+        }
+        self.write(current)?;
+        Ok(Adoption::Fresh)
+    }
+
+    /// The record, if there is one. One that cannot be read is an error: guessing could adopt another's pins.
+    pub fn record(&self) -> Result<Option<Record>, StateError> {
+        let path = self.record_path();
+        match fs::read(&path) {
+            Ok(text) => {
+                let record = serde_json::from_slice(&text);
+                record
+                    .map(Some)
+                    .map_err(|error| StateError::io("read", &path, error))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StateError::io("read", &path, error)),
+        }
+    }
+
+    /// Removes pins and record; the lock file stays for whoever holds it. Nothing there is no error.
+    pub fn forget(&self) -> Result<(), StateError> {
+        for (path, removed) in [
+            (&self.pins, fs::remove_dir_all(&self.pins)),
+            (&self.record_path(), fs::remove_file(self.record_path())),
+        ] {
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StateError::io("remove", path, error));
+                }
+                _ => {}
+            }
+        }
+        fs::create_dir_all(&self.pins).map_err(|error| StateError::io("create", &self.pins, error))
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.state.join("record.json")
+    }
+
+    fn is_pinned(&self) -> bool {
+        fs::read_dir(&self.pins).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
+    fn write(&self, record: &Record) -> Result<(), StateError> {
+        let path = self.record_path();
+        let partial = self.state.join("record.json.new");
+        serde_json::to_vec_pretty(record)
+            .map_err(io::Error::from)
+            .and_then(|text| fs::write(&partial, text))
+            .and_then(|()| fs::rename(&partial, &path))
+            .map_err(|error| StateError::io("write", &path, error))
+    }
+}
+
+impl Record {
+    /// The record of this host, in the network namespace of the calling thread.
+    pub fn current(public_ip: Ipv4Addr, subnet: Ipv4Net) -> Result<Self, StateError> {
+        let namespace = Path::new("/proc/thread-self/ns/net");
+        let boot = Path::new("/proc/sys/kernel/random/boot_id");
+        let netns = fs::metadata(namespace).map_err(|error| StateError::io("read", namespace, error))?;
+        let boot_id = fs::read_to_string(boot).map_err(|error| StateError::io("read", boot, error))?;
+        Ok(Self {
+            netns: netns.ino(),
+            boot_id: boot_id.trim().to_owned(),
+            public_ip,
+            subnet,
+            abi: ABI,
+        })
+    }
+
+    fn owner(&self) -> String {
+        format!(
+            "{} with subnet {} in network namespace {}",
+            self.public_ip, self.subnet, self.netns
+        )
+    }
+}
+
+/// Held by the one agent of a network on this host; the kernel releases it when the process ends in whatever way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    // A root that does not exist yet will be made where its parent is.
+    let existing = path.ancestors().find(|ancestor| ancestor.exists());
+    existing.is_some_and(|path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(folder: &Path) -> Paths {
+        let paths = Paths::new(&folder.join("bpf"), &folder.join("state"), "default");
+        // Not bpffs, which needs root; only `create` asks for it.
+        fs::create_dir_all(&paths.pins).unwrap();
+        fs::create_dir_all(&paths.state).unwrap();
+        paths
+    }
+
+    fn record() -> Record {
+        Record::current([192, 168, 0, 1].into(), "10.244.1.0/24".parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_second_agent_is_told_who_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        let first = paths.lock().unwrap();
+        let refusal = paths.lock().unwrap_err().to_string();
+        assert!(
+            refusal.contains(&format!("another agent (pid {})", std::process::id())),
+            "{refusal}"
+        );
+        drop(first);
+        paths.lock().unwrap();
+    }
+
+    #[test]
+    fn only_the_same_host_adopts() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        let ours = record();
+        assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Fresh);
+        fs::write(paths.pins.join("PEERS"), "").unwrap();
+        assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Adopt);
+
+        let others = [
+            Record {
+                netns: 1,
+                ..ours.clone()
+            },
+            Record {
+                public_ip: [192, 168, 0, 2].into(),
+                ..ours.clone()
+            },
+            Record {
+                subnet: "10.244.2.0/24".parse().unwrap(),
+                ..ours.clone()
+            },
+        ];
+        for other in others {
+            let refusal = paths.adopt(&other).unwrap_err().to_string();
+            assert!(
+                refusal.contains(&format!("belong to {}, not to {}", ours.owner(), other.owner())),
+                "{refusal}"
+            );
+            assert!(refusal.contains("overlay down --network default"), "{refusal}");
+        }
+        assert!(paths.pins.join("PEERS").exists());
+    }
+
+    #[test]
+    fn leftovers_of_an_earlier_boot_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        let earlier = Record {
+            boot_id: "earlier".into(),
+            netns: 1,
+            ..record()
+        };
+        assert_eq!(paths.adopt(&earlier).unwrap(), Adoption::Fresh);
+        fs::write(paths.pins.join("PEERS"), "").unwrap();
+        assert_eq!(paths.adopt(&record()).unwrap(), Adoption::Fresh);
+        assert!(!paths.pins.join("PEERS").exists());
+        assert_eq!(paths.record().unwrap(), Some(record()));
+    }
+
+    #[test]
+    fn pins_without_a_record_are_nobodys_to_take() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        fs::write(paths.pins.join("PEERS"), "").unwrap();
+        assert!(matches!(paths.adopt(&record()), Err(StateError::Foreign { .. })));
+        fs::write(paths.state.join("record.json"), "{").unwrap();
+        assert!(
+            paths
+                .adopt(&record())
+                .unwrap_err()
+                .to_string()
+                .starts_with("read ")
+        );
+    }
+
+    #[test]
+    fn a_root_that_is_not_bpffs_is_refused_with_the_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = paths(folder.path()).create().unwrap_err().to_string();
+        assert!(refusal.contains("mount -t bpf bpf /sys/fs/bpf"), "{refusal}");
+    }
+}
