@@ -1,4 +1,9 @@
 //! Where leases live: the trait the agent's loop depends on, in domain words. etcd and a directory of files are details.
+pub mod dir;
+pub mod etcd;
+mod ledger;
+pub mod memory;
+
 use std::{fmt, future::Future, time::Duration};
 
 use bytes::Bytes;
@@ -46,6 +51,15 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
 }
 
+impl Snapshot {
+    fn with_lifetimes(mut self, lifetimes: bool) -> Self {
+        if !lifetimes {
+            self.entries.iter_mut().for_each(|entry| entry.lifetime = None);
+        }
+        self
+    }
+}
+
 /// One change below `<prefix>/subnets/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -63,7 +77,8 @@ pub enum Change {
 pub struct Batch {
     /// The revision that made them.
     pub revision: Revision,
-    /// The changes, in the store's order.
+    /// The changes, in the store's order. None at all means that nothing changed up to this revision: what follows
+    /// later may start from here.
     pub changes: Vec<Change>,
 }
 

@@ -1,6 +1,8 @@
-//! The lab (hosts as network namespaces) and the set-up, as a library for the demo, the benchmark and the tests.
+//! The lab (hosts as network namespaces), a real etcd and the set-up, as a library for the demo, the benchmark and the
+//! tests.
 
 pub mod command;
+pub mod etcd;
 pub mod lab;
 pub mod project;
 pub mod setup;

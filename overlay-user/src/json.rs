@@ -1,0 +1,59 @@
+//! Reads JSON objects as Go's encoding/json does, since that is what wrote them: keys in any case, null as absent.
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// The fields of one JSON object.
+pub(crate) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Reads the text of an object. The error is a phrase without its subject.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
+        let value = serde_json::from_slice(text).map_err(|error| format!("is not JSON ({error})"))?;
+        Self::of(value).ok_or_else(|| "is JSON, but not an object".to_owned())
+    }
+
+    /// The fields of a value that is an object.
+    pub(crate) fn of(value: Value) -> Option<Self> {
+        match value {
+            Value::Object(fields) => Some(Self(fields)),
+            _ => None,
+        }
+    }
+
+    /// The value of `name`; an exact match goes before one in another case.
+    pub(crate) fn value(&self, name: &str) -> Option<&Value> {
+        let any_case = || {
+            let found = self.0.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value)
+        };
+        self.0
+            .get(name)
+            .or_else(any_case)
+            .filter(|value| !value.is_null())
+    }
+
+    /// The value of `name` as a `T`; `Err` is the value as it stands, if it is no `T`.
+    pub(crate) fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, String> {
+        let Some(value) = self.value(name) else {
+            return Ok(None);
+        };
+        T::deserialize(value).map(Some).map_err(|_| value.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_match_in_any_case_and_null_is_absent() {
+        let fields = Fields::parse(br#"{"vni":7,"VNI":8,"port":null,"Mtu":"x"}"#).unwrap();
+        assert_eq!(fields.get::<u32>("VNI"), Ok(Some(8)));
+        assert_eq!(fields.get::<u32>("Vni"), Ok(Some(8)));
+        assert_eq!(fields.get::<u32>("Port"), Ok(None));
+        assert_eq!(fields.get::<u32>("Absent"), Ok(None));
+        assert_eq!(fields.get::<u32>("MTU"), Err(r#""x""#.to_owned()));
+        assert!(Fields::parse(b"[1]").is_err());
+        assert!(Fields::parse(b"{").is_err());
+    }
+}

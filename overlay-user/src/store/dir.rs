@@ -1,0 +1,302 @@
+//! A folder of lease files as the store: for one machine, or for several that share the folder. Needs no server.
+//!
+//! `<folder>/config` and `<folder>/subnets/<key>` hold flannel's values, so `cat` and an editor are the tools.
+//! `<folder>/.ledger.json` holds what a file cannot: revisions, history and when a key expires. A modification time
+//! would not do: it cannot tell a reservation from a lease, and copying a folder changes it. Every call takes
+//! `<folder>/.lock`, brings the ledger up to date with the files, and only then does its work.
+//!
+//! The ledger is written before a file appears or changes, and after a file is removed: whoever is killed in between
+//! leaves a claim that did not happen or a deletion that did, never a lease without an end.
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, ErrorKind, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{
+    Batch, Follow, Revision, Snapshot, Store, StoreError, Written,
+    ledger::{Ledger, Millis},
+};
+
+/// How often a follower looks. An agent sees a new peer at most this late.
+const POLL: Duration = Duration::from_millis(200);
+
+/// A folder of lease files. Several agents may use one folder at the same time.
+///
+/// Expiry goes by the wall clock: hosts that share a folder need clocks that agree within the lease's renewal margin.
+#[derive(Clone, Debug)]
+pub struct DirStore {
+    folder: PathBuf,
+}
+
+impl DirStore {
+    /// The folder is made at the first use. Whether other hosts may use it too is for whoever acquires leases to
+    /// say: [`crate::acquire::refuse_other_hosts`].
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+        }
+    }
+
+    /// Runs `work` on a ledger that agrees with the files, alone.
+    fn locked<T>(&self, work: impl FnOnce(&mut Books) -> io::Result<T>) -> Result<T, StoreError> {
+        let run = || {
+            fs::create_dir_all(self.folder.join("subnets"))?;
+            let lock = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(self.folder.join(".lock"))?;
+            let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+            let mut books = Books::open(&self.folder)?;
+            work(&mut books)
+        };
+        run().map_err(|error: io::Error| match error.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => StoreError::Refused {
+                store: self.name(),
+                detail: format!("{error}: give the agent write access to the folder"),
+            },
+            _ => StoreError::Unavailable {
+                store: self.name(),
+                detail: error.to_string(),
+            },
+        })
+    }
+}
+
+/// The ledger and the files, while the lock is held.
+struct Books<'a> {
+    folder: &'a Path,
+    ledger: Ledger,
+}
+
+impl<'a> Books<'a> {
+    fn open(folder: &'a Path) -> io::Result<Self> {
+        let path = folder.join(".ledger.json");
+        let (ledger, known) = match fs::read(&path) {
+            Ok(text) => {
+                let bad = |error| {
+                    io::Error::other(format!(
+                        "{} is damaged ({error}): remove it, and every lease becomes a reservation",
+                        path.display()
+                    ))
+                };
+                (serde_json::from_slice(&text).map_err(bad)?, true)
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => (Ledger::new(rand::random()), false),
+            Err(error) => return Err(error),
+        };
+        let mut books = Self { folder, ledger };
+        if books.agree()? || !known {
+            books.save()?;
+        }
+        Ok(books)
+    }
+
+    /// Takes over what was done to the files by hand, and removes what has expired. Says whether anything changed.
+    fn agree(&mut self) -> io::Result<bool> {
+        let files = self.files()?;
+        let gone: Vec<String> = self
+            .ledger
+            .values()
+            .filter(|(key, _)| !files.contains_key(*key))
+            .map(|(key, _)| key.to_owned())
+            .collect();
+        let wanted: BTreeMap<_, _> = self.ledger.values().collect();
+        let new: Vec<_> = files
+            .iter()
+            .filter(|(key, value)| wanted.get(key.as_str()) != Some(value))
+            .collect();
+        let new: Vec<_> = new
+            .into_iter()
+            .map(|(key, value)| (key, value, self.ledger.expiry(key)))
+            .collect();
+        let changed = !gone.is_empty() || !new.is_empty();
+        for key in gone {
+            self.ledger.delete(&key);
+        }
+        // A file that nobody claimed is a reservation; one that was altered keeps its lifetime.
+        for (key, value, expires) in new {
+            self.ledger.put(key, value.clone(), expires);
+        }
+        let expired = self.ledger.expire(now());
+        for key in &expired {
+            remove(&self.path(key))?;
+        }
+        Ok(changed || !expired.is_empty())
+    }
+
+    fn files(&self) -> io::Result<BTreeMap<String, Bytes>> {
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(self.folder.join("subnets"))? {
+            let entry = entry?;
+            // Hidden files are an editor's, and names that are not text are no keys.
+            let Some(key) = entry
+                .file_name()
+                .to_str()
+                .filter(|name| !name.starts_with('.'))
+                .map(str::to_owned)
+            else {
+                continue;
+            };
+            match fs::read(entry.path()) {
+                Ok(value) => drop(files.insert(key, value.into())),
+                // A folder, or a file removed by hand since it was listed.
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(files)
+    }
+
+    fn put(
+        &mut self,
+        key: &str,
+        value: &Bytes,
+        edit: impl FnOnce(&mut Ledger) -> Written,
+    ) -> io::Result<Written> {
+        let written = edit(&mut self.ledger);
+        if written != Written::Lost {
+            self.save()?;
+            self.write(&self.path(key), value)?;
+        }
+        Ok(written)
+    }
+
+    fn release(&mut self, key: &str, modified: Revision) -> io::Result<Written> {
+        let written = self.ledger.release(key, modified);
+        if written != Written::Lost {
+            remove(&self.path(key))?;
+            self.save()?;
+        }
+        Ok(written)
+    }
+
+    fn save(&self) -> io::Result<()> {
+        self.write(
+            &self.folder.join(".ledger.json"),
+            &serde_json::to_vec(&self.ledger)?,
+        )
+    }
+
+    /// By rename, so that no reader sees half a file. The lock makes one name for the draft enough.
+    fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let draft = self.folder.join(".draft");
+        File::create(&draft)?.write_all(content)?;
+        fs::rename(draft, path)
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.folder.join("subnets").join(key)
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn now() -> Millis {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    millis(since.unwrap_or_default())
+}
+
+fn millis(time: Duration) -> Millis {
+    Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX)
+}
+
+fn expiry(time_to_live: Option<Duration>) -> Option<Millis> {
+    time_to_live.map(|time| now().saturating_add(millis(time)))
+}
+
+impl Store for DirStore {
+    type Follow = DirFollow;
+
+    fn name(&self) -> String {
+        format!("folder {}", self.folder.display())
+    }
+
+    async fn config(&mut self) -> Result<Option<Bytes>, StoreError> {
+        self.locked(|books| match fs::read(books.folder.join("config")) {
+            Ok(text) => Ok(Some(text.into())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    async fn set_config(&mut self, value: Bytes) -> Result<(), StoreError> {
+        self.locked(|books| books.write(&books.folder.join("config"), &value))
+    }
+
+    async fn snapshot(&mut self, lifetimes: bool) -> Result<Snapshot, StoreError> {
+        self.locked(|books| Ok(books.ledger.snapshot(now()).with_lifetimes(lifetimes)))
+    }
+
+    async fn follow(&mut self, revision: Revision) -> Result<DirFollow, StoreError> {
+        self.locked(|_| Ok(()))?;
+        let store = self.clone();
+        Ok(DirFollow { store, revision })
+    }
+
+    async fn claim(
+        &mut self,
+        key: &str,
+        value: Bytes,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        self.locked(|books| {
+            books.put(key, &value, |ledger| {
+                ledger.claim(key, value.clone(), expiry(time_to_live))
+            })
+        })
+    }
+
+    async fn renew(
+        &mut self,
+        key: &str,
+        value: Bytes,
+        modified: Revision,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        self.locked(|books| {
+            books.put(key, &value, |ledger| {
+                ledger.renew(key, value.clone(), modified, expiry(time_to_live))
+            })
+        })
+    }
+
+    async fn release(&mut self, key: &str, modified: Revision) -> Result<Written, StoreError> {
+        self.locked(|books| books.release(key, modified))
+    }
+}
+
+/// The watch of a [`DirStore`]: a look every 200 ms.
+#[derive(Debug)]
+pub struct DirFollow {
+    store: DirStore,
+    revision: Revision,
+}
+
+impl Follow for DirFollow {
+    async fn next(&mut self) -> Result<Batch, StoreError> {
+        loop {
+            let found = self.store.locked(|books| Ok(books.ledger.after(self.revision)))?;
+            let behind = |oldest| StoreError::Behind {
+                store: self.store.name(),
+                oldest,
+            };
+            if let Some(batch) = found.map_err(behind)? {
+                self.revision = batch.revision;
+                return Ok(batch);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}

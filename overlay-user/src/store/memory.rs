@@ -1,0 +1,260 @@
+//! A store in memory that can be made to fail, for tests of everything that depends on a store.
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Batch, Follow, Revision, Snapshot, Store, StoreError, Written,
+    ledger::{Edit, Ledger, Millis, Value},
+};
+
+/// A handle; clones share the content, as several hosts share an etcd.
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
+    shared: Arc<Mutex<Shared>>,
+    /// Wakes followers; the number counts the cuts of all watches.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ledger: Ledger,
+    config: Option<Bytes>,
+    fault: Option<Fault>,
+    start: Instant,
+}
+
+/// What every call answers until it is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// As if the network were gone.
+    Unavailable,
+    /// As if the password were wrong.
+    Refused,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self {
+            shared: Arc::new(Mutex::new(Shared {
+                ledger: Ledger::new(1),
+                config: None,
+                fault: None,
+                start: Instant::now(),
+            })),
+            changed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl MemoryStore {
+    /// Makes every call fail, open watches too, or work again.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        self.lock().fault = fault;
+        self.wake();
+    }
+
+    /// Forgets all history: whoever follows from an earlier revision is behind.
+    pub fn compact(&self) {
+        self.lock().ledger.compact();
+        self.wake();
+    }
+
+    /// Ends every open watch, as a lost connection does.
+    pub fn cut_watches(&self) {
+        self.changed.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Empties it and makes it another cluster, whose revisions start again.
+    pub fn wipe(&self) {
+        let mut shared = self.lock();
+        shared.ledger = Ledger::new(shared.ledger.cluster + 1);
+        drop(shared);
+        self.wake();
+    }
+
+    /// Writes a key past all guards, as an operator may: a reservation if it has no time to live.
+    pub fn put(&self, key: &str, value: impl Into<Bytes>, time_to_live: Option<Duration>) -> Revision {
+        let mut shared = self.lock();
+        let expires = shared.expiry(time_to_live);
+        let revision = shared.ledger.put(key, value.into(), expires);
+        drop(shared);
+        self.wake();
+        revision
+    }
+
+    /// Makes all changes at one revision; `None` deletes.
+    pub fn commit(&self, changes: impl IntoIterator<Item = (String, Option<Bytes>)>) -> Revision {
+        let edit = |(key, value): (String, Option<Bytes>)| Edit {
+            key,
+            to: value.map(|value| Value { value, expires: None }),
+        };
+        let changes = changes.into_iter().map(edit).collect();
+        let revision = self.lock().ledger.commit(changes);
+        self.wake();
+        revision
+    }
+
+    /// Deletes a key past all guards.
+    pub fn delete(&self, key: &str) -> Revision {
+        self.commit([(key.to_owned(), None)])
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|_| ());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect("no holder of the lock panics")
+    }
+
+    /// The content, with what has expired taken out, unless a fault is set.
+    fn open(&self) -> Result<MutexGuard<'_, Shared>, StoreError> {
+        let mut shared = self.lock();
+        match shared.fault {
+            Some(Fault::Unavailable) => Err(StoreError::Unavailable {
+                store: self.name(),
+                detail: "made to fail".to_owned(),
+            }),
+            Some(Fault::Refused) => Err(StoreError::Refused {
+                store: self.name(),
+                detail: "made to refuse".to_owned(),
+            }),
+            None => {
+                let now = shared.now();
+                shared.ledger.expire(now);
+                Ok(shared)
+            }
+        }
+    }
+
+    fn write(&self, write: impl FnOnce(&mut Shared) -> Written) -> Result<Written, StoreError> {
+        let written = write(&mut *self.open()?);
+        self.wake();
+        Ok(written)
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Millis {
+        Millis::try_from(self.start.elapsed().as_millis()).unwrap_or(Millis::MAX)
+    }
+
+    fn expiry(&self, time_to_live: Option<Duration>) -> Option<Millis> {
+        let millis = |time: Duration| Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX);
+        time_to_live.map(|time| self.now().saturating_add(millis(time)))
+    }
+}
+
+impl Store for MemoryStore {
+    type Follow = MemoryFollow;
+
+    fn name(&self) -> String {
+        "store in memory".to_owned()
+    }
+
+    async fn config(&mut self) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.open()?.config.clone())
+    }
+
+    async fn set_config(&mut self, value: Bytes) -> Result<(), StoreError> {
+        self.open()?.config = Some(value);
+        Ok(())
+    }
+
+    async fn snapshot(&mut self, lifetimes: bool) -> Result<Snapshot, StoreError> {
+        let shared = self.open()?;
+        Ok(shared.ledger.snapshot(shared.now()).with_lifetimes(lifetimes))
+    }
+
+    async fn follow(&mut self, revision: Revision) -> Result<MemoryFollow, StoreError> {
+        drop(self.open()?);
+        let changed = self.changed.subscribe();
+        let cuts = *changed.borrow();
+        Ok(MemoryFollow {
+            store: self.clone(),
+            revision,
+            changed,
+            cuts,
+        })
+    }
+
+    async fn claim(
+        &mut self,
+        key: &str,
+        value: Bytes,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        self.write(|shared| {
+            let expires = shared.expiry(time_to_live);
+            shared.ledger.claim(key, value, expires)
+        })
+    }
+
+    async fn renew(
+        &mut self,
+        key: &str,
+        value: Bytes,
+        modified: Revision,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        self.write(|shared| {
+            let expires = shared.expiry(time_to_live);
+            shared.ledger.renew(key, value, modified, expires)
+        })
+    }
+
+    async fn release(&mut self, key: &str, modified: Revision) -> Result<Written, StoreError> {
+        self.write(|shared| shared.ledger.release(key, modified))
+    }
+}
+
+/// The watch of a [`MemoryStore`].
+#[derive(Debug)]
+pub struct MemoryFollow {
+    store: MemoryStore,
+    revision: Revision,
+    changed: watch::Receiver<u64>,
+    cuts: u64,
+}
+
+impl Follow for MemoryFollow {
+    async fn next(&mut self) -> Result<Batch, StoreError> {
+        loop {
+            // Marked as seen before the look, so that a change after the look wakes us.
+            if *self.changed.borrow_and_update() != self.cuts {
+                return Err(StoreError::Unavailable {
+                    store: self.store.name(),
+                    detail: "the watch was cut".to_owned(),
+                });
+            }
+            let expiry = {
+                let shared = self.store.open()?;
+                let behind = |oldest| StoreError::Behind {
+                    store: self.store.name(),
+                    oldest,
+                };
+                if let Some(batch) = shared.ledger.after(self.revision).map_err(behind)? {
+                    self.revision = batch.revision;
+                    return Ok(batch);
+                }
+                let expires = |millis| shared.start + Duration::from_millis(millis);
+                shared.ledger.next_expiry().map(expires)
+            };
+            let until_expiry = async {
+                match expiry {
+                    Some(expiry) => tokio::time::sleep_until(expiry).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.changed.changed() => {}
+                () = until_expiry => {}
+            }
+        }
+    }
+}
