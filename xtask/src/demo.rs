@@ -7,6 +7,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use xtask::{
+    etcd::Etcd,
     lab::{self, Agent, Container, Host, Lab, PingOptions, iperf3},
     project, setup,
 };
@@ -32,14 +33,24 @@ pub(crate) enum Store {
     Etcd,
 }
 
-/// A host with its agent and its containers.
+/// Hosts with agents and containers, and what they need to stay so.
 pub(crate) struct Populated {
+    members: Vec<Member>,
+    _etcd: Option<Etcd>,
+}
+
+struct Member {
     host: Host,
     agent: Agent,
     containers: Vec<Container>,
 }
 
 pub(crate) fn demo(options: &Options) -> Result<()> {
+    // Its etcd ends with this command, and the agents would be left without a store.
+    ensure!(
+        !options.keep || options.store == Store::Dir,
+        "--keep goes with --store dir"
+    );
     let started = Instant::now();
     let step = |text: &str| println!("\n[{:5.1} s] {text}", started.elapsed().as_secs_f32());
     setup::setup()?;
@@ -69,19 +80,20 @@ pub(crate) fn demo(options: &Options) -> Result<()> {
 }
 
 fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Result<()> {
-    let mut hosts = populate(lab, overlay, options.store)?;
+    let mut populated = populate(lab, overlay, options.store)?;
+    let members = &mut populated.members;
     step("pings from every container to every other");
-    ping_matrix(&hosts)?;
+    ping_matrix(members)?;
     step("one TCP stream of two seconds from the first host to the last");
-    let (first, last) = (&hosts[0], &hosts[hosts.len() - 1]);
+    let (first, last) = (&members[0], &members[members.len() - 1]);
     let rate = iperf3(&first.containers[0], &last.containers[1], 2)?;
-    println!("{rate:.0} Mbit/s");
+    println!("  {rate:.0} Mbit/s");
     ensure!(rate > 0.0, "the stream carried nothing");
-    step("packets each tier carried, by host and direction");
-    carried(&hosts, overlay)?;
+    step("packets that each tier carried");
+    carried(members, overlay)?;
     step(&format!("`overlay status` of {}", first.host.name()));
     println!("{}", first.host.overlay(overlay, &["status"])?.trim_end());
-    for Populated { host, agent, .. } in &mut hosts {
+    for Member { host, agent, .. } in members {
         if let Some(status) = agent.status()? {
             bail!("the agent of {} did not last: {status}", host.name());
         }
@@ -89,35 +101,43 @@ fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Re
     Ok(())
 }
 
-/// Starts an agent on every host and gives each two containers in the subnet it leased.
-pub(crate) fn populate(lab: &Lab, overlay: &Path, store: Store) -> Result<Vec<Populated>> {
+/// Starts a store, an agent on every host, and gives each host two containers in the subnet it leased.
+pub(crate) fn populate(lab: &Lab, overlay: &Path, store: Store) -> Result<Populated> {
     const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
-    let arguments = match store {
-        Store::Dir => vec![
-            "--store-dir".to_owned(),
-            lab.folder().join("store").display().to_string(),
-        ],
-        Store::Etcd => bail!("the store etcd is not there yet"),
+    let etcd = match store {
+        Store::Dir => None,
+        Store::Etcd => Some(Etcd::start_in_netns(
+            &lab.folder(),
+            lab.switch().name(),
+            Lab::SWITCH,
+        )?),
     };
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let first = lab.host(0);
-    first.overlay(
+    let folder = lab.folder().join("store").display().to_string();
+    let url = etcd.as_ref().map(Etcd::client_url);
+    let arguments = match &url {
+        Some(url) => vec!["--etcd-endpoints", url],
+        None => vec!["--store-dir", &folder, "--store-shared"],
+    };
+    lab.host(0).overlay(
         overlay,
-        &[&["config", "set"], arguments.as_slice(), &[CONFIG]].concat(),
+        &[&["config", "set", CONFIG], arguments.as_slice()].concat(),
     )?;
+    // All agents first: they start side by side.
     let agents = lab
         .hosts()
         .iter()
         .map(|host| host.start_agent(overlay, &arguments))
         .collect::<Result<Vec<_>>>()?;
-    lab.hosts()
+    let members = lab
+        .hosts()
         .iter()
         .zip(agents)
         .map(|(host, agent)| give_containers(host, agent))
-        .collect()
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Populated { members, _etcd: etcd })
 }
 
-fn give_containers(host: &Host, mut agent: Agent) -> Result<Populated> {
+fn give_containers(host: &Host, mut agent: Agent) -> Result<Member> {
     agent.wait_ready(Duration::from_secs(20))?;
     let (subnet, mtu) = agent.subnet()?;
     host.add_bridge(&subnet, mtu)?;
@@ -130,64 +150,75 @@ fn give_containers(host: &Host, mut agent: Agent) -> Result<Populated> {
         host.name(),
         host.address()
     );
-    Ok(Populated {
+    Ok(Member {
         host: host.clone(),
         agent,
         containers,
     })
 }
 
+const PINGS: u32 = 2;
+
 /// Prints the fastest round trip of every pair in milliseconds; fails if a ping was lost.
-fn ping_matrix(hosts: &[Populated]) -> Result<()> {
-    let all: Vec<_> = hosts.iter().flat_map(|host| &host.containers).collect();
-    let mut silent = Vec::new();
+fn ping_matrix(members: &[Member]) -> Result<()> {
+    let all: Vec<_> = members.iter().flat_map(|member| &member.containers).collect();
+    let mut lost = Vec::new();
+    println!("  fastest round trip in ms, columns in the order of the rows");
     for from in &all {
         let mut row = format!("  {:15}", from.address().to_string());
-        for to in all.iter().filter(|to| to.address() != from.address()) {
-            // The first ping resolves addresses on both bridges; what counts is the way itself.
+        for to in &all {
+            if to.address() == from.address() {
+                row += "      -";
+                continue;
+            }
             let options = PingOptions {
-                count: 2,
+                count: PINGS,
                 interval: 0.02,
                 ..PingOptions::default()
             };
             let ping = from.ping(to.address(), options)?;
-            row += &match ping.fastest_ms {
-                Some(time) if ping.complete() => format!(" {time:6.3}"),
-                _ => "   lost".to_owned(),
-            };
-            if !ping.complete() {
-                silent.push(format!("{} -> {}", from.address(), to.address()));
+            match ping.fastest_ms.filter(|_| ping.complete()) {
+                Some(time) => row += &format!(" {time:6.3}"),
+                None => {
+                    row += "   lost";
+                    lost.push(format!("{} -> {}", from.address(), to.address()));
+                }
             }
         }
         println!("{row}");
     }
-    ensure!(silent.is_empty(), "pings lost: {}", silent.join(", "));
-    println!("  all answered (fastest round trip in ms)");
+    ensure!(lost.is_empty(), "pings lost: {}", lost.join(", "));
+    println!("  all answered");
     Ok(())
 }
 
-/// Prints who carried how much; fails if the kernel programs carried nothing.
-fn carried(hosts: &[Populated], overlay: &Path) -> Result<()> {
-    println!(
-        "  {:6}{:>16}{:>16}{:>16}",
-        "host", "out, fast path", "in, fast path", "left to others"
-    );
-    for Populated { host, .. } in hosts {
+/// Prints what each tier of each host carried; fails if that is less than what was sent, or anything was dropped.
+fn carried(members: &[Member], overlay: &Path) -> Result<()> {
+    println!("  host    fast out     fast in   stack out    stack in     dropped");
+    // Each of two containers exchanged its pings with two on every other host, and they with it.
+    let exchanges = 2 * 2 * 2 * u64::from(PINGS) * (members.len() as u64 - 1);
+    for Member { host, .. } in members {
         let answer = host.overlay(overlay, &["status", "--json"])?;
-        let carried = status::carried(&answer).with_context(|| format!("the status of {}", host.name()))?;
+        let name = host.name();
+        let sum = status::carried(&answer).with_context(|| format!("the status of {name}"))?;
         println!(
-            "  {:6}{:>16}{:>16}{:>16}",
-            host.name(),
-            carried.out,
-            carried.r#in,
-            carried.other
+            "  {name:4}{:>12}{:>12}{:>12}{:>12}{:>12}",
+            sum.fast_out, sum.fast_in, sum.stack_out, sum.stack_in, sum.dropped
         );
-        ensure!(carried.out > 0, "the fast path of {} sent nothing", host.name());
+        let (sent, received) = (sum.fast_out + sum.stack_out, sum.fast_in + sum.stack_in);
         ensure!(
-            carried.r#in > 0,
-            "the fast path of {} received nothing",
-            host.name()
+            sum.fast_out > 0 && sum.fast_in > 0,
+            "the fast path of {name} carried nothing"
         );
+        ensure!(
+            sent >= exchanges,
+            "{name} counts {sent} packets sent, the pings alone were {exchanges}"
+        );
+        ensure!(
+            received >= exchanges,
+            "{name} counts {received} packets received, the pings alone were {exchanges}"
+        );
+        ensure!(sum.dropped == 0, "{name} dropped {} packets", sum.dropped);
     }
     Ok(())
 }

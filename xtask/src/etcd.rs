@@ -199,6 +199,10 @@ fn in_netns(netns: Option<&str>, program: &str) -> Command {
     let mut option = OsString::from("--net=/run/netns/");
     option.push(netns);
     command.arg(option).arg(program);
+    // In a lab it is one of the lab's processes, which Ctrl-C ends too.
+    if let Some((lab, _)) = netns.split_once('-') {
+        command.env(crate::lab::MARK, lab);
+    }
     command
 }
 

@@ -30,7 +30,7 @@ pub use self::{
     foreign::ForeignVxlan,
     host::{Capture, Host},
     latency::{Latency, latency},
-    namespace::{Namespace, Running},
+    namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport},
     stream::{Transfer, iperf3, transfer},
     sweep::{leaks, orphans, sweep},

@@ -1,4 +1,5 @@
-//! The lab (hosts as network namespaces) and the set-up, as a library for the demo, the benchmark and the tests.
+//! The lab (hosts as network namespaces), a real etcd and the set-up, as a library for the demo, the benchmark and the
+//! tests.
 
 pub mod command;
 pub mod etcd;

@@ -4,6 +4,8 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
     thread,
     time::Duration,
 };
@@ -12,9 +14,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use xtask::lab::{
-    Container, ForeignVxlan, Lab, Numbered, Options, PingOptions, iperf3, latency, leaks, orphans, sweep,
-    transfer,
+use xtask::{
+    etcd::Etcd,
+    lab::{
+        Container, ForeignVxlan, Lab, Numbered, Options, PingOptions, iperf3, latency, leaks, orphans, sweep,
+        transfer, wait_until,
+    },
 };
 
 const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
@@ -212,4 +217,66 @@ fn what_a_killed_process_leaves_is_found_and_removed() {
     );
     sweep(&name).unwrap();
     assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+}
+
+/// A program in the place of the overlay's binary: what the lab itself does with an agent can be seen without one.
+fn stand_in(lab: &Lab, script: &str) -> PathBuf {
+    let path = lab.folder().join("stand-in");
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn an_agent_that_ends_is_reported_with_what_it_said() {
+    let lab = Lab::new(Options {
+        hosts: 1,
+        ..Options::default()
+    })
+    .unwrap();
+    let binary = stand_in(&lab, "echo no lease today; exit 3");
+    let mut agent = lab.host(0).start_agent(&binary, &[]).unwrap();
+    let error = format!("{:#}", agent.wait_ready(Duration::from_secs(5)).unwrap_err());
+    assert!(
+        error.contains("no lease today") && error.contains("exit status: 3"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_agent_gets_its_hosts_places_and_its_subnet_is_read_back() {
+    let lab = Lab::new(Options {
+        hosts: 1,
+        ..Options::default()
+    })
+    .unwrap();
+    let host = lab.host(0);
+    let env = host.subnet_file().display().to_string();
+    let binary = stand_in(
+        &lab,
+        &format!(
+            "echo $OVERLAY_BPF_ROOT $*; printf 'FLANNEL_SUBNET=10.244.7.1/24\\nFLANNEL_MTU=1450\\n' >{env}; exec sleep 600"
+        ),
+    );
+    let agent = host.start_agent(&binary, &["--store-dir", "/nowhere"]).unwrap();
+    wait_until("subnet.env", Duration::from_secs(5), || {
+        Ok(agent.subnet().is_ok())
+    })
+    .unwrap();
+    assert_eq!(agent.subnet().unwrap(), ("10.244.7.0/24".to_owned(), 1450));
+    let said = agent.log();
+    assert!(said.starts_with(&host.bpf_root().display().to_string()), "{said}");
+    assert!(
+        said.contains("agent --iface eth0") && said.contains("--store-dir /nowhere"),
+        "{said}"
+    );
+    assert!(agent.terminate().unwrap().code().is_none(), "ended by the signal");
+}
+
+#[test]
+fn etcd_in_the_switch_is_reached_from_the_hosts() {
+    let lab = Lab::new(Options::default()).unwrap();
+    let etcd = Etcd::start_in_netns(&lab.folder(), lab.switch().name(), Lab::SWITCH).unwrap();
+    let line = format!("etcdctl --endpoints {} endpoint health", etcd.client_url());
+    lab.host(1).exec(&line).unwrap();
 }

@@ -15,7 +15,6 @@ use crate::command;
 
 /// Where the lab's agents answer /healthz and /readyz, in their host's namespace.
 const HEALTH_PORT: u16 = 8471;
-const NETWORK: &str = "default";
 
 /// A running agent. Killed when dropped; on a panic its log is shown.
 #[derive(Debug)]
@@ -56,9 +55,9 @@ impl Host {
             .to_str()
             .context("the path of the overlay binary is not UTF-8")?;
         let mut command = self.namespace().command(&[&[binary], words].concat())?;
-        command.args(["--network", NETWORK]);
-        command.arg("--bpf-root").arg(self.bpf_root());
-        command.arg("--state-dir").arg(self.folder().join("state"));
+        // As variables: commands that have no such option do not mind.
+        command.env("OVERLAY_BPF_ROOT", self.bpf_root());
+        command.env("OVERLAY_STATE_DIR", self.folder().join("state"));
         Ok(command)
     }
 

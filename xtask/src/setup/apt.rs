@@ -14,11 +14,11 @@ pub(super) fn install(packages: &[&str], progress: &Progress) -> Result<()> {
     require(&format!("install {}", packages.join(" ")))?;
     refresh(packages, progress)?;
     progress.say(&format!("installing {} (removes nothing)", packages.join(" ")));
-    quietly(
-        apt_get()
-            .args(["install", "--yes", "--no-remove", "--no-install-recommends"])
-            .args(packages),
-    )
+    with_current_lists(progress, || {
+        let mut apt = apt_get();
+        apt.args(["install", "--yes", "--no-remove", "--no-install-recommends"]);
+        quietly(apt.args(packages))
+    })
 }
 
 /// Unpacks `packages`, and the libraries they need and the system lacks, below `folder`. Installs nothing, so that it
@@ -29,14 +29,16 @@ pub(super) fn unpack(packages: &[&str], folder: &Path, progress: &Progress) -> R
     }
     refresh(packages, progress)?;
     let all: Vec<_> = with_libraries(packages)?.into_iter().collect();
+    let shown = folder.display();
     progress.say(&format!(
-        "unpacking into {} (installs nothing): {}",
-        folder.display(),
+        "unpacking into {shown} (installs nothing): {}",
         all.join(" ")
     ));
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let archives = tempfile::tempdir_in(folder).context("create a folder for the archives")?;
-    quietly(apt_get().arg("download").args(&all).current_dir(archives.path()))?;
+    with_current_lists(progress, || {
+        quietly(apt_get().arg("download").args(&all).current_dir(archives.path()))
+    })?;
     for archive in fs::read_dir(archives.path())? {
         quietly(
             Command::new("dpkg-deb")
@@ -46,6 +48,18 @@ pub(super) fn unpack(packages: &[&str], folder: &Path, progress: &Progress) -> R
         )?;
     }
     Ok(())
+}
+
+/// Lists that are older than the archive name files that are gone: fetches them anew, and tries once more.
+fn with_current_lists(progress: &Progress, work: impl Fn() -> Result<()>) -> Result<()> {
+    let Err(error) = work() else { return Ok(()) };
+    if !is_root() {
+        return Err(error);
+    }
+    progress.say(&format!("{error:#}"));
+    progress.say("fetching apt's package lists, in case they are old");
+    quietly(apt_get().arg("update"))?;
+    work()
 }
 
 fn require(what: &str) -> Result<()> {
