@@ -48,7 +48,7 @@ pub(crate) fn add_received(slot: u32, size: Size) {
 #[inline(never)]
 pub(crate) fn report(packet: &Packet, hook: Hook, reason: Reason) {
     if take(reason as u32, 1, 1) {
-        warn!(packet.context(), "hook {} dropped a packet for reason {}", hook as u32, reason as u32);
+        warn!(packet.context(), "drop {} {}", hook as u32, reason as u32);
     }
 }
 

@@ -4,6 +4,7 @@ pub mod ebpf;
 pub mod flows;
 pub mod links;
 pub mod memory;
+pub mod programs_log;
 pub mod tables;
 
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr};

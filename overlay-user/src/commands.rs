@@ -1,0 +1,73 @@
+//! The commands of the `overlay` binary, one file each; the only code that names both the traits and their details.
+mod agent;
+mod check;
+mod config;
+mod down;
+mod dry_run;
+
+mod endpoint;
+mod show;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{
+    cli::{Cli, Command, Etcd, Place, StoreChoice},
+    state::Paths,
+    store::{dir::DirStore, etcd::EtcdOptions, etcd::EtcdStore},
+};
+
+/// How a command ended when it did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Exit code 0.
+    Done,
+    /// Exit code 3: `overlay check` found what will not work.
+    Problems,
+}
+
+/// Runs one command.
+///
+/// # Errors
+/// What failed, on what object, and what to do about it.
+pub async fn run(cli: Cli) -> Result<Ended> {
+    match cli.command {
+        Command::Agent(options) => agent::agent(*options).await?,
+        Command::Status(options) => show::status(&options).await?,
+        Command::Peers(options) => show::peers(&options).await?,
+        Command::Endpoints(options) => show::endpoints(&options).await?,
+        Command::Config(options) => config::config(options).await?,
+        Command::Attach(options) => endpoint::attach(&options).await?,
+        Command::Detach(options) => endpoint::detach(&options).await?,
+        Command::Check(options) => return check::check(&options).await,
+        Command::Down(options) => down::down(&options).await?,
+    }
+    Ok(Ended::Done)
+}
+
+impl Place {
+    fn paths(&self) -> Paths {
+        Paths::new(&self.bpf_root, &self.state_dir, &self.network)
+    }
+}
+
+/// Either store, opened.
+enum Opened {
+    Etcd(EtcdStore),
+    Directory { store: DirStore, path: PathBuf, shared: bool },
+}
+
+fn open(choice: StoreChoice) -> Result<Opened> {
+    Ok(match choice {
+        StoreChoice::Etcd(Etcd { endpoints, prefix, ca, identity, login }) => {
+            let (certfile, keyfile) = identity.unzip();
+            let (username, password) = login.unzip();
+            let options = EtcdOptions { endpoints, prefix, cafile: ca, certfile, keyfile, username, password };
+            Opened::Etcd(EtcdStore::new(&options)?)
+        }
+        StoreChoice::Directory { path, shared } => {
+            Opened::Directory { store: DirStore::new(&path), path, shared }
+        }
+    })
+}

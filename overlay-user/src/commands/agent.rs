@@ -1,0 +1,323 @@
+//! `overlay agent`: puts store, lease, device, programs, learning and the loop together. The only place that knows all.
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use ipnet::Ipv4Net;
+use log::{info, warn};
+use nix::unistd::Uid;
+use overlay_common::{SETTING_OUTER_DF, SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::{Opened, open};
+use crate::{
+    acquire::{self, Held, Request, TIME_TO_LIVE},
+    agent::{self, Inputs, Setup},
+    cli::{Agent, PeerCheck, Switch},
+    control::{self, Server},
+    datapath::{
+        Datapath as _, PortKind,
+        ebpf::{EbpfDatapath, Options},
+        programs_log,
+    },
+    device::{self, Device, DeviceSpec},
+    endpoints, health,
+    iface::{self, Underlay},
+    lease::Backend,
+    netlink::{LinkKind, Netlink},
+    network::{BackendConfig, NetworkConfig},
+    observe,
+    own::Own,
+    peers::Scope,
+    state::{Adoption, Paths, Record},
+    status::Status,
+    store::{Store, StoreError},
+    subnet_env::{self, SubnetEnv},
+};
+
+/// First and longest pause between two tries to reach the store at the start.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+pub(super) async fn agent(options: Agent) -> Result<()> {
+    if options.dry_run {
+        return super::dry_run::dry_run(&options).await;
+    }
+    if !Uid::effective().is_root() {
+        bail!("the agent loads kernel programs and makes devices: run it as root (or with --dry-run)");
+    }
+    let mut ended = Ended::new()?;
+    let run = async {
+        match open(options.store.choice().map_err(|error| anyhow!(error))?)? {
+            Opened::Etcd(store) => with_store(store, None, &options).await,
+            Opened::Directory { store, path, shared } => {
+                with_store(store, (!shared).then_some(path.as_path()), &options).await
+            }
+        }
+    };
+    tokio::select! {
+        result = run => result,
+        name = ended.wait() => {
+            info!("{name}: ending; the data path stays and traffic goes on");
+            Ok(())
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+pub(super) struct Ended {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Ended {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Agent) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let paths = options.place.paths();
+    paths.create()?;
+    let _lock = paths.lock()?;
+    let underlay = iface::choose(&netlink, &options.underlay.choice()).await?;
+    let public_ip = options.underlay.public_ip.unwrap_or(underlay.address);
+    info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
+
+    let network = config(&mut store).await?;
+    let vxlan = Vxlan::of(&network)?;
+    let request = Request {
+        public_ip,
+        vni: vxlan.vni,
+        vtep_mac: present_mac(&netlink, &options.device).await?,
+        preferred: paths.record()?.map(|record| record.subnet).or(subnet_env::read(&options.subnet_file).subnet),
+        time_to_live: TIME_TO_LIVE,
+    };
+    let (held, cluster) = lease(&mut store, private, &network, &request).await?;
+    let subnet = held.lease.subnet;
+    info!("subnet {subnet} is leased to this host");
+
+    let record = Record::current(public_ip, subnet)?;
+    if paths.adopt(&record)? == Adoption::Adopt {
+        info!("adopting what an earlier agent left in {}", paths.pins.display());
+    }
+    let mtu = device::mtu(vxlan.mtu.unwrap_or(underlay.mtu));
+    let vtep_mac = match held.lease.backend {
+        Backend::Vxlan { vtep_mac, .. } => vtep_mac,
+        Backend::Other(ref other) => bail!("our own lease {} has backend `{other}`", held.lease.key()),
+    };
+    let spec = DeviceSpec {
+        name: options.device.clone(),
+        port: vxlan.port,
+        vni: vxlan.vni,
+        mac: Some(vtep_mac),
+        mtu,
+        subnet,
+        network: network.network,
+    };
+    let device = device::ensure(&netlink, &spec).await?;
+    let mut datapath = EbpfDatapath::load(Options {
+        settings: settings(options, &network, &vxlan, subnet, &underlay, &device),
+        pins: paths.pins.clone(),
+        max_peers: options.max_peers,
+        max_flows: options.max_flows,
+    })?;
+    SubnetEnv { network: network.network, subnet, mtu, ip_masq: false }.write(&options.subnet_file)?;
+
+    let scope = Scope {
+        network: network.network,
+        subnet_len: network.subnet_len,
+        vni: vxlan.vni,
+        own_ip: public_ip,
+        own_subnet: subnet,
+    };
+    let margin = Duration::from_secs(options.subnet_lease_renew_margin * 60);
+    let own = Own::new(&held.lease, held.modified, held.time_to_live, held.renewed, margin);
+    let audit = Duration::from_secs(options.audit_interval);
+    let setup = Setup { scope, own, audit, cluster: Some(cluster) };
+
+    // Everything below ends with this function: nothing outlives the agent but the data path.
+    let mut tasks = JoinSet::new();
+    match programs_log::follow(datapath.ebpf()) {
+        Ok(lines) => drop(tasks.spawn(lines)),
+        // Counters say the same, if less promptly.
+        Err(error) => warn!("the programs' log cannot be read: {error:#}"),
+    }
+    let (status_to, status) = watch::channel(Status::new(public_ip, subnet, network.network, vxlan.vni));
+    let (view_to, view) = watch::channel(endpoints::View::default());
+    let (changes_to, changes) = mpsc::channel(64);
+    let (commands_to, commands) = mpsc::channel(16);
+    let (calls_to, calls) = mpsc::channel(16);
+    let (loop_calls_to, loop_calls) = mpsc::channel(16);
+    let (_shutdown_to, shutdown) = watch::channel(false);
+
+    let installed = datapath.installed()?;
+    info!(
+        "in force at the start: {} peers, {} endpoints, {} ports",
+        installed.peers.len(),
+        installed.endpoints.len(),
+        installed.ports.values().filter(|kind| **kind == PortKind::Veth).count()
+    );
+    let learning = endpoints::Config { subnet, bridges: options.bridge.clone() };
+    tasks.spawn(async move {
+        let learned = observe::observe(netlink, learning, installed, changes_to, commands, view_to).await;
+        learned.context("watch the host's links and neighbours")
+    });
+    let server = Server::bind(&control::socket_path(&options.place.state_dir, &options.place.network)).await?;
+    tasks.spawn(async move {
+        server.serve(calls_to).await;
+        Ok(())
+    });
+    tasks.spawn(control::divide(calls, loop_calls_to, commands_to, view));
+    if options.healthz_port != 0 {
+        let listener = health::bind(SocketAddr::new(options.healthz_ip, options.healthz_port)).await?;
+        tasks.spawn(async move {
+            health::serve(listener, status).await;
+            Ok(())
+        });
+    }
+    let inputs = Inputs::new(changes, loop_calls, shutdown, status_to);
+    tokio::select! {
+        exit = agent::run(store, datapath, setup, inputs) => exit.map(drop),
+        // A helper that ends takes the agent down, to be started again by whoever watches it: better than half an agent.
+        ended = tasks.join_next() => match ended {
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(error)) => Err(error).context("a task of the agent ended"),
+            Some(Ok(Ok(()))) | None => bail!("a task of the agent ended"),
+        },
+    }
+}
+
+/// The parameters of `Backend.Type` = `vxlan`.
+pub(super) struct Vxlan {
+    pub(super) vni: u32,
+    port: u16,
+    mtu: Option<u32>,
+}
+
+impl Vxlan {
+    pub(super) fn of(network: &NetworkConfig) -> Result<Self> {
+        let other = match &network.backend {
+            BackendConfig::Vxlan { vni, port, mtu, direct_routing } => {
+                if *direct_routing {
+                    warn!("DirectRouting is not supported yet: every peer is reached by VXLAN, which works everywhere");
+                }
+                return Ok(Self { vni: *vni, port: *port, mtu: *mtu });
+            }
+            BackendConfig::Udp { .. } => "udp (also what a config without `Backend` means)",
+            BackendConfig::HostGw => "host-gw",
+            BackendConfig::Unsupported(other) => other,
+        };
+        bail!(
+            "the network's backend is {other}, and only vxlan is supported yet: \
+             `overlay config set '{{\"Network\":\"{}\",\"Backend\":{{\"Type\":\"vxlan\"}}}}'`",
+            network.network
+        )
+    }
+}
+
+/// The network's config. Waits for a store that does not answer, and for a config that nobody wrote yet: on a cluster
+/// that starts, both come. What is wrong for good ends the agent.
+async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
+    let mut pause = PAUSE.0;
+    loop {
+        match store.config().await {
+            Ok(Some(text)) => return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name())),
+            Ok(None) => warn!(
+                "{} has no network config: write one with `overlay config set`; looking again in {pause:?}",
+                store.name()
+            ),
+            Err(error @ StoreError::Refused { .. }) => return Err(error.into()),
+            Err(error) => warn!("{error}; trying again in {pause:?}"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// A lease of our own, and the identity of the store that gave it.
+async fn lease(
+    store: &mut impl Store,
+    private: Option<&Path>,
+    network: &NetworkConfig,
+    request: &Request,
+) -> Result<(Held, u64)> {
+    let mut pause = PAUSE.0;
+    loop {
+        let acquired = async {
+            if let Some(folder) = private {
+                acquire::refuse_other_hosts(store, request.public_ip)
+                    .await
+                    .with_context(|| format!("use {} as this host's store", folder.display()))?;
+            }
+            let held = acquire::acquire(store, network, request).await?;
+            anyhow::Ok((held, store.snapshot(false).await?.cluster))
+        };
+        match acquired.await {
+            Err(error) if is_passing(&error) => warn!("{error:#}; trying again in {pause:?}"),
+            other => return other.context("acquire a lease"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+fn is_passing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. })))
+}
+
+/// The MAC address of a tunnel device that is there already: peers know it.
+async fn present_mac(netlink: &Netlink, name: &str) -> Result<Option<crate::mac::Mac>> {
+    let link = netlink.link_named(name).await?;
+    Ok(link.filter(|link| matches!(link.kind, LinkKind::Vxlan(_))).and_then(|link| link.mac))
+}
+
+fn settings(
+    options: &Agent,
+    network: &NetworkConfig,
+    vxlan: &Vxlan,
+    subnet: Ipv4Net,
+    underlay: &Underlay,
+    device: &Device,
+) -> Settings {
+    let mut flags = 0;
+    if options.outer_df {
+        flags |= SETTING_OUTER_DF;
+    }
+    if options.peer_check == PeerCheck::Strict {
+        flags |= SETTING_STRICT_PEERS;
+    }
+    if options.fast_path == Switch::Off {
+        flags |= SETTING_STACK_ONLY;
+    }
+    Settings {
+        network: network.network.network().octets(),
+        network_mask: network.network.netmask().octets(),
+        subnet: subnet.network().octets(),
+        subnet_mask: subnet.netmask().octets(),
+        local: underlay.address.octets(),
+        underlay: underlay.ifindex,
+        device: device.ifindex,
+        vni: vxlan.vni,
+        port: vxlan.port.to_be_bytes(),
+        vtep_mac: device.mac.0,
+        flags,
+        // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]".
+        port_min: 49152,
+        port_count: 16384,
+        // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
+        gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
+    }
+}

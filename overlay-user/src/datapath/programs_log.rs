@@ -1,0 +1,69 @@
+//! The programs' log lines, in words: the programs speak in numbers, since they have no room for text.
+use std::future::Future;
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya_log::EbpfLogger;
+use log::{Log, Metadata, Record};
+use overlay_common::{Hook, Reason};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Reads lines until dropped. The programs write at most one line per reason, CPU and second.
+pub fn follow(ebpf: &mut Ebpf) -> Result<impl Future<Output = Result<()>> + use<>> {
+    let logger = EbpfLogger::init_with_logger(ebpf, Words).context("open the programs' log")?;
+    let mut logger = AsyncFd::with_interest(logger, Interest::READABLE).context("wait for the programs' log")?;
+    Ok(async move {
+        loop {
+            let mut ready = logger.readable_mut().await.context("wait for the programs' log")?;
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    })
+}
+
+/// Passes lines on to the process's logger, `<hook> <reason>` in words.
+struct Words;
+
+impl Log for Words {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        log::logger().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let text = record.args().to_string();
+        match translate(&text) {
+            Some((hook, reason)) => log::warn!(
+                "{}: {} (a packet was dropped; `overlay status` counts them all, lines come at most once a second)",
+                hook.as_str(),
+                reason.as_str()
+            ),
+            None => log::warn!("{text}"),
+        }
+    }
+
+    fn flush(&self) {
+        log::logger().flush();
+    }
+}
+
+fn translate(text: &str) -> Option<(Hook, Reason)> {
+    let (hook, reason) = text.strip_prefix("drop ")?.split_once(' ')?;
+    let (hook, reason): (u32, u32) = (hook.parse().ok()?, reason.parse().ok()?);
+    let hook = Hook::ALL.iter().find(|known| **known as u32 == hook)?;
+    let reason = Reason::ALL.iter().find(|known| **known as u32 == reason)?;
+    Some((*hook, *reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_become_words_and_the_rest_stays() {
+        let text = format!("drop {} {}", Hook::Decap as u32, Reason::UnknownPeer as u32);
+        assert_eq!(translate(&text), Some((Hook::Decap, Reason::UnknownPeer)));
+        for other in ["drop 1", "drop 99 1", "drop 1 99", "the table is full", ""] {
+            assert_eq!(translate(other), None, "{other}");
+        }
+    }
+}
