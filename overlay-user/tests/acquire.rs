@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Barrier, thread, time::Duration};
 
+use futures::future::join_all;
 use overlay_user::{
     acquire::{self, AcquireError, Held, RenewError, Request, acquire, renew},
     lease::{Backend, decode},
@@ -243,27 +244,36 @@ async fn one_host_alone_refuses_company() {
     );
 }
 
-/// As many hosts as subnets, all at the same moment, each on a thread of its own.
-fn race<S: Store + Clone>(store: S) {
+/// As many subnets as hosts that race for them.
+fn sixteen() -> NetworkConfig {
     let config = config(r#"{"Network":"10.0.0.0/20","SubnetMin":"10.0.0.0"}"#);
     assert_eq!(config.candidates().count(), 16);
+    config
+}
+
+/// Hosts on threads of their own, all at the same moment.
+fn race<S: Store + Clone>(store: S) {
     let start = Barrier::new(16);
     let held: Vec<_> = thread::scope(|scope| {
         let host = |host| {
-            let (mut store, config, start) = (store.clone(), &config, &start);
+            let (mut store, start) = (store.clone(), &start);
             scope.spawn(move || {
                 start.wait();
-                alone(acquire(&mut store, config, &request(host))).unwrap()
+                alone(acquire(&mut store, &sixteen(), &request(host))).unwrap()
             })
         };
         let hosts: Vec<_> = (1..=16).map(host).collect();
         hosts.into_iter().map(|host| host.join().unwrap()).collect()
     });
+    alone(check(store, &held));
+}
+
+async fn check(mut store: impl Store, held: &[Held]) {
     let subnets: BTreeSet<_> = held.iter().map(|held| held.lease.subnet).collect();
     assert_eq!(subnets.len(), 16);
     let macs: BTreeSet<_> = held.iter().map(mac).collect();
     assert_eq!(macs.len(), 16);
-    let late = alone(acquire(&mut store.clone(), &config, &request(17)));
+    let late = acquire(&mut store, &sixteen(), &request(17)).await;
     assert!(matches!(late, Err(AcquireError::NoneFree { .. })), "{late:?}");
 }
 
@@ -272,9 +282,16 @@ fn alone<T>(work: impl Future<Output = T>) -> T {
     runtime.unwrap().block_on(work)
 }
 
-#[test]
-fn sixteen_hosts_race_in_memory() {
-    race(MemoryStore::default());
+/// On one thread, so that every host looks before any host claims.
+#[tokio::test]
+async fn sixteen_hosts_race_in_memory() {
+    let store = MemoryStore::default();
+    let hosts = (1..=16).map(|host| {
+        let mut store = store.clone();
+        async move { acquire(&mut store, &sixteen(), &request(host)).await.unwrap() }
+    });
+    let held = join_all(hosts).await;
+    check(store, &held).await;
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -15,7 +17,7 @@ use overlay_user::store::{
     memory::{Fault, MemoryStore},
 };
 use tempfile::TempDir;
-use xtask::etcd::Etcd;
+use xtask::etcd::{Etcd, Tls};
 
 const KEY: &str = "10.244.1.0-24";
 const HOUR: Option<Duration> = Some(Duration::from_secs(3600));
@@ -487,6 +489,57 @@ async fn etcd_refuses() {
     assert!(matches!(watch, Some(StoreError::Refused { .. })), "{watch:?}");
     let mut store = EtcdStore::new(&login("root", "secret")).unwrap();
     at(store.claim(KEY, Bytes::new(), HOUR).await.unwrap());
+}
+
+/// A certificate for 127.0.0.1 that vouches for itself, and its key, as PEM files.
+fn certificate(folder: &Path, name: &str) -> Tls {
+    let (cert, key) = (
+        folder.join(format!("{name}.pem")),
+        folder.join(format!("{name}.key")),
+    );
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"])
+        .args([
+            "-subj",
+            "/CN=overlay test",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-out")
+        .arg(&cert)
+        .arg("-keyout")
+        .arg(&key)
+        .output()
+        .expect("openssl is installed (Debian's package openssl)");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let ca = cert.clone();
+    Tls { ca, cert, key }
+}
+
+#[tokio::test]
+async fn etcd_with_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = certificate(folder.path(), "ours");
+    let other = certificate(folder.path(), "other");
+    let etcd = Etcd::start_with_tls(folder.path(), ours.clone()).unwrap();
+    let snapshot = async |ca: &Tls, own: Option<&Tls>| {
+        let options = EtcdOptions {
+            cafile: Some(ca.ca.clone()),
+            certfile: own.map(|own| own.cert.clone()),
+            keyfile: own.map(|own| own.key.clone()),
+            ..options(&etcd)
+        };
+        EtcdStore::new(&options).unwrap().snapshot(false).await
+    };
+    snapshot(&ours, Some(&ours)).await.unwrap();
+    let stranger = snapshot(&other, Some(&ours)).await.unwrap_err();
+    assert!(matches!(stranger, StoreError::Refused { .. }), "{stranger}");
+    assert!(stranger.to_string().contains("check --etcd-cafile"), "{stranger}");
+    for own in [None, Some(&other)] {
+        let error = snapshot(&ours, own).await.unwrap_err().to_string();
+        assert!(error.contains("--etcd-certfile and --etcd-keyfile"), "{error}");
+    }
 }
 
 #[test]

@@ -23,38 +23,73 @@ const START: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Etcd {
     child: Child,
+    place: Place,
+}
+
+/// Where it runs, the same after a restart.
+#[derive(Debug)]
+struct Place {
     folder: PathBuf,
     /// Name of the network namespace it runs in.
     netns: Option<String>,
     address: Ipv4Addr,
     client_port: u16,
     peer_port: u16,
+    tls: Option<Tls>,
+}
+
+/// Certificates as PEM files, the same for etcd and for etcdctl. Clients must show one of the same authority.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The authority's certificate.
+    pub ca: PathBuf,
+    /// A certificate for 127.0.0.1.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 impl Etcd {
     /// Starts one on free ports of 127.0.0.1, with its data and its log in `folder`.
     pub fn start(folder: &Path) -> Result<Self> {
-        let (client, peer) = (free_port()?, free_port()?);
-        let ports = (client.local_addr()?.port(), peer.local_addr()?.port());
-        drop((client, peer));
-        Self::start_at(folder, None, Ipv4Addr::LOCALHOST, ports)
+        Self::start_on_loopback(folder, None)
+    }
+
+    /// The same with TLS, for clients that have a certificate.
+    pub fn start_with_tls(folder: &Path, tls: Tls) -> Result<Self> {
+        Self::start_on_loopback(folder, Some(tls))
     }
 
     /// Starts one in a network namespace below /run/netns, on etcd's own ports of `address`.
     pub fn start_in_netns(folder: &Path, netns: &str, address: Ipv4Addr) -> Result<Self> {
-        Self::start_at(folder, Some(netns.to_owned()), address, (2379, 2380))
+        Self::start_at(folder, Some(netns.to_owned()), address, (2379, 2380), None)
     }
 
-    fn start_at(folder: &Path, netns: Option<String>, address: Ipv4Addr, ports: (u16, u16)) -> Result<Self> {
-        let (client_port, peer_port) = ports;
-        let child = spawn(folder, netns.as_deref(), address, ports)?;
-        let etcd = Self {
-            child,
+    fn start_on_loopback(folder: &Path, tls: Option<Tls>) -> Result<Self> {
+        let (client, peer) = (free_port()?, free_port()?);
+        let ports = (client.local_addr()?.port(), peer.local_addr()?.port());
+        drop((client, peer));
+        Self::start_at(folder, None, Ipv4Addr::LOCALHOST, ports, tls)
+    }
+
+    fn start_at(
+        folder: &Path,
+        netns: Option<String>,
+        address: Ipv4Addr,
+        (client_port, peer_port): (u16, u16),
+        tls: Option<Tls>,
+    ) -> Result<Self> {
+        let place = Place {
             folder: folder.to_owned(),
             netns,
             address,
             client_port,
             peer_port,
+            tls,
+        };
+        let etcd = Self {
+            child: place.spawn()?,
+            place,
         };
         etcd.wait_until_it_answers()?;
         Ok(etcd)
@@ -62,7 +97,7 @@ impl Etcd {
 
     /// What goes into `--etcd-endpoints`.
     pub fn client_url(&self) -> String {
-        format!("http://{}:{}", self.address, self.client_port)
+        self.place.client_url()
     }
 
     /// The process.
@@ -89,8 +124,7 @@ impl Etcd {
 
     /// Starts it again after a [`Etcd::stop`], on the same data and ports.
     pub fn restart(&mut self) -> Result<()> {
-        let ports = (self.client_port, self.peer_port);
-        self.child = spawn(&self.folder, self.netns.as_deref(), self.address, ports)?;
+        self.child = self.place.spawn()?;
         self.wait_until_it_answers()
     }
 
@@ -107,7 +141,16 @@ impl Etcd {
 
     /// Runs etcdctl against it, in its namespace, and returns what it printed.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = in_netns(self.netns.as_deref(), "etcdctl");
+        let mut command = in_netns(self.place.netns.as_deref(), "etcdctl");
+        if let Some(Tls { ca, cert, key }) = &self.place.tls {
+            command
+                .arg("--cacert")
+                .arg(ca)
+                .arg("--cert")
+                .arg(cert)
+                .arg("--key")
+                .arg(key);
+        }
         command
             .args(["--endpoints", &self.client_url()])
             .args(arguments)
@@ -129,7 +172,7 @@ impl Etcd {
             if Instant::now() > deadline {
                 bail!(
                     "etcd does not answer: {error:#}; see {}",
-                    log(&self.folder).display()
+                    self.place.log().display()
                 );
             }
             thread::sleep(Duration::from_millis(50));
@@ -151,43 +194,56 @@ impl Drop for Etcd {
     }
 }
 
-fn spawn(folder: &Path, netns: Option<&str>, address: Ipv4Addr, ports: (u16, u16)) -> Result<Child> {
-    let client = format!("http://{address}:{}", ports.0);
-    let peer = format!("http://{address}:{}", ports.1);
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .open(log(folder))
-        .with_context(|| format!("open etcd's log in {}", folder.display()))?;
-    // Looked for first: the helpers in front of it would only say that they failed.
-    Command::new("etcd")
-        .arg("--version")
-        .output()
-        .map_err(not_installed)?;
-    // setpriv ends etcd with us, also when we are killed.
-    let mut command = in_netns(netns, "setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "etcd", "--name", "overlay"])
-        .arg("--data-dir")
-        .arg(folder.join("etcd"))
-        .args([
-            "--listen-client-urls",
-            &client,
-            "--advertise-client-urls",
-            &client,
-        ])
-        .args([
-            "--listen-peer-urls",
-            &peer,
-            "--initial-advertise-peer-urls",
-            &peer,
-        ])
-        .args(["--initial-cluster", &format!("overlay={peer}")])
-        .args(["--logger", "zap", "--log-level", "warn"])
-        .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file);
-    command.spawn().context("start etcd by setpriv of util-linux")
+impl Place {
+    fn spawn(&self) -> Result<Child> {
+        let client = self.client_url();
+        let peer = format!("http://{}:{}", self.address, self.peer_port);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .with_context(|| format!("open {}", self.log().display()))?;
+        // Looked for first: the helpers in front of it would only say that they failed.
+        Command::new("etcd")
+            .arg("--version")
+            .output()
+            .map_err(not_installed)?;
+        // setpriv ends etcd with us, also when we are killed.
+        let mut command = in_netns(self.netns.as_deref(), "setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "etcd", "--name", "overlay"])
+            .arg("--data-dir")
+            .arg(self.folder.join("etcd"))
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("overlay={peer}")])
+            .args(["--logger", "zap", "--log-level", "warn"]);
+        if let Some(Tls { ca, cert, key }) = &self.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+            command.arg("--cert-file").arg(cert).arg("--key-file").arg(key);
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.spawn().context("start etcd by setpriv of util-linux")
+    }
+
+    fn client_url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.address, self.client_port)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("etcd.log")
+    }
 }
 
 /// nsenter becomes the program, so its pid is the program's.
@@ -208,10 +264,6 @@ fn in_netns(netns: Option<&str>, program: &str) -> Command {
 
 fn free_port() -> Result<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")
-}
-
-fn log(folder: &Path) -> PathBuf {
-    folder.join("etcd.log")
 }
 
 fn not_installed(error: std::io::Error) -> anyhow::Error {

@@ -486,6 +486,15 @@ fn classify(name: &str, error: &Error) -> StoreError {
     if (refusal && !stale_token) || detail.to_ascii_lowercase().contains("certificate") {
         return refused(name, &detail);
     }
+    // TLS 1.3 refuses our certificate after the handshake: what we see is the connection's end, or the alert if it
+    // comes first.
+    let ends = ["broken pipe", "connection reset", "connection closed"];
+    if name.contains("https://") && ends.iter().any(|end| detail.contains(end)) {
+        return unavailable(
+            name,
+            format!("{detail}: if this stays, check --etcd-certfile and --etcd-keyfile"),
+        );
+    }
     unavailable(name, detail)
 }
 

@@ -112,6 +112,12 @@ impl MemoryStore {
         self.shared.lock().expect("no holder of the lock panics")
     }
 
+    /// Lets other tasks run before the call, as a network does, so that what races with etcd races here.
+    async fn reach(&self) -> Result<MutexGuard<'_, Shared>, StoreError> {
+        tokio::task::yield_now().await;
+        self.open()
+    }
+
     /// The content, with what has expired taken out, unless a fault is set.
     fn open(&self) -> Result<MutexGuard<'_, Shared>, StoreError> {
         let mut shared = self.lock();
@@ -132,8 +138,8 @@ impl MemoryStore {
         }
     }
 
-    fn write(&self, write: impl FnOnce(&mut Shared) -> Written) -> Result<Written, StoreError> {
-        let written = write(&mut *self.open()?);
+    async fn write(&self, write: impl FnOnce(&mut Shared) -> Written) -> Result<Written, StoreError> {
+        let written = write(&mut *self.reach().await?);
         self.wake();
         Ok(written)
     }
@@ -158,21 +164,21 @@ impl Store for MemoryStore {
     }
 
     async fn config(&mut self) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.open()?.config.clone())
+        Ok(self.reach().await?.config.clone())
     }
 
     async fn set_config(&mut self, value: Bytes) -> Result<(), StoreError> {
-        self.open()?.config = Some(value);
+        self.reach().await?.config = Some(value);
         Ok(())
     }
 
     async fn snapshot(&mut self, lifetimes: bool) -> Result<Snapshot, StoreError> {
-        let shared = self.open()?;
+        let shared = self.reach().await?;
         Ok(shared.ledger.snapshot(shared.now()).with_lifetimes(lifetimes))
     }
 
     async fn follow(&mut self, revision: Revision) -> Result<MemoryFollow, StoreError> {
-        drop(self.open()?);
+        drop(self.reach().await?);
         let changed = self.changed.subscribe();
         let cuts = *changed.borrow();
         Ok(MemoryFollow {
@@ -193,6 +199,7 @@ impl Store for MemoryStore {
             let expires = shared.expiry(time_to_live);
             shared.ledger.claim(key, value, expires)
         })
+        .await
     }
 
     async fn renew(
@@ -206,10 +213,11 @@ impl Store for MemoryStore {
             let expires = shared.expiry(time_to_live);
             shared.ledger.renew(key, value, modified, expires)
         })
+        .await
     }
 
     async fn release(&mut self, key: &str, modified: Revision) -> Result<Written, StoreError> {
-        self.write(|shared| shared.ledger.release(key, modified))
+        self.write(|shared| shared.ledger.release(key, modified)).await
     }
 }
 
