@@ -657,11 +657,18 @@ async fn endpoints_by_request_are_pinned_and_end_with_their_link() {
     ));
 
     // Learning neither moves nor removes it.
-    let learned = vec![
+    for change in [
+        Change::Attach(9, PortKind::Veth),
         Change::PutEndpoint(address, endpoint(9, false)),
         Change::RemoveEndpoint(address),
-    ];
-    host.endpoints.send(learned).await.unwrap();
+    ] {
+        host.endpoints.send(vec![change]).await.unwrap();
+        sleep(MINUTE).await;
+        assert_eq!(
+            host.datapath.state().installed.endpoints.get(&address),
+            Some(&endpoint(7, true))
+        );
+    }
     let Response::Endpoints(lines) = host.ask(Request::Endpoints).await else {
         panic!()
     };
@@ -669,7 +676,7 @@ async fn endpoints_by_request_are_pinned_and_end_with_their_link() {
     assert_eq!(lines[0].endpoint, endpoint(7, true));
     host.endpoints.send(vec![Change::Detach(7)]).await.unwrap();
     host.until("the link's end", |status| {
-        status.datapath.ports == 0 && status.datapath.endpoints == 0
+        status.datapath.ports == 1 && status.datapath.endpoints == 0
     })
     .await;
     let Response::Error(error) = host.ask(Request::Detach { address }).await else {
