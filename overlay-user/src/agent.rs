@@ -70,6 +70,7 @@ pub async fn run(
     } = setup;
     let mut local =
         Local::new(datapath, scope, inputs, cluster).context("read back what the data path has in force")?;
+    local.names(&store.name());
     let mut pause = PAUSE.0;
     loop {
         let started = Instant::now();
@@ -116,7 +117,7 @@ async fn round<D: Datapath>(
     own.snapshot(&snapshot);
     local.reconcile(&snapshot)?;
     let mut changes = local.meanwhile(store.follow(snapshot.revision)).await??;
-    local.following(&store.name());
+    local.following();
     let audit = sleep(audit);
     tokio::pin!(audit);
     while !local.resync_asked() {

@@ -145,13 +145,19 @@ impl<D: Datapath> Local<D> {
         });
     }
 
+    /// Which store is asked.
+    pub(super) fn names(&mut self, store: &str) {
+        self.inputs
+            .status
+            .send_modify(|status| store.clone_into(&mut status.store.name));
+    }
+
     /// The stream of changes is open.
-    pub(super) fn following(&mut self, store: &str) {
+    pub(super) fn following(&mut self) {
         self.inputs.status.send_modify(|status| {
-            store.clone_into(&mut status.store.name);
             status.store.error = None;
             if !status.store.following {
-                info!("following {store}");
+                info!("following {}", status.store.name);
                 status.store.following = true;
                 status.store.since = unix_now();
             }

@@ -1,0 +1,129 @@
+//! The options that say which store is meant.
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Where etcd is looked for when nothing says otherwise.
+const ETCD: &str = "http://127.0.0.1:2379";
+
+/// Which store; see [`Store::choice`].
+#[derive(Clone, Debug, Default, Args)]
+pub struct Store {
+    /// URLs of etcd's members, with commas between [default: http://127.0.0.1:2379 unless --store-dir is given]
+    #[arg(long, value_name = "URLS", value_delimiter = ',')]
+    pub etcd_endpoints: Vec<String>,
+    /// Below which keys are kept [default: /coreos.com/network]
+    #[arg(long, value_name = "PREFIX")]
+    pub etcd_prefix: Option<String>,
+    /// Certificate authority that etcd's certificate is checked against
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Certificate shown to etcd
+    #[arg(long, value_name = "FILE")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// User name for etcd
+    #[arg(long, value_name = "NAME")]
+    pub etcd_username: Option<String>,
+    /// Password for etcd; better given as OVERLAY_ETCD_PASSWORD, which other users cannot see
+    #[arg(long, value_name = "PASSWORD", hide_default_value = true)]
+    pub etcd_password: Option<String>,
+    /// Keeps leases in this folder instead of etcd: for one machine, or for a folder that all hosts share
+    #[arg(long, value_name = "DIR")]
+    pub store_dir: Option<PathBuf>,
+    /// The folder of --store-dir is shared by several hosts
+    #[arg(long)]
+    pub store_shared: bool,
+}
+
+/// Which store is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// etcd.
+    Etcd(Etcd),
+    /// A folder of lease files.
+    Directory {
+        /// The folder.
+        path: PathBuf,
+        /// Several hosts use it.
+        shared: bool,
+    },
+}
+
+/// How to reach etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Etcd {
+    /// URLs of its members; at least one.
+    pub endpoints: Vec<String>,
+    /// Below which keys are kept; begins with a slash and does not end with one.
+    pub prefix: String,
+    /// Certificate authority.
+    pub ca: Option<PathBuf>,
+    /// Own certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// User name and password.
+    pub login: Option<(String, String)>,
+}
+
+impl Store {
+    /// Any etcd option selects etcd, --store-dir the folder, none of them a local etcd. What contradicts itself is an
+    /// error of usage.
+    pub fn choice(&self) -> Result<StoreChoice, String> {
+        let pair = |a: &Option<PathBuf>, b: &Option<PathBuf>| match (a, b) {
+            (Some(a), Some(b)) => Ok(Some((a.clone(), b.clone()))),
+            (None, None) => Ok(None),
+            _ => Err("--etcd-certfile and --etcd-keyfile need each other".to_owned()),
+        };
+        let etcd = self.etcd_options();
+        if let Some(path) = &self.store_dir {
+            return match etcd.first() {
+                None => Ok(StoreChoice::Directory {
+                    path: path.clone(),
+                    shared: self.store_shared,
+                }),
+                Some(option) => Err(format!(
+                    "--store-dir and {option} name two stores: give one of them"
+                )),
+            };
+        }
+        if self.store_shared {
+            return Err("--store-shared says something about --store-dir, which is missing".to_owned());
+        }
+        let login = match (&self.etcd_username, &self.etcd_password) {
+            (Some(name), password) => Some((name.clone(), password.clone().unwrap_or_default())),
+            (None, Some(_)) => return Err("--etcd-password needs --etcd-username".to_owned()),
+            (None, None) => None,
+        };
+        let endpoints = match self.etcd_endpoints.as_slice() {
+            [] => vec![ETCD.to_owned()],
+            given => given.to_vec(),
+        };
+        let prefix = self.etcd_prefix.as_deref().unwrap_or("/coreos.com/network");
+        Ok(StoreChoice::Etcd(Etcd {
+            endpoints,
+            prefix: format!("/{}", prefix.trim_matches('/')),
+            ca: self.etcd_cafile.clone(),
+            identity: pair(&self.etcd_certfile, &self.etcd_keyfile)?,
+            login,
+        }))
+    }
+
+    fn etcd_options(&self) -> Vec<&'static str> {
+        let given = [
+            ("--etcd-endpoints", !self.etcd_endpoints.is_empty()),
+            ("--etcd-prefix", self.etcd_prefix.is_some()),
+            ("--etcd-cafile", self.etcd_cafile.is_some()),
+            ("--etcd-certfile", self.etcd_certfile.is_some()),
+            ("--etcd-keyfile", self.etcd_keyfile.is_some()),
+            ("--etcd-username", self.etcd_username.is_some()),
+            ("--etcd-password", self.etcd_password.is_some()),
+        ];
+        given
+            .into_iter()
+            .filter(|(_, given)| *given)
+            .map(|(option, _)| option)
+            .collect()
+    }
+}
