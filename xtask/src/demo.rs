@@ -66,11 +66,11 @@ pub(crate) fn demo(options: &Options) -> Result<()> {
         ..lab::Options::default()
     })?;
     let shown = show(&lab, &overlay, options, &step);
-    if shown.is_err() {
+    if shown.is_err() && !lab::interrupted() {
         for host in lab.hosts() {
             eprintln!("--- agent of {}:\n{}", host.name(), host.agent_log_tail());
         }
-    } else if options.keep {
+    } else if shown.is_ok() && options.keep {
         println!("\n{}", how_to_enter(&lab));
         lab.keep();
     }

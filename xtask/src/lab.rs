@@ -33,7 +33,7 @@ pub use self::{
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport},
     stream::{Transfer, iperf3, transfer},
-    sweep::{leaks, orphans, sweep},
+    sweep::{interrupted, leaks, orphans, sweep},
 };
 
 mod agent;

@@ -164,7 +164,9 @@ pub(super) fn on_signals(name: &str) -> Result<()> {
                     let signal = signals.forever().next().unwrap_or_default();
                     INTERRUPTED.store(true, Ordering::SeqCst);
                     eprintln!("interrupted: cleaning up");
-                    for name in live().iter() {
+                    // Locked to the end: who wants to clean up meanwhile waits here, and says nothing any more.
+                    let live = live();
+                    for name in live.iter() {
                         if let Err(error) = sweep(name) {
                             eprintln!("{error:#}");
                         }
@@ -181,9 +183,14 @@ pub(super) fn forget(name: &str) {
     live().retain(|live| live != name);
 }
 
+/// Whether a signal has come, and everything is being torn down.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
 /// Fails once a signal has come: what is being torn down must not be built on.
 pub(super) fn check_interrupted() -> Result<()> {
-    if INTERRUPTED.load(Ordering::SeqCst) {
+    if interrupted() {
         bail!("interrupted");
     }
     Ok(())
