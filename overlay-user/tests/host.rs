@@ -1,4 +1,9 @@
 //! The host's side against the real kernel, each test in network namespaces of its own. Needs root, `ip` and `unshare`.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers fail by panicking, as its assertions do"
+)]
+
 use std::{
     future::Future,
     net::{Ipv4Addr, UdpSocket},
@@ -59,9 +64,9 @@ struct Container {
 impl Container {
     /// Starts it with `veth` as its port on br0 and `address` inside.
     fn start(veth: &str, address: Ipv4Addr) -> Self {
-        // Bounded, in case this test is killed before it can end the process.
-        let process = Command::new("unshare")
-            .args(["--net", "sleep", "60"])
+        // Ends with this test, however that ends.
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--net", "sleep", "60"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -188,6 +193,30 @@ fn overlay0_is_created_adopted_and_repaired() {
         device::remove(&netlink, "overlay0").await.unwrap();
         device::remove(&netlink, "overlay0").await.unwrap();
         assert_eq!(netlink.link_named("overlay0").await.unwrap(), None);
+    });
+}
+
+#[test]
+fn networks_share_the_port_by_their_vni() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        device::ensure(&netlink, &spec()).await.unwrap();
+        let second = DeviceSpec {
+            name: "overlay1".into(),
+            vni: 2,
+            subnet: "10.245.1.0/24".parse().unwrap(),
+            network: "10.245.0.0/16".parse().unwrap(),
+            ..spec()
+        };
+        device::ensure(&netlink, &second).await.unwrap();
+        device::remove(&netlink, "overlay1").await.unwrap();
+        let same = DeviceSpec { vni: 1, ..second };
+        let error = device::ensure(&netlink, &same).await.unwrap_err().to_string();
+        assert!(
+            error.contains("vni 1 on udp port 8472 belongs to overlay0"),
+            "{error}"
+        );
+        assert_eq!(netlink.link_named("overlay1").await.unwrap(), None);
     });
 }
 
@@ -335,7 +364,8 @@ impl Observer {
 }
 
 fn bridge() {
-    run("ip link add br0 type bridge");
+    // A fixed MAC address: otherwise the bridge takes its lowest port's, and endpoints follow.
+    run("ip link add br0 address 02:00:0a:f4:01:01 type bridge");
     run("ip address add 10.244.1.1/24 dev br0");
     run("ip link set br0 up");
 }
