@@ -147,36 +147,39 @@ impl Paths {
 
     /// Takes the network for this process until the lock is dropped. The folders must exist.
     pub fn lock(&self) -> Result<Lock, StateError> {
-        let path = self.state.join("lock");
+        let path = self.lock_path();
         let failed = |error| StateError::io("lock", &path, error);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
-        match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
-            Ok(mut lock) => {
-                lock.set_len(0).map_err(failed)?;
-                lock.rewind().map_err(failed)?;
-                writeln!(*lock, "{}", std::process::id()).map_err(failed)?;
-                Ok(Lock { _file: lock })
+        loop {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path);
+            match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+                Ok(mut lock) => {
+                    // Whoever held it before may have removed the file (see `remove`), and another may have made it anew.
+                    let locked = lock.metadata().map_err(failed)?.ino();
+                    if fs::metadata(&path).is_ok_and(|now| now.ino() == locked) {
+                        lock.set_len(0).map_err(failed)?;
+                        lock.rewind().map_err(failed)?;
+                        writeln!(*lock, "{}", std::process::id()).map_err(failed)?;
+                        return Ok(Lock { _file: lock });
+                    }
+                }
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    let mut pid = String::new();
+                    // The holder is named for the operator's sake; that it cannot be read changes nothing.
+                    let _ = file.read_to_string(&mut pid);
+                    let pid = if pid.trim().is_empty() { "?" } else { pid.trim() };
+                    return Err(StateError::Locked {
+                        network: self.network.clone(),
+                        pid: pid.to_owned(),
+                        lock: path.display().to_string(),
+                    });
+                }
+                Err((_, error)) => return Err(failed(error.into())),
             }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                // The holder is named for the operator's sake; that it cannot be read changes nothing.
-                let _ = file.read_to_string(&mut pid);
-                Err(StateError::Locked {
-                    network: self.network.clone(),
-                    pid: if pid.trim().is_empty() {
-                        "?".into()
-                    } else {
-                        pid.trim().into()
-                    },
-                    lock: path.display().to_string(),
-                })
-            }
-            Err((_, error)) => Err(failed(error.into())),
         }
     }
 
@@ -192,7 +195,11 @@ impl Paths {
         match self.record()? {
             Some(found) if found == *current => return Ok(Adoption::Adopt),
             // Interface indexes and namespace inodes of an earlier boot mean nothing now.
-            Some(found) if found.boot_id != current.boot_id => self.forget()?,
+            Some(found) if found.boot_id != current.boot_id => {
+                self.forget()?;
+                fs::create_dir_all(&self.pins)
+                    .map_err(|error| StateError::io("create", &self.pins, error))?;
+            }
             Some(found) => return Err(foreign(found.owner())),
             None if self.is_pinned() => {
                 return Err(foreign(format!(
@@ -221,11 +228,26 @@ impl Paths {
         }
     }
 
-    /// Removes pins and record; the lock file stays for whoever holds it. Nothing there is no error.
-    pub fn forget(&self) -> Result<(), StateError> {
+    /// Removes every trace of the network, the lock file with it. Nothing there is no error.
+    pub fn remove(&self, lock: Lock) -> Result<(), StateError> {
+        self.forget()?;
+        let removed = fs::remove_file(self.lock_path());
+        removed.map_err(|error| StateError::io("remove", &self.lock_path(), error))?;
+        drop(lock);
+        // Shared with other networks; what is not empty stays.
+        let shared = self.pins.ancestors().skip(1).take(2);
+        for folder in shared.chain([self.state.as_path()]) {
+            let _ = fs::remove_dir(folder);
+        }
+        Ok(())
+    }
+
+    /// Removes pins and record.
+    fn forget(&self) -> Result<(), StateError> {
+        let record = self.record_path();
         for (path, removed) in [
             (&self.pins, fs::remove_dir_all(&self.pins)),
-            (&self.record_path(), fs::remove_file(self.record_path())),
+            (&record, fs::remove_file(&record)),
         ] {
             match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -234,7 +256,11 @@ impl Paths {
                 _ => {}
             }
         }
-        fs::create_dir_all(&self.pins).map_err(|error| StateError::io("create", &self.pins, error))
+        Ok(())
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.state.join("lock")
     }
 
     fn record_path(&self) -> PathBuf {
@@ -320,6 +346,18 @@ mod tests {
         );
         drop(first);
         paths.lock().unwrap();
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_removed_network() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        let lock = paths.lock().unwrap();
+        paths.adopt(&record()).unwrap();
+        fs::write(paths.pins.join("PEERS"), "").unwrap();
+        paths.remove(lock).unwrap();
+        let left = |root: &str| fs::read_dir(folder.path().join(root)).unwrap().count();
+        assert_eq!((left("bpf"), left("state")), (0, 0));
     }
 
     #[test]

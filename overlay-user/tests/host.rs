@@ -6,13 +6,18 @@
 
 use std::{
     future::Future,
+    io::Write as _,
     net::{Ipv4Addr, UdpSocket},
     os::unix::fs::MetadataExt as _,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    mount::{MsFlags, mount, umount},
+    sched::{CloneFlags, unshare},
+};
+use overlay_common::ABI;
 use overlay_user::{
     check::{self, CheckSpec, Level},
     datapath::{Change, Installed, PortKind},
@@ -21,6 +26,7 @@ use overlay_user::{
     iface::{self, Choice},
     netlink::{LinkKind, Netlink},
     observe::{self, observe},
+    state::{Adoption, Paths, Record},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -455,6 +461,52 @@ fn a_running_container_is_found_at_start_and_a_named_one_pinned() {
         assert_eq!(answer.await.unwrap(), Ok(()));
         let pinned = |change: &Change| matches!(change, Change::PutEndpoint(_, endpoint) if endpoint.pinned);
         observer.until("pinned", pinned).await;
+    });
+}
+
+#[test]
+fn a_container_is_learned_though_events_were_lost() {
+    in_namespace(|| async {
+        bridge();
+        let mut observer = Observer::start(Installed::default()).await;
+        // The observer's runtime stands still while commands run: more events than its socket holds, then a container.
+        let mut batch = tempfile::NamedTempFile::new().unwrap();
+        for index in 0..8000 {
+            let (high, low) = (index / 250, index % 250);
+            let line = format!(
+                "neighbour replace 10.99.{high}.{low} lladdr 02:00:00:00:00:01 dev br0 nud permanent"
+            );
+            writeln!(batch, "{line}").unwrap();
+        }
+        run(&format!("ip -batch {}", batch.path().display()));
+        let container = Container::start("veth1", C1);
+        container.ping_gateway();
+        let veth1 = index("veth1").await;
+        observer.until("learned", puts(C1, veth1)).await;
+    });
+}
+
+#[test]
+fn state_lives_on_bpffs_and_leaves_no_trace() {
+    in_namespace(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("bpf");
+        std::fs::create_dir(&root).unwrap();
+        // A mount of this thread's own, which ends with it.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        mount(none, "/", none, private, none).unwrap();
+        mount(Some("bpf"), &root, Some("bpf"), MsFlags::empty(), none).unwrap();
+
+        let paths = Paths::new(&root, &folder.path().join("state"), "default");
+        paths.create().unwrap();
+        let lock = paths.lock().unwrap();
+        let record = Record::current([192, 168, 0, 1].into(), "10.244.1.0/24".parse().unwrap()).unwrap();
+        assert_eq!(paths.adopt(&record).unwrap(), Adoption::Fresh);
+        assert!(root.join(format!("overlay/v{ABI}/default")).is_dir());
+        paths.remove(lock).unwrap();
+        assert!(!root.join("overlay").exists());
+        umount(&root).unwrap();
     });
 }
 
