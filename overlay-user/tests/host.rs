@@ -70,6 +70,24 @@ struct Container {
 impl Container {
     /// Starts it with `veth` as its port on br0 and `address` inside.
     fn start(veth: &str, address: Ipv4Addr) -> Self {
+        let container = Self::behind(veth);
+        container.run(&format!("ip address add {address}/24 dev eth0"));
+        run(&format!("ip link set {veth} master br0 up"));
+        container
+    }
+
+    /// Starts it without a bridge, as the CNI plugin `ptp` does: the gateway on the veth, a host route to the container.
+    fn start_routed(veth: &str, address: Ipv4Addr) -> Self {
+        let container = Self::behind(veth);
+        run(&format!("ip address add 10.244.1.1/32 dev {veth}"));
+        run(&format!("ip link set {veth} up"));
+        run(&format!("ip route add {address}/32 dev {veth} scope host"));
+        container.run(&format!("ip address add {address}/32 dev eth0"));
+        container.run("ip route add 10.244.1.1/32 dev eth0 scope link");
+        container
+    }
+
+    fn behind(veth: &str) -> Self {
         // Ends with this test, however that ends.
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--net", "sleep", "60"])
@@ -86,9 +104,7 @@ impl Container {
             "ip link add {veth} type veth peer name eth0 netns {pid}"
         ));
         container.run("ip link set lo up");
-        container.run(&format!("ip address add {address}/24 dev eth0"));
         container.run("ip link set eth0 up");
-        run(&format!("ip link set {veth} master br0 up"));
         container
     }
 
@@ -461,6 +477,27 @@ fn a_running_container_is_found_at_start_and_a_named_one_pinned() {
         assert_eq!(answer.await.unwrap(), Ok(()));
         let pinned = |change: &Change| matches!(change, Change::PutEndpoint(_, endpoint) if endpoint.pinned);
         observer.until("pinned", pinned).await;
+    });
+}
+
+#[test]
+fn a_container_without_a_bridge_is_learned_by_its_route() {
+    in_namespace(|| async {
+        let mut observer = Observer::start(Installed::default()).await;
+        let container = Container::start_routed("veth1", C1);
+        let veth1 = index("veth1").await;
+        container.ping_gateway();
+        let (put, before) = observer.until("learned", puts(C1, veth1)).await;
+        assert_eq!(before, [Change::Attach(veth1, PortKind::Veth)]);
+        let Change::PutEndpoint(_, endpoint) = put else {
+            unreachable!("until() waited for it")
+        };
+        assert!(run("ip link show veth1").contains(&endpoint.gateway_mac.to_string()));
+        assert!(
+            container
+                .run("ip link show eth0")
+                .contains(&endpoint.mac.to_string())
+        );
     });
 }
 
