@@ -24,6 +24,7 @@ use overlay_user::{
     device::{self, DeviceSpec},
     endpoints::{Config, View},
     iface::{self, Choice},
+    mac::Mac,
     netlink::{LinkKind, Netlink},
     observe::{self, observe},
     state::{Adoption, Paths, Record},
@@ -202,6 +203,18 @@ fn overlay0_is_created_adopted_and_repaired() {
             "{addresses}"
         );
         assert!(run("ip route").contains("src 10.244.9.0"));
+
+        // Another MAC address, as a lease of an earlier life may want it, without taking the device down.
+        let renamed = DeviceSpec {
+            mac: Some(Mac::random()),
+            ..moved
+        };
+        let adopted = device::ensure(&netlink, &renamed).await.unwrap();
+        assert_eq!(
+            (adopted.ifindex, Some(adopted.mac)),
+            (created.ifindex, renamed.mac)
+        );
+        assert!(run("ip link show overlay0").contains(&adopted.mac.to_string()));
 
         let other_port = DeviceSpec {
             port: 4789,
