@@ -185,7 +185,10 @@ fn port(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
     let what = format!("udp port {}", spec.port);
     for link in links {
         match link.kind {
-            LinkKind::Vxlan(vxlan) if vxlan.port == spec.port && link.name != spec.device => {
+            // Filtering devices share a port.
+            LinkKind::Vxlan(vxlan)
+                if vxlan.port == spec.port && !vxlan.vnifilter && link.name != spec.device =>
+            {
                 let detail = format!("vxlan device {} (vni {}) has it", link.name, vxlan.vni);
                 let remedy = format!("stop what manages it, then `ip link delete {}`", link.name);
                 return Finding::new(&what, Level::Fail, detail, remedy);

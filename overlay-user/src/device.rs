@@ -56,6 +56,19 @@ pub enum DeviceError {
         /// That device's VNI.
         vni: u32,
     },
+    /// Another network of ours has the VNI on this port.
+    #[error(
+        "vni {vni} on udp port {port} belongs to {holder}: networks that share a port need different VNIs (`Backend.VNI` \
+         in the network's config)"
+    )]
+    VniTaken {
+        /// The VNI.
+        vni: u32,
+        /// The port, in the machine's order.
+        port: u16,
+        /// Name of the device that has it, or of all that may.
+        holder: String,
+    },
     /// A socket, not a device, has the port.
     #[error("udp port {port} is bound by a process: find it with `ss -ulnp 'sport = :{port}'` and stop it")]
     PortBound {
@@ -180,7 +193,10 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
         log::debug!("{error}");
     }
     if vxlan.vnifilter {
-        netlink.add_vni(link.index, spec.vni)?;
+        match netlink.add_vni(link.index, spec.vni) {
+            Err(error) if error.errno == Errno::EEXIST => return Err(vni_taken(netlink, spec).await?),
+            added => added?,
+        }
     }
     if !link.up {
         let up = LinkChange {
@@ -251,7 +267,9 @@ async fn refuse_foreign_route(
 }
 
 fn refuse_taken_port(spec: &DeviceSpec, links: &[Link]) -> Result<(), DeviceError> {
-    port_holder(spec, links).map_or(Ok(()), |(holder, vxlan)| {
+    // Filtering devices share a port.
+    let holder = port_holders(spec, links).find(|(_, vxlan)| !vxlan.vnifilter);
+    holder.map_or(Ok(()), |(holder, vxlan)| {
         Err(DeviceError::PortTaken {
             port: spec.port,
             holder: holder.name.clone(),
@@ -260,9 +278,21 @@ fn refuse_taken_port(spec: &DeviceSpec, links: &[Link]) -> Result<(), DeviceErro
     })
 }
 
-/// The VXLAN device, other than ours, that has our port.
-fn port_holder<'a>(spec: &DeviceSpec, links: &'a [Link]) -> Option<(&'a Link, Vxlan)> {
-    links.iter().find_map(|link| match link.kind {
+async fn vni_taken(netlink: &Netlink, spec: &DeviceSpec) -> Result<DeviceError, NetlinkError> {
+    let links = netlink.links().await?;
+    let names: Vec<&str> = port_holders(spec, &links)
+        .map(|(link, _)| link.name.as_str())
+        .collect();
+    Ok(DeviceError::VniTaken {
+        vni: spec.vni,
+        port: spec.port,
+        holder: names.join(" or "),
+    })
+}
+
+/// The VXLAN devices, other than ours, that have our port.
+fn port_holders<'a>(spec: &DeviceSpec, links: &'a [Link]) -> impl Iterator<Item = (&'a Link, Vxlan)> {
+    links.iter().filter_map(|link| match link.kind {
         LinkKind::Vxlan(vxlan) if vxlan.port == spec.port && link.name != spec.name => Some((link, vxlan)),
         _ => None,
     })

@@ -6,6 +6,7 @@
 mod claims;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +15,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use serde::Serialize;
+pub use view::{Bridge, Conflict, View};
 
 use crate::{
     datapath::{Change, Endpoint, Installed, PortKind},
@@ -42,47 +43,6 @@ pub struct Probe {
     pub mac: Mac,
     /// What the question is asked from: the gateway's MAC address.
     pub gateway_mac: Mac,
-}
-
-/// Two ports claim one address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Conflict {
-    /// The address.
-    pub address: Ipv4Addr,
-    /// Name of the port that has it.
-    pub holder: String,
-    /// Name of the port that claims it.
-    pub claimant: String,
-    /// The MAC address of the claim.
-    pub mac: Mac,
-}
-
-/// A bridge, or a point-to-point veth, whose containers are learned.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Bridge {
-    /// Interface name.
-    pub name: String,
-    /// Interface index.
-    pub ifindex: u32,
-    /// Its address in the own subnet, which containers use as gateway.
-    pub gateway: Option<Ipv4Addr>,
-    /// MTU in bytes.
-    pub mtu: u32,
-    /// Names of the ports that are attached.
-    pub ports: Vec<String>,
-}
-
-/// What `overlay status` shows of learning.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct View {
-    /// Bridges and point-to-point veths.
-    pub bridges: Vec<Bridge>,
-    /// Claims that were refused and still stand.
-    pub conflicts: Vec<Conflict>,
-    /// How many claims were refused since the agent started.
-    pub conflicts_total: u64,
-    /// How many endpoints moved to another port after a proof.
-    pub moves_total: u64,
 }
 
 /// Why an endpoint cannot be attached or detached by name.
@@ -319,50 +279,6 @@ impl Learner {
     /// The name of an interface, for those who send probes.
     pub fn interface_name(&self, index: u32) -> Option<&str> {
         self.links.get(&index).map(|link| link.name.as_str())
-    }
-
-    /// What status shows.
-    pub fn view(&self) -> View {
-        let name = |index: u32| {
-            let known = self.interface_name(index).map(str::to_owned);
-            known.unwrap_or_else(|| index.to_string())
-        };
-        let bridges = self.segments().map(|link| Bridge {
-            name: link.name.clone(),
-            ifindex: link.index,
-            gateway: self
-                .local
-                .iter()
-                .find(|(index, _)| *index == link.index)
-                .map(|(_, address)| *address),
-            mtu: link.mtu,
-            ports: self
-                .ports
-                .keys()
-                .filter(|port| {
-                    self.links
-                        .get(port)
-                        .is_some_and(|port| port.master == Some(link.index))
-                })
-                .map(|port| name(*port))
-                .collect(),
-        });
-        let refused = self.claims.iter().filter(|(_, claim)| claim.counted);
-        let conflicts = refused.map(|(address, claim)| Conflict {
-            address: *address,
-            holder: self
-                .endpoints
-                .get(address)
-                .map_or_else(String::new, |endpoint| name(endpoint.port)),
-            claimant: name(claim.port),
-            mac: claim.mac,
-        });
-        View {
-            bridges: bridges.collect(),
-            conflicts: conflicts.collect(),
-            conflicts_total: self.conflicts_total,
-            moves_total: self.moves_total,
-        }
     }
 
     /// Writes an event into the picture, without drawing conclusions.

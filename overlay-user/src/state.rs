@@ -1,4 +1,7 @@
 //! What outlives an agent on this host: where it is pinned, who may touch it, and to whom it belongs.
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
@@ -147,36 +150,39 @@ impl Paths {
 
     /// Takes the network for this process until the lock is dropped. The folders must exist.
     pub fn lock(&self) -> Result<Lock, StateError> {
-        let path = self.state.join("lock");
+        let path = self.lock_path();
         let failed = |error| StateError::io("lock", &path, error);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
-        match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
-            Ok(mut lock) => {
-                lock.set_len(0).map_err(failed)?;
-                lock.rewind().map_err(failed)?;
-                writeln!(*lock, "{}", std::process::id()).map_err(failed)?;
-                Ok(Lock { _file: lock })
+        loop {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path);
+            match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+                Ok(mut lock) => {
+                    // Whoever held it before may have removed the file (see `remove`), and another may have made it anew.
+                    let locked = lock.metadata().map_err(failed)?.ino();
+                    if fs::metadata(&path).is_ok_and(|now| now.ino() == locked) {
+                        lock.set_len(0).map_err(failed)?;
+                        lock.rewind().map_err(failed)?;
+                        writeln!(*lock, "{}", std::process::id()).map_err(failed)?;
+                        return Ok(Lock { _file: lock });
+                    }
+                }
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    let mut pid = String::new();
+                    // The holder is named for the operator's sake; that it cannot be read changes nothing.
+                    let _ = file.read_to_string(&mut pid);
+                    let pid = if pid.trim().is_empty() { "?" } else { pid.trim() };
+                    return Err(StateError::Locked {
+                        network: self.network.clone(),
+                        pid: pid.to_owned(),
+                        lock: path.display().to_string(),
+                    });
+                }
+                Err((_, error)) => return Err(failed(error.into())),
             }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                // The holder is named for the operator's sake; that it cannot be read changes nothing.
-                let _ = file.read_to_string(&mut pid);
-                Err(StateError::Locked {
-                    network: self.network.clone(),
-                    pid: if pid.trim().is_empty() {
-                        "?".into()
-                    } else {
-                        pid.trim().into()
-                    },
-                    lock: path.display().to_string(),
-                })
-            }
-            Err((_, error)) => Err(failed(error.into())),
         }
     }
 
@@ -192,7 +198,11 @@ impl Paths {
         match self.record()? {
             Some(found) if found == *current => return Ok(Adoption::Adopt),
             // Interface indexes and namespace inodes of an earlier boot mean nothing now.
-            Some(found) if found.boot_id != current.boot_id => self.forget()?,
+            Some(found) if found.boot_id != current.boot_id => {
+                self.forget()?;
+                fs::create_dir_all(&self.pins)
+                    .map_err(|error| StateError::io("create", &self.pins, error))?;
+            }
             Some(found) => return Err(foreign(found.owner())),
             None if self.is_pinned() => {
                 return Err(foreign(format!(
@@ -221,11 +231,26 @@ impl Paths {
         }
     }
 
-    /// Removes pins and record; the lock file stays for whoever holds it. Nothing there is no error.
-    pub fn forget(&self) -> Result<(), StateError> {
+    /// Removes every trace of the network, the lock file with it. Nothing there is no error.
+    pub fn remove(&self, lock: Lock) -> Result<(), StateError> {
+        self.forget()?;
+        let removed = fs::remove_file(self.lock_path());
+        removed.map_err(|error| StateError::io("remove", &self.lock_path(), error))?;
+        drop(lock);
+        // Shared with other networks; what is not empty stays.
+        let shared = self.pins.ancestors().skip(1).take(2);
+        for folder in shared.chain([self.state.as_path()]) {
+            let _ = fs::remove_dir(folder);
+        }
+        Ok(())
+    }
+
+    /// Removes pins and record.
+    fn forget(&self) -> Result<(), StateError> {
+        let record = self.record_path();
         for (path, removed) in [
             (&self.pins, fs::remove_dir_all(&self.pins)),
-            (&self.record_path(), fs::remove_file(self.record_path())),
+            (&record, fs::remove_file(&record)),
         ] {
             match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -234,7 +259,11 @@ impl Paths {
                 _ => {}
             }
         }
-        fs::create_dir_all(&self.pins).map_err(|error| StateError::io("create", &self.pins, error))
+        Ok(())
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.state.join("lock")
     }
 
     fn record_path(&self) -> PathBuf {
@@ -290,108 +319,4 @@ fn is_bpffs(path: &Path) -> bool {
     // A root that does not exist yet will be made where its parent is.
     let existing = path.ancestors().find(|ancestor| ancestor.exists());
     existing.is_some_and(|path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn paths(folder: &Path) -> Paths {
-        let paths = Paths::new(&folder.join("bpf"), &folder.join("state"), "default");
-        // Not bpffs, which needs root; only `create` asks for it.
-        fs::create_dir_all(&paths.pins).unwrap();
-        fs::create_dir_all(&paths.state).unwrap();
-        paths
-    }
-
-    fn record() -> Record {
-        Record::current([192, 168, 0, 1].into(), "10.244.1.0/24".parse().unwrap()).unwrap()
-    }
-
-    #[test]
-    fn the_second_agent_is_told_who_runs() {
-        let folder = tempfile::tempdir().unwrap();
-        let paths = paths(folder.path());
-        let first = paths.lock().unwrap();
-        let refusal = paths.lock().unwrap_err().to_string();
-        assert!(
-            refusal.contains(&format!("another agent (pid {})", std::process::id())),
-            "{refusal}"
-        );
-        drop(first);
-        paths.lock().unwrap();
-    }
-
-    #[test]
-    fn only_the_same_host_adopts() {
-        let folder = tempfile::tempdir().unwrap();
-        let paths = paths(folder.path());
-        let ours = record();
-        assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Fresh);
-        fs::write(paths.pins.join("PEERS"), "").unwrap();
-        assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Adopt);
-
-        let others = [
-            Record {
-                netns: 1,
-                ..ours.clone()
-            },
-            Record {
-                public_ip: [192, 168, 0, 2].into(),
-                ..ours.clone()
-            },
-            Record {
-                subnet: "10.244.2.0/24".parse().unwrap(),
-                ..ours.clone()
-            },
-        ];
-        for other in others {
-            let refusal = paths.adopt(&other).unwrap_err().to_string();
-            assert!(
-                refusal.contains(&format!("belong to {}, not to {}", ours.owner(), other.owner())),
-                "{refusal}"
-            );
-            assert!(refusal.contains("overlay down --network default"), "{refusal}");
-        }
-        assert!(paths.pins.join("PEERS").exists());
-    }
-
-    #[test]
-    fn leftovers_of_an_earlier_boot_are_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let paths = paths(folder.path());
-        let earlier = Record {
-            boot_id: "earlier".into(),
-            netns: 1,
-            ..record()
-        };
-        assert_eq!(paths.adopt(&earlier).unwrap(), Adoption::Fresh);
-        fs::write(paths.pins.join("PEERS"), "").unwrap();
-        assert_eq!(paths.adopt(&record()).unwrap(), Adoption::Fresh);
-        assert!(!paths.pins.join("PEERS").exists());
-        assert_eq!(paths.record().unwrap(), Some(record()));
-    }
-
-    #[test]
-    fn pins_without_a_record_are_nobodys_to_take() {
-        let folder = tempfile::tempdir().unwrap();
-        let paths = paths(folder.path());
-        fs::write(paths.pins.join("PEERS"), "").unwrap();
-        assert!(matches!(paths.adopt(&record()), Err(StateError::Foreign { .. })));
-        fs::write(paths.state.join("record.json"), "{").unwrap();
-        assert!(
-            paths
-                .adopt(&record())
-                .unwrap_err()
-                .to_string()
-                .starts_with("read ")
-        );
-    }
-
-    #[test]
-    fn a_root_that_is_not_bpffs_is_refused_with_the_command() {
-        let folder = tempfile::tempdir().unwrap();
-        let refusal = paths(folder.path()).create().unwrap_err().to_string();
-        assert!(refusal.contains("mount -t bpf bpf /sys/fs/bpf"), "{refusal}");
-    }
 }

@@ -1,21 +1,33 @@
 //! The host's side against the real kernel, each test in network namespaces of its own. Needs root, `ip` and `unshare`.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test's helpers fail by panicking, as its assertions do"
+)]
+
 use std::{
     future::Future,
+    io::Write as _,
     net::{Ipv4Addr, UdpSocket},
     os::unix::fs::MetadataExt as _,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    mount::{MsFlags, mount, umount},
+    sched::{CloneFlags, unshare},
+};
+use overlay_common::ABI;
 use overlay_user::{
     check::{self, CheckSpec, Level},
     datapath::{Change, Installed, PortKind},
     device::{self, DeviceSpec},
     endpoints::{Config, View},
     iface::{self, Choice},
+    mac::Mac,
     netlink::{LinkKind, Netlink},
     observe::{self, observe},
+    state::{Adoption, Paths, Record},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -27,13 +39,9 @@ const C1: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 /// Runs a test in a network namespace that ends with it. Netlink sockets stay in the namespace of the thread that
 /// opened them, hence one thread and its own runtime.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "this test needs root");
-        eprintln!("skipped: needs root");
-        return;
-    }
     let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        unshare(CloneFlags::CLONE_NEWNET)
+            .expect("make a network namespace: this rung needs root (`cargo xtask test` says more)");
         run("ip link set lo up");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(test());
@@ -59,9 +67,27 @@ struct Container {
 impl Container {
     /// Starts it with `veth` as its port on br0 and `address` inside.
     fn start(veth: &str, address: Ipv4Addr) -> Self {
-        // Bounded, in case this test is killed before it can end the process.
-        let process = Command::new("unshare")
-            .args(["--net", "sleep", "60"])
+        let container = Self::behind(veth);
+        container.run(&format!("ip address add {address}/24 dev eth0"));
+        run(&format!("ip link set {veth} master br0 up"));
+        container
+    }
+
+    /// Starts it without a bridge, as the CNI plugin `ptp` does: the gateway on the veth, a host route to the container.
+    fn start_routed(veth: &str, address: Ipv4Addr) -> Self {
+        let container = Self::behind(veth);
+        run(&format!("ip address add 10.244.1.1/32 dev {veth}"));
+        run(&format!("ip link set {veth} up"));
+        run(&format!("ip route add {address}/32 dev {veth} scope host"));
+        container.run(&format!("ip address add {address}/32 dev eth0"));
+        container.run("ip route add 10.244.1.1/32 dev eth0 scope link");
+        container
+    }
+
+    fn behind(veth: &str) -> Self {
+        // Ends with this test, however that ends.
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "unshare", "--net", "sleep", "60"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -75,9 +101,7 @@ impl Container {
             "ip link add {veth} type veth peer name eth0 netns {pid}"
         ));
         container.run("ip link set lo up");
-        container.run(&format!("ip address add {address}/24 dev eth0"));
         container.run("ip link set eth0 up");
-        run(&format!("ip link set {veth} master br0 up"));
         container
     }
 
@@ -176,6 +200,18 @@ fn overlay0_is_created_adopted_and_repaired() {
         );
         assert!(run("ip route").contains("src 10.244.9.0"));
 
+        // Another MAC address, as a lease of an earlier life may want it, without taking the device down.
+        let renamed = DeviceSpec {
+            mac: Some(Mac::random()),
+            ..moved
+        };
+        let adopted = device::ensure(&netlink, &renamed).await.unwrap();
+        assert_eq!(
+            (adopted.ifindex, Some(adopted.mac)),
+            (created.ifindex, renamed.mac)
+        );
+        assert!(run("ip link show overlay0").contains(&adopted.mac.to_string()));
+
         let other_port = DeviceSpec {
             port: 4789,
             mac: Some(created.mac),
@@ -188,6 +224,30 @@ fn overlay0_is_created_adopted_and_repaired() {
         device::remove(&netlink, "overlay0").await.unwrap();
         device::remove(&netlink, "overlay0").await.unwrap();
         assert_eq!(netlink.link_named("overlay0").await.unwrap(), None);
+    });
+}
+
+#[test]
+fn networks_share_the_port_by_their_vni() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        device::ensure(&netlink, &spec()).await.unwrap();
+        let second = DeviceSpec {
+            name: "overlay1".into(),
+            vni: 2,
+            subnet: "10.245.1.0/24".parse().unwrap(),
+            network: "10.245.0.0/16".parse().unwrap(),
+            ..spec()
+        };
+        device::ensure(&netlink, &second).await.unwrap();
+        device::remove(&netlink, "overlay1").await.unwrap();
+        let same = DeviceSpec { vni: 1, ..second };
+        let error = device::ensure(&netlink, &same).await.unwrap_err().to_string();
+        assert!(
+            error.contains("vni 1 on udp port 8472 belongs to overlay0"),
+            "{error}"
+        );
+        assert_eq!(netlink.link_named("overlay1").await.unwrap(), None);
     });
 }
 
@@ -335,7 +395,8 @@ impl Observer {
 }
 
 fn bridge() {
-    run("ip link add br0 type bridge");
+    // A fixed MAC address: otherwise the bridge takes its lowest port's, and endpoints follow.
+    run("ip link add br0 address 02:00:0a:f4:01:01 type bridge");
     run("ip address add 10.244.1.1/24 dev br0");
     run("ip link set br0 up");
 }
@@ -425,6 +486,73 @@ fn a_running_container_is_found_at_start_and_a_named_one_pinned() {
         assert_eq!(answer.await.unwrap(), Ok(()));
         let pinned = |change: &Change| matches!(change, Change::PutEndpoint(_, endpoint) if endpoint.pinned);
         observer.until("pinned", pinned).await;
+    });
+}
+
+#[test]
+fn a_container_without_a_bridge_is_learned_by_its_route() {
+    in_namespace(|| async {
+        let mut observer = Observer::start(Installed::default()).await;
+        let container = Container::start_routed("veth1", C1);
+        let veth1 = index("veth1").await;
+        container.ping_gateway();
+        let (put, before) = observer.until("learned", puts(C1, veth1)).await;
+        assert_eq!(before, [Change::Attach(veth1, PortKind::Veth)]);
+        let Change::PutEndpoint(_, endpoint) = put else {
+            unreachable!("until() waited for it")
+        };
+        assert!(run("ip link show veth1").contains(&endpoint.gateway_mac.to_string()));
+        assert!(
+            container
+                .run("ip link show eth0")
+                .contains(&endpoint.mac.to_string())
+        );
+    });
+}
+
+#[test]
+fn a_container_is_learned_though_events_were_lost() {
+    in_namespace(|| async {
+        bridge();
+        let mut observer = Observer::start(Installed::default()).await;
+        // The observer's runtime stands still while commands run: more events than its socket holds, then a container.
+        let mut batch = tempfile::NamedTempFile::new().unwrap();
+        for index in 0..8000 {
+            let (high, low) = (index / 250, index % 250);
+            let line = format!(
+                "neighbour replace 10.99.{high}.{low} lladdr 02:00:00:00:00:01 dev br0 nud permanent"
+            );
+            writeln!(batch, "{line}").unwrap();
+        }
+        run(&format!("ip -batch {}", batch.path().display()));
+        let container = Container::start("veth1", C1);
+        container.ping_gateway();
+        let veth1 = index("veth1").await;
+        observer.until("learned", puts(C1, veth1)).await;
+    });
+}
+
+#[test]
+fn state_lives_on_bpffs_and_leaves_no_trace() {
+    in_namespace(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("bpf");
+        std::fs::create_dir(&root).unwrap();
+        // A mount of this thread's own, which ends with it.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+        mount(none, "/", none, private, none).unwrap();
+        mount(Some("bpf"), &root, Some("bpf"), MsFlags::empty(), none).unwrap();
+
+        let paths = Paths::new(&root, &folder.path().join("state"), "default");
+        paths.create().unwrap();
+        let lock = paths.lock().unwrap();
+        let record = Record::current([192, 168, 0, 1].into(), "10.244.1.0/24".parse().unwrap()).unwrap();
+        assert_eq!(paths.adopt(&record).unwrap(), Adoption::Fresh);
+        assert!(root.join(format!("overlay/v{ABI}/default")).is_dir());
+        paths.remove(lock).unwrap();
+        assert!(!root.join("overlay").exists());
+        umount(&root).unwrap();
     });
 }
 

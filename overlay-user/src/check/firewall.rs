@@ -12,7 +12,7 @@ pub(super) async fn findings(network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) 
     let mut findings = Vec::new();
     match &iptables {
         Ok(rules) => {
-            findings.push(forward(rules));
+            findings.push(forward(rules, network));
             findings.push(masquerade(rules, network, subnet));
         }
         Err(reason) => findings.push(not_inspected("iptables", "iptables-save", reason)),
@@ -45,7 +45,7 @@ fn not_inspected(what: &str, command: &str, reason: &str) -> Finding {
 }
 
 /// Rules of iptables-save's filter table that drop forwarded packets.
-fn forward(rules: &str) -> Finding {
+fn forward(rules: &str, network: Option<Ipv4Net>) -> Finding {
     let what = "iptables forward rules";
     let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
     let drops = |line: &&str| line.contains("-j DROP") || line.contains("-j REJECT");
@@ -54,11 +54,12 @@ fn forward(rules: &str) -> Finding {
         return bypassed(what, &dropping);
     }
     if rules.lines().any(|line| line.starts_with(":FORWARD DROP")) {
+        let network = network.map_or_else(|| "NETWORK".to_owned(), |network| network.to_string());
         return Finding::new(
             what,
             Level::Warn,
             "the FORWARD chain drops what no rule accepts: packets that take the stack may be lost",
-            "accept the overlay: `iptables -I FORWARD -s NETWORK -j ACCEPT; iptables -I FORWARD -d NETWORK -j ACCEPT`",
+            format!("iptables -I FORWARD -s {network} -j ACCEPT; iptables -I FORWARD -d {network} -j ACCEPT"),
         );
     }
     Finding::ok(what, "none that drops")
@@ -147,6 +148,7 @@ mod tests {
     #[test]
     fn rules_the_fast_path_bypasses_are_quoted() {
         let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A DOCKER-USER -s 10.244.9.0/24 -j DROP\n-A INPUT -j DROP\nCOMMIT\n";
+        let forward = |rules| forward(rules, net("10.244.0.0/16"));
         let found = forward(rules);
         assert_eq!(found.level, Level::Warn);
         assert_eq!(

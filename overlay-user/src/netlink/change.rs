@@ -60,11 +60,11 @@ impl Netlink {
             .map_err(|error| NetlinkError::new(format!("create vxlan device {}", tunnel.name), error))
     }
 
-    /// Lets a filtering VXLAN device accept a VNI. Accepting it already is no error.
+    /// Lets a filtering VXLAN device accept a VNI. Accepting it already is no error; EEXIST if another device on its port does.
     pub fn add_vni(&self, link: u32, vni: u32) -> Result<(), NetlinkError> {
         let action = format!("add vni {vni} to the filter of interface {link}");
         match exchange(&vni_request(link, vni)) {
-            Ok(Errno::UnknownErrno | Errno::EEXIST) => Ok(()),
+            Ok(Errno::UnknownErrno) => Ok(()),
             Ok(errno) => Err(NetlinkError {
                 action,
                 detail: errno.desc().into(),

@@ -1,0 +1,113 @@
+//! Who may adopt, lock and remove what.
+use super::*;
+
+fn paths(folder: &Path) -> Paths {
+    let paths = Paths::new(&folder.join("bpf"), &folder.join("state"), "default");
+    // Not bpffs, which needs root; only `create` asks for it.
+    fs::create_dir_all(&paths.pins).unwrap();
+    fs::create_dir_all(&paths.state).unwrap();
+    paths
+}
+
+fn record() -> Record {
+    Record::current([192, 168, 0, 1].into(), "10.244.1.0/24".parse().unwrap()).unwrap()
+}
+
+#[test]
+fn the_second_agent_is_told_who_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    let first = paths.lock().unwrap();
+    let refusal = paths.lock().unwrap_err().to_string();
+    assert!(
+        refusal.contains(&format!("another agent (pid {})", std::process::id())),
+        "{refusal}"
+    );
+    drop(first);
+    paths.lock().unwrap();
+}
+
+#[test]
+fn nothing_is_left_of_a_removed_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    let lock = paths.lock().unwrap();
+    paths.adopt(&record()).unwrap();
+    fs::write(paths.pins.join("PEERS"), "").unwrap();
+    paths.remove(lock).unwrap();
+    let left = |root: &str| fs::read_dir(folder.path().join(root)).unwrap().count();
+    assert_eq!((left("bpf"), left("state")), (0, 0));
+}
+
+#[test]
+fn only_the_same_host_adopts() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    let ours = record();
+    assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Fresh);
+    fs::write(paths.pins.join("PEERS"), "").unwrap();
+    assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Adopt);
+
+    let others = [
+        Record {
+            netns: 1,
+            ..ours.clone()
+        },
+        Record {
+            public_ip: [192, 168, 0, 2].into(),
+            ..ours.clone()
+        },
+        Record {
+            subnet: "10.244.2.0/24".parse().unwrap(),
+            ..ours.clone()
+        },
+    ];
+    for other in others {
+        let refusal = paths.adopt(&other).unwrap_err().to_string();
+        assert!(
+            refusal.contains(&format!("belong to {}, not to {}", ours.owner(), other.owner())),
+            "{refusal}"
+        );
+        assert!(refusal.contains("overlay down --network default"), "{refusal}");
+    }
+    assert!(paths.pins.join("PEERS").exists());
+}
+
+#[test]
+fn leftovers_of_an_earlier_boot_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    let earlier = Record {
+        boot_id: "earlier".into(),
+        netns: 1,
+        ..record()
+    };
+    assert_eq!(paths.adopt(&earlier).unwrap(), Adoption::Fresh);
+    fs::write(paths.pins.join("PEERS"), "").unwrap();
+    assert_eq!(paths.adopt(&record()).unwrap(), Adoption::Fresh);
+    assert!(!paths.pins.join("PEERS").exists());
+    assert_eq!(paths.record().unwrap(), Some(record()));
+}
+
+#[test]
+fn pins_without_a_record_are_nobodys_to_take() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    fs::write(paths.pins.join("PEERS"), "").unwrap();
+    assert!(matches!(paths.adopt(&record()), Err(StateError::Foreign { .. })));
+    fs::write(paths.state.join("record.json"), "{").unwrap();
+    assert!(
+        paths
+            .adopt(&record())
+            .unwrap_err()
+            .to_string()
+            .starts_with("read ")
+    );
+}
+
+#[test]
+fn a_root_that_is_not_bpffs_is_refused_with_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let refusal = paths(folder.path()).create().unwrap_err().to_string();
+    assert!(refusal.contains("mount -t bpf bpf /sys/fs/bpf"), "{refusal}");
+}
