@@ -196,9 +196,7 @@ pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewE
     // A second try, since a renewal whose answer was lost may have been made.
     for _ in 0..2 {
         let renewed = Instant::now();
-        let written = store
-            .renew(&key, value.clone(), modified, held.time_to_live)
-            .await?;
+        let written = store.renew(&key, value.clone(), modified, held.time_to_live).await?;
         if let Written::At(revision) = written {
             held.modified = revision;
             held.renewed = renewed;
@@ -208,9 +206,7 @@ pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewE
         match snapshot.entries.into_iter().find(|entry| entry.key == key) {
             Some(entry) if entry.value == value => modified = entry.modified,
             Some(entry) => {
-                let holder = lease::decode(&key, &entry.value)
-                    .ok()
-                    .map(|lease| lease.public_ip);
+                let holder = lease::decode(&key, &entry.value).ok().map(|lease| lease.public_ip);
                 return Err(RenewError::Lost { key, holder });
             }
             None => return Err(RenewError::Lost { key, holder: None }),
@@ -228,12 +224,10 @@ async fn try_acquire(
 ) -> Result<Option<Held>, AcquireError> {
     let snapshot = store.snapshot(true).await?;
     let leases = decoded(&snapshot);
-    let (own, others): (Vec<_>, Vec<_>) = leases
-        .iter()
-        .partition(|(_, lease)| lease.public_ip == request.public_ip);
-    let (fit, misfit): (Vec<_>, Vec<_>) = own
-        .into_iter()
-        .partition(|(entry, lease)| config.fits(lease.subnet) && entry.key == lease.key());
+    let (own, others): (Vec<_>, Vec<_>) =
+        leases.iter().partition(|(_, lease)| lease.public_ip == request.public_ip);
+    let (fit, misfit): (Vec<_>, Vec<_>) =
+        own.into_iter().partition(|(entry, lease)| config.fits(lease.subnet) && entry.key == lease.key());
     if let [(first, _), (second, _), ..] = fit[..] {
         return Err(AcquireError::PublicIpTwice {
             public_ip: request.public_ip,
@@ -245,10 +239,7 @@ async fn try_acquire(
         release_misfit(store, config, entry, lease).await?;
     }
     if let Some((entry, lease)) = fit.first() {
-        if let Some((other, covers)) = others
-            .iter()
-            .find(|(_, other)| overlap(other.subnet, lease.subnet))
-        {
+        if let Some((other, covers)) = others.iter().find(|(_, other)| overlap(other.subnet, lease.subnet)) {
             return Err(AcquireError::SubnetTwice {
                 own: entry.key.clone(),
                 other: other.key.clone(),
@@ -261,9 +252,7 @@ async fn try_acquire(
     let given_back = |entry: &Entry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
     let keys = snapshot.entries.iter().filter(|entry| !given_back(entry));
     let taken = Taken::new(keys.filter_map(|entry| lease::subnet_of(&entry.key).ok()));
-    let preferred = request
-        .preferred
-        .filter(|&subnet| config.fits(subnet) && taken.is_free(subnet));
+    let preferred = request.preferred.filter(|&subnet| config.fits(subnet) && taken.is_free(subnet));
     let subnet = match preferred {
         Some(subnet) => subnet,
         None => draw(config, &taken)?,
@@ -275,9 +264,7 @@ async fn try_acquire(
 fn decoded(snapshot: &Snapshot) -> Vec<(&Entry, Lease)> {
     let decode = |entry: &Entry| lease::decode(&entry.key, &entry.value).ok();
     let entries = snapshot.entries.iter();
-    entries
-        .filter_map(|entry| Some((entry, decode(entry)?)))
-        .collect()
+    entries.filter_map(|entry| Some((entry, decode(entry)?))).collect()
 }
 
 /// A lease of ours from before the config was altered, or one with an IPv6 subnet that we would not serve.
@@ -294,10 +281,7 @@ async fn release_misfit(
             network: config.network,
         });
     }
-    log::info!(
-        "give back our lease {}, which does not fit the network config",
-        entry.key
-    );
+    log::info!("give back our lease {}, which does not fit the network config", entry.key);
     store.release(&entry.key, entry.modified).await?;
     Ok(())
 }
@@ -319,9 +303,7 @@ async fn reuse(
         _ => Some(request.time_to_live),
     };
     let renewed = Instant::now();
-    let written = store
-        .renew(&entry.key, lease.value(), entry.modified, time_to_live)
-        .await?;
+    let written = store.renew(&entry.key, lease.value(), entry.modified, time_to_live).await?;
     Ok(held(written, lease, time_to_live, renewed))
 }
 
@@ -339,34 +321,18 @@ async fn claim(
 
 fn new_lease(request: &Request, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
     let vtep_mac = vtep_mac.unwrap_or_else(Mac::random);
-    Lease {
-        subnet,
-        public_ip: request.public_ip,
-        backend: Backend::Vxlan {
-            vni: request.vni,
-            vtep_mac,
-        },
-    }
+    Lease { subnet, public_ip: request.public_ip, backend: Backend::Vxlan { vni: request.vni, vtep_mac } }
 }
 
 fn held(written: Written, lease: Lease, time_to_live: Option<Duration>, renewed: Instant) -> Option<Held> {
     match written {
-        Written::At(modified) => Some(Held {
-            lease,
-            modified,
-            time_to_live,
-            renewed,
-        }),
+        Written::At(modified) => Some(Held { lease, modified, time_to_live, renewed }),
         Written::Lost => None,
     }
 }
 
 fn draw(config: &NetworkConfig, taken: &Taken) -> Result<Ipv4Net, AcquireError> {
-    let free: Vec<_> = config
-        .candidates()
-        .filter(|&subnet| taken.is_free(subnet))
-        .take(DRAW)
-        .collect();
+    let free: Vec<_> = config.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
     if free.is_empty() {
         return Err(AcquireError::NoneFree {
             network: config.network,

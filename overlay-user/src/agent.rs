@@ -62,12 +62,7 @@ pub async fn run(
     setup: Setup,
     inputs: Inputs,
 ) -> anyhow::Result<Exit> {
-    let Setup {
-        scope,
-        mut own,
-        audit,
-        cluster,
-    } = setup;
+    let Setup { scope, mut own, audit, cluster } = setup;
     let mut local =
         Local::new(datapath, scope, inputs, cluster).context("read back what the data path has in force")?;
     local.names(&store.name());

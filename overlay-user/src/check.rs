@@ -60,12 +60,7 @@ impl Finding {
     }
 
     fn new(what: &str, level: Level, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            what: what.to_owned(),
-            level,
-            detail: detail.into(),
-            remedy: remedy.into(),
-        }
+        Self { what: what.to_owned(), level, detail: detail.into(), remedy: remedy.into() }
     }
 }
 
@@ -81,11 +76,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     let present = |name: &&str| links.iter().any(|link| link.name == **name);
     let interfaces: Vec<&str> = interfaces.into_iter().flatten().filter(present).collect();
     findings.push(forwarding(&interfaces, &read_sysctl));
-    findings.extend(
-        interfaces
-            .iter()
-            .map(|name| rp_filter(name, *name == spec.device, &read_sysctl)),
-    );
+    findings.extend(interfaces.iter().map(|name| rp_filter(name, *name == spec.device, &read_sysctl)));
     findings.extend(mtu(spec, &links, &bridges));
     let sockets = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
     findings.push(port(spec, &links, &sockets));
@@ -118,19 +109,12 @@ fn forwarding(interfaces: &[&str], sysctl: Sysctl<'_>) -> Finding {
         let remedy = "sysctl -w net.ipv4.ip_forward=1";
         return Finding::new(what, Level::Fail, "net.ipv4.ip_forward is off", remedy);
     }
-    let off = interfaces
-        .iter()
-        .find(|name| is_off(&format!("ipv4/conf/{name}/forwarding")));
+    let off = interfaces.iter().find(|name| is_off(&format!("ipv4/conf/{name}/forwarding")));
     off.map_or_else(
         || Finding::ok(what, "on"),
         |name| {
             let detail = format!("off for {name}");
-            Finding::new(
-                what,
-                Level::Fail,
-                detail,
-                format!("sysctl -w net.ipv4.conf.{name}.forwarding=1"),
-            )
+            Finding::new(what, Level::Fail, detail, format!("sysctl -w net.ipv4.conf.{name}.forwarding=1"))
         },
     )
 }
@@ -156,19 +140,14 @@ fn rp_filter(interface: &str, is_tunnel: bool, sysctl: Sysctl<'_>) -> Finding {
 }
 
 fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
-    let underlay = links
-        .iter()
-        .find(|link| Some(&link.name) == spec.underlay.as_ref());
+    let underlay = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref());
     let Some(underlay) = underlay else {
         return Vec::new();
     };
     let fits = device::mtu(underlay.mtu);
     let judge = |bridge: &Link| {
         let what = format!("mtu of {}", bridge.name);
-        let detail = format!(
-            "{}; {} carries {fits} after encapsulation",
-            bridge.mtu, underlay.name
-        );
+        let detail = format!("{}; {} carries {fits} after encapsulation", bridge.mtu, underlay.name);
         if bridge.mtu <= fits {
             return Finding::ok(&what, detail);
         }
@@ -279,10 +258,7 @@ mod tests {
         );
         let one_off = [("ipv4/ip_forward", "1"), ("ipv4/conf/eth0/forwarding", "0")];
         let found = forwarding(&["eth0"], &|name| {
-            one_off
-                .iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, value)| (*value).to_owned())
+            one_off.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         });
         assert_eq!(found.remedy, "sysctl -w net.ipv4.conf.eth0.forwarding=1");
         let on = sysctls(&[("ipv4/ip_forward", "1"), ("ipv4/conf/eth0/forwarding", "1")]);
@@ -291,16 +267,10 @@ mod tests {
 
     #[test]
     fn the_larger_rp_filter_counts() {
-        let strict = sysctls(&[
-            ("ipv4/conf/all/rp_filter", "1"),
-            ("ipv4/conf/overlay0/rp_filter", "0"),
-        ]);
+        let strict = sysctls(&[("ipv4/conf/all/rp_filter", "1"), ("ipv4/conf/overlay0/rp_filter", "0")]);
         assert_eq!(rp_filter("overlay0", true, &strict).level, Level::Warn);
         assert_eq!(rp_filter("overlay0", false, &strict).level, Level::Ok);
-        let loose = sysctls(&[
-            ("ipv4/conf/all/rp_filter", "1"),
-            ("ipv4/conf/overlay0/rp_filter", "2"),
-        ]);
+        let loose = sysctls(&[("ipv4/conf/all/rp_filter", "1"), ("ipv4/conf/overlay0/rp_filter", "2")]);
         assert_eq!(rp_filter("overlay0", true, &loose).detail, "loose");
     }
 
@@ -310,21 +280,10 @@ mod tests {
                      11: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 INODE 2 0 0\n";
         let socket = |inode: &str| port(&spec(), &[], &table.replace("INODE", inode)).level;
         assert_eq!((socket("0"), socket("4711")), (Level::Ok, Level::Fail));
-        let vxlan = LinkKind::Vxlan(Vxlan {
-            vni: 1,
-            port: 8472,
-            collect_metadata: false,
-            vnifilter: false,
-        });
+        let vxlan = LinkKind::Vxlan(Vxlan { vni: 1, port: 8472, collect_metadata: false, vnifilter: false });
         let found = port(&spec(), &[link("flannel.1", vxlan.clone(), 1450)], "");
-        assert_eq!(
-            found.remedy,
-            "stop what manages it, then `ip link delete flannel.1`"
-        );
-        assert_eq!(
-            port(&spec(), &[link("overlay0", vxlan, 1450)], "").level,
-            Level::Ok
-        );
+        assert_eq!(found.remedy, "stop what manages it, then `ip link delete flannel.1`");
+        assert_eq!(port(&spec(), &[link("overlay0", vxlan, 1450)], "").level, Level::Ok);
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub use self::{
     environment::parse,
     store::{Etcd, Store, StoreChoice},
 };
-use crate::mac::Mac;
+use crate::{iface::Choice, mac::Mac};
 
 const AFTER_HELP: &str = "\
 Every option can come from a variable too: OVERLAY_ and its name in capitals, such as OVERLAY_ETCD_ENDPOINTS.
@@ -130,15 +130,12 @@ pub enum Config {
 pub struct Attach {
     /// The container's address
     pub address: Ipv4Addr,
-    /// Host side of the container's veth, by name or index
+    /// Name of the host side of the container's veth
     #[arg(long)]
     pub port: String,
-    /// MAC address inside the container
+    /// MAC address inside the container; without it, the one the kernel knows
     #[arg(long)]
-    pub mac: Mac,
-    /// MAC address of the container's gateway; without it, that of the port's bridge, or of the port itself
-    #[arg(long)]
-    pub gateway_mac: Option<Mac>,
+    pub mac: Option<Mac>,
     /// Which network.
     #[command(flatten)]
     pub show: Show,
@@ -163,6 +160,9 @@ pub struct Check {
     /// Which interface.
     #[command(flatten)]
     pub underlay: Underlay,
+    /// Name of the kernel's tunnel device
+    #[arg(long, default_value = "overlay0")]
+    pub device: String,
 }
 
 /// `overlay down`
@@ -191,6 +191,17 @@ pub struct Underlay {
     /// Address by which the other hosts reach this one, if it is not the interface's
     #[arg(long, value_name = "ADDRESS")]
     pub public_ip: Option<Ipv4Addr>,
+}
+
+impl Underlay {
+    /// As flannel chooses by these.
+    pub fn choice(&self) -> Choice {
+        Choice {
+            names: self.iface.clone(),
+            patterns: self.iface_regex.clone(),
+            can_reach: self.iface_can_reach,
+        }
+    }
 }
 
 /// `overlay agent`
@@ -263,10 +274,7 @@ pub struct Agent {
 
 /// On or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[expect(
-    missing_docs,
-    reason = "the names say it, and clap would show the comments as help"
-)]
+#[expect(missing_docs, reason = "the names say it, and clap would show the comments as help")]
 pub enum Switch {
     On,
     Off,

@@ -7,10 +7,7 @@ use super::*;
 
 fn parse_with(line: &str, variables: &[(&str, &str)]) -> Result<Cli, clap::Error> {
     let variable = |name: &str| {
-        variables
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, value)| OsString::from(value))
+        variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
     };
     parse(line.split_whitespace().map(OsString::from), variable)
 }
@@ -39,10 +36,7 @@ fn flannels_defaults() {
     let agent = agent("overlay agent", &[]);
     assert_eq!(agent.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
     assert_eq!(agent.subnet_lease_renew_margin, 60);
-    assert_eq!(
-        (agent.healthz_ip.to_string().as_str(), agent.healthz_port),
-        ("0.0.0.0", 0)
-    );
+    assert_eq!((agent.healthz_ip.to_string().as_str(), agent.healthz_port), ("0.0.0.0", 0));
     assert!(agent.underlay.iface.is_empty() && !agent.dry_run && !agent.kube_subnet_mgr);
     let etcd = etcd("overlay agent", &[]);
     assert_eq!(etcd.endpoints, ["http://127.0.0.1:2379"]);
@@ -54,10 +48,7 @@ fn flannels_defaults() {
 fn the_option_wins_over_our_variable_and_that_over_flannels() {
     let flannels = ("FLANNELD_ETCD_ENDPOINTS", "http://a:1,http://b:2");
     let ours = ("OVERLAY_ETCD_ENDPOINTS", "http://c:3");
-    assert_eq!(
-        etcd("overlay agent", &[flannels]).endpoints,
-        ["http://a:1", "http://b:2"]
-    );
+    assert_eq!(etcd("overlay agent", &[flannels]).endpoints, ["http://a:1", "http://b:2"]);
     assert_eq!(etcd("overlay agent", &[flannels, ours]).endpoints, ["http://c:3"]);
     let line = "overlay agent --etcd-endpoints http://d:4";
     assert_eq!(etcd(line, &[flannels, ours]).endpoints, ["http://d:4"]);
@@ -88,58 +79,28 @@ fn variables_of_every_kind() {
 #[test]
 fn one_store_and_a_whole_one() {
     let choice = |line: &str| agent(line, &[]).store.choice().unwrap();
-    let directory = StoreChoice::Directory {
-        path: "/srv/x".into(),
-        shared: true,
-    };
-    assert_eq!(
-        choice("overlay agent --store-dir /srv/x --store-shared"),
-        directory
-    );
+    let directory = StoreChoice::Directory { path: "/srv/x".into(), shared: true };
+    assert_eq!(choice("overlay agent --store-dir /srv/x --store-shared"), directory);
     assert_eq!(etcd("overlay agent --etcd-prefix net/", &[]).prefix, "/net");
     let identity = etcd("overlay agent --etcd-certfile c --etcd-keyfile k", &[]).identity;
     assert_eq!(identity, Some(("c".into(), "k".into())));
     for (line, variables, says) in [
-        (
-            "overlay agent --store-dir /x --etcd-prefix /y",
-            &[][..],
-            "two stores",
-        ),
+        ("overlay agent --store-dir /x --etcd-prefix /y", &[][..], "two stores"),
         (
             "overlay agent --store-dir /x",
             &[("FLANNELD_ETCD_USERNAME", "u")],
             "--store-dir and --etcd-username",
         ),
-        (
-            "overlay agent --store-shared",
-            &[],
-            "--store-dir, which is missing",
-        ),
+        ("overlay agent --store-shared", &[], "--store-dir, which is missing"),
         ("overlay agent --etcd-keyfile k", &[], "need each other"),
         ("overlay agent --etcd-password p", &[], "needs --etcd-username"),
         ("overlay agent --kube-subnet-mgr", &[], "not supported yet"),
-        (
-            "overlay agent",
-            &[("FLANNELD_KUBE_SUBNET_MGR", "true")],
-            "not supported yet",
-        ),
+        ("overlay agent", &[("FLANNELD_KUBE_SUBNET_MGR", "true")], "not supported yet"),
         ("overlay agent --network ../x", &[], "letters, digits"),
         ("overlay agent --subnet-lease-renew-margin 1440", &[], "1440"),
-        (
-            "overlay agent",
-            &[("OVERLAY_HEALTHZ_PORT", "x")],
-            "--healthz-port",
-        ),
-        (
-            "overlay config show --store-dir /x --etcd-prefix /y",
-            &[],
-            "two stores",
-        ),
-        (
-            "overlay attach 10.0.0.2 --port veth1 --mac 02:00",
-            &[],
-            "is not a MAC address",
-        ),
+        ("overlay agent", &[("OVERLAY_HEALTHZ_PORT", "x")], "--healthz-port"),
+        ("overlay config show --store-dir /x --etcd-prefix /y", &[], "two stores"),
+        ("overlay attach 10.0.0.2 --port veth1 --mac 02:00", &[], "is not a MAC address"),
         ("overlay", &[], "Usage"),
     ] {
         let error = parse_with(line, variables).unwrap_err();
@@ -152,26 +113,11 @@ fn one_store_and_a_whole_one() {
 fn help_teaches() {
     let help = parse_with("overlay --help", &[]).unwrap_err();
     assert_eq!(help.exit_code(), 0);
-    for text in [
-        "Examples:",
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3",
-        "OVERLAY_",
-        "FLANNELD_",
-    ] {
+    for text in ["Examples:", "Exit codes: 0 done, 1 failed, 2 wrong usage, 3", "OVERLAY_", "FLANNELD_"] {
         assert!(help.to_string().contains(text), "{text}");
     }
-    assert!(
-        parse_with("overlay agent --help", &[])
-            .unwrap_err()
-            .to_string()
-            .contains("--etcd-endpoints")
-    );
-    assert_eq!(
-        parse_with("overlay agent --version", &[])
-            .unwrap_err()
-            .exit_code(),
-        0
-    );
+    assert!(parse_with("overlay agent --help", &[]).unwrap_err().to_string().contains("--etcd-endpoints"));
+    assert_eq!(parse_with("overlay agent --version", &[]).unwrap_err().exit_code(), 0);
 }
 
 #[test]

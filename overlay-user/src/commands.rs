@@ -63,7 +63,8 @@ fn open(choice: StoreChoice) -> Result<Opened> {
         StoreChoice::Etcd(Etcd { endpoints, prefix, ca, identity, login }) => {
             let (certfile, keyfile) = identity.unzip();
             let (username, password) = login.unzip();
-            let options = EtcdOptions { endpoints, prefix, cafile: ca, certfile, keyfile, username, password };
+            let options =
+                EtcdOptions { endpoints, prefix, cafile: ca, certfile, keyfile, username, password };
             Opened::Etcd(EtcdStore::new(&options)?)
         }
         StoreChoice::Directory { path, shared } => {

@@ -1,6 +1,5 @@
 //! The control socket: one line of JSON asks, one line of JSON answers. Both ends.
 use std::{
-    fmt,
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -14,13 +13,15 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
 use crate::{
     datapath::{Endpoint, Peer},
+    endpoints::{ClaimError, View},
     mac::Mac,
+    observe,
     status::Status,
 };
 
@@ -43,12 +44,10 @@ pub enum Request {
     Attach {
         /// The container's address, inside the own subnet.
         address: Ipv4Addr,
-        /// The host side of the container's veth.
-        port: Port,
-        /// MAC address inside the container.
-        mac: Mac,
-        /// MAC address of the gateway the container talks to.
-        gateway_mac: Mac,
+        /// Name of the host side of the container's veth.
+        port: String,
+        /// MAC address inside the container; without it, the one the kernel knows.
+        mac: Option<Mac>,
     },
     /// Removes an endpoint: its packets take the stack.
     Detach {
@@ -59,16 +58,6 @@ pub enum Request {
     AcceptDeletions,
     /// Reads all leases and the whole data path again.
     Resync,
-}
-
-/// An interface in the agent's network namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Port {
-    /// By its index.
-    Index(u32),
-    /// By its name.
-    Name(String),
 }
 
 /// What the agent answers.
@@ -129,26 +118,6 @@ impl Response {
     }
 }
 
-impl Port {
-    /// The interface's index; fails if there is no such interface in the caller's network namespace.
-    pub fn index(&self) -> Result<u32, String> {
-        match self {
-            &Self::Index(index) => Ok(index),
-            Self::Name(name) => nix::net::if_::if_nametoindex(name.as_str())
-                .map_err(|error| format!("no interface {name} in the agent's network namespace ({error})")),
-        }
-    }
-}
-
-impl fmt::Display for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Index(index) => write!(f, "interface {index}"),
-            Self::Name(name) => f.write_str(name),
-        }
-    }
-}
-
 /// Where the agent of a network listens.
 pub fn socket_path(state_dir: &Path, network: &str) -> PathBuf {
     state_dir.join(network).join("control.sock")
@@ -189,10 +158,7 @@ impl Server {
             Ok(listener)
         };
         let listener = bind().with_context(|| format!("listen on {}", path.display()))?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-        })
+        Ok(Self { listener, path: path.to_owned() })
     }
 
     /// Serves until dropped.
@@ -245,6 +211,53 @@ async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::
     Ok(())
 }
 
+/// Divides requests between those who decide: learning about endpoints, the loop about everything else. Ends when nobody
+/// can ask any more.
+pub async fn divide(
+    mut calls: mpsc::Receiver<Call>,
+    to_loop: mpsc::Sender<Call>,
+    to_learning: mpsc::Sender<observe::Command>,
+    view: watch::Receiver<View>,
+) -> anyhow::Result<()> {
+    while let Some(Call { request, answer }) = calls.recv().await {
+        let (to_loop, to_learning, view) = (to_loop.clone(), to_learning.clone(), view.clone());
+        tokio::spawn(async move {
+            let response = match request {
+                Request::Attach { address, port, mac } => {
+                    let (reply, replied) = oneshot::channel();
+                    let done = format!("endpoint {address} attached to {port}");
+                    let command = observe::Command::Attach { address, interface: port, mac, reply };
+                    learned(to_learning.send(command).await.is_ok(), replied, done).await
+                }
+                Request::Detach { address } => {
+                    let (reply, replied) = oneshot::channel();
+                    let command = observe::Command::Detach { address, reply };
+                    let done = format!("endpoint {address} detached");
+                    learned(to_learning.send(command).await.is_ok(), replied, done).await
+                }
+                other => match ask_loop(other, &to_loop).await {
+                    Response::Status(mut status) => {
+                        status.learned = view.borrow().clone();
+                        Response::Status(status)
+                    }
+                    other => other,
+                },
+            };
+            // Whoever asked may have hung up.
+            let _ = answer.send(response);
+        });
+    }
+    Ok(())
+}
+
+async fn learned(sent: bool, replied: oneshot::Receiver<Result<(), ClaimError>>, done: String) -> Response {
+    match replied.await {
+        Ok(Ok(())) if sent => Response::Done(done),
+        Ok(Err(error)) => Response::Error(error.to_string()),
+        Ok(Ok(())) | Err(_) => Response::Error("the agent is ending".to_owned()),
+    }
+}
+
 async fn ask_loop(request: Request, calls: &mpsc::Sender<Call>) -> Response {
     let (answer, answered) = oneshot::channel();
     let asked = async {
@@ -262,19 +275,13 @@ async fn ask_loop(request: Request, calls: &mpsc::Sender<Call>) -> Response {
 pub async fn ask(path: &Path, request: &Request) -> anyhow::Result<Response> {
     let talk = async {
         let mut stream = UnixStream::connect(path).await.with_context(|| {
-            format!(
-                "connect to {}: is the agent of this network running, and are you root?",
-                path.display()
-            )
+            format!("connect to {}: is the agent of this network running, and are you root?", path.display())
         })?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         stream.write_all(&line).await.context("send the request")?;
         let mut answer = String::new();
-        stream
-            .read_to_string(&mut answer)
-            .await
-            .context("read the answer")?;
+        stream.read_to_string(&mut answer).await.context("read the answer")?;
         serde_json::from_str(&answer).context("understand the answer: is the agent of another version?")
     };
     // The server may use up its own patience before it answers.

@@ -32,19 +32,13 @@ async fn requests_reach_the_loop_and_answers_come_back() {
     let folder = folder();
     let path = socket_path(folder.path(), "default");
     let server = serve(&path).await;
-    assert_eq!(
-        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let request = Request::Attach {
         address: Ipv4Addr::new(10, 244, 1, 2),
-        port: Port::Name("veth7".to_owned()),
-        mac: Mac([2; 6]),
-        gateway_mac: Mac([4; 6]),
+        port: "veth7".to_owned(),
+        mac: Some(Mac([2; 6])),
     };
-    let Response::Done(said) = ask(&path, &request).await.unwrap() else {
-        panic!("not done")
-    };
+    let Response::Done(said) = ask(&path, &request).await.unwrap() else { panic!("not done") };
     assert_eq!(said, format!("{request:?}"));
     assert_eq!(raw(&path, "\"resync\"\n").await, "{\"done\":\"Resync\"}\n");
     server.abort();
@@ -57,18 +51,9 @@ async fn broken_requests_get_an_error() {
     let folder = folder();
     let path = socket_path(folder.path(), "default");
     let server = serve(&path).await;
-    for text in [
-        "\n",
-        "{\n",
-        "\"reboot\"\n",
-        "{\"detach\":{\"address\":\"10.0.0\"}}\n",
-        &"x".repeat(5000),
-    ] {
+    for text in ["\n", "{\n", "\"reboot\"\n", "{\"detach\":{\"address\":\"10.0.0\"}}\n", &"x".repeat(5000)] {
         let answer = raw(&path, text).await;
-        assert!(
-            answer.starts_with("{\"error\":\"request not understood"),
-            "{answer}"
-        );
+        assert!(answer.starts_with("{\"error\":\"request not understood"), "{answer}");
     }
     server.abort();
 }
@@ -82,25 +67,9 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_named() {
     assert!(path.exists());
     let server = serve(&path).await;
     let error = Server::bind(&path).await.unwrap_err().to_string();
-    assert!(
-        error.contains("another agent answers") && error.contains("control.sock"),
-        "{error}"
-    );
+    assert!(error.contains("another agent answers") && error.contains("control.sock"), "{error}");
     server.abort();
     let _ = server.await;
     let error = format!("{:#}", ask(&path, &Request::Status).await.unwrap_err());
     assert!(error.contains("is the agent of this network running"), "{error}");
-}
-
-#[test]
-fn interfaces_by_name_or_index() {
-    assert_eq!(Port::Index(7).index(), Ok(7));
-    assert_eq!(Port::Name("lo".to_owned()).index(), Ok(1));
-    assert!(
-        Port::Name("no-such-link".to_owned())
-            .index()
-            .unwrap_err()
-            .contains("no-such-link")
-    );
-    assert_eq!(serde_json::from_str::<Port>("7").unwrap(), Port::Index(7));
 }

@@ -108,11 +108,7 @@ impl fmt::Display for Change {
             }
             Self::RemovePeer(subnet) => write!(f, "remove peer {subnet}"),
             Self::PutEndpoint(address, endpoint) => {
-                write!(
-                    f,
-                    "put endpoint {address} on interface {} ({})",
-                    endpoint.port, endpoint.mac
-                )
+                write!(f, "put endpoint {address} on interface {} ({})", endpoint.port, endpoint.mac)
             }
             Self::RemoveEndpoint(address) => write!(f, "remove endpoint {address}"),
             Self::Attach(port, PortKind::Bridge) => write!(f, "attach to bridge {port}"),

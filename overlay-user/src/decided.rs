@@ -34,15 +34,13 @@ impl Decided {
     /// The interface is gone: nothing about it is worth trying again.
     pub fn forget_port(&mut self, port: u32) {
         self.ports.remove(&port);
-        self.endpoints
-            .retain(|_, endpoint| endpoint.is_none_or(|endpoint| endpoint.port != port));
+        self.endpoints.retain(|_, endpoint| endpoint.is_none_or(|endpoint| endpoint.port != port));
     }
 
     /// What makes `installed` agree with the decisions: ports before the endpoints behind them, removals last.
     /// Decisions to remove that are in force are forgotten.
     pub fn missing(&mut self, installed: &Installed) -> Vec<Change> {
-        self.ports
-            .retain(|port, kind| kind.is_some() || installed.ports.contains_key(port));
+        self.ports.retain(|port, kind| kind.is_some() || installed.ports.contains_key(port));
         self.endpoints
             .retain(|address, endpoint| endpoint.is_some() || installed.endpoints.contains_key(address));
         let attach = self.ports.iter().filter_map(|(&port, &kind)| {
@@ -55,11 +53,8 @@ impl Decided {
         });
         let remove = self.endpoints.iter().filter(|(_, endpoint)| endpoint.is_none());
         let remove = remove.map(|(&address, _)| Change::RemoveEndpoint(address));
-        let detach = self
-            .ports
-            .iter()
-            .filter(|(_, kind)| kind.is_none())
-            .map(|(&port, _)| Change::Detach(port));
+        let detach =
+            self.ports.iter().filter(|(_, kind)| kind.is_none()).map(|(&port, _)| Change::Detach(port));
         attach.chain(put).chain(remove).chain(detach).collect()
     }
 }
@@ -70,21 +65,13 @@ mod tests {
     use crate::mac::Mac;
 
     fn endpoint(port: u32) -> Endpoint {
-        Endpoint {
-            port,
-            mac: Mac([2; 6]),
-            gateway_mac: Mac([4; 6]),
-            pinned: false,
-        }
+        Endpoint { port, mac: Mac([2; 6]), gateway_mac: Mac([4; 6]), pinned: false }
     }
 
     #[test]
     fn only_decisions_are_repaired_and_strangers_are_left_alone() {
-        let (a, b, stranger) = (
-            Ipv4Addr::new(10, 0, 0, 2),
-            Ipv4Addr::new(10, 0, 0, 3),
-            Ipv4Addr::new(10, 0, 0, 4),
-        );
+        let (a, b, stranger) =
+            (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3), Ipv4Addr::new(10, 0, 0, 4));
         let mut decided = Decided::default();
         for change in [
             Change::Attach(7, PortKind::Veth),
@@ -97,10 +84,7 @@ mod tests {
         let mut installed = Installed::default();
         assert_eq!(
             decided.missing(&installed),
-            [
-                Change::Attach(7, PortKind::Veth),
-                Change::PutEndpoint(a, endpoint(7))
-            ]
+            [Change::Attach(7, PortKind::Veth), Change::PutEndpoint(a, endpoint(7))]
         );
         installed.endpoints = BTreeMap::from([(a, endpoint(7)), (stranger, endpoint(9))]);
         installed.ports = BTreeMap::from([(7, PortKind::Veth), (9, PortKind::Veth)]);

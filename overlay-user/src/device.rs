@@ -126,10 +126,7 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, Devi
             netlink.remove_link(link.index).await?;
         }
         Some((_, kind)) => {
-            return Err(DeviceError::NameTaken {
-                name: spec.name.clone(),
-                kind: kind_name(kind),
-            });
+            return Err(DeviceError::NameTaken { name: spec.name.clone(), kind: kind_name(kind) });
         }
         None => {}
     }
@@ -140,14 +137,8 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, Devi
         mac: spec.mac.unwrap_or_else(Mac::random),
         mtu: spec.mtu,
     };
-    netlink
-        .create_tunnel(&tunnel)
-        .await
-        .map_err(|error| port_error(error, spec, &links))?;
-    let link = netlink
-        .link_named(&spec.name)
-        .await?
-        .ok_or_else(|| vanished(spec))?;
+    netlink.create_tunnel(&tunnel).await.map_err(|error| port_error(error, spec, &links))?;
+    let link = netlink.link_named(&spec.name).await?.ok_or_else(|| vanished(spec))?;
     let device = set_up(netlink, spec, &link).await;
     if device.is_err()
         && let Err(error) = netlink.remove_link(link.index).await
@@ -161,10 +152,7 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, Devi
 pub async fn remove(netlink: &Netlink, name: &str) -> Result<(), DeviceError> {
     match netlink.link_named(name).await? {
         Some(link) if matches!(link.kind, LinkKind::Vxlan(_)) => Ok(netlink.remove_link(link.index).await?),
-        Some(link) => Err(DeviceError::NameTaken {
-            name: link.name,
-            kind: kind_name(&link.kind),
-        }),
+        Some(link) => Err(DeviceError::NameTaken { name: link.name, kind: kind_name(&link.kind) }),
         None => Ok(()),
     }
 }
@@ -199,29 +187,18 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
         }
     }
     if !link.up {
-        let up = LinkChange {
-            up: Some(true),
-            ..LinkChange::default()
-        };
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
         if let Err(error) = netlink.change_link(link.index, up).await {
             return Err(port_error(error, spec, &netlink.links().await?));
         }
     }
     set_addresses(netlink, spec, link.index).await?;
-    Ok(Device {
-        ifindex: link.index,
-        mac,
-        vnifilter: vxlan.vnifilter,
-    })
+    Ok(Device { ifindex: link.index, mac, vnifilter: vxlan.vnifilter })
 }
 
 /// Address before route, and what is stale last: deleting an address takes the routes that prefer it along.
 async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Result<(), DeviceError> {
-    let wanted = Address {
-        link,
-        address: spec.subnet.network(),
-        prefix_len: 32,
-    };
+    let wanted = Address { link, address: spec.subnet.network(), prefix_len: 32 };
     let addresses = netlink.addresses().await?;
     if !addresses.contains(&wanted) {
         netlink.put_address(wanted).await?;
@@ -237,10 +214,7 @@ async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Resul
     if !netlink.routes().await?.contains(&route) {
         netlink.put_route(&route).await?;
     }
-    for stale in addresses
-        .into_iter()
-        .filter(|address| address.link == link && *address != wanted)
-    {
+    for stale in addresses.into_iter().filter(|address| address.link == link && *address != wanted) {
         netlink.remove_address(stale).await?;
     }
     Ok(())
@@ -270,24 +244,14 @@ fn refuse_taken_port(spec: &DeviceSpec, links: &[Link]) -> Result<(), DeviceErro
     // Filtering devices share a port.
     let holder = port_holders(spec, links).find(|(_, vxlan)| !vxlan.vnifilter);
     holder.map_or(Ok(()), |(holder, vxlan)| {
-        Err(DeviceError::PortTaken {
-            port: spec.port,
-            holder: holder.name.clone(),
-            vni: vxlan.vni,
-        })
+        Err(DeviceError::PortTaken { port: spec.port, holder: holder.name.clone(), vni: vxlan.vni })
     })
 }
 
 async fn vni_taken(netlink: &Netlink, spec: &DeviceSpec) -> Result<DeviceError, NetlinkError> {
     let links = netlink.links().await?;
-    let names: Vec<&str> = port_holders(spec, &links)
-        .map(|(link, _)| link.name.as_str())
-        .collect();
-    Ok(DeviceError::VniTaken {
-        vni: spec.vni,
-        port: spec.port,
-        holder: names.join(" or "),
-    })
+    let names: Vec<&str> = port_holders(spec, &links).map(|(link, _)| link.name.as_str()).collect();
+    Ok(DeviceError::VniTaken { vni: spec.vni, port: spec.port, holder: names.join(" or ") })
 }
 
 /// The VXLAN devices, other than ours, that have our port.

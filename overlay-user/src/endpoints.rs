@@ -142,11 +142,7 @@ impl Learner {
 
     /// Replaces the picture by a snapshot: at start, and whenever events were lost.
     pub fn resync(&mut self, snapshot: Snapshot) {
-        self.links = snapshot
-            .links
-            .into_iter()
-            .map(|link| (link.index, link))
-            .collect();
+        self.links = snapshot.links.into_iter().map(|link| (link.index, link)).collect();
         self.local.clear();
         self.routes.clear();
         self.neighbours.clear();
@@ -168,11 +164,8 @@ impl Learner {
         }
         // Attached anew, which is no error and repairs what was left half-attached.
         self.ports.clear();
-        let orphans: Vec<_> = self
-            .endpoints
-            .iter()
-            .map(|(address, endpoint)| (*address, endpoint.port))
-            .collect();
+        let orphans: Vec<_> =
+            self.endpoints.iter().map(|(address, endpoint)| (*address, endpoint.port)).collect();
         for (address, port) in orphans {
             if !self.is_veth(port) || !self.is_container(address) || self.wanted_kind(port).is_none() {
                 self.forget(address);
@@ -230,22 +223,14 @@ impl Learner {
             return Err(ClaimError::NotVeth(interface.to_owned()));
         }
         if !self.is_container(address) {
-            return Err(ClaimError::NotOurs {
-                address,
-                subnet: self.config.subnet,
-            });
+            return Err(ClaimError::NotOurs { address, subnet: self.config.subnet });
         }
         let port = link.index;
         let segment = link.master.unwrap_or(port);
         let mac = mac
             .or_else(|| self.neighbours.get(&(segment, address)).copied())
             .ok_or(ClaimError::NoMac(address))?;
-        let endpoint = Endpoint {
-            port,
-            mac,
-            gateway_mac: self.gateway_mac(port),
-            pinned: true,
-        };
+        let endpoint = Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: true };
         self.claims.remove(&address);
         self.attach_port(port, PortKind::Veth);
         self.put(address, endpoint);
@@ -293,8 +278,7 @@ impl Learner {
                 self.local.retain(|(link, _)| *link != index);
                 self.routes.retain(|_, link| *link != index);
                 self.neighbours.retain(|(link, _), _| *link != index);
-                self.fdb
-                    .retain(|(bridge, _), port| *bridge != index && *port != index);
+                self.fdb.retain(|(bridge, _), port| *bridge != index && *port != index);
             }
             Event::Address(address) if self.config.subnet.contains(&address.address) => {
                 self.local.insert((address.link, address.address));
@@ -315,8 +299,7 @@ impl Learner {
                 }
             }
             Event::Neighbour(neighbour) if self.config.subnet.contains(&neighbour.address) => {
-                self.neighbours
-                    .insert((neighbour.link, neighbour.address), neighbour.mac);
+                self.neighbours.insert((neighbour.link, neighbour.address), neighbour.mac);
             }
             Event::NeighbourGone(link, address) => {
                 self.neighbours.remove(&(link, address));

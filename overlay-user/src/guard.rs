@@ -38,11 +38,8 @@ impl Guard {
     /// Judges removals that one snapshot or one revision asks for. `installed` counts the peers in force before it.
     /// A subnet that is held already stays held: being asked for again proves nothing new.
     pub fn judge(&mut self, removals: &[Ipv4Net], installed: usize, other_cluster: bool) -> Verdict {
-        let fresh: Vec<Ipv4Net> = removals
-            .iter()
-            .copied()
-            .filter(|subnet| !self.held.contains(subnet))
-            .collect();
+        let fresh: Vec<Ipv4Net> =
+            removals.iter().copied().filter(|subnet| !self.held.contains(subnet)).collect();
         // Peers held back are dead as far as the store goes: they must not outweigh the living.
         let living = installed.saturating_sub(self.held.len());
         let why = if fresh.is_empty() {
@@ -56,17 +53,9 @@ impl Guard {
         };
         if why.is_some() {
             self.held.extend(&fresh);
-            Verdict {
-                held: fresh,
-                why,
-                remove: Vec::new(),
-            }
+            Verdict { held: fresh, why, remove: Vec::new() }
         } else {
-            Verdict {
-                remove: fresh,
-                held: Vec::new(),
-                why: None,
-            }
+            Verdict { remove: fresh, held: Vec::new(), why: None }
         }
     }
 
@@ -102,9 +91,7 @@ mod tests {
     use super::*;
 
     fn subnets(range: std::ops::Range<u8>) -> Vec<Ipv4Net> {
-        range
-            .map(|n| format!("10.244.{n}.0/24").parse().unwrap())
-            .collect()
+        range.map(|n| format!("10.244.{n}.0/24").parse().unwrap()).collect()
     }
 
     fn held(guard: &Guard) -> usize {
@@ -134,10 +121,7 @@ mod tests {
     #[test]
     fn another_cluster_holds_even_one() {
         let mut guard = Guard::default();
-        assert_eq!(
-            guard.judge(&subnets(0..1), 100, true).why,
-            Some(Suspicion::OtherCluster)
-        );
+        assert_eq!(guard.judge(&subnets(0..1), 100, true).why, Some(Suspicion::OtherCluster));
         assert_eq!(guard.judge(&[], 100, true).why, None);
     }
 

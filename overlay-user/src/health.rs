@@ -56,10 +56,7 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) {
 
 fn answer(method: &Method, path: &str, status: &Status) -> Response<Full<Bytes>> {
     if !matches!(*method, Method::GET | Method::HEAD) {
-        return text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "only GET is answered\n".to_owned(),
-        );
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n".to_owned());
     }
     match path {
         "/healthz" => verdict("the loop lives", stuck(status).into_iter().collect()),
@@ -71,15 +68,9 @@ fn answer(method: &Method, path: &str, status: &Status) -> Response<Full<Bytes>>
                 response.headers_mut().insert(header::CONTENT_TYPE, json);
                 response
             }
-            Err(error) => text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("write the status: {error}\n"),
-            ),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("write the status: {error}\n")),
         },
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "try /healthz, /readyz or /status\n".to_owned(),
-        ),
+        _ => text(StatusCode::NOT_FOUND, "try /healthz, /readyz or /status\n".to_owned()),
     }
 }
 
@@ -92,9 +83,7 @@ fn stuck(status: &Status) -> Option<String> {
 /// Everything that keeps the agent from being ready, one line each.
 pub fn not_ready(status: &Status) -> Vec<String> {
     let mut reasons: Vec<String> = stuck(status).into_iter().collect();
-    let heard = status
-        .answered
-        .map(|at| Instant::now().saturating_duration_since(at));
+    let heard = status.answered.map(|at| Instant::now().saturating_duration_since(at));
     if !status.store.following && heard.is_none_or(|ago| ago > REACHED) {
         let why = status.store.error.as_deref().unwrap_or("no answer yet");
         reasons.push(format!("store: {why}"));
@@ -171,10 +160,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (changed, watched) = watch::channel(status());
         let server = tokio::spawn(serve(listener, watched));
-        assert_eq!(
-            get(address, "GET /healthz").await,
-            (200, "the loop lives\n".to_owned())
-        );
+        assert_eq!(get(address, "GET /healthz").await, (200, "the loop lives\n".to_owned()));
         assert_eq!(get(address, "GET /readyz").await, (200, "ready\n".to_owned()));
         let (code, body) = get(address, "GET /status").await;
         let read: Status = serde_json::from_str(&body).unwrap();
@@ -185,9 +171,7 @@ mod tests {
         changed.send_modify(|status| {
             status.store.following = false;
             status.store.error = Some("etcd does not answer".to_owned());
-            status.lease.state = LeaseState::Lost {
-                to: "10.99.0.9".to_owned(),
-            };
+            status.lease.state = LeaseState::Lost { to: "10.99.0.9".to_owned() };
             status.datapath.attached = false;
         });
         assert_eq!(
@@ -221,18 +205,12 @@ mod tests {
 
     #[test]
     fn an_expired_lease_is_not_ready() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _entered = runtime.enter();
         let mut status = status();
         status.lease.expires = Some(unix_now() - 1);
         assert_eq!(not_ready(&status), ["lease: 10.244.1.0-24 has expired"]);
         status.lease.state = LeaseState::Missing;
-        assert_eq!(
-            not_ready(&status),
-            ["lease: 10.244.1.0-24 is gone from the store"]
-        );
+        assert_eq!(not_ready(&status), ["lease: 10.244.1.0-24 is gone from the store"]);
     }
 }

@@ -80,10 +80,7 @@ pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<Underlay, Choi
     let link = match choice.can_reach {
         Some(address) => {
             let route = netlink.route_to(address).await;
-            let route = route.map_err(|error| ChoiceError::Unreachable {
-                address,
-                detail: error.detail,
-            })?;
+            let route = route.map_err(|error| ChoiceError::Unreachable { address, detail: error.detail })?;
             route.link
         }
         None => {
@@ -115,9 +112,7 @@ fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underl
             pattern: pattern.clone(),
             detail: error.to_string(),
         })?;
-        let address = addresses
-            .iter()
-            .find(|address| regex.is_match(&address.address.to_string()));
+        let address = addresses.iter().find(|address| regex.is_match(&address.address.to_string()));
         if let Some((link, address)) = address.and_then(|address| Some((holder(address)?, address))) {
             return underlay(link, addresses, Some(address.address));
         }
@@ -126,23 +121,13 @@ fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underl
         }
     }
     let flags = choice.names.iter().map(|name| format!("--iface {name}"));
-    let patterns = choice
-        .patterns
-        .iter()
-        .map(|pattern| format!("--iface-regex {pattern}"));
-    Err(ChoiceError::NoMatch {
-        asked: flags.chain(patterns).collect::<Vec<_>>().join(", "),
-    })
+    let patterns = choice.patterns.iter().map(|pattern| format!("--iface-regex {pattern}"));
+    Err(ChoiceError::NoMatch { asked: flags.chain(patterns).collect::<Vec<_>>().join(", ") })
 }
 
 fn underlay(link: &Link, addresses: &[Address], wanted: Option<Ipv4Addr>) -> Result<Underlay, ChoiceError> {
-    let own: Vec<_> = addresses
-        .iter()
-        .filter(|address| address.link == link.index)
-        .collect();
-    let first = own
-        .first()
-        .ok_or_else(|| ChoiceError::NoAddress(link.name.clone()))?;
+    let own: Vec<_> = addresses.iter().filter(|address| address.link == link.index).collect();
+    let first = own.first().ok_or_else(|| ChoiceError::NoAddress(link.name.clone()))?;
     let address = wanted.unwrap_or(first.address);
     if wanted.is_none() && own.len() > 1 {
         log::info!(
@@ -151,13 +136,7 @@ fn underlay(link: &Link, addresses: &[Address], wanted: Option<Ipv4Addr>) -> Res
             own.len()
         );
     }
-    Ok(Underlay {
-        name: link.name.clone(),
-        ifindex: link.index,
-        mac: link.mac,
-        mtu: link.mtu,
-        address,
-    })
+    Ok(Underlay { name: link.name.clone(), ifindex: link.index, mac: link.mac, mtu: link.mtu, address })
 }
 
 #[cfg(test)]
@@ -182,11 +161,7 @@ mod tests {
 
     fn choose_among(names: &[&str], patterns: &[&str]) -> Result<(String, Ipv4Addr), String> {
         let links = [link(1, "lo"), link(2, "eth0"), link(3, "eth1"), link(4, "bare0")];
-        let address = |link, octets: [u8; 4]| Address {
-            link,
-            address: octets.into(),
-            prefix_len: 24,
-        };
+        let address = |link, octets: [u8; 4]| Address { link, address: octets.into(), prefix_len: 24 };
         let addresses = [
             address(1, [127, 0, 0, 1]),
             address(2, [192, 168, 0, 7]),
@@ -208,15 +183,9 @@ mod tests {
         let chosen = |name: &str, octets: [u8; 4]| Ok((name.to_owned(), Ipv4Addr::from(octets)));
         assert_eq!(choose_among(&["eth1"], &[]), chosen("eth1", [10, 9, 0, 1]));
         assert_eq!(choose_among(&["10.9.0.2"], &[]), chosen("eth1", [10, 9, 0, 2]));
-        assert_eq!(
-            choose_among(&["nope", "eth0"], &["eth1"]),
-            chosen("eth0", [192, 168, 0, 7])
-        );
+        assert_eq!(choose_among(&["nope", "eth0"], &["eth1"]), chosen("eth0", [192, 168, 0, 7]));
         assert_eq!(choose_among(&["nope"], &["th1$"]), chosen("eth1", [10, 9, 0, 1]));
-        assert_eq!(
-            choose_among(&[], &[r"^10\.9\.0\.2$"]),
-            chosen("eth1", [10, 9, 0, 2])
-        );
+        assert_eq!(choose_among(&[], &[r"^10\.9\.0\.2$"]), chosen("eth1", [10, 9, 0, 2]));
         assert_eq!(choose_among(&[], &["192"]), chosen("eth0", [192, 168, 0, 7]));
     }
 

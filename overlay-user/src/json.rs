@@ -26,10 +26,7 @@ impl Fields {
             let found = self.0.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value)
         };
-        self.0
-            .get(name)
-            .or_else(any_case)
-            .filter(|value| !value.is_null())
+        self.0.get(name).or_else(any_case).filter(|value| !value.is_null())
     }
 
     /// The value of `name` as a `T`; `Err` is the value as it stands, if it is no `T`.

@@ -47,14 +47,8 @@ pub struct BadLease {
 
 /// Reads one key (without `<prefix>/subnets/`) and its value. Unknown fields are ignored, field names match in any case.
 pub fn decode(key: &str, value: &[u8]) -> Result<Lease, BadLease> {
-    let bad = |problem| BadLease {
-        key: key.to_owned(),
-        problem,
-    };
-    Ok(Lease {
-        subnet: subnet_of(key).map_err(bad)?,
-        ..parse_value(value).map_err(bad)?
-    })
+    let bad = |problem| BadLease { key: key.to_owned(), problem };
+    Ok(Lease { subnet: subnet_of(key).map_err(bad)?, ..parse_value(value).map_err(bad)? })
 }
 
 impl Lease {
@@ -88,15 +82,8 @@ impl Lease {
             &Backend::Vxlan { vni, vtep_mac } => ("vxlan", Some(VxlanData { vni, vtep_mac })),
             Backend::Other(name) => (name.as_str(), None),
         };
-        let value = Value {
-            public_ip: self.public_ip,
-            public_ipv6: None,
-            backend_type,
-            backend_data,
-        };
-        serde_json::to_vec(&value)
-            .expect("strings and numbers alone always have a JSON form")
-            .into()
+        let value = Value { public_ip: self.public_ip, public_ipv6: None, backend_type, backend_data };
+        serde_json::to_vec(&value).expect("strings and numbers alone always have a JSON form").into()
     }
 }
 
@@ -125,10 +112,7 @@ pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net, String> {
     if subnet.network() == address {
         Ok(subnet)
     } else {
-        Err(format!(
-            "{address} is not the first address of a /{length} (that is {})",
-            subnet.network()
-        ))
+        Err(format!("{address} is not the first address of a /{length} (that is {})", subnet.network()))
     }
 }
 
@@ -156,23 +140,14 @@ fn parse_value(value: &[u8]) -> Result<Lease, String> {
         "vxlan" => parse_vxlan(&fields)?,
         _ => Backend::Other(backend_type),
     };
-    Ok(Lease {
-        subnet: Ipv4Net::default(),
-        public_ip,
-        backend,
-    })
+    Ok(Lease { subnet: Ipv4Net::default(), public_ip, backend })
 }
 
 fn parse_vxlan(lease: &Fields) -> Result<Backend, String> {
-    let data = lease
-        .value("BackendData")
-        .cloned()
-        .ok_or("BackendData is missing")?;
+    let data = lease.value("BackendData").cloned().ok_or("BackendData is missing")?;
     let data = Fields::of(data).ok_or("BackendData is not an object")?;
-    let vni: u32 = data
-        .get("VNI")
-        .map_err(|value| format!("VNI is {value}, not a number"))?
-        .unwrap_or_default();
+    let vni: u32 =
+        data.get("VNI").map_err(|value| format!("VNI is {value}, not a number"))?.unwrap_or_default();
     if vni > MAX_VNI {
         return Err(format!("VNI is {vni}, more than 24 bits hold"));
     }
@@ -194,18 +169,11 @@ mod tests {
     const DUAL: &str = r#"{"PublicIP":"10.99.0.1","PublicIPv6":"fd99::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"7a:75:0d:2d:88:95"},"BackendV6Data":{"VNI":1,"VtepMAC":"e6:26:4c:97:8d:05"}}"#;
 
     fn vxlan(mac: &str) -> Backend {
-        Backend::Vxlan {
-            vni: 1,
-            vtep_mac: mac.parse().unwrap(),
-        }
+        Backend::Vxlan { vni: 1, vtep_mac: mac.parse().unwrap() }
     }
 
     fn lease(subnet: &str, backend: Backend) -> Lease {
-        Lease {
-            subnet: subnet.parse().unwrap(),
-            public_ip: "10.99.0.1".parse().unwrap(),
-            backend,
-        }
+        Lease { subnet: subnet.parse().unwrap(), public_ip: "10.99.0.1".parse().unwrap(), backend }
     }
 
     /// Values that a real flanneld wrote (flannel.md A2): read, and written again byte for byte.

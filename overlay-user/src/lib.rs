@@ -2,9 +2,10 @@
 
 pub mod acquire;
 pub mod agent;
-pub mod cli;
-pub mod control;
 pub mod check;
+pub mod cli;
+pub mod commands;
+pub mod control;
 pub mod datapath;
 pub mod decided;
 pub mod device;
@@ -21,7 +22,8 @@ pub mod observe;
 pub mod own;
 pub mod peers;
 pub mod probe;
-pub mod status;
 pub mod state;
+pub mod status;
 pub mod store;
 pub mod subnet_env;
+pub mod table;

@@ -148,17 +148,12 @@ pub struct NetlinkError {
 impl NetlinkError {
     fn new(action: impl Into<String>, error: rtnetlink::Error) -> Self {
         let (detail, errno) = match error {
-            rtnetlink::Error::NetlinkError(message) => (
-                message.to_io().to_string(),
-                Errno::from_raw(message.raw_code().abs()),
-            ),
+            rtnetlink::Error::NetlinkError(message) => {
+                (message.to_io().to_string(), Errno::from_raw(message.raw_code().abs()))
+            }
             other => (other.to_string(), Errno::UnknownErrno),
         };
-        Self {
-            action: action.into(),
-            detail,
-            errno,
-        }
+        Self { action: action.into(), detail, errno }
     }
 
     fn io(action: impl Into<String>, error: &io::Error) -> Self {
@@ -207,10 +202,8 @@ impl Netlink {
     /// All links.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
         let messages = self.handle.link().get().execute();
-        let messages: Vec<_> = messages
-            .try_collect()
-            .await
-            .map_err(|error| NetlinkError::new("list links", error))?;
+        let messages: Vec<_> =
+            messages.try_collect().await.map_err(|error| NetlinkError::new("list links", error))?;
         Ok(messages.iter().filter_map(decode::link).collect())
     }
 
@@ -250,9 +243,7 @@ impl Netlink {
     /// The route the kernel would take to an address, or an error when there is none.
     pub async fn route_to(&self, address: Ipv4Addr) -> Result<Route, NetlinkError> {
         let action = || format!("find the route to {address}");
-        let request = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(address, 32)
-            .build();
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
         let messages: Vec<RouteMessage> = self
             .handle
             .route()
@@ -261,23 +252,16 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(|error| NetlinkError::new(action(), error))?;
-        messages
-            .iter()
-            .find_map(decode::route)
-            .ok_or_else(|| NetlinkError {
-                action: action(),
-                detail: "the kernel named none".into(),
-                errno: Errno::ENETUNREACH,
-            })
+        messages.iter().find_map(decode::route).ok_or_else(|| NetlinkError {
+            action: action(),
+            detail: "the kernel named none".into(),
+            errno: Errno::ENETUNREACH,
+        })
     }
 
     /// All resolved IPv4 neighbours.
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>, NetlinkError> {
-        let request = self
-            .handle
-            .neighbours()
-            .get()
-            .set_address_family(AddressFamily::Inet);
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
         let messages: Vec<_> = request
             .execute()
             .try_collect()
@@ -288,11 +272,7 @@ impl Netlink {
 
     /// The forwarding tables of all bridges, without the bridges' own addresses.
     pub async fn fdb(&self) -> Result<Vec<FdbEntry>, NetlinkError> {
-        let request = self
-            .handle
-            .neighbours()
-            .get()
-            .set_address_family(AddressFamily::Bridge);
+        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge);
         let messages: Vec<_> = request
             .execute()
             .try_collect()

@@ -67,18 +67,10 @@ impl NetworkConfig {
             ))
         })?;
         if fields.value("EnableIPv4") == Some(&Value::Bool(false)) {
-            return Err(bad(
-                "EnableIPv4",
-                "false",
-                "only IPv4 overlays are supported: remove the field",
-            ));
+            return Err(bad("EnableIPv4", "false", "only IPv4 overlays are supported: remove the field"));
         }
         if fields.value("EnableIPv6") == Some(&Value::Bool(true)) {
-            return Err(bad(
-                "EnableIPv6",
-                "true",
-                "only IPv4 overlays are supported: remove the field",
-            ));
+            return Err(bad("EnableIPv6", "true", "only IPv4 overlays are supported: remove the field"));
         }
         let network = network(&fields)?;
         let subnet_len = subnet_len(&fields, network)?;
@@ -92,13 +84,7 @@ impl NetworkConfig {
             return Err(bad("SubnetMin", subnet_min, &wants));
         }
         let backend = backend(&fields)?;
-        Ok(Self {
-            network,
-            subnet_len,
-            subnet_min,
-            subnet_max,
-            backend,
-        })
+        Ok(Self { network, subnet_len, subnet_min, subnet_max, backend })
     }
 
     /// The config with every default written out, as one line of JSON that [`NetworkConfig::parse`] reads again.
@@ -158,11 +144,7 @@ fn bound(
         return Ok(None);
     };
     let aligned = u32::from(address).is_multiple_of(size(subnet_len));
-    if aligned && network.contains(&address) {
-        Ok(Some(address))
-    } else {
-        Err(bad(field, address, &wants))
-    }
+    if aligned && network.contains(&address) { Ok(Some(address)) } else { Err(bad(field, address, &wants)) }
 }
 
 fn backend(fields: &Fields) -> Result<BackendConfig, ConfigError> {
@@ -176,9 +158,7 @@ fn backend(fields: &Fields) -> Result<BackendConfig, ConfigError> {
         read(&options, "Type", wants)?.ok_or_else(|| bad("Backend's Type", "missing", wants))?;
     match name.to_ascii_lowercase().as_str() {
         "vxlan" => vxlan(&options),
-        "udp" => Ok(BackendConfig::Udp {
-            port: port(&options, UDP_PORT)?,
-        }),
+        "udp" => Ok(BackendConfig::Udp { port: port(&options, UDP_PORT)? }),
         "host-gw" => Ok(BackendConfig::HostGw),
         "" => Err(bad("Backend's Type", "empty", wants)),
         _ => Ok(BackendConfig::Unsupported(name)),
@@ -200,11 +180,7 @@ fn vxlan(options: &Fields) -> Result<BackendConfig, ConfigError> {
     }
     let switch = |field| read(options, field, "it must be true or false").map(Option::unwrap_or_default);
     if switch("GBP")? {
-        return Err(bad(
-            "GBP",
-            "true",
-            "group policy tags are not carried: remove the field",
-        ));
+        return Err(bad("GBP", "true", "group policy tags are not carried: remove the field"));
     }
     Ok(BackendConfig::Vxlan {
         vni,
@@ -235,12 +211,7 @@ fn size(subnet_len: u8) -> u32 {
 impl Serialize for BackendConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let value = match self {
-            Self::Vxlan {
-                vni,
-                port,
-                mtu,
-                direct_routing,
-            } => json!({
+            Self::Vxlan { vni, port, mtu, direct_routing } => json!({
                 "Type": "vxlan", "VNI": vni, "Port": port, "MTU": mtu, "DirectRouting": direct_routing,
             }),
             Self::Udp { port } => json!({ "Type": "udp", "Port": port }),
@@ -266,12 +237,7 @@ mod tests {
         assert_eq!(config.subnet_len, 24);
         assert_eq!(config.subnet_min.to_string(), "10.244.1.0");
         assert_eq!(config.subnet_max.to_string(), "10.244.255.0");
-        let vxlan = BackendConfig::Vxlan {
-            vni: 1,
-            port: 8472,
-            mtu: None,
-            direct_routing: false,
-        };
+        let vxlan = BackendConfig::Vxlan { vni: 1, port: 8472, mtu: None, direct_routing: false };
         assert_eq!(config.backend, vxlan);
         assert_eq!(config.candidates().count(), 255);
         assert_eq!(parse(&config.to_json()), config);
@@ -290,12 +256,7 @@ mod tests {
             r#"{"network":"10.0.0.0/8","subnetlen":20,"SUBNETMIN":"10.10.0.0","subnetMax":"10.99.0.0","unknown":{},
                 "backend":{"type":"VXLAN","vni":70000,"port":4789,"mtu":9000,"directrouting":true,"learning":true}}"#,
         );
-        let vxlan = BackendConfig::Vxlan {
-            vni: 70000,
-            port: 4789,
-            mtu: Some(9000),
-            direct_routing: true,
-        };
+        let vxlan = BackendConfig::Vxlan { vni: 70000, port: 4789, mtu: Some(9000), direct_routing: true };
         assert_eq!(config.backend, vxlan);
         assert_eq!(config.subnet_len, 20);
         assert_eq!(config.candidates().next().unwrap().to_string(), "10.10.0.0/20");
@@ -327,16 +288,10 @@ mod tests {
     #[test]
     fn foreign_backends_are_read_not_guessed() {
         let backend = |name: &str| {
-            parse(&format!(
-                r#"{{"Network":"10.0.0.0/16","Backend":{{"Type":"{name}"}}}}"#
-            ))
-            .backend
+            parse(&format!(r#"{{"Network":"10.0.0.0/16","Backend":{{"Type":"{name}"}}}}"#)).backend
         };
         assert_eq!(backend("host-gw"), BackendConfig::HostGw);
-        assert_eq!(
-            backend("wireguard"),
-            BackendConfig::Unsupported("wireguard".to_owned())
-        );
+        assert_eq!(backend("wireguard"), BackendConfig::Unsupported("wireguard".to_owned()));
     }
 
     #[test]
@@ -345,67 +300,28 @@ mod tests {
             ("", "not JSON"),
             ("[]", "not an object"),
             ("{}", "Network is missing"),
-            (
-                r#"{"Network":"10.0.0.0"}"#,
-                "Network is 10.0.0.0, but it must be an IPv4 range",
-            ),
+            (r#"{"Network":"10.0.0.0"}"#, "Network is 10.0.0.0, but it must be an IPv4 range"),
             (r#"{"Network":7}"#, "Network is 7"),
             (r#"{"Network":"10.0.0.0/29"}"#, "Network is 10.0.0.0/29"),
             (r#"{"Network":"0.0.0.0/0"}"#, "Network is 0.0.0.0/0"),
-            (
-                r#"{"Network":"10.0.0.0/16","SubnetLen":17}"#,
-                "SubnetLen is 17, but it must be 18 to 30",
-            ),
+            (r#"{"Network":"10.0.0.0/16","SubnetLen":17}"#, "SubnetLen is 17, but it must be 18 to 30"),
             (r#"{"Network":"10.0.0.0/16","SubnetLen":31}"#, "SubnetLen is 31"),
-            (
-                r#"{"Network":"10.0.0.0/16","SubnetLen":"24"}"#,
-                "SubnetLen is \"24\"",
-            ),
-            (
-                r#"{"Network":"10.0.0.0/16","SubnetMin":"10.1.0.0"}"#,
-                "SubnetMin is 10.1.0.0",
-            ),
-            (
-                r#"{"Network":"10.0.0.0/16","SubnetMax":"10.0.1.1"}"#,
-                "SubnetMax is 10.0.1.1",
-            ),
+            (r#"{"Network":"10.0.0.0/16","SubnetLen":"24"}"#, "SubnetLen is \"24\""),
+            (r#"{"Network":"10.0.0.0/16","SubnetMin":"10.1.0.0"}"#, "SubnetMin is 10.1.0.0"),
+            (r#"{"Network":"10.0.0.0/16","SubnetMax":"10.0.1.1"}"#, "SubnetMax is 10.0.1.1"),
             (
                 r#"{"Network":"10.0.0.0/16","SubnetMin":"10.0.9.0","SubnetMax":"10.0.8.0"}"#,
                 "SubnetMin is 10.0.9.0",
             ),
-            (
-                r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#,
-                "EnableIPv4 is false",
-            ),
-            (
-                r#"{"Network":"10.0.0.0/16","EnableIPv6":true}"#,
-                "EnableIPv6 is true",
-            ),
+            (r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#, "EnableIPv4 is false"),
+            (r#"{"Network":"10.0.0.0/16","EnableIPv6":true}"#, "EnableIPv6 is true"),
             (r#"{"Network":"10.0.0.0/16","Backend":{}}"#, "Type is missing"),
-            (
-                r#"{"Network":"10.0.0.0/16","Backend":"vxlan"}"#,
-                "Backend is \"vxlan\"",
-            ),
-            (
-                r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","VNI":0}}"#,
-                "VNI is 0",
-            ),
-            (
-                r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,
-                "VNI is 16777216",
-            ),
-            (
-                r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","Port":65536}}"#,
-                "Port is 65536",
-            ),
-            (
-                r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MTU":100}}"#,
-                "MTU is 100",
-            ),
-            (
-                r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","GBP":true}}"#,
-                "GBP is true",
-            ),
+            (r#"{"Network":"10.0.0.0/16","Backend":"vxlan"}"#, "Backend is \"vxlan\""),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","VNI":0}}"#, "VNI is 0"),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, "VNI is 16777216"),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","Port":65536}}"#, "Port is 65536"),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","MTU":100}}"#, "MTU is 100"),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","GBP":true}}"#, "GBP is true"),
         ] {
             let error = NetworkConfig::parse(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");

@@ -110,12 +110,9 @@ async fn start_over(netlink: &Netlink, learner: &mut Learner) -> Monitor {
 fn obey(learner: &mut Learner, command: Command) {
     // Whoever asked may have gone; the command stands all the same.
     match command {
-        Command::Attach {
-            address,
-            interface,
-            mac,
-            reply,
-        } => drop(reply.send(learner.attach(address, &interface, mac))),
+        Command::Attach { address, interface, mac, reply } => {
+            drop(reply.send(learner.attach(address, &interface, mac)))
+        }
         Command::Detach { address, reply } => drop(reply.send(learner.detach(address))),
     }
 }

@@ -99,10 +99,7 @@ impl Own {
         };
         match done {
             Ok(()) => {
-                info!(
-                    "{verb} lease {}: done at revision {}",
-                    self.key, self.held.modified
-                );
+                info!("{verb} lease {}: done at revision {}", self.key, self.held.modified);
                 self.state = LeaseState::Held;
                 self.error = None;
                 self.due = Some(self.held.renew_at(self.margin));
@@ -121,27 +118,18 @@ impl Own {
 
     async fn claim(&mut self, store: &mut impl Store) -> Result<(), RenewError> {
         let claimed = Instant::now();
-        match store
-            .claim(&self.key, self.value.clone(), self.held.time_to_live)
-            .await?
-        {
+        match store.claim(&self.key, self.value.clone(), self.held.time_to_live).await? {
             Written::At(revision) => {
                 self.held.modified = revision;
                 self.held.renewed = claimed;
                 Ok(())
             }
-            Written::Lost => Err(RenewError::Lost {
-                key: self.key.clone(),
-                holder: None,
-            }),
+            Written::Lost => Err(RenewError::Lost { key: self.key.clone(), holder: None }),
         }
     }
 
     fn failed(&mut self, verb: &str, why: &StoreError) {
-        error!(
-            "{verb} lease {}: {why}; traffic goes on, next try in {RETRY:?}",
-            self.key
-        );
+        error!("{verb} lease {}: {why}; traffic goes on, next try in {RETRY:?}", self.key);
         self.error = Some(why.to_string());
         self.due = Some(Instant::now() + RETRY);
     }
@@ -158,10 +146,7 @@ impl Own {
         }
         self.held.modified = entry.modified;
         let lease = lease::decode(&entry.key, &entry.value);
-        if lease
-            .as_ref()
-            .is_ok_and(|lease| lease.public_ip == self.held.lease.public_ip)
-        {
+        if lease.as_ref().is_ok_and(|lease| lease.public_ip == self.held.lease.public_ip) {
             warn!("lease {} was altered from outside: writing it again", self.key);
             self.state = LeaseState::Held;
             self.due = Some(Instant::now());

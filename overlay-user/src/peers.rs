@@ -104,9 +104,7 @@ impl PeerTable {
     /// Every peer by its subnet, with the revision that gave it.
     pub fn wanted(&self) -> impl Iterator<Item = (Ipv4Net, Peer, Revision)> {
         self.claims.iter().filter_map(|(&subnet, claims)| {
-            claims
-                .last_key_value()
-                .map(|(c, &peer)| (subnet, peer, c.modified))
+            claims.last_key_value().map(|(c, &peer)| (subnet, peer, c.modified))
         })
     }
 
@@ -122,10 +120,7 @@ impl PeerTable {
 
     /// Keys that give no peer or not the one they ask for, and why.
     pub fn skipped(&self) -> Vec<Skipped> {
-        let refused = self.refused.iter().map(|(key, why)| Skipped {
-            key: key.clone(),
-            why: why.clone(),
-        });
+        let refused = self.refused.iter().map(|(key, why)| Skipped { key: key.clone(), why: why.clone() });
         let lost = self.contested.iter().flat_map(|subnet| {
             let claims = &self.claims[subnet];
             let winner = claims.keys().next_back().map_or("", |claim| &claim.key);
@@ -141,10 +136,7 @@ impl PeerTable {
         let read = lease::decode(&entry.key, &entry.value).map_err(|bad| bad.problem);
         match read.and_then(|lease| self.scope.peers_of(&lease)) {
             Ok((peer, subnets)) => {
-                let claim = Claim {
-                    modified: entry.modified,
-                    key: entry.key.clone(),
-                };
+                let claim = Claim { modified: entry.modified, key: entry.key.clone() };
                 for &subnet in &subnets {
                     let claims = self.claims.entry(subnet).or_default();
                     claims.insert(claim.clone(), peer);
@@ -224,18 +216,9 @@ impl Scope {
                 lease.subnet, self.subnet_len
             ));
         }
-        let parts = lease
-            .subnet
-            .subnets(self.subnet_len)
-            .map_err(|error| error.to_string())?;
+        let parts = lease.subnet.subnets(self.subnet_len).map_err(|error| error.to_string())?;
         let parts = parts.filter(|part| *part != self.own_subnet).collect();
-        Ok((
-            Peer {
-                public_ip: lease.public_ip,
-                vtep_mac,
-            },
-            parts,
-        ))
+        Ok((Peer { public_ip: lease.public_ip, vtep_mac }, parts))
     }
 }
 

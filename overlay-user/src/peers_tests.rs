@@ -19,10 +19,7 @@ fn scope() -> Scope {
 }
 
 fn peer(n: u8) -> Peer {
-    Peer {
-        public_ip: Ipv4Addr::new(10, 99, 0, n),
-        vtep_mac: Mac([2, 0, 0, 0, 0, n]),
-    }
+    Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Mac([2, 0, 0, 0, 0, n]) }
 }
 
 fn entry(key: &str, value: &str, modified: i64) -> Entry {
@@ -42,18 +39,12 @@ fn lease(key: &str, n: u8, modified: i64) -> Entry {
 }
 
 fn put(table: &mut PeerTable, entry: Entry) -> BTreeSet<Ipv4Net> {
-    table.change(&store::Batch {
-        revision: entry.modified,
-        changes: vec![store::Change::Put(entry)],
-    })
+    table.change(&store::Batch { revision: entry.modified, changes: vec![store::Change::Put(entry)] })
 }
 
 fn delete(table: &mut PeerTable, key: &str) -> BTreeSet<Ipv4Net> {
     let changes = vec![store::Change::Delete { key: key.to_owned() }];
-    table.change(&store::Batch {
-        revision: Revision(99),
-        changes,
-    })
+    table.change(&store::Batch { revision: Revision(99), changes })
 }
 
 #[test]
@@ -63,16 +54,8 @@ fn leases_that_give_no_peer_are_named_and_the_others_still_count() {
     let cases = [
         ("10.244.3.0-24", "{", "not JSON"),
         ("nonsense", r#"{"PublicIP":"10.99.0.3"}"#, "not of the form"),
-        (
-            "10.244.4.0-24",
-            r#"{"PublicIP":"10.99.0.3","BackendType":"host-gw"}"#,
-            "host-gw",
-        ),
-        (
-            "10.244.5.0-24",
-            r#"{"PublicIP":"10.99.0.3"}"#,
-            "BackendType is missing",
-        ),
+        ("10.244.4.0-24", r#"{"PublicIP":"10.99.0.3","BackendType":"host-gw"}"#, "host-gw"),
+        ("10.244.5.0-24", r#"{"PublicIP":"10.99.0.3"}"#, "BackendType is missing"),
         ("10.245.5.0-24", text(&from_3), "not inside"),
         ("10.244.6.0-25", text(&from_3), "/25"),
         ("10.244.7.0-24", text(&from_1), "own public IP"),
@@ -86,15 +69,8 @@ fn leases_that_give_no_peer_are_named_and_the_others_still_count() {
     let mut entries: Vec<Entry> = cases.iter().map(|(key, value, _)| entry(key, value, 1)).collect();
     entries.push(lease("10.244.2.0-24", 2, 1));
     let mut table = PeerTable::new(scope());
-    table.snapshot(&store::Snapshot {
-        revision: Revision(5),
-        cluster: 1,
-        entries,
-    });
-    assert_eq!(
-        table.wanted().collect::<Vec<_>>(),
-        [(net("10.244.2.0/24"), peer(2), Revision(1))]
-    );
+    table.snapshot(&store::Snapshot { revision: Revision(5), cluster: 1, entries });
+    assert_eq!(table.wanted().collect::<Vec<_>>(), [(net("10.244.2.0/24"), peer(2), Revision(1))]);
     let skipped = table.skipped();
     assert_eq!(skipped.len(), cases.len(), "{skipped:?}");
     for (key, _, why) in cases {
@@ -103,12 +79,7 @@ fn leases_that_give_no_peer_are_named_and_the_others_still_count() {
     }
     // A good value under the same key ends the complaint.
     put(&mut table, lease("10.244.3.0-24", 3, 6));
-    assert!(
-        !table
-            .skipped()
-            .iter()
-            .any(|skipped| skipped.key == "10.244.3.0-24")
-    );
+    assert!(!table.skipped().iter().any(|skipped| skipped.key == "10.244.3.0-24"));
     assert_eq!(table.len(), 2);
 }
 
@@ -127,10 +98,7 @@ fn the_last_writer_holds_a_subnet_and_the_loser_comes_back_when_it_goes() {
     put(&mut table, lease("10.244.2.0-24", 2, 5));
     assert_eq!(table.get(&subnet), Some(&peer(3)));
     assert_eq!(table.skipped()[0].key, "10.244.2.0-24");
-    assert_eq!(
-        delete(&mut table, "10.244.2.0-24&fd00::-64"),
-        BTreeSet::from([subnet])
-    );
+    assert_eq!(delete(&mut table, "10.244.2.0-24&fd00::-64"), BTreeSet::from([subnet]));
     assert_eq!(table.get(&subnet), Some(&peer(2)));
     assert!(table.skipped().is_empty());
 }
@@ -144,10 +112,7 @@ fn a_shorter_lease_expands_around_the_own_subnet() {
     assert_eq!(table.len(), 3);
     assert_eq!(delete(&mut table, "10.244.0.0-22").len(), 3);
     assert!(table.is_empty());
-    let narrow = Scope {
-        subnet_len: 30,
-        ..scope()
-    };
+    let narrow = Scope { subnet_len: 30, ..scope() };
     let mut table = PeerTable::new(narrow);
     put(&mut table, lease("10.244.0.0-16", 2, 1));
     assert!(table.is_empty() && table.skipped().len() == 1);
@@ -166,13 +131,7 @@ fn difference_goes_both_ways_and_a_changed_peer_is_one_put() {
     put(&mut table, lease("10.244.4.0-24", 4, 1));
     let mut installed = BTreeMap::from([
         (net("10.244.2.0/24"), peer(2)),
-        (
-            net("10.244.3.0/24"),
-            Peer {
-                vtep_mac: Mac([2; 6]),
-                ..peer(3)
-            },
-        ),
+        (net("10.244.3.0/24"), Peer { vtep_mac: Mac([2; 6]), ..peer(3) }),
         (net("10.244.0.0/24"), peer(9)),
     ]);
     assert_eq!(

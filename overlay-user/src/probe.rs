@@ -42,11 +42,7 @@ impl Prober {
         let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, protocol)?;
         bind(socket.as_raw_fd(), &link_address(interface)?)?;
-        setsockopt(
-            &socket,
-            ReceiveTimeout,
-            &TimeVal::milliseconds(PATIENCE.as_millis() as i64),
-        )?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(PATIENCE.as_millis() as i64))?;
         Ok(Self { socket, probe })
     }
 
@@ -142,15 +138,9 @@ mod tests {
     fn the_question_is_an_arp_probe() {
         let expected =
             "02000000000a 020000000001 0806 0001 0800 06 04 0001 020000000001 00000000 000000000000 0af40102";
-        let hex: String = question(&PROBE)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hex: String = question(&PROBE).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, expected.replace(' ', ""));
-        assert!(
-            !proves(&question(&PROBE), &PROBE),
-            "our own question must prove nothing"
-        );
+        assert!(!proves(&question(&PROBE), &PROBE), "our own question must prove nothing");
     }
 
     #[test]

@@ -107,10 +107,7 @@ pub enum StateError {
 
 impl StateError {
     fn io(verb: &str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Io {
-            action: format!("{verb} {}", path.display()),
-            source: source.into(),
-        }
+        Self::Io { action: format!("{verb} {}", path.display()), source: source.into() }
     }
 }
 
@@ -128,13 +125,7 @@ impl Paths {
     /// Makes sure that bpffs is there (mounting it at its usual place if need be), and creates the folders.
     pub fn create(&self) -> Result<(), StateError> {
         if !is_bpffs(&self.bpf_root) && self.bpf_root == Path::new(DEFAULT_BPF_ROOT) {
-            let mounted = mount(
-                Some("bpf"),
-                DEFAULT_BPF_ROOT,
-                Some("bpf"),
-                MsFlags::empty(),
-                None::<&str>,
-            );
+            let mounted = mount(Some("bpf"), DEFAULT_BPF_ROOT, Some("bpf"), MsFlags::empty(), None::<&str>);
             if let Err(error) = mounted {
                 log::warn!("mount bpffs on {DEFAULT_BPF_ROOT}: {error}");
             }
@@ -153,12 +144,7 @@ impl Paths {
         let path = self.lock_path();
         let failed = |error| StateError::io("lock", &path, error);
         loop {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path);
+            let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
             match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {
                     // Whoever held it before may have removed the file (see `remove`), and another may have made it anew.
@@ -205,10 +191,7 @@ impl Paths {
             }
             Some(found) => return Err(foreign(found.owner())),
             None if self.is_pinned() => {
-                return Err(foreign(format!(
-                    "a host whose record is not in {}",
-                    self.state.display()
-                )));
+                return Err(foreign(format!("a host whose record is not in {}", self.state.display())));
             }
             None => {}
         }
@@ -222,9 +205,7 @@ impl Paths {
         match fs::read(&path) {
             Ok(text) => {
                 let record = serde_json::from_slice(&text);
-                record
-                    .map(Some)
-                    .map_err(|error| StateError::io("read", &path, error))
+                record.map(Some).map_err(|error| StateError::io("read", &path, error))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StateError::io("read", &path, error)),
@@ -248,10 +229,9 @@ impl Paths {
     /// Removes pins and record.
     fn forget(&self) -> Result<(), StateError> {
         let record = self.record_path();
-        for (path, removed) in [
-            (&self.pins, fs::remove_dir_all(&self.pins)),
-            (&record, fs::remove_file(&record)),
-        ] {
+        for (path, removed) in
+            [(&self.pins, fs::remove_dir_all(&self.pins)), (&record, fs::remove_file(&record))]
+        {
             match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(StateError::io("remove", path, error));
@@ -292,20 +272,11 @@ impl Record {
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
         let netns = fs::metadata(namespace).map_err(|error| StateError::io("read", namespace, error))?;
         let boot_id = fs::read_to_string(boot).map_err(|error| StateError::io("read", boot, error))?;
-        Ok(Self {
-            netns: netns.ino(),
-            boot_id: boot_id.trim().to_owned(),
-            public_ip,
-            subnet,
-            abi: ABI,
-        })
+        Ok(Self { netns: netns.ino(), boot_id: boot_id.trim().to_owned(), public_ip, subnet, abi: ABI })
     }
 
     fn owner(&self) -> String {
-        format!(
-            "{} with subnet {} in network namespace {}",
-            self.public_ip, self.subnet, self.netns
-        )
+        format!("{} with subnet {} in network namespace {}", self.public_ip, self.subnet, self.netns)
     }
 }
 

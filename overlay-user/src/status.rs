@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::peers::Skipped;
+use crate::{endpoints::View, peers::Skipped};
 
 /// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct Status {
     pub datapath: DatapathStatus,
     /// The peers.
     pub peers: PeersStatus,
+    /// Bridges and address conflicts, as learning sees them. Filled in for those who ask.
+    #[serde(default)]
+    pub learned: View,
     /// Last sign of life of the loop; see [`crate::health`].
     #[serde(skip, default = "Instant::now")]
     pub beat: Instant,
@@ -49,13 +52,11 @@ impl Status {
             network,
             vni,
             started: now,
-            store: StoreStatus {
-                since: now,
-                ..StoreStatus::default()
-            },
+            store: StoreStatus { since: now, ..StoreStatus::default() },
             lease: LeaseStatus::default(),
             datapath: DatapathStatus::default(),
             peers: PeersStatus::default(),
+            learned: View::default(),
             beat: Instant::now(),
             answered: None,
         }
@@ -171,10 +172,7 @@ pub struct FirstApply {
 
 /// Now, in seconds since the Unix epoch.
 pub fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// When a moment of the monotonic clock is or was, in seconds since the Unix epoch.

@@ -42,15 +42,11 @@ impl SubnetEnv {
 
     /// Writes the file, mode 0644 in a folder of mode 0755, by rename: nobody reads half of it.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        self.try_write(path)
-            .with_context(|| format!("write {}", path.display()))
+        self.try_write(path).with_context(|| format!("write {}", path.display()))
     }
 
     fn try_write(&self, path: &Path) -> anyhow::Result<()> {
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !folder.exists() {
             fs::create_dir_all(folder).context("create its folder")?;
             fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
@@ -70,23 +66,16 @@ impl SubnetEnv {
 
 /// Reads what an earlier run left. No file, and lines that make no sense, are no error: they say nothing.
 pub fn read(path: &Path) -> Earlier {
-    fs::read_to_string(path)
-        .map(|text| parse(&text))
-        .unwrap_or_default()
+    fs::read_to_string(path).map(|text| parse(&text)).unwrap_or_default()
 }
 
 fn parse(text: &str) -> Earlier {
     let value = |name: &str| -> Option<Ipv4Net> {
-        let line = text
-            .lines()
-            .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='))?;
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='))?;
         let net: Ipv4Net = line.trim_matches('"').parse().ok()?;
         Some(net.trunc())
     };
-    Earlier {
-        network: value("FLANNEL_NETWORK"),
-        subnet: value("FLANNEL_SUBNET"),
-    }
+    Earlier { network: value("FLANNEL_NETWORK"), subnet: value("FLANNEL_SUBNET") }
 }
 
 #[cfg(test)]
@@ -112,42 +101,23 @@ mod tests {
         sample().write(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), FLANNELS.as_bytes());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
-        assert_eq!(
-            fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777,
-            0o755
-        );
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o755);
         sample().write(&path).unwrap();
-        assert_eq!(
-            fs::read_dir(path.parent().unwrap()).unwrap().count(),
-            1,
-            "nothing but the file stays"
-        );
-        assert_eq!(
-            read(&path),
-            Earlier {
-                network: Some(sample().network),
-                subnet: Some(sample().subnet)
-            }
-        );
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing but the file stays");
+        assert_eq!(read(&path), Earlier { network: Some(sample().network), subnet: Some(sample().subnet) });
     }
 
     #[test]
     fn dual_stack_and_broken_files_say_what_they_can() {
         let dual = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.50.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:4b::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
         assert_eq!(parse(dual).subnet, Some(sample().subnet));
-        assert_eq!(
-            parse("FLANNEL_SUBNET=10.244\nFLANNEL_NETWORK"),
-            Earlier::default()
-        );
+        assert_eq!(parse("FLANNEL_SUBNET=10.244\nFLANNEL_NETWORK"), Earlier::default());
         assert_eq!(read(Path::new("/nonexistent/subnet.env")), Earlier::default());
     }
 
     #[test]
     fn an_unwritable_path_is_named() {
-        let error = format!(
-            "{:#}",
-            sample().write(Path::new("/proc/nowhere/subnet.env")).unwrap_err()
-        );
+        let error = format!("{:#}", sample().write(Path::new("/proc/nowhere/subnet.env")).unwrap_err());
         assert!(error.contains("/proc/nowhere/subnet.env"), "{error}");
     }
 }

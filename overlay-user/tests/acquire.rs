@@ -63,9 +63,7 @@ async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
     assert!(small().fits(first.lease.subnet));
     assert_eq!(first.time_to_live, Some(acquire::TIME_TO_LIVE));
     let snapshot = store.snapshot(true).await.unwrap();
-    let [entry] = &snapshot.entries[..] else {
-        panic!("{snapshot:?}")
-    };
+    let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
     assert_eq!(decode(&entry.key, &entry.value).unwrap(), first.lease);
     assert_eq!(entry.modified, first.modified);
     assert!(matches!(entry.lifetime, Some(Lifetime::Left(_))));
@@ -89,19 +87,13 @@ async fn the_preferred_subnet_if_it_is_free_and_fits() {
         vtep_mac: Some(MAC.parse().unwrap()),
         ..request(host)
     };
-    let held = acquire(&mut store, &small(), &prefer(1, "10.0.3.0/24"))
-        .await
-        .unwrap();
+    let held = acquire(&mut store, &small(), &prefer(1, "10.0.3.0/24")).await.unwrap();
     assert_eq!(held.lease.key(), "10.0.3.0-24");
     assert_eq!(held.lease.value(), value(1));
-    let held = acquire(&mut store, &small(), &prefer(2, "10.0.3.0/24"))
-        .await
-        .unwrap();
+    let held = acquire(&mut store, &small(), &prefer(2, "10.0.3.0/24")).await.unwrap();
     assert_ne!(held.lease.key(), "10.0.3.0-24", "taken");
     for (host, misfit) in [(3, "10.0.0.0/24")] {
-        let held = acquire(&mut store, &small(), &prefer(host, misfit))
-            .await
-            .unwrap();
+        let held = acquire(&mut store, &small(), &prefer(host, misfit)).await.unwrap();
         assert!(small().fits(held.lease.subnet));
     }
 }
@@ -125,10 +117,7 @@ async fn a_reservation_stays_a_reservation() {
     let mut store = MemoryStore::default();
     store.put("10.0.2.0-24", r#"{"PublicIP":"192.168.0.1"}"#, None);
     let mut held = acquire(&mut store, &small(), &request(1)).await.unwrap();
-    assert_eq!(
-        (held.lease.key().as_str(), held.time_to_live),
-        ("10.0.2.0-24", None)
-    );
+    assert_eq!((held.lease.key().as_str(), held.time_to_live), ("10.0.2.0-24", None));
     assert_eq!(held.ends_at(), None);
     renew(&mut store, &mut held).await.unwrap();
     let snapshot = store.snapshot(true).await.unwrap();
@@ -156,25 +145,13 @@ async fn doubles_are_errors_that_name_both() {
     let mut store = MemoryStore::default();
     store.put("10.0.1.0-24", value(1), None);
     store.put("10.0.2.0-24", value(1), None);
-    let twice = acquire(&mut store, &small(), &request(1))
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        twice.contains("192.168.0.1 has two leases, 10.0.1.0-24 and 10.0.2.0-24"),
-        "{twice}"
-    );
+    let twice = acquire(&mut store, &small(), &request(1)).await.unwrap_err().to_string();
+    assert!(twice.contains("192.168.0.1 has two leases, 10.0.1.0-24 and 10.0.2.0-24"), "{twice}");
 
     store.delete("10.0.1.0-24");
     store.put("10.0.2.0-24&fd00::-64", value(2), None);
-    let twice = acquire(&mut store, &small(), &request(1))
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        twice.contains("10.0.2.0-24 and 10.0.2.0-24&fd00::-64 of host 192.168.0.2"),
-        "{twice}"
-    );
+    let twice = acquire(&mut store, &small(), &request(1)).await.unwrap_err().to_string();
+    assert!(twice.contains("10.0.2.0-24 and 10.0.2.0-24&fd00::-64 of host 192.168.0.2"), "{twice}");
 }
 
 #[tokio::test]
@@ -192,19 +169,13 @@ async fn renewal_is_guarded() {
 
     store.set_fault(Some(Fault::Unavailable));
     let down = renew(&mut store, &mut held).await;
-    assert!(matches!(
-        down,
-        Err(RenewError::Store(StoreError::Unavailable { .. }))
-    ));
+    assert!(matches!(down, Err(RenewError::Store(StoreError::Unavailable { .. }))));
     store.set_fault(None);
     renew(&mut store, &mut held).await.unwrap();
 
     store.put(&key, value(9), None);
     let stolen = renew(&mut store, &mut held).await.unwrap_err().to_string();
-    assert_eq!(
-        stolen,
-        format!("lease {key} is lost: host 192.168.0.9 holds it now")
-    );
+    assert_eq!(stolen, format!("lease {key} is lost: host 192.168.0.9 holds it now"));
     store.delete(&key);
     let lost = renew(&mut store, &mut held).await.unwrap_err();
     assert!(matches!(lost, RenewError::Lost { holder: None, .. }), "{lost}");
@@ -214,18 +185,11 @@ async fn renewal_is_guarded() {
 #[tokio::test]
 async fn renewal_leaves_the_margin() {
     let mut store = MemoryStore::default();
-    let short = Request {
-        time_to_live: Duration::from_secs(100),
-        ..request(1)
-    };
+    let short = Request { time_to_live: Duration::from_secs(100), ..request(1) };
     let held = acquire(&mut store, &small(), &short).await.unwrap();
     let after = |margin| held.renew_at(Duration::from_secs(margin)) - held.renewed;
     assert_eq!(after(10), Duration::from_secs(90));
-    assert_eq!(
-        after(100),
-        Duration::from_secs(50),
-        "never at once, over and over"
-    );
+    assert_eq!(after(100), Duration::from_secs(50), "never at once, over and over");
 }
 
 #[tokio::test]
@@ -236,12 +200,7 @@ async fn one_host_alone_refuses_company() {
     acquire::refuse_other_hosts(&mut store, one).await.unwrap();
     store.put("10.0.2.0-24", value(2), None);
     let other = acquire::refuse_other_hosts(&mut store, one).await.unwrap_err();
-    assert!(
-        other
-            .to_string()
-            .contains("10.0.2.0-24 of another host, 192.168.0.2"),
-        "{other}"
-    );
+    assert!(other.to_string().contains("10.0.2.0-24 of another host, 192.168.0.2"), "{other}");
 }
 
 /// As many subnets as hosts that race for them.

@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use overlay_user::{
     acquire::Held,
     agent::{self, Exit, Inputs, Setup},
-    control::{Call, Port, Request, Response},
+    control::{Call, Request, Response},
     datapath::{Change, Endpoint, Peer, PortKind, memory::Memory},
     health,
     lease::{Backend, Lease},
@@ -45,20 +45,14 @@ fn key(n: u8) -> String {
 }
 
 fn peer(n: u8) -> Peer {
-    Peer {
-        public_ip: Ipv4Addr::new(10, 99, 0, n),
-        vtep_mac: Mac([2, 0, 0, 0, 0, n]),
-    }
+    Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Mac([2, 0, 0, 0, 0, n]) }
 }
 
 fn lease_of(subnet: u8, peer: Peer) -> Lease {
     Lease {
         subnet: net(subnet),
         public_ip: peer.public_ip,
-        backend: Backend::Vxlan {
-            vni: 1,
-            vtep_mac: peer.vtep_mac,
-        },
+        backend: Backend::Vxlan { vni: 1, vtep_mac: peer.vtep_mac },
     }
 }
 
@@ -67,21 +61,11 @@ fn lease(n: u8) -> Lease {
 }
 
 fn held(lease: Lease, modified: Revision) -> Held {
-    Held {
-        lease,
-        modified,
-        time_to_live: Some(LIFE),
-        renewed: Instant::now(),
-    }
+    Held { lease, modified, time_to_live: Some(LIFE), renewed: Instant::now() }
 }
 
 fn endpoint(port: u32, pinned: bool) -> Endpoint {
-    Endpoint {
-        port,
-        mac: Mac([2; 6]),
-        gateway_mac: Mac([4; 6]),
-        pinned,
-    }
+    Endpoint { port, mac: Mac([2; 6]), gateway_mac: Mac([4; 6]), pinned }
 }
 
 /// One host: its loop, and every handle on it.
@@ -117,50 +101,30 @@ impl Host {
             own_ip: own.public_ip,
             own_subnet: own.subnet,
         };
-        let (status, watched) = watch::channel(Status::new(
-            scope.own_ip,
-            scope.own_subnet,
-            scope.network,
-            scope.vni,
-        ));
+        let (status, watched) =
+            watch::channel(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.vni));
         let (endpoints, learned) = mpsc::channel(8);
         let (control, calls) = mpsc::channel(8);
         let (shutdown, asked) = watch::channel(false);
-        let setup = Setup {
-            scope,
-            own: Own::new(held(own, modified), MARGIN),
-            audit: agent::AUDIT,
-            cluster: None,
-        };
+        let setup =
+            Setup { scope, own: Own::new(held(own, modified), MARGIN), audit: agent::AUDIT, cluster: None };
         let inputs = Inputs::new(learned, calls, asked, status);
         let running = tokio::spawn(agent::run(store.clone(), datapath.clone(), setup, inputs));
-        let mut host = Self {
-            store,
-            datapath,
-            status: watched,
-            endpoints,
-            control,
-            shutdown,
-            running,
-        };
-        host.until("the stream to open", |status| status.store.following)
-            .await;
+        let mut host = Self { store, datapath, status: watched, endpoints, control, shutdown, running };
+        host.until("the stream to open", |status| status.store.following).await;
         host
     }
 
     /// Waits until the status is as described.
     async fn until(&mut self, what: &str, is: impl FnMut(&Status) -> bool) -> Status {
         let found = timeout(DAY, self.status.wait_for(is)).await;
-        let found = found
-            .unwrap_or_else(|_| panic!("waited in vain for {what}"))
-            .unwrap();
+        let found = found.unwrap_or_else(|_| panic!("waited in vain for {what}")).unwrap();
         found.clone()
     }
 
     /// Waits until what the store said last has been taken in.
     async fn caught_up(&mut self, revision: Revision) -> Status {
-        self.until("a revision", |status| status.store.revision >= revision.0)
-            .await
+        self.until("a revision", |status| status.store.revision >= revision.0).await
     }
 
     async fn put(&mut self, n: u8, lease: &Lease) -> Status {
@@ -181,13 +145,7 @@ impl Host {
 
     /// Subnets in force.
     fn installed(&self) -> Vec<u8> {
-        self.datapath
-            .state()
-            .installed
-            .peers
-            .keys()
-            .map(|subnet| subnet.addr().octets()[2])
-            .collect()
+        self.datapath.state().installed.peers.keys().map(|subnet| subnet.addr().octets()[2]).collect()
     }
 
     fn peer(&self, n: u8) -> Option<Peer> {
@@ -196,11 +154,7 @@ impl Host {
 
     async fn stop(self) -> Exit {
         self.shutdown.send(true).unwrap();
-        timeout(Duration::from_secs(1), self.running)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap()
+        timeout(Duration::from_secs(1), self.running).await.unwrap().unwrap().unwrap()
     }
 }
 
@@ -222,21 +176,11 @@ async fn stopped_without_a_trace(host: Host) {
 #[tokio::test(start_paused = true)]
 async fn first_sync_adopts_what_is_right_and_alters_the_rest() {
     let datapath = with_peers([2, 9]);
-    datapath.state().installed.peers.insert(
-        net(3),
-        Peer {
-            vtep_mac: Mac([6; 6]),
-            ..peer(3)
-        },
-    );
+    datapath.state().installed.peers.insert(net(3), Peer { vtep_mac: Mac([6; 6]), ..peer(3) });
     let host = Host::start([2, 3, 4], datapath).await;
     assert_eq!(
         host.datapath.state().applied,
-        [
-            Change::PutPeer(net(3), peer(3)),
-            Change::PutPeer(net(4), peer(4)),
-            Change::RemovePeer(net(9))
-        ]
+        [Change::PutPeer(net(3), peer(3)), Change::PutPeer(net(4), peer(4)), Change::RemovePeer(net(9))]
     );
     let status = host.status.borrow().clone();
     let first = status.peers.first_apply.unwrap();
@@ -250,21 +194,14 @@ async fn first_sync_adopts_what_is_right_and_alters_the_rest() {
 async fn every_change_of_a_lease_is_one_change_of_the_data_path() {
     let mut host = Host::start([], Memory::default()).await;
     host.put(2, &lease(2)).await;
-    let moved = Peer {
-        vtep_mac: Mac([2, 0, 0, 0, 0, 99]),
-        ..peer(7)
-    };
+    let moved = Peer { vtep_mac: Mac([2, 0, 0, 0, 0, 99]), ..peer(7) };
     host.put(2, &lease_of(2, moved)).await;
     // A renewal writes the same value again: nothing to do.
     host.put(2, &lease_of(2, moved)).await;
     host.delete([2]).await;
     assert_eq!(
         host.datapath.state().applied,
-        [
-            Change::PutPeer(net(2), peer(2)),
-            Change::PutPeer(net(2), moved),
-            Change::RemovePeer(net(2))
-        ]
+        [Change::PutPeer(net(2), peer(2)), Change::PutPeer(net(2), moved), Change::RemovePeer(net(2))]
     );
     stopped_without_a_trace(host).await;
 }
@@ -272,8 +209,7 @@ async fn every_change_of_a_lease_is_one_change_of_the_data_path() {
 #[tokio::test(start_paused = true)]
 async fn an_expired_lease_goes_alone() {
     let mut host = Host::start([2], Memory::default()).await;
-    host.store
-        .put(&key(3), lease(3).value(), Some(Duration::from_secs(60)));
+    host.store.put(&key(3), lease(3).value(), Some(Duration::from_secs(60)));
     host.until("the peer", |status| status.peers.installed == 2).await;
     host.until("its end", |status| status.peers.installed == 1).await;
     assert_eq!(host.installed(), [2]);
@@ -285,10 +221,7 @@ async fn compaction_while_cut_off_ends_in_a_difference_both_ways() {
     let mut host = Host::start([2, 3, 4], Memory::default()).await;
     host.store.set_fault(Some(Fault::Unavailable));
     host.until("the outage", |status| !status.store.following).await;
-    let changed = Peer {
-        vtep_mac: Mac([2, 0, 0, 0, 0, 77]),
-        ..peer(3)
-    };
+    let changed = Peer { vtep_mac: Mac([2, 0, 0, 0, 0, 77]), ..peer(3) };
     host.store.delete(&key(2));
     host.store.put(&key(3), lease_of(3, changed).value(), None);
     host.store.put(&key(5), lease(5).value(), None);
@@ -303,16 +236,10 @@ async fn compaction_while_cut_off_ends_in_a_difference_both_ways() {
 #[tokio::test(start_paused = true)]
 async fn compaction_under_an_open_watch_and_a_cut_watch_lose_nothing() {
     let mut host = Host::start([2], Memory::default()).await;
-    for (n, disturb) in [
-        (3, MemoryStore::compact as fn(&MemoryStore)),
-        (4, MemoryStore::cut_watches),
-    ] {
+    for (n, disturb) in [(3, MemoryStore::compact as fn(&MemoryStore)), (4, MemoryStore::cut_watches)] {
         host.store.put(&key(n), lease(n).value(), None);
         disturb(&host.store);
-        host.until("the new peer", |status| {
-            status.peers.installed == usize::from(n) - 1
-        })
-        .await;
+        host.until("the new peer", |status| status.peers.installed == usize::from(n) - 1).await;
         host.until("the stream", |status| status.store.following).await;
     }
     assert_eq!(host.installed(), [2, 3, 4]);
@@ -330,18 +257,14 @@ async fn a_store_that_is_down_takes_nothing_away_and_the_status_says_since_when(
         sleep(HOUR).await;
         assert_eq!(host.installed(), [2, 3]);
         let not_ready = health::not_ready(&host.status.borrow());
-        assert!(
-            not_ready.len() == 1 && not_ready[0].starts_with("store: "),
-            "{not_ready:?}"
-        );
+        assert!(not_ready.len() == 1 && not_ready[0].starts_with("store: "), "{not_ready:?}");
         // What is local goes on meanwhile.
-        let attach = Request::Attach {
-            address: Ipv4Addr::new(10, 244, 1, 9),
-            port: Port::Index(9),
-            mac: Mac([2; 6]),
-            gateway_mac: Mac([4; 6]),
-        };
-        assert!(matches!(host.ask(attach).await, Response::Done(_)));
+        let learned = vec![
+            Change::Attach(9, PortKind::Veth),
+            Change::PutEndpoint(Ipv4Addr::new(10, 244, 1, 9), endpoint(9, false)),
+        ];
+        host.endpoints.send(learned).await.unwrap();
+        host.until("the endpoint", |status| status.datapath.endpoints == 1).await;
         host.store.set_fault(None);
         let back = Instant::now();
         host.until("the stream", |status| status.store.following).await;
@@ -373,22 +296,17 @@ async fn mass_deletion_in_one_revision_is_held_until_accepted() {
     let status = host.delete(2..8).await;
     assert_eq!(host.installed().len(), 10);
     assert_eq!(status.peers.wanted, 4);
-    let status = host
-        .until("the held ones", |status| status.peers.held.len() == 6)
-        .await;
+    let status = host.until("the held ones", |status| status.peers.held.len() == 6).await;
     assert_eq!(status.peers.held[0], net(2));
     // One comes back, and is deleted again by itself: that one is believed.
     host.put(2, &lease(2)).await;
-    host.until("one less", |status| status.peers.held.len() == 5)
-        .await;
+    host.until("one less", |status| status.peers.held.len() == 5).await;
     host.delete([2]).await;
     assert_eq!(host.peer(2), None);
     // The audit does not believe the others any more than before.
     sleep(agent::AUDIT * 2).await;
     assert_eq!(host.installed().len(), 9);
-    let Response::Done(said) = host.ask(Request::AcceptDeletions).await else {
-        panic!("refused")
-    };
+    let Response::Done(said) = host.ask(Request::AcceptDeletions).await else { panic!("refused") };
     assert_eq!(said, "5 removals accepted");
     assert_eq!(host.installed(), [8, 9, 10, 11]);
     stopped_without_a_trace(host).await;
@@ -421,19 +339,15 @@ async fn another_cluster_removes_nobody_and_gets_our_lease() {
     let mut host = Host::start([2, 3], Memory::default()).await;
     host.store.wipe();
     host.store.cut_watches();
-    host.until("the held ones", |status| status.peers.held.len() == 2)
+    host.until("the held ones", |status| status.peers.held.len() == 2).await;
+    host.until("the own lease", |status| status.lease.state == LeaseState::Held && status.store.following)
         .await;
-    host.until("the own lease", |status| {
-        status.lease.state == LeaseState::Held && status.store.following
-    })
-    .await;
     assert_eq!(host.installed(), [2, 3]);
     let own = host.store.snapshot(false).await.unwrap().entries;
     assert_eq!((own[0].key.as_str(), &own[0].value), (OWN, &lease(1).value()));
     // A peer that finds its way to the new cluster is no longer held.
     host.put(2, &lease(2)).await;
-    host.until("one less", |status| status.peers.held == [net(3)])
-        .await;
+    host.until("one less", |status| status.peers.held == [net(3)]).await;
     stopped_without_a_trace(host).await;
 }
 
@@ -447,18 +361,11 @@ async fn bad_leases_are_named_and_the_others_applied() {
     let status = if status.peers.skipped.len() == 2 {
         status
     } else {
-        host.until("two skipped", |status| status.peers.skipped.len() == 2)
-            .await
+        host.until("two skipped", |status| status.peers.skipped.len() == 2).await
     };
-    let named: Vec<&str> = status
-        .peers
-        .skipped
-        .iter()
-        .map(|skipped| skipped.key.as_str())
-        .collect();
+    let named: Vec<&str> = status.peers.skipped.iter().map(|skipped| skipped.key.as_str()).collect();
     assert_eq!(named, [key(3).as_str(), "nonsense"]);
-    host.until("both peers", |status| status.peers.installed == 2)
-        .await;
+    host.until("both peers", |status| status.peers.installed == 2).await;
     assert_eq!(host.installed(), [2, 4]);
     stopped_without_a_trace(host).await;
 }
@@ -474,11 +381,7 @@ async fn the_own_key_deleted_from_outside_is_claimed_again_at_once() {
     .await;
     assert!(start.elapsed() < Duration::from_secs(2));
     let entries = host.store.snapshot(false).await.unwrap().entries;
-    assert!(
-        entries
-            .iter()
-            .any(|entry| entry.key == OWN && entry.value == lease(1).value())
-    );
+    assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease(1).value()));
     assert_eq!(host.installed(), [2]);
     stopped_without_a_trace(host).await;
 }
@@ -487,30 +390,16 @@ async fn the_own_key_deleted_from_outside_is_claimed_again_at_once() {
 async fn the_own_key_in_other_hands_is_reported_and_taken_back_when_free() {
     let mut host = Host::start([2], Memory::default()).await;
     host.put(1, &lease_of(1, peer(9))).await;
-    let lost = LeaseState::Lost {
-        to: "10.99.0.9".to_owned(),
-    };
+    let lost = LeaseState::Lost { to: "10.99.0.9".to_owned() };
     let status = host.until("the loss", |status| status.lease.state == lost).await;
-    assert_eq!(
-        health::not_ready(&status),
-        ["lease: 10.244.1.0-24 is held by 10.99.0.9"]
-    );
-    assert_eq!(
-        host.installed(),
-        [2],
-        "the thief of the own subnet is no peer for it"
-    );
+    assert_eq!(health::not_ready(&status), ["lease: 10.244.1.0-24 is held by 10.99.0.9"]);
+    assert_eq!(host.installed(), [2], "the thief of the own subnet is no peer for it");
     // The margin passes, audits pass: the other's key is not touched.
     sleep(LIFE * 2).await;
     let entries = host.store.snapshot(false).await.unwrap().entries;
-    assert!(
-        entries
-            .iter()
-            .any(|entry| entry.key == OWN && entry.value == lease_of(1, peer(9)).value())
-    );
+    assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease_of(1, peer(9)).value()));
     host.delete([1]).await;
-    host.until("the lease", |status| status.lease.state == LeaseState::Held)
-        .await;
+    host.until("the lease", |status| status.lease.state == LeaseState::Held).await;
     stopped_without_a_trace(host).await;
 }
 
@@ -536,11 +425,7 @@ async fn the_lease_is_renewed_by_its_margin_also_after_an_outage() {
     let renewals = host.status.borrow().store.revision - revision;
     assert!((2..=4).contains(&renewals), "{renewals} renewals in three lives");
     let entries = host.store.snapshot(false).await.unwrap().entries;
-    assert!(
-        entries
-            .iter()
-            .any(|entry| entry.key == OWN && entry.value == lease(1).value())
-    );
+    assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease(1).value()));
     stopped_without_a_trace(host).await;
 }
 
@@ -548,13 +433,9 @@ async fn the_lease_is_renewed_by_its_margin_also_after_an_outage() {
 async fn the_audit_repairs_drift_but_not_what_it_did_not_decide_on() {
     let mut host = Host::start([2, 3], Memory::default()).await;
     let address = Ipv4Addr::new(10, 244, 1, 5);
-    let learned = vec![
-        Change::Attach(7, PortKind::Veth),
-        Change::PutEndpoint(address, endpoint(7, false)),
-    ];
+    let learned = vec![Change::Attach(7, PortKind::Veth), Change::PutEndpoint(address, endpoint(7, false))];
     host.endpoints.send(learned).await.unwrap();
-    host.until("the endpoint", |status| status.datapath.endpoints == 1)
-        .await;
+    host.until("the endpoint", |status| status.datapath.endpoints == 1).await;
     let stranger = Ipv4Addr::new(10, 244, 1, 6);
     {
         let mut state = host.datapath.state();
@@ -566,9 +447,7 @@ async fn the_audit_repairs_drift_but_not_what_it_did_not_decide_on() {
         state.installed.ports.insert(8, PortKind::Bridge);
         state.installed.endpoints.insert(stranger, endpoint(8, false));
     }
-    let status = host
-        .until("the audit", |status| status.datapath.repaired > 0)
-        .await;
+    let status = host.until("the audit", |status| status.datapath.repaired > 0).await;
     assert_eq!(status.datapath.repaired, 7);
     assert_eq!((host.installed(), host.peer(3)), (vec![2, 3], Some(peer(3))));
     let installed = host.datapath.state().installed.clone();
@@ -584,30 +463,15 @@ async fn a_full_table_is_reported_the_rest_applied_and_room_is_used() {
     datapath.state().capacity = Some(2);
     let mut host = Host::start([2, 3, 4], datapath).await;
     let status = host.status.borrow().clone();
-    assert_eq!(
-        (
-            status.peers.wanted,
-            status.peers.installed,
-            status.peers.failed.len()
-        ),
-        (3, 2, 1)
-    );
-    assert!(
-        status.peers.failed[0].why.contains("--max-peers"),
-        "{:?}",
-        status.peers.failed
-    );
+    assert_eq!((status.peers.wanted, status.peers.installed, status.peers.failed.len()), (3, 2, 1));
+    assert!(status.peers.failed[0].why.contains("--max-peers"), "{:?}", status.peers.failed);
     // An alteration of one that is there needs no room; a removal makes some.
-    let moved = Peer {
-        vtep_mac: Mac([2, 0, 0, 0, 0, 42]),
-        ..peer(2)
-    };
+    let moved = Peer { vtep_mac: Mac([2, 0, 0, 0, 0, 42]), ..peer(2) };
     host.put(2, &lease_of(2, moved)).await;
     assert_eq!(host.peer(2), Some(moved));
     host.delete([3]).await;
     assert_eq!(host.installed(), [2, 4]);
-    host.until("no failure", |status| status.peers.failed.is_empty())
-        .await;
+    host.until("no failure", |status| status.peers.failed.is_empty()).await;
     stopped_without_a_trace(host).await;
 }
 
@@ -616,73 +480,44 @@ async fn a_failing_data_path_is_not_ready_and_recovers() {
     let mut host = Host::start([2], Memory::default()).await;
     host.datapath.state().failing = Some("made to fail".to_owned());
     assert!(matches!(host.ask(Request::Resync).await, Response::Done(_)));
-    let status = host
-        .until("the failure", |status| !status.datapath.attached)
-        .await;
-    assert_eq!(
-        health::not_ready(&status),
-        ["data path: read the maps: made to fail"]
-    );
+    let status = host.until("the failure", |status| !status.datapath.attached).await;
+    assert_eq!(health::not_ready(&status), ["data path: read the maps: made to fail"]);
     host.store.put(&key(3), lease(3).value(), None);
     host.datapath.state().failing = None;
-    host.until("the recovery", |status| {
-        status.datapath.attached && status.peers.installed == 2
-    })
-    .await;
+    host.until("the recovery", |status| status.datapath.attached && status.peers.installed == 2).await;
     stopped_without_a_trace(host).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn endpoints_by_request_are_pinned_and_end_with_their_link() {
+async fn what_learning_decides_is_done_and_ends_with_the_link() {
     let mut host = Host::start([], Memory::default()).await;
     let address = Ipv4Addr::new(10, 244, 1, 5);
-    let attach = |address, port| Request::Attach {
-        address,
-        port: Port::Index(port),
-        mac: Mac([2; 6]),
-        gateway_mac: Mac([4; 6]),
-    };
-    assert!(matches!(host.ask(attach(address, 7)).await, Response::Done(_)));
-    let Response::Error(error) = host.ask(attach(Ipv4Addr::new(10, 244, 2, 5), 7)).await else {
-        panic!("a foreign address was attached")
-    };
-    assert!(
-        error.contains("10.244.2.5") && error.contains("10.244.1.0/24"),
-        "{error}"
-    );
-    host.datapath.state().gone.push(8);
-    assert!(matches!(
-        host.ask(attach(Ipv4Addr::new(10, 244, 1, 6), 8)).await,
-        Response::Error(_)
-    ));
-
-    // Learning neither moves nor removes it.
-    for change in [
-        Change::Attach(9, PortKind::Veth),
-        Change::PutEndpoint(address, endpoint(9, false)),
-        Change::RemoveEndpoint(address),
+    for (change, wanted) in [
+        (Change::Attach(7, PortKind::Veth), None),
+        (Change::PutEndpoint(address, endpoint(7, true)), Some(endpoint(7, true))),
+        (Change::Attach(9, PortKind::Veth), Some(endpoint(7, true))),
+        (Change::PutEndpoint(address, endpoint(9, false)), Some(endpoint(9, false))),
+        (Change::RemoveEndpoint(address), None),
+        (Change::PutEndpoint(address, endpoint(9, false)), Some(endpoint(9, false))),
     ] {
         host.endpoints.send(vec![change]).await.unwrap();
         sleep(MINUTE).await;
-        assert_eq!(
-            host.datapath.state().installed.endpoints.get(&address),
-            Some(&endpoint(7, true))
-        );
+        assert_eq!(host.datapath.state().installed.endpoints.get(&address), wanted.as_ref(), "{change:?}");
     }
-    let Response::Endpoints(lines) = host.ask(Request::Endpoints).await else {
-        panic!()
-    };
-    assert_eq!(lines.len(), 1);
-    assert_eq!(lines[0].endpoint, endpoint(7, true));
-    host.endpoints.send(vec![Change::Detach(7)]).await.unwrap();
-    host.until("the link's end", |status| {
-        status.datapath.ports == 1 && status.datapath.endpoints == 0
-    })
-    .await;
-    let Response::Error(error) = host.ask(Request::Detach { address }).await else {
-        panic!()
-    };
-    assert!(error.contains("no such endpoint"), "{error}");
+    let Response::Endpoints(lines) = host.ask(Request::Endpoints).await else { panic!() };
+    assert_eq!(lines.iter().map(|line| line.endpoint).collect::<Vec<_>>(), [endpoint(9, false)]);
+    host.endpoints.send(vec![Change::Detach(9)]).await.unwrap();
+    host.until("the link's end", |status| status.datapath.ports == 1 && status.datapath.endpoints == 0).await;
+    // Peers are not learning's to change.
+    let foreign = Change::PutPeer(
+        net(9),
+        host.datapath.state().installed.peers.values().next().copied().unwrap_or(
+            overlay_user::datapath::Peer { public_ip: Ipv4Addr::LOCALHOST, vtep_mac: Mac([2; 6]) },
+        ),
+    );
+    host.endpoints.send(vec![foreign]).await.unwrap();
+    sleep(MINUTE).await;
+    assert!(host.installed().is_empty());
     stopped_without_a_trace(host).await;
 }
 
@@ -691,17 +526,10 @@ async fn failed_endpoint_changes_are_tried_again_without_the_store() {
     let mut host = Host::start([], Memory::default()).await;
     host.store.set_fault(Some(Fault::Unavailable));
     host.datapath.state().failing = Some("made to fail".to_owned());
-    host.endpoints
-        .send(vec![Change::Attach(7, PortKind::Veth)])
-        .await
-        .unwrap();
-    host.until("the failure", |status| status.datapath.waiting == 1)
-        .await;
+    host.endpoints.send(vec![Change::Attach(7, PortKind::Veth)]).await.unwrap();
+    host.until("the failure", |status| status.datapath.waiting == 1).await;
     host.datapath.state().failing = None;
-    host.until("the repair", |status| {
-        status.datapath.waiting == 0 && status.datapath.ports == 1
-    })
-    .await;
+    host.until("the repair", |status| status.datapath.waiting == 0 && status.datapath.ports == 1).await;
     stopped_without_a_trace(host).await;
 }
 
@@ -710,9 +538,7 @@ async fn peers_are_listed_with_their_revision() {
     let mut host = Host::start([2], with_peers(2..12)).await;
     let revision = host.store.put(&key(2), lease(2).value(), None);
     host.caught_up(revision).await;
-    let Response::Peers(lines) = host.ask(Request::Peers).await else {
-        panic!()
-    };
+    let Response::Peers(lines) = host.ask(Request::Peers).await else { panic!() };
     assert_eq!(lines.len(), 10);
     assert_eq!((lines[0].subnet, lines[0].revision), (net(2), Some(revision.0)));
     assert!(lines[0].installed && !lines[0].held);
@@ -722,12 +548,7 @@ async fn peers_are_listed_with_their_revision() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_left_to_ask_for_the_end_ends_it_too() {
-    let Host {
-        running,
-        shutdown,
-        datapath,
-        ..
-    } = Host::start([2], Memory::default()).await;
+    let Host { running, shutdown, datapath, .. } = Host::start([2], Memory::default()).await;
     drop(shutdown);
     assert_eq!(running.await.unwrap().unwrap(), Exit::Abandoned);
     assert_eq!(datapath.state().installed.peers.len(), 1);
@@ -745,32 +566,11 @@ async fn a_data_path_that_cannot_be_read_at_the_start_is_an_error() {
         own_ip: own.public_ip,
         own_subnet: own.subnet,
     };
-    let status = watch::Sender::new(Status::new(
-        scope.own_ip,
-        scope.own_subnet,
-        scope.network,
-        scope.vni,
-    ));
-    let inputs = Inputs::new(
-        mpsc::channel(1).1,
-        mpsc::channel(1).1,
-        watch::channel(false).1,
-        status,
-    );
-    let setup = Setup {
-        scope,
-        own: Own::new(held(own, Revision(1)), MARGIN),
-        audit: agent::AUDIT,
-        cluster: None,
-    };
-    let error = format!(
-        "{:#}",
-        agent::run(MemoryStore::default(), datapath, setup, inputs)
-            .await
-            .unwrap_err()
-    );
-    assert_eq!(
-        error,
-        "read back what the data path has in force: read the maps: made to fail"
-    );
+    let status = watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.vni));
+    let inputs = Inputs::new(mpsc::channel(1).1, mpsc::channel(1).1, watch::channel(false).1, status);
+    let setup =
+        Setup { scope, own: Own::new(held(own, Revision(1)), MARGIN), audit: agent::AUDIT, cluster: None };
+    let error =
+        format!("{:#}", agent::run(MemoryStore::default(), datapath, setup, inputs).await.unwrap_err());
+    assert_eq!(error, "read back what the data path has in force: read the maps: made to fail");
 }

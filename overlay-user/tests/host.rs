@@ -1,8 +1,5 @@
 //! The host's side against the real kernel, each test in network namespaces of its own. Needs root, `ip` and `unshare`.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test's helpers fail by panicking, as its assertions do"
-)]
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
 
 use std::{
     future::Future,
@@ -97,9 +94,7 @@ impl Container {
         while std::fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino() == own {
             std::thread::sleep(Duration::from_millis(2));
         }
-        run(&format!(
-            "ip link add {veth} type veth peer name eth0 netns {pid}"
-        ));
+        run(&format!("ip link add {veth} type veth peer name eth0 netns {pid}"));
         container.run("ip link set lo up");
         container.run("ip link set eth0 up");
         container
@@ -156,10 +151,7 @@ fn assert_stands() {
     let route = "10.244.0.0/16 dev overlay0 proto static scope link src 10.244.1.0";
     assert!(routes.contains(route), "{routes}");
     let vnis = run("bridge vni show dev overlay0");
-    assert!(
-        vnis.split_whitespace().any(|word| word == "1"),
-        "vni 1 is not in {vnis}"
-    );
+    assert!(vnis.split_whitespace().any(|word| word == "1"), "vni 1 is not in {vnis}");
 }
 
 #[test]
@@ -180,43 +172,23 @@ fn overlay0_is_created_adopted_and_repaired() {
             "ip link set overlay0 arp on",
         ] {
             run(damage);
-            assert_eq!(
-                device::ensure(&netlink, &spec).await.unwrap(),
-                created,
-                "{damage}"
-            );
+            assert_eq!(device::ensure(&netlink, &spec).await.unwrap(), created, "{damage}");
             assert_stands();
         }
 
-        let moved = DeviceSpec {
-            subnet: "10.244.9.0/24".parse().unwrap(),
-            ..spec.clone()
-        };
+        let moved = DeviceSpec { subnet: "10.244.9.0/24".parse().unwrap(), ..spec.clone() };
         assert_eq!(device::ensure(&netlink, &moved).await.unwrap(), created);
         let addresses = run("ip -4 address show overlay0");
-        assert!(
-            addresses.contains("10.244.9.0/32") && !addresses.contains("10.244.1.0"),
-            "{addresses}"
-        );
+        assert!(addresses.contains("10.244.9.0/32") && !addresses.contains("10.244.1.0"), "{addresses}");
         assert!(run("ip route").contains("src 10.244.9.0"));
 
         // Another MAC address, as a lease of an earlier life may want it, without taking the device down.
-        let renamed = DeviceSpec {
-            mac: Some(Mac::random()),
-            ..moved
-        };
+        let renamed = DeviceSpec { mac: Some(Mac::random()), ..moved };
         let adopted = device::ensure(&netlink, &renamed).await.unwrap();
-        assert_eq!(
-            (adopted.ifindex, Some(adopted.mac)),
-            (created.ifindex, renamed.mac)
-        );
+        assert_eq!((adopted.ifindex, Some(adopted.mac)), (created.ifindex, renamed.mac));
         assert!(run("ip link show overlay0").contains(&adopted.mac.to_string()));
 
-        let other_port = DeviceSpec {
-            port: 4789,
-            mac: Some(created.mac),
-            ..spec.clone()
-        };
+        let other_port = DeviceSpec { port: 4789, mac: Some(created.mac), ..spec.clone() };
         let anew = device::ensure(&netlink, &other_port).await.unwrap();
         assert_ne!(anew.ifindex, created.ifindex);
         assert_eq!(anew.mac, created.mac);
@@ -243,10 +215,7 @@ fn networks_share_the_port_by_their_vni() {
         device::remove(&netlink, "overlay1").await.unwrap();
         let same = DeviceSpec { vni: 1, ..second };
         let error = device::ensure(&netlink, &same).await.unwrap_err().to_string();
-        assert!(
-            error.contains("vni 1 on udp port 8472 belongs to overlay0"),
-            "{error}"
-        );
+        assert!(error.contains("vni 1 on udp port 8472 belongs to overlay0"), "{error}");
         assert_eq!(netlink.link_named("overlay1").await.unwrap(), None);
     });
 }
@@ -264,10 +233,7 @@ fn what_is_in_overlay0s_way_is_named_and_left_alone() {
         let expected = "udp port 8472 belongs to vxlan device flannel.1 (vni 1)";
         assert!(error.contains(expected), "{error}");
         assert!(error.contains("`ip link delete flannel.1`"), "{error}");
-        assert!(
-            !run("ip link").contains("overlay0"),
-            "a half-made device was left"
-        );
+        assert!(!run("ip link").contains("overlay0"), "a half-made device was left");
         run("ip link delete flannel.1");
 
         let socket = UdpSocket::bind("0.0.0.0:8472").unwrap();
@@ -277,10 +243,7 @@ fn what_is_in_overlay0s_way_is_named_and_left_alone() {
 
         run("ip link add overlay0 type bridge");
         let error = refusal().await;
-        assert!(
-            error.starts_with("interface overlay0 exists and is a bridge"),
-            "{error}"
-        );
+        assert!(error.starts_with("interface overlay0 exists and is a bridge"), "{error}");
         assert!(device::remove(&netlink, "overlay0").await.is_err());
         run("ip link delete overlay0");
 
@@ -298,10 +261,7 @@ fn the_underlay_is_found_by_the_kernels_routes() {
     in_namespace(|| async {
         let netlink = Netlink::open().unwrap();
         let error = iface::choose(&netlink, &Choice::default()).await.unwrap_err();
-        assert!(
-            error.to_string().starts_with("there is no default route"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("there is no default route"), "{error}");
         for index in [0, 1] {
             run(&format!("ip link add eth{index} type veth peer name peer{index}"));
             run(&format!("ip address add 192.168.{index}.7/24 dev eth{index}"));
@@ -310,26 +270,13 @@ fn the_underlay_is_found_by_the_kernels_routes() {
         }
         run("ip route add default via 192.168.1.1");
         let chosen = iface::choose(&netlink, &Choice::default()).await.unwrap();
-        assert_eq!(
-            (chosen.name.as_str(), chosen.address),
-            ("eth1", [192, 168, 1, 7].into())
-        );
-        let reaching = |address: [u8; 4]| Choice {
-            can_reach: Some(address.into()),
-            ..Choice::default()
-        };
-        let chosen = iface::choose(&netlink, &reaching([192, 168, 0, 99]))
-            .await
-            .unwrap();
+        assert_eq!((chosen.name.as_str(), chosen.address), ("eth1", [192, 168, 1, 7].into()));
+        let reaching = |address: [u8; 4]| Choice { can_reach: Some(address.into()), ..Choice::default() };
+        let chosen = iface::choose(&netlink, &reaching([192, 168, 0, 99])).await.unwrap();
         assert_eq!((chosen.name.as_str(), chosen.mtu), ("eth0", 1500));
         run("ip route delete default");
-        let error = iface::choose(&netlink, &reaching([8, 8, 8, 8]))
-            .await
-            .unwrap_err();
-        assert!(
-            error.to_string().starts_with("no route leads to 8.8.8.8"),
-            "{error}"
-        );
+        let error = iface::choose(&netlink, &reaching([8, 8, 8, 8])).await.unwrap_err();
+        assert!(error.to_string().starts_with("no route leads to 8.8.8.8"), "{error}");
     });
 }
 
@@ -346,18 +293,10 @@ impl Observer {
         let (to_us, changes) = mpsc::channel(16);
         let (commands, to_it) = mpsc::channel(1);
         let (show, view) = watch::channel(View::default());
-        let config = Config {
-            subnet: "10.244.1.0/24".parse().unwrap(),
-            bridges: vec![],
-        };
+        let config = Config { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] };
         let netlink = Netlink::open().unwrap();
         tokio::spawn(observe(netlink, config, installed, to_us, to_it, show));
-        let mut observer = Self {
-            changes,
-            commands,
-            view,
-            seen: Vec::new(),
-        };
+        let mut observer = Self { changes, commands, view, seen: Vec::new() };
         let first = timeout(Duration::from_secs(5), observer.changes.recv()).await;
         observer.seen = first.unwrap().unwrap();
         observer
@@ -379,10 +318,7 @@ impl Observer {
             }
         });
         let found = found.await;
-        (
-            found.unwrap_or_else(|_| panic!("not {what}; only {said:?}")),
-            said,
-        )
+        (found.unwrap_or_else(|_| panic!("not {what}; only {said:?}")), said)
     }
 
     /// Nothing more is said for a while.
@@ -422,19 +358,10 @@ fn a_container_is_learned_and_forgotten_with_its_namespace() {
         let veth1 = index("veth1").await;
         container.ping_gateway();
         let (put, before) = observer.until("learned", puts(C1, veth1)).await;
-        assert!(
-            before.contains(&Change::Attach(veth1, PortKind::Veth)),
-            "{before:?}"
-        );
-        let Change::PutEndpoint(_, endpoint) = put else {
-            unreachable!("until() waited for it")
-        };
+        assert!(before.contains(&Change::Attach(veth1, PortKind::Veth)), "{before:?}");
+        let Change::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
         let inside = container.run("ip link show eth0");
-        assert!(
-            inside.contains(&endpoint.mac.to_string()),
-            "{} {inside}",
-            endpoint.mac
-        );
+        assert!(inside.contains(&endpoint.mac.to_string()), "{} {inside}", endpoint.mac);
         assert!(run("ip link show br0").contains(&endpoint.gateway_mac.to_string()));
         let view = observer.view.borrow().clone();
         assert_eq!(view.bridges[0].name, "br0");
@@ -452,11 +379,7 @@ fn a_container_is_learned_and_forgotten_with_its_namespace() {
             ..Installed::default()
         };
         let again = Observer::start(installed).await;
-        assert!(
-            !again.seen.contains(&Change::RemoveEndpoint(C1)),
-            "{:?}",
-            again.seen
-        );
+        assert!(!again.seen.contains(&Change::RemoveEndpoint(C1)), "{:?}", again.seen);
 
         drop(container);
         let gone = |change: &Change| *change == Change::Detach(veth1);
@@ -476,12 +399,7 @@ fn a_running_container_is_found_at_start_and_a_named_one_pinned() {
         observer.until("learned", puts(C1, veth1)).await;
 
         let (reply, answer) = oneshot::channel();
-        let attach = observe::Command::Attach {
-            address: C1,
-            interface: "veth1".into(),
-            mac: None,
-            reply,
-        };
+        let attach = observe::Command::Attach { address: C1, interface: "veth1".into(), mac: None, reply };
         observer.commands.send(attach).await.unwrap();
         assert_eq!(answer.await.unwrap(), Ok(()));
         let pinned = |change: &Change| matches!(change, Change::PutEndpoint(_, endpoint) if endpoint.pinned);
@@ -498,15 +416,9 @@ fn a_container_without_a_bridge_is_learned_by_its_route() {
         container.ping_gateway();
         let (put, before) = observer.until("learned", puts(C1, veth1)).await;
         assert_eq!(before, [Change::Attach(veth1, PortKind::Veth)]);
-        let Change::PutEndpoint(_, endpoint) = put else {
-            unreachable!("until() waited for it")
-        };
+        let Change::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
         assert!(run("ip link show veth1").contains(&endpoint.gateway_mac.to_string()));
-        assert!(
-            container
-                .run("ip link show eth0")
-                .contains(&endpoint.mac.to_string())
-        );
+        assert!(container.run("ip link show eth0").contains(&endpoint.mac.to_string()));
     });
 }
 

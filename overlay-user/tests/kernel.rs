@@ -1,8 +1,9 @@
 //! The kernel rung: the real programs, run by the kernel on one frame at a time; frame in, verdict, reason and frame out.
+#[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
 mod kernel {
-    pub mod bed;
-    pub mod decap;
-    pub mod encap;
-    pub mod stack;
+    mod bed;
+    mod decap;
+    mod encap;
+    mod stack;
 }
 mod support;

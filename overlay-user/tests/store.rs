@@ -92,13 +92,8 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     let snapshot = b.snapshot(false).await.unwrap();
     assert_eq!(snapshot.cluster, empty.cluster);
     assert!(snapshot.revision >= made);
-    let [entry] = &snapshot.entries[..] else {
-        panic!("{snapshot:?}")
-    };
-    assert_eq!(
-        (&*entry.key, &*entry.value, entry.modified),
-        (KEY, &b"one"[..], made)
-    );
+    let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
+    assert_eq!((&*entry.key, &*entry.value, entry.modified), (KEY, &b"one"[..], made));
     assert_eq!(entry.lifetime, None, "nobody asked for it");
     match lifetime(&mut b, KEY).await {
         Some(Lifetime::Left(left)) => assert!((3500..=3600).contains(&left.as_secs()), "{left:?}"),
@@ -108,10 +103,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     // Renew and release: only what one has seen.
     let stale = Revision(made.0 - 1);
     let value = Bytes::from_static(b"three");
-    assert_eq!(
-        b.renew(KEY, value.clone(), stale, HOUR).await.unwrap(),
-        Written::Lost
-    );
+    assert_eq!(b.renew(KEY, value.clone(), stale, HOUR).await.unwrap(), Written::Lost);
     let renewed = at(a.renew(KEY, value, made, HOUR).await.unwrap());
     assert!(renewed > made);
     assert_eq!(b.release(KEY, made).await.unwrap(), Written::Lost);
@@ -121,14 +113,8 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert_eq!(gone, Written::Lost, "renewing makes no key");
 
     // Every change, in order, with its revision.
-    assert_eq!(
-        put_of(&next(&mut follow).await.unwrap()),
-        (KEY, &b"one"[..], made)
-    );
-    assert_eq!(
-        put_of(&next(&mut follow).await.unwrap()),
-        (KEY, &b"three"[..], renewed)
-    );
+    assert_eq!(put_of(&next(&mut follow).await.unwrap()), (KEY, &b"one"[..], made));
+    assert_eq!(put_of(&next(&mut follow).await.unwrap()), (KEY, &b"three"[..], renewed));
     let delete = next(&mut follow).await.unwrap();
     assert_eq!(deleted(&delete), KEY);
     assert!(delete.revision > renewed);
@@ -140,10 +126,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     // A reservation stays one.
     let reserved = at(a.claim(KEY, Bytes::from_static(b"r"), None).await.unwrap());
     assert_eq!(lifetime(&mut b, KEY).await, Some(Lifetime::Reserved));
-    let again = a
-        .renew(KEY, Bytes::from_static(b"r"), reserved, None)
-        .await
-        .unwrap();
+    let again = a.renew(KEY, Bytes::from_static(b"r"), reserved, None).await.unwrap();
     assert_eq!(lifetime(&mut b, KEY).await, Some(Lifetime::Reserved));
     at(a.release(KEY, at(again)).await.unwrap());
 
@@ -172,14 +155,8 @@ async fn race<S: Store + Clone>(store: &S) {
         async move { store.claim(KEY, n.to_string().into(), HOUR).await.unwrap() }
     });
     let won = join_all(claims).await;
-    let won: Vec<_> = won
-        .into_iter()
-        .enumerate()
-        .filter(|(_, w)| *w != Written::Lost)
-        .collect();
-    let [(winner, written)] = won[..] else {
-        panic!("{won:?}")
-    };
+    let won: Vec<_> = won.into_iter().enumerate().filter(|(_, w)| *w != Written::Lost).collect();
+    let [(winner, written)] = won[..] else { panic!("{won:?}") };
     let snapshot = store.clone().snapshot(false).await.unwrap();
     assert_eq!(*snapshot.entries[0].value, *winner.to_string().as_bytes());
     at(store.clone().release(KEY, at(written)).await.unwrap());
@@ -194,12 +171,7 @@ async fn many_and_behind<S: Store + Clone>(store: &S, start: Revision, count: us
     keys.dedup();
     assert_eq!(keys.len(), count);
     assert_eq!(snapshot.entries.len(), count);
-    assert!(
-        snapshot
-            .entries
-            .iter()
-            .all(|entry| entry.modified <= snapshot.revision)
-    );
+    assert!(snapshot.entries.iter().all(|entry| entry.modified <= snapshot.revision));
     let behind = match store.follow(start).await {
         Ok(mut follow) => next(&mut follow).await,
         Err(error) => Err(error),
@@ -243,26 +215,16 @@ async fn memory_store_fails_on_demand() {
     let mut follow = store.clone().follow(start).await.unwrap();
     let both = store.commit([(key(1), Some(Bytes::new())), (key(2), Some(Bytes::new()))]);
     let batch = next(&mut follow).await.unwrap();
-    assert_eq!(
-        (batch.revision, batch.changes.len()),
-        (both, 2),
-        "one revision is one batch"
-    );
+    assert_eq!((batch.revision, batch.changes.len()), (both, 2), "one revision is one batch");
     store.cut_watches();
-    assert!(matches!(
-        next(&mut follow).await,
-        Err(StoreError::Unavailable { .. })
-    ));
+    assert!(matches!(next(&mut follow).await, Err(StoreError::Unavailable { .. })));
     store.set_fault(Some(Fault::Refused));
     let refused = store.clone().snapshot(false).await;
     assert!(matches!(refused, Err(StoreError::Refused { .. })));
     store.set_fault(None);
     let before = store.clone().snapshot(false).await.unwrap();
     store.wipe();
-    assert_ne!(
-        store.clone().snapshot(false).await.unwrap().cluster,
-        before.cluster
-    );
+    assert_ne!(store.clone().snapshot(false).await.unwrap().cluster, before.cluster);
 }
 
 #[tokio::test]
@@ -296,10 +258,7 @@ async fn dir_store_is_edited_by_hand() {
     assert_eq!(deleted(&next(&mut follow).await.unwrap()), KEY);
 
     // What an agent claimed is a plain file, and an edit of it keeps its lifetime.
-    at(store
-        .claim(KEY, Bytes::from_static(b"claimed"), HOUR)
-        .await
-        .unwrap());
+    at(store.claim(KEY, Bytes::from_static(b"claimed"), HOUR).await.unwrap());
     assert_eq!(fs::read(&file).unwrap(), b"claimed");
     next(&mut follow).await.unwrap();
     fs::write(&file, "edited").unwrap();
@@ -319,8 +278,7 @@ async fn etcd_store() {
     race(&store).await;
     assert_eq!(leases(&etcd), 0, "every etcd lease was revoked with its key");
     // A neighbour's keys that flannel's own prefix would match.
-    etcd.ctl(&["put", "/coreos.com/network/subnetsX/10.244.9.0-24", "x"])
-        .unwrap();
+    etcd.ctl(&["put", "/coreos.com/network/subnetsX/10.244.9.0-24", "x"]).unwrap();
     let start = store.clone().snapshot(false).await.unwrap().revision;
     let fill = (0..16).map(|lane: usize| {
         let mut store = store.clone();
@@ -355,8 +313,7 @@ async fn etcd_leases_do_not_pile_up() {
     let grant = etcd.ctl(&["lease", "grant", "3600"]).unwrap();
     let id = format!("--lease={}", grant.split_whitespace().nth(1).unwrap());
     etcd.ctl(&["put", &id, "/other", "x"]).unwrap();
-    etcd.ctl(&["put", &id, "/coreos.com/network/subnets/10.244.1.0-24", ""])
-        .unwrap();
+    etcd.ctl(&["put", &id, "/coreos.com/network/subnets/10.244.1.0-24", ""]).unwrap();
     let modified = store.snapshot(false).await.unwrap().entries[0].modified;
     at(store.renew(KEY, Bytes::new(), modified, HOUR).await.unwrap());
     assert!(etcd.ctl(&["get", "/other"]).unwrap().contains("/other"));
@@ -371,8 +328,7 @@ async fn one_revision_of_etcd_is_one_batch() {
     }
     let start = store.snapshot(false).await.unwrap().revision;
     let mut follow = store.follow(start).await.unwrap();
-    etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"])
-        .unwrap();
+    etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]).unwrap();
     let batch = next(&mut follow).await.unwrap();
     assert_eq!(batch.changes.len(), 50);
     // Read again later, from history.
@@ -407,10 +363,7 @@ async fn etcd_hangs_stops_and_comes_back() {
     let down = store.config().await;
     assert!(matches!(down, Err(StoreError::Unavailable { .. })), "{down:?}");
     etcd.restart().unwrap();
-    assert_eq!(
-        store.snapshot(false).await.unwrap().entries,
-        without_lifetimes(before.entries)
-    );
+    assert_eq!(store.snapshot(false).await.unwrap().entries, without_lifetimes(before.entries));
     let mut follow = store.follow(made).await.unwrap();
     at(store.renew(KEY, Bytes::new(), made, HOUR).await.unwrap());
     assert_eq!(put_of(&next(&mut follow).await.unwrap()).0, KEY);
@@ -437,9 +390,7 @@ async fn dead_endpoints_are_passed_over() {
     // Port 1 refuses; the other listens and never answers.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mute = format!("http://{}", listener.local_addr().unwrap());
-    options
-        .endpoints
-        .splice(0..0, ["http://127.0.0.1:1".to_owned(), mute]);
+    options.endpoints.splice(0..0, ["http://127.0.0.1:1".to_owned(), mute]);
     let mut store = EtcdStore::new(&options).unwrap();
     for _ in 0..10 {
         store.snapshot(false).await.unwrap();
@@ -473,19 +424,12 @@ async fn etcd_refuses() {
         etcd.ctl(command).unwrap();
     }
     let wrong = refusal(login("root", "guess")).await;
-    assert!(
-        wrong.contains("check --etcd-username and --etcd-password"),
-        "{wrong}"
-    );
+    assert!(wrong.contains("check --etcd-username and --etcd-password"), "{wrong}");
     let none = refusal(open.clone()).await;
     assert!(none.contains("give --etcd-username"), "{none}");
     let stranger = refusal(login("stranger", "secret")).await;
     assert!(stranger.contains("grant-permission"), "{stranger}");
-    let watch = EtcdStore::new(&login("stranger", "secret"))
-        .unwrap()
-        .follow(Revision(1))
-        .await
-        .err();
+    let watch = EtcdStore::new(&login("stranger", "secret")).unwrap().follow(Revision(1)).await.err();
     assert!(matches!(watch, Some(StoreError::Refused { .. })), "{watch:?}");
     let mut store = EtcdStore::new(&login("root", "secret")).unwrap();
     at(store.claim(KEY, Bytes::new(), HOUR).await.unwrap());
@@ -493,18 +437,10 @@ async fn etcd_refuses() {
 
 /// A certificate for 127.0.0.1 that vouches for itself, and its key, as PEM files.
 fn certificate(folder: &Path, name: &str) -> Tls {
-    let (cert, key) = (
-        folder.join(format!("{name}.pem")),
-        folder.join(format!("{name}.key")),
-    );
+    let (cert, key) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"])
-        .args([
-            "-subj",
-            "/CN=overlay test",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-        ])
+        .args(["-subj", "/CN=overlay test", "-addext", "subjectAltName=IP:127.0.0.1"])
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .arg("-out")
         .arg(&cert)
@@ -545,10 +481,8 @@ async fn etcd_with_tls() {
 #[test]
 fn etcd_options_are_checked_before_use() {
     let wrong = |change: fn(&mut EtcdOptions)| {
-        let mut options = EtcdOptions {
-            endpoints: vec!["https://127.0.0.1:2379".to_owned()],
-            ..EtcdOptions::default()
-        };
+        let mut options =
+            EtcdOptions { endpoints: vec!["https://127.0.0.1:2379".to_owned()], ..EtcdOptions::default() };
         change(&mut options);
         format!("{:#}", EtcdStore::new(&options).err().expect("an error"))
     };

@@ -11,13 +11,7 @@ use crate::test;
 pub(crate) fn ci() -> Result<()> {
     setup::setup()?;
     pass_through(&mut cargo(&["fmt", "--check"])).context("run `cargo fmt`")?;
-    pass_through(&mut cargo(&[
-        "clippy",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ]))?;
+    pass_through(&mut cargo(&["clippy", "--all-targets", "--", "--deny", "warnings"]))?;
     clippy_of_programs()?;
     test::test(&test::Options::default())
 }
@@ -32,17 +26,8 @@ fn clippy_of_programs() -> Result<()> {
         .current_dir(root())
         .env("CARGO_TARGET_DIR", target().join("ebpf-clippy"))
         // What aya-build passes too: which machine's register layouts the programs see.
-        .env(
-            "RUSTFLAGS",
-            format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
-        )
-        .args([
-            "clippy",
-            "--package",
-            "overlay-ebpf",
-            "--target",
-            "bpfel-unknown-none",
-        ])
+        .env("RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH))
+        .args(["clippy", "--package", "overlay-ebpf", "--target", "bpfel-unknown-none"])
         .args(["--", "--deny", "warnings"]);
     pass_through(&mut clippy)
 }

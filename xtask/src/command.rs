@@ -16,17 +16,11 @@ pub fn sh(line: &str) -> Result<String> {
 
 /// Runs `command` to its end and returns what it wrote to stdout. Fails, with its stderr, if it does.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("start {}", show(command)))?;
+    let output = command.output().with_context(|| format!("start {}", show(command)))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let said = if stderr.trim().is_empty() {
-            stdout.trim()
-        } else {
-            stderr.trim()
-        };
+        let said = if stderr.trim().is_empty() { stdout.trim() } else { stderr.trim() };
         bail!("{} ended with {}: {said}", show(command), output.status);
     }
     Ok(stdout)
@@ -34,9 +28,7 @@ pub fn output(command: &mut Command) -> Result<String> {
 
 /// Runs `command` with this process's own stdout and stderr.
 pub fn pass_through(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("start {}", show(command)))?;
+    let status = command.status().with_context(|| format!("start {}", show(command)))?;
     if !status.success() {
         bail!("{} ended with {status}", show(command));
     }

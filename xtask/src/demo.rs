@@ -47,10 +47,7 @@ struct Member {
 
 pub(crate) fn demo(options: &Options) -> Result<()> {
     // Its etcd ends with this command, and the agents would be left without a store.
-    ensure!(
-        !options.keep || options.store == Store::Dir,
-        "--keep goes with --store dir"
-    );
+    ensure!(!options.keep || options.store == Store::Dir, "--keep goes with --store dir");
     let started = Instant::now();
     let step = |text: &str| println!("\n[{:5.1} s] {text}", started.elapsed().as_secs_f32());
     setup::setup()?;
@@ -60,11 +57,7 @@ pub(crate) fn demo(options: &Options) -> Result<()> {
         "making {} hosts as network namespaces, each with an agent, a bridge, two containers",
         options.hosts
     ));
-    let lab = Lab::new(lab::Options {
-        hosts: options.hosts,
-        keep: options.keep,
-        ..lab::Options::default()
-    })?;
+    let lab = Lab::new(lab::Options { hosts: options.hosts, keep: options.keep, ..lab::Options::default() })?;
     let shown = show(&lab, &overlay, options, &step);
     if shown.is_err() && !lab::interrupted() {
         for host in lab.hosts() {
@@ -106,11 +99,7 @@ pub(crate) fn populate(lab: &Lab, overlay: &Path, store: Store) -> Result<Popula
     const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
     let etcd = match store {
         Store::Dir => None,
-        Store::Etcd => Some(Etcd::start_in_netns(
-            &lab.folder(),
-            lab.switch().name(),
-            Lab::SWITCH,
-        )?),
+        Store::Etcd => Some(Etcd::start_in_netns(&lab.folder(), lab.switch().name(), Lab::SWITCH)?),
     };
     let folder = lab.folder().join("store").display().to_string();
     let url = etcd.as_ref().map(Etcd::client_url);
@@ -118,16 +107,10 @@ pub(crate) fn populate(lab: &Lab, overlay: &Path, store: Store) -> Result<Popula
         Some(url) => vec!["--etcd-endpoints", url],
         None => vec!["--store-dir", &folder, "--store-shared"],
     };
-    lab.host(0).overlay(
-        overlay,
-        &[&["config", "set", CONFIG], arguments.as_slice()].concat(),
-    )?;
+    lab.host(0).overlay(overlay, &[&["config", "set", CONFIG], arguments.as_slice()].concat())?;
     // All agents first: they start side by side.
-    let agents = lab
-        .hosts()
-        .iter()
-        .map(|host| host.start_agent(overlay, &arguments))
-        .collect::<Result<Vec<_>>>()?;
+    let agents =
+        lab.hosts().iter().map(|host| host.start_agent(overlay, &arguments)).collect::<Result<Vec<_>>>()?;
     let members = lab
         .hosts()
         .iter()
@@ -145,16 +128,8 @@ fn give_containers(host: &Host, mut agent: Agent) -> Result<Member> {
         .iter()
         .map(|(name, last)| host.add_container(name, &subnet, *last, mtu))
         .collect::<Result<Vec<_>>>()?;
-    println!(
-        "  {}  underlay {}  subnet {subnet}  mtu {mtu}",
-        host.name(),
-        host.address()
-    );
-    Ok(Member {
-        host: host.clone(),
-        agent,
-        containers,
-    })
+    println!("  {}  underlay {}  subnet {subnet}  mtu {mtu}", host.name(), host.address());
+    Ok(Member { host: host.clone(), agent, containers })
 }
 
 const PINGS: u32 = 2;
@@ -171,11 +146,7 @@ fn ping_matrix(members: &[Member]) -> Result<()> {
                 row += "      -";
                 continue;
             }
-            let options = PingOptions {
-                count: PINGS,
-                interval: 0.02,
-                ..PingOptions::default()
-            };
+            let options = PingOptions { count: PINGS, interval: 0.02, ..PingOptions::default() };
             let ping = from.ping(to.address(), options)?;
             match ping.fastest_ms.filter(|_| ping.complete()) {
                 Some(time) => row += &format!(" {time:6.3}"),
@@ -206,14 +177,8 @@ fn carried(members: &[Member], overlay: &Path) -> Result<()> {
             sum.fast_out, sum.fast_in, sum.stack_out, sum.stack_in, sum.dropped
         );
         let (sent, received) = (sum.fast_out + sum.stack_out, sum.fast_in + sum.stack_in);
-        ensure!(
-            sum.fast_out > 0 && sum.fast_in > 0,
-            "the fast path of {name} carried nothing"
-        );
-        ensure!(
-            sent >= exchanges,
-            "{name} counts {sent} packets sent, the pings alone were {exchanges}"
-        );
+        ensure!(sum.fast_out > 0 && sum.fast_in > 0, "the fast path of {name} carried nothing");
+        ensure!(sent >= exchanges, "{name} counts {sent} packets sent, the pings alone were {exchanges}");
         ensure!(
             received >= exchanges,
             "{name} counts {received} packets received, the pings alone were {exchanges}"

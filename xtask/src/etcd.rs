@@ -79,18 +79,8 @@ impl Etcd {
         (client_port, peer_port): (u16, u16),
         tls: Option<Tls>,
     ) -> Result<Self> {
-        let place = Place {
-            folder: folder.to_owned(),
-            netns,
-            address,
-            client_port,
-            peer_port,
-            tls,
-        };
-        let etcd = Self {
-            child: place.spawn()?,
-            place,
-        };
+        let place = Place { folder: folder.to_owned(), netns, address, client_port, peer_port, tls };
+        let etcd = Self { child: place.spawn()?, place };
         etcd.wait_until_it_answers()?;
         Ok(etcd)
     }
@@ -132,9 +122,8 @@ impl Etcd {
     pub fn compact(&self) -> Result<()> {
         let status = self.ctl(&["endpoint", "status", "--write-out", "json"])?;
         let status: serde_json::Value = serde_json::from_str(&status).context("read etcd's status")?;
-        let revision = status[0]["Status"]["header"]["revision"]
-            .as_i64()
-            .context("etcd's status has no revision")?;
+        let revision =
+            status[0]["Status"]["header"]["revision"].as_i64().context("etcd's status has no revision")?;
         self.ctl(&["compaction", &revision.to_string()])?;
         Ok(())
     }
@@ -143,13 +132,7 @@ impl Etcd {
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = in_netns(self.place.netns.as_deref(), "etcdctl");
         if let Some(Tls { ca, cert, key }) = &self.place.tls {
-            command
-                .arg("--cacert")
-                .arg(ca)
-                .arg("--cert")
-                .arg(cert)
-                .arg("--key")
-                .arg(key);
+            command.arg("--cacert").arg(ca).arg("--cert").arg(cert).arg("--key").arg(key);
         }
         command
             .args(["--endpoints", &self.client_url()])
@@ -170,10 +153,7 @@ impl Etcd {
         let deadline = Instant::now() + START;
         while let Err(error) = self.ctl(&["endpoint", "health"]) {
             if Instant::now() > deadline {
-                bail!(
-                    "etcd does not answer: {error:#}; see {}",
-                    self.place.log().display()
-                );
+                bail!("etcd does not answer: {error:#}; see {}", self.place.log().display());
             }
             thread::sleep(Duration::from_millis(50));
         }
@@ -204,28 +184,15 @@ impl Place {
             .open(self.log())
             .with_context(|| format!("open {}", self.log().display()))?;
         // Looked for first: the helpers in front of it would only say that they failed.
-        Command::new("etcd")
-            .arg("--version")
-            .output()
-            .map_err(not_installed)?;
+        Command::new("etcd").arg("--version").output().map_err(not_installed)?;
         // setpriv ends etcd with us, also when we are killed.
         let mut command = in_netns(self.netns.as_deref(), "setpriv");
         command
             .args(["--pdeathsig", "KILL", "etcd", "--name", "overlay"])
             .arg("--data-dir")
             .arg(self.folder.join("etcd"))
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("overlay={peer}")])
             .args(["--logger", "zap", "--log-level", "warn"]);
         if let Some(Tls { ca, cert, key }) = &self.tls {

@@ -64,13 +64,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            hosts: 2,
-            mtu: 1500,
-            wire_like: false,
-            rp_filter: 0,
-            keep: false,
-        }
+        Self { hosts: 2, mtu: 1500, wire_like: false, rp_filter: 0, keep: false }
     }
 }
 
@@ -91,28 +85,17 @@ impl Lab {
         if !Uid::effective().is_root() {
             bail!("network namespaces take root: run this as root");
         }
-        let name = format!(
-            "ov{}n{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("ov{}n{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         sweep::on_signals(&name)?;
         let folder = folder_of(&name);
         let switch = Namespace::named(&name, "switch", !options.keep);
-        let mut lab = Self {
-            name,
-            options,
-            switch,
-            hosts: Vec::new(),
-            kept: false,
-        };
+        let mut lab = Self { name, options, switch, hosts: Vec::new(), kept: false };
         fs::create_dir_all(folder.join("bpf"))?;
         sh(&format!("mount -t bpf bpf {}", folder.join("bpf").display()))?;
         lab.switch.create()?;
         lab.switch.ip("link add br0 type bridge")?;
         lab.switch.ip("address add 10.99.0.254/24 dev br0")?;
-        lab.switch
-            .ip(&format!("link set br0 mtu {} up", lab.options.mtu))?;
+        lab.switch.ip(&format!("link set br0 mtu {} up", lab.options.mtu))?;
         for number in 1..=lab.options.hosts {
             let host = Host::new(&lab.name, number, &lab.options, &lab.switch)?;
             lab.hosts.push(host);

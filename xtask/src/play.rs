@@ -28,11 +28,7 @@ pub(crate) fn play(command: &Command) -> Result<()> {
         Command::Up(up) => {
             setup::setup()?;
             let overlay = xtask::project::build_overlay()?;
-            let lab = Lab::new(lab::Options {
-                hosts: up.hosts,
-                keep: true,
-                ..lab::Options::default()
-            })?;
+            let lab = Lab::new(lab::Options { hosts: up.hosts, keep: true, ..lab::Options::default() })?;
             let _hosts = demo::populate(&lab, &overlay, demo::Store::Dir)?;
             println!("{}", demo::how_to_enter(&lab));
             lab.keep();

@@ -16,9 +16,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::setup()?;
     let overlay = project::build_overlay()?;
     // The agent takes this process's place, so that it gets the signals.
-    let error = Command::new(&overlay)
-        .arg("agent")
-        .args(&options.arguments)
-        .exec();
+    let error = Command::new(&overlay).arg("agent").args(&options.arguments).exec();
     Err(error).with_context(|| format!("start {}", overlay.display()))
 }

@@ -21,26 +21,14 @@ struct Need {
 }
 
 const fn need(package: &'static str, shown_by: &'static [&'static str], purpose: &'static str) -> Need {
-    Need {
-        package,
-        shown_by,
-        purpose,
-    }
+    Need { package, shown_by, purpose }
 }
 
 const NEEDS: &[Need] = &[
     need("gcc", &["cc"], "links every Rust program"),
     need("libc6-dev", &["/usr/include/stdio.h"], "links every Rust program"),
-    need(
-        "protobuf-compiler",
-        &["protoc"],
-        "the etcd client's build generates its messages",
-    ),
-    need(
-        "libprotobuf-dev",
-        &["/usr/include/google/protobuf/empty.proto"],
-        "types those messages use",
-    ),
+    need("protobuf-compiler", &["protoc"], "the etcd client's build generates its messages"),
+    need("libprotobuf-dev", &["/usr/include/google/protobuf/empty.proto"], "types those messages use"),
     need("iproute2", &["ip"], "namespaces and links of the lab"),
     need("iputils-ping", &["ping"], "pings of the lab"),
     need("ethtool", &["ethtool"], "offloads of the lab's links"),
@@ -49,11 +37,7 @@ const NEEDS: &[Need] = &[
     need("bpftool", &["bpftool"], "reads pinned maps in the tests"),
     need("etcd-server", &["etcd"], "the store of the demo and the tests"),
     need("etcd-client", &["etcdctl"], "looks at that store from outside"),
-    need(
-        "python3-scapy",
-        &["/usr/lib/python3/dist-packages/scapy"],
-        "frames not made by our own code",
-    ),
+    need("python3-scapy", &["/usr/lib/python3/dist-packages/scapy"], "frames not made by our own code"),
 ];
 
 /// Brings in everything that is missing. Prints one line per thing it does, and one at the end.
@@ -95,11 +79,7 @@ impl Progress {
 
 fn is_there(need: &Need) -> bool {
     need.shown_by.iter().any(|mark| {
-        if mark.starts_with('/') {
-            Path::new(mark).exists()
-        } else {
-            find_command(mark).is_some()
-        }
+        if mark.starts_with('/') { Path::new(mark).exists() } else { find_command(mark).is_some() }
     })
 }
 

@@ -41,11 +41,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         }
     }
     let leaks = leaks(None);
-    ensure!(
-        leaks.is_empty(),
-        "tests left behind: {} (`cargo xtask lab down` removes it)",
-        leaks.join(", ")
-    );
+    ensure!(leaks.is_empty(), "tests left behind: {} (`cargo xtask lab down` removes it)", leaks.join(", "));
     Ok(())
 }
 
@@ -58,15 +54,7 @@ fn run(rung: Rung) -> Result<()> {
     }
     for (_, package, name) in TESTS.iter().filter(|(of, _, _)| *of == rung) {
         // One after the other: hosts under load on few cores disturb each other's timing.
-        pass_through(&mut cargo(&[
-            "test",
-            "--package",
-            package,
-            "--test",
-            name,
-            "--",
-            "--test-threads=1",
-        ]))?;
+        pass_through(&mut cargo(&["test", "--package", package, "--test", name, "--", "--test-threads=1"]))?;
     }
     Ok(())
 }
@@ -78,20 +66,12 @@ fn all_are_listed() -> Result<()> {
         };
         for file in files {
             let path = file?.path();
-            let Some(name) = path
-                .file_stem()
-                .filter(|_| path.extension().is_some_and(|end| end == "rs"))
+            let Some(name) = path.file_stem().filter(|_| path.extension().is_some_and(|end| end == "rs"))
             else {
                 continue;
             };
-            let listed = TESTS
-                .iter()
-                .any(|(_, of, listed)| *of == package && name == *listed);
-            ensure!(
-                listed,
-                "{} belongs to no rung: add it to TESTS in xtask/src/test.rs",
-                path.display()
-            );
+            let listed = TESTS.iter().any(|(_, of, listed)| *of == package && name == *listed);
+            ensure!(listed, "{} belongs to no rung: add it to TESTS in xtask/src/test.rs", path.display());
         }
     }
     Ok(())

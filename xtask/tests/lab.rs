@@ -34,20 +34,13 @@ fn two_foreign_hosts(options: Options) -> (Lab, [Container; 2], [ForeignVxlan; 2
         lab.host(i).add_container("a", SUBNETS[i], 2, MTU).unwrap()
     });
     for (own, peer) in [(0, 1), (1, 0)] {
-        devices[own]
-            .put_peer(SUBNETS[peer], devices[peer].mac(), lab.host(peer).address())
-            .unwrap();
+        devices[own].put_peer(SUBNETS[peer], devices[peer].mac(), lab.host(peer).address()).unwrap();
     }
     (lab, containers, devices)
 }
 
 fn df(payload: u32) -> PingOptions {
-    PingOptions {
-        count: 1,
-        size: payload,
-        df: true,
-        ..PingOptions::default()
-    }
+    PingOptions { count: 1, size: payload, df: true, ..PingOptions::default() }
 }
 
 #[test]
@@ -62,10 +55,7 @@ fn foreign_hosts_talk_up_to_the_exact_mtu() {
 #[test]
 fn a_transfer_is_whole_with_either_kind_of_underlay() {
     for wire_like in [false, true] {
-        let (_lab, [a, b], _) = two_foreign_hosts(Options {
-            wire_like,
-            ..Options::default()
-        });
+        let (_lab, [a, b], _) = two_foreign_hosts(Options { wire_like, ..Options::default() });
         let done = transfer(&a, &b, 100 << 20).unwrap();
         assert_eq!(done.bytes, 100 << 20);
     }
@@ -75,9 +65,7 @@ fn a_transfer_is_whole_with_either_kind_of_underlay() {
 fn without_a_path_nothing_arrives_and_everything_ends() {
     let (lab, [a, b], devices) = two_foreign_hosts(Options::default());
     // The MAC address of nobody: the other host's stack discards every frame.
-    devices[0]
-        .put_peer(SUBNETS[1], "02:00:00:00:00:99", lab.host(1).address())
-        .unwrap();
+    devices[0].put_peer(SUBNETS[1], "02:00:00:00:00:99", lab.host(1).address()).unwrap();
     assert_eq!(a.ping(b.address(), df(56)).unwrap().received, 0);
     assert!(latency(&a, &b, 10).is_err());
     let stream = Numbered::start(&a, &b, 1000).unwrap();
@@ -98,13 +86,9 @@ fn numbered_packets_all_arrive_at_the_rate_asked_for() {
     // And a gap is seen as one.
     let stream = Numbered::start(&a, &b, 5_000).unwrap();
     thread::sleep(Duration::from_millis(200));
-    devices[0]
-        .put_peer(SUBNETS[1], "02:00:00:00:00:99", lab.host(1).address())
-        .unwrap();
+    devices[0].put_peer(SUBNETS[1], "02:00:00:00:00:99", lab.host(1).address()).unwrap();
     thread::sleep(Duration::from_millis(200));
-    devices[0]
-        .put_peer(SUBNETS[1], devices[1].mac(), lab.host(1).address())
-        .unwrap();
+    devices[0].put_peer(SUBNETS[1], devices[1].mac(), lab.host(1).address()).unwrap();
     thread::sleep(Duration::from_millis(200));
     let report = stream.finish().unwrap();
     assert!(report.lost > 500 && report.received > 500, "{report:?}");
@@ -121,20 +105,14 @@ fn figures_are_plausible() {
 
 #[test]
 fn a_capture_shows_the_outer_packets() {
-    let (lab, [a, b], _) = two_foreign_hosts(Options {
-        wire_like: true,
-        ..Options::default()
-    });
+    let (lab, [a, b], _) = two_foreign_hosts(Options { wire_like: true, ..Options::default() });
     let capture = lab.host(1).capture("eth0", "udp port 8472").unwrap();
     assert!(a.ping(b.address(), PingOptions::default()).unwrap().complete());
     let packets = capture.lines().unwrap();
     assert_eq!(packets.len(), 6, "{packets:#?}");
     for packet in packets {
         // tcpdump calls port 8472 OTV, which has VXLAN's header.
-        assert!(
-            packet.contains("instance 1") && packet.contains("ICMP echo"),
-            "{packet}"
-        );
+        assert!(packet.contains("instance 1") && packet.contains("ICMP echo"), "{packet}");
         assert!(!packet.contains("bad udp cksum"), "{packet}");
     }
 }
@@ -179,12 +157,7 @@ fn a_process_that_holds_a_lab() {
 /// Starts that process and returns it with its lab's name.
 fn hold_a_lab() -> (std::process::Child, String) {
     let mut process = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "a_process_that_holds_a_lab",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "a_process_that_holds_a_lab", "--ignored", "--nocapture"])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
@@ -210,11 +183,7 @@ fn what_a_killed_process_leaves_is_found_and_removed() {
     process.kill().unwrap();
     process.wait().unwrap();
     assert!(orphans().contains(&name));
-    assert!(
-        leaks(Some(&name))
-            .iter()
-            .any(|left| left.starts_with("namespace"))
-    );
+    assert!(leaks(Some(&name)).iter().any(|left| left.starts_with("namespace")));
     sweep(&name).unwrap();
     assert_eq!(leaks(Some(&name)), Vec::<String>::new());
 }
@@ -229,27 +198,16 @@ fn stand_in(lab: &Lab, script: &str) -> PathBuf {
 
 #[test]
 fn an_agent_that_ends_is_reported_with_what_it_said() {
-    let lab = Lab::new(Options {
-        hosts: 1,
-        ..Options::default()
-    })
-    .unwrap();
+    let lab = Lab::new(Options { hosts: 1, ..Options::default() }).unwrap();
     let binary = stand_in(&lab, "echo no lease today; exit 3");
     let mut agent = lab.host(0).start_agent(&binary, &[]).unwrap();
     let error = format!("{:#}", agent.wait_ready(Duration::from_secs(5)).unwrap_err());
-    assert!(
-        error.contains("no lease today") && error.contains("exit status: 3"),
-        "{error}"
-    );
+    assert!(error.contains("no lease today") && error.contains("exit status: 3"), "{error}");
 }
 
 #[test]
 fn an_agent_gets_its_hosts_places_and_its_subnet_is_read_back() {
-    let lab = Lab::new(Options {
-        hosts: 1,
-        ..Options::default()
-    })
-    .unwrap();
+    let lab = Lab::new(Options { hosts: 1, ..Options::default() }).unwrap();
     let host = lab.host(0);
     let env = host.subnet_file().display().to_string();
     let binary = stand_in(
@@ -259,17 +217,11 @@ fn an_agent_gets_its_hosts_places_and_its_subnet_is_read_back() {
         ),
     );
     let agent = host.start_agent(&binary, &["--store-dir", "/nowhere"]).unwrap();
-    wait_until("subnet.env", Duration::from_secs(5), || {
-        Ok(agent.subnet().is_ok())
-    })
-    .unwrap();
+    wait_until("subnet.env", Duration::from_secs(5), || Ok(agent.subnet().is_ok())).unwrap();
     assert_eq!(agent.subnet().unwrap(), ("10.244.7.0/24".to_owned(), 1450));
     let said = agent.log();
     assert!(said.starts_with(&host.bpf_root().display().to_string()), "{said}");
-    assert!(
-        said.contains("agent --iface eth0") && said.contains("--store-dir /nowhere"),
-        "{said}"
-    );
+    assert!(said.contains("agent --iface eth0") && said.contains("--store-dir /nowhere"), "{said}");
     assert!(agent.terminate().unwrap().code().is_none(), "ended by the signal");
 }
 

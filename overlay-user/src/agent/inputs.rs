@@ -48,14 +48,7 @@ impl Inputs {
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         };
-        Self {
-            endpoints,
-            control,
-            shutdown,
-            status,
-            beat: every(BEAT),
-            flows: every(FLOWS),
-        }
+        Self { endpoints, control, shutdown, status, beat: every(BEAT), flows: every(FLOWS) }
     }
 
     /// The next thing to do. Cancel-safe. The end comes first, whatever else is waiting.

@@ -26,7 +26,6 @@ use crate::{
 pub(super) struct Local<D> {
     pub(super) inputs: Inputs,
     pub(super) datapath: D,
-    pub(super) scope: Scope,
     pub(super) table: PeerTable,
     pub(super) guard: Guard,
     pub(super) decided: Decided,
@@ -51,8 +50,7 @@ impl<D: Datapath> Local<D> {
         Ok(Self {
             inputs,
             datapath,
-            table: PeerTable::new(scope.clone()),
-            scope,
+            table: PeerTable::new(scope),
             guard: Guard::default(),
             decided: Decided::default(),
             installed,
@@ -77,13 +75,10 @@ impl<D: Datapath> Local<D> {
     pub(super) fn handle(&mut self, input: Input) -> Result<(), Exit> {
         match input {
             Input::End(exit) => return Err(exit),
-            Input::Beat => self
-                .inputs
-                .status
-                .send_modify(|status| status.beat = Instant::now()),
+            Input::Beat => self.inputs.status.send_modify(|status| status.beat = Instant::now()),
             Input::Learned(changes) => {
                 for change in &changes {
-                    if self.may_learn(change) {
+                    if !matches!(change, Change::PutPeer(..) | Change::RemovePeer(_)) {
                         self.decided.note(change);
                         self.local_change(change);
                     }
@@ -113,8 +108,7 @@ impl<D: Datapath> Local<D> {
         let other_cluster = self.cluster.is_some_and(|known| known != snapshot.cluster);
         self.cluster = Some(snapshot.cluster);
         let (table, peers) = (&self.table, &self.installed.peers);
-        self.guard
-            .retain(|subnet| peers.contains_key(subnet) && table.get(subnet).is_none());
+        self.guard.retain(|subnet| peers.contains_key(subnet) && table.get(subnet).is_none());
         self.failed.clear();
         let changes = peers::diff(&self.table, &self.installed.peers);
         let count = changes.len();
@@ -131,10 +125,7 @@ impl<D: Datapath> Local<D> {
             status.datapath.repaired += drift as u64;
             if status.peers.first_apply.is_none() {
                 status.peers.first_apply = Some(first);
-                info!(
-                    "{} peers in force after {count} changes in {} us",
-                    first.peers, first.micros
-                );
+                info!("{} peers in force after {count} changes in {} us", first.peers, first.micros);
             }
         });
         self.publish();
@@ -159,11 +150,7 @@ impl<D: Datapath> Local<D> {
             })
             .collect();
         if deleted.len() < guard::LEAST {
-            for subnet in deleted
-                .iter()
-                .filter_map(|key| self.guard.confirm(key))
-                .collect::<Vec<_>>()
-            {
+            for subnet in deleted.iter().filter_map(|key| self.guard.confirm(key)).collect::<Vec<_>>() {
                 self.peer_change(&Change::RemovePeer(subnet));
             }
         }
@@ -208,10 +195,7 @@ impl<D: Datapath> Local<D> {
             self.retry_failed();
         }
         if let Some((subnet, why)) = self.failed.first_key_value() {
-            error!(
-                "{} peers could not be brought in force, {subnet} first: {why}",
-                self.failed.len()
-            );
+            error!("{} peers could not be brought in force, {subnet} first: {why}", self.failed.len());
         }
     }
 
@@ -235,31 +219,11 @@ impl<D: Datapath> Local<D> {
         };
     }
 
-    /// Endpoints that an operator or a CNI plugin named are not learning's to move or remove.
-    fn may_learn(&self, change: &Change) -> bool {
-        let pinned = |address| {
-            self.installed
-                .endpoints
-                .get(address)
-                .is_some_and(|found| found.pinned)
-        };
-        match change {
-            Change::PutEndpoint(address, endpoint) => endpoint.pinned || !pinned(address),
-            Change::RemoveEndpoint(address) => !pinned(address),
-            Change::Attach(..) | Change::Detach(_) => true,
-            Change::PutPeer(..) | Change::RemovePeer(_) => false,
-        }
-    }
-
     /// Carries out a change to endpoints or ports; a failure is tried again by [`Local::repair`].
     fn local_change(&mut self, change: &Change) {
         if let Change::Detach(port) = *change {
             // An endpoint without an attached port would be half a fast path: pinned ones end with their link too.
-            let behind = self
-                .installed
-                .endpoints
-                .iter()
-                .filter(|(_, endpoint)| endpoint.port == port);
+            let behind = self.installed.endpoints.iter().filter(|(_, endpoint)| endpoint.port == port);
             for address in behind.map(|(&address, _)| address).collect::<Vec<_>>() {
                 self.decided.note(&Change::RemoveEndpoint(address));
                 self.local_change(&Change::RemoveEndpoint(address));
@@ -294,10 +258,7 @@ impl<D: Datapath> Local<D> {
 
     fn age_flows(&mut self) {
         match self.datapath.expire_flows() {
-            Ok((_, left)) => self
-                .inputs
-                .status
-                .send_modify(|status| status.datapath.flows = left),
+            Ok((_, left)) => self.inputs.status.send_modify(|status| status.datapath.flows = left),
             Err(failed) => error!("forget old flows: {failed}"),
         }
         if self.unrepaired > 0 {
@@ -310,10 +271,7 @@ impl<D: Datapath> Local<D> {
 /// How many entries that this agent wrote or adopted are not as it left them.
 fn drift(left: &Installed, found: &Installed) -> usize {
     fn differences<K: Ord, V: PartialEq>(left: &BTreeMap<K, V>, found: &BTreeMap<K, V>) -> usize {
-        let altered = left
-            .iter()
-            .filter(|(key, value)| found.get(key) != Some(value))
-            .count();
+        let altered = left.iter().filter(|(key, value)| found.get(key) != Some(value)).count();
         altered + found.keys().filter(|key| !left.contains_key(key)).count()
     }
     differences(&left.peers, &found.peers)

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::local::Local;
 use crate::{
     control::{EndpointLine, PeerLine, Request, Response},
-    datapath::{Change, Datapath, DatapathError, Endpoint, PortKind},
+    datapath::{Change, Datapath, DatapathError, Endpoint},
     own::Own,
     status::{FailedPeer, unix_now},
     store::{Revision, StoreError},
@@ -20,29 +20,10 @@ impl<D: Datapath> Local<D> {
             Request::Status => Response::Status(Box::new(self.inputs.status.borrow().clone())),
             Request::Peers => Response::Peers(self.peer_lines()),
             Request::Endpoints => Response::Endpoints(self.endpoint_lines()),
-            Request::Attach {
-                address,
-                port,
-                mac,
-                gateway_mac,
-            } => {
-                let attached = port.index().and_then(|port| {
-                    self.attach(
-                        address,
-                        Endpoint {
-                            port,
-                            mac,
-                            gateway_mac,
-                            pinned: true,
-                        },
-                    )
-                });
-                match attached {
-                    Ok(()) => Response::done(format!("endpoint {address} attached to {port}")),
-                    Err(error) => Response::Error(format!("attach endpoint {address} to {port}: {error}")),
-                }
+            // Learning decides on endpoints; what it decides comes by its own way.
+            Request::Attach { .. } | Request::Detach { .. } => {
+                Response::Error("endpoints are not the loop's to decide on".to_owned())
             }
-            Request::Detach { address } => self.detach(address),
             Request::AcceptDeletions => self.accept_deletions(),
             Request::Resync => {
                 self.resync = true;
@@ -56,52 +37,12 @@ impl<D: Datapath> Local<D> {
         std::mem::take(&mut self.resync)
     }
 
-    fn attach(&mut self, address: Ipv4Addr, endpoint: Endpoint) -> Result<(), String> {
-        if !self.scope.own_subnet.contains(&address) {
-            return Err(format!(
-                "it is not in {}, this host's subnet",
-                self.scope.own_subnet
-            ));
-        }
-        // Noted only once done: who asks hears of a failure and asks again.
-        for change in [
-            Change::Attach(endpoint.port, PortKind::Veth),
-            Change::PutEndpoint(address, endpoint),
-        ] {
-            self.apply(&change).map_err(|error| error.to_string())?;
-            self.decided.note(&change);
-        }
-        info!(
-            "endpoint {address} attached to interface {} by request",
-            endpoint.port
-        );
-        Ok(())
-    }
-
-    fn detach(&mut self, address: Ipv4Addr) -> Response {
-        if !self.installed.endpoints.contains_key(&address) {
-            return Response::Error(format!("detach endpoint {address}: there is no such endpoint"));
-        }
-        let change = Change::RemoveEndpoint(address);
-        match self.apply(&change) {
-            Ok(()) => {
-                self.decided.note(&change);
-                info!("endpoint {address} detached by request");
-                Response::done(format!("endpoint {address} detached"))
-            }
-            Err(error) => Response::Error(format!("detach endpoint {address}: {error}")),
-        }
-    }
-
     fn accept_deletions(&mut self) -> Response {
         let accepted = self.guard.accept();
         for subnet in &accepted {
             self.peer_change(&Change::RemovePeer(*subnet));
         }
-        warn!(
-            "{} removals that were held back are accepted by request",
-            accepted.len()
-        );
+        warn!("{} removals that were held back are accepted by request", accepted.len());
         Response::done(format!("{} removals accepted", accepted.len()))
     }
 
@@ -115,13 +56,7 @@ impl<D: Datapath> Local<D> {
         });
         let held = self.guard.held().iter().filter_map(|subnet| {
             let peer = *self.installed.peers.get(subnet)?;
-            Some(PeerLine {
-                subnet: *subnet,
-                peer,
-                revision: None,
-                installed: true,
-                held: true,
-            })
+            Some(PeerLine { subnet: *subnet, peer, revision: None, installed: true, held: true })
         });
         let mut lines: Vec<_> = wanted.chain(held).collect();
         lines.sort_by_key(|line| line.subnet);
@@ -147,9 +82,7 @@ impl<D: Datapath> Local<D> {
 
     /// Which store is asked.
     pub(super) fn names(&mut self, store: &str) {
-        self.inputs
-            .status
-            .send_modify(|status| store.clone_into(&mut status.store.name));
+        self.inputs.status.send_modify(|status| store.clone_into(&mut status.store.name));
     }
 
     /// The stream of changes is open.
@@ -182,20 +115,13 @@ impl<D: Datapath> Local<D> {
     }
 
     pub(super) fn publish_lease(&mut self, own: &Own) {
-        self.inputs
-            .status
-            .send_modify(|status| status.lease = own.status());
+        self.inputs.status.send_modify(|status| status.lease = own.status());
     }
 
     /// Peers and endpoints, as they are now.
     pub(super) fn publish(&mut self) {
         let failed = self.failed.iter();
-        let failed = failed
-            .map(|(&subnet, why)| FailedPeer {
-                subnet,
-                why: why.clone(),
-            })
-            .collect();
+        let failed = failed.map(|(&subnet, why)| FailedPeer { subnet, why: why.clone() }).collect();
         let skipped = self.table.skipped();
         self.inputs.status.send_modify(|status| {
             status.peers.wanted = self.table.len();

@@ -25,12 +25,7 @@ pub(super) async fn findings(network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) 
 }
 
 async fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let ran = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await;
+    let ran = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await;
     match ran {
         Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
@@ -124,9 +119,7 @@ fn nft_forward(rules: &str) -> Finding {
         } else if line.contains("hook forward") {
             hooked = chain != "FORWARD";
         }
-        let verdict = line
-            .split([' ', ';'])
-            .any(|word| word == "drop" || word == "reject");
+        let verdict = line.split([' ', ';']).any(|word| word == "drop" || word == "reject");
         if hooked && verdict {
             dropping.push(format!("{table} {chain}: {line}"));
         }
@@ -151,39 +144,18 @@ mod tests {
         let forward = |rules| forward(rules, net("10.244.0.0/16"));
         let found = forward(rules);
         assert_eq!(found.level, Level::Warn);
-        assert_eq!(
-            found.detail,
-            "bypassed by the fast path: -A DOCKER-USER -s 10.244.9.0/24 -j DROP"
-        );
-        assert_eq!(
-            forward(":FORWARD DROP [0:0]\n-A FORWARD -j ACCEPT\n").level,
-            Level::Warn
-        );
-        assert_eq!(
-            forward(":FORWARD ACCEPT [0:0]\n-A INPUT -j DROP\n").level,
-            Level::Ok
-        );
+        assert_eq!(found.detail, "bypassed by the fast path: -A DOCKER-USER -s 10.244.9.0/24 -j DROP");
+        assert_eq!(forward(":FORWARD DROP [0:0]\n-A FORWARD -j ACCEPT\n").level, Level::Warn);
+        assert_eq!(forward(":FORWARD ACCEPT [0:0]\n-A INPUT -j DROP\n").level, Level::Ok);
     }
 
     #[test]
     fn dockers_masquerading_is_found_and_flannels_is_not() {
         let found = |rule| masquerade(rule, net("10.244.0.0/16"), net("10.244.1.0/24")).level;
-        assert_eq!(
-            found("-A POSTROUTING -s 10.244.1.0/24 ! -o docker0 -j MASQUERADE"),
-            Level::Warn
-        );
-        assert_eq!(
-            found("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"),
-            Level::Ok
-        );
-        assert_eq!(
-            found("-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"),
-            Level::Ok
-        );
-        assert_eq!(
-            found("-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE"),
-            Level::Ok
-        );
+        assert_eq!(found("-A POSTROUTING -s 10.244.1.0/24 ! -o docker0 -j MASQUERADE"), Level::Warn);
+        assert_eq!(found("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"), Level::Ok);
+        assert_eq!(found("-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"), Level::Ok);
+        assert_eq!(found("-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE"), Level::Ok);
     }
 
     #[test]

@@ -26,9 +26,7 @@ pub(super) fn findings(bpf_root: &Path) -> Vec<Finding> {
 
 fn version(release: &str) -> Finding {
     let what = "kernel";
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= TCX => {
             Finding::ok(what, format!("{release}, has TCX links"))
@@ -48,9 +46,7 @@ fn version(release: &str) -> Finding {
 fn capabilities(status: &str) -> Finding {
     let what = "capabilities";
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
     let has = |number: u32| effective & (1 << number) != 0;
     let wanted = [
         ("CAP_NET_ADMIN", has(NET_ADMIN)),
@@ -58,21 +54,12 @@ fn capabilities(status: &str) -> Finding {
         ("CAP_BPF", has(BPF) || has(SYS_ADMIN)),
         ("CAP_PERFMON", has(PERFMON) || has(SYS_ADMIN)),
     ];
-    let missing: Vec<&str> = wanted
-        .iter()
-        .filter(|(_, has)| !has)
-        .map(|(name, _)| *name)
-        .collect();
+    let missing: Vec<&str> = wanted.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
     if missing.is_empty() {
         return Finding::ok(what, "all there");
     }
     let remedy = "run as root, or give the unit these capabilities (AmbientCapabilities=)";
-    Finding::new(
-        what,
-        Level::Fail,
-        format!("missing: {}", missing.join(", ")),
-        remedy,
-    )
+    Finding::new(what, Level::Fail, format!("missing: {}", missing.join(", ")), remedy)
 }
 
 fn jit(value: &str) -> Finding {
@@ -93,12 +80,7 @@ fn bpffs(root: &Path) -> Finding {
     if statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
         return Finding::ok(&what, "mounted");
     }
-    Finding::new(
-        &what,
-        Level::Fail,
-        "not a bpf filesystem",
-        "mount -t bpf bpf /sys/fs/bpf",
-    )
+    Finding::new(&what, Level::Fail, "not a bpf filesystem", "mount -t bpf bpf /sys/fs/bpf")
 }
 
 #[cfg(test)]
@@ -123,13 +105,7 @@ mod tests {
     fn missing_capabilities_are_named() {
         let with = |mask: u64| capabilities(&format!("Name:\toverlay\nCapEff:\t{mask:016x}\n"));
         assert_eq!(with(u64::MAX).level, Level::Ok);
-        assert_eq!(
-            with(1 << NET_ADMIN | 1 << NET_RAW | 1 << SYS_ADMIN).level,
-            Level::Ok
-        );
-        assert_eq!(
-            with(1 << NET_ADMIN | 1 << BPF).detail,
-            "missing: CAP_NET_RAW, CAP_PERFMON"
-        );
+        assert_eq!(with(1 << NET_ADMIN | 1 << NET_RAW | 1 << SYS_ADMIN).level, Level::Ok);
+        assert_eq!(with(1 << NET_ADMIN | 1 << BPF).detail, "missing: CAP_NET_RAW, CAP_PERFMON");
     }
 }

@@ -79,13 +79,8 @@ impl Store {
         let etcd = self.etcd_options();
         if let Some(path) = &self.store_dir {
             return match etcd.first() {
-                None => Ok(StoreChoice::Directory {
-                    path: path.clone(),
-                    shared: self.store_shared,
-                }),
-                Some(option) => Err(format!(
-                    "--store-dir and {option} name two stores: give one of them"
-                )),
+                None => Ok(StoreChoice::Directory { path: path.clone(), shared: self.store_shared }),
+                Some(option) => Err(format!("--store-dir and {option} name two stores: give one of them")),
             };
         }
         if self.store_shared {
@@ -120,10 +115,6 @@ impl Store {
             ("--etcd-username", self.etcd_username.is_some()),
             ("--etcd-password", self.etcd_password.is_some()),
         ];
-        given
-            .into_iter()
-            .filter(|(_, given)| *given)
-            .map(|(option, _)| option)
-            .collect()
+        given.into_iter().filter(|(_, given)| *given).map(|(option, _)| option).collect()
     }
 }

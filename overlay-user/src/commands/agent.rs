@@ -33,7 +33,7 @@ use crate::{
     observe,
     own::Own,
     peers::Scope,
-    state::{Adoption, Paths, Record},
+    state::{Adoption, Record},
     status::Status,
     store::{Store, StoreError},
     subnet_env::{self, SubnetEnv},
@@ -102,7 +102,10 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         public_ip,
         vni: vxlan.vni,
         vtep_mac: present_mac(&netlink, &options.device).await?,
-        preferred: paths.record()?.map(|record| record.subnet).or(subnet_env::read(&options.subnet_file).subnet),
+        preferred: paths
+            .record()?
+            .map(|record| record.subnet)
+            .or(subnet_env::read(&options.subnet_file).subnet),
         time_to_live: TIME_TO_LIVE,
     };
     let (held, cluster) = lease(&mut store, private, &network, &request).await?;
@@ -144,7 +147,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         own_subnet: subnet,
     };
     let margin = Duration::from_secs(options.subnet_lease_renew_margin * 60);
-    let own = Own::new(&held.lease, held.modified, held.time_to_live, held.renewed, margin);
+    let own = Own::new(held, margin);
     let audit = Duration::from_secs(options.audit_interval);
     let setup = Setup { scope, own, audit, cluster: Some(cluster) };
 
@@ -175,7 +178,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         let learned = observe::observe(netlink, learning, installed, changes_to, commands, view_to).await;
         learned.context("watch the host's links and neighbours")
     });
-    let server = Server::bind(&control::socket_path(&options.place.state_dir, &options.place.network)).await?;
+    let server =
+        Server::bind(&control::socket_path(&options.place.state_dir, &options.place.network)).await?;
     tasks.spawn(async move {
         server.serve(calls_to).await;
         Ok(())
@@ -212,7 +216,9 @@ impl Vxlan {
         let other = match &network.backend {
             BackendConfig::Vxlan { vni, port, mtu, direct_routing } => {
                 if *direct_routing {
-                    warn!("DirectRouting is not supported yet: every peer is reached by VXLAN, which works everywhere");
+                    warn!(
+                        "DirectRouting is not supported yet: every peer is reached by VXLAN, which works everywhere"
+                    );
                 }
                 return Ok(Self { vni: *vni, port: *port, mtu: *mtu });
             }
@@ -234,7 +240,9 @@ async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
     let mut pause = PAUSE.0;
     loop {
         match store.config().await {
-            Ok(Some(text)) => return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name())),
+            Ok(Some(text)) => {
+                return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()));
+            }
             Ok(None) => warn!(
                 "{} has no network config: write one with `overlay config set`; looking again in {pause:?}",
                 store.name()

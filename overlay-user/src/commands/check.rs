@@ -7,7 +7,7 @@ use crate::{
     cli::Check,
     iface,
     netlink::Netlink,
-    network::BackendConfig,
+    network::VXLAN_PORT,
     table,
 };
 
@@ -18,7 +18,7 @@ pub(super) async fn check(options: &Check) -> Result<Ended> {
     let spec = CheckSpec {
         underlay: underlay.as_ref().ok().map(|underlay| underlay.name.clone()),
         device: options.device.clone(),
-        port: BackendConfig::VXLAN_PORT,
+        port: VXLAN_PORT,
         network: None,
         subnet: record.map(|record| record.subnet),
         bpf_root: options.show.place.bpf_root.clone(),

@@ -2,30 +2,24 @@
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
-use crate::{cli::Down, device, netlink::Netlink, state::StateError};
+use crate::{cli::Down, device, netlink::Netlink};
 
 pub(super) async fn down(options: &Down) -> Result<()> {
     let paths = options.show.place.paths();
+    std::fs::create_dir_all(&paths.state).with_context(|| format!("create {}", paths.state.display()))?;
     // A running agent would put back what is removed here.
-    let lock = match paths.lock() {
-        Err(error @ StateError::Locked { .. }) => bail!("{error}; end it first"),
-        other => other.ok(),
-    };
+    let lock = paths.lock().context("end the agent first")?;
+    // What can go goes, whatever else fails.
     let mut failures = Vec::new();
-    if let Err(error) = paths.remove() {
+    if let Err(error) = paths.remove(lock) {
         failures.push(error.to_string());
     }
-    let removed = async { device::remove(&Netlink::open()?, &options.device).await };
-    if let Err(error) = removed.await {
+    if let Err(error) = remove_device(&options.device).await {
         failures.push(format!("{error:#}"));
     }
-    drop(lock);
     if !failures.is_empty() {
         bail!("network {} is not wholly gone: {}", paths.network, failures.join("; "));
     }
-    std::fs::remove_dir_all(&paths.state)
-        .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-        .with_context(|| format!("remove {}", paths.state.display()))?;
     if options.show.json {
         println!("{}", json!({ "removed": paths.network }));
     } else {
@@ -35,4 +29,8 @@ pub(super) async fn down(options: &Down) -> Result<()> {
         );
     }
     Ok(())
+}
+
+async fn remove_device(name: &str) -> Result<()> {
+    Ok(device::remove(&Netlink::open()?, name).await?)
 }

@@ -8,8 +8,7 @@ use crate::{
 };
 
 pub(super) async fn attach(options: &Attach) -> Result<()> {
-    let request =
-        Request::Attach { address: options.address, port: options.port.clone(), mac: options.mac };
+    let request = Request::Attach { address: options.address, port: options.port.clone(), mac: options.mac };
     done(&options.show, &request).await
 }
 

@@ -95,7 +95,11 @@ fn tiers(counters: &[Counter]) -> Vec<Tier> {
         Tier {
             name: "tc",
             in_use: !off,
-            why: if off { "switched off by --fast-path off" } else { "works on every interface, keeps GSO and GRO" },
+            why: if off {
+                "switched off by --fast-path off"
+            } else {
+                "works on every interface, keeps GSO and GRO"
+            },
         },
         Tier { name: "stack", in_use: true, why: "carries what the tiers above leave" },
     ]
@@ -108,12 +112,18 @@ fn text(report: &Report) -> String {
         row("this host", format!("{}, subnet {}", record.public_ip, record.subnet));
     }
     for tier in &report.tiers {
-        row(&format!("tier {}", tier.name), format!("{}: {}", if tier.in_use { "in use" } else { "not used" }, tier.why));
+        row(
+            &format!("tier {}", tier.name),
+            format!("{}: {}", if tier.in_use { "in use" } else { "not used" }, tier.why),
+        );
     }
     match &report.agent {
         None => row(
             "agent",
-            format!("not running ({}); traffic goes on", report.agent_error.as_deref().unwrap_or("no answer")),
+            format!(
+                "not running ({}); traffic goes on",
+                report.agent_error.as_deref().unwrap_or("no answer")
+            ),
         ),
         Some(agent) => {
             row("agent", format!("running for {}", span(unix_now().saturating_sub(agent.started))));
@@ -162,7 +172,10 @@ fn text(report: &Report) -> String {
                 );
             }
             for bridge in &agent.learned.bridges {
-                row("bridge", format!("{}, mtu {}, ports: {}", bridge.name, bridge.mtu, bridge.ports.join(" ")));
+                row(
+                    "bridge",
+                    format!("{}, mtu {}, ports: {}", bridge.name, bridge.mtu, bridge.ports.join(" ")),
+                );
             }
         }
     }
@@ -226,7 +239,8 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
         return done(show, &Request::Resync).await;
     }
     let paths = show.place.paths();
-    let tables = Tables::open(&paths.pins).with_context(|| format!("show the peers of network {}", paths.network))?;
+    let tables =
+        Tables::open(&paths.pins).with_context(|| format!("show the peers of network {}", paths.network))?;
     let mut rows = BTreeMap::new();
     for (subnet, peer) in tables.peer_entries()? {
         let row = PeerRow {
@@ -288,7 +302,8 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
         pinned: bool,
     }
     let paths = show.place.paths();
-    let tables = Tables::open(&paths.pins).with_context(|| format!("show the endpoints of network {}", paths.network))?;
+    let tables = Tables::open(&paths.pins)
+        .with_context(|| format!("show the endpoints of network {}", paths.network))?;
     let names: BTreeMap<u32, String> = nix::net::if_::if_nameindex()
         .context("list the interfaces")?
         .iter()

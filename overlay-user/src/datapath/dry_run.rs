@@ -16,11 +16,7 @@ pub struct DryRun<D, W> {
 impl<D: Datapath, W: Write + Send> DryRun<D, W> {
     /// Wraps a data path; lines go to `out`.
     pub fn new(inner: D, out: W) -> Self {
-        Self {
-            inner,
-            out,
-            pretended: Vec::new(),
-        }
+        Self { inner, out, pretended: Vec::new() }
     }
 }
 
@@ -57,10 +53,7 @@ mod tests {
         let real = Memory::default();
         let mut out = Vec::new();
         let subnet = "10.244.2.0/24".parse().unwrap();
-        let peer = Peer {
-            public_ip: [10, 99, 0, 2].into(),
-            vtep_mac: "02:00:00:00:00:02".parse().unwrap(),
-        };
+        let peer = Peer { public_ip: [10, 99, 0, 2].into(), vtep_mac: "02:00:00:00:00:02".parse().unwrap() };
         let mut dry = DryRun::new(real.clone(), &mut out);
         dry.apply(&Change::PutPeer(subnet, peer)).unwrap();
         assert_eq!(dry.installed().unwrap().peers.get(&subnet), Some(&peer));

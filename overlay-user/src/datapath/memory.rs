@@ -34,10 +34,7 @@ impl Memory {
 impl State {
     fn check(&self, action: &str) -> Result<(), DatapathError> {
         match &self.failing {
-            Some(detail) => Err(DatapathError::Failed {
-                action: action.to_owned(),
-                detail: detail.clone(),
-            }),
+            Some(detail) => Err(DatapathError::Failed { action: action.to_owned(), detail: detail.clone() }),
             None => Ok(()),
         }
     }
@@ -60,10 +57,7 @@ impl Datapath for Memory {
                     && in_force >= capacity as usize
                     && !state.installed.peers.contains_key(&subnet)
                 {
-                    return Err(DatapathError::Full {
-                        table: "peers",
-                        capacity,
-                    });
+                    return Err(DatapathError::Full { table: "peers", capacity });
                 }
             }
             Change::PutEndpoint(_, endpoint) if !state.installed.ports.contains_key(&endpoint.port) => {

@@ -69,15 +69,11 @@ impl Learner {
     }
 
     pub(super) fn is_veth(&self, index: u32) -> bool {
-        self.links
-            .get(&index)
-            .is_some_and(|link| link.kind == LinkKind::Veth)
+        self.links.get(&index).is_some_and(|link| link.kind == LinkKind::Veth)
     }
 
     fn has_pinned(&self, port: u32) -> bool {
-        self.endpoints
-            .values()
-            .any(|endpoint| endpoint.pinned && endpoint.port == port)
+        self.endpoints.values().any(|endpoint| endpoint.pinned && endpoint.port == port)
     }
 
     /// An address a container can have: in the subnet, neither its base, its broadcast, nor one of this host's own.
@@ -91,11 +87,8 @@ impl Learner {
 
     /// Attaches what is wanted, bridges first, and detaches veths that were taken out of their bridge.
     fn settle_ports(&mut self) {
-        let mut wanted: Vec<(PortKind, u32)> = self
-            .links
-            .keys()
-            .filter_map(|index| Some((self.wanted_kind(*index)?, *index)))
-            .collect();
+        let mut wanted: Vec<(PortKind, u32)> =
+            self.links.keys().filter_map(|index| Some((self.wanted_kind(*index)?, *index))).collect();
         wanted.sort_unstable();
         for (kind, index) in wanted {
             self.attach_port(index, kind);
@@ -105,12 +98,7 @@ impl Learner {
             let elsewhere = link.is_some_and(|link| link.master.is_some() || !self.was_point_to_point(*port));
             self.wanted_kind(*port).is_none() && elsewhere
         };
-        let gone: Vec<u32> = self
-            .ports
-            .keys()
-            .filter(|port| taken_out(port))
-            .copied()
-            .collect();
+        let gone: Vec<u32> = self.ports.keys().filter(|port| taken_out(port)).copied().collect();
         for port in gone {
             self.end_port(port);
         }
@@ -120,9 +108,7 @@ impl Learner {
     /// or route that goes for a moment must not end it.
     fn was_point_to_point(&self, port: u32) -> bool {
         let own = self.links.get(&port).and_then(|link| link.mac);
-        self.endpoints
-            .values()
-            .any(|endpoint| endpoint.port == port && Some(endpoint.gateway_mac) == own)
+        self.endpoints.values().any(|endpoint| endpoint.port == port && Some(endpoint.gateway_mac) == own)
     }
 
     pub(super) fn attach_port(&mut self, index: u32, kind: PortKind) {
@@ -133,10 +119,7 @@ impl Learner {
 
     /// Removes a port with all its endpoints.
     pub(super) fn end_port(&mut self, index: u32) {
-        let on_it = self
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| endpoint.port == index);
+        let on_it = self.endpoints.iter().filter(|(_, endpoint)| endpoint.port == index);
         let addresses: Vec<_> = on_it.map(|(address, _)| *address).collect();
         for address in addresses {
             self.forget(address);
@@ -176,15 +159,7 @@ impl Learner {
             .filter(|(_, endpoint, gateway_mac)| {
                 endpoint.gateway_mac != *gateway_mac && *gateway_mac != Mac::default()
             })
-            .map(|(address, endpoint, gateway_mac)| {
-                (
-                    address,
-                    Endpoint {
-                        gateway_mac,
-                        ..endpoint
-                    },
-                )
-            })
+            .map(|(address, endpoint, gateway_mac)| (address, Endpoint { gateway_mac, ..endpoint }))
             .collect();
         for (address, endpoint) in stale {
             self.put(address, endpoint);
@@ -208,12 +183,7 @@ impl Learner {
     }
 
     fn weigh(&mut self, address: Ipv4Addr, port: u32, mac: Mac) {
-        let candidate = Endpoint {
-            port,
-            mac,
-            gateway_mac: self.gateway_mac(port),
-            pinned: false,
-        };
+        let candidate = Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: false };
         let Some(held) = self.endpoints.get(&address).copied() else {
             if self.ports.get(&port) == Some(&PortKind::Veth) {
                 self.put(address, candidate);
@@ -233,12 +203,7 @@ impl Learner {
             return;
         }
         let known = known.filter(|claim| claim.port == port && claim.mac == mac);
-        let mut claim = known.unwrap_or(Claim {
-            port,
-            mac,
-            state: Asked::NotYet,
-            counted: false,
-        });
+        let mut claim = known.unwrap_or(Claim { port, mac, state: Asked::NotYet, counted: false });
         if claim.state == Asked::NotYet {
             if held.pinned {
                 claim.state = Asked::Refused;

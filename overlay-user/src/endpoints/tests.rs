@@ -36,11 +36,7 @@ fn port(index: u32) -> Event {
 }
 
 fn address(link: u32, address: Ipv4Addr) -> Address {
-    Address {
-        link,
-        address,
-        prefix_len: 24,
-    }
+    Address { link, address, prefix_len: 24 }
 }
 
 fn neighbour(link: u32, address: Ipv4Addr, mac: Mac) -> Event {
@@ -48,27 +44,15 @@ fn neighbour(link: u32, address: Ipv4Addr, mac: Mac) -> Event {
 }
 
 fn seen(mac: Mac, port: u32) -> Event {
-    Event::Fdb(FdbEntry {
-        bridge: BRIDGE,
-        mac,
-        port,
-    })
+    Event::Fdb(FdbEntry { bridge: BRIDGE, mac, port })
 }
 
 fn on(port: u32, mac: Mac) -> Endpoint {
-    Endpoint {
-        port,
-        mac,
-        gateway_mac: self::mac(0x80 | BRIDGE as u8),
-        pinned: false,
-    }
+    Endpoint { port, mac, gateway_mac: self::mac(0x80 | BRIDGE as u8), pinned: false }
 }
 
 fn config() -> Config {
-    Config {
-        subnet: "10.244.1.0/24".parse().unwrap(),
-        bridges: vec![],
-    }
+    Config { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] }
 }
 
 /// A learner that knows an empty bridge.
@@ -115,10 +99,7 @@ fn a_container_is_learned_in_whichever_order_the_kernel_tells() {
     for order in orders {
         assert_eq!(
             feed(&mut learner(), order),
-            [
-                Change::Attach(7, PortKind::Veth),
-                Change::PutEndpoint(C1, on(7, A))
-            ]
+            [Change::Attach(7, PortKind::Veth), Change::PutEndpoint(C1, on(7, A))]
         );
     }
 }
@@ -126,12 +107,7 @@ fn a_container_is_learned_in_whichever_order_the_kernel_tells() {
 #[test]
 fn a_bridge_that_gets_its_address_later_brings_its_containers() {
     let mut learner = Learner::new(config(), &Installed::default());
-    let early = [
-        Event::Link(bridge()),
-        port(7),
-        seen(A, 7),
-        neighbour(BRIDGE, C1, A),
-    ];
+    let early = [Event::Link(bridge()), port(7), seen(A, 7), neighbour(BRIDGE, C1, A)];
     assert_eq!(feed(&mut learner, early), []);
     assert_eq!(
         feed(&mut learner, [Event::Address(address(BRIDGE, GATEWAY))]),
@@ -145,20 +121,10 @@ fn a_bridge_that_gets_its_address_later_brings_its_containers() {
 
 #[test]
 fn addresses_that_no_container_can_have_are_not_learned() {
-    for octets in [
-        [10, 244, 1, 0],
-        [10, 244, 1, 1],
-        [10, 244, 1, 255],
-        [10, 244, 2, 2],
-        [192, 168, 0, 1],
-    ] {
+    for octets in [[10, 244, 1, 0], [10, 244, 1, 1], [10, 244, 1, 255], [10, 244, 2, 2], [192, 168, 0, 1]] {
         let mut learner = learner();
         let events = [port(7), seen(A, 7), neighbour(BRIDGE, octets.into(), A)];
-        assert_eq!(
-            feed(&mut learner, events),
-            [Change::Attach(7, PortKind::Veth)],
-            "{octets:?}"
-        );
+        assert_eq!(feed(&mut learner, events), [Change::Attach(7, PortKind::Veth)], "{octets:?}");
     }
 }
 
@@ -176,11 +142,7 @@ fn only_veths_of_our_bridges_are_attached() {
 #[test]
 fn ageing_removes_nothing() {
     let mut learner = learned();
-    let entry = FdbEntry {
-        bridge: BRIDGE,
-        mac: A,
-        port: 7,
-    };
+    let entry = FdbEntry { bridge: BRIDGE, mac: A, port: 7 };
     let events = [
         Event::NeighbourGone(BRIDGE, C1),
         Event::FdbGone(entry),
@@ -195,10 +157,7 @@ fn the_end_of_a_veth_removes_its_endpoints_before_the_port() {
     let gone = [Change::RemoveEndpoint(C1), Change::Detach(7)];
     assert_eq!(feed(&mut learned(), [Event::LinkGone(7)]), gone);
     // Taken out of the bridge, the veth lives on elsewhere.
-    assert_eq!(
-        feed(&mut learned(), [Event::Link(link(7, LinkKind::Veth, None))]),
-        gone
-    );
+    assert_eq!(feed(&mut learned(), [Event::Link(link(7, LinkKind::Veth, None))]), gone);
 }
 
 #[test]
@@ -238,13 +197,7 @@ fn a_gratuitous_arp_steals_nothing_from_a_holder_that_answers() {
     assert_eq!(learner.take_changes(), []);
     let view = learner.view();
     assert_eq!((view.conflicts_total, view.conflicts.len()), (1, 1));
-    assert_eq!(
-        (
-            view.conflicts[0].holder.as_str(),
-            view.conflicts[0].claimant.as_str()
-        ),
-        ("if7", "if8")
-    );
+    assert_eq!((view.conflicts[0].holder.as_str(), view.conflicts[0].claimant.as_str()), ("if7", "if8"));
 
     // Refused until the next round; a round that ends the same way is no second conflict.
     feed(&mut learner, [neighbour(BRIDGE, C1, B)]);
@@ -289,11 +242,7 @@ fn a_holder_that_is_gone_needs_no_probe() {
     let asked = probe(&mut learner);
     assert_eq!(
         feed(&mut learner, [Event::LinkGone(7)]),
-        [
-            Change::RemoveEndpoint(C1),
-            Change::Detach(7),
-            Change::PutEndpoint(C1, on(8, B)),
-        ]
+        [Change::RemoveEndpoint(C1), Change::Detach(7), Change::PutEndpoint(C1, on(8, B)),]
     );
     learner.probed(asked, false);
     assert_eq!(learner.take_changes(), []);
@@ -322,39 +271,18 @@ fn a_point_to_point_veth_is_known_by_its_route() {
     };
     let veth = Event::Link(link(7, LinkKind::Veth, None));
     let changes = feed(&mut learner, [veth, Event::Route(route), neighbour(7, C1, A)]);
-    let endpoint = Endpoint {
-        gateway_mac: mac(0x87),
-        ..on(7, A)
-    };
-    assert_eq!(
-        changes,
-        [
-            Change::Attach(7, PortKind::Veth),
-            Change::PutEndpoint(C1, endpoint)
-        ]
-    );
+    let endpoint = Endpoint { gateway_mac: mac(0x87), ..on(7, A) };
+    assert_eq!(changes, [Change::Attach(7, PortKind::Veth), Change::PutEndpoint(C1, endpoint)]);
     // The route going for a moment is not the veth's end.
-    assert_eq!(
-        feed(&mut learner, [Event::RouteGone(route), Event::Route(route)]),
-        []
-    );
+    assert_eq!(feed(&mut learner, [Event::RouteGone(route), Event::Route(route)]), []);
 }
 
 #[test]
 fn a_bridge_with_a_new_mac_is_a_new_gateway() {
     let mut learner = learned();
-    let changed = Link {
-        mac: Some(mac(0x77)),
-        ..bridge()
-    };
-    let endpoint = Endpoint {
-        gateway_mac: mac(0x77),
-        ..on(7, A)
-    };
-    assert_eq!(
-        feed(&mut learner, [Event::Link(changed)]),
-        [Change::PutEndpoint(C1, endpoint)]
-    );
+    let changed = Link { mac: Some(mac(0x77)), ..bridge() };
+    let endpoint = Endpoint { gateway_mac: mac(0x77), ..on(7, A) };
+    assert_eq!(feed(&mut learner, [Event::Link(changed)]), [Change::PutEndpoint(C1, endpoint)]);
 }
 
 #[test]
@@ -362,10 +290,7 @@ fn a_pinned_endpoint_is_neither_moved_nor_altered_by_learning() {
     let mut learner = learner();
     feed(&mut learner, [port(7), port(8)]);
     learner.attach(C1, "if7", Some(A)).unwrap();
-    let pinned = Endpoint {
-        pinned: true,
-        ..on(7, A)
-    };
+    let pinned = Endpoint { pinned: true, ..on(7, A) };
     assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, pinned)]);
     let claims = [seen(B, 8), neighbour(BRIDGE, C1, B), seen(B, 7)];
     assert_eq!(feed(&mut learner, claims), []);
@@ -386,58 +311,28 @@ fn a_veth_outside_our_bridges_is_attached_for_its_pinned_endpoint() {
     let changes = learner.take_changes();
     assert_eq!(changes[0], Change::Attach(9, PortKind::Veth));
     learner.detach(C1).unwrap();
-    assert_eq!(
-        learner.take_changes(),
-        [Change::RemoveEndpoint(C1), Change::Detach(9)]
-    );
+    assert_eq!(learner.take_changes(), [Change::RemoveEndpoint(C1), Change::Detach(9)]);
 }
 
 #[test]
 fn claims_by_name_are_refused_with_the_reason() {
     let mut learner = learned();
     let outside = Ipv4Addr::new(10, 244, 2, 9);
-    assert!(matches!(
-        learner.attach(C1, "nope", Some(A)),
-        Err(ClaimError::NoInterface(_))
-    ));
-    assert!(matches!(
-        learner.attach(C1, "if5", Some(A)),
-        Err(ClaimError::NotVeth(_))
-    ));
-    assert!(matches!(
-        learner.attach(outside, "if7", Some(A)),
-        Err(ClaimError::NotOurs { .. })
-    ));
-    assert!(matches!(
-        learner.attach(GATEWAY, "if7", Some(A)),
-        Err(ClaimError::NotOurs { .. })
-    ));
+    assert!(matches!(learner.attach(C1, "nope", Some(A)), Err(ClaimError::NoInterface(_))));
+    assert!(matches!(learner.attach(C1, "if5", Some(A)), Err(ClaimError::NotVeth(_))));
+    assert!(matches!(learner.attach(outside, "if7", Some(A)), Err(ClaimError::NotOurs { .. })));
+    assert!(matches!(learner.attach(GATEWAY, "if7", Some(A)), Err(ClaimError::NotOurs { .. })));
 }
 
 #[test]
 fn what_is_installed_survives_a_restart_unless_its_port_went() {
     let (gone, pinned) = (Ipv4Addr::new(10, 244, 1, 3), Ipv4Addr::new(10, 244, 1, 4));
     let reused = Ipv4Addr::new(10, 244, 1, 5);
-    let pinned_endpoint = Endpoint {
-        pinned: true,
-        gateway_mac: mac(0x89),
-        ..on(9, B)
-    };
+    let pinned_endpoint = Endpoint { pinned: true, gateway_mac: mac(0x89), ..on(9, B) };
     let installed = Installed {
-        endpoints: [
-            (C1, on(7, A)),
-            (gone, on(6, B)),
-            (pinned, pinned_endpoint),
-            (reused, on(10, B)),
-        ]
-        .into(),
-        ports: [
-            (BRIDGE, PortKind::Bridge),
-            (7, PortKind::Veth),
-            (6, PortKind::Veth),
-            (9, PortKind::Veth),
-        ]
-        .into(),
+        endpoints: [(C1, on(7, A)), (gone, on(6, B)), (pinned, pinned_endpoint), (reused, on(10, B))].into(),
+        ports: [(BRIDGE, PortKind::Bridge), (7, PortKind::Veth), (6, PortKind::Veth), (9, PortKind::Veth)]
+            .into(),
         ..Installed::default()
     };
     let mut learner = Learner::new(config(), &installed);
@@ -472,16 +367,8 @@ fn lost_events_are_made_up_for_by_a_snapshot() {
     learner.resync(Snapshot {
         links: vec![bridge(), link(8, LinkKind::Veth, Some(BRIDGE))],
         addresses: vec![address(BRIDGE, GATEWAY)],
-        neighbours: vec![Neighbour {
-            link: BRIDGE,
-            address: C1,
-            mac: B,
-        }],
-        fdb: vec![FdbEntry {
-            bridge: BRIDGE,
-            mac: B,
-            port: 8,
-        }],
+        neighbours: vec![Neighbour { link: BRIDGE, address: C1, mac: B }],
+        fdb: vec![FdbEntry { bridge: BRIDGE, mac: B, port: 8 }],
         ..Snapshot::default()
     });
     let changes = learner.take_changes();

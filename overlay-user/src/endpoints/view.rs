@@ -1,13 +1,13 @@
 //! What `overlay status` shows of learning.
 use std::net::Ipv4Addr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Learner;
 use crate::mac::Mac;
 
 /// Two ports claim one address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
     /// The address.
     pub address: Ipv4Addr,
@@ -20,7 +20,7 @@ pub struct Conflict {
 }
 
 /// A bridge, or a point-to-point veth, whose containers are learned.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {
     /// Interface name.
     pub name: String,
@@ -35,7 +35,7 @@ pub struct Bridge {
 }
 
 /// What `overlay status` shows of learning.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
     /// Bridges and point-to-point veths.
     pub bridges: Vec<Bridge>,
@@ -57,30 +57,19 @@ impl Learner {
         let bridges = self.segments().map(|link| Bridge {
             name: link.name.clone(),
             ifindex: link.index,
-            gateway: self
-                .local
-                .iter()
-                .find(|(index, _)| *index == link.index)
-                .map(|(_, address)| *address),
+            gateway: self.local.iter().find(|(index, _)| *index == link.index).map(|(_, address)| *address),
             mtu: link.mtu,
             ports: self
                 .ports
                 .keys()
-                .filter(|port| {
-                    self.links
-                        .get(port)
-                        .is_some_and(|port| port.master == Some(link.index))
-                })
+                .filter(|port| self.links.get(port).is_some_and(|port| port.master == Some(link.index)))
                 .map(|port| name(*port))
                 .collect(),
         });
         let refused = self.claims.iter().filter(|(_, claim)| claim.counted);
         let conflicts = refused.map(|(address, claim)| Conflict {
             address: *address,
-            holder: self
-                .endpoints
-                .get(address)
-                .map_or_else(String::new, |endpoint| name(endpoint.port)),
+            holder: self.endpoints.get(address).map_or_else(String::new, |endpoint| name(endpoint.port)),
             claimant: name(claim.port),
             mac: claim.mac,
         });

@@ -65,11 +65,7 @@ impl Netlink {
         let action = format!("add vni {vni} to the filter of interface {link}");
         match exchange(&vni_request(link, vni)) {
             Ok(Errno::UnknownErrno) => Ok(()),
-            Ok(errno) => Err(NetlinkError {
-                action,
-                detail: errno.desc().into(),
-                errno,
-            }),
+            Ok(errno) => Err(NetlinkError { action, detail: errno.desc().into(), errno }),
             Err(error) => Err(NetlinkError::io(action, &error)),
         }
     }
@@ -218,8 +214,6 @@ fn exchange(request: &[u8]) -> io::Result<Errno> {
             let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
             Ok(Errno::from_raw(code.abs()))
         }
-        _ => Err(io::Error::other(
-            "the kernel answered something else than an acknowledgement",
-        )),
+        _ => Err(io::Error::other("the kernel answered something else than an acknowledgement")),
     }
 }

@@ -80,11 +80,7 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
         AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
         _ => None,
     })?;
-    Some(Address {
-        link: message.header.index,
-        address,
-        prefix_len: message.header.prefix_len,
-    })
+    Some(Address { link: message.header.index, address, prefix_len: message.header.prefix_len })
 }
 
 pub(super) fn route(message: &RouteMessage) -> Option<Route> {
@@ -142,11 +138,7 @@ pub(super) fn fdb_entry(message: &NeighbourMessage) -> Option<FdbEntry> {
         NeighbourAttribute::Controller(index) => Some(*index),
         _ => None,
     })?;
-    Some(FdbEntry {
-        bridge,
-        mac: link_layer(message)?,
-        port: message.header.ifindex,
-    })
+    Some(FdbEntry { bridge, mac: link_layer(message)?, port: message.header.ifindex })
 }
 
 fn has_mac(state: NeighbourState) -> bool {

@@ -60,9 +60,7 @@ impl Monitor {
             log::debug!("netlink receive buffer stays at its default: {error}");
         }
         tokio::spawn(connection);
-        Ok(Self {
-            messages: messages.map(|(message, _)| message).boxed(),
-        })
+        Ok(Self { messages: messages.map(|(message, _)| message).boxed() })
     }
 
     /// The next event that matters. After [`Event::Lost`] the picture is stale: subscribe and take a snapshot again.

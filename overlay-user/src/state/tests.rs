@@ -19,10 +19,7 @@ fn the_second_agent_is_told_who_runs() {
     let paths = paths(folder.path());
     let first = paths.lock().unwrap();
     let refusal = paths.lock().unwrap_err().to_string();
-    assert!(
-        refusal.contains(&format!("another agent (pid {})", std::process::id())),
-        "{refusal}"
-    );
+    assert!(refusal.contains(&format!("another agent (pid {})", std::process::id())), "{refusal}");
     drop(first);
     paths.lock().unwrap();
 }
@@ -49,18 +46,9 @@ fn only_the_same_host_adopts() {
     assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Adopt);
 
     let others = [
-        Record {
-            netns: 1,
-            ..ours.clone()
-        },
-        Record {
-            public_ip: [192, 168, 0, 2].into(),
-            ..ours.clone()
-        },
-        Record {
-            subnet: "10.244.2.0/24".parse().unwrap(),
-            ..ours.clone()
-        },
+        Record { netns: 1, ..ours.clone() },
+        Record { public_ip: [192, 168, 0, 2].into(), ..ours.clone() },
+        Record { subnet: "10.244.2.0/24".parse().unwrap(), ..ours.clone() },
     ];
     for other in others {
         let refusal = paths.adopt(&other).unwrap_err().to_string();
@@ -77,11 +65,7 @@ fn only_the_same_host_adopts() {
 fn leftovers_of_an_earlier_boot_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let paths = paths(folder.path());
-    let earlier = Record {
-        boot_id: "earlier".into(),
-        netns: 1,
-        ..record()
-    };
+    let earlier = Record { boot_id: "earlier".into(), netns: 1, ..record() };
     assert_eq!(paths.adopt(&earlier).unwrap(), Adoption::Fresh);
     fs::write(paths.pins.join("PEERS"), "").unwrap();
     assert_eq!(paths.adopt(&record()).unwrap(), Adoption::Fresh);
@@ -96,13 +80,7 @@ fn pins_without_a_record_are_nobodys_to_take() {
     fs::write(paths.pins.join("PEERS"), "").unwrap();
     assert!(matches!(paths.adopt(&record()), Err(StateError::Foreign { .. })));
     fs::write(paths.state.join("record.json"), "{").unwrap();
-    assert!(
-        paths
-            .adopt(&record())
-            .unwrap_err()
-            .to_string()
-            .starts_with("read ")
-    );
+    assert!(paths.adopt(&record()).unwrap_err().to_string().starts_with("read "));
 }
 
 #[test]

@@ -38,20 +38,15 @@ impl DirStore {
     /// The folder is made at the first use. Whether other hosts may use it too is for whoever acquires leases to
     /// say: [`crate::acquire::refuse_other_hosts`].
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self {
-            folder: folder.into(),
-        }
+        Self { folder: folder.into() }
     }
 
     /// Runs `work` on a ledger that agrees with the files, alone.
     fn locked<T>(&self, work: impl FnOnce(&mut Books) -> io::Result<T>) -> Result<T, StoreError> {
         let run = || {
             fs::create_dir_all(self.folder.join("subnets"))?;
-            let lock = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(self.folder.join(".lock"))?;
+            let lock =
+                File::options().create(true).truncate(false).write(true).open(self.folder.join(".lock"))?;
             let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
             let mut books = Books::open(&self.folder)?;
             work(&mut books)
@@ -61,10 +56,7 @@ impl DirStore {
                 store: self.name(),
                 detail: format!("{error}: give the agent write access to the folder"),
             },
-            _ => StoreError::Unavailable {
-                store: self.name(),
-                detail: error.to_string(),
-            },
+            _ => StoreError::Unavailable { store: self.name(), detail: error.to_string() },
         })
     }
 }
@@ -108,14 +100,9 @@ impl<'a> Books<'a> {
             .map(|(key, _)| key.to_owned())
             .collect();
         let wanted: BTreeMap<_, _> = self.ledger.values().collect();
-        let new: Vec<_> = files
-            .iter()
-            .filter(|(key, value)| wanted.get(key.as_str()) != Some(value))
-            .collect();
-        let new: Vec<_> = new
-            .into_iter()
-            .map(|(key, value)| (key, value, self.ledger.expiry(key)))
-            .collect();
+        let new: Vec<_> =
+            files.iter().filter(|(key, value)| wanted.get(key.as_str()) != Some(value)).collect();
+        let new: Vec<_> = new.into_iter().map(|(key, value)| (key, value, self.ledger.expiry(key))).collect();
         let changed = !gone.is_empty() || !new.is_empty();
         for key in gone {
             self.ledger.delete(&key);
@@ -136,11 +123,8 @@ impl<'a> Books<'a> {
         for entry in fs::read_dir(self.folder.join("subnets"))? {
             let entry = entry?;
             // Hidden files are an editor's, and names that are not text are no keys.
-            let Some(key) = entry
-                .file_name()
-                .to_str()
-                .filter(|name| !name.starts_with('.'))
-                .map(str::to_owned)
+            let Some(key) =
+                entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned)
             else {
                 continue;
             };
@@ -178,10 +162,7 @@ impl<'a> Books<'a> {
     }
 
     fn save(&self) -> io::Result<()> {
-        self.write(
-            &self.folder.join(".ledger.json"),
-            &serde_json::to_vec(&self.ledger)?,
-        )
+        self.write(&self.folder.join(".ledger.json"), &serde_json::to_vec(&self.ledger)?)
     }
 
     /// By rename, so that no reader sees half a file. The lock makes one name for the draft enough.
@@ -252,9 +233,7 @@ impl Store for DirStore {
         time_to_live: Option<Duration>,
     ) -> Result<Written, StoreError> {
         self.locked(|books| {
-            books.put(key, &value, |ledger| {
-                ledger.claim(key, value.clone(), expiry(time_to_live))
-            })
+            books.put(key, &value, |ledger| ledger.claim(key, value.clone(), expiry(time_to_live)))
         })
     }
 
@@ -266,9 +245,7 @@ impl Store for DirStore {
         time_to_live: Option<Duration>,
     ) -> Result<Written, StoreError> {
         self.locked(|books| {
-            books.put(key, &value, |ledger| {
-                ledger.renew(key, value.clone(), modified, expiry(time_to_live))
-            })
+            books.put(key, &value, |ledger| ledger.renew(key, value.clone(), modified, expiry(time_to_live)))
         })
     }
 
@@ -288,10 +265,7 @@ impl Follow for DirFollow {
     async fn next(&mut self) -> Result<Batch, StoreError> {
         loop {
             let found = self.store.locked(|books| Ok(books.ledger.after(self.revision)))?;
-            let behind = |oldest| StoreError::Behind {
-                store: self.store.name(),
-                oldest,
-            };
+            let behind = |oldest| StoreError::Behind { store: self.store.name(), oldest };
             if let Some(batch) = found.map_err(behind)? {
                 self.revision = batch.revision;
                 return Ok(batch);

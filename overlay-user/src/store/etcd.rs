@@ -60,10 +60,7 @@ pub struct EtcdStore {
 impl EtcdStore {
     /// Checks the options and reads the files they name; asks nothing of the network yet.
     pub fn new(options: &EtcdOptions) -> anyhow::Result<Self> {
-        ensure!(
-            !options.endpoints.is_empty(),
-            "no etcd endpoint: name one with --etcd-endpoints"
-        );
+        ensure!(!options.endpoints.is_empty(), "no etcd endpoint: name one with --etcd-endpoints");
         let prefix = format!("/{}", options.prefix.trim_matches('/'));
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(TIMEOUT)
@@ -216,10 +213,7 @@ impl EtcdStore {
             }
         };
         let requests: Vec<_> = leases.iter().map(lifetime).collect();
-        let lifetimes: Vec<_> = futures::stream::iter(requests)
-            .buffered(PARALLEL)
-            .try_collect()
-            .await?;
+        let lifetimes: Vec<_> = futures::stream::iter(requests).buffered(PARALLEL).try_collect().await?;
         for (entry, lifetime) in entries.iter_mut().zip(lifetimes) {
             entry.lifetime = Some(lifetime);
         }
@@ -255,10 +249,8 @@ impl Store for EtcdStore {
         let mut leases = Vec::new();
         loop {
             // Revision 0 is the newest: the first page decides, the others are read as they were then.
-            let options = GetOptions::new()
-                .with_range(end.clone())
-                .with_limit(PAGE)
-                .with_revision(snapshot.revision.0);
+            let options =
+                GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(snapshot.revision.0);
             let page = self.ask(client.get(start, Some(options))).await?;
             if let Some(header) = page.header().filter(|_| snapshot.revision == Revision(0)) {
                 snapshot.revision = Revision(header.revision());
@@ -301,18 +293,9 @@ impl Store for EtcdStore {
         // A store that is younger than what we know was wiped or restored; it would stay silent until it caught up.
         let newest = Revision(created.header().map_or(0, |header| header.revision()));
         if newest < revision {
-            return Err(StoreError::Behind {
-                store: name,
-                oldest: newest,
-            });
+            return Err(StoreError::Behind { store: name, oldest: newest });
         }
-        Ok(EtcdFollow {
-            name,
-            subnets,
-            stream,
-            ready: VecDeque::new(),
-            _connection: client,
-        })
+        Ok(EtcdFollow { name, subnets, stream, ready: VecDeque::new(), _connection: client })
     }
 
     async fn claim(
@@ -366,9 +349,8 @@ impl Follow for EtcdFollow {
                 return Ok(batch);
             }
             let answer = self.stream.message().await;
-            let answer = answer
-                .map_err(|error| classify(&self.name, &error))?
-                .ok_or_else(|| ended(&self.name))?;
+            let answer =
+                answer.map_err(|error| classify(&self.name, &error))?.ok_or_else(|| ended(&self.name))?;
             check(&answer, &self.name)?;
             self.ready = batches(&answer, &self.subnets);
         }
@@ -379,17 +361,10 @@ impl Follow for EtcdFollow {
 /// revision has been sent.
 fn batches(answer: &WatchResponse, subnets: &str) -> VecDeque<Batch> {
     let mut batches: VecDeque<Batch> = VecDeque::new();
-    for (event, kv) in answer
-        .events()
-        .iter()
-        .filter_map(|event| event.kv().map(|kv| (event, kv)))
-    {
+    for (event, kv) in answer.events().iter().filter_map(|event| event.kv().map(|kv| (event, kv))) {
         let revision = Revision(kv.mod_revision());
         if batches.back().is_none_or(|batch| batch.revision != revision) {
-            batches.push_back(Batch {
-                revision,
-                changes: Vec::new(),
-            });
+            batches.push_back(Batch { revision, changes: Vec::new() });
         }
         if let Some(batch) = batches.back_mut() {
             batch.changes.push(change(event, kv, subnets));
@@ -397,10 +372,7 @@ fn batches(answer: &WatchResponse, subnets: &str) -> VecDeque<Batch> {
     }
     if let Some(header) = answer.header().filter(|_| batches.is_empty()) {
         let revision = Revision(header.revision());
-        batches.push_back(Batch {
-            revision,
-            changes: Vec::new(),
-        });
+        batches.push_back(Batch { revision, changes: Vec::new() });
     }
     batches
 }
@@ -458,10 +430,7 @@ fn check(answer: &WatchResponse, name: &str) -> Result<(), StoreError> {
 async fn within<T>(name: &str, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
     match tokio::time::timeout(TIMEOUT, request).await {
         Ok(answer) => answer.map_err(|error| classify(name, &error)),
-        Err(_) => Err(unavailable(
-            name,
-            format!("no answer within {} s", TIMEOUT.as_secs()),
-        )),
+        Err(_) => Err(unavailable(name, format!("no answer within {} s", TIMEOUT.as_secs()))),
     }
 }
 
@@ -479,10 +448,8 @@ fn classify(name: &str, error: &Error) -> StoreError {
     };
     // Users or roles were altered under our token; the next connection gets a new one.
     let stale_token = detail.contains("revision of auth store is old");
-    let refusal = matches!(
-        code,
-        INVALID_ARGUMENT | PERMISSION_DENIED | FAILED_PRECONDITION | UNAUTHENTICATED
-    );
+    let refusal =
+        matches!(code, INVALID_ARGUMENT | PERMISSION_DENIED | FAILED_PRECONDITION | UNAUTHENTICATED);
     if (refusal && !stale_token) || detail.to_ascii_lowercase().contains("certificate") {
         return refused(name, &detail);
     }
@@ -513,17 +480,11 @@ fn refused(name: &str, detail: &str) -> StoreError {
     } else {
         "check the --etcd-* flags"
     };
-    StoreError::Refused {
-        store: name.to_owned(),
-        detail: format!("{detail}: {remedy}"),
-    }
+    StoreError::Refused { store: name.to_owned(), detail: format!("{detail}: {remedy}") }
 }
 
 fn unavailable(name: &str, detail: impl Into<String>) -> StoreError {
-    StoreError::Unavailable {
-        store: name.to_owned(),
-        detail: detail.into(),
-    }
+    StoreError::Unavailable { store: name.to_owned(), detail: detail.into() }
 }
 
 fn ended(name: &str) -> StoreError {
@@ -550,19 +511,10 @@ fn text(error: &Error) -> String {
 /// TLS as the options say, if any endpoint wants it.
 fn tls(options: &EtcdOptions) -> anyhow::Result<Option<TlsOptions>> {
     let files = options.cafile.is_some() || options.certfile.is_some() || options.keyfile.is_some();
-    let plain = options
-        .endpoints
-        .iter()
-        .find(|endpoint| !endpoint.starts_with("https://"));
+    let plain = options.endpoints.iter().find(|endpoint| !endpoint.starts_with("https://"));
     if !files && plain.is_some() {
-        let secure = options
-            .endpoints
-            .iter()
-            .find(|endpoint| endpoint.starts_with("https://"));
-        ensure!(
-            secure.is_none(),
-            "etcd endpoints with and without https: use one kind"
-        );
+        let secure = options.endpoints.iter().find(|endpoint| endpoint.starts_with("https://"));
+        ensure!(secure.is_none(), "etcd endpoints with and without https: use one kind");
         return Ok(None);
     }
     if let Some(plain) = plain {

@@ -53,13 +53,7 @@ pub(super) struct Value {
 
 impl Ledger {
     pub(super) fn new(cluster: u64) -> Self {
-        Self {
-            cluster,
-            revision: 1,
-            oldest: 1,
-            records: BTreeMap::new(),
-            history: VecDeque::new(),
-        }
+        Self { cluster, revision: 1, oldest: 1, records: BTreeMap::new(), history: VecDeque::new() }
     }
 
     /// Makes all changes at one new revision.
@@ -69,22 +63,12 @@ impl Ledger {
             match to.clone() {
                 Some(Value { value, expires }) => {
                     let modified = self.revision;
-                    self.records.insert(
-                        key.clone(),
-                        Record {
-                            value,
-                            modified,
-                            expires,
-                        },
-                    );
+                    self.records.insert(key.clone(), Record { value, modified, expires });
                 }
                 None => drop(self.records.remove(key)),
             }
         }
-        self.history.push_back(Past {
-            revision: self.revision,
-            changes,
-        });
+        self.history.push_back(Past { revision: self.revision, changes });
         while self.history.len() > HISTORY {
             self.oldest = self.history.pop_front().map_or(self.oldest, |past| past.revision);
         }
@@ -93,28 +77,18 @@ impl Ledger {
 
     pub(super) fn put(&mut self, key: &str, value: Bytes, expires: Option<Millis>) -> Revision {
         let to = Some(Value { value, expires });
-        self.commit(vec![Edit {
-            key: key.to_owned(),
-            to,
-        }])
+        self.commit(vec![Edit { key: key.to_owned(), to }])
     }
 
     pub(super) fn delete(&mut self, key: &str) -> Revision {
-        self.commit(vec![Edit {
-            key: key.to_owned(),
-            to: None,
-        }])
+        self.commit(vec![Edit { key: key.to_owned(), to: None }])
     }
 
     /// Deletes what has expired, each key at a revision of its own, as etcd does for keys with leases of their own.
     pub(super) fn expire(&mut self, now: Millis) -> Vec<String> {
         let over = |record: &Record| record.expires.is_some_and(|expires| expires <= now);
-        let keys: Vec<_> = self
-            .records
-            .iter()
-            .filter(|(_, record)| over(record))
-            .map(|(key, _)| key.clone())
-            .collect();
+        let keys: Vec<_> =
+            self.records.iter().filter(|(_, record)| over(record)).map(|(key, _)| key.clone()).collect();
         for key in &keys {
             self.delete(key);
         }
@@ -153,9 +127,7 @@ impl Ledger {
     }
 
     fn is_at(&self, key: &str, modified: Revision) -> bool {
-        self.records
-            .get(key)
-            .is_some_and(|record| record.modified == modified.0)
+        self.records.get(key).is_some_and(|record| record.modified == modified.0)
     }
 
     pub(super) fn snapshot(&self, now: Millis) -> Snapshot {
@@ -193,12 +165,7 @@ impl Ledger {
         let past = self.history.iter().find(|past| past.revision > revision.0);
         Ok(past.map(|past| Batch {
             revision: Revision(past.revision),
-            changes: past
-                .changes
-                .iter()
-                .cloned()
-                .map(|edit| change(edit, past.revision))
-                .collect(),
+            changes: past.changes.iter().cloned().map(|edit| change(edit, past.revision)).collect(),
         }))
     }
 
@@ -211,12 +178,9 @@ impl Ledger {
 
 fn change(edit: Edit, revision: i64) -> Change {
     match edit.to {
-        Some(Value { value, .. }) => Change::Put(Entry {
-            key: edit.key,
-            value,
-            modified: Revision(revision),
-            lifetime: None,
-        }),
+        Some(Value { value, .. }) => {
+            Change::Put(Entry { key: edit.key, value, modified: Revision(revision), lifetime: None })
+        }
         None => Change::Delete { key: edit.key },
     }
 }
@@ -260,10 +224,7 @@ mod tests {
         for _ in 0..HISTORY {
             ledger.put("a", Bytes::new(), None);
         }
-        assert_eq!(
-            ledger.after(start).unwrap().unwrap().revision,
-            Revision(start.0 + 1)
-        );
+        assert_eq!(ledger.after(start).unwrap().unwrap().revision, Revision(start.0 + 1));
         ledger.delete("a");
         assert_eq!(ledger.after(start), Err(Revision(start.0 + 1)));
         let now = ledger.snapshot(0).revision;

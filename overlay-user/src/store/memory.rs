@@ -122,14 +122,12 @@ impl MemoryStore {
     fn open(&self) -> Result<MutexGuard<'_, Shared>, StoreError> {
         let mut shared = self.lock();
         match shared.fault {
-            Some(Fault::Unavailable) => Err(StoreError::Unavailable {
-                store: self.name(),
-                detail: "made to fail".to_owned(),
-            }),
-            Some(Fault::Refused) => Err(StoreError::Refused {
-                store: self.name(),
-                detail: "made to refuse".to_owned(),
-            }),
+            Some(Fault::Unavailable) => {
+                Err(StoreError::Unavailable { store: self.name(), detail: "made to fail".to_owned() })
+            }
+            Some(Fault::Refused) => {
+                Err(StoreError::Refused { store: self.name(), detail: "made to refuse".to_owned() })
+            }
             None => {
                 let now = shared.now();
                 shared.ledger.expire(now);
@@ -181,12 +179,7 @@ impl Store for MemoryStore {
         drop(self.reach().await?);
         let changed = self.changed.subscribe();
         let cuts = *changed.borrow();
-        Ok(MemoryFollow {
-            store: self.clone(),
-            revision,
-            changed,
-            cuts,
-        })
+        Ok(MemoryFollow { store: self.clone(), revision, changed, cuts })
     }
 
     async fn claim(
@@ -242,10 +235,7 @@ impl Follow for MemoryFollow {
             }
             let expiry = {
                 let shared = self.store.open()?;
-                let behind = |oldest| StoreError::Behind {
-                    store: self.store.name(),
-                    oldest,
-                };
+                let behind = |oldest| StoreError::Behind { store: self.store.name(), oldest };
                 if let Some(batch) = shared.ledger.after(self.revision).map_err(behind)? {
                     self.revision = batch.revision;
                     return Ok(batch);

@@ -34,12 +34,7 @@ pub(super) struct Carried {
 pub(super) fn carried(answer: &str) -> Result<Carried> {
     let status: Status = serde_json::from_str(answer).context("read `overlay status --json`")?;
     let mut carried = Carried::default();
-    for Counter {
-        hook,
-        reason,
-        packets,
-    } in status.counters
-    {
+    for Counter { hook, reason, packets } in status.counters {
         let reason = Reason::ALL
             .iter()
             .find(|known| known.as_str() == reason)
@@ -69,13 +64,7 @@ mod tests {
             {"hook":"decap","reason":"carried","packets":4,"bytes":400},
             {"hook":"receive","reason":"carried","packets":3,"bytes":400},
             {"hook":"decap","reason":"unknown-peer","packets":1,"bytes":90}],"lease":null}"#;
-        let expected = Carried {
-            fast_out: 5,
-            fast_in: 4,
-            stack_out: 2,
-            stack_in: 3,
-            dropped: 1,
-        };
+        let expected = Carried { fast_out: 5, fast_in: 4, stack_out: 2, stack_in: 3, dropped: 1 };
         assert_eq!(carried(answer).unwrap(), expected);
         assert!(carried("{}").is_err());
         assert!(carried(r#"{"counters":[{"hook":"encap","reason":"whim","packets":5}]}"#).is_err());

@@ -38,11 +38,7 @@ impl Host {
             .args(arguments)
             .stdout(file.try_clone()?)
             .stderr(file);
-        Ok(Agent {
-            host: self.clone(),
-            process: Some(Running::start(&mut command)?),
-            log,
-        })
+        Ok(Agent { host: self.clone(), process: Some(Running::start(&mut command)?), log })
     }
 
     /// Runs one of `overlay`'s other commands about this host's network and returns what it prints.
@@ -51,9 +47,7 @@ impl Host {
     }
 
     fn overlay_command(&self, binary: &Path, words: &[&str]) -> Result<Command> {
-        let binary = binary
-            .to_str()
-            .context("the path of the overlay binary is not UTF-8")?;
+        let binary = binary.to_str().context("the path of the overlay binary is not UTF-8")?;
         let mut command = self.namespace().command(&[&[binary], words].concat())?;
         // As variables: commands that have no such option do not mind.
         command.env("OVERLAY_BPF_ROOT", self.bpf_root());
@@ -88,17 +82,9 @@ impl Agent {
                 bail!("it ended with {status}:\n{}", self.host.agent_log_tail());
             }
             // Not listening yet is no error.
-            Ok(host
-                .http_get(HEALTH_PORT, "/readyz")
-                .is_ok_and(|(code, _)| code == 200))
+            Ok(host.http_get(HEALTH_PORT, "/readyz").is_ok_and(|(code, _)| code == 200))
         })
-        .with_context(|| {
-            format!(
-                "last lines of {}:\n{}",
-                self.log.display(),
-                self.host.agent_log_tail()
-            )
-        })
+        .with_context(|| format!("last lines of {}:\n{}", self.log.display(), self.host.agent_log_tail()))
     }
 
     /// Variables of subnet.env: `FLANNEL_SUBNET`, `FLANNEL_MTU`, ...
@@ -106,29 +92,19 @@ impl Agent {
         let path = self.host.subnet_file();
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         let pairs = text.lines().filter_map(|line| line.split_once('='));
-        Ok(pairs
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect())
+        Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
     /// The subnet it leased (`10.244.7.0/24`), and the MTU for containers in bytes.
     pub fn subnet(&self) -> Result<(String, u32)> {
         let variables = self.subnet_env()?;
-        let get = |name: &str| {
-            variables
-                .get(name)
-                .with_context(|| format!("no {name} in subnet.env"))
-        };
+        let get = |name: &str| variables.get(name).with_context(|| format!("no {name} in subnet.env"));
         // flannel writes the bridge's address with the subnet's length: 10.244.7.1/24.
-        let (bridge, length) = get("FLANNEL_SUBNET")?
-            .split_once('/')
-            .context("FLANNEL_SUBNET without a length")?;
+        let (bridge, length) =
+            get("FLANNEL_SUBNET")?.split_once('/').context("FLANNEL_SUBNET without a length")?;
         let bridge: std::net::Ipv4Addr = bridge.parse().context("FLANNEL_SUBNET")?;
         let base = std::net::Ipv4Addr::from(u32::from(bridge) - 1);
-        Ok((
-            format!("{base}/{length}"),
-            get("FLANNEL_MTU")?.parse().context("FLANNEL_MTU")?,
-        ))
+        Ok((format!("{base}/{length}"), get("FLANNEL_MTU")?.parse().context("FLANNEL_MTU")?))
     }
 
     /// Its process id.
@@ -171,12 +147,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!(
-                "--- {}: {}\n{}",
-                self.host.name(),
-                self.log.display(),
-                self.host.agent_log_tail()
-            );
+            eprintln!("--- {}: {}\n{}", self.host.name(), self.log.display(), self.host.agent_log_tail());
         }
         if self.host.keep() {
             // A kept lab keeps its agents: the process is nobody's child to end any more.

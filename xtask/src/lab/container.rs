@@ -31,13 +31,7 @@ pub struct PingOptions {
 
 impl Default for PingOptions {
     fn default() -> Self {
-        Self {
-            count: 3,
-            interval: 0.05,
-            size: 56,
-            df: false,
-            timeout: 1.0,
-        }
+        Self { count: 3, interval: 0.05, size: 56, df: false, timeout: 1.0 }
     }
 }
 
@@ -65,11 +59,7 @@ impl Ping {
 
 impl Container {
     pub(super) fn new(namespace: Namespace, address: Ipv4Addr, port: String) -> Self {
-        Self {
-            namespace,
-            address,
-            port,
-        }
+        Self { namespace, address, port }
     }
 
     /// Its address.
@@ -94,30 +84,17 @@ impl Container {
 
     /// Pings `address`. No answer is not an error; a ping that does not run is.
     pub fn ping(&self, address: Ipv4Addr, options: PingOptions) -> Result<Ping> {
-        let PingOptions {
-            count,
-            interval,
-            size,
-            df,
-            timeout,
-        } = options;
+        let PingOptions { count, interval, size, df, timeout } = options;
         let df = if df { "do" } else { "dont" };
         let line = format!("ping -n -c {count} -i {interval} -s {size} -M {df} -W {timeout} {address}");
         let words: Vec<_> = line.split_whitespace().collect();
         let mut command = self.namespace.command(&words)?;
-        let output = command
-            .output()
-            .with_context(|| format!("start {}", command::show(&command)))?;
+        let output = command.output().with_context(|| format!("start {}", command::show(&command)))?;
         let text =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         match parse(&text) {
             Some(ping) => Ok(ping),
-            None => bail!(
-                "{} ended with {}: {}",
-                command::show(&command),
-                output.status,
-                text.trim()
-            ),
+            None => bail!("{} ended with {}: {}", command::show(&command), output.status, text.trim()),
         }
     }
 
@@ -137,27 +114,12 @@ fn parse(text: &str) -> Option<Ping> {
     let sent = number(fields.next())?;
     let received = number(fields.find(|field| field.contains("received")))?;
     // `rtt min/avg/max/mdev = 0.061/0.073/0.086/0.010 ms`
-    let fastest_ms = text.lines().find_map(|line| {
-        line.strip_prefix("rtt ")?
-            .split(" = ")
-            .nth(1)?
-            .split('/')
-            .next()?
-            .parse()
-            .ok()
-    });
+    let fastest_ms = text
+        .lines()
+        .find_map(|line| line.strip_prefix("rtt ")?.split(" = ").nth(1)?.split('/').next()?.parse().ok());
     // `From 10.244.1.1 icmp_seq=1 Frag needed and DF set (mtu = 1450)`
-    let frag_needed = text
-        .split("mtu = ")
-        .nth(1)
-        .and_then(|rest| rest.split(')').next()?.parse().ok());
-    Some(Ping {
-        sent,
-        received,
-        fastest_ms,
-        frag_needed,
-        output: text.to_owned(),
-    })
+    let frag_needed = text.split("mtu = ").nth(1).and_then(|rest| rest.split(')').next()?.parse().ok());
+    Some(Ping { sent, received, fastest_ms, frag_needed, output: text.to_owned() })
 }
 
 #[cfg(test)]

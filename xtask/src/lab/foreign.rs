@@ -30,11 +30,7 @@ impl ForeignVxlan {
         ))?;
         namespace.ip(&format!("address add {}/32 dev {device}", address_in(subnet, 0)?))?;
         namespace.ip(&format!("link set {device} up"))?;
-        Ok(Self {
-            host: host.clone(),
-            device,
-            mac,
-        })
+        Ok(Self { host: host.clone(), device, mac })
     }
 
     /// MAC address of the device: the `VtepMAC` of this host's lease.
@@ -49,9 +45,7 @@ impl ForeignVxlan {
 
     /// Gives the device another MAC address, as a host that made it anew.
     pub fn set_mac(&mut self, mac: &str) -> Result<()> {
-        self.host
-            .namespace()
-            .ip(&format!("link set {} address {mac}", self.device))?;
+        self.host.namespace().ip(&format!("link set {} address {mac}", self.device))?;
         mac.clone_into(&mut self.mac);
         Ok(())
     }
@@ -59,14 +53,10 @@ impl ForeignVxlan {
     /// Adds or alters a peer: in flannel's order, neighbour, forwarding entry, route.
     pub fn put_peer(&self, subnet: &str, mac: &str, public_ip: Ipv4Addr) -> Result<()> {
         let (device, gateway) = (&self.device, address_in(subnet, 0)?);
-        self.host.namespace().ip(&format!(
-            "neighbour replace {gateway} lladdr {mac} dev {device} nud permanent"
-        ))?;
-        self.host.exec(&format!(
-            "bridge fdb replace {mac} dev {device} dst {public_ip} self permanent"
-        ))?;
-        self.host.namespace().ip(&format!(
-            "route replace {subnet} via {gateway} dev {device} onlink"
-        ))
+        self.host
+            .namespace()
+            .ip(&format!("neighbour replace {gateway} lladdr {mac} dev {device} nud permanent"))?;
+        self.host.exec(&format!("bridge fdb replace {mac} dev {device} dst {public_ip} self permanent"))?;
+        self.host.namespace().ip(&format!("route replace {subnet} via {gateway} dev {device} onlink"))
     }
 }

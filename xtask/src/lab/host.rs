@@ -37,12 +37,9 @@ impl Host {
         host.namespace.create()?;
         let (mtu, inside) = (options.mtu, host.namespace.name());
         // Both ends are born where they belong: nothing ever shows in the machine's own namespace.
-        switch.ip(&format!(
-            "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"
-        ))?;
+        switch.ip(&format!("link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
         switch.ip(&format!("link set {name} master br0 up"))?;
-        host.namespace
-            .ip(&format!("address add {}/24 dev eth0", host.address()))?;
+        host.namespace.ip(&format!("address add {}/24 dev eth0", host.address()))?;
         host.namespace.ip("link set eth0 up")?;
         if options.wire_like {
             for (namespace, link) in [(switch, name.as_str()), (&host.namespace, "eth0")] {
@@ -51,10 +48,7 @@ impl Host {
         }
         host.namespace.sysctl("ipv4/ip_forward", "1")?;
         for which in ["all", "default", "eth0"] {
-            host.namespace.sysctl(
-                &format!("ipv4/conf/{which}/rp_filter"),
-                &options.rp_filter.to_string(),
-            )?;
+            host.namespace.sysctl(&format!("ipv4/conf/{which}/rp_filter"), &options.rp_filter.to_string())?;
         }
         Ok(host)
     }
@@ -108,35 +102,26 @@ impl Host {
     pub fn mtu(&self) -> Result<u32> {
         let link = self.exec("ip -o link show dev eth0")?;
         let mut words = link.split_whitespace().skip_while(|word| *word != "mtu");
-        words
-            .nth(1)
-            .with_context(|| format!("no mtu in {link}"))?
-            .parse()
-            .context("an mtu that is no number")
+        words.nth(1).with_context(|| format!("no mtu in {link}"))?.parse().context("an mtu that is no number")
     }
 
     /// Makes `br0` with the first address of `subnet` (`10.244.1.0/24`), as Docker's and CNI's bridges have it.
     pub fn add_bridge(&self, subnet: &str, mtu: u32) -> Result<()> {
         let (gateway, length) = (address_in(subnet, 1)?, length_of(subnet)?);
         self.namespace.ip("link add br0 type bridge")?;
-        self.namespace
-            .ip(&format!("address add {gateway}/{length} dev br0"))?;
+        self.namespace.ip(&format!("address add {gateway}/{length} dev br0"))?;
         self.namespace.ip(&format!("link set br0 mtu {mtu} up"))
     }
 
     /// Makes a container on `br0`: its address is number `last` of the bridge's subnet, its default route the bridge.
     pub fn add_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
         let address = address_in(subnet, last)?;
-        let namespace = Namespace::named(
-            self.namespace.lab(),
-            &format!("{}-{name}", self.name()),
-            !self.keep,
-        );
+        let namespace =
+            Namespace::named(self.namespace.lab(), &format!("{}-{name}", self.name()), !self.keep);
         namespace.create()?;
         let (inside, port) = (namespace.name(), format!("v{name}"));
-        self.namespace.ip(&format!(
-            "link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"
-        ))?;
+        self.namespace
+            .ip(&format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
         self.namespace.ip(&format!("link set {port} master br0 up"))?;
         namespace.ip(&format!("address add {address}/{} dev eth0", length_of(subnet)?))?;
         namespace.ip("link set eth0 up")?;
@@ -242,16 +227,13 @@ impl Capture {
 
 /// Address number `last` of `subnet`.
 pub(super) fn address_in(subnet: &str, last: u8) -> Result<Ipv4Addr> {
-    let (base, _) = subnet
-        .split_once('/')
-        .with_context(|| format!("{subnet} is no subnet like 10.244.1.0/24"))?;
+    let (base, _) =
+        subnet.split_once('/').with_context(|| format!("{subnet} is no subnet like 10.244.1.0/24"))?;
     let base: Ipv4Addr = base.parse().with_context(|| format!("the subnet {subnet}"))?;
     Ok(Ipv4Addr::from(u32::from(base) + u32::from(last)))
 }
 
 fn length_of(subnet: &str) -> Result<u8> {
-    let (_, length) = subnet
-        .split_once('/')
-        .with_context(|| format!("{subnet} has no prefix length"))?;
+    let (_, length) = subnet.split_once('/').with_context(|| format!("{subnet} has no prefix length"))?;
     length.parse().with_context(|| format!("the subnet {subnet}"))
 }

@@ -59,10 +59,7 @@ pub fn latency(from: &Container, to: &Container, count: u32) -> Result<Latency> 
     echoed?;
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6;
-    Ok(Latency {
-        p50_us: at(50),
-        p99_us: at(99),
-    })
+    Ok(Latency { p50_us: at(50), p99_us: at(99) })
 }
 
 fn pin() -> Result<()> {

@@ -30,11 +30,7 @@ pub struct Namespace {
 
 impl Namespace {
     pub(super) fn named(lab: &str, part: &str, dies_with_us: bool) -> Self {
-        Self {
-            lab: lab.to_owned(),
-            name: format!("{lab}-{part}"),
-            dies_with_us,
-        }
+        Self { lab: lab.to_owned(), name: format!("{lab}-{part}"), dies_with_us }
     }
 
     pub(super) fn create(&self) -> Result<()> {

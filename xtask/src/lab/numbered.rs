@@ -78,11 +78,7 @@ impl Numbered {
         });
         let stopped = Arc::clone(&stop);
         let receiver = thread::spawn(move || receive(&inbox, &stopped));
-        Ok(Self {
-            stop,
-            sender,
-            receiver,
-        })
+        Ok(Self { stop, sender, receiver })
     }
 
     /// Ends the stream, waits for stragglers, and counts.
@@ -90,10 +86,7 @@ impl Numbered {
         self.stop.store(true, Ordering::Relaxed);
         let sent = join(self.sender)?;
         let received = join(self.receiver)?;
-        ensure!(
-            received.seen.len() as u64 <= sent.count,
-            "a number arrived that was never sent"
-        );
+        ensure!(received.seen.len() as u64 <= sent.count, "a number arrived that was never sent");
         Ok(NumberedReport {
             sent: sent.count,
             received: received.count,
@@ -122,10 +115,7 @@ fn send(socket: &UdpSocket, rate: u32, stop: &AtomicBool) -> Sent {
         // Short bursts: a veth holds 256 frames.
         thread::sleep(Duration::from_micros(200));
     }
-    Sent {
-        count,
-        time: started.elapsed(),
-    }
+    Sent { count, time: started.elapsed() }
 }
 
 fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
@@ -136,10 +126,7 @@ fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
     loop {
         match inbox.recv(&mut payload) {
             Ok(length) => {
-                ensure!(
-                    length == PAYLOAD,
-                    "a packet of {length} bytes, {PAYLOAD} were sent"
-                );
+                ensure!(length == PAYLOAD, "a packet of {length} bytes, {PAYLOAD} were sent");
                 let now = Instant::now();
                 if let Some(last) = last.replace(now) {
                     received.longest_gap = received.longest_gap.max(now - last);
@@ -179,10 +166,7 @@ mod tests {
         for number in [0, 1, 4, 3, 3, 5] {
             received.note(number);
         }
-        assert_eq!(
-            (received.count, received.duplicated, received.reordered),
-            (5, 1, 1)
-        );
+        assert_eq!((received.count, received.duplicated, received.reordered), (5, 1, 1));
         assert_eq!(received.seen, [true, true, false, true, true, true]);
     }
 }

@@ -36,9 +36,7 @@ pub fn transfer(from: &Container, to: &Container, bytes: u64) -> Result<Transfer
         let mut block = vec![0; BLOCK];
         for number in 0..blocks {
             fill(&mut block, number);
-            stream
-                .write_all(&block)
-                .with_context(|| format!("send block {number} of {blocks}"))?;
+            stream.write_all(&block).with_context(|| format!("send block {number} of {blocks}"))?;
         }
         Ok(())
     });
@@ -47,9 +45,7 @@ pub fn transfer(from: &Container, to: &Container, bytes: u64) -> Result<Transfer
         stream.set_read_timeout(Some(PATIENCE))?;
         let (mut expected, mut block) = (vec![0; BLOCK], vec![0; BLOCK]);
         for number in 0..blocks {
-            stream
-                .read_exact(&mut block)
-                .with_context(|| format!("receive block {number} of {blocks}"))?;
+            stream.read_exact(&mut block).with_context(|| format!("receive block {number} of {blocks}"))?;
             fill(&mut expected, number);
             if block != expected {
                 let at = block.iter().zip(&expected).position(|(got, sent)| got != sent);
@@ -65,10 +61,7 @@ pub fn transfer(from: &Container, to: &Container, bytes: u64) -> Result<Transfer
     let (sent, received) = (join(sender), join(receiver));
     sent?;
     received?;
-    Ok(Transfer {
-        bytes: blocks * BLOCK as u64,
-        time: started.elapsed(),
-    })
+    Ok(Transfer { bytes: blocks * BLOCK as u64, time: started.elapsed() })
 }
 
 /// Accepts one connection, or gives up: a blocking accept would hang the test when the path is broken.
@@ -106,10 +99,7 @@ pub fn iperf3(from: &Container, to: &Container, seconds: u32) -> Result<f64> {
     wait_until("iperf3's server", PATIENCE, || {
         Ok(to.exec(&format!("ss -Hltn sport = {PORT}"))?.contains("LISTEN"))
     })?;
-    let line = format!(
-        "iperf3 -c {} -p {PORT} -t {seconds} --connect-timeout 5000 -J",
-        to.address()
-    );
+    let line = format!("iperf3 -c {} -p {PORT} -t {seconds} --connect-timeout 5000 -J", to.address());
     let words: Vec<_> = line.split_whitespace().collect();
     let report = command::output(&mut from.namespace().command(&words)?)?;
     let report: serde_json::Value = serde_json::from_str(&report).context("read iperf3's report")?;

@@ -45,10 +45,7 @@ pub fn sweep(name: &str) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(10));
     }
-    bail!(
-        "lab {name} does not go away: {}",
-        Leftovers::of(name).list().join(", ")
-    )
+    bail!("lab {name} does not go away: {}", Leftovers::of(name).list().join(", "))
 }
 
 /// What labs left behind whose process is gone: namespaces, mounts (hence pins), folders and processes. With `name`,
@@ -56,10 +53,7 @@ pub fn sweep(name: &str) -> Result<()> {
 pub fn leaks(name: Option<&str>) -> Vec<String> {
     match name {
         Some(name) => Leftovers::of(name).list(),
-        None => orphans()
-            .iter()
-            .flat_map(|name| Leftovers::of(name).list())
-            .collect(),
+        None => orphans().iter().flat_map(|name| Leftovers::of(name).list()).collect(),
     }
 }
 
@@ -98,9 +92,7 @@ impl Leftovers {
                 .filter_map(|name| name.parse().ok())
                 .filter(|pid| carries(*pid, &mark))
                 .collect(),
-            namespaces: names_in("/run/netns")
-                .filter(|name| name.starts_with(&format!("{lab}-")))
-                .collect(),
+            namespaces: names_in("/run/netns").filter(|name| name.starts_with(&format!("{lab}-"))).collect(),
             mounts: fs::read_to_string("/proc/self/mounts")
                 .unwrap_or_default()
                 .lines()
@@ -117,11 +109,7 @@ impl Leftovers {
     }
 
     fn list(&self) -> Vec<String> {
-        let mut list: Vec<_> = self
-            .processes
-            .iter()
-            .map(|pid| format!("process {pid}"))
-            .collect();
+        let mut list: Vec<_> = self.processes.iter().map(|pid| format!("process {pid}")).collect();
         list.extend(self.namespaces.iter().map(|name| format!("namespace {name}")));
         list.extend(self.mounts.iter().map(|path| format!("mount {path}")));
         if self.folder {
@@ -141,11 +129,8 @@ fn names_in(folder: &str) -> impl Iterator<Item = String> {
 
 /// Whether a process was started by the lab. A zombie has no environment any more.
 fn carries(pid: i32, mark: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
-        environment
-            .split(|byte| *byte == 0)
-            .any(|entry| entry == mark.as_bytes())
-    })
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()))
 }
 
 static LIVE: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -157,23 +142,21 @@ pub(super) fn on_signals(name: &str) -> Result<()> {
     live().push(name.to_owned());
     let mut outcome = Ok(());
     HANDLER.call_once(|| {
-        outcome = Signals::new(TERM_SIGNALS)
-            .context("watch for signals")
-            .map(|mut signals| {
-                thread::spawn(move || {
-                    let signal = signals.forever().next().unwrap_or_default();
-                    INTERRUPTED.store(true, Ordering::SeqCst);
-                    eprintln!("interrupted: cleaning up");
-                    // Locked to the end: who wants to clean up meanwhile waits here, and says nothing any more.
-                    let live = live();
-                    for name in live.iter() {
-                        if let Err(error) = sweep(name) {
-                            eprintln!("{error:#}");
-                        }
+        outcome = Signals::new(TERM_SIGNALS).context("watch for signals").map(|mut signals| {
+            thread::spawn(move || {
+                let signal = signals.forever().next().unwrap_or_default();
+                INTERRUPTED.store(true, Ordering::SeqCst);
+                eprintln!("interrupted: cleaning up");
+                // Locked to the end: who wants to clean up meanwhile waits here, and says nothing any more.
+                let live = live();
+                for name in live.iter() {
+                    if let Err(error) = sweep(name) {
+                        eprintln!("{error:#}");
                     }
-                    std::process::exit(128 + signal);
-                });
+                }
+                std::process::exit(128 + signal);
             });
+        });
     });
     outcome
 }

@@ -30,22 +30,14 @@ pub(super) fn unpack(packages: &[&str], folder: &Path, progress: &Progress) -> R
     refresh(packages, progress)?;
     let all: Vec<_> = with_libraries(packages)?.into_iter().collect();
     let shown = folder.display();
-    progress.say(&format!(
-        "unpacking into {shown} (installs nothing): {}",
-        all.join(" ")
-    ));
+    progress.say(&format!("unpacking into {shown} (installs nothing): {}", all.join(" ")));
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let archives = tempfile::tempdir_in(folder).context("create a folder for the archives")?;
     with_current_lists(progress, || {
         quietly(apt_get().arg("download").args(&all).current_dir(archives.path()))
     })?;
     for archive in fs::read_dir(archives.path())? {
-        quietly(
-            Command::new("dpkg-deb")
-                .arg("-x")
-                .arg(archive?.path())
-                .arg(folder),
-        )?;
+        quietly(Command::new("dpkg-deb").arg("-x").arg(archive?.path()).arg(folder))?;
     }
     Ok(())
 }
@@ -86,19 +78,13 @@ fn refresh(packages: &[&str], progress: &Progress) -> Result<()> {
         return Ok(());
     }
     if !is_root() {
-        bail!(
-            "apt does not know all of {}: run `apt-get update` as root",
-            packages.join(" ")
-        );
+        bail!("apt does not know all of {}: run `apt-get update` as root", packages.join(" "));
     }
     progress.say("fetching apt's package lists");
     quietly(apt_get().arg("update"))?;
     let unknown = unknown(packages)?;
     if !unknown.is_empty() {
-        bail!(
-            "apt has no {}, not even after `apt-get update`",
-            unknown.join(", ")
-        );
+        bail!("apt has no {}, not even after `apt-get update`", unknown.join(", "));
     }
     Ok(())
 }
@@ -107,11 +93,7 @@ fn refresh(packages: &[&str], progress: &Progress) -> Result<()> {
 fn unknown<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
     let answer = command::run("apt-cache", [&["policy"], packages].concat())?;
     let known = installable(&answer);
-    Ok(packages
-        .iter()
-        .copied()
-        .filter(|package| !known.contains(package))
-        .collect())
+    Ok(packages.iter().copied().filter(|package| !known.contains(package)).collect())
 }
 
 /// Names of the packages that `apt-cache policy` lists with a candidate.
@@ -121,11 +103,7 @@ fn installable(listing: &str) -> BTreeSet<&str> {
     for line in listing.lines() {
         if !line.starts_with(' ') {
             current = line.trim_end_matches(':');
-        } else if line
-            .trim()
-            .strip_prefix("Candidate: ")
-            .is_some_and(|candidate| candidate != "(none)")
-        {
+        } else if line.trim().strip_prefix("Candidate: ").is_some_and(|candidate| candidate != "(none)") {
             names.insert(current);
         }
     }
@@ -135,15 +113,9 @@ fn installable(listing: &str) -> BTreeSet<&str> {
 /// `packages` and all libraries below them that are not installed. Versions in names (libgit2-1.5, libllvm22) thus
 /// follow the distribution.
 fn with_libraries(packages: &[&str]) -> Result<BTreeSet<String>> {
-    let installed = command::run(
-        "dpkg-query",
-        ["--show", "--showformat=${db:Status-Abbrev} ${Package}\n"],
-    )?;
-    let installed: BTreeSet<_> = installed
-        .lines()
-        .filter_map(|line| line.strip_prefix("ii "))
-        .map(str::trim)
-        .collect();
+    let installed = command::run("dpkg-query", ["--show", "--showformat=${db:Status-Abbrev} ${Package}\n"])?;
+    let installed: BTreeSet<_> =
+        installed.lines().filter_map(|line| line.strip_prefix("ii ")).map(str::trim).collect();
     let mut wanted = BTreeSet::new();
     let mut open: BTreeSet<String> = packages.iter().map(ToString::to_string).collect();
     while !open.is_empty() {
@@ -190,9 +162,6 @@ mod tests {
     fn of_alternatives_the_first_is_taken_and_virtual_packages_are_skipped() {
         let listing = "rustc-web\n  Depends: libc6\n |Depends: libfoo1\n |Depends: libfoo2\n  Depends: libfoo3\n  \
                        Depends: <libvirtual>\n  Depends: libstd-rust-web-1.96\n  PreDepends: dpkg\n";
-        assert_eq!(
-            first_choices(listing),
-            ["libc6", "libfoo1", "libstd-rust-web-1.96"]
-        );
+        assert_eq!(first_choices(listing), ["libc6", "libfoo1", "libstd-rust-web-1.96"]);
     }
 }

@@ -14,13 +14,8 @@ pub(super) const BY_HAND: &str = "  kernel programs, one of:
     on Debian 12: run `cargo xtask setup` once as root (it needs apt-get and llvm-22-dev)";
 
 /// rustc with a precompiled `core` for BPF (no rust-src, no nightly), and clippy for the same target.
-const DEBIAN: &[&str] = &[
-    "rustc-web",
-    "cargo-web",
-    "libstd-rust-web-dev",
-    "libstd-rust-web-dev-bpf",
-    "rust-web-clippy",
-];
+const DEBIAN: &[&str] =
+    &["rustc-web", "cargo-web", "libstd-rust-web-dev", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
 
 /// Sees to it that overlay-user's build script finds a toolchain.
 pub(super) fn provide(progress: &Progress) -> Result<()> {
@@ -45,14 +40,10 @@ pub(super) fn provide(progress: &Progress) -> Result<()> {
     }
     let llvm = llvm_major(&usr)?;
     if !Path::new(&format!("/usr/lib/llvm-{llvm}/include/llvm-c/Core.h")).exists() {
-        progress.say(&format!(
-            "llvm-{llvm}-dev is missing: bpf-linker is built with the LLVM of rustc"
-        ));
+        progress.say(&format!("llvm-{llvm}-dev is missing: bpf-linker is built with the LLVM of rustc"));
         apt::install(&[&format!("llvm-{llvm}-dev")], progress)?;
     }
-    progress.say(&format!(
-        "building bpf-linker {LINKER_VERSION} with LLVM {llvm} (about two minutes)"
-    ));
+    progress.say(&format!("building bpf-linker {LINKER_VERSION} with LLVM {llvm} (about two minutes)"));
     install_linker(&kept, Some(llvm))
 }
 
@@ -82,28 +73,18 @@ fn install_linker(root: &Path, llvm: Option<u32>) -> Result<()> {
     let mut cargo = Command::new("cargo");
     match llvm {
         Some(llvm) => cargo
-            .args([
-                "install",
-                "--no-default-features",
-                "--features",
-                &format!("llvm-{llvm}"),
-            ])
+            .args(["install", "--no-default-features", "--features", &format!("llvm-{llvm}")])
             .env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}")),
         None => cargo.args(["+nightly", "install"]),
     };
-    cargo
-        .args(["bpf-linker", "--version", LINKER_VERSION, "--locked", "--root"])
-        .arg(root);
+    cargo.args(["bpf-linker", "--version", LINKER_VERSION, "--locked", "--root"]).arg(root);
     quietly(cargo.env("CARGO_TARGET_DIR", build.path()))
 }
 
 /// Whether rustup has a nightly that can build `core` for BPF.
 fn nightly_has_source() -> bool {
-    command::run("rustc", ["+nightly", "--print", "sysroot"]).is_ok_and(|sysroot| {
-        Path::new(sysroot.trim())
-            .join("lib/rustlib/src/rust/library/core")
-            .exists()
-    })
+    command::run("rustc", ["+nightly", "--print", "sysroot"])
+        .is_ok_and(|sysroot| Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").exists())
 }
 
 /// Major version of the LLVM inside the unpacked rustc.
@@ -118,9 +99,7 @@ fn llvm_major(usr: &Path) -> Result<u32> {
 }
 
 fn major_of(version: &str) -> Option<u32> {
-    let llvm = version
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     llvm.split('.').next()?.parse().ok()
 }
 
@@ -130,10 +109,7 @@ mod tests {
 
     #[test]
     fn llvm_major_is_read_from_what_rustc_says() {
-        assert_eq!(
-            major_of("rustc 1.96.0\nhost: x\nLLVM version: 22.1.8\n"),
-            Some(22)
-        );
+        assert_eq!(major_of("rustc 1.96.0\nhost: x\nLLVM version: 22.1.8\n"), Some(22));
         assert_eq!(major_of("rustc 1.96.0\n"), None);
     }
 }
