@@ -1,4 +1,4 @@
-//! How a host comes by its subnet and keeps it: flannel's tryAcquireLease (flannel.md A2) with its lost races retried
+//! How a host comes by its subnet and keeps it: flannel's tryAcquireLease (docs/etcd.md) with its lost races retried
 //! (D2) and its reservations kept (D1).
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 

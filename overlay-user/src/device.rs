@@ -23,7 +23,7 @@ pub struct DeviceSpec {
     pub mac: Option<Mac>,
     /// MTU of the device in bytes, see [`mtu`].
     pub mtu: u32,
-    /// The subnet this host leased: its base address becomes the device's (flannel's rule, flannel.md section A3).
+    /// The subnet this host leased: its base address becomes the device's (flannel's rule, its pkg/backend/vxlan).
     pub subnet: Ipv4Net,
     /// The whole overlay, routed through the device.
     pub network: Ipv4Net,

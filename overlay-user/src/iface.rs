@@ -1,4 +1,4 @@
-//! Which interface and address peers reach this host at: flannel's rules (flannel.md section A4, pkg/ipmatch).
+//! Which interface and address peers reach this host at: flannel's rules (its pkg/ipmatch).
 use std::net::Ipv4Addr;
 
 use regex::Regex;

@@ -1,4 +1,4 @@
-//! A host's lease of a subnet, as flannel writes it: the key's and the value's text, byte for byte (flannel.md A2).
+//! A host's lease of a subnet, as flannel writes it: the key's and the value's text, byte for byte (docs/etcd.md).
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bytes::Bytes;
@@ -176,7 +176,7 @@ mod tests {
         Lease { subnet: subnet.parse().unwrap(), public_ip: "10.99.0.1".parse().unwrap(), backend }
     }
 
-    /// Values that a real flanneld wrote (flannel.md A2): read, and written again byte for byte.
+    /// Values that a real flanneld wrote (docs/etcd.md): read, and written again byte for byte.
     #[test]
     fn flannels_own_values_round_trip() {
         let plain = r#"{"PublicIP":"10.99.0.1","PublicIPv6":null}"#;

@@ -1,4 +1,4 @@
-//! The network's config: what the operator writes once under `<prefix>/config`, with flannel's rules (flannel.md A1, A2).
+//! The network's config: what the operator writes once under `<prefix>/config`, with flannel's rules (its pkg/subnet/config.go and Documentation/backends.md).
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;

@@ -1,5 +1,5 @@
 //! `subnet.env`, the file that Docker's options script and the CNI plugin read: flannel's text, byte for byte
-//! (flannel.md A4, flannel's pkg/subnet/subnet.go).
+//! (flannel's pkg/subnet/subnet.go).
 use std::{fs, io::Write as _, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::Context as _;

@@ -37,6 +37,7 @@ const NEEDS: &[Need] = &[
     need("bpftool", &["bpftool"], "reads pinned maps in the tests"),
     need("etcd-server", &["etcd"], "the store of the demo and the tests"),
     need("etcd-client", &["etcdctl"], "looks at that store from outside"),
+    need("openssl", &["openssl"], "certificates of the test etcd"),
     need("python3-scapy", &["/usr/lib/python3/dist-packages/scapy"], "frames not made by our own code"),
 ];
 

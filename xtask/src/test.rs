@@ -30,7 +30,14 @@ enum Rung {
 
 /// Every file of integration tests: its rung, package and name. A file that is not listed is an error, so that none is
 /// forgotten.
-const TESTS: &[(Rung, &str, &str)] = &[(Rung::Hosts, "xtask", "lab")];
+const TESTS: &[(Rung, &str, &str)] = &[
+    (Rung::Units, "overlay-user", "acquire"),
+    (Rung::Units, "overlay-user", "agent"),
+    (Rung::Units, "overlay-user", "store"),
+    (Rung::Kernel, "overlay-user", "kernel"),
+    (Rung::Hosts, "overlay-user", "host"),
+    (Rung::Hosts, "xtask", "lab"),
+];
 
 pub(crate) fn test(options: &Options) -> Result<()> {
     all_are_listed()?;
