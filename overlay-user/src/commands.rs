@@ -54,7 +54,7 @@ impl Place {
 
 /// Either store, opened.
 enum Opened {
-    Etcd(EtcdStore),
+    Etcd(Box<EtcdStore>),
     Directory { store: DirStore, path: PathBuf, shared: bool },
 }
 
@@ -65,7 +65,7 @@ fn open(choice: StoreChoice) -> Result<Opened> {
             let (username, password) = login.unzip();
             let options =
                 EtcdOptions { endpoints, prefix, cafile: ca, certfile, keyfile, username, password };
-            Opened::Etcd(EtcdStore::new(&options)?)
+            Opened::Etcd(Box::new(EtcdStore::new(&options)?))
         }
         StoreChoice::Directory { path, shared } => {
             Opened::Directory { store: DirStore::new(&path), path, shared }

@@ -52,7 +52,7 @@ pub(super) async fn agent(options: Agent) -> Result<()> {
     let mut ended = Ended::new()?;
     let run = async {
         match open(options.store.choice().map_err(|error| anyhow!(error))?)? {
-            Opened::Etcd(store) => with_store(store, None, &options).await,
+            Opened::Etcd(store) => with_store(*store, None, &options).await,
             Opened::Directory { store, path, shared } => {
                 with_store(store, (!shared).then_some(path.as_path()), &options).await
             }

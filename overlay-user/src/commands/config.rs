@@ -10,7 +10,7 @@ use crate::{cli::Config, network::NetworkConfig, store::Store};
 pub(super) async fn config(command: Config) -> Result<()> {
     let (Config::Show { store, .. } | Config::Set { store, .. }) = &command;
     match open(store.choice().map_err(|error| anyhow!(error))?)? {
-        Opened::Etcd(mut store) => run(&mut store, command).await,
+        Opened::Etcd(mut store) => run(store.as_mut(), command).await,
         Opened::Directory { mut store, .. } => run(&mut store, command).await,
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 
 pub(super) async fn dry_run(options: &Agent) -> Result<()> {
     match open(options.store.choice().map_err(|error| anyhow!(error))?)? {
-        Opened::Etcd(store) => with_store(store, options).await,
+        Opened::Etcd(store) => with_store(*store, options).await,
         Opened::Directory { store, .. } => with_store(store, options).await,
     }
 }
