@@ -1,4 +1,5 @@
 //! The kernel rung: the real programs, run by the kernel on one frame at a time; frame in, verdict, reason and frame out.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 #[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
 mod kernel {
     mod bed;
