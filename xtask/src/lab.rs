@@ -31,7 +31,7 @@ pub use self::{
     foreign::ForeignVxlan,
     host::{Capture, Host},
     latency::{Latency, latency},
-    member::{Member, Store, configure, populate},
+    member::{Member, Store, configure, populate, populate_some},
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport},
     stream::{Transfer, iperf3, transfer},

@@ -64,9 +64,19 @@ impl Store {
 /// Writes the network's config, and has every host of `lab` take part, with the agent's `options` beside the store's.
 pub fn populate(lab: &Lab, binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
     configure(lab, binary, store)?;
+    populate_some(lab.hosts(), binary, store, options)
+}
+
+/// Has these hosts take part in a network whose config is there.
+pub fn populate_some(
+    hosts: &[Host],
+    binary: &Path,
+    store: &Store,
+    options: &[&str],
+) -> Result<Vec<Member>> {
     let started = |host: &Host| Member::start(host, binary, store, options);
     // All agents first: they start side by side.
-    let mut members = lab.hosts().iter().map(started).collect::<Result<Vec<_>>>()?;
+    let mut members = hosts.iter().map(started).collect::<Result<Vec<_>>>()?;
     for member in &mut members {
         member.settle()?;
     }
