@@ -3,6 +3,7 @@
 #[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
 mod cluster {
     mod bed;
+    mod containers;
     mod foreign;
     mod peers;
     mod restart;

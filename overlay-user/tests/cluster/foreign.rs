@@ -5,7 +5,7 @@ use xtask::lab::{
 };
 
 use super::bed::{
-    Bed, Kind, assert_reaches, flannel_lease, frames, lease_key, overlay, peers, ping_df, segments_are_right,
+    Bed, Kind, assert_reaches, endpoint, flannel_lease, frames, lease_key, overlay, peers, ping_df, segments_are_right,
     vtep_mac, wait_for,
 };
 
@@ -79,7 +79,7 @@ fn transfers(ours: &Member, own: &Container, other: &Container) {
     // Learned before it counts.
     assert_reaches(own, other.address());
     assert_reaches(other, own.address());
-    wait_for("the endpoint", || ours.overlay(&["endpoints"]).unwrap().contains(&own.address().to_string()));
+    wait_for("the endpoint", || endpoint(ours, own.address()).is_some());
     let count = || ours.counters().unwrap().carried();
     let segments = BYTES / SEGMENT;
 

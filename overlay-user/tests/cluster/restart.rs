@@ -4,10 +4,10 @@ use std::{thread, time::Duration};
 use serde_json::Value;
 use xtask::lab::{Container, Member, Numbered, NumberedReport, transfer};
 
-use super::bed::{Bed, Kind, assert_reaches, bpftool, pins, wait_for};
+use super::bed::{Bed, Kind, bpftool, pins};
 
 /// Packets per second, in each direction.
-const RATE: u32 = 25_000;
+const RATE: u32 = 50_000;
 
 /// Ids of everything pinned: maps, links, and the programs behind the links; by pin.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,10 +60,7 @@ fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce()) -
 fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
     let mut bed = Bed::new(Kind::Etcd, 2);
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
-    bed.assert_all_reached();
-    wait_for("both endpoints", || {
-        [0, 1].iter().all(|host| bed[*host].overlay(&["endpoints"]).unwrap().matches("learned").count() == 2)
-    });
+    bed.learn_all();
     for round in 0..3 {
         let before = ids(&bed[0]);
         assert_eq!((before.maps.len(), before.links.len() >= 8), (6, true), "{before:?}");
@@ -99,7 +96,7 @@ fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
 fn a_connection_survives_and_traffic_needs_no_agent() {
     let mut bed = Bed::new(Kind::Folder, 2);
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
-    assert_reaches(&a, b.address());
+    bed.learn_all();
     let stream = {
         let (a, b) = (a.clone(), b.clone());
         thread::spawn(move || transfer(&a, &b, 600 << 20))
