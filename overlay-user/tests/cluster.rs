@@ -7,4 +7,5 @@ mod cluster {
     mod foreign;
     mod peers;
     mod restart;
+    mod store;
 }

@@ -115,8 +115,6 @@ fn a_second_bridge_takes_part() {
     assert_reaches(other, container.address());
     let after = bed[0].counters().unwrap().carried();
     assert!(after.fast_in > before.fast_in && after.fast_out > before.fast_out, "{before:?} {after:?}");
-    // And the two bridges with each other, which is the host's own routing.
-    assert_reaches(&container, bed[0].containers[0].address());
 }
 
 #[test]
@@ -130,6 +128,7 @@ fn an_address_cannot_be_stolen_by_claiming_it() {
     let stream = Numbered::start(other, victim, 2000).unwrap();
     thief.exec(&format!("ip address add {}/24 dev eth0", victim.address())).unwrap();
     // Its ARP requests carry the stolen address as the sender's, which moves the host's neighbour entry.
+    thief.exec("ip neigh flush dev eth0").unwrap();
     let line = format!("ping -c 3 -i 0.2 -W 1 -I {} {}", victim.address(), gateway(&bed[0]));
     let words: Vec<_> = line.split_whitespace().collect();
     // Whether an answer finds its way to the thief is the bridge's business.
