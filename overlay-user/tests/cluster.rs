@@ -4,6 +4,8 @@
 mod cluster {
     mod bed;
     mod containers;
+    mod down;
+    mod figures;
     mod foreign;
     mod peers;
     mod restart;

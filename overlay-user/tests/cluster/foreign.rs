@@ -5,8 +5,8 @@ use xtask::lab::{
 };
 
 use super::bed::{
-    Bed, Kind, assert_reaches, endpoint, flannel_lease, frames, lease_key, overlay, peers, ping_df, segments_are_right,
-    vtep_mac, wait_for,
+    Bed, Kind, assert_reaches, endpoint, flannel_lease, frames, lease_key, overlay, peers, ping_df,
+    segments_are_right, vtep_mac, wait_for,
 };
 
 const BYTES: u64 = 100 << 20;
@@ -37,7 +37,8 @@ fn mixed(wire_like: bool) -> Mixed {
     let etcd = store.as_etcd().unwrap();
     let granted = etcd.ctl(&["lease", "grant", "86400"]).unwrap();
     let id = granted.split_whitespace().nth(1).unwrap();
-    etcd.ctl(&["put", "--lease", id, &lease_key(FOREIGN), &flannel_lease(host.address(), device.mac())]).unwrap();
+    etcd.ctl(&["put", "--lease", id, &lease_key(FOREIGN), &flannel_lease(host.address(), device.mac())])
+        .unwrap();
     let lease = etcd.ctl(&["get", "--print-value-only", &lease_key(&ours.subnet)]).unwrap();
     // Ours must be what flannel itself would have written, or it could not read it.
     assert_eq!(lease.trim_end(), flannel_lease(ours.host.address(), &vtep_mac(&ours)));

@@ -85,7 +85,11 @@ fn a_host_with_another_address_must_say_so_and_is_followed() {
     // The store knows hosts by their address: the old one's lease is the operator's to delete, or ends by itself.
     delete_lease(&mut bed, 2);
     bed[2].restart_agent().unwrap();
-    assert_eq!(bed[2].agent().unwrap().subnet().unwrap().0, bed[2].subnet, "the containers would be strangers");
+    assert_eq!(
+        bed[2].agent().unwrap().subnet().unwrap().0,
+        bed[2].subnet,
+        "the containers would be strangers"
+    );
     assert_known_once(&bed, 2);
 }
 

@@ -18,7 +18,8 @@ struct Ids {
 }
 
 fn ids(member: &Member) -> Ids {
-    let id = |shown: &Value, field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("no {field}: {shown}"));
+    let id =
+        |shown: &Value, field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("no {field}: {shown}"));
     let names = |folder: &std::path::Path, wanted: fn(&std::path::Path) -> bool| {
         let mut paths: Vec<_> = std::fs::read_dir(folder)
             .unwrap()

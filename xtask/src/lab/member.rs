@@ -68,12 +68,7 @@ pub fn populate(lab: &Lab, binary: &Path, store: &Store, options: &[&str]) -> Re
 }
 
 /// Has these hosts take part in a network whose config is there.
-pub fn populate_some(
-    hosts: &[Host],
-    binary: &Path,
-    store: &Store,
-    options: &[&str],
-) -> Result<Vec<Member>> {
+pub fn populate_some(hosts: &[Host], binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
     let started = |host: &Host| Member::start(host, binary, store, options);
     // All agents first: they start side by side.
     let mut members = hosts.iter().map(started).collect::<Result<Vec<_>>>()?;
