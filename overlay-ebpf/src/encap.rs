@@ -39,7 +39,9 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     // carries what is not learned yet.
     let endpoint = maps::endpoint(inner.source).ok_or(Reason::Unlearned)?;
     if endpoint.ifindex != packet.ifindex() {
-        return Err(Reason::SourceElsewhere);
+        // Replaced under the same address while no agent runs to learn it: nobody is left to be stolen from.
+        let gone = !packet.exists(endpoint.ifindex);
+        return Err(if gone { Reason::EndpointGone } else { Reason::SourceElsewhere });
     }
     if packet.read::<[u8; 6]>(0) != Some(endpoint.gateway_mac) {
         // Sent to another router on the bridge, or broadcast: the bridge's business.

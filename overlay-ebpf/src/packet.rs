@@ -333,6 +333,16 @@ impl<'a> Packet<'a> {
         result == 0
     }
 
+    /// Whether interface `ifindex` exists.
+    #[inline(always)]
+    pub(crate) fn exists(&self, ifindex: u32) -> bool {
+        const ENODEV: i64 = 19;
+        let mut length = 0u32;
+        // SAFETY: the output is a u32 of our own.
+        let result = unsafe { bpf_check_mtu(self.skb().cast(), ifindex, &raw mut length, 0, 0) };
+        result != -ENODEV
+    }
+
     /// Verdict that sends the frame out of `ifindex`.
     #[inline(always)]
     pub(crate) fn redirect(ifindex: u32) -> i32 {

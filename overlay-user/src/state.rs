@@ -175,12 +175,7 @@ impl Paths {
     /// Decides whether the pins here are ours, and writes the record if there was none. Call it with the lock held and
     /// before anything is pinned, so that there are never pins without a record.
     pub fn adopt(&self, current: &Record) -> Result<Adoption, StateError> {
-        let foreign = |owner: String| StateError::Foreign {
-            pins: self.pins.clone(),
-            owner,
-            claimant: current.owner(),
-            network: self.network.clone(),
-        };
+        let foreign = |owner| self.foreign(owner, current);
         match self.record()? {
             Some(found) if found == *current => return Ok(Adoption::Adopt),
             // Interface indexes and namespace inodes of an earlier boot mean nothing now.
@@ -197,6 +192,24 @@ impl Paths {
         }
         self.write(current)?;
         Ok(Adoption::Fresh)
+    }
+
+    /// Refuses pins that are another host's whatever subnet the store will give this one: before a lease is taken for
+    /// nothing, which would be this host's from then on.
+    pub fn refuse_foreign(&self, public_ip: Ipv4Addr) -> Result<(), StateError> {
+        let Some(found) = self.record()? else {
+            return Ok(());
+        };
+        let current = Record::current(public_ip, found.subnet)?;
+        if found == current || found.boot_id != current.boot_id {
+            return Ok(());
+        }
+        Err(self.foreign(found.owner(), &current))
+    }
+
+    fn foreign(&self, owner: String, current: &Record) -> StateError {
+        let (pins, network) = (self.pins.clone(), self.network.clone());
+        StateError::Foreign { pins, owner, claimant: current.owner(), network }
     }
 
     /// The record, if there is one. One that cannot be read is an error: guessing could adopt another's pins.

@@ -1,18 +1,12 @@
 //! `cargo xtask demo`: containers on several hosts talk through the overlay, and what it shows is checked.
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use xtask::{
-    etcd::Etcd,
-    lab::{self, Agent, Container, Host, Lab, PingOptions, iperf3},
+    lab::{self, Lab, Member, PingOptions, iperf3},
     project, setup,
 };
-
-mod status;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -31,18 +25,6 @@ pub(crate) struct Options {
 pub(crate) enum Store {
     Dir,
     Etcd,
-}
-
-/// Hosts with agents and containers, and what they need to stay so.
-pub(crate) struct Populated {
-    members: Vec<Member>,
-    _etcd: Option<Etcd>,
-}
-
-struct Member {
-    host: Host,
-    agent: Agent,
-    containers: Vec<Container>,
 }
 
 pub(crate) fn demo(options: &Options) -> Result<()> {
@@ -73,8 +55,11 @@ pub(crate) fn demo(options: &Options) -> Result<()> {
 }
 
 fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Result<()> {
-    let mut populated = populate(lab, overlay, options.store)?;
-    let members = &mut populated.members;
+    let store = match options.store {
+        Store::Dir => lab::Store::folder(lab),
+        Store::Etcd => lab::Store::etcd(lab)?,
+    };
+    let members = &mut populate(lab, overlay, &store)?;
     step("pings from every container to every other");
     ping_matrix(members)?;
     step("one TCP stream of two seconds from the first host to the last");
@@ -83,53 +68,24 @@ fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Re
     println!("  {rate:.0} Mbit/s");
     ensure!(rate > 0.0, "the stream carried nothing");
     step("packets that each tier carried");
-    carried(members, overlay)?;
+    carried(members)?;
     step(&format!("`overlay status` of {}", first.host.name()));
-    println!("{}", first.host.overlay(overlay, &["status"])?.trim_end());
-    for Member { host, agent, .. } in members {
-        if let Some(status) = agent.status()? {
-            bail!("the agent of {} did not last: {status}", host.name());
+    println!("{}", first.overlay(&["status"])?.trim_end());
+    for member in members {
+        if let Some(status) = member.agent()?.status()? {
+            bail!("the agent of {} did not last: {status}", member.host.name());
         }
     }
     Ok(())
 }
 
-/// Starts a store, an agent on every host, and gives each host two containers in the subnet it leased.
-pub(crate) fn populate(lab: &Lab, overlay: &Path, store: Store) -> Result<Populated> {
-    const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
-    let etcd = match store {
-        Store::Dir => None,
-        Store::Etcd => Some(Etcd::start_in_netns(&lab.folder(), lab.switch().name(), Lab::SWITCH)?),
-    };
-    let folder = lab.folder().join("store").display().to_string();
-    let url = etcd.as_ref().map(Etcd::client_url);
-    let arguments = match &url {
-        Some(url) => vec!["--etcd-endpoints", url],
-        None => vec!["--store-dir", &folder, "--store-shared"],
-    };
-    lab.host(0).overlay(overlay, &[&["config", "set", CONFIG], arguments.as_slice()].concat())?;
-    // All agents first: they start side by side.
-    let agents =
-        lab.hosts().iter().map(|host| host.start_agent(overlay, &arguments)).collect::<Result<Vec<_>>>()?;
-    let members = lab
-        .hosts()
-        .iter()
-        .zip(agents)
-        .map(|(host, agent)| give_containers(host, agent))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(Populated { members, _etcd: etcd })
-}
-
-fn give_containers(host: &Host, mut agent: Agent) -> Result<Member> {
-    agent.wait_ready(Duration::from_secs(20))?;
-    let (subnet, mtu) = agent.subnet()?;
-    host.add_bridge(&subnet, mtu)?;
-    let containers = [("a", 2), ("b", 3)]
-        .iter()
-        .map(|(name, last)| host.add_container(name, &subnet, *last, mtu))
-        .collect::<Result<Vec<_>>>()?;
-    println!("  {}  underlay {}  subnet {subnet}  mtu {mtu}", host.name(), host.address());
-    Ok(Member { host: host.clone(), agent, containers })
+/// Has all hosts take part, and prints who is who.
+pub(crate) fn populate(lab: &Lab, overlay: &Path, store: &lab::Store) -> Result<Vec<Member>> {
+    let members = lab::populate(lab, overlay, store, &[])?;
+    for Member { host, subnet, mtu, .. } in &members {
+        println!("  {}  underlay {}  subnet {subnet}  mtu {mtu}", host.name(), host.address());
+    }
+    Ok(members)
 }
 
 const PINGS: u32 = 2;
@@ -164,14 +120,12 @@ fn ping_matrix(members: &[Member]) -> Result<()> {
 }
 
 /// Prints what each tier of each host carried; fails if that is less than what was sent, or anything was dropped.
-fn carried(members: &[Member], overlay: &Path) -> Result<()> {
+fn carried(members: &[Member]) -> Result<()> {
     println!("  host    fast out     fast in   stack out    stack in     dropped");
     // Each of two containers exchanged its pings with two on every other host, and they with it.
     let exchanges = 2 * 2 * 2 * u64::from(PINGS) * (members.len() as u64 - 1);
-    for Member { host, .. } in members {
-        let answer = host.overlay(overlay, &["status", "--json"])?;
-        let name = host.name();
-        let sum = status::carried(&answer).with_context(|| format!("the status of {name}"))?;
+    for member in members {
+        let (name, sum) = (member.host.name(), member.counters()?.carried());
         println!(
             "  {name:4}{:>12}{:>12}{:>12}{:>12}{:>12}",
             sum.fast_out, sum.fast_in, sum.stack_out, sum.stack_in, sum.dropped

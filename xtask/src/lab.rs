@@ -27,9 +27,11 @@ use crate::command::sh;
 pub use self::{
     agent::Agent,
     container::{Container, Ping, PingOptions},
+    counters::{Carried, Counters},
     foreign::ForeignVxlan,
     host::{Capture, Host},
     latency::{Latency, latency},
+    member::{Member, Store, configure, populate, populate_some},
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport},
     stream::{Transfer, iperf3, transfer},
@@ -38,9 +40,11 @@ pub use self::{
 
 mod agent;
 mod container;
+mod counters;
 mod foreign;
 mod host;
 mod latency;
+mod member;
 mod namespace;
 mod numbered;
 mod stream;

@@ -35,8 +35,9 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Units, "overlay-user", "agent"),
     (Rung::Units, "overlay-user", "store"),
     (Rung::Kernel, "overlay-user", "kernel"),
-    (Rung::Hosts, "overlay-user", "host"),
     (Rung::Hosts, "xtask", "lab"),
+    (Rung::Hosts, "overlay-user", "host"),
+    (Rung::Hosts, "overlay-user", "cluster"),
 ];
 
 pub(crate) fn test(options: &Options) -> Result<()> {

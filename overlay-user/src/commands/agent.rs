@@ -95,6 +95,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let underlay = iface::choose(&netlink, &options.underlay.choice()).await?;
     let public_ip = options.underlay.public_ip.unwrap_or(underlay.address);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
+    paths.refuse_foreign(public_ip)?;
 
     let network = config(&mut store).await?;
     let vxlan = Vxlan::of(&network)?;

@@ -140,6 +140,10 @@ fn sources_are_checked() {
         outcome.assert(SHOT, &[(Encap, Reason::SourceElsewhere)]);
         let outcome = bed.run("overlay_bridge", bridge, &from_container(&udp(UNLEARNED, REMOTE, [1, 2], 10)));
         outcome.assert(NEXT, &[(Encap, Reason::Unlearned)]);
+        // But if the interface it was learned on is gone, it was replaced while no agent ran.
+        bed.learn(CONTAINER, u32::MAX >> 1);
+        let outcome = bed.run("overlay_bridge", bridge, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
+        outcome.assert(NEXT, &[(Encap, Reason::EndpointGone)]);
     });
 }
 

@@ -107,14 +107,31 @@ impl Host {
 
     /// Makes `br0` with the first address of `subnet` (`10.244.1.0/24`), as Docker's and CNI's bridges have it.
     pub fn add_bridge(&self, subnet: &str, mtu: u32) -> Result<()> {
+        self.add_bridge_named("br0", subnet, mtu)
+    }
+
+    /// The same, of another name.
+    pub fn add_bridge_named(&self, bridge: &str, subnet: &str, mtu: u32) -> Result<()> {
         let (gateway, length) = (address_in(subnet, 1)?, length_of(subnet)?);
-        self.namespace.ip("link add br0 type bridge")?;
-        self.namespace.ip(&format!("address add {gateway}/{length} dev br0"))?;
-        self.namespace.ip(&format!("link set br0 mtu {mtu} up"))
+        self.namespace.ip(&format!("link add {bridge} type bridge"))?;
+        self.namespace.ip(&format!("address add {gateway}/{length} dev {bridge}"))?;
+        self.namespace.ip(&format!("link set {bridge} mtu {mtu} up"))
     }
 
     /// Makes a container on `br0`: its address is number `last` of the bridge's subnet, its default route the bridge.
     pub fn add_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
+        self.add_container_on("br0", name, subnet, last, mtu)
+    }
+
+    /// The same on another bridge.
+    pub fn add_container_on(
+        &self,
+        bridge: &str,
+        name: &str,
+        subnet: &str,
+        last: u8,
+        mtu: u32,
+    ) -> Result<Container> {
         let address = address_in(subnet, last)?;
         let namespace =
             Namespace::named(self.namespace.lab(), &format!("{}-{name}", self.name()), !self.keep);
@@ -122,7 +139,7 @@ impl Host {
         let (inside, port) = (namespace.name(), format!("v{name}"));
         self.namespace
             .ip(&format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
-        self.namespace.ip(&format!("link set {port} master br0 up"))?;
+        self.namespace.ip(&format!("link set {port} master {bridge} up"))?;
         namespace.ip(&format!("address add {address}/{} dev eth0", length_of(subnet)?))?;
         namespace.ip("link set eth0 up")?;
         namespace.ip(&format!("route add default via {}", address_in(subnet, 1)?))?;

@@ -1,0 +1,13 @@
+//! The host rung: whole hosts as network namespaces, with agents, containers and real packets between them. Needs root.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
+#[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
+mod cluster {
+    mod bed;
+    mod containers;
+    mod down;
+    mod figures;
+    mod foreign;
+    mod peers;
+    mod restart;
+    mod store;
+}

@@ -1,0 +1,125 @@
+//! Agents that end and start again while packets are on their way: none is lost.
+use std::{thread, time::Duration};
+
+use serde_json::Value;
+use xtask::lab::{Container, Member, Numbered, NumberedReport, transfer};
+
+use super::bed::{Bed, Kind, bpftool, pins};
+
+/// Packets per second, in each direction.
+const RATE: u32 = 50_000;
+
+/// Ids of everything pinned: maps, links, and the programs behind the links; by pin.
+#[derive(Debug, PartialEq, Eq)]
+struct Ids {
+    maps: Vec<(String, u64)>,
+    links: Vec<(String, u64)>,
+    programs: Vec<(String, u64)>,
+}
+
+fn ids(member: &Member) -> Ids {
+    let id =
+        |shown: &Value, field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("no {field}: {shown}"));
+    let names = |folder: &std::path::Path, wanted: fn(&std::path::Path) -> bool| {
+        let mut paths: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| wanted(path))
+            .collect();
+        paths.sort();
+        paths
+    };
+    let name = |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let mut found = Ids { maps: Vec::new(), links: Vec::new(), programs: Vec::new() };
+    for path in names(&pins(member), |path| path.is_file()) {
+        found.maps.push((name(&path), id(&bpftool(&["map", "show"], &path), "id")));
+    }
+    for path in names(&pins(member).join("links"), |_| true) {
+        let link = bpftool(&["link", "show"], &path);
+        found.links.push((name(&path), id(&link, "id")));
+        found.programs.push((name(&path), id(&link, "prog_id")));
+    }
+    found
+}
+
+/// The host's CPUs threw packets away because their queues were full: nobody's fault but the machine's.
+fn backlog_drops() -> u64 {
+    let table = std::fs::read_to_string("/proc/net/softnet_stat").unwrap();
+    table.lines().map(|cpu| u64::from_str_radix(cpu.split(' ').nth(1).unwrap(), 16).unwrap()).sum()
+}
+
+/// Packets in both directions while `work` goes on, from half a second before to half a second after.
+fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce()) -> [NumberedReport; 2] {
+    let streams = [(a, b), (b, a)].map(|(from, to)| Numbered::start(from, to, rate).unwrap());
+    thread::sleep(Duration::from_millis(500));
+    work();
+    thread::sleep(Duration::from_millis(500));
+    streams.map(|stream| stream.finish().unwrap())
+}
+
+#[test]
+fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
+    let mut bed = Bed::new(Kind::Etcd, 2);
+    let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
+    bed.learn_all();
+    for round in 0..3 {
+        let before = ids(&bed[0]);
+        assert_eq!((before.maps.len(), before.links.len() >= 8), (6, true), "{before:?}");
+        let dropped = backlog_drops();
+        let reports = under_packets(&a, &b, RATE, || {
+            bed[0].kill_agent().unwrap();
+            thread::sleep(Duration::from_millis(300));
+            bed[0].restart_agent().unwrap();
+            thread::sleep(Duration::from_millis(300));
+            assert!(bed[0].end_agent().unwrap().success());
+            thread::sleep(Duration::from_millis(300));
+            bed[0].restart_agent().unwrap();
+        });
+        let dropped = backlog_drops() - dropped;
+        let after = ids(&bed[0]);
+        for report in reports {
+            println!("round {round}: {report:?}; the machine's queues overflowed {dropped} times");
+            assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+            assert!(report.rate > u64::from(RATE) / 2, "{report:?}");
+        }
+        assert_eq!((&before.maps, &before.links), (&after.maps, &after.links));
+        for (old, new) in before.programs.iter().zip(&after.programs) {
+            assert!(old.0 == new.0 && old.1 != new.1, "{old:?} was not replaced: {new:?}");
+        }
+    }
+    for host in [0, 1] {
+        let counters = bed[host].counters().unwrap();
+        assert_eq!(counters.carried().dropped, 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn a_connection_survives_and_traffic_needs_no_agent() {
+    let mut bed = Bed::new(Kind::Folder, 2);
+    let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
+    bed.learn_all();
+    let stream = {
+        let (a, b) = (a.clone(), b.clone());
+        thread::spawn(move || transfer(&a, &b, 600 << 20))
+    };
+    thread::sleep(Duration::from_millis(300));
+    let mut restarts = 0;
+    while !stream.is_finished() {
+        bed[0].kill_agent().unwrap();
+        bed[0].restart_agent().unwrap();
+        restarts += 1;
+    }
+    let done = stream.join().unwrap().unwrap();
+    println!("{} MB in {:?} over {restarts} restarts", done.bytes >> 20, done.time);
+    assert!(restarts >= 2, "the stream was over too soon to say anything");
+
+    // No agent anywhere, as after two crashes: the kernel alone.
+    bed[0].kill_agent().unwrap();
+    bed[1].kill_agent().unwrap();
+    let before = bed[0].counters().unwrap().carried();
+    bed.assert_all_reached();
+    transfer(&b, &a, 10 << 20).unwrap();
+    let after = bed[0].counters().unwrap().carried();
+    assert!(after.fast_in - before.fast_in > (10 << 20) / 1400, "{before:?} {after:?}");
+    assert_eq!((after.stack_in, after.dropped), (before.stack_in, 0), "{after:?}");
+}

@@ -1,0 +1,162 @@
+//! Hosts that take part in an overlay: a store, and on every host an agent, a bridge, two containers.
+use std::{
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{Agent, Container, Counters, Host, Lab};
+use crate::etcd::Etcd;
+
+/// Where leases are kept.
+#[derive(Debug)]
+pub struct Store {
+    etcd: Option<Etcd>,
+    arguments: Vec<String>,
+}
+
+/// A host that takes part.
+#[derive(Debug)]
+pub struct Member {
+    /// The host.
+    pub host: Host,
+    /// Its subnet: `10.244.7.0/24`.
+    pub subnet: String,
+    /// MTU of its bridge and containers in bytes.
+    pub mtu: u32,
+    /// Its containers.
+    pub containers: Vec<Container>,
+    agent: Option<Agent>,
+    binary: PathBuf,
+    arguments: Vec<String>,
+}
+
+/// How long an agent may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Store {
+    /// A folder that the hosts of `lab` share.
+    pub fn folder(lab: &Lab) -> Self {
+        let folder = lab.folder().join("store").display().to_string();
+        Self { etcd: None, arguments: vec!["--store-dir".into(), folder, "--store-shared".into()] }
+    }
+
+    /// A real etcd on the underlay.
+    pub fn etcd(lab: &Lab) -> Result<Self> {
+        let etcd = Etcd::start_in_netns(&lab.folder(), lab.switch().name(), Lab::SWITCH)?;
+        let arguments = vec!["--etcd-endpoints".into(), etcd.client_url()];
+        Ok(Self { etcd: Some(etcd), arguments })
+    }
+
+    /// What tells `overlay` to use it.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// The etcd, to be stopped, say.
+    pub fn as_etcd(&mut self) -> Result<&mut Etcd> {
+        self.etcd.as_mut().context("the store is a folder")
+    }
+}
+
+/// Writes the network's config, and has every host of `lab` take part, with the agent's `options` beside the store's.
+pub fn populate(lab: &Lab, binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
+    configure(lab, binary, store)?;
+    populate_some(lab.hosts(), binary, store, options)
+}
+
+/// Has these hosts take part in a network whose config is there.
+pub fn populate_some(hosts: &[Host], binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
+    let started = |host: &Host| Member::start(host, binary, store, options);
+    // All agents first: they start side by side.
+    let mut members = hosts.iter().map(started).collect::<Result<Vec<_>>>()?;
+    for member in &mut members {
+        member.settle()?;
+    }
+    Ok(members)
+}
+
+/// Writes the network's config: 10.244.0.0/16 by VXLAN with flannel's defaults.
+pub fn configure(lab: &Lab, binary: &Path, store: &Store) -> Result<()> {
+    const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    let words = ["config", "set", CONFIG].into_iter().chain(words(store.arguments()));
+    lab.host(0).overlay(binary, &words.collect::<Vec<_>>()).map(drop)
+}
+
+fn words(owned: &[String]) -> impl Iterator<Item = &str> {
+    owned.iter().map(String::as_str)
+}
+
+impl Member {
+    /// Starts the agent, and does not wait for it.
+    fn start(host: &Host, binary: &Path, store: &Store, options: &[&str]) -> Result<Self> {
+        let options = options.iter().map(|&option| option.to_owned());
+        let mut member = Self {
+            host: host.clone(),
+            subnet: String::new(),
+            mtu: 0,
+            containers: Vec::new(),
+            agent: None,
+            binary: binary.to_owned(),
+            arguments: store.arguments().iter().cloned().chain(options).collect(),
+        };
+        member.start_agent()?;
+        Ok(member)
+    }
+
+    /// Waits for the agent, and makes bridge and containers in the subnet it leased.
+    fn settle(&mut self) -> Result<()> {
+        self.wait_ready()?;
+        (self.subnet, self.mtu) = self.agent()?.subnet()?;
+        self.host.add_bridge(&self.subnet, self.mtu)?;
+        let container = |(name, last)| self.host.add_container(name, &self.subnet, last, self.mtu);
+        self.containers = [("a", 2), ("b", 3)].into_iter().map(container).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Its agent.
+    pub fn agent(&mut self) -> Result<&mut Agent> {
+        self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.host.name()))
+    }
+
+    /// Starts an agent (again), with the arguments of the first, and does not wait for it.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let arguments: Vec<_> = words(&self.arguments).collect();
+        self.agent = Some(self.host.start_agent(&self.binary, &arguments)?);
+        Ok(())
+    }
+
+    /// Waits until the agent is ready.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        self.agent()?.wait_ready(PATIENCE)
+    }
+
+    /// Both.
+    pub fn restart_agent(&mut self) -> Result<()> {
+        self.start_agent()?;
+        self.wait_ready()
+    }
+
+    /// `kill -9`.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent.take().context("no agent to kill")?.kill9()
+    }
+
+    /// SIGTERM.
+    pub fn end_agent(&mut self) -> Result<ExitStatus> {
+        self.agent.take().context("no agent to end")?.terminate()
+    }
+
+    /// Runs one of `overlay`'s commands here.
+    pub fn overlay(&self, words: &[&str]) -> Result<String> {
+        self.host.overlay(&self.binary, words)
+    }
+
+    /// What `overlay status --json` counts.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::parse(&self.overlay(&["status", "--json"])?)
+            .with_context(|| format!("the status of {}", self.host.name()))
+    }
+}
