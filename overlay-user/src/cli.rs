@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 
 pub use self::{
-    environment::parse,
+    environment::{parse, unknown_variables},
     store::{Etcd, Store, StoreChoice},
 };
 use crate::{iface::Choice, mac::Mac};

@@ -10,7 +10,7 @@ use crate::{
     datapath::{Change, Datapath, DatapathError, Endpoint},
     own::Own,
     status::{FailedPeer, unix_now},
-    store::{Revision, StoreError},
+    store::{Origin, Revision, StoreError},
 };
 
 impl<D: Datapath> Local<D> {
@@ -70,6 +70,8 @@ impl<D: Datapath> Local<D> {
 
     /// The store answered.
     pub(super) fn heard(&mut self, revision: Revision, cluster: Option<u64>) {
+        let cluster_now = cluster.or(self.origin.map(|origin| origin.cluster));
+        self.origin = cluster_now.map(|cluster| Origin { cluster, revision });
         self.inputs.status.send_modify(|status| {
             status.answered = Some(Instant::now());
             status.store.revision = revision.0;

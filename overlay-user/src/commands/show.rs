@@ -62,7 +62,8 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let tables = Tables::open(&paths.pins);
     if tables.is_err() && agent.is_none() && record.is_none() {
         bail!(
-            "there is no network {} on this host: no agent answers, and nothing is pinned in {}",
+            "there is no network {} on this host: no agent answers, and nothing is pinned in {}; `overlay agent` starts \
+             one, --network, --state-dir and --bpf-root name another",
             paths.network,
             paths.pins.display()
         );
