@@ -123,9 +123,9 @@ pub struct DatapathStatus {
     pub error: Option<String>,
     /// Endpoints in force.
     pub endpoints: usize,
-    /// Container-side interfaces with programs.
+    /// Bridges and container-side veths with programs.
     pub ports: usize,
-    /// Endpoint and port changes that failed and wait for the next audit.
+    /// Endpoint and port changes that failed and wait for the next try: with the flows' ageing (30 s) or the audit.
     pub waiting: usize,
     /// Entries found altered or missing by audits, and put right, so far.
     pub repaired: u64,

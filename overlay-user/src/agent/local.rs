@@ -33,7 +33,7 @@ pub(super) struct Local<D> {
     pub(super) installed: Installed,
     /// Peers that could not be put in force or removed, and why.
     pub(super) failed: BTreeMap<Ipv4Net, String>,
-    /// Endpoint and port changes have failed since the last repair.
+    /// How many endpoint and port changes have failed since the last repair.
     pub(super) unrepaired: usize,
     /// Where what is in force comes from.
     pub(super) origin: Option<Origin>,
