@@ -21,6 +21,9 @@ pub struct Status {
     pub network: Ipv4Net,
     /// VXLAN network identifier.
     pub vni: u32,
+    /// The fast path is on (`--fast-path`).
+    #[serde(default)]
+    pub fast_path: bool,
     /// When the agent started.
     pub started: u64,
     /// The store, as last heard.
@@ -51,6 +54,7 @@ impl Status {
             subnet,
             network,
             vni,
+            fast_path: true,
             started: now,
             store: StoreStatus { since: now, ..StoreStatus::default() },
             lease: LeaseStatus::default(),

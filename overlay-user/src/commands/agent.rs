@@ -159,7 +159,9 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         // Counters say the same, if less promptly.
         Err(error) => warn!("the programs' log cannot be read: {error:#}"),
     }
-    let (status_to, status) = watch::channel(Status::new(public_ip, subnet, network.network, vxlan.vni));
+    let mut status = Status::new(public_ip, subnet, network.network, vxlan.vni);
+    status.fast_path = options.fast_path == Switch::On;
+    let (status_to, status) = watch::channel(status);
     tasks.spawn(note_origin(paths, status.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
