@@ -1,7 +1,9 @@
-//! Keeps docs/packet-flow.md true to the code: every reason, hook and step in the one must be in the other.
+//! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files.
 extern crate std;
 use std::{
     collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
     string::{String, ToString as _},
     vec::Vec,
 };
@@ -66,4 +68,54 @@ fn the_steps_of_the_code_are_the_documents_headings() {
     code.extend(steps(DECAP, "// ", '.'));
     assert_eq!(code.len(), 13);
     assert_eq!(steps(DOCUMENT, "### ", ':'), code);
+}
+
+const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
+
+/// Every Rust file below a folder of the workspace, with its text.
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut open = Vec::from([Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder)]);
+    let mut found = Vec::new();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            found.push((path, text));
+        }
+    }
+    found
+}
+
+#[test]
+fn files_with_unsafe_are_listed() {
+    let (_, listed) = ARCHITECTURE.split_once("**unsafe**").unwrap();
+    let marks = ["unsafe {", "unsafe impl", "unsafe fn", "#[unsafe("];
+    let folders = ["overlay-common/src", "overlay-ebpf/src", "overlay-user", "xtask"];
+    let mut count = 0;
+    for (path, text) in folders.into_iter().flat_map(sources) {
+        let lines = text.lines().map(str::trim_start);
+        let mut code = lines.filter(|line| !line.starts_with("//") && !line.starts_with("let marks"));
+        if code.any(|line| marks.iter().any(|mark| line.contains(mark))) {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(listed.contains(&std::format!("`{name}`")), "{} is not listed", path.display());
+            count += 1;
+        }
+    }
+    assert_eq!(count, listed.matches(".rs`").count(), "a file is listed that has none");
+}
+
+#[test]
+fn the_loop_knows_neither_etcd_nor_ebpf() {
+    let apart = |knows: &str, of: &[&str]| {
+        for (path, text) in sources("overlay-user/src") {
+            let place = path.display().to_string();
+            if !of.iter().any(|of| place.contains(of)) {
+                assert!(!text.contains(knows), "{place} knows {knows}");
+            }
+        }
+    };
+    apart("aya::", &["/datapath/"]);
+    apart("etcd_client::", &["/store/etcd.rs"]);
+    apart("rtnetlink::", &["/netlink.rs", "/netlink/"]);
 }

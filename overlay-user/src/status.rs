@@ -133,7 +133,7 @@ pub struct DatapathStatus {
     pub waiting: usize,
     /// Entries found altered or missing by audits, and put right, so far.
     pub repaired: u64,
-    /// Connections noted as the stack's.
+    /// Connections noted as the stack's, as counted when they were last aged (every 30 s).
     pub flows: usize,
 }
 
