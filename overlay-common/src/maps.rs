@@ -150,12 +150,19 @@ impl FlowKey {
 pub struct Flow {
     /// CLOCK_MONOTONIC nanoseconds of the last packet; written at most once a second.
     pub seen_ns: u64,
-    /// 1 once a FIN or RST of TCP was seen: the note then lives as long as conntrack keeps a closing
-    /// connection (120 s at least), no longer as an open one's.
-    pub closing: u32,
+    /// See the `FLOW_*` bits.
+    pub state: u32,
     /// Always zero.
     pub reserved: u32,
 }
+
+/// A packet was seen whose source is the key's first address.
+pub const FLOW_FORWARD: u32 = 1 << 0;
+/// A packet was seen whose source is the key's second address. With both, the connection is an established one.
+pub const FLOW_BACKWARD: u32 = 1 << 1;
+/// The last TCP packet seen had FIN or RST: the note then lives as long as conntrack keeps a closing connection
+/// (120 s at least), no longer as an open one's.
+pub const FLOW_CLOSING: u32 = 1 << 2;
 
 /// Packets and bytes. Bytes count the inner IP packet, without any link header; of a GSO or GRO frame they count the
 /// headers once, though each segment has its own.

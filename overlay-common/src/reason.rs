@@ -74,7 +74,7 @@ reasons! {
     StackFlow = 2, "stack-flow", Stack;
     /// An inner fragment: without ports, only the stack can tell its connection.
     InnerFragment = 3, "inner-fragment", Stack;
-    /// Larger than the path, and allowed to be fragmented: the stack does that.
+    /// Larger than the path, and for the stack to fragment or (beyond the rate of our own answers) to answer.
     NeedsFragmentation = 4, "needs-fragmentation", Stack;
     /// No next hop on the underlay that can be used right now (neighbour not resolved yet, another device, a policy).
     NoNextHop = 5, "no-next-hop", Stack;
@@ -122,6 +122,18 @@ reasons! {
     FlowsFull = 30, "flow-table-full", Event;
     /// An ICMP answer was not sent: rate limit, or about something that must not be answered (RFC 1122 section 3.2.2).
     AnswerWithheld = 31, "icmp-answer-withheld", Event;
+}
+
+impl Reason {
+    /// What becomes of the packet at this hook. At overlay0 nothing is left to leave a packet to: what would enter the
+    /// stack unchecked, or has nowhere to go, ends there.
+    #[inline(always)]
+    pub const fn verdict_at(self, hook: Hook) -> Verdict {
+        match (hook, self) {
+            (Hook::Receive, Self::NotIpv4) | (Hook::Send, Self::NoPeer) => Verdict::Drop,
+            _ => self.verdict(),
+        }
+    }
 }
 
 impl Hook {

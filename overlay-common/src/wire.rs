@@ -25,10 +25,6 @@ pub const VNI_END: u32 = 1 << 24;
 /// Everything that differs from one outer header to the next.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer {
-    /// MAC address of the next hop on the underlay.
-    pub next_hop_mac: [u8; 6],
-    /// MAC address of the underlay device.
-    pub source_mac: [u8; 6],
     /// This host's underlay address.
     pub source: [u8; 4],
     /// The peer's underlay address.
@@ -54,47 +50,44 @@ pub struct Outer {
 }
 
 impl Outer {
-    /// Writes the headers from the outer Ethernet header up to and with the inner one. The UDP checksum is zero
-    /// (RFC 7348 section 5: "SHOULD be transmitted as zero"). In place: the BPF stack has no room for copies.
+    /// Writes the headers from the outer IPv4 header up to and with the inner Ethernet header; the outer Ethernet header
+    /// is the neighbour subsystem's. The UDP checksum is zero (RFC 7348 section 5: "SHOULD be transmitted as zero").
+    /// In place: the BPF stack has no room for copies.
     #[inline(always)]
-    pub fn write(&self, out: &mut [u8; INNER]) {
-        out[0..6].copy_from_slice(&self.next_hop_mac);
-        out[6..12].copy_from_slice(&self.source_mac);
-        out[12..14].copy_from_slice(&ETHERTYPE_IPV4);
-
-        out[14] = 0x45;
-        out[15] = self.tos;
+    pub fn write(&self, out: &mut [u8; OVERHEAD]) {
+        out[0] = 0x45;
+        out[1] = self.tos;
         // Beyond 65,535 only in GSO frames, whose length the kernel writes anew for each segment.
-        out[16..18].copy_from_slice(&((self.inner_length + OVERHEAD as u32) as u16).to_be_bytes());
-        out[18..20].copy_from_slice(&self.identification.to_be_bytes());
-        out[20] = if self.dont_fragment { 0x40 } else { 0 };
-        out[21] = 0;
-        out[22] = OUTER_TTL;
-        out[23] = 17;
-        out[24..26].fill(0);
-        out[26..30].copy_from_slice(&self.source);
-        out[30..34].copy_from_slice(&self.destination);
-        let sum = checksum::finish(checksum::sum_words(out, 14, IPV4));
-        out[24..26].copy_from_slice(&sum.to_be_bytes());
+        out[2..4].copy_from_slice(&((self.inner_length + OVERHEAD as u32) as u16).to_be_bytes());
+        out[4..6].copy_from_slice(&self.identification.to_be_bytes());
+        out[6] = if self.dont_fragment { 0x40 } else { 0 };
+        out[7] = 0;
+        out[8] = OUTER_TTL;
+        out[9] = 17;
+        out[10..12].fill(0);
+        out[12..16].copy_from_slice(&self.source);
+        out[16..20].copy_from_slice(&self.destination);
+        let sum = checksum::finish(checksum::sum_words(out, 0, IPV4));
+        out[10..12].copy_from_slice(&sum.to_be_bytes());
 
-        out[34..36].copy_from_slice(&self.source_port.to_be_bytes());
-        out[36..38].copy_from_slice(&self.port);
+        out[20..22].copy_from_slice(&self.source_port.to_be_bytes());
+        out[22..24].copy_from_slice(&self.port);
         let udp_length = self.inner_length + (UDP + VXLAN + ETHERNET) as u32;
-        out[38..40].copy_from_slice(&(udp_length as u16).to_be_bytes());
-        out[40..42].fill(0);
+        out[24..26].copy_from_slice(&(udp_length as u16).to_be_bytes());
+        out[26..28].fill(0);
 
         let [_, a, b, c] = self.vni.to_be_bytes();
-        out[42..50].copy_from_slice(&[VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0]);
+        out[28..36].copy_from_slice(&[VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0]);
 
-        out[50..56].copy_from_slice(&self.inner_destination_mac);
-        out[56..62].copy_from_slice(&self.inner_source_mac);
-        out[62..64].copy_from_slice(&ETHERTYPE_IPV4);
+        out[36..42].copy_from_slice(&self.inner_destination_mac);
+        out[42..48].copy_from_slice(&self.inner_source_mac);
+        out[48..50].copy_from_slice(&ETHERTYPE_IPV4);
     }
 
     /// The headers as [`Self::write`] writes them.
-    pub fn to_bytes(&self) -> [u8; INNER] {
+    pub fn to_bytes(&self) -> [u8; OVERHEAD] {
         // Whatever is left unwritten shows.
-        let mut out = [0xa5; INNER];
+        let mut out = [0xa5; OVERHEAD];
         self.write(&mut out);
         out
     }
@@ -124,8 +117,6 @@ mod tests {
     #[test]
     fn the_header_is_the_one_a_kernel_vxlan_device_writes() {
         let outer = Outer {
-            next_hop_mac: [0xee, 0x41, 0x1a, 0xa1, 0x9c, 0x0b],
-            source_mac: [0xc2, 0xf1, 0xca, 0xdb, 0x71, 0x99],
             source: [10, 99, 0, 1],
             destination: [10, 99, 0, 2],
             tos: 0,
@@ -138,7 +129,7 @@ mod tests {
             inner_source_mac: [0x52, 0x4a, 0xf5, 0x2a, 0x76, 0xbf],
             inner_length: 84,
         };
-        assert_eq!(outer.to_bytes(), SEEN);
+        assert_eq!(outer.to_bytes(), SEEN[ETHERNET..]);
     }
 
     #[test]

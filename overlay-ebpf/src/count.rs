@@ -5,17 +5,10 @@ use overlay_common::{Hook, Reason, reason::REASONS};
 
 use crate::{
     maps::{self, Pace},
-    packet::Packet,
+    packet::{Packet, Size},
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
-
-/// How much a frame is, taken before anything is changed in it.
-#[derive(Clone, Copy)]
-pub(crate) struct Size {
-    pub(crate) packets: u64,
-    pub(crate) bytes: u64,
-}
 
 /// Adds a frame to its hook's and reason's counter.
 #[inline(always)]

@@ -1,22 +1,29 @@
 //! Underlay to container, top to bottom; the steps are those of docs/packet-flow.md, "In".
 use overlay_common::{
-    Reason, SETTING_STACK_ONLY,
+    Reason, SETTING_STACK_ONLY, checksum,
     wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, OVERHEAD, UDP, VXLAN, VXLAN_VNI_VALID},
 };
 
-use crate::{check, count, flow, maps, packet::Packet, programs::Outcome, settings};
+use crate::{
+    check, count, flow, maps,
+    packet::{Ipv4, Packet},
+    programs::Outcome,
+    settings,
+};
 
 /// Protocol number of UDP.
 const IPPROTO_UDP: u8 = 17;
-/// ECN field: not capable, and congestion experienced (RFC 3168 section 5).
+/// ECN field (RFC 3168 section 5): not capable, capable (two codepoints), congestion experienced.
 const NOT_ECT: u8 = 0;
+const ECT_1: u8 = 1;
+const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
 #[inline(always)]
 pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     // In 1. Anything but a whole VXLAN packet to our address, port and VNI passes untouched: the kernel's tunnel socket
     // takes what is to our port, reassembles fragments, and hands the result to overlay_receive.
-    if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4 + UDP) {
+    if !packet.is_ipv4() || !packet.is_for_us() || !packet.pull(ETHERNET + IPV4 + UDP) {
         return Ok(Outcome::NotOurs);
     }
     let Ok(outer) = packet.ipv4(ETHERNET) else {
@@ -80,12 +87,7 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     if !packet.fits(endpoint.ifindex, OVERHEAD) {
         return Err(Reason::EndpointGone);
     }
-    let congested = outer.tos & 0x03 == CE;
-    if congested && inner.tos & 0x03 == NOT_ECT {
-        // RFC 6040 section 4.2: "If the inner ECN field is Not-ECT [and] the outer ECN field is CE, the decapsulator
-        // MUST drop the packet."
-        return Err(Reason::NotEctMarked);
-    }
+    let ecn = combined(outer.tos & 0x03, inner.tos & 0x03).ok_or(Reason::NotEctMarked)?;
 
     // In 4. On refusal the frame is as it was, and the stack's.
     let size = packet.size(INNER);
@@ -96,10 +98,31 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     let [a, b, c, d, e, f] = endpoint.mac;
     let [g, h, i, j, k, l] = endpoint.gateway_mac;
     packet.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])?;
-    if congested && !packet.mark_congestion() {
-        return Err(Reason::Failed);
+    if ecn != inner.tos & 0x03 {
+        mark(packet, &inner, (inner.tos & !0x03) | ecn)?;
     }
     packet.accept();
     count::add_received(slot, size);
     Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
+}
+
+/// The ECN field to deliver (RFC 6040 figure 4); nothing for the one combination that must be dropped: "If the inner ECN
+/// field is Not-ECT [and] the outer ECN field is CE, the decapsulator MUST drop the packet" (section 4.2).
+#[inline(always)]
+fn combined(outer: u8, inner: u8) -> Option<u8> {
+    match (outer, inner) {
+        (CE, NOT_ECT) => None,
+        (CE, _) => Some(CE),
+        (ECT_1, ECT_0) => Some(ECT_1),
+        _ => Some(inner),
+    }
+}
+
+/// Writes another type of service byte into the delivered packet, and its checksum.
+#[inline(always)]
+fn mark(packet: &Packet<'_>, inner: &Ipv4, tos: u8) -> Result<(), Reason> {
+    let word = |tos| u16::from_be_bytes([0x45, tos]);
+    let sum = checksum::update(inner.checksum, word(inner.tos), word(tos));
+    packet.store(ETHERNET + 1, &[tos])?;
+    packet.store(ETHERNET + 10, &sum.to_be_bytes())
 }

@@ -1,12 +1,12 @@
 //! Container to underlay, top to bottom; the steps are those of docs/packet-flow.md, "Out".
 use overlay_common::{
-    Addr4, Reason, SETTING_OUTER_DF, SETTING_STACK_ONLY, checksum,
-    wire::{self, ETHERNET, INNER, IPV4, OVERHEAD, Outer},
+    Addr4, Peer, Reason, SETTING_OUTER_DF, SETTING_STACK_ONLY, checksum,
+    wire::{self, ETHERNET, IPV4, OVERHEAD, Outer},
 };
 
 use crate::{
     count,
-    fib::{self, NextHop, NoNextHop},
+    fib::{self, NoNextHop},
     flow, icmp, maps,
     packet::{Ipv4, Packet, transport_length},
     programs::Outcome,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The outer headers and the part of the inner IPv4 header that changes (TTL and checksum), written in one piece.
-const WRITTEN: usize = INNER + 12;
+const WRITTEN: usize = OVERHEAD + 12;
 
 #[inline(always)]
 pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
@@ -61,7 +61,7 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 
     // Out 4. Whose subnet is it?
     let Some(peer) = maps::peer(settings::subnet_of(destination)) else {
-        return icmp::network_unreachable(packet, &inner, Reason::NoPeer);
+        return icmp::network_unreachable(packet, &inner);
     };
 
     // Out 5. The stack answers time exceeded.
@@ -70,25 +70,38 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     }
 
     // Out 6. Next hop and path MTU, by the length of one segment on the wire.
-    let next_hop = match fib::next_hop(packet, Addr4::new(peer.outer), wire_length(packet, &inner)) {
+    let source_port = wire::source_port(packet.hash(), settings::port_min(), settings::port_count());
+    let length = wire_length(packet, &inner);
+    let next_hop = match fib::next_hop(packet, Addr4::new(peer.outer), source_port, length) {
         Ok(next_hop) => next_hop,
         Err(NoNextHop::Stack) => return Err(Reason::NoNextHop),
         Err(NoNextHop::TooBig(_)) if !inner.dont_fragment() => return Err(Reason::NeedsFragmentation),
-        Err(NoNextHop::TooBig(mtu)) => {
-            return icmp::fragmentation_needed(packet, &inner, mtu, Reason::TooBig);
-        }
+        Err(NoNextHop::TooBig(mtu)) => return icmp::fragmentation_needed(packet, &inner, mtu),
     };
 
     // Out 7. Everything that reads the frame comes before this: the room moves it.
     let size = packet.size(ETHERNET);
-    let source_port = wire::source_port(packet.hash(), settings::port_min(), settings::port_count());
     packet.make_room()?;
 
     // Out 8. From here on the frame is half ours: a failure drops it.
-    let headers = written(&inner, &next_hop, peer.outer, peer.vtep_mac, source_port);
-    packet.store(0, &headers)?;
+    packet.store(ETHERNET, &written(&inner, &peer, source_port))?;
     count::add_sent(peer.slot, size);
-    Ok(Outcome::Carried(Packet::redirect(next_hop.ifindex)))
+    Ok(Outcome::Carried(Packet::redirect_neighbour(next_hop.ifindex, next_hop.address)))
+}
+
+/// What the bridge hands up, whichever port it came through: only forgery is judged. A port's own program has judged all
+/// else; ports without one (taps, physical ones, a veth not attached yet) are the stack's.
+#[inline(always)]
+pub(crate) fn bridge(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+    if packet.is_ipv4()
+        && packet.pull(ETHERNET + IPV4)
+        && let Some(source) = packet.read::<[u8; 4]>(ETHERNET + 12).map(Addr4::new)
+        && settings::in_network(source)
+        && !settings::in_subnet(source)
+    {
+        return Err(Reason::SourceNotOurs);
+    }
+    Ok(Outcome::NotOurs)
 }
 
 /// The last address of Network.
@@ -110,18 +123,10 @@ fn wire_length(packet: &Packet<'_>, inner: &Ipv4) -> u32 {
 }
 
 #[inline(always)]
-fn written(
-    inner: &Ipv4,
-    next_hop: &NextHop,
-    destination: [u8; 4],
-    vtep_mac: [u8; 6],
-    source_port: u16,
-) -> [u8; WRITTEN] {
+fn written(inner: &Ipv4, peer: &Peer, source_port: u16) -> [u8; WRITTEN] {
     let outer = Outer {
-        next_hop_mac: next_hop.mac,
-        source_mac: next_hop.source_mac,
         source: settings::local().to_ne_bytes(),
-        destination,
+        destination: peer.outer,
         // RFC 6040 section 4.1, normal mode: the outer ECN field is a copy of the inner one.
         tos: inner.tos & 0x03,
         // SAFETY: no arguments, no preconditions.
@@ -130,7 +135,7 @@ fn written(
         source_port,
         port: settings::port(),
         vni: settings::vni(),
-        inner_destination_mac: vtep_mac,
+        inner_destination_mac: peer.vtep_mac,
         inner_source_mac: settings::vtep_mac(),
         inner_length: u32::from(inner.length),
     };
@@ -146,13 +151,13 @@ fn written(
         u16::from_be_bytes([inner.ttl, protocol]),
         u16::from_be_bytes([ttl, protocol]),
     );
-    bytes[INNER] = 0x45;
-    bytes[INNER + 1] = inner.tos;
-    bytes[INNER + 2..INNER + 4].copy_from_slice(&inner.length.to_be_bytes());
-    bytes[INNER + 4..INNER + 6].copy_from_slice(&inner.identification);
-    bytes[INNER + 6..INNER + 8].copy_from_slice(&inner.fragment.to_be_bytes());
-    bytes[INNER + 8] = ttl;
-    bytes[INNER + 9] = protocol;
-    bytes[INNER + 10..INNER + 12].copy_from_slice(&sum.to_be_bytes());
+    bytes[OVERHEAD] = 0x45;
+    bytes[OVERHEAD + 1] = inner.tos;
+    bytes[OVERHEAD + 2..OVERHEAD + 4].copy_from_slice(&inner.length.to_be_bytes());
+    bytes[OVERHEAD + 4..OVERHEAD + 6].copy_from_slice(&inner.identification);
+    bytes[OVERHEAD + 6..OVERHEAD + 8].copy_from_slice(&inner.fragment.to_be_bytes());
+    bytes[OVERHEAD + 8] = ttl;
+    bytes[OVERHEAD + 9] = protocol;
+    bytes[OVERHEAD + 10..OVERHEAD + 12].copy_from_slice(&sum.to_be_bytes());
     bytes
 }

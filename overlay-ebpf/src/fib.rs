@@ -1,7 +1,7 @@
 //! The next hop on the underlay, and whether a packet fits the path to it.
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
     },
     helpers::generated::bpf_fib_lookup as lookup,
 };
@@ -15,22 +15,28 @@ const IPPROTO_UDP: u8 = 17;
 /// Where an encapsulated frame leaves.
 pub(crate) struct NextHop {
     pub(crate) ifindex: u32,
-    pub(crate) mac: [u8; 6],
-    pub(crate) source_mac: [u8; 6],
+    /// The peer, or the gateway towards it.
+    pub(crate) address: Addr4,
 }
 
 /// Why there is none.
 pub(crate) enum NoNextHop {
     /// The path takes packets of this many bytes only, outer headers included.
     TooBig(u32),
-    /// Nothing usable now; the stack knows better (it resolves neighbours, follows policy, reports errors).
+    /// No route, or one of a kind that the stack knows better (blackhole, a policy, forwarding switched off).
     Stack,
 }
 
-/// Asks the kernel for the route to `peer` out of the underlay device, with the length of one segment on the wire, so
-/// that a path MTU which the kernel learned from ICMP counts too. Nothing is cached: the answer is never stale.
+/// Asks the kernel for the route to `peer`, with the length of one segment on the wire, so that a path MTU which the
+/// kernel learned from ICMP counts too. Nothing is cached: the answer is never stale. Asked as for a packet that came in
+/// by the underlay device, not as one bound to leave there: another device may be the way, as it may for overlay0.
 #[inline(always)]
-pub(crate) fn next_hop(packet: &Packet<'_>, peer: Addr4, wire_length: u32) -> Result<NextHop, NoNextHop> {
+pub(crate) fn next_hop(
+    packet: &Packet<'_>,
+    peer: Addr4,
+    source_port: u16,
+    wire_length: u32,
+) -> Result<NextHop, NoNextHop> {
     if wire_length > u32::from(u16::MAX) {
         return Err(NoNextHop::Stack);
     }
@@ -38,6 +44,7 @@ pub(crate) fn next_hop(packet: &Packet<'_>, peer: Addr4, wire_length: u32) -> Re
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     query.family = AF_INET;
     query.l4_protocol = IPPROTO_UDP;
+    query.sport = source_port.to_be();
     query.dport = u16::from_ne_bytes(settings::port());
     query.__bindgen_anon_1.tot_len = wire_length as u16;
     query.ifindex = settings::underlay();
@@ -49,11 +56,15 @@ pub(crate) fn next_hop(packet: &Packet<'_>, peer: Addr4, wire_length: u32) -> Re
             aya_ebpf::EbpfContext::as_ptr(packet.context()),
             &raw mut query,
             size_of::<bpf_fib_lookup>() as i32,
-            BPF_FIB_LOOKUP_OUTPUT,
+            0,
         )
     };
-    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
-        return Ok(NextHop { ifindex: query.ifindex, mac: query.dmac, source_mac: query.smac });
+    // An unresolved neighbour is no obstacle: redirect_neighbour resolves it. Leaving that one packet to the stack would
+    // move its whole connection there.
+    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        // SAFETY: the kernel has put the next hop's address there.
+        let address = unsafe { query.__bindgen_anon_4.ipv4_dst };
+        return Ok(NextHop { ifindex: query.ifindex, address: Addr4::new(address.to_ne_bytes()) });
     }
     if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
         // SAFETY: this answer fills in mtu_result.

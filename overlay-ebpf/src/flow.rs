@@ -1,7 +1,7 @@
 //! One connection, one path: which connections the stack has state for.
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use overlay_common::{
-    Addr4, Flow, FlowKey, Hook, Reason,
+    Addr4, FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey, Hook, Reason,
     wire::{ETHERNET, IPV4},
 };
 
@@ -15,6 +15,8 @@ const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
+/// SYN in byte 13 of a TCP header (RFC 9293 section 3.1).
+const TCP_SYN: u8 = 0x02;
 /// FIN and RST in byte 13 of a TCP header.
 const TCP_CLOSING: u8 = 0x01 | 0x04;
 /// Notes are refreshed at most once a second: a store per packet would bounce a cache line between CPUs.
@@ -73,9 +75,10 @@ fn split([a, b, c, d]: [u8; 4]) -> [[u8; 2]; 2] {
 /// Whether the connection is the stack's. Traffic keeps the note alive.
 #[inline(always)]
 pub(crate) fn is_noted(packet: &Packet<'_>, offset: usize, ip: &Ipv4) -> bool {
-    match maps::flow(&key(packet, offset, ip)) {
+    let key = key(packet, offset, ip);
+    match maps::flow(&key) {
         Some(flow) => {
-            refresh(packet, offset, ip, flow);
+            refresh(packet, offset, ip, &key, flow);
             true
         }
         None => false,
@@ -91,10 +94,11 @@ pub(crate) fn note(packet: &Packet<'_>, hook: Hook, offset: usize, ip: &Ipv4) {
     }
     let key = key(packet, offset, ip);
     if let Some(flow) = maps::flow(&key) {
-        refresh(packet, offset, ip, flow);
+        refresh(packet, offset, ip, &key, flow);
         return;
     }
-    let flow = Flow { seen_ns: now(), closing: closing(packet, offset, ip), reserved: 0 };
+    let state = next_state(packet, offset, ip, &key, 0);
+    let flow = Flow { seen_ns: now(), state, reserved: 0 };
     if maps::insert_flow(&key, &flow).is_err() {
         count::add(hook, Reason::FlowsFull, packet.size(offset));
         count::report_full(packet);
@@ -115,25 +119,38 @@ pub(crate) fn note_delivery(packet: &Packet<'_>) {
 }
 
 #[inline(always)]
-fn refresh(packet: &Packet<'_>, offset: usize, ip: &Ipv4, flow: &mut Flow) {
+fn refresh(packet: &Packet<'_>, offset: usize, ip: &Ipv4, key: &FlowKey, flow: &mut Flow) {
     let now = now();
     if now.wrapping_sub(flow.seen_ns) > REFRESH_NS {
         flow.seen_ns = now;
     }
-    if ip.protocol == TCP && flow.closing == 0 && closing(packet, offset, ip) == 1 {
-        flow.closing = 1;
+    let state = next_state(packet, offset, ip, key, flow.state);
+    if state != flow.state {
+        flow.state = state;
     }
 }
 
 #[inline(always)]
-fn closing(packet: &Packet<'_>, offset: usize, ip: &Ipv4) -> u32 {
-    if ip.protocol != TCP {
-        return 0;
+fn next_state(packet: &Packet<'_>, offset: usize, ip: &Ipv4, key: &FlowKey, state: u32) -> u32 {
+    let mut state = state | direction(key, ip);
+    if ip.protocol == TCP
+        && let Some([flags]) = packet.load::<1>(offset + IPV4 + 13)
+    {
+        if flags & TCP_SYN != 0 {
+            // Ports are used again: the end of an earlier connection is not the end of this one.
+            state &= !FLOW_CLOSING;
+        }
+        if flags & TCP_CLOSING != 0 {
+            state |= FLOW_CLOSING;
+        }
     }
-    match packet.load::<1>(offset + IPV4 + 13) {
-        Some([flags]) if flags & TCP_CLOSING != 0 => 1,
-        _ => 0,
-    }
+    state
+}
+
+/// Which of the key's two addresses sent this packet: a connection with packets from both is more than an attempt.
+#[inline(always)]
+fn direction(key: &FlowKey, ip: &Ipv4) -> u32 {
+    if key.addresses[0] == ip.source.octets { FLOW_FORWARD } else { FLOW_BACKWARD }
 }
 
 #[inline(always)]

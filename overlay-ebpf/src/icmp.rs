@@ -12,7 +12,6 @@ use crate::{
 };
 
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
 /// Length of an ICMP header.
 const HEADER: usize = 8;
 /// Destination unreachable, and two of its codes (RFC 792).
@@ -24,38 +23,48 @@ const SMALLEST_MTU: u32 = 68;
 
 /// "Network unreachable": no peer holds the destination's subnet.
 #[inline(always)]
-pub(crate) fn network_unreachable(
-    packet: &Packet<'_>,
-    inner: &Ipv4,
-    reason: Reason,
-) -> Result<Outcome, Reason> {
-    answer(packet, inner, NETWORK, 0, reason)
+pub(crate) fn network_unreachable(packet: &Packet<'_>, inner: &Ipv4) -> Result<Outcome, Reason> {
+    answer(packet, inner, NETWORK, 0, Reason::NoPeer, Reason::NoPeer)
 }
 
-/// "Fragmentation needed and DF set", with the next hop's MTU (RFC 1191 section 4) less what encapsulation adds.
+/// "Fragmentation needed and DF set", with the next hop's MTU (RFC 1191 section 4) less what encapsulation adds. What we
+/// do not answer the stack does, by its own rate: a sender that never hears of it would try for ever.
 #[inline(always)]
 pub(crate) fn fragmentation_needed(
     packet: &Packet<'_>,
     inner: &Ipv4,
     path_mtu: u32,
-    reason: Reason,
 ) -> Result<Outcome, Reason> {
     let mtu = path_mtu.saturating_sub(OVERHEAD as u32);
     let mtu = if mtu < SMALLEST_MTU { SMALLEST_MTU } else { mtu };
-    answer(packet, inner, FRAGMENTATION_NEEDED, mtu as u16, reason)
+    answer(packet, inner, FRAGMENTATION_NEEDED, mtu as u16, Reason::TooBig, Reason::NeedsFragmentation)
 }
 
 #[inline(always)]
-fn answer(packet: &Packet<'_>, inner: &Ipv4, code: u8, mtu: u16, reason: Reason) -> Result<Outcome, Reason> {
+fn answer(
+    packet: &Packet<'_>,
+    inner: &Ipv4,
+    code: u8,
+    mtu: u16,
+    answered: Reason,
+    otherwise: Reason,
+) -> Result<Outcome, Reason> {
     if !is_answerable(packet, inner) || !count::may_answer() {
         count::add(Hook::Encap, Reason::AnswerWithheld, packet.size(ETHERNET));
-        return Err(reason);
+        return Err(otherwise);
     }
     // The transport checksum must stay within the quote: the kernel refuses (EINVAL) to cut a frame before a checksum
-    // that it still has to write.
-    let built =
-        if inner.protocol == TCP { build::<40>(packet, code, mtu) } else { build::<28>(packet, code, mtu) };
-    if built { Ok(Outcome::Answered(Packet::redirect(packet.ifindex()), reason)) } else { Err(reason) }
+    // that it still has to write (TCP's ends at byte 18 of its header, SCTP's at 12).
+    let built = if usize::from(inner.length) >= IPV4 + 20 {
+        build::<40>(packet, code, mtu)
+    } else {
+        build::<28>(packet, code, mtu)
+    };
+    if built {
+        Ok(Outcome::Answered(Packet::redirect(packet.ifindex()), answered))
+    } else {
+        Err(Reason::Failed)
+    }
 }
 
 /// RFC 1122 section 3.2.2: no error about an ICMP error, nor about a fragment other than the first.

@@ -3,7 +3,7 @@
 //! | program          | hook                                   | what passes there                                  |
 //! |------------------|----------------------------------------|----------------------------------------------------|
 //! | `overlay_encap`  | TC ingress of a container's veth       | what a container sends                             |
-//! | `overlay_bridge` | TC ingress of the bridge               | what came through ports without `overlay_encap`    |
+//! | `overlay_bridge` | TC ingress of the bridge               | what its ports send up the stack, taps' too        |
 //! | `overlay_decap`  | TC ingress of the underlay device      | what peers send                                    |
 //! | `overlay_send`   | TC egress of overlay0                  | what the stack sends to peers                      |
 //! | `overlay_receive`| TC ingress of overlay0                 | what the kernel's own tunnel decapsulated          |
@@ -48,7 +48,11 @@ mod programs {
         wire::{ETHERNET, INNER},
     };
 
-    use crate::{count, decap, encap, flow, packet::Packet, stack};
+    use crate::{
+        count, decap, encap, flow,
+        packet::{Packet, Size},
+        stack,
+    };
 
     /// Goes on to whatever else is attached here, and then up the stack: TCX_NEXT, and the same number for cls_bpf.
     const NEXT: i32 = TC_ACT_UNSPEC;
@@ -65,23 +69,23 @@ mod programs {
 
     /// The only place where outcomes become verdicts: so that each packet of ours is counted exactly once per hook.
     #[inline(always)]
-    fn conclude(packet: &Packet, hook: Hook, before: count::Size, result: Result<Outcome, Reason>) -> i32 {
+    fn conclude(packet: &Packet, hook: Hook, before: Size, result: Result<Outcome, Reason>) -> i32 {
         let (reason, action) = match result {
             Ok(Outcome::NotOurs) => return NEXT,
             Ok(Outcome::Carried(action)) => (Reason::Carried, action),
             Ok(Outcome::Answered(action, reason)) => (reason, action),
-            Err(reason) => (reason, if dropped(reason) { TC_ACT_SHOT } else { NEXT }),
+            Err(reason) => (reason, if goes_on(hook, reason) { NEXT } else { TC_ACT_SHOT }),
         };
         count::add(hook, reason, before);
-        if matches!(reason.verdict(), Verdict::Drop) {
+        if matches!(reason.verdict_at(hook), Verdict::Drop) {
             count::report(packet, hook, reason);
         }
         action
     }
 
     #[inline(always)]
-    fn dropped(reason: Reason) -> bool {
-        !matches!(reason.verdict(), Verdict::Stack | Verdict::Carried)
+    fn goes_on(hook: Hook, reason: Reason) -> bool {
+        matches!(reason.verdict_at(hook), Verdict::Stack | Verdict::Carried)
     }
 
     /// Container to underlay, at the container's own port.
@@ -90,23 +94,15 @@ mod programs {
         let packet = Packet::new(&ctx);
         let before = packet.size(ETHERNET);
         let result = encap::encap(&packet);
-        if matches!(result, Err(reason) if !dropped(reason)) {
-            // The bridge's own hook comes next for a packet left to the stack: it has been judged, and counted.
-            packet.mark_judged();
-        }
         conclude(&packet, Hook::Encap, before, result)
     }
 
-    /// Container to underlay, for what comes through ports that have no program of ours (taps, physical ports): the
-    /// same judgement, and since no endpoint is ever learned on such a port, always the stack or a drop.
+    /// What the bridge hands up the stack, from whichever port: no container here speaks in another host's name.
     #[classifier]
     fn overlay_bridge(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        if packet.is_judged() {
-            return NEXT;
-        }
         let before = packet.size(ETHERNET);
-        let result = encap::encap(&packet);
+        let result = encap::bridge(&packet);
         conclude(&packet, Hook::Encap, before, result)
     }
 

@@ -6,29 +6,35 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC,
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode,
-        bpf_tunnel_key,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX,
+        bpf_adj_room_mode, bpf_redir_neigh, bpf_tunnel_key,
     },
     helpers::generated::{
-        bpf_check_mtu, bpf_csum_diff, bpf_csum_level, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_peer,
-        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_ecn_set_ce,
+        bpf_check_mtu, bpf_csum_diff, bpf_csum_level, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh,
+        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
         bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
         bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use overlay_common::{
-    Addr4, Reason,
+    Addr4, Reason, SETTING_OUTER_DF,
     wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, OVERHEAD, UDP},
 };
 
-use crate::count::Size;
+use crate::settings;
 
-/// `tc_index` of a frame that a port's program has judged. The field has no other user (the tcindex classifier and
-/// dsmark are gone from the kernel) and stays with the frame on its way through the bridge.
-const JUDGED: u32 = 0x0f1a;
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
+/// `AF_INET` of linux/socket.h.
+const AF_INET: u32 = 2;
+
+/// How much a frame is.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
 
 /// A frame at a TC hook; its Ethernet header is at offset 0.
 pub(crate) struct Packet<'a> {
@@ -77,6 +83,8 @@ pub(crate) enum BadIpv4 {
     Malformed,
     /// It has options.
     Options,
+    /// Its length is zero: a GSO frame beyond 65,535 bytes (BIG TCP for IPv4, Linux 6.3).
+    Big,
 }
 
 impl From<BadIpv4> for Reason {
@@ -85,6 +93,7 @@ impl From<BadIpv4> for Reason {
         match bad {
             BadIpv4::Malformed => Self::Malformed,
             BadIpv4::Options => Self::InnerOptions,
+            BadIpv4::Big => Self::NeedsFragmentation,
         }
     }
 }
@@ -136,18 +145,11 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// Remembers that a port's program has judged this frame.
+    /// Addressed to this interface's own MAC address: not another host's, seen because the interface is promiscuous.
     #[inline(always)]
-    pub(crate) fn mark_judged(&self) {
-        // SAFETY: as in `ifindex`; writable for classifiers.
-        unsafe { (*self.skb()).tc_index = JUDGED }
-    }
-
-    /// Whether a port's program has judged this frame.
-    #[inline(always)]
-    pub(crate) fn is_judged(&self) -> bool {
+    pub(crate) fn is_for_us(&self) -> bool {
         // SAFETY: as in `ifindex`.
-        unsafe { (*self.skb()).tc_index == JUDGED }
+        unsafe { (*self.skb()).pkt_type == PACKET_HOST }
     }
 
     /// An untagged IPv4 frame. What is tagged belongs to a VLAN, hence not to the network of this device.
@@ -220,6 +222,9 @@ impl<'a> Packet<'a> {
             _ => return Err(BadIpv4::Malformed),
         }
         let length = u16::from_be_bytes([header[2], header[3]]);
+        if length == 0 && self.gso_size() != 0 {
+            return Err(BadIpv4::Big);
+        }
         let available = self.len().saturating_sub(offset as u32);
         if (length as usize) < IPV4 || u32::from(length) > available {
             return Err(BadIpv4::Malformed);
@@ -316,13 +321,6 @@ impl<'a> Packet<'a> {
         unsafe { bpf_skb_change_type(self.skb(), PACKET_HOST) };
     }
 
-    /// Sets CE in the IP header, checksum included, if the header says that it is capable of it.
-    #[inline(always)]
-    pub(crate) fn mark_congestion(&self) -> bool {
-        // SAFETY: the context pointer the kernel gave.
-        unsafe { bpf_skb_ecn_set_ce(self.skb()) == 1 }
-    }
-
     /// Whether interface `ifindex` exists and takes this frame once `taken` bytes are gone from it.
     #[inline(always)]
     pub(crate) fn fits(&self, ifindex: u32, taken: usize) -> bool {
@@ -343,11 +341,25 @@ impl<'a> Packet<'a> {
         result != -ENODEV
     }
 
-    /// Verdict that sends the frame out of `ifindex`.
+    /// Verdict that sends the frame out of `ifindex` as it is.
     #[inline(always)]
     pub(crate) fn redirect(ifindex: u32) -> i32 {
         // SAFETY: takes numbers only.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Verdict that sends the frame to a neighbour on `ifindex`, whose Ethernet header the kernel writes. It resolves the
+    /// neighbour first if need be, and keeps probing it: a MAC address written by ourselves would be used for ever.
+    #[inline(always)]
+    pub(crate) fn redirect_neighbour(ifindex: u32, address: Addr4) -> i32 {
+        // SAFETY: integers only, zero is valid for all of them; the helper wants the unused ones zero.
+        let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+        neighbour.nh_family = AF_INET;
+        neighbour.__bindgen_anon_1.ipv4_nh = address.raw();
+        // SAFETY: the neighbour is as long as said.
+        unsafe {
+            bpf_redirect_neigh(ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+        }
     }
 
     /// Verdict that puts the frame into the namespace on the other side of veth `ifindex`, without its queue.
@@ -357,23 +369,27 @@ impl<'a> Packet<'a> {
         unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
     }
 
-    /// Tells the kernel's tunnel device where this frame goes. Addresses as raw words.
+    /// Tells the kernel's tunnel device where this frame goes.
     #[inline(always)]
-    pub(crate) fn set_tunnel(&self, vni: u32, local: u32, remote: Addr4, ttl: u8) -> Result<(), Reason> {
+    pub(crate) fn set_tunnel(&self, remote: Addr4, ttl: u8) -> Result<(), Reason> {
         // SAFETY: integers only, zero is valid for all of them.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
-        key.tunnel_id = vni;
+        key.tunnel_id = settings::vni();
         // The helper takes IPv4 addresses in host order.
         key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.raw());
-        key.__bindgen_anon_3.local_ipv4 = u32::from_be(local);
+        key.__bindgen_anon_3.local_ipv4 = u32::from_be(settings::local());
         key.tunnel_ttl = ttl;
+        let mut flags = BPF_F_ZERO_CSUM_TX;
+        if settings::has(SETTING_OUTER_DF) {
+            flags |= BPF_F_DONT_FRAGMENT;
+        }
         // SAFETY: the key is as long as said.
         let result = unsafe {
             bpf_skb_set_tunnel_key(
                 self.skb(),
                 &raw mut key,
                 size_of::<bpf_tunnel_key>() as u32,
-                u64::from(BPF_F_ZERO_CSUM_TX),
+                u64::from(flags),
             )
         };
         if result == 0 { Ok(()) } else { Err(Reason::Failed) }

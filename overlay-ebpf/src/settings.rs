@@ -72,6 +72,12 @@ pub(crate) fn in_subnet(address: Addr4) -> bool {
     address.raw() & subnet_mask() == subnet()
 }
 
+/// Inside this host's own subnet, and neither its base (overlay0's address) nor its gateway.
+#[inline(always)]
+pub(crate) fn is_container(address: Addr4) -> bool {
+    in_subnet(address) && address.raw() != subnet() && address.raw() != gateway()
+}
+
 /// Base of the leased subnet that holds `address`: the key of `PEERS`.
 #[inline(always)]
 pub(crate) fn subnet_of(address: Addr4) -> Addr4 {

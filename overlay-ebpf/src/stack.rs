@@ -24,10 +24,13 @@ pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     }
     // No peer is ever in the own subnet: what the route to Network catches when the bridge is gone ends here.
     let peer = maps::peer(settings::subnet_of(destination)).ok_or(Reason::NoPeer)?;
-    packet.set_tunnel(settings::vni(), settings::local(), Addr4::new(peer.outer), OUTER_TTL)?;
+    packet.set_tunnel(Addr4::new(peer.outer), OUTER_TTL)?;
     packet.store(0, &peer.vtep_mac)?;
-    // IPv4 options are no reason to stop here, and such packets have no place in the fast path anyway.
-    if let Ok(ip) = packet.ipv4(ETHERNET) {
+    // Only what may also go by the fast path needs a note: containers' connections, but not those of the host, whose
+    // addresses are never an endpoint's. IPv4 options are no reason to stop here, and have no place in the fast path.
+    if settings::is_container(source)
+        && let Ok(ip) = packet.ipv4(ETHERNET)
+    {
         flow::note(packet, Hook::Send, ETHERNET, &ip);
     }
     Ok(Outcome::Carried(TC_ACT_UNSPEC))

@@ -123,12 +123,14 @@ impl fmt::Display for Change {
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// A table is full; what is in it stays.
-    #[error("the table of {table} is full ({capacity} entries): start the agent with a larger --max-{table}")]
+    #[error("the table of {table} is full ({capacity} entries): {remedy}")]
     Full {
         /// `peers`, `endpoints` or `flows`.
         table: &'static str,
         /// How many fit.
         capacity: u32,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The interface went away between decision and change: a link event will follow.
     #[error("interface {0} is gone")]

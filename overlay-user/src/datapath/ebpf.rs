@@ -62,12 +62,13 @@ impl EbpfDatapath {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
         let mut ebpf = load_object(&options)?;
-        let tables = Tables::take(&mut ebpf)?;
+        let mut tables = Tables::take(&mut ebpf)?;
         let links = Links::new(&options.pins)?;
         options.max_peers = capacity(&options.pins, "peers", options.max_peers)?;
         options.max_flows = capacity(&options.pins, "flows", options.max_flows)?;
         let taken = tables.peer_entries()?.into_values().map(|peer| (peer.slot, peer.outer));
         let slots = Slots::new(options.max_peers, taken);
+        forget_strangers(&mut tables, &slots)?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let mut datapath = Self { ebpf, tables, links, options, prefix_len, slots };
         datapath.adopt()?;
@@ -163,7 +164,7 @@ impl EbpfDatapath {
 
     /// The lowest counter slot nobody has, with its counters at zero.
     fn free_slot(&mut self) -> Result<u32, DatapathError> {
-        let full = DatapathError::Full { table: "peers", capacity: self.options.max_peers };
+        let full = full("peers", self.options.max_peers);
         let slot = self.slots.lowest().ok_or(full)?;
         self.tables.clear_traffic(slot)?;
         Ok(slot)
@@ -188,7 +189,7 @@ impl EbpfDatapath {
                 "peers" => self.options.max_peers,
                 _ => endpoint_capacity(self.prefix_len),
             };
-            DatapathError::Full { table, capacity }
+            full(table, capacity)
         } else {
             DatapathError::failed(action, &error)
         }
@@ -296,6 +297,26 @@ pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables), DatapathErro
     let mut ebpf = load_all(EbpfLoader::new().override_global("SETTINGS", settings, true))?;
     let tables = Tables::take(&mut ebpf)?;
     Ok((ebpf, tables))
+}
+
+fn full(table: &'static str, capacity: u32) -> DatapathError {
+    let remedy = match table {
+        "peers" => "`overlay down`, then start the agent with a larger --max-peers",
+        _ => "it has room for every address of the subnet, up to 65,536: use a smaller subnet",
+    };
+    DatapathError::Full { table, capacity, remedy }
+}
+
+/// Removes underlay addresses that no peer has: an agent that was killed between its two writes leaves one, and it would
+/// count as a known peer for ever.
+fn forget_strangers(tables: &mut Tables, slots: &Slots) -> Result<(), DatapathError> {
+    let known: Result<Vec<Addr4>, MapError> = tables.vteps.keys().collect();
+    let known = known.map_err(|error| DatapathError::failed("read the table of VTEPs", &error))?;
+    for address in known.into_iter().filter(|address| !slots.knows(address.octets)) {
+        warn!("VTEP {} belongs to no peer: removing it", Ipv4Addr::from(address.octets));
+        tables.vteps.remove(&address).map_err(|error| DatapathError::failed("remove a VTEP", &error))?;
+    }
+    Ok(())
 }
 
 /// How many entries the pinned table has room for. An adopted one keeps the size it was made with.

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 use aya::maps::{HashMap, MapData};
 use log::debug;
 use nix::time::{ClockId, clock_gettime};
-use overlay_common::{Flow, FlowKey};
+use overlay_common::{FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey};
 
 use super::DatapathError;
 
@@ -17,10 +17,14 @@ const UDP: u8 = 17;
 pub struct Lifetimes {
     /// `nf_conntrack_tcp_timeout_established`.
     pub tcp: Duration,
+    /// `nf_conntrack_tcp_timeout_syn_sent`: nobody has answered yet.
+    pub tcp_attempt: Duration,
     /// The longest a TCP connection stays after its FIN or RST was seen.
     pub tcp_closing: Duration,
     /// `nf_conntrack_udp_timeout_stream`.
     pub udp: Duration,
+    /// `nf_conntrack_udp_timeout`: nobody has answered yet.
+    pub udp_attempt: Duration,
     /// `nf_conntrack_icmp_timeout`.
     pub icmp: Duration,
     /// `nf_conntrack_generic_timeout`.
@@ -31,8 +35,10 @@ impl Lifetimes {
     /// The defaults of Documentation/networking/nf_conntrack-sysctl.rst.
     pub const DEFAULT: Self = Self {
         tcp: Duration::from_secs(432_000),
+        tcp_attempt: Duration::from_secs(120),
         tcp_closing: Duration::from_secs(120),
         udp: Duration::from_secs(120),
+        udp_attempt: Duration::from_secs(30),
         icmp: Duration::from_secs(30),
         other: Duration::from_secs(600),
     };
@@ -46,24 +52,29 @@ impl Lifetimes {
                 .map_or(default, Duration::from_secs)
         };
         let default = Self::DEFAULT;
-        let udp = read("udp_timeout", Duration::from_secs(30)).max(read("udp_timeout_stream", default.udp));
         Self {
             tcp: read("tcp_timeout_established", default.tcp),
+            tcp_attempt: read("tcp_timeout_syn_sent", default.tcp_attempt),
             tcp_closing: read("tcp_timeout_fin_wait", default.tcp_closing).max(default.tcp_closing),
-            udp,
+            udp: read("udp_timeout_stream", default.udp),
+            udp_attempt: read("udp_timeout", default.udp_attempt),
             icmp: read("icmp_timeout", default.icmp),
             other: read("generic_timeout", default.other),
         }
     }
 
-    /// Whether a note last seen `idle` ago may go.
-    pub fn is_over(&self, protocol: u8, closing: bool, idle: Duration) -> bool {
+    /// Whether a note in this state (`FLOW_*` bits), last seen `idle` ago, may go.
+    pub fn is_over(&self, protocol: u8, state: u32, idle: Duration) -> bool {
+        const ANSWERED: u32 = FLOW_FORWARD | FLOW_BACKWARD;
+        let answered = state & ANSWERED == ANSWERED;
         // Notes are refreshed once a second only.
         let slack = Duration::from_secs(2);
         let lifetime = match protocol {
-            TCP if closing => self.tcp_closing,
-            TCP => self.tcp,
-            UDP => self.udp,
+            TCP if state & FLOW_CLOSING != 0 => self.tcp_closing,
+            TCP if answered => self.tcp,
+            TCP => self.tcp_attempt,
+            UDP if answered => self.udp,
+            UDP => self.udp_attempt,
             ICMP => self.icmp,
             _ => self.other,
         };
@@ -86,7 +97,7 @@ impl Lifetimes {
         for entry in flows.iter() {
             let (key, flow) = entry.map_err(|error| failed(&error))?;
             let idle = now.saturating_sub(Duration::from_nanos(flow.seen_ns));
-            if self.is_over(key.protocol, flow.closing != 0, idle) { over.push(key) } else { stay += 1 }
+            if self.is_over(key.protocol, flow.state, idle) { over.push(key) } else { stay += 1 }
         }
         for key in &over {
             // Gone already is as good.
@@ -105,11 +116,21 @@ mod tests {
     #[test]
     fn a_note_outlives_conntracks_own_entry() {
         let lifetimes = Lifetimes::DEFAULT;
-        for (protocol, closing, seconds) in
-            [(TCP, false, 432_000), (TCP, true, 120), (UDP, false, 120), (ICMP, false, 30), (132, false, 600)]
-        {
-            assert!(!lifetimes.is_over(protocol, closing, Duration::from_secs(seconds)), "{protocol}");
-            assert!(lifetimes.is_over(protocol, closing, Duration::from_secs(seconds + 3)), "{protocol}");
+        let both = FLOW_FORWARD | FLOW_BACKWARD;
+        for (protocol, state, seconds) in [
+            (TCP, both, 432_000),
+            (TCP, FLOW_FORWARD, 120),
+            (TCP, both | FLOW_CLOSING, 120),
+            (UDP, both, 120),
+            (UDP, FLOW_BACKWARD, 30),
+            (ICMP, both, 30),
+            (132, both, 600),
+        ] {
+            assert!(!lifetimes.is_over(protocol, state, Duration::from_secs(seconds)), "{protocol} {state}");
+            assert!(
+                lifetimes.is_over(protocol, state, Duration::from_secs(seconds + 3)),
+                "{protocol} {state}"
+            );
         }
     }
 }

@@ -156,7 +156,8 @@ impl Links {
             .attach_with_options(
                 name,
                 attachment.direction(),
-                TcAttachOptions::TcxOrder(LinkOrder::default()),
+                // Before others' programs: one that ends the chain with TCX_PASS would keep ours from seeing the packet.
+                TcAttachOptions::TcxOrder(LinkOrder::first()),
             )
             .and_then(|id| program.take_link(id))
             .map_err(|error| match errno(&error) {

@@ -20,6 +20,11 @@ impl Slots {
         slots
     }
 
+    /// Whether some peer is at this underlay address.
+    pub(super) fn knows(&self, outer: [u8; 4]) -> bool {
+        self.by_outer.contains_key(&outer)
+    }
+
     /// The lowest free slot.
     pub(super) fn lowest(&self) -> Option<u32> {
         self.free.first().copied()
@@ -63,8 +68,10 @@ mod tests {
         assert_eq!(slots.leave(0, a), Some(2));
         slots.release(0);
         assert_eq!(slots.lowest(), Some(0));
+        assert!(slots.knows(a));
         assert_eq!(slots.leave(2, a), None);
         assert_eq!(slots.leave(2, a), None);
+        assert!(!slots.knows(a));
         slots.release(2);
         slots.take(0, b);
         slots.take(2, b);

@@ -6,7 +6,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, PerCpuArray},
     util::nr_cpus,
 };
-use overlay_common::{Addr4, Count, Endpoint, Flow, FlowKey, Hook, Peer, PeerCount, Reason, Vtep};
+use overlay_common::{Addr4, Count, Endpoint, Flow, FlowKey, Hook, Peer, PeerCount, Reason, Verdict, Vtep};
 use serde::Serialize;
 
 use super::DatapathError;
@@ -185,15 +185,12 @@ fn add(sum: Count, one: &Count) -> Count {
     Count { packets: sum.packets + one.packets, bytes: sum.bytes + one.bytes }
 }
 
-/// What became of a packet. At overlay0 nothing is answered: there, what has no peer is dropped.
 fn verdict(hook: Hook, reason: Reason) -> &'static str {
-    use overlay_common::Verdict;
-    match reason.verdict() {
+    match reason.verdict_at(hook) {
         Verdict::Carried => "carried",
         Verdict::Stack => "stack",
         Verdict::Drop => "drop",
-        Verdict::Answered if hook == Hook::Encap => "answered",
-        Verdict::Answered => "drop",
+        Verdict::Answered => "answered",
         Verdict::Event => "event",
     }
 }

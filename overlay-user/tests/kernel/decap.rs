@@ -48,6 +48,11 @@ fn a_frame_of_the_kernels_own_vxlan_device_is_understood() {
             let peer = overlay_common::Peer { outer: [10, 99, 0, 1], slot: 2, ..Default::default() };
             bed.tables.peers.insert(overlay_common::Addr4::new([10, 244, 59, 0]), peer, 0).unwrap();
             bed.learn([10, 244, 8, 2], bed.container);
+            // A frame for another host's MAC address, seen because the interface is promiscuous, is not ours.
+            let outcome = bed.run("overlay_decap", bed.underlay, &frame);
+            outcome.assert(NEXT, &[]);
+            let mut frame = frame.clone();
+            frame[..6].copy_from_slice(&UNDERLAY_MAC);
             let outcome = bed.run("overlay_decap", bed.underlay, &frame);
             outcome.assert(REDIRECT, &[CARRIED]);
             assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &frame[64..]));
@@ -211,6 +216,9 @@ fn congestion_marks_are_carried_inwards() {
             (3, 3, Some(3)),
             (3, 0, None),
             (1, 0, Some(0)),
+            (1, 2, Some(1)),
+            (2, 1, Some(1)),
+            (0, 3, Some(3)),
         ] {
             let packet = udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[1] = inner);
             let outcome = decap(bed, Tunnel { tos: outer, ..Tunnel::default() }, &packet);

@@ -1,8 +1,9 @@
 //! Container to underlay: every branch of `overlay_encap` and `overlay_bridge`.
 use overlay_common::{
+    FLOW_CLOSING,
     Hook::Encap,
     Reason, SETTING_OUTER_DF, SETTING_STACK_ONLY,
-    wire::{INNER, OVERHEAD, Outer},
+    wire::{ETHERNET, INNER, OVERHEAD, Outer},
 };
 
 use super::bed::*;
@@ -25,8 +26,6 @@ fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
         let port = u16::from_be_bytes([frame[34], frame[35]]);
         assert!(port >= 49152, "{port}");
         let expected = Outer {
-            next_hop_mac: NEXT_HOP_MAC,
-            source_mac: UNDERLAY_MAC,
             source: LOCAL,
             destination: PEER,
             tos: 0,
@@ -39,7 +38,9 @@ fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
             inner_source_mac: VTEP_MAC,
             inner_length: packet.len() as u32,
         };
-        assert_eq!(frame[..INNER], expected.to_bytes());
+        // The Ethernet header is the container's still: the neighbour subsystem writes the underlay's on the way out.
+        assert_eq!(frame[..ETHERNET], from_container(&packet)[..ETHERNET]);
+        assert_eq!(frame[ETHERNET..INNER], expected.to_bytes());
         assert_eq!(checksum(&frame[14..34]), 0, "outer header checksum");
         let mut inner = packet;
         inner[8] -= 1;
@@ -134,16 +135,22 @@ fn sources_are_checked() {
         let outcome =
             bed.run("overlay_encap", elsewhere, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
         outcome.assert(SHOT, &[(Encap, Reason::SourceElsewhere)]);
-        // The bridge's program sees what came through a port without one: a learned address there is a forgery.
-        let bridge = bed.bridge;
-        let outcome = bed.run("overlay_bridge", bridge, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
-        outcome.assert(SHOT, &[(Encap, Reason::SourceElsewhere)]);
-        let outcome = bed.run("overlay_bridge", bridge, &from_container(&udp(UNLEARNED, REMOTE, [1, 2], 10)));
-        outcome.assert(NEXT, &[(Encap, Reason::Unlearned)]);
         // But if the interface it was learned on is gone, it was replaced while no agent ran.
         bed.learn(CONTAINER, u32::MAX >> 1);
-        let outcome = bed.run("overlay_bridge", bridge, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
+        let outcome =
+            bed.run("overlay_encap", elsewhere, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
         outcome.assert(NEXT, &[(Encap, Reason::EndpointGone)]);
+        // The bridge's program judges forgery of other hosts' addresses alone: the rest has been judged at a port, or is
+        // the stack's.
+        let bridge = bed.bridge;
+        for source in [CONTAINER, UNLEARNED, [192, 0, 2, 9]] {
+            let frame = from_container(&udp(source, REMOTE, [1, 2], 10));
+            let outcome = bed.run("overlay_bridge", bridge, &frame);
+            outcome.assert(NEXT, &[]);
+            assert_eq!(outcome.frame, frame);
+        }
+        let outcome = bed.run("overlay_bridge", bridge, &from_container(&udp(REMOTE, REMOTE, [1, 2], 10)));
+        outcome.assert(SHOT, &[(Encap, Reason::SourceNotOurs)]);
     });
 }
 
@@ -157,10 +164,17 @@ fn connections_of_the_stack_stay_the_stacks_in_both_directions() {
         encap(bed, &tcp(CONTAINER, REMOTE, [8000, 7000], 0x10, 10))
             .assert(NEXT, &[(Encap, Reason::StackFlow)]);
         // Traffic keeps the note alive.
-        assert!(bed.flows().iter().all(|(_, flow)| flow.seen_ns > 0 && flow.closing == 0));
+        assert!(bed.flows().iter().all(|(_, flow)| flow.seen_ns > 0 && flow.state & FLOW_CLOSING == 0));
         encap(bed, &tcp(CONTAINER, REMOTE, [8000, 7000], 0x11, 10))
             .assert(NEXT, &[(Encap, Reason::StackFlow)]);
-        assert!(bed.flows().iter().any(|(_, flow)| flow.closing == 1), "FIN was not seen");
+        assert!(bed.flows().iter().any(|(_, flow)| flow.state & FLOW_CLOSING != 0), "FIN was not seen");
+        // The acknowledgement of the FIN keeps the end in mind; a new connection on the same ports does not.
+        encap(bed, &tcp(CONTAINER, REMOTE, [8000, 7000], 0x10, 10))
+            .assert(NEXT, &[(Encap, Reason::StackFlow)]);
+        assert!(bed.flows().iter().any(|(_, flow)| flow.state & FLOW_CLOSING != 0));
+        encap(bed, &tcp(CONTAINER, REMOTE, [8000, 7000], 0x02, 0))
+            .assert(NEXT, &[(Encap, Reason::StackFlow)]);
+        assert!(bed.flows().iter().all(|(_, flow)| flow.state & FLOW_CLOSING == 0));
     });
 }
 
@@ -205,8 +219,9 @@ fn what_the_stack_does_better_goes_to_the_stack_untouched() {
             outcome.assert(NEXT, &[(Encap, reason)]);
             assert_eq!(outcome.frame, from_container(&packet), "{reason:?}");
         }
+        // A neighbour that is not resolved yet is resolved on the way, by the fast path.
         ip("neigh del 10.99.0.2 dev eth0");
-        encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
+        encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(REDIRECT, &[CARRIED]);
         ip("addr del 10.99.0.1/24 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
     });
@@ -234,11 +249,11 @@ fn the_exact_mtu_passes_and_one_more_is_answered() {
         let packet = udp(CONTAINER, REMOTE, [1, 2], 1450 - 28 + 1);
         let outcome = encap(bed, &packet);
         outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);
-        assert_answer(&outcome.frame, &packet, 28, 4, 1450);
+        assert_answer(&outcome.frame, &packet, 40, 4, 1450);
         // A path with a smaller MTU. The kernel heeds a route's only when it is locked (ip_mtu_from_fib_result).
         ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
         let packet = udp(CONTAINER, REMOTE, [1, 2], 1350 - 28 + 1);
-        assert_answer(&encap(bed, &packet).frame, &packet, 28, 4, 1350);
+        assert_answer(&encap(bed, &packet).frame, &packet, 40, 4, 1350);
         // TCP is quoted through its checksum.
         let packet = tcp(CONTAINER, REMOTE, [1, 2], 0x10, 1350);
         assert_answer(&encap(bed, &packet).frame, &packet, 40, 4, 1350);
@@ -272,7 +287,7 @@ fn a_subnet_without_a_peer_is_answered() {
         let packet = tcp(CONTAINER, nowhere, [1, 2], 0x02, 0);
         assert_answer(&encap(bed, &packet).frame, &packet, 40, 0, 0);
         let packet = icmp(CONTAINER, nowhere, 8, &[1; 16]);
-        assert_answer(&encap(bed, &packet).frame, &packet, 28, 0, 0);
+        assert_answer(&encap(bed, &packet).frame, &packet, 40, 0, 0);
         // Never about an ICMP error (RFC 1122 section 3.2.2).
         let error = icmp(CONTAINER, nowhere, 3, &udp(nowhere, CONTAINER, [1, 2], 0));
         encap(bed, &error).assert(SHOT, &[(Encap, Reason::NoPeer), (Encap, Reason::AnswerWithheld)]);
@@ -286,6 +301,21 @@ fn answers_are_rate_limited_and_drops_are_not() {
         let answers = (0..2000).filter(|_| encap(bed, &packet).verdict == REDIRECT).count();
         assert!((50..1900).contains(&answers), "{answers} answers to 2000 packets");
         assert_eq!(bed.tables.counter(Encap, Reason::NoPeer).unwrap().packets, 2000);
+    });
+}
+
+#[test]
+fn too_big_beyond_the_rate_is_the_stacks_to_answer() {
+    with_bed(|bed| {
+        let packet = udp(CONTAINER, REMOTE, [1, 2], 1500);
+        let outcomes: Vec<_> = (0..2000).map(|_| encap(bed, &packet)).collect();
+        let answered = outcomes.iter().filter(|outcome| outcome.verdict == REDIRECT).count();
+        assert!((50..1900).contains(&answered), "{answered} answers to 2000 packets");
+        assert!(outcomes.iter().all(|outcome| outcome.verdict == REDIRECT || outcome.verdict == NEXT));
+        assert_eq!(
+            bed.tables.counter(Encap, Reason::NeedsFragmentation).unwrap().packets,
+            2000 - answered as u64
+        );
     });
 }
 

@@ -26,7 +26,10 @@ fn the_stacks_packets_get_the_peers_mac_and_are_noted() {
         );
         assert_eq!(bed.flows().iter().map(|(key, _)| *key).collect::<Vec<_>>(), [key]);
         // The host's own address as a source is the stack's to choose.
-        send(bed, &udp([10, 99, 0, 1], REMOTE, [1, 2], 10)).assert(NEXT, &[(Send, Reason::Carried)]);
+        for host in [[10, 99, 0, 1], [10, 244, 1, 0], GATEWAY] {
+            send(bed, &udp(host, REMOTE, [1, 2], 10)).assert(NEXT, &[(Send, Reason::Carried)]);
+        }
+        assert_eq!(bed.flows().len(), 1, "the host's own connections need no note");
         // A later fragment has no ports: it notes nothing.
         let flows = bed.flows().len();
         send(bed, &udp_with(CONTAINER, REMOTE, [9, 9], 10, |ip| ip[7] = 9))
