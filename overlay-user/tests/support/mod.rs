@@ -5,7 +5,7 @@ use std::{fs, process::Command, thread};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs `test` in a network namespace that exists as long as it runs: nothing is left behind, whatever happens.
-pub(crate) fn in_own_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+pub fn in_own_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         scope
             .spawn(|| {
@@ -19,12 +19,12 @@ pub(crate) fn in_own_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Runs `ip` with these words in this thread's namespace.
-pub(crate) fn ip(words: &str) {
+pub fn ip(words: &str) {
     run("ip", words);
 }
 
 /// Runs a command in this thread's namespace; panics with its words when it fails.
-pub(crate) fn run(program: &str, words: &str) -> String {
+pub fn run(program: &str, words: &str) -> String {
     let output = Command::new(program)
         .args(words.split_whitespace())
         .output()
@@ -34,6 +34,6 @@ pub(crate) fn run(program: &str, words: &str) -> String {
 }
 
 /// Sets a sysctl below /proc/sys/net, which shows this thread's namespace.
-pub(crate) fn sysctl(name: &str, value: &str) {
+pub fn sysctl(name: &str, value: &str) {
     fs::write(format!("/proc/sys/net/{name}"), value).unwrap_or_else(|error| panic!("{name}: {error}"));
 }
