@@ -6,6 +6,8 @@
 #![no_std]
 
 pub mod checksum;
+#[cfg(test)]
+mod documents;
 pub mod maps;
 #[cfg(feature = "user")]
 mod pod;

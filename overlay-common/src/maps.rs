@@ -20,21 +20,22 @@ pub struct Settings {
     pub local: [u8; 4],
     /// Interface index of the underlay device, where peers are reached.
     pub underlay: u32,
-    /// Interface index of overlay0, the kernel's own tunnel device.
+    /// Interface index of overlay0, the kernel's own tunnel device. For the loader, which attaches there; no program reads it.
     pub device: u32,
     /// VXLAN network identifier, 24 bits, in the machine's order.
     pub vni: u32,
-    /// UDP destination port of the tunnel.
+    /// UDP destination port of the tunnel, network order.
     pub port: [u8; 2],
     /// MAC address of overlay0, published in our lease; inner destination of everything we receive.
     pub vtep_mac: [u8; 6],
     /// See the `SETTING_*` bits.
     pub flags: u32,
-    /// First source port of the outer UDP header.
+    /// First source port of the outer UDP header, in the machine's order.
     pub port_min: u16,
     /// Number of source ports from `port_min` on (RFC 7348 section 5 recommends 49152 to 65535).
     pub port_count: u16,
-    /// Address that ICMP errors to containers come from: the bridge's, or the subnet's first if there is none.
+    /// Address that ICMP errors to containers come from: the subnet's first, which subnet.env gives to the bridge. No
+    /// interface need have it.
     pub gateway: [u8; 4],
 }
 
@@ -103,7 +104,8 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// MAC address inside the container: destination of delivered frames.
     pub mac: [u8; 6],
-    /// MAC address of the gateway the container talks to (the bridge's, or the veth's): source of delivered frames.
+    /// MAC address of the gateway the container talks to (the bridge's, or the veth's): source of delivered frames, and
+    /// destination of the frames that the fast path takes from the container.
     pub gateway_mac: [u8; 6],
     /// See the `ENDPOINT_*` bits.
     pub flags: u32,
@@ -148,13 +150,15 @@ impl FlowKey {
 pub struct Flow {
     /// CLOCK_MONOTONIC nanoseconds of the last packet; written at most once a second.
     pub seen_ns: u64,
-    /// 1 once a FIN or RST was seen: the note may go soon after.
+    /// 1 once a FIN or RST of TCP was seen: the note then lives as long as conntrack keeps a closing
+    /// connection (120 s at least), no longer as an open one's.
     pub closing: u32,
     /// Always zero.
     pub reserved: u32,
 }
 
-/// Packets and bytes. Bytes count the inner IP packet, without any link header.
+/// Packets and bytes. Bytes count the inner IP packet, without any link header; of a GSO or GRO frame they count the
+/// headers once, though each segment has its own.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {

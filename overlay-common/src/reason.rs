@@ -12,7 +12,7 @@ pub enum Hook {
     Send = 2,
     /// `overlay_receive`: what the kernel's tunnel decapsulated, before the stack takes it.
     Receive = 3,
-    /// `overlay_note`: what the stack delivers to a container.
+    /// `overlay_note`: what the stack delivers to a container. Counts events alone: the packets were judged before.
     Note = 4,
     /// Reserved for XDP ingress.
     Xdp = 5,

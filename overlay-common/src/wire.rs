@@ -39,7 +39,7 @@ pub struct Outer {
     pub identification: u16,
     /// Set DF.
     pub dont_fragment: bool,
-    /// UDP source port, from the inner flow's hash (RFC 7348 section 5).
+    /// UDP source port, in the machine's order, from the inner flow's hash (RFC 7348 section 5).
     pub source_port: u16,
     /// UDP destination port, network order.
     pub port: [u8; 2],

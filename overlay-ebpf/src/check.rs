@@ -7,10 +7,10 @@ use crate::{maps, settings};
 /// One look-up answers the common case: the inner source's subnet belongs to the outer source.
 #[inline(always)]
 pub(crate) fn peer(outer: Addr4, source: Addr4) -> Result<u32, Reason> {
-    if let Some(peer) = maps::peer(settings::subnet_of(source)) {
-        if Addr4::new(peer.outer) == outer {
-            return Ok(peer.slot);
-        }
+    if let Some(peer) = maps::peer(settings::subnet_of(source))
+        && Addr4::new(peer.outer) == outer
+    {
+        return Ok(peer.slot);
     }
     known(outer)?;
     if settings::in_network(source) {

@@ -70,7 +70,7 @@ mod programs {
             Ok(Outcome::NotOurs) => return NEXT,
             Ok(Outcome::Carried(action)) => (Reason::Carried, action),
             Ok(Outcome::Answered(action, reason)) => (reason, action),
-            Err(reason) => (reason, if dropped(reason) { TC_ACT_SHOT as i32 } else { NEXT }),
+            Err(reason) => (reason, if dropped(reason) { TC_ACT_SHOT } else { NEXT }),
         };
         count::add(hook, reason, before);
         if matches!(reason.verdict(), Verdict::Drop) {

@@ -32,7 +32,8 @@ static COUNTERS: PerCpuArray<Count, { (HOOKS * REASONS) as usize }> = PerCpuArra
 #[btf_map]
 static PEER_COUNTERS: PerCpuArray<PeerCount, { MAX_PEERS as usize }> = PerCpuArray::new();
 
-/// Per CPU: when a line about a reason was last logged, and (in the last place) the bucket for ICMP answers.
+/// Per CPU: a token bucket for the log lines about each reason and (in the last place) one for ICMP answers. Not pinned:
+/// new programs start with new buckets.
 #[btf_map]
 static PACE: PerCpuArray<Pace, { REASONS as usize + 1 }> = PerCpuArray::new();
 
@@ -46,7 +47,7 @@ pub(crate) struct Pace {
     pub(crate) tokens: u64,
 }
 
-/// The peer that holds the subnet of `address`.
+/// The peer that holds the subnet with this base address.
 #[inline(always)]
 pub(crate) fn peer(subnet: Addr4) -> Option<Peer> {
     // SAFETY: copied out at once. User space replaces entries whole; a torn read across a replacement sends one packet

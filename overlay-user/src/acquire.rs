@@ -1,5 +1,5 @@
-//! How a host comes by its subnet and keeps it: flannel's tryAcquireLease (docs/etcd.md) with its lost races retried
-//! (D2) and its reservations kept (D1).
+//! How a host comes by its subnet and keeps it: by flannel's rules (docs/etcd.md), but a lost race is tried again, and a
+//! reservation stays one.
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
@@ -31,7 +31,7 @@ pub struct Request {
     pub vni: u32,
     /// MAC address for a new lease; a random one if `None`. A lease that is reused keeps its own.
     pub vtep_mac: Option<Mac>,
-    /// The subnet of an earlier run, from subnet.env.
+    /// The subnet of an earlier run, from this host's record or subnet.env.
     pub preferred: Option<Ipv4Net>,
     /// How long the lease lives unless renewed.
     pub time_to_live: Duration,

@@ -15,7 +15,7 @@ use crate::{
     datapath::{Datapath, DatapathError},
     own::{Kept, Own},
     peers::Scope,
-    store::{Follow as _, Store, StoreError},
+    store::{Follow as _, Origin, Store, StoreError},
 };
 
 /// Default of `--audit-interval`.
@@ -32,8 +32,9 @@ pub struct Setup {
     pub own: Own,
     /// How often everything is read back and compared, in both directions.
     pub audit: Duration,
-    /// The cluster that gave the lease: another one later makes every removal suspect. `None` takes the first seen.
-    pub cluster: Option<u64>,
+    /// What an earlier agent, or the acquisition of the lease, heard of the store: another history later makes every
+    /// removal suspect. `None` takes the first one seen.
+    pub origin: Option<Origin>,
 }
 
 /// Why the loop ended. The data path keeps working in either case.
@@ -62,9 +63,9 @@ pub async fn run(
     setup: Setup,
     inputs: Inputs,
 ) -> anyhow::Result<Exit> {
-    let Setup { scope, mut own, audit, cluster } = setup;
+    let Setup { scope, mut own, audit, origin } = setup;
     let mut local =
-        Local::new(datapath, scope, inputs, cluster).context("read back what the data path has in force")?;
+        Local::new(datapath, scope, inputs, origin).context("read back what the data path has in force")?;
     local.names(&store.name());
     let mut pause = PAUSE.0;
     loop {

@@ -175,20 +175,24 @@ fn port(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
             _ => {}
         }
     }
-    if bound_by_process(sockets, spec.port) {
+    // The kernel's own tunnel socket is listed like any process's; with it there, nobody else can have the port.
+    let ours =
+        |link: &Link| matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.port == spec.port && link.up);
+    if !links.iter().any(ours) && is_bound(sockets, spec.port) {
         let remedy = format!("find it with `ss -ulnp 'sport = :{}'` and stop it", spec.port);
         return Finding::new(&what, Level::Fail, "a process has bound it", remedy);
     }
     Finding::ok(&what, "free, or ours")
 }
 
-/// Whether /proc/net/udp lists the port with an inode: the kernel's own tunnel sockets have none.
-fn bound_by_process(table: &str, port: u16) -> bool {
+/// Whether /proc/net/udp lists a socket with that local port. The kernel's tunnels' have an inode as a process's have
+/// (Linux 6.18): they cannot be told apart here.
+fn is_bound(table: &str, port: u16) -> bool {
     table.lines().skip(1).any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let local = fields.get(1).and_then(|local| local.rsplit_once(':'));
         let local = local.and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
-        local == Some(port) && fields.get(9).is_some_and(|inode| *inode != "0")
+        local == Some(port)
     })
 }
 
@@ -277,13 +281,19 @@ mod tests {
     #[test]
     fn a_port_that_another_has_is_found() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n \
-                     11: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 INODE 2 0 0\n";
-        let socket = |inode: &str| port(&spec(), &[], &table.replace("INODE", inode)).level;
-        assert_eq!((socket("0"), socket("4711")), (Level::Ok, Level::Fail));
+                     11: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0 0\n";
+        assert_eq!(port(&spec(), &[], table).level, Level::Fail);
+        assert_eq!(port(&spec(), &[], &table.replace("2118", "2119")).level, Level::Ok);
         let vxlan = LinkKind::Vxlan(Vxlan { vni: 1, port: 8472, collect_metadata: false, vnifilter: false });
         let found = port(&spec(), &[link("flannel.1", vxlan.clone(), 1450)], "");
         assert_eq!(found.remedy, "stop what manages it, then `ip link delete flannel.1`");
-        assert_eq!(port(&spec(), &[link("overlay0", vxlan, 1450)], "").level, Level::Ok);
+        let ours = link("overlay0", vxlan, 1450);
+        assert_eq!(
+            port(&spec(), std::slice::from_ref(&ours), table).level,
+            Level::Ok,
+            "our device's own socket"
+        );
+        assert_eq!(port(&spec(), &[Link { up: false, ..ours }], table).level, Level::Fail);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 
 pub use self::{
-    environment::parse,
+    environment::{parse, unknown_variables},
     store::{Etcd, Store, StoreChoice},
 };
 use crate::{iface::Choice, mac::Mac};
@@ -67,7 +67,7 @@ pub struct Place {
     /// Name of the network on this host: names its pins and its state
     #[arg(long, default_value = "default", value_parser = network_name)]
     pub network: String,
-    /// Where sockets and locks are
+    /// Where sockets, locks and records are
     #[arg(long, value_name = "DIR", default_value = "/run/overlay")]
     pub state_dir: PathBuf,
     /// A bpf file system; maps and programs are pinned below it

@@ -5,6 +5,7 @@ pub mod flows;
 pub mod links;
 pub mod memory;
 pub mod programs_log;
+mod slots;
 pub mod tables;
 
 use std::{collections::BTreeMap, fmt, net::Ipv4Addr};

@@ -19,8 +19,8 @@ pub struct Guard {
 pub enum Suspicion {
     /// More than half of the peers at once, and at least four.
     TooMany,
-    /// Another cluster answers: what it does not know may still be alive.
-    OtherCluster,
+    /// Another cluster answers, or the same one with its history gone: what it does not know may still be alive.
+    OtherHistory,
 }
 
 /// What the guard says about the removals of one snapshot or one revision.
@@ -37,15 +37,15 @@ pub struct Verdict {
 impl Guard {
     /// Judges removals that one snapshot or one revision asks for. `installed` counts the peers in force before it.
     /// A subnet that is held already stays held: being asked for again proves nothing new.
-    pub fn judge(&mut self, removals: &[Ipv4Net], installed: usize, other_cluster: bool) -> Verdict {
+    pub fn judge(&mut self, removals: &[Ipv4Net], installed: usize, other_history: bool) -> Verdict {
         let fresh: Vec<Ipv4Net> =
             removals.iter().copied().filter(|subnet| !self.held.contains(subnet)).collect();
         // Peers held back are dead as far as the store goes: they must not outweigh the living.
         let living = installed.saturating_sub(self.held.len());
         let why = if fresh.is_empty() {
             None
-        } else if other_cluster {
-            Some(Suspicion::OtherCluster)
+        } else if other_history {
+            Some(Suspicion::OtherHistory)
         } else if fresh.len() >= LEAST && fresh.len() * 2 > living {
             Some(Suspicion::TooMany)
         } else {
@@ -119,9 +119,9 @@ mod tests {
     }
 
     #[test]
-    fn another_cluster_holds_even_one() {
+    fn another_history_holds_even_one() {
         let mut guard = Guard::default();
-        assert_eq!(guard.judge(&subnets(0..1), 100, true).why, Some(Suspicion::OtherCluster));
+        assert_eq!(guard.judge(&subnets(0..1), 100, true).why, Some(Suspicion::OtherHistory));
         assert_eq!(guard.judge(&[], 100, true).why, None);
     }
 

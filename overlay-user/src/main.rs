@@ -12,6 +12,11 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    for name in cli::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
+        log::warn!(
+            "variable {name} is the name of no option: ignored; `overlay agent --help` lists the options"
+        );
+    }
     // One thread: one task changes the data path, and the kernel carries the packets.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

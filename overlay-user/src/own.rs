@@ -26,6 +26,8 @@ pub struct Own {
     /// When to write next; `None` is not before the key is free.
     due: Option<Instant>,
     error: Option<String>,
+    /// The last write failed, which does not prove that it was not made.
+    unsure: bool,
 }
 
 /// What a write came to.
@@ -48,6 +50,7 @@ impl Own {
             margin,
             state: LeaseState::Held,
             error: None,
+            unsure: false,
         }
     }
 
@@ -83,6 +86,9 @@ impl Own {
         }
         for change in &batch.changes {
             match change {
+                Change::Put(entry) if entry.key == self.key && entry.value == self.value && !self.unsure => {
+                    self.imitated(entry.modified);
+                }
                 Change::Put(entry) if entry.key == self.key => self.seen(entry),
                 Change::Delete { key } if *key == self.key => self.gone(batch.revision),
                 Change::Put(_) | Change::Delete { .. } => {}
@@ -102,6 +108,7 @@ impl Own {
                 info!("{verb} lease {}: done at revision {}", self.key, self.held.modified);
                 self.state = LeaseState::Held;
                 self.error = None;
+                self.unsure = false;
                 self.due = Some(self.held.renew_at(self.margin));
                 Kept::Settled
             }
@@ -131,6 +138,22 @@ impl Own {
     fn failed(&mut self, verb: &str, why: &StoreError) {
         error!("{verb} lease {}: {why}; traffic goes on, next try in {RETRY:?}", self.key);
         self.error = Some(why.to_string());
+        self.unsure = true;
+        self.due = Some(Instant::now() + RETRY);
+    }
+
+    /// Our value, written by another hand after us. Most likely a second host has our public IP, renews the same lease,
+    /// and answers every write of ours with its own: hence the pause.
+    fn imitated(&mut self, modified: Revision) {
+        let ip = self.held.lease.public_ip;
+        let why = format!(
+            "somebody else wrote lease {}: does another host use public IP {ip}? Give one of them another --public-ip",
+            self.key
+        );
+        warn!("{why}");
+        self.error = Some(why);
+        self.held.modified = modified;
+        self.state = LeaseState::Held;
         self.due = Some(Instant::now() + RETRY);
     }
 

@@ -20,6 +20,8 @@ use nix::{
 use overlay_common::ABI;
 use serde::{Deserialize, Serialize};
 
+use crate::store::{Origin, Revision};
+
 /// Where bpffs is mounted by convention; the only place we mount it ourselves.
 pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 
@@ -95,19 +97,18 @@ pub enum StateError {
         network: String,
     },
     /// The system refuses.
-    #[error("{action}: {source}")]
+    #[error("{action}: {detail}; --state-dir and --bpf-root name other folders")]
     Io {
         /// Verb and object, lower case.
         action: String,
         /// What it said.
-        #[source]
-        source: io::Error,
+        detail: io::Error,
     },
 }
 
 impl StateError {
-    fn io(verb: &str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self::Io { action: format!("{verb} {}", path.display()), source: source.into() }
+    fn io(verb: &str, path: &Path, detail: impl Into<io::Error>) -> Self {
+        Self::Io { action: format!("{verb} {}", path.display()), detail: detail.into() }
     }
 }
 
@@ -225,6 +226,18 @@ impl Paths {
         }
     }
 
+    /// Where what is pinned came from, as far as an earlier agent heard. What cannot be read counts as unknown.
+    pub fn origin(&self) -> Option<Origin> {
+        let text = fs::read_to_string(self.origin_path()).ok()?;
+        let (cluster, revision) = text.trim().split_once(' ')?;
+        Some(Origin { cluster: cluster.parse().ok()?, revision: Revision(revision.parse().ok()?) })
+    }
+
+    /// Notes that.
+    pub fn note_origin(&self, origin: Origin) -> Result<(), StateError> {
+        self.replace(&self.origin_path(), format!("{} {}\n", origin.cluster, origin.revision).as_bytes())
+    }
+
     /// Removes every trace of the network, the lock file with it. Nothing there is no error.
     pub fn remove(&self, lock: Lock) -> Result<(), StateError> {
         self.forget()?;
@@ -239,12 +252,14 @@ impl Paths {
         Ok(())
     }
 
-    /// Removes pins and record.
+    /// Removes pins and what is noted about them.
     fn forget(&self) -> Result<(), StateError> {
-        let record = self.record_path();
-        for (path, removed) in
-            [(&self.pins, fs::remove_dir_all(&self.pins)), (&record, fs::remove_file(&record))]
-        {
+        let (record, origin) = (self.record_path(), self.origin_path());
+        for (path, removed) in [
+            (&self.pins, fs::remove_dir_all(&self.pins)),
+            (&record, fs::remove_file(&record)),
+            (&origin, fs::remove_file(&origin)),
+        ] {
             match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(StateError::io("remove", path, error));
@@ -263,18 +278,27 @@ impl Paths {
         self.state.join("record.json")
     }
 
+    fn origin_path(&self) -> PathBuf {
+        self.state.join("origin")
+    }
+
     fn is_pinned(&self) -> bool {
         fs::read_dir(&self.pins).is_ok_and(|mut entries| entries.next().is_some())
     }
 
     fn write(&self, record: &Record) -> Result<(), StateError> {
         let path = self.record_path();
-        let partial = self.state.join("record.json.new");
-        serde_json::to_vec_pretty(record)
-            .map_err(io::Error::from)
-            .and_then(|text| fs::write(&partial, text))
-            .and_then(|()| fs::rename(&partial, &path))
-            .map_err(|error| StateError::io("write", &path, error))
+        let text =
+            serde_json::to_vec_pretty(record).map_err(|error| StateError::io("write", &path, error))?;
+        self.replace(&path, &text)
+    }
+
+    /// By rename: nobody reads half of it, and a full disk leaves the old text.
+    fn replace(&self, path: &Path, text: &[u8]) -> Result<(), StateError> {
+        let partial = path.with_extension("new");
+        fs::write(&partial, text)
+            .and_then(|()| fs::rename(&partial, path))
+            .map_err(|error| StateError::io("write", path, error))
     }
 }
 

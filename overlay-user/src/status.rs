@@ -21,6 +21,9 @@ pub struct Status {
     pub network: Ipv4Net,
     /// VXLAN network identifier.
     pub vni: u32,
+    /// The fast path is on (`--fast-path`).
+    #[serde(default)]
+    pub fast_path: bool,
     /// When the agent started.
     pub started: u64,
     /// The store, as last heard.
@@ -51,6 +54,7 @@ impl Status {
             subnet,
             network,
             vni,
+            fast_path: true,
             started: now,
             store: StoreStatus { since: now, ..StoreStatus::default() },
             lease: LeaseStatus::default(),
@@ -123,9 +127,9 @@ pub struct DatapathStatus {
     pub error: Option<String>,
     /// Endpoints in force.
     pub endpoints: usize,
-    /// Container-side interfaces with programs.
+    /// Bridges and container-side veths with programs.
     pub ports: usize,
-    /// Endpoint and port changes that failed and wait for the next audit.
+    /// Endpoint and port changes that failed and wait for the next try: with the flows' ageing (30 s) or the audit.
     pub waiting: usize,
     /// Entries found altered or missing by audits, and put right, so far.
     pub repaired: u64,

@@ -51,7 +51,29 @@ pub struct Snapshot {
     pub entries: Vec<Entry>,
 }
 
+/// Which history something comes from, and how far that had got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// [`Snapshot::cluster`].
+    pub cluster: u64,
+    /// The last revision heard of.
+    pub revision: Revision,
+}
+
+impl Origin {
+    /// Whether `later` continues this history. etcd computes a cluster's identity from its members' names and addresses:
+    /// one that was wiped, or restored from a backup, and started as before has the same, but its revisions went back.
+    pub fn goes_on_in(&self, later: Self) -> bool {
+        self.cluster == later.cluster && self.revision <= later.revision
+    }
+}
+
 impl Snapshot {
+    /// Where it comes from.
+    pub fn origin(&self) -> Origin {
+        Origin { cluster: self.cluster, revision: self.revision }
+    }
+
     fn with_lifetimes(mut self, lifetimes: bool) -> Self {
         if !lifetimes {
             self.entries.iter_mut().for_each(|entry| entry.lifetime = None);

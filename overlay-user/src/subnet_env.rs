@@ -42,7 +42,8 @@ impl SubnetEnv {
 
     /// Writes the file, mode 0644 in a folder of mode 0755, by rename: nobody reads half of it.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        self.try_write(path).with_context(|| format!("write {}", path.display()))
+        self.try_write(path)
+            .with_context(|| format!("write {} (--subnet-file names another file)", path.display()))
     }
 
     fn try_write(&self, path: &Path) -> anyhow::Result<()> {

@@ -107,7 +107,7 @@ impl Host {
         let (control, calls) = mpsc::channel(8);
         let (shutdown, asked) = watch::channel(false);
         let setup =
-            Setup { scope, own: Own::new(held(own, modified), MARGIN), audit: agent::AUDIT, cluster: None };
+            Setup { scope, own: Own::new(held(own, modified), MARGIN), audit: agent::AUDIT, origin: None };
         let inputs = Inputs::new(learned, calls, asked, status);
         let running = tokio::spawn(agent::run(store.clone(), datapath.clone(), setup, inputs));
         let mut host = Self { store, datapath, status: watched, endpoints, control, shutdown, running };
@@ -569,7 +569,7 @@ async fn a_data_path_that_cannot_be_read_at_the_start_is_an_error() {
     let status = watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.vni));
     let inputs = Inputs::new(mpsc::channel(1).1, mpsc::channel(1).1, watch::channel(false).1, status);
     let setup =
-        Setup { scope, own: Own::new(held(own, Revision(1)), MARGIN), audit: agent::AUDIT, cluster: None };
+        Setup { scope, own: Own::new(held(own, Revision(1)), MARGIN), audit: agent::AUDIT, origin: None };
     let error =
         format!("{:#}", agent::run(MemoryStore::default(), datapath, setup, inputs).await.unwrap_err());
     assert_eq!(error, "read back what the data path has in force: read the maps: made to fail");

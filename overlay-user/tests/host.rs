@@ -528,6 +528,14 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         assert_eq!(level("mtu of br0"), Level::Warn);
         assert_eq!(level("bpffs at /proc"), Level::Fail);
         assert_eq!(level("capabilities"), Level::Ok);
+
+        // The socket of our own device is no stranger's.
+        run("ip link delete flannel.1");
+        run("ip link add overlay0 type vxlan external dstport 8472");
+        run("ip link set overlay0 up");
+        let findings = check::check(&Netlink::open().unwrap(), &spec).await.unwrap();
+        let port = findings.iter().find(|finding| finding.what == "udp port 8472").unwrap();
+        assert_eq!(port.level, Level::Ok, "{port:?}");
     });
 }
 

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 
 mod ci;
 mod demo;
+mod figures;
 mod play;
 mod run;
 mod test;
@@ -30,6 +31,8 @@ enum Command {
     Lab(play::Command),
     /// Builds the agent and starts it on this machine with the given arguments.
     Run(run::Options),
+    /// First, rough figures beside a bare route and the kernel's VXLAN device.
+    Figures(figures::Options),
     /// What CI runs: format, lints, all tests.
     Ci,
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::test(&options),
         Command::Lab(command) => play::play(&command),
         Command::Run(options) => run::run(&options),
+        Command::Figures(options) => figures::figures(&options),
         Command::Ci => ci::ci(),
     };
     match done {

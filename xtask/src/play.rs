@@ -13,7 +13,10 @@ pub(crate) enum Command {
     /// Makes hosts with agents and containers, and says how to enter them.
     Up(Up),
     /// Removes what `lab up` and `demo --keep` made, and what a killed test left.
-    Down,
+    Down {
+        /// Only this one (`ov123n0`); without a name all that no process owns any more.
+        name: Option<String>,
+    },
 }
 
 #[derive(Args)]
@@ -34,12 +37,13 @@ pub(crate) fn play(command: &Command) -> Result<()> {
             lab.keep();
             Ok(())
         }
-        Command::Down => down(),
+        Command::Down { name } => down(name.as_deref()),
     }
 }
 
-fn down() -> Result<()> {
-    let labs = lab::orphans();
+fn down(name: Option<&str>) -> Result<()> {
+    let mut labs = lab::orphans();
+    labs.retain(|lab| name.is_none_or(|name| name == lab));
     if labs.is_empty() {
         println!("there is no lab");
     }

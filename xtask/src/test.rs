@@ -33,10 +33,13 @@ enum Rung {
 const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Units, "overlay-user", "acquire"),
     (Rung::Units, "overlay-user", "agent"),
+    (Rung::Units, "overlay-user", "bad_input"),
     (Rung::Units, "overlay-user", "store"),
     (Rung::Kernel, "overlay-user", "kernel"),
     (Rung::Hosts, "xtask", "lab"),
     (Rung::Hosts, "overlay-user", "host"),
+    (Rung::Hosts, "overlay-user", "bad_input_host"),
+    (Rung::Hosts, "overlay-user", "bad_input_store"),
     (Rung::Hosts, "overlay-user", "cluster"),
 ];
 

@@ -19,7 +19,7 @@ use crate::{
     guard::{self, Guard, Suspicion},
     peers::{self, PeerTable, Scope},
     status::FirstApply,
-    store::{self, Batch, Snapshot},
+    store::{self, Batch, Origin, Snapshot},
 };
 
 /// The loop's state but for the store and the own lease, so that it can work while those wait for an answer.
@@ -33,9 +33,10 @@ pub(super) struct Local<D> {
     pub(super) installed: Installed,
     /// Peers that could not be put in force or removed, and why.
     pub(super) failed: BTreeMap<Ipv4Net, String>,
-    /// Endpoint and port changes have failed since the last repair.
+    /// How many endpoint and port changes have failed since the last repair.
     pub(super) unrepaired: usize,
-    cluster: Option<u64>,
+    /// Where what is in force comes from.
+    pub(super) origin: Option<Origin>,
     pub(super) resync: bool,
 }
 
@@ -44,7 +45,7 @@ impl<D: Datapath> Local<D> {
         datapath: D,
         scope: Scope,
         inputs: Inputs,
-        cluster: Option<u64>,
+        origin: Option<Origin>,
     ) -> Result<Self, DatapathError> {
         let installed = datapath.installed()?;
         Ok(Self {
@@ -56,7 +57,7 @@ impl<D: Datapath> Local<D> {
             installed,
             failed: BTreeMap::new(),
             unrepaired: 0,
-            cluster,
+            origin,
             resync: false,
         })
     }
@@ -98,6 +99,7 @@ impl<D: Datapath> Local<D> {
     /// Brings the data path to what all leases at one revision say, from what it really has.
     pub(super) fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), DatapathError> {
         let clock = std::time::Instant::now();
+        let other_history = self.origin.is_some_and(|origin| !origin.goes_on_in(snapshot.origin()));
         self.heard(snapshot.revision, Some(snapshot.cluster));
         self.table.snapshot(snapshot);
         let remembered = std::mem::replace(&mut self.installed, self.datapath.installed()?);
@@ -105,14 +107,12 @@ impl<D: Datapath> Local<D> {
         if drift > 0 {
             warn!("audit: {drift} entries of the data path were altered by another hand: putting them right");
         }
-        let other_cluster = self.cluster.is_some_and(|known| known != snapshot.cluster);
-        self.cluster = Some(snapshot.cluster);
         let (table, peers) = (&self.table, &self.installed.peers);
         self.guard.retain(|subnet| peers.contains_key(subnet) && table.get(subnet).is_none());
         self.failed.clear();
         let changes = peers::diff(&self.table, &self.installed.peers);
         let count = changes.len();
-        self.apply_peers(changes, other_cluster);
+        self.apply_peers(changes, other_history);
         self.repair();
         let first = FirstApply {
             peers: self.installed.peers.len(),
@@ -167,7 +167,7 @@ impl<D: Datapath> Local<D> {
     }
 
     /// Carries out peer changes: additions and alterations first, then the removals that the guard lets through.
-    fn apply_peers(&mut self, changes: Vec<Change>, other_cluster: bool) {
+    fn apply_peers(&mut self, changes: Vec<Change>, other_history: bool) {
         let before = self.installed.peers.len();
         let mut removals = Vec::new();
         for change in &changes {
@@ -177,11 +177,11 @@ impl<D: Datapath> Local<D> {
                 self.peer_change(change);
             }
         }
-        let verdict = self.guard.judge(&removals, before, other_cluster);
+        let verdict = self.guard.judge(&removals, before, other_history);
         if let Some(why) = verdict.why {
             let why = match why {
                 Suspicion::TooMany => format!("{} of {before} peers would go at once", verdict.held.len()),
-                Suspicion::OtherCluster => "another cluster answers".to_owned(),
+                Suspicion::OtherHistory => "the store is another one, or was wiped or restored".to_owned(),
             };
             warn!(
                 "{why}: {} removals are held back until `overlay peers --accept-deletions`",

@@ -1,5 +1,5 @@
 //! What the loop says about itself: answers to operators, and the status that health and control servers read.
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use log::{info, warn};
 use tokio::time::Instant;
@@ -9,8 +9,9 @@ use crate::{
     control::{EndpointLine, PeerLine, Request, Response},
     datapath::{Change, Datapath, DatapathError, Endpoint},
     own::Own,
+    peers::Skipped,
     status::{FailedPeer, unix_now},
-    store::{Revision, StoreError},
+    store::{Origin, Revision, StoreError},
 };
 
 impl<D: Datapath> Local<D> {
@@ -70,6 +71,8 @@ impl<D: Datapath> Local<D> {
 
     /// The store answered.
     pub(super) fn heard(&mut self, revision: Revision, cluster: Option<u64>) {
+        let cluster_now = cluster.or(self.origin.map(|origin| origin.cluster));
+        self.origin = cluster_now.map(|cluster| Origin { cluster, revision });
         self.inputs.status.send_modify(|status| {
             status.answered = Some(Instant::now());
             status.store.revision = revision.0;
@@ -124,6 +127,9 @@ impl<D: Datapath> Local<D> {
         let failed = failed.map(|(&subnet, why)| FailedPeer { subnet, why: why.clone() }).collect();
         let skipped = self.table.skipped();
         self.inputs.status.send_modify(|status| {
+            for Skipped { key, why } in news(&status.peers.skipped, &skipped) {
+                warn!("lease {key} gives no peer: {why}");
+            }
             status.peers.wanted = self.table.len();
             status.peers.installed = self.installed.peers.len();
             status.peers.failed = failed;
@@ -133,5 +139,25 @@ impl<D: Datapath> Local<D> {
             status.datapath.ports = self.installed.ports.len();
             status.datapath.waiting = self.unrepaired;
         });
+    }
+}
+
+/// What is in `now` and was not in `before`: an operator hears of each bad lease once, however often it is read.
+fn news<'a>(before: &[Skipped], now: &'a [Skipped]) -> Vec<&'a Skipped> {
+    let before: BTreeSet<&Skipped> = before.iter().collect();
+    now.iter().filter(|skipped| !before.contains(skipped)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bad_lease_is_news_once_and_again_when_its_fault_changes() {
+        let skipped = |key: &str, why: &str| Skipped { key: key.to_owned(), why: why.to_owned() };
+        let before = [skipped("a", "bad"), skipped("b", "bad")];
+        let now = [skipped("a", "bad"), skipped("b", "worse"), skipped("c", "bad")];
+        assert_eq!(news(&before, &now), [&now[1], &now[2]]);
+        assert!(news(&now, &now).is_empty());
     }
 }

@@ -1,7 +1,10 @@
 //! Options from variables: `OVERLAY_<NAME>`, and `FLANNELD_<NAME>` for those who come from flannel.
 use std::ffi::OsString;
 
-use clap::{ArgAction, Command, CommandFactory as _, FromArgMatches as _, error::ErrorKind};
+use clap::{
+    ArgAction, Command, CommandFactory as _, FromArgMatches as _,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use super::{Cli, Config, Store};
 
@@ -12,7 +15,10 @@ pub fn parse(
     variable: impl Fn(&str) -> Option<OsString> + Copy,
 ) -> Result<Cli, clap::Error> {
     let mut command = with_variables(Cli::command(), variable);
-    let matches = command.try_get_matches_from_mut(arguments)?;
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let matches = command
+        .try_get_matches_from_mut(&arguments)
+        .map_err(|error| name_variable(error, &arguments, variable))?;
     let cli = Cli::from_arg_matches(&matches)?;
     check(&cli).map_err(|problem| command.error(ErrorKind::ArgumentConflict, problem))?;
     Ok(cli)
@@ -33,15 +39,59 @@ fn check(cli: &Cli) -> Result<(), String> {
     store.map_or(Ok(()), |store| store.choice().map(|_| ()))
 }
 
+/// A bad value that nobody typed comes from a variable: says which.
+fn name_variable(
+    mut error: clap::Error,
+    arguments: &[OsString],
+    variable: impl Fn(&str) -> Option<OsString> + Copy,
+) -> clap::Error {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    // `--public-ip <ADDRESS>`
+    let option = shown.split([' ', '=', '[']).next().unwrap_or_default().to_owned();
+    let typed = arguments.iter().any(|argument| argument.to_string_lossy().starts_with(&option));
+    if let Some((name, _)) = value_of(&option, variable).filter(|_| !typed) {
+        let tip = format!("the value comes from the variable {name}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// Variables that look like ours and are no option's: misspelt, most likely.
+pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    fn options(command: &Command, known: &mut Vec<String>) {
+        known.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_name));
+        command.get_subcommands().for_each(|command| options(command, known));
+    }
+    let mut known = Vec::new();
+    options(&Cli::command(), &mut known);
+    let names = names.into_iter().filter_map(|name| name.into_string().ok());
+    let ours = names.filter(|name| {
+        name.strip_prefix("OVERLAY_").is_some_and(|name| !known.iter().any(|one| one == name))
+    });
+    ours.collect()
+}
+
+/// `--public-ip` is `PUBLIC_IP`, after a prefix.
+fn variable_name(option: &str) -> String {
+    option.trim_start_matches('-').to_uppercase().replace('-', "_")
+}
+
+/// The variable that holds an option's value, and the value.
+fn value_of(option: &str, variable: impl Fn(&str) -> Option<OsString>) -> Option<(String, OsString)> {
+    ["OVERLAY_", "FLANNELD_"].into_iter().find_map(|prefix| {
+        let name = format!("{prefix}{}", variable_name(option));
+        let value = variable(&name).filter(|value| !value.is_empty())?;
+        Some((name, value))
+    })
+}
+
 /// Variables become defaults: clap knows one variable per option, and reading the environment through `variable` lets
 /// tests bring their own.
 fn with_variables(command: Command, variable: impl Fn(&str) -> Option<OsString> + Copy) -> Command {
     let command = command.mut_args(|arg| {
-        let Some(name) = arg.get_long().map(|long| long.to_uppercase().replace('-', "_")) else {
-            return arg;
-        };
-        let value = variable(&format!("OVERLAY_{name}")).or_else(|| variable(&format!("FLANNELD_{name}")));
-        let Some(value) = value.filter(|value| !value.is_empty()) else {
+        let Some((_, value)) = arg.get_long().and_then(|long| value_of(long, variable)) else {
             return arg;
         };
         match arg.get_action() {

@@ -33,9 +33,9 @@ use crate::{
     observe,
     own::Own,
     peers::Scope,
-    state::{Adoption, Record},
+    state::{Adoption, Paths, Record},
     status::Status,
-    store::{Store, StoreError},
+    store::{Origin, Revision, Store, StoreError},
     subnet_env::{self, SubnetEnv},
 };
 
@@ -109,7 +109,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             .or(subnet_env::read(&options.subnet_file).subnet),
         time_to_live: TIME_TO_LIVE,
     };
-    let (held, cluster) = lease(&mut store, private, &network, &request).await?;
+    let (held, origin) = lease(&mut store, private, &network, &request).await?;
     let subnet = held.lease.subnet;
     info!("subnet {subnet} is leased to this host");
 
@@ -150,7 +150,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let margin = Duration::from_secs(options.subnet_lease_renew_margin * 60);
     let own = Own::new(held, margin);
     let audit = Duration::from_secs(options.audit_interval);
-    let setup = Setup { scope, own, audit, cluster: Some(cluster) };
+    let setup = Setup { scope, own, audit, origin: paths.origin().or(Some(origin)) };
 
     // Everything below ends with this function: nothing outlives the agent but the data path.
     let mut tasks = JoinSet::new();
@@ -159,7 +159,10 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         // Counters say the same, if less promptly.
         Err(error) => warn!("the programs' log cannot be read: {error:#}"),
     }
-    let (status_to, status) = watch::channel(Status::new(public_ip, subnet, network.network, vxlan.vni));
+    let mut status = Status::new(public_ip, subnet, network.network, vxlan.vni);
+    status.fast_path = options.fast_path == Switch::On;
+    let (status_to, status) = watch::channel(status);
+    tasks.spawn(note_origin(paths, status.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
     let (commands_to, commands) = mpsc::channel(16);
@@ -202,6 +205,29 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             Some(Err(error)) => Err(error).context("a task of the agent ended"),
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended"),
         },
+    }
+}
+
+/// How far the store's history was, noted for the next start this often at most.
+const NOTE: Duration = Duration::from_millis(100);
+
+/// Notes which history the peers in force come from, for the next start. Not while removals are held back because
+/// another one answers: a restart must not let them through.
+async fn note_origin(paths: Paths, mut status: watch::Receiver<Status>) -> Result<()> {
+    let mut noted = paths.origin();
+    let of =
+        |status: &Status| Origin { cluster: status.store.cluster, revision: Revision(status.store.revision) };
+    loop {
+        let settled = |status: &Status| {
+            status.store.following && status.peers.held.is_empty() && noted != Some(of(status))
+        };
+        let origin = of(&*status.wait_for(settled).await?);
+        // A folder that became read-only must not end the agent; the mass rule still guards.
+        if let Err(error) = paths.note_origin(origin) {
+            warn!("{error}");
+        }
+        noted = Some(origin);
+        sleep(NOTE).await;
     }
 }
 
@@ -256,13 +282,13 @@ async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
     }
 }
 
-/// A lease of our own, and the identity of the store that gave it.
+/// A lease of our own, and the history that it is part of.
 async fn lease(
     store: &mut impl Store,
     private: Option<&Path>,
     network: &NetworkConfig,
     request: &Request,
-) -> Result<(Held, u64)> {
+) -> Result<(Held, Origin)> {
     let mut pause = PAUSE.0;
     loop {
         let acquired = async {
@@ -272,7 +298,7 @@ async fn lease(
                     .with_context(|| format!("use {} as this host's store", folder.display()))?;
             }
             let held = acquire::acquire(store, network, request).await?;
-            anyhow::Ok((held, store.snapshot(false).await?.cluster))
+            anyhow::Ok((held, store.snapshot(false).await?.origin()))
         };
         match acquired.await {
             Err(error) if is_passing(&error) => warn!("{error:#}; trying again in {pause:?}"),

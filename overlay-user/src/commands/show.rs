@@ -35,7 +35,8 @@ struct Report {
 #[derive(Serialize)]
 struct Tier {
     name: &'static str,
-    in_use: bool,
+    /// `None`: only a running agent knows.
+    in_use: Option<bool>,
     why: &'static str,
 }
 
@@ -62,7 +63,8 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let tables = Tables::open(&paths.pins);
     if tables.is_err() && agent.is_none() && record.is_none() {
         bail!(
-            "there is no network {} on this host: no agent answers, and nothing is pinned in {}",
+            "there is no network {} on this host: no agent answers, and nothing is pinned in {}; `overlay agent` starts \
+             one, --network, --state-dir and --bpf-root name another",
             paths.network,
             paths.pins.display()
         );
@@ -72,7 +74,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let report = Report {
         network: paths.network,
         mode: "vxlan",
-        tiers: tiers(&counters),
+        tiers: tiers(agent.as_ref()),
         record,
         agent,
         agent_error,
@@ -88,20 +90,17 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     Ok(())
 }
 
-fn tiers(counters: &[Counter]) -> Vec<Tier> {
-    let off = counters.iter().any(|counter| counter.reason == "fast-path-off");
+/// Not by the counters: they outlive the agent, and what it was started with.
+fn tiers(agent: Option<&Status>) -> Vec<Tier> {
+    let (in_use, why) = match agent.map(|agent| agent.fast_path) {
+        Some(true) => (Some(true), "works on every interface, keeps GSO and GRO"),
+        Some(false) => (Some(false), "switched off by --fast-path off"),
+        None => (None, "the agent, which would know, does not answer"),
+    };
     vec![
-        Tier { name: "xdp", in_use: false, why: "not asked for" },
-        Tier {
-            name: "tc",
-            in_use: !off,
-            why: if off {
-                "switched off by --fast-path off"
-            } else {
-                "works on every interface, keeps GSO and GRO"
-            },
-        },
-        Tier { name: "stack", in_use: true, why: "carries what the tiers above leave" },
+        Tier { name: "xdp", in_use: Some(false), why: "not asked for" },
+        Tier { name: "tc", in_use, why },
+        Tier { name: "stack", in_use: Some(true), why: "carries what the tiers above leave" },
     ]
 }
 
@@ -112,10 +111,7 @@ fn text(report: &Report) -> String {
         row("this host", format!("{}, subnet {}", record.public_ip, record.subnet));
     }
     for tier in &report.tiers {
-        row(
-            &format!("tier {}", tier.name),
-            format!("{}: {}", if tier.in_use { "in use" } else { "not used" }, tier.why),
-        );
+        row(&format!("tier {}", tier.name), format!("{}: {}", in_use(tier.in_use), tier.why));
     }
     match &report.agent {
         None => row(
@@ -194,6 +190,14 @@ fn text(report: &Report) -> String {
         table(&["", ""], rows).trim_start_matches('\n'),
         table(&["hook", "reason", "verdict", "packets", "bytes"], counters)
     )
+}
+
+fn in_use(known: Option<bool>) -> &'static str {
+    match known {
+        Some(true) => "in use",
+        Some(false) => "not used",
+        None => "not known",
+    }
 }
 
 fn lease(agent: &Status) -> String {
@@ -340,4 +344,22 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
 
 async fn ask(show: &Show, request: &Request) -> Result<Response> {
     control::ask(&control::socket_path(&show.place.state_dir, &show.place.network), request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fast_path_is_told_by_the_agent_that_runs() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _entered = runtime.enter();
+        let network = "10.244.0.0/16".parse().unwrap();
+        let mut agent = Status::new([10, 99, 0, 1].into(), "10.244.1.0/24".parse().unwrap(), network, 1);
+        let tc =
+            |agent: Option<&Status>| tiers(agent).into_iter().find(|tier| tier.name == "tc").unwrap().in_use;
+        assert_eq!((tc(Some(&agent)), tc(None)), (Some(true), None));
+        agent.fast_path = false;
+        assert_eq!(tc(Some(&agent)), Some(false));
+    }
 }

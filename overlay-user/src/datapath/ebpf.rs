@@ -1,12 +1,16 @@
 //! The eBPF datapath: loads the programs, adopts what is pinned, and makes the loop's changes in the maps.
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, EbpfLoader, maps::MapError, programs::SchedClassifier};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapError, MapInfo},
+    programs::SchedClassifier,
+};
 use ipnet::Ipv4Net;
 use log::{info, warn};
 use nix::errno::Errno;
@@ -16,6 +20,7 @@ use super::{
     Change, Datapath, DatapathError, Endpoint, Installed, Peer,
     flows::Lifetimes,
     links::{Attachment, Links},
+    slots::Slots,
     tables::{MAPS, Tables},
 };
 use crate::mac::Mac;
@@ -43,8 +48,7 @@ pub struct EbpfDatapath {
     links: Links,
     options: Options,
     prefix_len: u8,
-    /// Counter slots in use.
-    slots: BTreeSet<u32>,
+    slots: Slots,
 }
 
 impl EbpfDatapath {
@@ -53,14 +57,17 @@ impl EbpfDatapath {
     ///
     /// # Errors
     /// The verifier's log if the kernel refuses a program; a pin that cannot be read or made.
-    pub fn load(options: Options) -> Result<Self, DatapathError> {
+    pub fn load(mut options: Options) -> Result<Self, DatapathError> {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
         let mut ebpf = load_object(&options)?;
         let tables = Tables::take(&mut ebpf)?;
         let links = Links::new(&options.pins)?;
-        let slots = tables.peer_entries()?.values().map(|peer| peer.slot).collect();
+        options.max_peers = capacity(&options.pins, "peers", options.max_peers)?;
+        options.max_flows = capacity(&options.pins, "flows", options.max_flows)?;
+        let taken = tables.peer_entries()?.into_values().map(|peer| (peer.slot, peer.outer));
+        let slots = Slots::new(options.max_peers, taken);
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let mut datapath = Self { ebpf, tables, links, options, prefix_len, slots };
         datapath.adopt()?;
@@ -101,49 +108,52 @@ impl EbpfDatapath {
             Some(old) => old.slot,
             None => self.free_slot()?,
         };
-        let outer = Addr4::new(peer.public_ip.octets());
-        let new =
-            overlay_common::Peer { outer: outer.octets, vtep_mac: peer.vtep_mac.0, reserved: [0; 2], slot };
+        let outer = peer.public_ip.octets();
+        let new = overlay_common::Peer { outer, vtep_mac: peer.vtep_mac.0, reserved: [0; 2], slot };
         // The address first: a packet that arrives between the two writes finds its sender known.
         self.tables
             .vteps
-            .insert(outer, Vtep { slot }, 0)
+            .insert(Addr4::new(outer), Vtep { slot }, 0)
             .map_err(|error| self.write_failed("peers", format!("add VTEP {}", peer.public_ip), &error))?;
+        self.slots.take(slot, outer);
         if let Err(error) = self.tables.peers.insert(key, new, 0) {
-            self.forget_vtep(outer)?;
+            if old.is_none_or(|old| old.outer != outer) {
+                self.forget_vtep(slot, outer)?;
+            }
+            if old.is_none() {
+                self.slots.release(slot);
+            }
             return Err(self.write_failed("peers", format!("add peer {subnet}"), &error));
         }
-        self.slots.insert(slot);
         match old {
-            Some(old) if old.outer != outer.octets => self.forget_vtep(Addr4::new(old.outer)),
+            Some(old) if old.outer != outer => self.forget_vtep(slot, old.outer),
             _ => Ok(()),
         }
     }
 
     fn remove_peer(&mut self, subnet: Ipv4Net) -> Result<(), DatapathError> {
         let key = Addr4::new(subnet.network().octets());
-        let Ok(old) = self.tables.peers.get(&key, 0) else {
-            return Ok(());
-        };
+        let Ok(old) = self.tables.peers.get(&key, 0) else { return Ok(()) };
         self.tables
             .peers
             .remove(&key)
             .map_err(|error| DatapathError::failed(format!("remove peer {subnet}"), &error))?;
-        self.slots.remove(&old.slot);
-        self.forget_vtep(Addr4::new(old.outer))
+        self.forget_vtep(old.slot, old.outer)?;
+        self.slots.release(old.slot);
+        Ok(())
     }
 
-    /// Removes an underlay address unless another subnet's peer still has it.
-    fn forget_vtep(&mut self, outer: Addr4) -> Result<(), DatapathError> {
-        let other = self.tables.peer_entries()?.into_values().find(|peer| peer.outer == outer.octets);
-        let address = Ipv4Addr::from(outer.octets);
-        match other {
-            Some(peer) => self
+    /// The peer with `slot` is no longer at underlay address `outer`. The address goes unless another subnet's peer is
+    /// there too, whose slot it then gets.
+    fn forget_vtep(&mut self, slot: u32, outer: [u8; 4]) -> Result<(), DatapathError> {
+        let (key, address) = (Addr4::new(outer), Ipv4Addr::from(outer));
+        match self.slots.leave(slot, outer) {
+            Some(slot) => self
                 .tables
                 .vteps
-                .insert(outer, Vtep { slot: peer.slot }, 0)
+                .insert(key, Vtep { slot }, 0)
                 .map_err(|error| DatapathError::failed(format!("keep VTEP {address}"), &error)),
-            None => match self.tables.vteps.remove(&outer) {
+            None => match self.tables.vteps.remove(&key) {
                 Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
                 Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
                 Err(error) => Err(DatapathError::failed(format!("remove VTEP {address}"), &error)),
@@ -153,9 +163,8 @@ impl EbpfDatapath {
 
     /// The lowest counter slot nobody has, with its counters at zero.
     fn free_slot(&mut self) -> Result<u32, DatapathError> {
-        let slot = (0..self.options.max_peers)
-            .find(|slot| !self.slots.contains(slot))
-            .ok_or(DatapathError::Full { table: "peers", capacity: self.options.max_peers })?;
+        let full = DatapathError::Full { table: "peers", capacity: self.options.max_peers };
+        let slot = self.slots.lowest().ok_or(full)?;
         self.tables.clear_traffic(slot)?;
         Ok(slot)
     }
@@ -287,6 +296,20 @@ pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables), DatapathErro
     let mut ebpf = load_all(EbpfLoader::new().override_global("SETTINGS", settings, true))?;
     let tables = Tables::take(&mut ebpf)?;
     Ok((ebpf, tables))
+}
+
+/// How many entries the pinned table has room for. An adopted one keeps the size it was made with.
+fn capacity(pins: &Path, table: &str, wanted: u32) -> Result<u32, DatapathError> {
+    let info = MapInfo::from_pin(pins.join(table)).map_err(|error| {
+        DatapathError::failed(format!("ask for the size of the table of {table}"), &error)
+    })?;
+    let found = info.max_entries();
+    if found != wanted {
+        warn!(
+            "the table of {table} keeps room for {found}: --max-{table} {wanted} takes effect after `overlay down`"
+        );
+    }
+    Ok(found)
 }
 
 /// One entry for every address of the subnet, up to 65,536.

@@ -1,4 +1,4 @@
-//! The pinned maps, read and written: the only file that knows their names. Works with no agent running.
+//! The pinned maps, read and written: the only file that knows the names of their pins. Works with no agent running.
 use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path};
 
 use aya::{

@@ -1,5 +1,5 @@
 //! Shared by the rungs that need a kernel: network namespaces of the test's own.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
 use std::{fs, process::Command, thread};
 
 use nix::sched::{CloneFlags, unshare};

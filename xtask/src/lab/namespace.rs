@@ -18,7 +18,7 @@ use super::sweep;
 use crate::command;
 
 /// The environment variable by which a lab knows its processes again.
-pub const MARK: &str = "OVERLAY_LAB";
+pub const MARK: &str = "LAB_OF_OVERLAY";
 
 /// A handle on a named network namespace; the lab removes the namespace itself.
 #[derive(Clone, Debug)]
