@@ -66,7 +66,7 @@ fn a_connection_survives_and_traffic_needs_no_agent() {
     bed.learn_all();
     let stream = {
         let (a, b) = (a.clone(), b.clone());
-        thread::spawn(move || transfer(&a, &b, 600 << 20))
+        thread::spawn(move || transfer(&a, &b, 300 << 20))
     };
     thread::sleep(Duration::from_millis(300));
     let mut restarts = 0;
