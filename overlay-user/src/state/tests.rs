@@ -44,6 +44,9 @@ fn only_the_same_host_adopts() {
     assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Fresh);
     fs::write(paths.pins.join("PEERS"), "").unwrap();
     assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Adopt);
+    // What can be told before the store was asked for a subnet is told then.
+    paths.refuse_foreign(ours.public_ip).unwrap();
+    assert!(matches!(paths.refuse_foreign([192, 168, 0, 2].into()), Err(StateError::Foreign { .. })));
 
     let others = [
         Record { netns: 1, ..ours.clone() },

@@ -154,6 +154,39 @@ pub fn bpftool(words: &[&str], pin: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("bpftool {words:?} {pin}: {error}: {text}"))
 }
 
+/// Ids of everything pinned: maps, links, and the programs behind the links; by pin.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ids {
+    pub maps: Vec<(String, u64)>,
+    pub links: Vec<(String, u64)>,
+    pub programs: Vec<(String, u64)>,
+}
+
+pub fn ids(member: &Member) -> Ids {
+    let id =
+        |shown: &Value, field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("no {field}: {shown}"));
+    let names = |folder: &Path, wanted: fn(&Path) -> bool| {
+        let mut paths: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| wanted(path))
+            .collect();
+        paths.sort();
+        paths
+    };
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let mut found = Ids { maps: Vec::new(), links: Vec::new(), programs: Vec::new() };
+    for path in names(&pins(member), |path| path.is_file()) {
+        found.maps.push((name(&path), id(&bpftool(&["map", "show"], &path), "id")));
+    }
+    for path in names(&pins(member).join("links"), |_| true) {
+        let link = bpftool(&["link", "show"], &path);
+        found.links.push((name(&path), id(&link, "id")));
+        found.programs.push((name(&path), id(&link, "prog_id")));
+    }
+    found
+}
+
 /// MAC address of overlay0.
 pub fn vtep_mac(member: &Member) -> String {
     let link = member.host.exec("ip -j link show dev overlay0").unwrap();

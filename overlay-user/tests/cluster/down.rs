@@ -1,5 +1,5 @@
 //! `overlay down`: nothing stays, and everything comes back.
-use super::bed::{Bed, Kind, assert_reaches, overlay, pins};
+use super::bed::{Bed, Kind, assert_reaches, ids, overlay, pins, wait_for};
 
 #[test]
 fn down_leaves_no_trace_and_up_again_works() {
@@ -8,8 +8,10 @@ fn down_leaves_no_trace_and_up_again_works() {
     let (a, b) = bed.pair();
     let (a, b) = (a.clone(), b.clone());
     let host = bed[0].host.clone();
-    let attached = || host.exec("bpftool -j net show").unwrap();
-    assert!(attached().contains("overlay_decap"), "{}", attached());
+    let exists = |kind: &str, id: u64| {
+        let id = id.to_string();
+        xtask::command::run("bpftool", ["-j", kind, "show", "id", &id]).is_ok()
+    };
 
     // Not under a running agent, which would put it all back.
     let refused = bed[0].overlay(&["down"]).unwrap_err().to_string();
@@ -18,11 +20,18 @@ fn down_leaves_no_trace_and_up_again_works() {
     assert_reaches(&a, b.address());
 
     bed[0].end_agent().unwrap();
+    let loaded = ids(&bed[0]);
+    assert!(loaded.links.iter().all(|(_, id)| exists("link", *id)), "{loaded:?}");
     let said = bed[0].overlay(&["down"]).unwrap();
     assert!(said.contains("network default is gone from this host"), "{said}");
     assert!(host.exec("ip link show dev overlay0").is_err());
     assert_eq!(host.exec("ip route show 10.244.0.0/16").unwrap(), "");
-    assert!(!attached().contains("overlay_"), "{}", attached());
+    for (kind, objects) in [("map", &loaded.maps), ("link", &loaded.links), ("prog", &loaded.programs)] {
+        for (name, id) in objects {
+            // The kernel frees what nobody holds any more a moment later.
+            wait_for(&format!("the end of {kind} {name}"), || !exists(kind, *id));
+        }
+    }
     for folder in
         [pins(&bed[0]), host.bpf_root().join("overlay"), host.folder().join("state").join("default")]
     {

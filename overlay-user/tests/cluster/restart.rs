@@ -1,46 +1,12 @@
 //! Agents that end and start again while packets are on their way: none is lost.
 use std::{thread, time::Duration};
 
-use serde_json::Value;
-use xtask::lab::{Container, Member, Numbered, NumberedReport, transfer};
+use xtask::lab::{Container, Numbered, NumberedReport, transfer};
 
-use super::bed::{Bed, Kind, bpftool, pins};
+use super::bed::{Bed, Kind, ids};
 
 /// Packets per second, in each direction.
 const RATE: u32 = 50_000;
-
-/// Ids of everything pinned: maps, links, and the programs behind the links; by pin.
-#[derive(Debug, PartialEq, Eq)]
-struct Ids {
-    maps: Vec<(String, u64)>,
-    links: Vec<(String, u64)>,
-    programs: Vec<(String, u64)>,
-}
-
-fn ids(member: &Member) -> Ids {
-    let id =
-        |shown: &Value, field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("no {field}: {shown}"));
-    let names = |folder: &std::path::Path, wanted: fn(&std::path::Path) -> bool| {
-        let mut paths: Vec<_> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| wanted(path))
-            .collect();
-        paths.sort();
-        paths
-    };
-    let name = |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-    let mut found = Ids { maps: Vec::new(), links: Vec::new(), programs: Vec::new() };
-    for path in names(&pins(member), |path| path.is_file()) {
-        found.maps.push((name(&path), id(&bpftool(&["map", "show"], &path), "id")));
-    }
-    for path in names(&pins(member).join("links"), |_| true) {
-        let link = bpftool(&["link", "show"], &path);
-        found.links.push((name(&path), id(&link, "id")));
-        found.programs.push((name(&path), id(&link, "prog_id")));
-    }
-    found
-}
 
 /// The host's CPUs threw packets away because their queues were full: nobody's fault but the machine's.
 fn backlog_drops() -> u64 {
@@ -100,7 +66,7 @@ fn a_connection_survives_and_traffic_needs_no_agent() {
     bed.learn_all();
     let stream = {
         let (a, b) = (a.clone(), b.clone());
-        thread::spawn(move || transfer(&a, &b, 600 << 20))
+        thread::spawn(move || transfer(&a, &b, 300 << 20))
     };
     thread::sleep(Duration::from_millis(300));
     let mut restarts = 0;

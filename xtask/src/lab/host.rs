@@ -113,7 +113,11 @@ impl Host {
     /// The same, of another name.
     pub fn add_bridge_named(&self, bridge: &str, subnet: &str, mtu: u32) -> Result<()> {
         let (gateway, length) = (address_in(subnet, 1)?, length_of(subnet)?);
-        self.namespace.ip(&format!("link add {bridge} type bridge"))?;
+        // As Docker and CNI do: a bridge without a MAC address of its own takes a port's, and another one when that
+        // port goes; containers then send to nobody until they ask again.
+        let [a, b, c, d] = gateway.octets();
+        self.namespace
+            .ip(&format!("link add {bridge} address 02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x} type bridge"))?;
         self.namespace.ip(&format!("address add {gateway}/{length} dev {bridge}"))?;
         self.namespace.ip(&format!("link set {bridge} mtu {mtu} up"))
     }
