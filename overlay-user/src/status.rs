@@ -117,9 +117,9 @@ pub enum LeaseState {
 /// The data path, as last read back.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DatapathStatus {
-    /// It could be read, so programs and maps are there.
+    /// It could be read, and the programs of the underlay device and overlay0 are attached.
     pub attached: bool,
-    /// Why it could not.
+    /// What is wrong with it.
     pub error: Option<String>,
     /// Endpoints in force.
     pub endpoints: usize,

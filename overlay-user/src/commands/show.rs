@@ -36,7 +36,7 @@ struct Report {
 struct Tier {
     name: &'static str,
     in_use: bool,
-    why: &'static str,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -73,7 +73,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let report = Report {
         network: paths.network,
         mode: "vxlan",
-        tiers: tiers(&counters),
+        tiers: tiers(record.as_ref(), agent.as_ref()),
         record,
         agent,
         agent_error,
@@ -89,20 +89,18 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     Ok(())
 }
 
-fn tiers(counters: &[Counter]) -> Vec<Tier> {
-    let off = counters.iter().any(|counter| counter.reason == "fast-path-off");
+fn tiers(record: Option<&Record>, agent: Option<&Status>) -> Vec<Tier> {
+    let asked = record.is_none_or(|record| record.fast_path);
+    let broken = agent.filter(|agent| !agent.datapath.attached);
+    let why = match broken {
+        _ if !asked => "switched off by --fast-path off".into(),
+        Some(agent) => agent.datapath.error.clone().unwrap_or_else(|| "the agent has just started".into()),
+        None => "works on every interface, keeps GSO and GRO".into(),
+    };
     vec![
-        Tier { name: "xdp", in_use: false, why: "not asked for" },
-        Tier {
-            name: "tc",
-            in_use: !off,
-            why: if off {
-                "switched off by --fast-path off"
-            } else {
-                "works on every interface, keeps GSO and GRO"
-            },
-        },
-        Tier { name: "stack", in_use: true, why: "carries what the tiers above leave" },
+        Tier { name: "xdp", in_use: false, why: "not asked for".into() },
+        Tier { name: "tc", in_use: asked && broken.is_none(), why },
+        Tier { name: "stack", in_use: true, why: "carries what the tiers above leave".into() },
     ]
 }
 
@@ -151,7 +149,7 @@ fn text(report: &Report) -> String {
             row(
                 "data path",
                 format!(
-                    "{}; {} ports, {} waiting, {} repaired, {} connections kept to the stack",
+                    "{}; {} ports, {} waiting, {} repaired, {} connections kept to the stack (counted every 30 s)",
                     match (&datapath.error, datapath.attached) {
                         (Some(error), _) => error.clone(),
                         (None, true) => "attached".into(),
