@@ -177,6 +177,11 @@ fn the_status_knows_that_the_fast_path_is_off_before_any_packet() {
             host.start_agent(Path::new(OVERLAY), &["--store-dir", &store, "--fast-path", choice]).unwrap();
         agent.wait_ready(SOON).unwrap();
         assert_eq!(status(host)["tiers"][1]["in_use"], in_use);
+        // Nor does the check take the agent's own device for somebody else's.
+        let check = host.overlay(Path::new(OVERLAY), &["check", "--iface", "eth0", "--json"]).unwrap();
+        let findings: serde_json::Value = serde_json::from_str(&check).unwrap();
+        let port = findings.as_array().unwrap().iter().find(|one| one["what"] == "udp port 8472").unwrap();
+        assert_eq!((&port["level"], &port["detail"]), (&"ok".into(), &"ours: overlay0 has it".into()));
         agent.terminate().unwrap();
         // Also with no agent to ask.
         let status = status(host);

@@ -108,7 +108,8 @@ fn text(report: &Report) -> String {
     let mut rows = vec![vec!["network".into(), format!("{}, mode {}", report.network, report.mode)]];
     let mut row = |name: &str, value: String| rows.push(vec![name.into(), value]);
     if let Some(record) = &report.record {
-        row("this host", format!("{}, subnet {}", record.public_ip, record.subnet));
+        let of = report.agent.as_ref().map(|agent| format!(" of {} (vni {})", agent.network, agent.vni));
+        row("this host", format!("{}, subnet {}{}", record.public_ip, record.subnet, of.unwrap_or_default()));
     }
     for tier in &report.tiers {
         row(
