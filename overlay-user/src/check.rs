@@ -175,19 +175,22 @@ fn port(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
             _ => {}
         }
     }
-    // The kernel's own tunnel socket is listed like any process's; with it there, nobody else can have the port.
-    let ours =
-        |link: &Link| matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.port == spec.port && link.up);
-    if !links.iter().any(ours) && is_bound(sockets, spec.port) {
+    // A tunnel device's own socket is in the kernel's table too, on some kernels with an inode as if a process had it.
+    let holder = links
+        .iter()
+        .find(|link| matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.port == spec.port && link.up));
+    if let Some(holder) = holder {
+        return Finding::ok(&what, format!("ours: {} has it", holder.name));
+    }
+    if bound_by_process(sockets, spec.port) {
         let remedy = format!("find it with `ss -ulnp 'sport = :{}'` and stop it", spec.port);
         return Finding::new(&what, Level::Fail, "a process has bound it", remedy);
     }
-    Finding::ok(&what, "free, or ours")
+    Finding::ok(&what, "free")
 }
 
-/// Whether /proc/net/udp lists a socket with that local port. The kernel's tunnels' have an inode as a process's have
-/// (Linux 6.18): they cannot be told apart here.
-fn is_bound(table: &str, port: u16) -> bool {
+/// Whether /proc/net/udp lists the port with an inode, which a process's socket has.
+fn bound_by_process(table: &str, port: u16) -> bool {
     table.lines().skip(1).any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let local = fields.get(1).and_then(|local| local.rsplit_once(':'));

@@ -57,20 +57,20 @@ pub enum Command {
     Detach(Detach),
     /// Looks at kernel, capabilities, MTU, ports, sysctls and firewall; says what holds, what does not, what to do
     Check(Check),
-    /// Removes every trace of a network from this host. Its traffic ends
+    /// Removes every trace of a network from this host, once its agent has ended. Its traffic ends
     Down(Down),
 }
 
 /// Which network on this host.
 #[derive(Clone, Debug, Args)]
 pub struct Place {
-    /// Name of the network on this host: names its pins and its state
+    /// Name of the network on this host; a host that is in several networks gives each its own
     #[arg(long, default_value = "default", value_parser = network_name)]
     pub network: String,
-    /// Where sockets, locks and records are
+    /// Folder for the agent's lock, control socket and notes; it need not survive a reboot
     #[arg(long, value_name = "DIR", default_value = "/run/overlay")]
     pub state_dir: PathBuf,
-    /// A bpf file system; maps and programs are pinned below it
+    /// A bpf file system; what carries the traffic is pinned below it, so that it outlives the agent
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpf_root: PathBuf,
 }
@@ -92,7 +92,7 @@ pub struct Peers {
     /// How to show.
     #[command(flatten)]
     pub show: Show,
-    /// Carries out the removals that the mass-delete guard holds back
+    /// Lets go of the hosts that are held back: when a store forgets most hosts at once, their routes stay until you say so
     #[arg(long)]
     pub accept_deletions: bool,
     /// Makes the agent read all leases and the data path again now
@@ -114,7 +114,7 @@ pub enum Config {
     },
     /// Checks a config by flannel's rules and writes it
     Set {
-        /// The config as JSON; `-` reads it from standard input
+        /// The config as JSON, such as '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'; `-` reads standard input
         text: String,
         /// Which store.
         #[command(flatten)]
@@ -131,7 +131,7 @@ pub struct Attach {
     /// The container's address
     pub address: Ipv4Addr,
     /// Name of the host side of the container's veth
-    #[arg(long)]
+    #[arg(long, value_name = "INTERFACE")]
     pub port: String,
     /// MAC address inside the container; without it, the one the kernel knows
     #[arg(long)]
@@ -223,13 +223,13 @@ pub struct Agent {
     /// Renews the lease this many minutes before its end
     #[arg(long, value_name = "MINUTES", default_value = "60", value_parser = clap::value_parser!(u64).range(1..=1439))]
     pub subnet_lease_renew_margin: u64,
-    /// Address that /healthz, /readyz and /status are served on
+    /// Address that /healthz (the agent lives), /readyz (store, lease and data path are well) and /status are served on
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
     pub healthz_ip: IpAddr,
     /// Port for them; 0 serves none
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub healthz_port: u16,
-    /// Name of the kernel's tunnel device
+    /// Name of the kernel's tunnel device, made and kept by the agent
     #[arg(long, default_value = "overlay0")]
     pub device: String,
     /// `off` leaves every packet to the kernel's own tunnel, and to every firewall rule
@@ -241,22 +241,22 @@ pub struct Agent {
     /// `strict` also drops what a known host forwards from outside the overlay
     #[arg(long, value_enum, default_value_t = PeerCheck::On)]
     pub peer_check: PeerCheck,
-    /// How many hosts fit
+    /// For how many other hosts there is room; more are reported and left out
     #[arg(long, default_value_t = overlay_common::MAX_PEERS, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_peers: u32,
-    /// How many connections fit that must keep to the kernel's stack (NAT)
+    /// For how many connections there is room that must keep to the kernel's stack because of NAT
     #[arg(long, default_value_t = overlay_common::MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_flows: u32,
-    /// Reads everything back and compares this often
+    /// Compares what the kernel has with what the store says this often, and puts it right
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = clap::value_parser!(u64).range(1..))]
     pub audit_interval: u64,
-    /// Sets DF on what is sent; black-holes paths that lose ICMP
+    /// Forbids routers to fragment what is sent; on paths that lose ICMP, large packets then vanish
     #[arg(long)]
     pub outer_df: bool,
-    /// Prints what would change and changes nothing
+    /// Prints which peers would change and changes nothing, neither here nor in the store; needs no root
     #[arg(long)]
     pub dry_run: bool,
-    /// Bridge of the containers; repeat it for more. Without it, every link with an address of the own subnet
+    /// Bridge of the containers; repeat it for more. Without it, every bridge with an address of this host's subnet
     #[arg(long, value_name = "NAME")]
     pub bridge: Vec<String>,
     /// Not supported yet: leases from Kubernetes nodes

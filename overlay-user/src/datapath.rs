@@ -37,7 +37,7 @@ pub struct Endpoint {
     pub pinned: bool,
 }
 
-/// Where programs are attached besides the underlay device and overlay0.
+/// Where programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PortKind {
@@ -45,6 +45,17 @@ pub enum PortKind {
     Bridge,
     /// The host side of a container's veth.
     Veth,
+    /// The device that reaches the peers. One alone.
+    Underlay,
+    /// overlay0. One alone.
+    Device,
+}
+
+impl PortKind {
+    /// On the containers' side, where ports come and go; the others are the host's own.
+    pub const fn is_containers(self) -> bool {
+        matches!(self, Self::Bridge | Self::Veth)
+    }
 }
 
 /// What is in force now, read back from where it is in force (the kernel's maps), not remembered.
@@ -95,9 +106,9 @@ pub enum Change {
     PutEndpoint(Ipv4Addr, Endpoint),
     /// Removes an endpoint: its packets take the stack.
     RemoveEndpoint(Ipv4Addr),
-    /// Attaches the container-side programs. Attaching what is attached is no error.
+    /// Attaches the programs of a port. Attaching what is attached is no error.
     Attach(u32, PortKind),
-    /// Detaches them. Detaching what is not attached, or an interface that is gone, is no error.
+    /// Detaches those of a container-side port. Detaching what is not attached, or an interface that is gone, is no error.
     Detach(u32),
 }
 
@@ -114,6 +125,8 @@ impl fmt::Display for Change {
             Self::RemoveEndpoint(address) => write!(f, "remove endpoint {address}"),
             Self::Attach(port, PortKind::Bridge) => write!(f, "attach to bridge {port}"),
             Self::Attach(port, PortKind::Veth) => write!(f, "attach to veth {port}"),
+            Self::Attach(port, PortKind::Underlay) => write!(f, "attach to underlay device {port}"),
+            Self::Attach(port, PortKind::Device) => write!(f, "attach to tunnel device {port}"),
             Self::Detach(port) => write!(f, "detach from interface {port}"),
         }
     }

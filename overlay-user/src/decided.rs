@@ -22,6 +22,10 @@ impl Decided {
                 self.endpoints.insert(address, None);
             }
             Change::Attach(port, kind) => {
+                if !kind.is_containers() {
+                    // There is one of them: the one before is gone.
+                    self.ports.retain(|_, other| *other != Some(kind));
+                }
                 self.ports.insert(port, Some(kind));
             }
             Change::Detach(port) => {
@@ -31,10 +35,18 @@ impl Decided {
         }
     }
 
-    /// The interface is gone: nothing about it is worth trying again.
+    /// The interface is gone: nothing about it is worth trying again. The host's own devices stay wanted.
     pub fn forget_port(&mut self, port: u32) {
-        self.ports.remove(&port);
+        self.ports.retain(|other, kind| *other != port || kind.is_some_and(|kind| !kind.is_containers()));
         self.endpoints.retain(|_, endpoint| endpoint.is_none_or(|endpoint| endpoint.port != port));
+    }
+
+    /// The host's own devices that should have programs and have none.
+    pub fn bare(&self, installed: &Installed) -> Vec<PortKind> {
+        let wanted = self.ports.iter().filter_map(|(port, kind)| Some((port, (*kind)?)));
+        let bare =
+            wanted.filter(|(port, kind)| !kind.is_containers() && installed.ports.get(port) != Some(kind));
+        bare.map(|(_, kind)| kind).collect()
     }
 
     /// What makes `installed` agree with the decisions: ports before the endpoints behind them, removals last.

@@ -14,6 +14,7 @@ pub mod guard;
 pub mod health;
 pub mod iface;
 mod json;
+pub mod keep;
 pub mod lease;
 pub mod mac;
 pub mod netlink;

@@ -51,6 +51,13 @@ pub struct Record {
     pub subnet: Ipv4Net,
     /// Version of the map layouts.
     pub abi: u32,
+    /// The programs carry packets themselves; without `--fast-path off`, that is. Another choice is no other host.
+    #[serde(default = "yes")]
+    pub fast_path: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What an agent that starts finds.
@@ -178,7 +185,10 @@ impl Paths {
     pub fn adopt(&self, current: &Record) -> Result<Adoption, StateError> {
         let foreign = |owner| self.foreign(owner, current);
         match self.record()? {
-            Some(found) if found == *current => return Ok(Adoption::Adopt),
+            Some(found) if (Record { fast_path: current.fast_path, ..found.clone() }) == *current => {
+                self.write(current)?;
+                return Ok(Adoption::Adopt);
+            }
             // Interface indexes and namespace inodes of an earlier boot mean nothing now.
             Some(found) if found.boot_id != current.boot_id => {
                 self.forget()?;
@@ -309,7 +319,8 @@ impl Record {
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
         let netns = fs::metadata(namespace).map_err(|error| StateError::io("read", namespace, error))?;
         let boot_id = fs::read_to_string(boot).map_err(|error| StateError::io("read", boot, error))?;
-        Ok(Self { netns: netns.ino(), boot_id: boot_id.trim().to_owned(), public_ip, subnet, abi: ABI })
+        let boot_id = boot_id.trim().to_owned();
+        Ok(Self { netns: netns.ino(), boot_id, public_ip, subnet, abi: ABI, fast_path: true })
     }
 
     fn owner(&self) -> String {

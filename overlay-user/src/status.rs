@@ -21,9 +21,6 @@ pub struct Status {
     pub network: Ipv4Net,
     /// VXLAN network identifier.
     pub vni: u32,
-    /// The fast path is on (`--fast-path`).
-    #[serde(default)]
-    pub fast_path: bool,
     /// When the agent started.
     pub started: u64,
     /// The store, as last heard.
@@ -54,7 +51,6 @@ impl Status {
             subnet,
             network,
             vni,
-            fast_path: true,
             started: now,
             store: StoreStatus { since: now, ..StoreStatus::default() },
             lease: LeaseStatus::default(),
@@ -121,9 +117,9 @@ pub enum LeaseState {
 /// The data path, as last read back.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DatapathStatus {
-    /// It could be read, so programs and maps are there.
+    /// It could be read, and the programs of the underlay device and overlay0 are attached.
     pub attached: bool,
-    /// Why it could not.
+    /// What is wrong with it.
     pub error: Option<String>,
     /// Endpoints in force.
     pub endpoints: usize,

@@ -133,7 +133,26 @@ fn a_config_that_means_nothing_is_not_written() {
         ends(&mut overlay(&["config", "set", text, "--store-dir", &store]), 1, expected);
     }
     let words = ["has no network config yet", &store, "overlay config set"];
-    ends(&mut overlay(&["config", "show", "--store-dir", &store]), 1, &words);
+    let show = ["config", "show", "--store-dir", &store];
+    ends(&mut overlay(&show), 1, &words);
+
+    let text = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    ends(
+        &mut overlay(&["config", "set", text, "--store-dir", &store]),
+        0,
+        &["10.244.0.0/16", "agents read it"],
+    );
+    let table = ends(&mut overlay(&show), 0, &[]);
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    for row in [
+        ["Network", "10.244.0.0/16"],
+        ["SubnetLen", "24"],
+        ["Backend.Type", "vxlan"],
+        ["Backend.Port", "8472"],
+    ] {
+        assert!(rows.contains(&row.to_vec()), "{row:?} is not in: {table}");
+    }
+    assert_eq!(ends(overlay(&show).arg("--json"), 0, &[]).trim(), text);
 }
 
 #[test]

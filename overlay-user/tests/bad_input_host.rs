@@ -7,16 +7,9 @@ mod hosts;
 
 use std::{fs, net::UdpSocket, path::Path};
 
-use xtask::lab::{Host, Lab, Numbered};
+use xtask::lab::{Host, Numbered};
 
-use self::hosts::{CONFIG, Member, OVERLAY, SOON, lab, logged, overlay};
-
-/// The lab's shared folder of leases, with a config in it.
-fn store(lab: &Lab) -> String {
-    let store = lab.folder().join("store").display().to_string();
-    overlay(lab.host(0), &["config", "set", CONFIG, "--store-dir", &store]).is(0, &["10.244.0.0/16"]);
-    store
-}
+use self::hosts::{CONFIG, Member, OVERLAY, SOON, lab, logged, overlay, store};
 
 /// Runs an agent that is expected to end by itself.
 #[track_caller]
@@ -24,7 +17,7 @@ fn refuses(host: &Host, arguments: &[&str], words: &[&str]) {
     overlay(host, &[&["agent"], arguments].concat()).is(1, words);
 }
 
-/// No pins, whoever's they would be.
+/// What is pinned, whoever's it is.
 fn pins(host: &Host) -> Vec<String> {
     let folder = host.bpf_root().join("overlay/v1/default");
     let files = fs::read_dir(folder).into_iter().flatten().flatten();

@@ -40,6 +40,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "host"),
     (Rung::Hosts, "overlay-user", "bad_input_host"),
     (Rung::Hosts, "overlay-user", "bad_input_store"),
+    (Rung::Hosts, "overlay-user", "repair"),
     (Rung::Hosts, "overlay-user", "cluster"),
 ];
 

@@ -38,6 +38,8 @@ pub(super) struct Local<D> {
     /// Where what is in force comes from.
     pub(super) origin: Option<Origin>,
     pub(super) resync: bool,
+    /// What is in force could be read back the last time.
+    pub(super) readable: bool,
 }
 
 impl<D: Datapath> Local<D> {
@@ -59,6 +61,7 @@ impl<D: Datapath> Local<D> {
             unrepaired: 0,
             origin,
             resync: false,
+            readable: false,
         })
     }
 
@@ -114,14 +117,13 @@ impl<D: Datapath> Local<D> {
         let count = changes.len();
         self.apply_peers(changes, other_history);
         self.repair();
+        self.readable = true;
         let first = FirstApply {
             peers: self.installed.peers.len(),
             changes: count,
             micros: u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX),
         };
         self.inputs.status.send_modify(|status| {
-            status.datapath.attached = true;
-            status.datapath.error = None;
             status.datapath.repaired += drift as u64;
             if status.peers.first_apply.is_none() {
                 status.peers.first_apply = Some(first);
@@ -233,6 +235,7 @@ impl<D: Datapath> Local<D> {
             Ok(()) => {}
             Err(DatapathError::Gone(port)) => {
                 info!("{change}: interface {port} is gone");
+                self.installed.ports.remove(&port);
                 self.decided.forget_port(port);
             }
             Err(failed) => {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::local::Local;
 use crate::{
     control::{EndpointLine, PeerLine, Request, Response},
-    datapath::{Change, Datapath, DatapathError, Endpoint},
+    datapath::{Change, Datapath, DatapathError, Endpoint, PortKind},
     own::Own,
     peers::Skipped,
     status::{FailedPeer, unix_now},
@@ -111,6 +111,7 @@ impl<D: Datapath> Local<D> {
     }
 
     pub(super) fn datapath_failed(&mut self, error: &DatapathError) {
+        self.readable = false;
         self.inputs.status.send_modify(|status| {
             status.datapath.attached = false;
             status.datapath.error = Some(error.to_string());
@@ -126,6 +127,12 @@ impl<D: Datapath> Local<D> {
         let failed = self.failed.iter();
         let failed = failed.map(|(&subnet, why)| FailedPeer { subnet, why: why.clone() }).collect();
         let skipped = self.table.skipped();
+        let bare = self.decided.bare(&self.installed);
+        let bare = bare.first().map(|kind| match kind {
+            PortKind::Device => "the tunnel device has not all of its programs",
+            _ => "the underlay device has no program",
+        });
+        let ports = self.installed.ports.values().filter(|kind| kind.is_containers()).count();
         self.inputs.status.send_modify(|status| {
             for Skipped { key, why } in news(&status.peers.skipped, &skipped) {
                 warn!("lease {key} gives no peer: {why}");
@@ -136,7 +143,11 @@ impl<D: Datapath> Local<D> {
             status.peers.held = self.guard.held().iter().copied().collect();
             status.peers.skipped = skipped;
             status.datapath.endpoints = self.installed.endpoints.len();
-            status.datapath.ports = self.installed.ports.len();
+            status.datapath.ports = ports;
+            if self.readable {
+                status.datapath.attached = bare.is_none();
+                status.datapath.error = bare.map(str::to_owned);
+            }
             status.datapath.waiting = self.unrepaired;
         });
     }

@@ -12,7 +12,7 @@ pub struct Store {
     /// URLs of etcd's members, with commas between [default: http://127.0.0.1:2379 unless --store-dir is given]
     #[arg(long, value_name = "URLS", value_delimiter = ',')]
     pub etcd_endpoints: Vec<String>,
-    /// Below which keys are kept [default: /coreos.com/network]
+    /// Where etcd's keys of this network begin [default: /coreos.com/network]
     #[arg(long, value_name = "PREFIX")]
     pub etcd_prefix: Option<String>,
     /// Certificate authority that etcd's certificate is checked against

@@ -27,6 +27,7 @@ use crate::{
     device::{self, Device, DeviceSpec},
     endpoints, health,
     iface::{self, Underlay},
+    keep,
     lease::Backend,
     netlink::{LinkKind, Netlink},
     network::{BackendConfig, NetworkConfig},
@@ -113,7 +114,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let subnet = held.lease.subnet;
     info!("subnet {subnet} is leased to this host");
 
-    let record = Record::current(public_ip, subnet)?;
+    let fast_path = options.fast_path == Switch::On;
+    let record = Record { fast_path, ..Record::current(public_ip, subnet)? };
     if paths.adopt(&record)? == Adoption::Adopt {
         info!("adopting what an earlier agent left in {}", paths.pins.display());
     }
@@ -159,8 +161,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         // Counters say the same, if less promptly.
         Err(error) => warn!("the programs' log cannot be read: {error:#}"),
     }
-    let mut status = Status::new(public_ip, subnet, network.network, vxlan.vni);
-    status.fast_path = options.fast_path == Switch::On;
+    let status = Status::new(public_ip, subnet, network.network, vxlan.vni);
     let (status_to, status) = watch::channel(status);
     tasks.spawn(note_origin(paths, status.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
@@ -170,13 +171,21 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let (loop_calls_to, loop_calls) = mpsc::channel(16);
     let (_shutdown_to, shutdown) = watch::channel(false);
 
-    let installed = datapath.installed()?;
+    let mut installed = datapath.installed()?;
+    // Learning has nothing to do with the host's own devices.
+    installed.ports.retain(|_, kind| kind.is_containers());
     info!(
         "in force at the start: {} peers, {} endpoints, {} ports",
         installed.peers.len(),
         installed.endpoints.len(),
         installed.ports.values().filter(|kind| **kind == PortKind::Veth).count()
     );
+    // A socket of its own: the kernel refuses a second dump while one is under way (EBUSY).
+    let (keeping, told) = (Netlink::open()?, changes_to.clone());
+    tasks.spawn(async move {
+        let kept = keep::keep(keeping, spec, device.ifindex, underlay, told).await;
+        kept.context("watch over the host's devices")
+    });
     let learning = endpoints::Config { subnet, bridges: options.bridge.clone() };
     tasks.spawn(async move {
         let learned = observe::observe(netlink, learning, installed, changes_to, commands, view_to).await;

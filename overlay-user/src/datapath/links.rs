@@ -78,6 +78,8 @@ impl Attachment {
         match kind {
             PortKind::Bridge => &[Self::Bridge],
             PortKind::Veth => &[Self::Note, Self::Encap],
+            PortKind::Underlay => &[Self::Decap],
+            PortKind::Device => &[Self::Receive, Self::Send],
         }
     }
 }
@@ -123,24 +125,24 @@ impl Links {
         Ok(found)
     }
 
-    /// Ports whose attachments are all pinned and whose interface exists.
-    pub fn ports(&self) -> Result<BTreeMap<u32, PortKind>, DatapathError> {
-        let pinned = self.pinned()?;
+    /// Ports whose programs are all attached, as the kernel says: a pinned link whose interface is gone, or that
+    /// somebody detached, is still there and does nothing.
+    pub fn ports(&self, ebpf: &Ebpf) -> Result<BTreeMap<u32, PortKind>, DatapathError> {
         let names = interface_names()?;
-        let has = |attachment, ifindex| pinned.contains(&(attachment, ifindex));
-        Ok(pinned
-            .iter()
-            .filter(|(_, ifindex)| names.contains_key(ifindex))
-            .filter_map(|(attachment, ifindex)| match attachment {
-                Attachment::Bridge => Some((*ifindex, PortKind::Bridge)),
-                Attachment::Encap if has(Attachment::Note, *ifindex) => Some((*ifindex, PortKind::Veth)),
-                Attachment::Encap
-                | Attachment::Note
-                | Attachment::Decap
-                | Attachment::Send
-                | Attachment::Receive => None,
-            })
-            .collect())
+        let mut attached = Vec::new();
+        for (attachment, ifindex) in self.pinned()? {
+            if let Some(name) = names.get(&ifindex)
+                && is_attached(ebpf, attachment, name)?
+            {
+                attached.push((attachment, ifindex));
+            }
+        }
+        let kinds = [PortKind::Bridge, PortKind::Veth, PortKind::Underlay, PortKind::Device];
+        let has = |ifindex, kind| {
+            Attachment::of_port(kind).iter().all(|wanted| attached.contains(&(*wanted, ifindex)))
+        };
+        let kind_of = |ifindex| kinds.into_iter().find(|kind| has(ifindex, *kind));
+        Ok(attached.iter().filter_map(|(_, ifindex)| Some((*ifindex, kind_of(*ifindex)?))).collect())
     }
 
     /// Attaches a program, or replaces the one that is there without a moment in between.
@@ -235,6 +237,20 @@ impl Links {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether the interface runs this very program. One that went meanwhile runs none.
+fn is_attached(ebpf: &Ebpf, attachment: Attachment, name: &str) -> Result<bool, DatapathError> {
+    let action = || format!("ask for the programs of {name}");
+    let program = ebpf
+        .program(attachment.program())
+        .ok_or_else(|| DatapathError::missing(action(), "the program is not in the object"))?;
+    let id = program.info().map_err(|error| DatapathError::failed(action(), &error))?.id();
+    match SchedClassifier::query_tcx(name, attachment.direction()) {
+        Ok((_, programs)) => Ok(programs.iter().any(|program| program.id() == id)),
+        Err(error) if matches!(errno(&error), Some(Errno::ENODEV)) => Ok(false),
+        Err(error) => Err(DatapathError::failed(action(), &error)),
     }
 }
 

@@ -36,6 +36,13 @@ pub(crate) fn lab(hosts: u8) -> Lab {
     Lab::new(Options { hosts, ..Options::default() }).unwrap()
 }
 
+/// The lab's shared folder of leases, with a config in it.
+pub(crate) fn store(lab: &Lab) -> String {
+    let store = lab.folder().join("store").display().to_string();
+    overlay(lab.host(0), &["config", "set", CONFIG, "--store-dir", &store]).is(0, &["10.244.0.0/16"]);
+    store
+}
+
 /// Runs one of the binary's commands on a host, with the host's own folders, to its end.
 pub(crate) fn overlay(host: &Host, words: &[&str]) -> Said {
     let mut command = host.namespace().command(&[&["timeout", "20", OVERLAY], words].concat()).unwrap();
