@@ -1,5 +1,5 @@
 //! The kernel's own VXLAN device, set up as flannel does, as the other host; and ours with ours on the same underlays.
-use overlay_common::Hook;
+use overlay_common::{Hook, Reason};
 use xtask::lab::{
     Carried, Container, ForeignVxlan, Lab, Member, Options, Store, configure, populate_some, transfer,
 };
@@ -67,12 +67,18 @@ fn flannels_device_and_ours_talk_up_to_the_exact_mtu() {
     // Containers that were told nothing about the overlay's MTU hear it from their host: ours, and the kernel.
     for (from, to) in [(&wide[0], foreign), (&wide[1], container)] {
         assert_reaches(from, to.address());
+        wait_for("the endpoints", || {
+            [&wide[0], container].iter().all(|own| endpoint(ours, own.address()).is_some())
+        });
         assert!(ping_df(from, to.address(), 1422).complete());
         let refused = ping_df(from, to.address(), 1423);
         assert_eq!((refused.received, refused.frag_needed), (0, Some(1450)), "{}", refused.output);
     }
-    let carried = ours.counters().unwrap().carried();
+    let counters = ours.counters().unwrap();
+    let carried = counters.carried();
     assert!(carried.fast_out > 0 && carried.fast_in > 0, "{carried:?}");
+    // It was the fast path that said so, not the stack behind it.
+    assert_eq!(counters.packets(Hook::Encap, Reason::TooBig), 1, "{counters:?}");
 }
 
 /// Transfers both ways; `ours` must have carried it all by the fast path, and dropped nothing.
