@@ -31,12 +31,12 @@ use crate::{
     lease::Backend,
     netlink::{LinkKind, Netlink},
     network::{BackendConfig, NetworkConfig},
-    observe,
+    observe, origin,
     own::Own,
     peers::Scope,
-    state::{Adoption, Paths, Record},
+    state::{Adoption, Record},
     status::Status,
-    store::{Origin, Revision, Store, StoreError},
+    store::{Origin, Store, StoreError},
     subnet_env::{self, SubnetEnv},
 };
 
@@ -151,7 +151,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let margin = Duration::from_secs(options.subnet_lease_renew_margin * 60);
     let own = Own::new(held, margin);
     let audit = Duration::from_secs(options.audit_interval);
-    let setup = Setup { scope, own, audit, origin: paths.origin().or(Some(origin)) };
+    let setup = Setup { scope, own, audit, origin: origin::read(&paths).or(Some(origin)) };
 
     // Everything below ends with this function: nothing outlives the agent but the data path.
     let mut tasks = JoinSet::new();
@@ -161,7 +161,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         Err(error) => warn!("the programs' log cannot be read: {error:#}"),
     }
     let (status_to, status) = watch::channel(Status::new(public_ip, subnet, network.network, vxlan.vni));
-    tasks.spawn(note_origin(paths, status.clone()));
+    tasks.spawn(origin::keep_noted(paths, status.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
     let (commands_to, commands) = mpsc::channel(16);
@@ -212,29 +212,6 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             Some(Err(error)) => Err(error).context("a task of the agent ended"),
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended"),
         },
-    }
-}
-
-/// How far the store's history was, noted for the next start this often at most.
-const NOTE: Duration = Duration::from_millis(100);
-
-/// Notes which history the peers in force come from, for the next start. Not while removals are held back because
-/// another one answers: a restart must not let them through.
-async fn note_origin(paths: Paths, mut status: watch::Receiver<Status>) -> Result<()> {
-    let mut noted = paths.origin();
-    let of =
-        |status: &Status| Origin { cluster: status.store.cluster, revision: Revision(status.store.revision) };
-    loop {
-        let settled = |status: &Status| {
-            status.store.following && status.peers.held.is_empty() && noted != Some(of(status))
-        };
-        let origin = of(&*status.wait_for(settled).await?);
-        // A folder that became read-only must not end the agent; the mass rule still guards.
-        if let Err(error) = paths.note_origin(origin) {
-            warn!("{error}");
-        }
-        noted = Some(origin);
-        sleep(NOTE).await;
     }
 }
 
