@@ -106,15 +106,23 @@ pub const fn mtu(underlay: u32) -> u32 {
     underlay.saturating_sub(wire::OVERHEAD as u32)
 }
 
-/// Makes the device what it must be. One that fits is adopted and repaired without being taken down; one of our name
-/// with another port is made anew; on error a device made here is removed again, and an adopted one keeps its routes.
-pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, DeviceError> {
+/// A device that is there, perhaps not up yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Interface index.
+    pub ifindex: u32,
+    /// It was made just now, and is down.
+    pub made: bool,
+}
+
+/// Sees to it that there is a device to attach programs to. A new one stays down, and hears nothing, until [`ensure`]:
+/// so that no frame enters the stack before the program that checks it is in place.
+pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared, DeviceError> {
     let links = netlink.links().await?;
     refuse_foreign_route(netlink, spec, &links).await?;
-    let existing = links.iter().find(|link| link.name == spec.name);
-    match existing.map(|link| (link, &link.kind)) {
+    match links.iter().find(|link| link.name == spec.name).map(|link| (link, &link.kind)) {
         Some((link, LinkKind::Vxlan(vxlan))) if fits(vxlan, spec) => {
-            return set_up(netlink, spec, link).await;
+            return Ok(Prepared { ifindex: link.index, made: false });
         }
         Some((link, LinkKind::Vxlan(vxlan))) => {
             log::warn!(
@@ -130,7 +138,6 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, Devi
         }
         None => {}
     }
-
     let tunnel = NewTunnel {
         name: spec.name.clone(),
         port: spec.port,
@@ -139,8 +146,17 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, Devi
     };
     netlink.create_tunnel(&tunnel).await.map_err(|error| port_error(error, spec, &links))?;
     let link = netlink.link_named(&spec.name).await?.ok_or_else(|| vanished(spec))?;
+    Ok(Prepared { ifindex: link.index, made: true })
+}
+
+/// Makes the device what it must be. One that fits is adopted and repaired without being taken down; one of our name
+/// with another port is made anew; on error a device made here is removed again, and an adopted one keeps its routes.
+pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, DeviceError> {
+    let prepared = prepare(netlink, spec).await?;
+    let link = netlink.link_named(&spec.name).await?.ok_or_else(|| vanished(spec))?;
     let device = set_up(netlink, spec, &link).await;
     if device.is_err()
+        && prepared.made
         && let Err(error) = netlink.remove_link(link.index).await
     {
         log::warn!("{} stays half-made: {error}", spec.name);

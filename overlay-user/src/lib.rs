@@ -20,6 +20,7 @@ pub mod mac;
 pub mod netlink;
 pub mod network;
 pub mod observe;
+pub mod origin;
 pub mod own;
 pub mod peers;
 pub mod probe;

@@ -20,8 +20,6 @@ use nix::{
 use overlay_common::ABI;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Origin, Revision};
-
 /// Where bpffs is mounted by convention; the only place we mount it ourselves.
 pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 
@@ -236,18 +234,6 @@ impl Paths {
         }
     }
 
-    /// Where what is pinned came from, as far as an earlier agent heard. What cannot be read counts as unknown.
-    pub fn origin(&self) -> Option<Origin> {
-        let text = fs::read_to_string(self.origin_path()).ok()?;
-        let (cluster, revision) = text.trim().split_once(' ')?;
-        Some(Origin { cluster: cluster.parse().ok()?, revision: Revision(revision.parse().ok()?) })
-    }
-
-    /// Notes that.
-    pub fn note_origin(&self, origin: Origin) -> Result<(), StateError> {
-        self.replace(&self.origin_path(), format!("{} {}\n", origin.cluster, origin.revision).as_bytes())
-    }
-
     /// Removes every trace of the network, the lock file with it. Nothing there is no error.
     pub fn remove(&self, lock: Lock) -> Result<(), StateError> {
         self.forget()?;
@@ -288,7 +274,8 @@ impl Paths {
         self.state.join("record.json")
     }
 
-    fn origin_path(&self) -> PathBuf {
+    /// Where [`crate::origin`] is noted.
+    pub fn origin_path(&self) -> PathBuf {
         self.state.join("origin")
     }
 
@@ -304,7 +291,7 @@ impl Paths {
     }
 
     /// By rename: nobody reads half of it, and a full disk leaves the old text.
-    fn replace(&self, path: &Path, text: &[u8]) -> Result<(), StateError> {
+    pub(crate) fn replace(&self, path: &Path, text: &[u8]) -> Result<(), StateError> {
         let partial = path.with_extension("new");
         fs::write(&partial, text)
             .and_then(|()| fs::rename(&partial, path))

@@ -231,6 +231,14 @@ impl<D: Datapath> Local<D> {
                 self.local_change(&Change::RemoveEndpoint(address));
             }
         }
+        if let Change::PutEndpoint(address, endpoint) = change
+            && !self.installed.ports.contains_key(&endpoint.port)
+        {
+            // Without its port's programs it would be half a fast path: in by it, out by the stack.
+            warn!("endpoint {address} waits until the programs are attached to interface {}", endpoint.port);
+            self.unrepaired += 1;
+            return;
+        }
         match self.apply(change) {
             Ok(()) => {}
             Err(DatapathError::Gone(port)) => {

@@ -29,14 +29,15 @@ use crate::{
     iface::{self, Underlay},
     keep,
     lease::Backend,
+    mac::Mac,
     netlink::{LinkKind, Netlink},
     network::{BackendConfig, NetworkConfig},
-    observe,
+    observe, origin,
     own::Own,
     peers::Scope,
-    state::{Adoption, Paths, Record},
+    state::{Adoption, Record},
     status::Status,
-    store::{Origin, Revision, Store, StoreError},
+    store::{Origin, Store, StoreError},
     subnet_env::{self, SubnetEnv},
 };
 
@@ -133,13 +134,13 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         subnet,
         network: network.network,
     };
-    let device = device::ensure(&netlink, &spec).await?;
-    let mut datapath = EbpfDatapath::load(Options {
-        settings: settings(options, &network, &vxlan, subnet, &underlay, &device),
+    let (mut datapath, device) = attach(&netlink, &spec, |device| Options {
+        settings: settings(options, &network, &vxlan, subnet, &underlay, device, vtep_mac),
         pins: paths.pins.clone(),
         max_peers: options.max_peers,
         max_flows: options.max_flows,
-    })?;
+    })
+    .await?;
     SubnetEnv { network: network.network, subnet, mtu, ip_masq: false }.write(&options.subnet_file)?;
 
     let scope = Scope {
@@ -152,7 +153,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let margin = Duration::from_secs(options.subnet_lease_renew_margin * 60);
     let own = Own::new(held, margin);
     let audit = Duration::from_secs(options.audit_interval);
-    let setup = Setup { scope, own, audit, origin: paths.origin().or(Some(origin)) };
+    let setup = Setup { scope, own, audit, origin: origin::read(&paths).or(Some(origin)) };
 
     // Everything below ends with this function: nothing outlives the agent but the data path.
     let mut tasks = JoinSet::new();
@@ -161,9 +162,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         // Counters say the same, if less promptly.
         Err(error) => warn!("the programs' log cannot be read: {error:#}"),
     }
-    let status = Status::new(public_ip, subnet, network.network, vxlan.vni);
-    let (status_to, status) = watch::channel(status);
-    tasks.spawn(note_origin(paths, status.clone()));
+    let (status_to, status) = watch::channel(Status::new(public_ip, subnet, network.network, vxlan.vni));
+    tasks.spawn(origin::keep_noted(paths, status.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
     let (commands_to, commands) = mpsc::channel(16);
@@ -214,29 +214,6 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             Some(Err(error)) => Err(error).context("a task of the agent ended"),
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended"),
         },
-    }
-}
-
-/// How far the store's history was, noted for the next start this often at most.
-const NOTE: Duration = Duration::from_millis(100);
-
-/// Notes which history the peers in force come from, for the next start. Not while removals are held back because
-/// another one answers: a restart must not let them through.
-async fn note_origin(paths: Paths, mut status: watch::Receiver<Status>) -> Result<()> {
-    let mut noted = paths.origin();
-    let of =
-        |status: &Status| Origin { cluster: status.store.cluster, revision: Revision(status.store.revision) };
-    loop {
-        let settled = |status: &Status| {
-            status.store.following && status.peers.held.is_empty() && noted != Some(of(status))
-        };
-        let origin = of(&*status.wait_for(settled).await?);
-        // A folder that became read-only must not end the agent; the mass rule still guards.
-        if let Err(error) = paths.note_origin(origin) {
-            warn!("{error}");
-        }
-        noted = Some(origin);
-        sleep(NOTE).await;
     }
 }
 
@@ -328,13 +305,36 @@ async fn present_mac(netlink: &Netlink, name: &str) -> Result<Option<crate::mac:
     Ok(link.filter(|link| matches!(link.kind, LinkKind::Vxlan(_))).and_then(|link| link.mac))
 }
 
+/// The device down, the programs on it, and only then up: no frame enters the stack unchecked. What was made here goes
+/// again if the rest fails.
+async fn attach(
+    netlink: &Netlink,
+    spec: &DeviceSpec,
+    options: impl FnOnce(u32) -> Options,
+) -> Result<(EbpfDatapath, Device)> {
+    let prepared = device::prepare(netlink, spec).await?;
+    let attached = async {
+        let datapath = EbpfDatapath::load(options(prepared.ifindex))?;
+        anyhow::Ok((datapath, device::ensure(netlink, spec).await?))
+    };
+    let attached = attached.await;
+    if attached.is_err()
+        && prepared.made
+        && let Err(error) = device::remove(netlink, &spec.name).await
+    {
+        warn!("{} stays half-made: {error}", spec.name);
+    }
+    attached
+}
+
 fn settings(
     options: &Agent,
     network: &NetworkConfig,
     vxlan: &Vxlan,
     subnet: Ipv4Net,
     underlay: &Underlay,
-    device: &Device,
+    device: u32,
+    vtep_mac: Mac,
 ) -> Settings {
     let mut flags = 0;
     if options.outer_df {
@@ -353,10 +353,10 @@ fn settings(
         subnet_mask: subnet.netmask().octets(),
         local: underlay.address.octets(),
         underlay: underlay.ifindex,
-        device: device.ifindex,
+        device,
         vni: vxlan.vni,
         port: vxlan.port.to_be_bytes(),
-        vtep_mac: device.mac.0,
+        vtep_mac: vtep_mac.0,
         flags,
         // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]".
         port_min: 49152,

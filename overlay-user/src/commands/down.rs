@@ -11,11 +11,12 @@ pub(super) async fn down(options: &Down) -> Result<()> {
     let lock = paths.lock().context("end the agent first")?;
     // What can go goes, whatever else fails.
     let mut failures = Vec::new();
-    if let Err(error) = paths.remove(lock) {
-        failures.push(error.to_string());
-    }
+    // The device before the programs that check what it takes in.
     if let Err(error) = remove_device(&options.device).await {
         failures.push(format!("{error:#}"));
+    }
+    if let Err(error) = paths.remove(lock) {
+        failures.push(error.to_string());
     }
     if !failures.is_empty() {
         bail!("network {} is not wholly gone: {}", paths.network, failures.join("; "));

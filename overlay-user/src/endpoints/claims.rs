@@ -46,6 +46,11 @@ impl Learner {
     /// What a link is to be attached as, if at all.
     pub(super) fn wanted_kind(&self, index: u32) -> Option<PortKind> {
         let link = self.links.get(&index)?;
+        // Both ends here: no container is behind it, and redirect_peer drops what it would have to put into the same
+        // namespace.
+        if link.kind == LinkKind::Veth && link.peer_netns.is_none() {
+            return None;
+        }
         match (&link.kind, link.master) {
             (LinkKind::Bridge, _) if self.bridges.contains(&index) => Some(PortKind::Bridge),
             (LinkKind::Veth, Some(master)) if self.bridges.contains(&master) => Some(PortKind::Veth),

@@ -13,6 +13,8 @@ const fn mac(last: u8) -> Mac {
 }
 
 fn link(index: u32, kind: LinkKind, master: Option<u32>) -> Link {
+    // A container's veth has its other end in the container.
+    let peer_netns = (kind == LinkKind::Veth).then_some(0);
     Link {
         index,
         name: format!("if{index}"),
@@ -23,7 +25,7 @@ fn link(index: u32, kind: LinkKind, master: Option<u32>) -> Link {
         up: true,
         noarp: false,
         peer: None,
-        peer_netns: None,
+        peer_netns,
     }
 }
 
