@@ -183,7 +183,7 @@ impl Paths {
     pub fn adopt(&self, current: &Record) -> Result<Adoption, StateError> {
         let foreign = |owner| self.foreign(owner, current);
         match self.record()? {
-            Some(found) if (Record { fast_path: current.fast_path, ..found.clone() }) == *current => {
+            Some(found) if found.is_same_host(current) => {
                 self.write(current)?;
                 return Ok(Adoption::Adopt);
             }
@@ -210,7 +210,7 @@ impl Paths {
             return Ok(());
         };
         let current = Record::current(public_ip, found.subnet)?;
-        if found == current || found.boot_id != current.boot_id {
+        if found.is_same_host(&current) || found.boot_id != current.boot_id {
             return Ok(());
         }
         Err(self.foreign(found.owner(), &current))
@@ -234,8 +234,30 @@ impl Paths {
         }
     }
 
+    /// Removes what programs of other map layouts left pinned for this network: another version's agent ran before. Call
+    /// it when the present programs are attached, so that there is no moment without any.
+    pub fn forget_other_layouts(&self) -> Result<(), StateError> {
+        let Some(all) = self.pins.ancestors().nth(2) else { return Ok(()) };
+        let folders = match fs::read_dir(all) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            folders => folders.map_err(|error| StateError::io("read", all, error))?,
+        };
+        for folder in folders {
+            let folder = folder.map_err(|error| StateError::io("read", all, error))?.path();
+            let pins = folder.join(&self.network);
+            if pins != self.pins && pins.is_dir() {
+                log::info!("removing what an agent with another map layout left in {}", pins.display());
+                fs::remove_dir_all(&pins).map_err(|error| StateError::io("remove", &pins, error))?;
+                // Shared with other networks; what is not empty stays.
+                let _ = fs::remove_dir(&folder);
+            }
+        }
+        Ok(())
+    }
+
     /// Removes every trace of the network, the lock file with it. Nothing there is no error.
     pub fn remove(&self, lock: Lock) -> Result<(), StateError> {
+        self.forget_other_layouts()?;
         self.forget()?;
         let removed = fs::remove_file(self.lock_path());
         removed.map_err(|error| StateError::io("remove", &self.lock_path(), error))?;
@@ -308,6 +330,12 @@ impl Record {
         let boot_id = fs::read_to_string(boot).map_err(|error| StateError::io("read", boot, error))?;
         let boot_id = boot_id.trim().to_owned();
         Ok(Self { netns: netns.ino(), boot_id, public_ip, subnet, abi: ABI, fast_path: true })
+    }
+
+    /// Of the same host in the same boot, whatever version the agent was and however it was started.
+    fn is_same_host(&self, other: &Self) -> bool {
+        let host = |record: &Self| (record.netns, record.boot_id.clone(), record.public_ip, record.subnet);
+        host(self) == host(other)
     }
 
     fn owner(&self) -> String {

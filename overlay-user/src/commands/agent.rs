@@ -141,6 +141,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         max_flows: options.max_flows,
     })
     .await?;
+    paths.forget_other_layouts()?;
     SubnetEnv { network: network.network, subnet, mtu, ip_masq: false }.write(&options.subnet_file)?;
 
     let scope = Scope {

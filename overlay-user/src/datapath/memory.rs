@@ -57,7 +57,11 @@ impl Datapath for Memory {
                     && in_force >= capacity as usize
                     && !state.installed.peers.contains_key(&subnet)
                 {
-                    return Err(DatapathError::Full { table: "peers", capacity, remedy: "--max-peers makes room" });
+                    return Err(DatapathError::Full {
+                        table: "peers",
+                        capacity,
+                        remedy: "--max-peers makes room",
+                    });
                 }
             }
             Change::PutEndpoint(_, endpoint) if !state.installed.ports.contains_key(&endpoint.port) => {

@@ -92,3 +92,21 @@ fn a_root_that_is_not_bpffs_is_refused_with_the_command() {
     let refusal = paths(folder.path()).create().unwrap_err().to_string();
     assert!(refusal.contains("mount -t bpf bpf /sys/fs/bpf"), "{refusal}");
 }
+
+#[test]
+fn another_map_layout_is_the_same_hosts_and_goes_when_the_present_one_is_attached() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    let old = paths.bpf_root.join("overlay/v0");
+    for network in ["default", "other"] {
+        fs::create_dir_all(old.join(network)).unwrap();
+        fs::write(old.join(network).join("peers"), "").unwrap();
+    }
+    paths.adopt(&Record { abi: 0, ..record() }).unwrap();
+    paths.refuse_foreign(record().public_ip).unwrap();
+    assert_eq!(paths.adopt(&record()).unwrap(), Adoption::Adopt);
+    assert_eq!(paths.record().unwrap(), Some(record()));
+    paths.forget_other_layouts().unwrap();
+    assert!(!old.join("default").exists());
+    assert!(old.join("other").exists(), "another network's pins are not ours to remove");
+}
