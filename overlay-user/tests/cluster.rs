@@ -3,6 +3,7 @@
 #[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
 mod cluster {
     mod bed;
+    mod checked;
     mod containers;
     mod down;
     mod figures;

@@ -1,7 +1,11 @@
 //! The kernel's own VXLAN device, set up as flannel does, as the other host; and ours with ours on the same underlays.
 use overlay_common::{Hook, Reason};
-use xtask::lab::{
-    Carried, Container, ForeignVxlan, Lab, Member, Options, Store, configure, populate_some, transfer,
+use xtask::{
+    etcd::Etcd,
+    lab::{
+        Carried, Container, ForeignVxlan, Host, Lab, Member, Options, Store, configure, populate_some,
+        transfer,
+    },
 };
 
 use super::bed::{
@@ -12,20 +16,36 @@ use super::bed::{
 const BYTES: u64 = 100 << 20;
 /// Bytes of TCP payload in one segment: 1450 less IPv4, TCP and its timestamps.
 const SEGMENT: u64 = 1450 - 20 - 20 - 12;
-const FOREIGN: &str = "10.244.77.0/24";
+pub const FOREIGN: &str = "10.244.77.0/24";
 
 /// A host of ours and one of flannel's kind, and a container on each.
-struct Mixed {
-    ours: Member,
-    container: Container,
+pub struct Mixed {
+    pub ours: Member,
+    pub container: Container,
     /// Its MTU is the underlay's: what is too big for the overlay is the hosts' to say.
     wide: [Container; 2],
     foreign: Container,
-    _store: Store,
+    store: Store,
     lab: Lab,
 }
 
-fn mixed(wire_like: bool) -> Mixed {
+impl Mixed {
+    /// Flannel's kind of host.
+    pub fn foreign_host(&self) -> &Host {
+        self.lab.host(1)
+    }
+
+    /// Of our host's lease.
+    pub fn vtep_mac(&self) -> String {
+        vtep_mac(&self.ours)
+    }
+
+    pub fn etcd(&mut self) -> &mut Etcd {
+        self.store.as_etcd().unwrap()
+    }
+}
+
+pub fn mixed(wire_like: bool) -> Mixed {
     let lab = Lab::new(Options { wire_like, ..Options::default() }).unwrap();
     let mut store = Store::etcd(&lab).unwrap();
     configure(&lab, overlay(), &store).unwrap();
@@ -50,7 +70,7 @@ fn mixed(wire_like: bool) -> Mixed {
         host.add_container("wide", FOREIGN, 9, 1500).unwrap(),
     ];
     wait_for("the foreign host's lease", || peers(&ours).len() == 1);
-    Mixed { container: ours.containers[0].clone(), ours, wide, foreign, _store: store, lab }
+    Mixed { container: ours.containers[0].clone(), ours, wide, foreign, store, lab }
 }
 
 #[test]
