@@ -1,4 +1,4 @@
-//! Firewall rules that matter: those the fast path bypasses, and those that break what takes the stack.
+//! Firewall rules and IPsec policies that matter: those the fast path bypasses, those that break what takes the stack.
 use std::process::Stdio;
 
 use ipnet::Ipv4Net;
@@ -21,7 +21,25 @@ pub(super) async fn findings(network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) 
         Ok(rules) => findings.push(nft_forward(rules)),
         Err(reason) => findings.push(not_inspected("nftables", "nft list ruleset", reason)),
     }
+    // An error here is a kernel without IPsec: no policy to bypass.
+    findings.push(ipsec(&output("ip", &["xfrm", "policy", "list"]).await.unwrap_or_default()));
     findings
+}
+
+/// Policies in `ip xfrm policy list`. The fast path neither looks them up when it sends nor asks for them when it receives.
+fn ipsec(policies: &str) -> Finding {
+    let what = "IPsec policies";
+    // Lines that begin a policy; what follows is indented.
+    let policies: Vec<&str> = policies.lines().filter(|line| line.starts_with("src ")).collect();
+    if policies.is_empty() {
+        return Finding::ok(what, "none");
+    }
+    Finding::new(
+        what,
+        Level::Warn,
+        format!("bypassed by the fast path: {}", policies.join("; ")),
+        "if they are to protect what goes between these hosts, start the agent with --fast-path off",
+    )
 }
 
 async fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
@@ -136,6 +154,18 @@ mod tests {
 
     fn net(text: &str) -> Option<Ipv4Net> {
         Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn ipsec_policies_are_quoted() {
+        assert_eq!(ipsec("").level, Level::Ok);
+        let policies = "src 10.99.0.1/32 dst 10.99.0.2/32 proto udp dport 8472\n\tdir out priority 0\n";
+        let found = ipsec(policies);
+        assert_eq!(found.level, Level::Warn);
+        assert!(
+            found.detail.contains("dst 10.99.0.2/32 proto udp dport 8472")
+                && found.remedy.contains("--fast-path off")
+        );
     }
 
     #[test]
