@@ -4,12 +4,7 @@ use overlay_common::{
     wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, OVERHEAD, UDP, VXLAN, VXLAN_VNI_VALID},
 };
 
-use crate::{
-    check, count, flow, maps,
-    packet::{Ipv4, Packet},
-    programs::Outcome,
-    settings,
-};
+use crate::{check, count, flow, ipv4::Ipv4, maps, packet::Packet, programs::Outcome, settings};
 
 /// Protocol number of UDP.
 const IPPROTO_UDP: u8 = 17;

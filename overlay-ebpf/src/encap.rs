@@ -7,8 +7,10 @@ use overlay_common::{
 use crate::{
     count,
     fib::{self, NoNextHop},
-    flow, icmp, maps,
-    packet::{Ipv4, Packet, transport_length},
+    flow, icmp,
+    ipv4::{Ipv4, transport_length},
+    maps,
+    packet::Packet,
     programs::Outcome,
     settings,
 };

@@ -5,11 +5,7 @@ use overlay_common::{
     wire::{ETHERNET, IPV4},
 };
 
-use crate::{
-    count, maps,
-    packet::{Ipv4, Packet},
-    settings,
-};
+use crate::{count, ipv4::Ipv4, maps, packet::Packet, settings};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;

@@ -19,7 +19,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Addr4, Reason, SETTING_OUTER_DF,
-    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, OVERHEAD, UDP},
+    wire::{ETHERNET, ETHERTYPE_IPV4, OVERHEAD},
 };
 
 use crate::settings;
@@ -39,63 +39,6 @@ pub(crate) struct Size {
 /// A frame at a TC hook; its Ethernet header is at offset 0.
 pub(crate) struct Packet<'a> {
     ctx: &'a TcContext,
-}
-
-/// The fields of an IPv4 header without options that anyone asks for.
-#[derive(Clone, Copy)]
-pub(crate) struct Ipv4 {
-    pub(crate) tos: u8,
-    pub(crate) length: u16,
-    pub(crate) identification: [u8; 2],
-    /// Flags and fragment offset, host order.
-    pub(crate) fragment: u16,
-    pub(crate) ttl: u8,
-    pub(crate) protocol: u8,
-    /// As a big-endian number.
-    pub(crate) checksum: u16,
-    pub(crate) source: Addr4,
-    pub(crate) destination: Addr4,
-}
-
-impl Ipv4 {
-    /// Part of a datagram: more fragments follow, or the offset is not zero (RFC 791 section 3.1).
-    #[inline(always)]
-    pub(crate) fn is_fragment(&self) -> bool {
-        self.fragment & 0x3fff != 0
-    }
-
-    /// Not the first part of a datagram: no transport header follows.
-    #[inline(always)]
-    pub(crate) fn is_later_fragment(&self) -> bool {
-        self.fragment & 0x1fff != 0
-    }
-
-    /// DF: "an internet datagram so marked is not to be internet fragmented under any circumstances" (RFC 791 section 2.3).
-    #[inline(always)]
-    pub(crate) fn dont_fragment(&self) -> bool {
-        self.fragment & 0x4000 != 0
-    }
-}
-
-/// Why an IPv4 header could not be read.
-pub(crate) enum BadIpv4 {
-    /// Too short, or not version 4, or lengths that contradict each other.
-    Malformed,
-    /// It has options.
-    Options,
-    /// Its length is zero: a GSO frame beyond 65,535 bytes (BIG TCP for IPv4, Linux 6.3).
-    Big,
-}
-
-impl From<BadIpv4> for Reason {
-    #[inline(always)]
-    fn from(bad: BadIpv4) -> Self {
-        match bad {
-            BadIpv4::Malformed => Self::Malformed,
-            BadIpv4::Options => Self::InnerOptions,
-            BadIpv4::Big => Self::NeedsFragmentation,
-        }
-    }
 }
 
 impl<'a> Packet<'a> {
@@ -210,36 +153,6 @@ impl<'a> Packet<'a> {
         let once = (sum & 0xffff) + (sum >> 16);
         let twice = (once & 0xffff) + (once >> 16);
         Some(u32::from(u16::from_be(twice as u16)))
-    }
-
-    /// The IPv4 header at `offset`, which must lie in the linear part. Its total length must fit into the frame.
-    #[inline(always)]
-    pub(crate) fn ipv4(&self, offset: usize) -> Result<Ipv4, BadIpv4> {
-        let header: [u8; IPV4] = self.read(offset).ok_or(BadIpv4::Malformed)?;
-        match header[0] {
-            0x45 => {}
-            0x46..=0x4f => return Err(BadIpv4::Options),
-            _ => return Err(BadIpv4::Malformed),
-        }
-        let length = u16::from_be_bytes([header[2], header[3]]);
-        if length == 0 && self.gso_size() != 0 {
-            return Err(BadIpv4::Big);
-        }
-        let available = self.len().saturating_sub(offset as u32);
-        if (length as usize) < IPV4 || u32::from(length) > available {
-            return Err(BadIpv4::Malformed);
-        }
-        Ok(Ipv4 {
-            tos: header[1],
-            length,
-            identification: [header[4], header[5]],
-            fragment: u16::from_be_bytes([header[6], header[7]]),
-            ttl: header[8],
-            protocol: header[9],
-            checksum: u16::from_be_bytes([header[10], header[11]]),
-            source: Addr4::new([header[12], header[13], header[14], header[15]]),
-            destination: Addr4::new([header[16], header[17], header[18], header[19]]),
-        })
     }
 
     /// Writes bytes that exist already.
@@ -410,16 +323,5 @@ impl<'a> Packet<'a> {
         // SAFETY: flag 0 asks for an IPv4 key; the bytes are initialised either way.
         let remote = unsafe { key.__bindgen_anon_1.remote_ipv4 };
         Some((key.tunnel_id, Addr4::new(remote.to_be_bytes())))
-    }
-}
-
-/// Bytes of the transport header that the kernel repeats in every segment.
-#[inline(always)]
-pub(crate) fn transport_length(packet: &Packet<'_>, offset: usize, protocol: u8) -> u32 {
-    if protocol == 6 {
-        // Data offset: 32-bit words, in the upper half of byte 12 (RFC 9293 section 3.1).
-        packet.load::<1>(offset + 12).map_or(20, |byte| u32::from(byte[0] >> 4) * 4)
-    } else {
-        UDP as u32
     }
 }

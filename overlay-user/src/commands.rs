@@ -7,6 +7,7 @@ mod dry_run;
 
 mod endpoint;
 mod show;
+mod vxlan;
 
 use std::path::PathBuf;
 

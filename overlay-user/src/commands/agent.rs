@@ -13,7 +13,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Opened, open};
+use super::{Opened, open, vxlan::Vxlan};
 use crate::{
     acquire::{self, Held, Request, TIME_TO_LIVE},
     agent::{self, Inputs, Setup},
@@ -31,7 +31,7 @@ use crate::{
     lease::Backend,
     mac::Mac,
     netlink::{LinkKind, Netlink},
-    network::{BackendConfig, NetworkConfig},
+    network::NetworkConfig,
     observe, origin,
     own::Own,
     peers::Scope,
@@ -215,36 +215,6 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             Some(Err(error)) => Err(error).context("a task of the agent ended"),
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended"),
         },
-    }
-}
-
-/// The parameters of `Backend.Type` = `vxlan`.
-pub(super) struct Vxlan {
-    pub(super) vni: u32,
-    port: u16,
-    mtu: Option<u32>,
-}
-
-impl Vxlan {
-    pub(super) fn of(network: &NetworkConfig) -> Result<Self> {
-        let other = match &network.backend {
-            BackendConfig::Vxlan { vni, port, mtu, direct_routing } => {
-                if *direct_routing {
-                    warn!(
-                        "DirectRouting is not supported yet: every peer is reached by VXLAN, which works everywhere"
-                    );
-                }
-                return Ok(Self { vni: *vni, port: *port, mtu: *mtu });
-            }
-            BackendConfig::Udp { .. } => "udp (also what a config without `Backend` means)",
-            BackendConfig::HostGw => "host-gw",
-            BackendConfig::Unsupported(other) => other,
-        };
-        bail!(
-            "the network's backend is {other}, and only vxlan is supported yet: \
-             `overlay config set '{{\"Network\":\"{}\",\"Backend\":{{\"Type\":\"vxlan\"}}}}'`",
-            network.network
-        )
     }
 }
 

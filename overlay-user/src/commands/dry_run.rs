@@ -1,7 +1,7 @@
 //! `overlay agent --dry-run`: says which peers would change, and changes nothing, neither here nor in the store.
 use anyhow::{Context as _, Result, anyhow};
 
-use super::{Opened, agent::Vxlan, open};
+use super::{Opened, open, vxlan::Vxlan};
 use crate::{
     cli::Agent,
     datapath::{Datapath as _, Installed, Peer, dry_run::DryRun, memory::Memory, tables::Tables},
