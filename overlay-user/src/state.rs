@@ -188,11 +188,7 @@ impl Paths {
                 return Ok(Adoption::Adopt);
             }
             // Interface indexes and namespace inodes of an earlier boot mean nothing now.
-            Some(found) if found.boot_id != current.boot_id => {
-                self.forget()?;
-                fs::create_dir_all(&self.pins)
-                    .map_err(|error| StateError::io("create", &self.pins, error))?;
-            }
+            Some(found) if found.boot_id != current.boot_id => self.clear()?,
             Some(found) => return Err(foreign(found.owner())),
             None if self.is_pinned() => {
                 return Err(foreign(format!("a host whose record is not in {}", self.state.display())));
@@ -268,6 +264,12 @@ impl Paths {
             let _ = fs::remove_dir(folder);
         }
         Ok(())
+    }
+
+    /// Removes pins and what is noted about them, and leaves the folders for a new start.
+    pub fn clear(&self) -> Result<(), StateError> {
+        self.forget()?;
+        fs::create_dir_all(&self.pins).map_err(|error| StateError::io("create", &self.pins, error))
     }
 
     /// Removes pins and what is noted about them.

@@ -117,7 +117,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
 
     let fast_path = options.fast_path == Switch::On;
     let record = Record { fast_path, ..Record::current(public_ip, subnet)? };
-    if paths.adopt(&record)? == Adoption::Adopt {
+    let adoption = paths.adopt(&record)?;
+    if adoption == Adoption::Adopt {
         info!("adopting what an earlier agent left in {}", paths.pins.display());
     }
     let mtu = device::mtu(vxlan.mtu.unwrap_or(underlay.mtu));
@@ -140,7 +141,15 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         max_peers: options.max_peers,
         max_flows: options.max_flows,
     })
-    .await?;
+    .await
+    .inspect_err(|_| {
+        // A start that failed leaves nothing behind; what an earlier agent left stays and works on.
+        if adoption == Adoption::Fresh
+            && let Err(error) = paths.clear()
+        {
+            warn!("{error}");
+        }
+    })?;
     paths.forget_other_layouts()?;
     SubnetEnv { network: network.network, subnet, mtu, ip_masq: false }.write(&options.subnet_file)?;
 
