@@ -57,7 +57,7 @@ pub enum Command {
     Detach(Detach),
     /// Looks at kernel, capabilities, MTU, ports, sysctls and firewall; says what holds, what does not, what to do
     Check(Check),
-    /// Removes every trace of a network from this host, once its agent has ended. Its traffic ends
+    /// Removes every trace of a network from this host, once its agent has ended. Its traffic ends; subnet.env stays
     Down(Down),
 }
 
