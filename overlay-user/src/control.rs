@@ -111,13 +111,6 @@ pub struct Call {
     pub answer: oneshot::Sender<Response>,
 }
 
-impl Response {
-    /// It is done.
-    pub fn done(what: String) -> Self {
-        Self::Done(what)
-    }
-}
-
 /// Where the agent of a network listens.
 pub fn socket_path(state_dir: &Path, network: &str) -> PathBuf {
     state_dir.join(network).join("control.sock")

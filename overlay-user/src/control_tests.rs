@@ -12,7 +12,7 @@ async fn serve(path: &Path) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let answers = async {
             while let Some(call) = asked.recv().await {
-                let _ = call.answer.send(Response::done(format!("{:?}", call.request)));
+                let _ = call.answer.send(Response::Done(format!("{:?}", call.request)));
             }
         };
         tokio::join!(server.serve(calls), answers);

@@ -28,7 +28,7 @@ impl<D: Datapath> Local<D> {
             Request::AcceptDeletions => self.accept_deletions(),
             Request::Resync => {
                 self.resync = true;
-                Response::done("all leases will be read again".to_owned())
+                Response::Done("all leases will be read again".to_owned())
             }
         }
     }
@@ -44,7 +44,7 @@ impl<D: Datapath> Local<D> {
             self.peer_change(&Change::RemovePeer(*subnet));
         }
         warn!("{} removals that were held back are accepted by request", accepted.len());
-        Response::done(format!("{} removals accepted", accepted.len()))
+        Response::Done(format!("{} removals accepted", accepted.len()))
     }
 
     fn peer_lines(&self) -> Vec<PeerLine> {

@@ -80,11 +80,6 @@ impl EbpfDatapath {
         &mut self.ebpf
     }
 
-    /// The maps, for reading.
-    pub fn tables(&self) -> &Tables {
-        &self.tables
-    }
-
     fn adopt(&mut self) -> Result<(), DatapathError> {
         let Settings { underlay, device, .. } = self.options.settings;
         let mut adopted = 0;
@@ -187,11 +182,8 @@ impl EbpfDatapath {
                 .vteps
                 .insert(key, Vtep { slot }, 0)
                 .map_err(|error| DatapathError::failed(format!("keep VTEP {address}"), &error)),
-            None => match self.tables.vteps.remove(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-                Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
-                Err(error) => Err(DatapathError::failed(format!("remove VTEP {address}"), &error)),
-            },
+            None => gone(self.tables.vteps.remove(&key))
+                .map_err(|error| DatapathError::failed(format!("remove VTEP {address}"), &error)),
         }
     }
 
@@ -254,11 +246,8 @@ impl Datapath for EbpfDatapath {
             Change::RemovePeer(subnet) => self.remove_peer(*subnet),
             Change::PutEndpoint(address, endpoint) => self.put_endpoint(*address, endpoint),
             Change::RemoveEndpoint(address) => {
-                match self.tables.endpoints.remove(&Addr4::new(address.octets())) {
-                    Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-                    Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
-                    Err(error) => Err(DatapathError::failed(format!("remove endpoint {address}"), &error)),
-                }
+                gone(self.tables.endpoints.remove(&Addr4::new(address.octets())))
+                    .map_err(|error| DatapathError::failed(format!("remove endpoint {address}"), &error))
             }
             Change::Attach(ifindex, kind) => self.attach(*ifindex, *kind),
             Change::Detach(ifindex) => {
@@ -358,18 +347,18 @@ fn endpoint_capacity(prefix_len: u8) -> u32 {
     1 << (32 - u32::from(prefix_len)).clamp(4, 16)
 }
 
+/// The outcome of a removal: what is not there any more is as good as removed.
+fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
 fn errno(error: &MapError) -> Option<Errno> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error().map(Errno::from_raw),
         _ => None,
     }
-}
-
-/// Removes every pin of the network in `folder`.
-///
-/// # Errors
-/// The first pin that could not be removed.
-pub fn remove(folder: &Path) -> Result<(), DatapathError> {
-    super::tables::remove(folder)
-        .map_err(|error| DatapathError::failed(format!("remove the pins in {}", folder.display()), &error))
 }

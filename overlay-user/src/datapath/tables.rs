@@ -1,5 +1,5 @@
 //! The pinned maps, read and written: the only file that knows the names of their pins. Works with no agent running.
-use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
 use aya::{
     Ebpf,
@@ -193,19 +193,4 @@ fn verdict(hook: Hook, reason: Reason) -> &'static str {
         Verdict::Answered => "answered",
         Verdict::Event => "event",
     }
-}
-
-/// Removes every pin of a network, which detaches its programs and frees its maps; removes the folder too.
-pub fn remove(folder: &Path) -> std::io::Result<()> {
-    match fs::read_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(files) => {
-            for file in files {
-                let path = file?.path();
-                if path.is_dir() { remove(&path)? } else { fs::remove_file(path)? }
-            }
-        }
-    }
-    fs::remove_dir(folder)
 }
