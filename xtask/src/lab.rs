@@ -31,6 +31,7 @@ pub use self::{
     foreign::ForeignVxlan,
     host::{Capture, Host},
     latency::{Latency, latency},
+    ledger::{Accounts, Ledger, Traffic},
     member::{Member, Store, configure, populate, populate_some},
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport},
@@ -44,6 +45,7 @@ mod counters;
 mod foreign;
 mod host;
 mod latency;
+mod ledger;
 mod member;
 mod namespace;
 mod numbered;
