@@ -187,6 +187,9 @@ fn words(role: Role, counter: &str) -> (&'static str, &'static str) {
             "raise net.core.netdev_max_backlog",
         ),
         (Role::Tunnel, "rx_errors") => ("not VXLAN as the kernel wants it", "capture at the underlay device"),
+        (Role::Bridge, "tx_dropped") => {
+            ("the bridge found no port for it, or the port was down", "`bridge link`, `bridge fdb`")
+        }
         (_, "queue_drops") => (
             "the device's queue was full, or its rule was to drop",
             "`tc -s qdisc show dev` the device: a longer queue, a higher rate",

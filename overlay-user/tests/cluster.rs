@@ -12,4 +12,5 @@ mod cluster {
     mod peers;
     mod restart;
     mod store;
+    mod storm;
 }

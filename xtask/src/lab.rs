@@ -37,6 +37,7 @@ pub use self::{
     numbered::{Numbered, NumberedReport},
     stream::{Transfer, iperf3, transfer},
     sweep::{interrupted, leaks, orphans, sweep},
+    visitor::Guesthouse,
 };
 
 mod agent;
@@ -51,6 +52,7 @@ mod namespace;
 mod numbered;
 mod stream;
 mod sweep;
+mod visitor;
 
 /// How the lab's underlay is.
 #[derive(Clone, Debug)]
