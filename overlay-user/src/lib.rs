@@ -16,6 +16,7 @@ pub mod iface;
 mod json;
 pub mod keep;
 pub mod lease;
+pub mod losses;
 pub mod mac;
 pub mod netlink;
 pub mod network;
