@@ -9,6 +9,7 @@ pub mod control;
 pub mod datapath;
 pub mod decided;
 pub mod device;
+pub mod docker_opts;
 pub mod endpoints;
 pub mod guard;
 pub mod health;
