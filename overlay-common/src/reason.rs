@@ -92,6 +92,8 @@ reasons! {
     RoomRefused = 11, "room-refused", Stack;
     /// The fast path is switched off.
     StackOnly = 12, "fast-path-off", Stack;
+    /// More bytes than the IPv4 header's total length says: the stack takes off what is too much.
+    TrailingBytes = 13, "trailing-bytes", Stack;
     /// Larger than the path and not to be fragmented: answered with the MTU that fits.
     TooBig = 16, "too-big", Answered;
     /// No peer holds the destination's subnet: answered with network unreachable.
