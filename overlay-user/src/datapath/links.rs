@@ -150,7 +150,7 @@ impl Links {
     }
 
     /// What is attached: interfaces by attachment. One may be gone; [`Self::replace`] finds out.
-    fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
+    pub fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         let mut found = Vec::new();
         for way in self.ways() {
             found.extend(way.found()?);
