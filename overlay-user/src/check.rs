@@ -1,4 +1,5 @@
 //! `overlay check`: what of this host's kernel, rights, settings and firewall suits the overlay, and what to do.
+pub mod features;
 mod firewall;
 mod kernel;
 
@@ -72,6 +73,8 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
         None => Vec::new(),
     };
     let mut findings = kernel::findings(&spec.bpf_root);
+    let device = links.iter().find(|link| link.name == spec.device);
+    findings.extend(features::findings(&features::features(device)));
     let interfaces = [spec.underlay.as_deref(), Some(spec.device.as_str())];
     let present = |name: &&str| links.iter().any(|link| link.name == **name);
     let interfaces: Vec<&str> = interfaces.into_iter().flatten().filter(present).collect();

@@ -278,6 +278,9 @@ pub struct Agent {
     /// Where packets from other hosts are taken in
     #[arg(long, value_enum, default_value_t = Ingress::Auto)]
     pub ingress: Ingress,
+    /// How programs are attached to interfaces
+    #[arg(long, value_enum, default_value_t = AttachBy::Auto)]
+    pub attach: AttachBy,
     /// `strict` also drops what a known host forwards from outside the overlay
     #[arg(long, value_enum, default_value_t = PeerCheck::On)]
     pub peer_check: PeerCheck,
@@ -327,6 +330,17 @@ pub enum Ingress {
     Auto,
     /// TC
     Tc,
+}
+
+/// How programs are attached to interfaces at TC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachBy {
+    /// TCX where the kernel has it, clsact elsewhere
+    Auto,
+    /// TCX links (Linux 6.6 and newer)
+    Tcx,
+    /// Filters of a clsact qdisc (any kernel)
+    Clsact,
 }
 
 /// What a known host may send.

@@ -5,6 +5,7 @@ mod cluster {
     mod accounts;
     mod bed;
     mod checked;
+    mod clsact;
     mod containers;
     mod down;
     mod figures;

@@ -116,7 +116,10 @@ pub fn fuzz(options: &Options, overlay: &Path) -> Result<Report> {
     let started = Instant::now();
     let _pinned = Pinned::new()?;
     let seed = options.seed.map_or_else(clock, Ok)?;
-    let mut bench = Bench { twins: Twins::new(overlay, options.ingress.agent())?, report: Report { seed, ..Report::default() } };
+    let mut bench = Bench {
+        twins: Twins::new(overlay, options.ingress.agent())?,
+        report: Report { seed, ..Report::default() },
+    };
     let mut cases = Cases::new(seed);
     while bench.report.frames < options.frames && bench.report.differences.len() < MOST_FINDINGS {
         let left = usize::try_from(options.frames - bench.report.frames)?.min(BATCH);
@@ -151,7 +154,11 @@ fn clock() -> Result<u64> {
 }
 
 fn finding(case: &Case, why: Vec<String>) -> Finding {
-    Finding { name: case.name.clone(), frames: case.frames.iter().map(|frame| rows::hex(frame)).collect(), why }
+    Finding {
+        name: case.name.clone(),
+        frames: case.frames.iter().map(|frame| rows::hex(frame)).collect(),
+        why,
+    }
 }
 
 struct Bench {
@@ -265,7 +272,8 @@ impl Fate {
 
     /// In one word, for rows.
     fn verdict(&self) -> String {
-        let mut words: Vec<_> = self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();
+        let mut words: Vec<_> =
+            self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();
         words.extend(self.receive.iter().map(|reason| format!("receive:{}", reason.as_str())));
         words.extend(self.ends.iter().map(|end| end.as_str().to_owned()));
         words.join(",")

@@ -17,11 +17,12 @@ use super::{Opened, open, vxlan::Vxlan};
 use crate::{
     acquire::{self, Held, Request, TIME_TO_LIVE},
     agent::{self, Inputs, Setup},
-    cli::{Agent, PeerCheck, Switch},
+    cli::{Agent, AttachBy, PeerCheck, Switch},
     control::{self, Server},
     datapath::{
         Datapath as _, PortKind,
         ebpf::{EbpfDatapath, Options},
+        links::{Links, TcWay},
         programs_log,
     },
     device::{self, Device, DeviceSpec},
@@ -136,19 +137,24 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         subnet,
         network: network.network,
     };
+    let tc = tc_way(options.attach)?;
     let (mut datapath, device) = attach(&netlink, &spec, |device| Options {
         settings: settings(options, &network, &vxlan, subnet, &underlay, device, vtep_mac),
         pins: paths.pins.clone(),
+        tc,
         max_peers: options.max_peers,
         max_flows: options.max_flows,
     })
     .await
     .inspect_err(|_| {
         // A start that failed leaves nothing behind; what an earlier agent left stays and works on.
-        if adoption == Adoption::Fresh
-            && let Err(error) = paths.clear()
-        {
-            warn!("{error}");
+        if adoption == Adoption::Fresh {
+            if let Err(error) = Links::detach_all(&paths.pins) {
+                warn!("{error}");
+            }
+            if let Err(error) = paths.clear() {
+                warn!("{error}");
+            }
         }
     })?;
     paths.forget_other_layouts()?;
@@ -231,6 +237,19 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             Some(Ok(Ok(()))) | None => bail!("a task of the agent ended"),
         },
     }
+}
+
+/// How programs are attached at TC: as asked, or as the kernel can.
+fn tc_way(asked: AttachBy) -> Result<TcWay> {
+    let way = match asked {
+        AttachBy::Tcx => TcWay::Tcx,
+        AttachBy::Clsact => TcWay::Clsact,
+        AttachBy::Auto => TcWay::best()?,
+    };
+    if asked == AttachBy::Auto && way == TcWay::Clsact {
+        info!("this kernel has no TCX: attaching by clsact filters instead");
+    }
+    Ok(way)
 }
 
 /// The network's config. Waits for a store that does not answer, and for a config that nobody wrote yet: on a cluster

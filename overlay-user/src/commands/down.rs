@@ -1,19 +1,33 @@
 //! `overlay down`: removes every trace of a network from this host.
 use anyhow::{Context as _, Result, bail};
+use log::warn;
 use serde_json::json;
 
-use crate::{cli::Down, device, netlink::Netlink};
+use crate::{cli::Down, datapath::links::Links, device, netlink::Netlink, state::Record};
 
 pub(super) async fn down(options: &Down) -> Result<()> {
     let paths = options.show.place.paths();
     std::fs::create_dir_all(&paths.state).with_context(|| format!("create {}", paths.state.display()))?;
     // A running agent would put back what is removed here.
     let lock = paths.lock().context("end the agent first")?;
+    if let Some(record) = paths.record().ok().flatten()
+        && Record::current(record.public_ip, record.subnet).is_ok_and(|here| here.netns != record.netns)
+    {
+        warn!(
+            "the network was attached in network namespace {}, which is not this one: unless that one is gone, run this \
+             there",
+            record.netns
+        );
+    }
     // What can go goes, whatever else fails.
     let mut failures = Vec::new();
     // The device before the programs that check what it takes in.
     if let Err(error) = remove_device(&options.device).await {
         failures.push(format!("{error:#}"));
+    }
+    // Before the pins go, which would only end the links among them.
+    if let Err(error) = Links::detach_all(&paths.pins) {
+        failures.push(error.to_string());
     }
     if let Err(error) = paths.remove(lock) {
         failures.push(error.to_string());

@@ -6,9 +6,13 @@ use serde::Serialize;
 
 use super::endpoint::done;
 use crate::{
+    check::features::{Feature, features},
     cli::{Peers, Show},
     control::{self, Request, Response},
-    datapath::tables::{Counter, PeerTraffic, Tables},
+    datapath::{
+        links::TcWay,
+        tables::{Counter, PeerTraffic, Tables},
+    },
     losses::{self, Loss, Reading},
     mac::Mac,
     netlink::Netlink,
@@ -24,6 +28,10 @@ struct Report {
     /// `vxlan`: the only mode so far.
     mode: &'static str,
     tiers: Vec<Tier>,
+    /// How the programs are attached at TC; nothing if they are not.
+    attached_by: Option<TcWay>,
+    /// What not every kernel has, and whether this one does.
+    features: Vec<Feature>,
     /// Whose pins they are.
     record: Option<Record>,
     /// What the agent says of itself; nothing if it does not run. Traffic does not need it.
@@ -80,10 +88,16 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         Ok(now) => (losses::judge(now, before), None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
+    // What cannot be had does not keep the rest from being shown.
+    let in_use = TcWay::in_use(&paths.pins).ok().flatten();
+    let attached_by = in_use.map(|(way, _)| way);
+    let links = Netlink::open()?.links().await.unwrap_or_default();
     let report = Report {
         network: paths.network,
         mode: "vxlan",
-        tiers: tiers(record.as_ref(), agent.as_ref()),
+        tiers: tiers(record.as_ref(), agent.as_ref(), attached_by),
+        attached_by,
+        features: features(links.iter().find(|link| in_use.is_some_and(|(_, device)| link.index == device))),
         record,
         agent,
         agent_error,
@@ -105,13 +119,16 @@ async fn device_losses(pins: &Path) -> Result<Vec<Reading>> {
     Ok(losses::read(&Netlink::open()?, pins).await?)
 }
 
-fn tiers(record: Option<&Record>, agent: Option<&Status>) -> Vec<Tier> {
+fn tiers(record: Option<&Record>, agent: Option<&Status>, attached_by: Option<TcWay>) -> Vec<Tier> {
     let asked = record.is_none_or(|record| record.fast_path);
     let broken = agent.filter(|agent| !agent.datapath.attached);
     let why = match broken {
         _ if !asked => "switched off by --fast-path off".into(),
         Some(agent) => agent.datapath.error.clone().unwrap_or_else(|| "the agent has just started".into()),
-        None => "works on every interface, keeps GSO and GRO".into(),
+        None => {
+            let by = attached_by.map(|way| format!("; attached by {way}")).unwrap_or_default();
+            format!("works on every interface, keeps GSO and GRO{by}")
+        }
     };
     vec![
         Tier { name: "xdp", in_use: false, why: "not asked for".into() },
@@ -132,6 +149,9 @@ fn text(report: &Report) -> String {
             &format!("tier {}", tier.name),
             format!("{}: {}", if tier.in_use { "in use" } else { "not used" }, tier.why),
         );
+    }
+    for feature in report.features.iter().filter(|feature| feature.present == Some(false)) {
+        row("kernel lacks", format!("{}; instead: {}", feature.name, feature.instead));
     }
     match &report.agent {
         None => row(

@@ -18,7 +18,7 @@ use overlay_common::{Addr4, ENDPOINT_PINNED, Settings, Vtep};
 use super::{
     Change, Datapath, DatapathError, Endpoint, Installed, Peer, PortKind,
     flows::Lifetimes,
-    links::{Attachment, Links},
+    links::{Attachment, Links, TcWay},
     slots::Slots,
     tables::{MAPS, Tables},
 };
@@ -34,6 +34,8 @@ pub struct Options {
     pub settings: Settings,
     /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v1/default`.
     pub pins: PathBuf,
+    /// How programs are attached at TC.
+    pub tc: TcWay,
     /// Capacity of the peer table.
     pub max_peers: u32,
     /// Capacity of the table of the stack's connections.
@@ -62,7 +64,7 @@ impl EbpfDatapath {
         })?;
         let mut ebpf = load_object(&options)?;
         let mut tables = Tables::take(&mut ebpf)?;
-        let links = Links::new(&options.pins)?;
+        let links = Links::new(&options.pins, options.tc)?;
         options.max_peers = capacity(&options.pins, "peers", options.max_peers)?;
         options.max_flows = capacity(&options.pins, "flows", options.max_flows)?;
         let taken = tables.peer_entries()?.into_values().map(|peer| (peer.slot, peer.outer));
@@ -104,6 +106,9 @@ impl EbpfDatapath {
                 }
                 return Err(error);
             }
+        }
+        if kind.is_containers() {
+            return Ok(());
         }
         if kind == PortKind::Device {
             self.options.settings.device = ifindex;

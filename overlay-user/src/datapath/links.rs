@@ -1,18 +1,25 @@
 //! Attaching programs so that they outlive the agent, and replacing them in place: what belongs where, and what is there.
+mod clsact;
 mod pins;
 mod tcx;
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs, io,
+    path::Path,
+};
 
 use aya::{
     Ebpf,
     programs::{Program, ProgramError, SchedClassifier, TcAttachType},
 };
-use log::warn;
+use log::{info, warn};
 use nix::{errno::Errno, net::if_::if_nameindex};
+use serde::Serialize;
 
-use self::{pins::Pins, tcx::Tcx};
+use self::{clsact::Clsact, pins::Pins, tcx::Tcx};
 use super::{DatapathError, PortKind};
+use crate::netlink::tc::Direction;
 
 /// A program at a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +42,7 @@ pub enum Attachment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Traffic control, where the stack has a packet buffer.
-    Tc(TcAttachType),
+    Tc(Direction),
 }
 
 impl Attachment {
@@ -70,8 +77,8 @@ impl Attachment {
     /// Where it hangs.
     pub const fn hook(self) -> Hook {
         match self {
-            Self::Encap | Self::Bridge | Self::Decap | Self::Receive => Hook::Tc(TcAttachType::Ingress),
-            Self::Note | Self::Send => Hook::Tc(TcAttachType::Egress),
+            Self::Encap | Self::Bridge | Self::Decap | Self::Receive => Hook::Tc(Direction::Ingress),
+            Self::Note | Self::Send => Hook::Tc(Direction::Egress),
         }
     }
 
@@ -126,31 +133,94 @@ trait Way {
     ) -> Result<bool, DatapathError>;
 }
 
+/// How programs are attached at TC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TcWay {
+    /// Pinned TCX links.
+    Tcx,
+    /// Filters of a clsact qdisc.
+    Clsact,
+}
+
+impl TcWay {
+    /// The better one that this kernel has: tries it, since versions say little about what distributions backport or
+    /// leave out.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN the kernel does not say.
+    pub fn best() -> Result<Self, DatapathError> {
+        Ok(if tcx::is_there()? { Self::Tcx } else { Self::Clsact })
+    }
+
+    /// How the network with these pins is attached, and the index of its tunnel device; nothing if it is not. Needs no
+    /// agent.
+    pub fn in_use(pins: &Path) -> Result<Option<(Self, u32)>, DatapathError> {
+        let links = Links::open(pins, Self::Tcx);
+        for way in [Self::Tcx, Self::Clsact] {
+            let found = links.tc(way).found()?;
+            let device = found.iter().find(|(attachment, _)| *attachment == Attachment::Receive);
+            if let Some((_, device)) = device {
+                return Ok(Some((way, *device)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl fmt::Display for TcWay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "TCX links",
+            Self::Clsact => "clsact filters",
+        })
+    }
+}
+
 /// The attached programs of one network.
 #[derive(Clone, Debug)]
 pub struct Links {
+    chosen: TcWay,
     tcx: Tcx,
+    clsact: Clsact,
 }
 
 impl Links {
-    /// Makes the folder of pinned links below `pins` if it is not there.
-    pub fn new(pins: &Path) -> Result<Self, DatapathError> {
-        Ok(Self { tcx: Tcx(Pins::new(pins)?) })
+    /// Makes the folders below `pins` if they are not there.
+    pub fn new(pins: &Path, chosen: TcWay) -> Result<Self, DatapathError> {
+        let links = Self::open(pins, chosen);
+        for folder in [links.tcx.0.folder(), links.clsact.marks()] {
+            fs::create_dir_all(folder).map_err(|error| {
+                DatapathError::failed(format!("make the folder {}", folder.display()), &error)
+            })?;
+        }
+        Ok(links)
+    }
+
+    fn open(pins: &Path, chosen: TcWay) -> Self {
+        Self { chosen, tcx: Tcx(Pins::new(pins)), clsact: Clsact::new(pins) }
     }
 
     /// Every way in use; each attachment has one.
     fn ways(&self) -> [&dyn Way; 1] {
-        [&self.tcx]
+        [self.tc(self.chosen)]
     }
 
     fn way(&self, attachment: Attachment) -> &dyn Way {
         match attachment.hook() {
-            Hook::Tc(_) => &self.tcx,
+            Hook::Tc(_) => self.tc(self.chosen),
+        }
+    }
+
+    fn tc(&self, way: TcWay) -> &dyn Way {
+        match way {
+            TcWay::Tcx => &self.tcx,
+            TcWay::Clsact => &self.clsact,
         }
     }
 
     /// What is attached: interfaces by attachment. One may be gone; [`Self::replace`] finds out.
-    pub fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
+    fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         let mut found = Vec::new();
         for way in self.ways() {
             found.extend(way.found()?);
@@ -159,12 +229,38 @@ impl Links {
         Ok(found)
     }
 
-    /// Replaces every attached program in place; returns how many there were.
+    /// Replaces every attached program in place; returns how many there were. What an earlier agent attached in the other
+    /// way gets the new program too, is attached in the chosen way beside it, and only then detached: for that moment
+    /// a packet that goes on to the stack passes both, which changes nothing but its count.
     pub fn adopt(&self, ebpf: &mut Ebpf) -> Result<usize, DatapathError> {
         let mut adopted = 0;
         for (attachment, ifindex) in self.found()? {
             adopted += usize::from(self.way(attachment).replace(ebpf, attachment, ifindex)?);
         }
+        let other = match self.chosen {
+            TcWay::Tcx => TcWay::Clsact,
+            TcWay::Clsact => TcWay::Tcx,
+        };
+        let left = self.tc(other).found()?;
+        if !left.is_empty() {
+            info!(
+                "an earlier agent attached {} programs by {other}: moving them to {}",
+                left.len(),
+                self.chosen
+            );
+        }
+        for (attachment, ifindex) in left {
+            // One whose interface is gone is not moved to another that has its index now.
+            if self.tc(other).replace(ebpf, attachment, ifindex)? {
+                match self.attach(ebpf, attachment, ifindex) {
+                    Err(DatapathError::Gone(_)) => {}
+                    attached => attached?,
+                }
+                adopted += 1;
+            }
+            self.tc(other).detach(attachment, ifindex)?;
+        }
+        self.clsact.forget_gone()?;
         Ok(adopted)
     }
 
@@ -205,6 +301,28 @@ impl Links {
     /// Detaches a program. One that is not there, or whose interface is gone, is no error.
     pub fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
         self.way(attachment).detach(attachment, ifindex)
+    }
+
+    /// What is attached of the network with these pins, in whichever way: interfaces by attachment, perhaps gone ones.
+    /// Needs no agent.
+    pub fn of(pins: &Path) -> Result<Vec<(Attachment, u32)>, DatapathError> {
+        let links = Self::open(pins, TcWay::Tcx);
+        let mut found = BTreeSet::new();
+        for way in [TcWay::Tcx, TcWay::Clsact] {
+            found.extend(links.tc(way).found()?);
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// Detaches every program of the network with these pins, in whichever way it is attached.
+    pub fn detach_all(pins: &Path) -> Result<(), DatapathError> {
+        let links = Self::open(pins, TcWay::Tcx);
+        for way in [TcWay::Tcx, TcWay::Clsact].map(|way| links.tc(way)) {
+            for (attachment, ifindex) in way.found()? {
+                way.detach(attachment, ifindex)?;
+            }
+        }
+        links.clsact.remove_qdiscs()
     }
 
     /// Detaches what is left at interfaces that are no longer the network's underlay device or overlay0.
@@ -249,6 +367,15 @@ fn not_in_object(name: &str) -> DatapathError {
 fn interface_names() -> Result<BTreeMap<u32, String>, DatapathError> {
     let interfaces = if_nameindex().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
     Ok(interfaces.iter().map(|one| (one.index(), one.name().to_string_lossy().into_owned())).collect())
+}
+
+/// The direction of a program at TC, as aya says it.
+fn attach_type(attachment: Attachment) -> TcAttachType {
+    let Hook::Tc(direction) = attachment.hook();
+    match direction {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
+    }
 }
 
 fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {

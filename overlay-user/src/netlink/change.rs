@@ -203,7 +203,7 @@ fn vni_request(link: u32, vni: u32) -> BytesMut {
 
 /// Sends one request on a socket of its own and returns what the kernel acknowledged (`UnknownErrno`, zero, for success).
 /// The kernel answers inside the send, hence nothing waits here.
-fn exchange(request: &[u8]) -> io::Result<Errno> {
+pub(super) fn exchange(request: &[u8]) -> io::Result<Errno> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;

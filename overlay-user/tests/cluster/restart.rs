@@ -1,9 +1,12 @@
 //! Agents that end and start again while packets are on their way: none is lost.
 use std::{thread, time::Duration};
 
-use xtask::lab::{Container, Numbered, NumberedReport, transfer};
+use xtask::lab::{Container, Numbered, NumberedReport, Options, transfer};
 
-use super::bed::{Bed, Kind, ids};
+use super::{
+    bed::{Bed, Kind, ids},
+    clsact::filters,
+};
 
 /// Packets per second, in each direction.
 const RATE: u32 = 50_000;
@@ -15,7 +18,7 @@ fn backlog_drops() -> u64 {
 }
 
 /// Packets in both directions while `work` goes on, from half a second before to half a second after.
-fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce()) -> [NumberedReport; 2] {
+pub fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce()) -> [NumberedReport; 2] {
     let streams = [(a, b), (b, a)].map(|(from, to)| Numbered::start(from, to, rate).unwrap());
     thread::sleep(Duration::from_millis(500));
     work();
@@ -25,12 +28,36 @@ fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce()) -
 
 #[test]
 fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
-    let mut bed = Bed::new(Kind::Etcd, 2);
+    no_packet_is_lost(Bed::new(Kind::Etcd, 2), 3, |bed| {
+        let ids = ids(&bed[0]);
+        assert_eq!((ids.maps.len(), ids.links.len() >= 8), (6, true), "{ids:?}");
+        (vec![ids.maps, ids.links], ids.programs)
+    });
+}
+
+#[test]
+fn nor_when_its_programs_are_filters() {
+    let bed = Bed::with(Kind::Folder, Options::default(), &["--attach", "clsact"]);
+    no_packet_is_lost(bed, 2, |bed| {
+        let ids = ids(&bed[0]);
+        assert_eq!((ids.maps.len(), ids.links.len()), (6, 0), "{ids:?}");
+        let filters = filters(&bed[0].host).into_iter();
+        let programs: Vec<_> =
+            filters.map(|(device, kind, name, id)| (format!("{device} {kind} {name}"), id)).collect();
+        assert_eq!(programs.len(), 8, "{programs:?}");
+        (vec![ids.maps], programs)
+    });
+}
+
+/// Ids by name.
+type Named = Vec<(String, u64)>;
+
+/// `ids` returns what must stay the same when an agent is replaced, and the programs, which must all be others.
+fn no_packet_is_lost(mut bed: Bed, rounds: u32, ids: impl Fn(&Bed) -> (Vec<Named>, Named)) {
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     bed.learn_all();
-    for round in 0..3 {
-        let before = ids(&bed[0]);
-        assert_eq!((before.maps.len(), before.links.len() >= 8), (6, true), "{before:?}");
+    for round in 0..rounds {
+        let (lasting, programs) = ids(&bed);
         let dropped = backlog_drops();
         let reports = under_packets(&a, &b, RATE, || {
             bed[0].kill_agent().unwrap();
@@ -42,14 +69,15 @@ fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
             bed[0].restart_agent().unwrap();
         });
         let dropped = backlog_drops() - dropped;
-        let after = ids(&bed[0]);
+        let (still, others) = ids(&bed);
         for report in reports {
             println!("round {round}: {report:?}; the machine's queues overflowed {dropped} times");
             assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
             assert!(report.rate > u64::from(RATE) / 2, "{report:?}");
         }
-        assert_eq!((&before.maps, &before.links), (&after.maps, &after.links));
-        for (old, new) in before.programs.iter().zip(&after.programs) {
+        assert_eq!(lasting, still);
+        assert_eq!(programs.len(), others.len());
+        for (old, new) in programs.iter().zip(&others) {
             assert!(old.0 == new.0 && old.1 != new.1, "{old:?} was not replaced: {new:?}");
         }
     }

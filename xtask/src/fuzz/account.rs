@@ -27,12 +27,15 @@ impl Account {
             let read = |reading: &Reading| reading.0.get(&(hook, reason)).copied().unwrap_or_default() as i64;
             read(after) - read(before)
         };
-        let total = |count: &dyn Fn(&Fate) -> usize| fates.iter().map(|fate| count(fate)).sum::<usize>() as i64;
+        let total =
+            |count: &dyn Fn(&Fate) -> usize| fates.iter().map(|fate| count(fate)).sum::<usize>() as i64;
         let marks = sent.marks as i64;
         // A connection that the stack has carried a packet of stays the stack's: the rules know frames, not their past.
         let noted = counted(Hook::Decap, Reason::StackFlow);
         let mut ours = 0;
-        for (hook, reason) in Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)]) {
+        for (hook, reason) in
+            Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)])
+        {
             let mut is = counted(hook, reason);
             let mut should = total(&|fate| {
                 let reasons = if hook == Hook::Decap { &fate.decap } else { &fate.receive };

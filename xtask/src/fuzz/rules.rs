@@ -4,9 +4,7 @@ use overlay_common::Reason;
 
 use super::{
     frames::checksum,
-    world::{
-        CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet,
-    },
+    world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet},
 };
 
 /// What must become of one case.
@@ -230,8 +228,12 @@ fn source(address: [u8; 4], subnet: [u8; 3]) -> Option<Reason> {
 
 /// RFC 768: zero means there is none.
 fn udp_sum_is_right(udp: &[u8], from: [u8; 4], to: [u8; 4]) -> bool {
-    let seed = u32::from(word(&from, 0)) + u32::from(word(&from, 2)) + u32::from(word(&to, 0))
-        + u32::from(word(&to, 2)) + 17 + udp.len() as u32;
+    let seed = u32::from(word(&from, 0))
+        + u32::from(word(&from, 2))
+        + u32::from(word(&to, 0))
+        + u32::from(word(&to, 2))
+        + 17
+        + udp.len() as u32;
     word(udp, 6) == 0 || checksum(udp, seed) == 0
 }
 
@@ -245,7 +247,12 @@ fn in_the_stack(udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8, fate: &mut Fate
 
 fn to_overlay0(udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) -> Result<&[u8], End> {
     // A source that is no host's: RFC 1122 section 3.2.1.3.
-    if from[0] == 127 || from[0] == 0 || from[0] >= 224 || from == LOCAL || from[..3] == [10, 244, 1] && from[3] < 2 {
+    if from[0] == 127
+        || from[0] == 0
+        || from[0] >= 224
+        || from == LOCAL
+        || from[..3] == [10, 244, 1] && from[3] < 2
+    {
         return Err(End::Ip);
     }
     if !matches!(to, LOCAL) {
@@ -320,7 +327,8 @@ impl Fragments {
         } else {
             self.length = Some(at + payload.len());
         }
-        let same = |(other, part): &(usize, Vec<u8>)| *other <= at && at + payload.len() <= other + part.len();
+        let same =
+            |(other, part): &(usize, Vec<u8>)| *other <= at && at + payload.len() <= other + part.len();
         if self.parts.iter().any(same) {
             return None;
         }

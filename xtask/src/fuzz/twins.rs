@@ -109,7 +109,8 @@ fn ours(lab: &Lab, overlay: &Path, agent: &[&str]) -> Result<Member> {
     ensure!(container.address().octets() == CONTAINER, "the container is {}", container.address());
     container.namespace().ip(&format!("link set eth0 address {}", mac_text(CONTAINER_MAC)))?;
     wait_until("the endpoint and the peers", PATIENCE, || {
-        container.ping(std::net::Ipv4Addr::new(10, 244, 1, 1), PingOptions { count: 1, ..Default::default() })?;
+        container
+            .ping(std::net::Ipv4Addr::new(10, 244, 1, 1), PingOptions { count: 1, ..Default::default() })?;
         Ok(member.overlay(&["endpoints"])?.contains("10.244.1.2 ")
             && member.overlay(&["peers"])?.contains("10.244.3.0"))
     })?;
@@ -187,7 +188,6 @@ impl Twin {
     pub(super) fn kernel_counters(&self) -> Result<KernelCounters> {
         KernelCounters::read(self.host.namespace())
     }
-
 }
 
 /// What came of frames.

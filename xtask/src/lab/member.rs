@@ -116,6 +116,12 @@ impl Member {
         Ok(())
     }
 
+    /// What the next agent is started with, beside the store's own.
+    pub fn set_options(&mut self, store: &Store, options: &[&str]) {
+        let options = options.iter().map(|&option| option.to_owned());
+        self.arguments = store.arguments().iter().cloned().chain(options).collect();
+    }
+
     /// Its agent.
     pub fn agent(&mut self) -> Result<&mut Agent> {
         self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.host.name()))

@@ -17,13 +17,13 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Makes the folder below `pins` if it is not there.
-    pub(super) fn new(pins: &Path) -> Result<Self, DatapathError> {
-        let folder = pins.join("links");
-        fs::create_dir_all(&folder).map_err(|error| {
-            DatapathError::failed(format!("make the folder {}", folder.display()), &error)
-        })?;
-        Ok(Self { folder })
+    /// Those below `pins`; nothing is made.
+    pub(super) fn new(pins: &Path) -> Self {
+        Self { folder: pins.join("links") }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub(super) fn path(&self, attachment: Attachment, ifindex: u32) -> PathBuf {
@@ -34,7 +34,11 @@ impl Pins {
     pub(super) fn list(&self, of: impl Fn(Hook) -> bool) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         let mut found = Vec::new();
         let failed = |error| DatapathError::failed("read the folder of pinned links", &error);
-        for file in fs::read_dir(&self.folder).map_err(failed)? {
+        let files = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            files => files.map_err(failed)?,
+        };
+        for file in files {
             let name = file.map_err(failed)?.file_name();
             let Some((kind, ifindex)) = name.to_str().and_then(|name| name.split_once('-')) else {
                 continue;

@@ -10,7 +10,7 @@ use aya::{
 use log::info;
 use nix::errno::Errno;
 
-use super::{Attachment, DatapathError, Hook, Interface, Way, errno, pins::Pins, program};
+use super::{Attachment, DatapathError, Hook, Interface, Way, attach_type, errno, pins::Pins, program};
 
 #[derive(Clone, Debug)]
 pub(super) struct Tcx(pub(super) Pins);
@@ -50,13 +50,13 @@ impl Way for Tcx {
         // Before others' programs: one that ends the chain with TCX_PASS would keep ours from seeing the packet.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let link = program
-            .attach_with_options(interface.name, direction(attachment), order)
+            .attach_with_options(interface.name, attach_type(attachment), order)
             .and_then(|id| program.take_link(id))
             .map_err(|error| match errno(&error) {
                 Some(Errno::ENODEV) => DatapathError::Gone(interface.index),
                 Some(Errno::EINVAL | Errno::ENOSYS) => DatapathError::missing(
                     &action,
-                    "this kernel has no TCX (Linux 6.6 and newer have it); `overlay check` says more",
+                    "this kernel has no TCX (Linux 6.6 and newer have it): leave --attach out, or say `--attach clsact`",
                 ),
                 _ => DatapathError::failed(&action, &error),
             })?;
@@ -70,7 +70,7 @@ impl Way for Tcx {
     }
 
     fn runs(&self, id: u32, attachment: Attachment, interface: Interface<'_>) -> Result<bool, DatapathError> {
-        match SchedClassifier::query_tcx(interface.name, direction(attachment)) {
+        match SchedClassifier::query_tcx(interface.name, attach_type(attachment)) {
             Ok((_, programs)) => Ok(programs.iter().any(|program| program.id() == id)),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(false),
             Err(error) => {
@@ -80,7 +80,11 @@ impl Way for Tcx {
     }
 }
 
-fn direction(attachment: Attachment) -> TcAttachType {
-    let Hook::Tc(direction) = attachment.hook();
-    direction
+/// Whether this kernel has TCX: those without refuse the very question with EINVAL.
+pub(super) fn is_there() -> Result<bool, DatapathError> {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => Ok(true),
+        Err(error) if errno(&error) == Some(Errno::EINVAL) => Ok(false),
+        Err(error) => Err(DatapathError::failed("ask whether the kernel has TCX", &error)),
+    }
 }

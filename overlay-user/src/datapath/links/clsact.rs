@@ -1,0 +1,313 @@
+//! Filters of a clsact qdisc, for kernels without TCX: they have no link to pin, so that the kernel is asked for them.
+//!
+//! A filter lives until somebody removes it, its qdisc or its interface (moving an interface to another namespace, and
+//! the end of its namespace, remove it too). Whoever has its index afterwards has no filter of ours.
+use std::{
+    collections::BTreeSet,
+    fs, io, mem,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        SchedClassifier,
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
+    },
+};
+use log::info;
+use nix::{errno::Errno, net::if_::if_indextoname};
+
+use super::{Attachment, DatapathError, Hook, Interface, Way, attach_type, errno, program};
+use crate::netlink::{
+    NetlinkError,
+    tc::{self, Direction, Filter, FilterQdisc},
+};
+
+/// Of all our filters. Low, so that ours see a packet before others' do, as with TCX: tc(8) counts down from 49152 for
+/// those who name none. Not 1, which others take.
+const PRIORITY: u16 = 7;
+/// `ETH_P_ALL`: the programs look at the Ethernet header themselves.
+const ALL_PROTOCOLS: u16 = 3;
+
+/// The filters of one network.
+///
+/// The handle says whose a filter is: the upper bits are a hash of where the network is pinned, the lowest eight its
+/// attachment's number. So several networks, or hosts that share a namespace, have places of their own at one device, and
+/// an agent finds the filters of an earlier one, whatever its version. (Positive as an `int`, which cls_bpf deals out.)
+#[derive(Clone, Debug)]
+pub(super) struct Clsact {
+    base: u32,
+    /// An empty folder for each interface whose qdisc we made. On bpffs, so that they end with the boot, as qdiscs do.
+    marks: PathBuf,
+}
+
+impl Clsact {
+    /// Those of the network with these pins; nothing is made.
+    pub(super) fn new(pins: &Path) -> Self {
+        // Without the version of the map layouts in the middle.
+        let place =
+            pins.parent().and_then(Path::parent).unwrap_or(pins).join(pins.file_name().unwrap_or_default());
+        Self { base: hash(place.as_os_str().as_encoded_bytes()) & 0x7fff_ff00, marks: pins.join("qdiscs") }
+    }
+
+    pub(super) fn marks(&self) -> &Path {
+        &self.marks
+    }
+
+    fn handle(&self, attachment: Attachment) -> u32 {
+        self.base | number(attachment)
+    }
+
+    fn options(&self, attachment: Attachment) -> NlOptions {
+        NlOptions { priority: PRIORITY, handle: self.handle(attachment).into(), classid: None }
+    }
+
+    fn is_ours(&self, filter: &Filter, attachment: Attachment) -> bool {
+        has_our_form(filter)
+            && filter.handle == self.handle(attachment)
+            && filter.name == attachment.program()
+    }
+
+    /// Our filter there. An error that names it if somebody else's is in its place.
+    fn at(&self, attachment: Attachment, ifindex: u32) -> Result<Option<Filter>, DatapathError> {
+        let Hook::Tc(direction) = attachment.hook();
+        if direction == Direction::Egress && qdisc(ifindex)? != Some(FilterQdisc::Clsact) {
+            return Ok(None);
+        }
+        let filters = tc::filters(ifindex, direction).map_err(failed)?;
+        let mut first = filters.into_iter().filter(|filter| filter.chain == 0 && filter.priority == PRIORITY);
+        // A priority has filters of one kind and one protocol.
+        let in_the_way = |filter: &Filter| !has_our_form(filter) || filter.handle == self.handle(attachment);
+        match first.find(in_the_way) {
+            Some(filter) if self.is_ours(&filter, attachment) => Ok(Some(filter)),
+            Some(filter) => Err(self.taken(&filter, attachment, ifindex)),
+            None => Ok(None),
+        }
+    }
+
+    fn taken(&self, filter: &Filter, attachment: Attachment, ifindex: u32) -> DatapathError {
+        let Hook::Tc(direction) = attachment.hook();
+        let direction = match direction {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        };
+        let name = name_of(ifindex).unwrap_or_else(|| format!("interface {ifindex}"));
+        let label = if filter.name.is_empty() { String::new() } else { format!(" `{}`", filter.name) };
+        DatapathError::missing(
+            format!("attach {} to {name}", attachment.program()),
+            &format!(
+                "its place (clsact {direction}, priority {PRIORITY}, handle {:#x}) is taken by a {} filter{label} (handle \
+                 {:#x}) that is not ours: remove it with `tc filter delete dev {name} {direction} pref {PRIORITY}`, or give \
+                 it another priority",
+                self.handle(attachment),
+                filter.kind,
+                filter.handle,
+            ),
+        )
+    }
+
+    fn mark(&self, ifindex: u32) -> PathBuf {
+        self.marks.join(ifindex.to_string())
+    }
+
+    fn unmark(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let mark = self.mark(ifindex);
+        match fs::remove_dir(&mark) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DatapathError::failed(format!("remove {}", mark.display()), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that there is a qdisc to attach to.
+    fn ensure_qdisc(&self, attachment: Attachment, interface: Interface<'_>) -> Result<(), DatapathError> {
+        let (action, name) =
+            (format!("attach {} to {}", attachment.program(), interface.name), interface.name);
+        match qdisc(interface.index)? {
+            Some(FilterQdisc::Ingress) if attachment.hook() == Hook::Tc(Direction::Egress) => {
+                Err(DatapathError::missing(
+                    action,
+                    &format!(
+                        "{name} has an ingress qdisc, which takes the place of clsact: move its filters to a clsact qdisc \
+                         (`tc qdisc delete dev {name} ingress`, `tc qdisc add dev {name} clsact`)"
+                    ),
+                ))
+            }
+            Some(_) => Ok(()),
+            None => match tc::add_clsact(interface.index) {
+                Ok(()) => {
+                    let mark = self.mark(interface.index);
+                    fs::create_dir_all(&mark)
+                        .map_err(|error| DatapathError::failed(format!("make {}", mark.display()), &error))
+                }
+                // Somebody else was faster; then it is not ours.
+                Err(error) if error.errno == Errno::EEXIST => Ok(()),
+                Err(error) if error.errno == Errno::ENODEV => Err(DatapathError::Gone(interface.index)),
+                Err(error) => Err(DatapathError::failed(action, &error)),
+            },
+        }
+    }
+
+    /// Removes the qdiscs that we made and nobody has a filter in. Not before the network goes: whenever an interface gets
+    /// or loses such a qdisc, the kernel drops what is being sent there for a fraction of a millisecond (`qdisc_graft`
+    /// deactivates the device), and an empty one costs nothing.
+    pub(super) fn remove_qdiscs(&self) -> Result<(), DatapathError> {
+        self.forget_gone()?;
+        for ifindex in self.marked()? {
+            let mut empty = qdisc(ifindex)? == Some(FilterQdisc::Clsact);
+            for direction in [Direction::Ingress, Direction::Egress] {
+                empty &= tc::filters(ifindex, direction).map_err(failed)?.is_empty();
+            }
+            if empty {
+                tc::remove_clsact(ifindex).map_err(failed)?;
+            }
+            self.unmark(ifindex)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the qdiscs that are gone: a later one of an interface with the same index is not ours.
+    pub(super) fn forget_gone(&self) -> Result<(), DatapathError> {
+        let qdiscs = tc::filter_qdiscs().map_err(failed)?;
+        for ifindex in self.marked()?.into_iter().filter(|ifindex| !qdiscs.contains_key(ifindex)) {
+            self.unmark(ifindex)?;
+        }
+        Ok(())
+    }
+
+    fn marked(&self) -> Result<Vec<u32>, DatapathError> {
+        let files = match fs::read_dir(&self.marks) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            files => files.map_err(|error| DatapathError::failed("read the folder of our qdiscs", &error))?,
+        };
+        let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
+        Ok(names.filter_map(|name| name.parse().ok()).collect())
+    }
+}
+
+impl Way for Clsact {
+    fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
+        let mut found = BTreeSet::new();
+        for (ifindex, qdisc) in tc::filter_qdiscs().map_err(failed)? {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                if direction == Direction::Egress && qdisc == FilterQdisc::Ingress {
+                    continue;
+                }
+                let filters = tc::filters(ifindex, direction).map_err(failed)?;
+                let at = Attachment::ALL.into_iter().filter(|one| one.hook() == Hook::Tc(direction));
+                let ours = at.filter(|one| filters.iter().any(|filter| self.is_ours(filter, *one)));
+                found.extend(ours.map(|attachment| (attachment, ifindex)));
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    fn replace(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<bool, DatapathError> {
+        if self.at(attachment, ifindex)?.is_none() {
+            return Ok(false);
+        }
+        let Some(name) = name_of(ifindex) else { return Ok(false) };
+        let action = format!("replace {} at {name}", attachment.program());
+        let NlOptions { priority, handle, classid } = self.options(attachment);
+        let link = SchedClassifierLink::attached(&name, attach_type(attachment), priority, handle, classid);
+        let link = link.map_err(|error| DatapathError::failed(&action, &error))?;
+        let program: &mut SchedClassifier = program(ebpf, attachment)?;
+        // A request without NLM_F_CREATE: cls_bpf exchanges the program in its list, so that a packet sees the old one or
+        // the new one.
+        match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
+            // Dropping it would detach.
+            Ok(link) => {
+                mem::forget(link);
+                Ok(true)
+            }
+            // It went meanwhile, alone (ENOENT), with its qdisc or with its interface.
+            Err(error) if matches!(errno(&error), Some(Errno::ENOENT | Errno::ENODEV)) => {
+                info!("{} of {name} went while it was to be replaced", attachment.program());
+                Ok(false)
+            }
+            Err(error) => Err(DatapathError::failed(&action, &error)),
+        }
+    }
+
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        attachment: Attachment,
+        interface: Interface<'_>,
+    ) -> Result<(), DatapathError> {
+        self.ensure_qdisc(attachment, interface)?;
+        let options = TcAttachOptions::Netlink(self.options(attachment));
+        let program: &mut SchedClassifier = program(ebpf, attachment)?;
+        let link = program
+            .attach_with_options(interface.name, attach_type(attachment), options)
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| match errno(&error) {
+                Some(Errno::ENODEV) => DatapathError::Gone(interface.index),
+                _ => DatapathError::failed(
+                    format!("attach {} to {}", attachment.program(), interface.name),
+                    &error,
+                ),
+            })?;
+        // Dropping it would detach.
+        mem::forget(link);
+        Ok(())
+    }
+
+    fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
+        let Hook::Tc(direction) = attachment.hook();
+        let filters = tc::filters(ifindex, direction).map_err(failed)?;
+        if let Some(filter) = filters.iter().find(|filter| self.is_ours(filter, attachment)) {
+            tc::remove_filter(ifindex, direction, PRIORITY, filter.handle).map_err(failed)?;
+        }
+        if qdisc(ifindex)?.is_none() {
+            // The interface is gone, most likely.
+            self.unmark(ifindex)?;
+        }
+        Ok(())
+    }
+
+    fn runs(&self, id: u32, attachment: Attachment, interface: Interface<'_>) -> Result<bool, DatapathError> {
+        let Hook::Tc(direction) = attachment.hook();
+        let filters = tc::filters(interface.index, direction).map_err(failed)?;
+        Ok(filters.iter().any(|filter| self.is_ours(filter, attachment) && filter.program == Some(id)))
+    }
+}
+
+/// Numbers are never reused: filters outlive agents.
+const fn number(attachment: Attachment) -> u32 {
+    match attachment {
+        Attachment::Encap => 1,
+        Attachment::Note => 2,
+        Attachment::Bridge => 3,
+        Attachment::Decap => 4,
+        Attachment::Send => 5,
+        Attachment::Receive => 6,
+    }
+}
+
+/// May stand beside ours at one priority.
+fn has_our_form(filter: &Filter) -> bool {
+    filter.kind == "bpf"
+        && filter.protocol == ALL_PROTOCOLS
+        && filter.priority == PRIORITY
+        && filter.chain == 0
+}
+
+/// FNV-1a, which every version of the agent must compute alike (the standard library promises no such thing).
+fn hash(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+fn qdisc(ifindex: u32) -> Result<Option<FilterQdisc>, DatapathError> {
+    Ok(tc::filter_qdiscs().map_err(failed)?.get(&ifindex).copied())
+}
+
+fn name_of(ifindex: u32) -> Option<String> {
+    if_indextoname(ifindex).ok()?.into_string().ok()
+}
+
+fn failed(error: NetlinkError) -> DatapathError {
+    DatapathError::Failed { action: error.action, detail: error.detail }
+}
