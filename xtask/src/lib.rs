@@ -3,6 +3,7 @@
 
 pub mod command;
 pub mod etcd;
+pub mod fuzz;
 pub mod lab;
 pub mod project;
 pub mod setup;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 mod ci;
 mod demo;
 mod figures;
+mod fuzzing;
 mod play;
 mod run;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     Run(run::Options),
     /// First, rough figures beside a bare route and the kernel's VXLAN device.
     Figures(figures::Options),
+    /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
+    Fuzz(xtask::fuzz::Options),
     /// What CI runs: format, lints, all tests.
     Ci,
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Lab(command) => play::play(&command),
         Command::Run(options) => run::run(&options),
         Command::Figures(options) => figures::figures(&options),
+        Command::Fuzz(options) => fuzzing::fuzzing(&options),
         Command::Ci => ci::ci(),
     };
     match done {

@@ -1,0 +1,101 @@
+//! Every frame is counted: the programs' reasons and the kernel's own counters, against the rules.
+use std::collections::BTreeMap;
+
+use overlay_common::{Hook, Reason, Verdict};
+
+use super::{
+    kernel_counters::KernelCounters,
+    rules::{End, Fate},
+    twins::{Counted, Delivered},
+};
+
+/// Where frames ended, and what does not add up.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    pub(super) ended: BTreeMap<String, u64>,
+    pub(super) unaccounted: i64,
+    pub(super) why: Vec<String>,
+}
+
+type Reading = (Counted, KernelCounters);
+
+impl Account {
+    /// Compares what was counted between two readings with what the rules say about the frames sent in between.
+    pub(super) fn of(fates: &[&Fate], sent: &Delivered, before: &Reading, after: &Reading) -> Self {
+        let mut account = Self::default();
+        let counted = |hook, reason| {
+            let read = |reading: &Reading| reading.0.get(&(hook, reason)).copied().unwrap_or_default() as i64;
+            read(after) - read(before)
+        };
+        let total = |count: &dyn Fn(&Fate) -> usize| fates.iter().map(|fate| count(fate)).sum::<usize>() as i64;
+        let marks = sent.marks as i64;
+        // A connection that the stack has carried a packet of stays the stack's: the rules know frames, not their past.
+        let noted = counted(Hook::Decap, Reason::StackFlow);
+        let mut ours = 0;
+        for (hook, reason) in Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)]) {
+            let mut is = counted(hook, reason);
+            let mut should = total(&|fate| {
+                let reasons = if hook == Hook::Decap { &fate.decap } else { &fate.receive };
+                reasons.iter().filter(|is| **is == reason).count()
+            });
+            match (hook, reason) {
+                (Hook::Decap, Reason::InnerOptions) => is -= marks,
+                (Hook::Receive, Reason::Carried) => {
+                    is -= marks;
+                    should += noted;
+                }
+                (Hook::Decap, Reason::Carried) => should -= noted,
+                (Hook::Decap, Reason::StackFlow) => should = is,
+                _ => {}
+            }
+            let name = format!("{} {}", hook.as_str(), reason.as_str());
+            if is != should {
+                account.why.push(format!("{name}: {is} counted, {should} expected"));
+            }
+            let ends_here = hook == Hook::Receive || reason.verdict() != Verdict::Stack;
+            if ends_here && reason.verdict() != Verdict::Event {
+                ours += is;
+                account.note(name, is);
+            }
+        }
+
+        let kernel = after.1.since(&before.1);
+        let is = |name: &str| kernel.get(name);
+        let ends = |end: End| total(&|fate| fate.ends.iter().filter(|is| **is == end).count());
+        let joined = total(&|fate| fate.joined);
+        // What the kernel can tell of the frames that no program of ours counted.
+        for (name, is, should) in [
+            ("frames that eth0 took", is("eth0.rx_packets") - marks, sent.sent as i64),
+            ("UDP with wrong length or checksum", is("Udp.InErrors"), ends(End::UdpError)),
+            (
+                "datagrams for the tunnel's socket",
+                is("Udp.InDatagrams") - marks,
+                total(&|fate| fate.receive.len()) + noted + ends(End::NoTunnel),
+            ),
+            ("outer fragments", is("Ip.ReasmReqds"), ends(End::Fragment) + joined),
+            ("datagrams put together", is("Ip.ReasmOKs"), joined),
+        ] {
+            if is != should {
+                account.why.push(format!("{name}: {is} counted, {should} expected"));
+            }
+        }
+        account.unaccounted = sent.sent as i64 - ours;
+        for end in End::ALL {
+            account.unaccounted -= ends(*end);
+            account.note(format!("kernel {}", end.as_str()), ends(*end));
+        }
+        if account.unaccounted != 0 {
+            account.why.push(format!("{} frames are in no counter", account.unaccounted));
+        }
+        if !account.why.is_empty() {
+            account.why.push(format!("the kernel's counters: {:?}", kernel.all()));
+        }
+        account
+    }
+
+    fn note(&mut self, name: String, count: i64) {
+        if count > 0 {
+            self.ended.insert(name, count.cast_unsigned());
+        }
+    }
+}

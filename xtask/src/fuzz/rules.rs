@@ -1,0 +1,338 @@
+//! What must become of a frame, read off the frame alone: written from docs/packet-flow.md and the RFCs, not from the
+//! programs, so that the two can disagree.
+use overlay_common::Reason;
+
+use super::{
+    frames::checksum,
+    world::{
+        CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet,
+    },
+};
+
+/// What must become of one case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fate {
+    /// What `overlay_decap` counts; nothing for frames that are not ours.
+    pub(super) decap: Vec<Reason>,
+    /// What `overlay_receive` counts.
+    pub(super) receive: Vec<Reason>,
+    /// Where frames end that neither counts: a counter of the kernel, or why it has none.
+    pub(super) ends: Vec<End>,
+    /// How many outer datagrams got whole.
+    pub(super) joined: usize,
+    /// The outer UDP checksum is not zero, and wrong.
+    pub(super) broken_outer_sum: bool,
+}
+
+/// Where the kernel drops what came before `overlay_receive`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum End {
+    /// Neither IPv4 nor addressed to this host's MAC: no protocol of ours.
+    OtherProtocol,
+    /// IPv4 header wrong, cut short, or its addresses unusable.
+    Ip,
+    /// Waits for the rest of its datagram.
+    Fragment,
+    /// IPv4, but not UDP; or UDP to another port; or not to this host.
+    OtherService,
+    /// UDP.InErrors: length or checksum.
+    UdpError,
+    /// To the tunnel's socket, which has no device for it: no I flag, reserved bits, a VNI it does not know, too short
+    /// for an Ethernet header, from its own MAC address, or marked CE though it cannot be.
+    NoTunnel,
+}
+
+impl End {
+    /// All of them.
+    pub(super) const ALL: &[Self] =
+        &[Self::OtherProtocol, Self::Ip, Self::Fragment, Self::OtherService, Self::UdpError, Self::NoTunnel];
+
+    /// Its name in reports and rows.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::OtherProtocol => "other-protocol",
+            Self::Ip => "ip-error",
+            Self::Fragment => "fragment",
+            Self::OtherService => "other-service",
+            Self::UdpError => "udp-error",
+            Self::NoTunnel => "no-tunnel",
+        }
+    }
+}
+
+/// A frame's IPv4 packet as an IPv4 host understands it: what is behind its total length is gone.
+struct Packet<'a> {
+    bytes: &'a [u8],
+    header: usize,
+}
+
+impl<'a> Packet<'a> {
+    /// RFC 1122 section 3.2.1: version, checksum, and lengths that fit.
+    fn of(bytes: &'a [u8]) -> Option<Self> {
+        if bytes.len() < 20 || bytes[0] >> 4 != 4 {
+            return None;
+        }
+        let header = usize::from(bytes[0] & 15) * 4;
+        let length = usize::from(word(bytes, 2));
+        if header < 20 || length < header || length > bytes.len() || checksum(&bytes[..header], 0) != 0 {
+            return None;
+        }
+        Some(Self { bytes: &bytes[..length], header })
+    }
+
+    fn from(&self) -> [u8; 4] {
+        four(self.bytes, 12)
+    }
+
+    fn to(&self) -> [u8; 4] {
+        four(self.bytes, 16)
+    }
+
+    fn payload(&self) -> &'a [u8] {
+        &self.bytes[self.header..]
+    }
+
+    fn is_fragment(&self) -> bool {
+        word(self.bytes, 6) & 0x3fff != 0
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn four(bytes: &[u8], at: usize) -> [u8; 4] {
+    [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]
+}
+
+/// What must become of these frames, which arrive one after the other.
+pub(super) fn fate(frames: &[Vec<u8>]) -> Fate {
+    let mut fate = Fate::default();
+    let mut fragments = Fragments::default();
+    for frame in frames {
+        judge(frame, &mut fate, &mut fragments);
+    }
+    fate
+}
+
+fn judge(frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
+    // A tag of VLAN 0 gives a priority and no VLAN (IEEE 802.1Q): the kernel takes it off. Not ours at the device.
+    let tagged = frame.get(12..14) == Some(&[0x81, 0x00]) && frame.len() >= 18;
+    let in_vlan = tagged && word(frame, 14) & 0x0fff != 0;
+    let body = if tagged { &frame[16..] } else { &frame[12..] };
+    if in_vlan || body.len() < 2 || body[..2] != [0x08, 0x00] || is_another_hosts(frame) {
+        fate.ends.push(End::OtherProtocol);
+        return;
+    }
+    let body = &body[2..];
+    let Some(outer) = Packet::of(body) else {
+        fate.ends.push(End::Ip);
+        return;
+    };
+    if !tagged
+        && frame[..6] == UNDERLAY_MAC
+        && let Some((decap, broken)) = at_the_device(&outer, body.len())
+    {
+        fate.broken_outer_sum |= broken;
+        fate.decap.push(decap);
+        if decap.verdict() != overlay_common::Verdict::Stack {
+            return;
+        }
+    }
+    if outer.is_fragment() {
+        if let Some(whole) = fragments.add(&outer) {
+            fate.joined += 1;
+            in_the_stack(&whole, outer.from(), outer.to(), outer.bytes[1], fate);
+        } else {
+            fate.ends.push(End::Fragment);
+        }
+        return;
+    }
+    if outer.bytes[9] != 17 {
+        fate.ends.push(End::OtherService);
+        return;
+    }
+    in_the_stack(outer.payload(), outer.from(), outer.to(), outer.bytes[1], fate);
+}
+
+/// Addressed to one other machine.
+fn is_another_hosts(frame: &[u8]) -> bool {
+    frame[0] & 1 == 0 && frame[..6] != UNDERLAY_MAC
+}
+
+/// In 1 to In 3 at the underlay device: the reason, and whether the outer checksum is broken; nothing if it is not ours.
+fn at_the_device(outer: &Packet<'_>, available: usize) -> Option<(Reason, bool)> {
+    let udp = outer.payload();
+    let whole = outer.header == 20 && outer.bytes.len() == available && !outer.is_fragment();
+    if !whole || outer.bytes[9] != 17 || outer.to() != LOCAL || udp.len() < 8 {
+        return None;
+    }
+    if word(udp, 2) != PORT || usize::from(word(udp, 4)) != udp.len() || udp.len() < 8 + 8 + 14 + 20 {
+        return None;
+    }
+    let [_, a, b, c] = VNI.to_be_bytes();
+    if udp[8..16] != [8, 0, 0, 0, a, b, c, 0] {
+        return None;
+    }
+    let broken = !udp_sum_is_right(udp, outer.from(), outer.to());
+    Some((reason_at_the_device(outer, &udp[16..]), broken))
+}
+
+fn reason_at_the_device(outer: &Packet<'_>, inside: &[u8]) -> Reason {
+    let Some((_, subnet)) = PEERS.iter().find(|(address, _)| *address == outer.from()) else {
+        return Reason::UnknownPeer;
+    };
+    if word(inside, 12) != 0x0800 {
+        return Reason::NotIpv4;
+    }
+    let bytes = &inside[14..];
+    if bytes[0] >> 4 == 4 && bytes[0] & 15 > 5 {
+        return Reason::InnerOptions;
+    }
+    let Some(inner) = Packet::of(bytes) else {
+        return Reason::Malformed;
+    };
+    if inner.bytes.len() < bytes.len() {
+        return Reason::TrailingBytes;
+    }
+    if let Some(reason) = source(inner.from(), *subnet) {
+        return reason;
+    }
+    if inside[..6] != VTEP_MAC || inside[6..12] == VTEP_MAC {
+        return Reason::WrongVtepMac;
+    }
+    if !in_subnet(inner.to()) {
+        return Reason::NotOurSubnet;
+    }
+    if inner.is_fragment() {
+        return Reason::InnerFragment;
+    }
+    if inner.bytes[8] < 2 {
+        return Reason::TtlExpired;
+    }
+    if inner.to() != CONTAINER {
+        return Reason::Unlearned;
+    }
+    if outer.bytes[1] & 3 == 3 && inner.bytes[1] & 3 == 0 {
+        return Reason::NotEctMarked;
+    }
+    Reason::Carried
+}
+
+/// What is wrong with an inner source of the peer that holds `subnet`.
+fn source(address: [u8; 4], subnet: [u8; 3]) -> Option<Reason> {
+    match (address[..3] == subnet, in_network(address)) {
+        (true, _) => None,
+        (false, true) => Some(Reason::PeerMismatch),
+        (false, false) => Some(Reason::ForeignSource),
+    }
+}
+
+/// RFC 768: zero means there is none.
+fn udp_sum_is_right(udp: &[u8], from: [u8; 4], to: [u8; 4]) -> bool {
+    let seed = u32::from(word(&from, 0)) + u32::from(word(&from, 2)) + u32::from(word(&to, 0))
+        + u32::from(word(&to, 2)) + 17 + udp.len() as u32;
+    word(udp, 6) == 0 || checksum(udp, seed) == 0
+}
+
+/// Through the kernel's UDP and tunnel to overlay0.
+fn in_the_stack(udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8, fate: &mut Fate) {
+    match to_overlay0(udp, from, to, tos) {
+        Ok(inside) => fate.receive.push(at_overlay0(from, inside)),
+        Err(end) => fate.ends.push(end),
+    }
+}
+
+fn to_overlay0(udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) -> Result<&[u8], End> {
+    // A source that is no host's: RFC 1122 section 3.2.1.3.
+    if from[0] == 127 || from[0] == 0 || from[0] >= 224 || from == LOCAL || from[..3] == [10, 244, 1] && from[3] < 2 {
+        return Err(End::Ip);
+    }
+    if !matches!(to, LOCAL) {
+        return Err(End::OtherService);
+    }
+    let length = if udp.len() < 8 { 0 } else { usize::from(word(udp, 4)) };
+    if length < 8 || length > udp.len() {
+        return Err(End::UdpError);
+    }
+    let udp = &udp[..length];
+    if word(udp, 2) != PORT {
+        return Err(End::OtherService);
+    }
+    if !udp_sum_is_right(udp, from, to) {
+        return Err(End::UdpError);
+    }
+    let [_, a, b, c] = VNI.to_be_bytes();
+    if udp.len() < 8 + 8 + 14 || udp[8..16] != [8, 0, 0, 0, a, b, c, 0] {
+        return Err(End::NoTunnel);
+    }
+    let inside = &udp[16..];
+    if inside[6..12] == VTEP_MAC {
+        return Err(End::NoTunnel);
+    }
+    // The kernel looks at the inner ECN field before anything else has looked at the inner header (RFC 6040).
+    if word(inside, 12) == 0x0800 && (inside.len() < 34 || tos & 3 == 3 && inside[15] & 3 == 0) {
+        return Err(End::NoTunnel);
+    }
+    Ok(inside)
+}
+
+/// The same checks at overlay0.
+fn at_overlay0(outer: [u8; 4], inside: &[u8]) -> Reason {
+    let Some((_, subnet)) = PEERS.iter().find(|(address, _)| *address == outer) else {
+        return Reason::UnknownPeer;
+    };
+    if inside.len() < 34 {
+        return Reason::Malformed;
+    }
+    if word(inside, 12) != 0x0800 {
+        return Reason::NotIpv4;
+    }
+    match source(four(inside, 26), *subnet) {
+        None | Some(Reason::ForeignSource) => {}
+        Some(reason) => return reason,
+    }
+    if inside[..6] != VTEP_MAC {
+        return Reason::WrongVtepMac;
+    }
+    if !in_subnet(four(inside, 30)) {
+        return Reason::NotOurSubnet;
+    }
+    Reason::Carried
+}
+
+/// Parts of outer datagrams (RFC 791 section 3.2, and Linux's rule that an overlap ends it all, since 4.18).
+#[derive(Default)]
+struct Fragments {
+    parts: Vec<(usize, Vec<u8>)>,
+    length: Option<usize>,
+    dead: bool,
+}
+
+impl Fragments {
+    fn add(&mut self, packet: &Packet<'_>) -> Option<Vec<u8>> {
+        let field = word(packet.bytes, 6);
+        let (at, more) = (usize::from(field & 0x1fff) * 8, field & 0x2000 != 0);
+        let mut payload = packet.payload().to_vec();
+        if more {
+            // The kernel cuts what cannot be followed.
+            payload.truncate(payload.len() & !7);
+        } else {
+            self.length = Some(at + payload.len());
+        }
+        let same = |(other, part): &(usize, Vec<u8>)| *other <= at && at + payload.len() <= other + part.len();
+        if self.parts.iter().any(same) {
+            return None;
+        }
+        let overlaps =
+            |(other, part): &(usize, Vec<u8>)| at < other + part.len() && *other < at + payload.len();
+        self.dead |= self.parts.iter().any(overlaps);
+        if self.dead || payload.is_empty() {
+            return None;
+        }
+        self.parts.push((at, payload));
+        self.parts.sort();
+        let whole: Vec<u8> = self.parts.iter().flat_map(|(_, part)| part.clone()).collect();
+        (self.length == Some(whole.len())).then_some(whole)
+    }
+}

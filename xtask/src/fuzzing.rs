@@ -1,0 +1,40 @@
+//! `cargo xtask fuzz`: hostile frames to our decapsulation and to the kernel's.
+use anyhow::{Result, ensure};
+use xtask::{fuzz, project, setup};
+
+pub(crate) fn fuzzing(options: &fuzz::Options) -> Result<()> {
+    setup::setup()?;
+    let report = fuzz::fuzz(options, &project::build_overlay()?)?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
+    ensure!(report.differences.is_empty(), "{} cases differ and nothing explains them", report.differences.len());
+    ensure!(report.unaccounted == 0, "{} frames are not accounted for", report.unaccounted);
+    Ok(())
+}
+
+fn print(report: &fuzz::Report) {
+    let fuzz::Report { seed, frames, cases, delivered, refused, .. } = report;
+    println!("seed {seed}: {frames} frames in {cases} cases, {:.0} s", report.time.as_secs_f64());
+    println!("  {delivered} delivered by both hosts, the same; {refused} refused by the wire");
+    println!("  delivered by the kernel alone, and why not by ours:");
+    for (rule, count) in &report.dropped_by_rule {
+        println!("    {count:>9} {rule}");
+    }
+    println!("  where the frames ended on our host:");
+    for (end, count) in &report.accounted {
+        println!("    {count:>9} {end}");
+    }
+    println!("  {} unaccounted, {} unexplained", report.unaccounted, report.differences.len());
+    for finding in &report.differences {
+        println!("DIFFERENT: {}", finding.name);
+        for frame in &finding.frames {
+            println!("  frame {frame}");
+        }
+        for why in &finding.why {
+            println!("  {why}");
+        }
+    }
+}
