@@ -1,4 +1,4 @@
-//! The lab (hosts as network namespaces), a real etcd and the set-up, as a library for the demo, the benchmark and the
+//! The lab (hosts as network namespaces), a real etcd, VMs and the set-up, as a library for the demo, the benchmark and the
 //! tests.
 
 pub mod command;
@@ -7,3 +7,4 @@ pub mod fuzz;
 pub mod lab;
 pub mod project;
 pub mod setup;
+pub mod vm;

@@ -10,7 +10,7 @@ use nix::unistd::Uid;
 
 use crate::command;
 
-mod apt;
+pub(crate) mod apt;
 pub mod ebpf;
 
 /// A Debian package, the files that show it is there (any of them), and what it is for.
@@ -38,12 +38,13 @@ const NEEDS: &[Need] = &[
     need("etcd-server", &["etcd"], "the store of the demo and the tests"),
     need("etcd-client", &["etcdctl"], "looks at that store from outside"),
     need("openssl", &["openssl"], "certificates of the test etcd"),
+    need("binutils", &["strip"], "takes debug symbols out of what goes into VMs"),
     need("python3-scapy", &["/usr/lib/python3/dist-packages/scapy"], "frames not made by our own code"),
 ];
 
 /// Brings in everything that is missing. Prints one line per thing it does, and one at the end.
 pub fn setup() -> Result<()> {
-    let progress = Progress(Instant::now());
+    let progress = Progress::start();
     let missing: Vec<_> = NEEDS.iter().filter(|need| !is_there(need)).collect();
     for need in &missing {
         progress.say(&format!("{} is missing: {}", need.package, need.purpose));
@@ -70,10 +71,14 @@ fn by_hand(missing: &[&str]) -> String {
 }
 
 /// Says what is being done and how long it took to get there.
-struct Progress(Instant);
+pub(crate) struct Progress(Instant);
 
 impl Progress {
-    fn say(&self, text: &str) {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn say(&self, text: &str) {
         println!("[setup {:6.1} s] {text}", self.0.elapsed().as_secs_f32());
     }
 }
@@ -85,7 +90,7 @@ fn is_there(need: &Need) -> bool {
 }
 
 /// Where `name` is, in PATH or where root's commands live.
-fn find_command(name: &str) -> Option<PathBuf> {
+pub(crate) fn find_command(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])

@@ -1,21 +1,42 @@
 //! `cargo xtask test`: the rungs of the tests in order, from those that need nothing to whole hosts.
-use std::fs;
+use std::{fs, path::PathBuf, process::Stdio};
 
-use anyhow::{Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use nix::unistd::Uid;
 use xtask::{
-    command::pass_through,
+    command::{output, pass_through},
     lab::leaks,
-    project::{cargo, root},
+    project::{build_overlay, cargo, root},
     setup,
+    vm::{self, KERNELS, Kernel, table},
 };
 
-#[derive(Args, Default)]
+#[derive(Args)]
 pub(crate) struct Options {
     /// Only this rung.
     #[arg(long)]
     rung: Option<Rung>,
+    /// Debian's kernels for the rung `vm`.
+    #[arg(long, value_delimiter = ',', default_value = DEFAULT_KERNEL, value_parser = kernel_names())]
+    kernels: Vec<String>,
+    /// Write what the rung `vm` shows into docs/kernels.md, rather than compare the two.
+    #[arg(long)]
+    write_docs: bool,
+}
+
+/// Until there is a way of attaching on 6.1.
+const DEFAULT_KERNEL: &str = "6.12";
+const ALL_KERNELS: &str = "all";
+
+fn kernel_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(KERNELS.iter().map(|kernel| kernel.version).chain([ALL_KERNELS]))
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { rung: None, kernels: vec![DEFAULT_KERNEL.to_owned()], write_docs: false }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,6 +47,8 @@ enum Rung {
     Kernel,
     /// Hosts as network namespaces.
     Hosts,
+    /// The tests of the kernel rung, and hosts under every ingress, in VMs with other kernels.
+    Vm,
 }
 
 /// Every file of integration tests: its rung, package and name. A file that is not listed is an error, so that none is
@@ -45,6 +68,9 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "kernels"),
 ];
 
+/// What runs in VMs: the programs, and whole hosts.
+const IN_VMS: &[&str] = &["kernel", "kernels"];
+
 pub(crate) fn test(options: &Options) -> Result<()> {
     all_are_listed()?;
     setup::setup()?;
@@ -52,6 +78,9 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         if options.rung.is_none_or(|only| only == rung) {
             run(rung)?;
         }
+    }
+    if options.rung.is_none_or(|only| only == Rung::Vm) {
+        in_vms(options)?;
     }
     let leaks = leaks(None);
     ensure!(leaks.is_empty(), "tests left behind: {} (`cargo xtask lab down` removes it)", leaks.join(", "));
@@ -70,6 +99,37 @@ fn run(rung: Rung) -> Result<()> {
         pass_through(&mut cargo(&["test", "--package", package, "--test", name, "--", "--test-threads=1"]))?;
     }
     Ok(())
+}
+
+/// Runs on every kernel before it fails for one.
+fn in_vms(options: &Options) -> Result<()> {
+    println!("== rung: {:?}", Rung::Vm);
+    let overlay = build_overlay()?;
+    let tests = IN_VMS.iter().map(|name| test_program("overlay-user", name)).collect::<Result<Vec<_>>>()?;
+    let tests: Vec<_> = tests.iter().map(PathBuf::as_path).collect();
+    let wanted =
+        |kernel: &&Kernel| options.kernels.iter().any(|name| name == ALL_KERNELS || name == kernel.version);
+    let (mut reports, mut failed) = (Vec::new(), Vec::new());
+    for kernel in KERNELS.iter().filter(wanted) {
+        match vm::run(kernel, &tests, &[&overlay]) {
+            Ok(report) => reports.push((kernel.version, report)),
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    table::judge(&reports, options.write_docs)
+}
+
+/// The program that cargo makes of a file of integration tests.
+fn test_program(package: &str, name: &str) -> Result<PathBuf> {
+    let build = ["test", "--no-run", "--package", package, "--test", name, "--message-format", "json"];
+    let mut cargo = cargo(&build);
+    let messages = output(cargo.stderr(Stdio::inherit()))?;
+    let program = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == name).then(|| message["executable"].as_str().map(PathBuf::from))?
+    };
+    messages.lines().find_map(program).with_context(|| format!("cargo names no program of the test {name}"))
 }
 
 fn all_are_listed() -> Result<()> {

@@ -23,7 +23,7 @@ pub(super) fn install(packages: &[&str], progress: &Progress) -> Result<()> {
 
 /// Unpacks `packages`, and the libraries they need and the system lacks, below `folder`. Installs nothing, so that it
 /// cannot conflict with what is installed.
-pub(super) fn unpack(packages: &[&str], folder: &Path, progress: &Progress) -> Result<()> {
+pub(crate) fn unpack(packages: &[&str], folder: &Path, progress: &Progress) -> Result<()> {
     if find_command("apt-get").is_none() {
         bail!("unpack {}: there is no apt-get", packages.join(" "));
     }

@@ -1,0 +1,72 @@
+//! VMs with other kernels, by qemu's software emulation: no KVM, no root, nothing installed. Debian's kernel boots straight
+//! into an initramfs that holds the test programs, runs them, and powers off.
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    project,
+    setup::{Progress, apt},
+};
+
+mod debian;
+mod image;
+mod machine;
+mod modules;
+pub mod report;
+pub mod table;
+
+pub use report::Report;
+
+/// A kernel to test with.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// As in its package's name: `6.1`.
+    pub version: &'static str,
+    /// Debian's releases that have it, in any order. Testing moves on to the next kernel; backports keep it for a while.
+    suites: &'static [&'static str],
+}
+
+/// The oldest that is promised, the present stable release's, and a new one.
+pub const KERNELS: &[Kernel] = &[
+    Kernel { version: "6.1", suites: &["bookworm"] },
+    Kernel { version: "6.12", suites: &["trixie"] },
+    Kernel { version: "7.2", suites: &["forky", "trixie-backports"] },
+];
+
+/// What runs the machine, and the guest's shell.
+const TOOLS: &[&str] =
+    &["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "busybox-static"];
+
+/// Runs `tests` (programs that cargo built) one after the other on `kernel`, with `programs` at hand at their own paths.
+/// Prints what they say. An error if one fails, or if the machine ends in any way but its own.
+pub fn run(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report> {
+    let context = || format!("Linux {} in a VM", kernel.version);
+    run_in(kernel, tests, programs).with_context(context)
+}
+
+fn run_in(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report> {
+    let progress = Progress::start();
+    let folder = project::target().join("vm");
+    let tools = folder.join("tools");
+    if !tools.join("ready").exists() {
+        apt::unpack(TOOLS, &tools, &progress)?;
+        fs::write(tools.join("ready"), "")?;
+    }
+    let kernel = debian::kernel(kernel, &folder, &tools, &progress)?;
+    let work = tempfile::tempdir_in(&folder).context("make a folder for the machine")?;
+    // Only this run's own init knows it: no output of a test, and no crash, looks like the end.
+    let nonce = work.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let image = image::build(work.path(), &tools, &kernel, tests, programs, &nonce)?;
+    let started = std::time::Instant::now();
+    let console = folder.join(format!("console-{}", kernel.version));
+    let said = machine::run(&tools, &kernel, &image, &console)?;
+    let report = Report::parse(&said.lines, &nonce, tests);
+    println!("vm {} | {:.0} s", kernel.version, started.elapsed().as_secs_f32());
+    report.or_else(|error| {
+        let console = fs::read_to_string(&console).unwrap_or_default();
+        let lines: Vec<_> = console.lines().collect();
+        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+        bail!("{error:#}; {}\nlast lines of the kernel's console:\n{tail}", said.end)
+    })
+}

@@ -1,0 +1,194 @@
+//! Debian's kernels: found, downloaded, and what a VM needs of them unpacked below target/vm. Nothing is installed.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Kernel, modules};
+use crate::{command, setup::Progress};
+
+/// A kernel that is at hand.
+#[derive(Debug)]
+pub(super) struct Unpacked {
+    pub(super) version: &'static str,
+    pub(super) image: PathBuf,
+    /// In the order in which they can be loaded.
+    pub(super) modules: Vec<PathBuf>,
+}
+
+/// The archive's keys, as the package debian-archive-keyring brings them.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// The newest package of `kernel`. What was unpacked once is used without asking anybody; removing the folder starts over.
+pub(super) fn kernel(kernel: &Kernel, folder: &Path, tools: &Path, progress: &Progress) -> Result<Unpacked> {
+    let kept = folder.join(kernel.version);
+    let mark = kept.join("ready");
+    let wanted = modules::WANTED.join(" ");
+    if fs::read_to_string(&mark).is_ok_and(|unpacked| unpacked != wanted) {
+        fs::remove_dir_all(&kept).with_context(|| format!("remove {}", kept.display()))?;
+    }
+    if !mark.exists() {
+        fs::create_dir_all(&kept).with_context(|| format!("make {}", kept.display()))?;
+        fetch(kernel, &kept, tools, progress)?;
+        fs::write(&mark, wanted)?;
+    }
+    let mut modules = files(&kept.join("modules"))?;
+    modules.sort();
+    Ok(Unpacked { version: kernel.version, image: kept.join("vmlinuz"), modules })
+}
+
+fn fetch(kernel: &Kernel, kept: &Path, tools: &Path, progress: &Progress) -> Result<()> {
+    let lists = Lists::fetch(kernel.suites, kept, progress)?;
+    let names = lists.ask(&["pkgnames", "linux-image-"])?;
+    let package = newest(&names, kernel.version).with_context(|| {
+        format!(
+            "{} of Debian offer no linux-image-{}.*-amd64: give it other suites in xtask/src/vm.rs",
+            kernel.suites.join(", "),
+            kernel.version
+        )
+    })?;
+    let mut packages = vec![package.to_owned()];
+    packages.extend(parts(package, &lists.ask(&["depends", "--important", package])?));
+    progress.say(&format!("unpacking below {} (installs nothing): {}", kept.display(), packages.join(" ")));
+    let work = tempfile::tempdir_in(kept).context("make a folder for the packages")?;
+    lists.download(&packages, work.path())?;
+    let whole = work.path().join("unpacked");
+    for archive in files(work.path())? {
+        command::output(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&whole))?;
+    }
+    let all = files(&whole)?;
+    let is_image = |path: &&PathBuf| name(path).starts_with("vmlinuz");
+    let image = all.iter().find(is_image).with_context(|| format!("{package} holds no vmlinuz"))?;
+    fs::copy(image, kept.join("vmlinuz"))?;
+    modules::collect(&all, &kept.join("modules"), &tools.join("bin/busybox"))
+        .with_context(|| format!("the modules of {package}"))
+}
+
+/// Package lists of releases that the system itself need not use, in a folder of their own.
+struct Lists {
+    folder: PathBuf,
+}
+
+impl Lists {
+    fn fetch(suites: &[&str], folder: &Path, progress: &Progress) -> Result<Self> {
+        ensure!(Path::new(KEYRING).exists(), "{KEYRING} is missing: install debian-archive-keyring");
+        let lists = Self { folder: folder.join("apt") };
+        fs::create_dir_all(lists.folder.join("lists/partial"))?;
+        let mirror = mirror();
+        let line =
+            |suite: &&str| format!("deb [signed-by={KEYRING} target=Packages] {mirror} {suite} main\n");
+        fs::write(lists.folder.join("sources.list"), suites.iter().map(line).collect::<String>())?;
+        progress.say(&format!("fetching the package lists of {} from {mirror}", suites.join(", ")));
+        command::output(lists.command("apt-get").args(["--quiet", "update"]))?;
+        Ok(lists)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let at = |name: &str| self.folder.join(name).display().to_string();
+        for option in [
+            format!("Dir::Etc::sourcelist={}", at("sources.list")),
+            "Dir::Etc::sourceparts=-".to_owned(),
+            format!("Dir::State::Lists={}", at("lists")),
+            // Otherwise the system's packages and caches would be mixed in.
+            "Dir::State::status=/dev/null".to_owned(),
+            "Dir::Cache::pkgcache=".to_owned(),
+            "Dir::Cache::srcpkgcache=".to_owned(),
+            // Root's downloads go to folders that apt's own unprivileged user cannot write.
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        command
+    }
+
+    fn ask(&self, words: &[&str]) -> Result<String> {
+        command::output(self.command("apt-cache").args(words))
+    }
+
+    fn download(&self, packages: &[String], folder: &Path) -> Result<()> {
+        command::output(self.command("apt-get").arg("download").args(packages).current_dir(folder)).map(drop)
+    }
+}
+
+/// Where the system takes Debian's packages from, which may be a mirror that alone is reachable.
+fn mirror() -> String {
+    let listed = command::run(
+        "apt-get",
+        ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"],
+    );
+    let listed = listed.unwrap_or_default();
+    let main = listed.lines().find(|uri| !uri.contains("security") && !uri.contains("backports"));
+    main.unwrap_or(MIRROR).trim_end_matches('/').to_owned()
+}
+
+/// The newest `linux-image-<version>.*-amd64` of these names: neither -cloud nor -rt; unsigned only if no other is there.
+fn newest<'a>(names: &'a str, version: &str) -> Option<&'a str> {
+    let ending = |end: &'static str| {
+        let of_version = names.lines().filter_map(move |name| {
+            let release = name.strip_prefix("linux-image-")?.strip_suffix(end)?;
+            let rest = release.strip_prefix(version)?.strip_prefix('.')?;
+            // 6.1.0-56, 6.12.117+deb13: no other words inside.
+            let plain = rest.replace("+deb", ".").replace("+bpo", ".");
+            let numbers = plain.split(['.', '-', '+']).map(|number| number.parse::<u32>().ok());
+            Some((numbers.collect::<Option<Vec<_>>>()?, name))
+        });
+        of_version.max().map(|(_, name)| name)
+    };
+    ending("-amd64").or_else(|| ending("-amd64-unsigned"))
+}
+
+/// Packages that `apt-cache depends` lists and that are parts of `package`: newer kernels come in several.
+fn parts(package: &str, listing: &str) -> Vec<String> {
+    let release = package.trim_start_matches("linux-image-");
+    let names = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    names.filter(|name| name.starts_with("linux-") && name.ends_with(release)).map(str::to_owned).collect()
+}
+
+/// All files below `folder`, at any depth.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_plain_kernel_is_chosen() {
+        let names = "linux-image-6.1.0-9-amd64\nlinux-image-6.1.0-47-amd64\nlinux-image-6.1.0-47-amd64-unsigned\n\
+                     linux-image-6.1.0-56-cloud-amd64\nlinux-image-6.1.0-56-rt-amd64\nlinux-image-amd64\n\
+                     linux-image-6.1.0-56-amd64-dbg\nlinux-image-6.12.117+deb13-amd64\n\
+                     linux-image-6.12.107+deb13-amd64\nlinux-image-7.2.3+deb14-amd64-unsigned";
+        assert_eq!(newest(names, "6.1"), Some("linux-image-6.1.0-47-amd64"));
+        assert_eq!(newest(names, "6.12"), Some("linux-image-6.12.117+deb13-amd64"));
+        assert_eq!(newest(names, "7.2"), Some("linux-image-7.2.3+deb14-amd64-unsigned"));
+        assert_eq!(newest(names, "6.11"), None);
+    }
+
+    #[test]
+    fn newer_kernels_come_in_parts() {
+        let listing = "linux-image-7.2.12+deb14-amd64\n |Depends: dracut\n  Depends: initramfs-tools\n  \
+                       Depends: linux-base\n  Depends: linux-binary-7.2.12+deb14-amd64\n  \
+                       Depends: linux-modules-7.2.12+deb14-amd64\n";
+        let expected = ["linux-binary-7.2.12+deb14-amd64", "linux-modules-7.2.12+deb14-amd64"];
+        assert_eq!(parts("linux-image-7.2.12+deb14-amd64", listing), expected);
+    }
+}

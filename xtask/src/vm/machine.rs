@@ -1,0 +1,83 @@
+//! Runs qemu, repeats what the guest's tests say, and ends it when it takes too long.
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::debian::Unpacked;
+
+/// A run takes two or three minutes on two idle cores; much more means that it hangs.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// What came of a run.
+pub(super) struct Said {
+    /// What the tests printed.
+    pub(super) lines: Vec<String>,
+    /// How the machine ended, in words.
+    pub(super) end: String,
+}
+
+/// Boots the machine and waits for its end. The kernel's own messages go to the file `console`.
+pub(super) fn run(tools: &Path, kernel: &Unpacked, image: &Path, console: &Path) -> Result<Said> {
+    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|folder| tools.join(folder));
+    // Killed by the kernel should this process die in any way; on Ctrl-C the terminal tells it, too.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL"]).arg(tools.join("usr/bin/qemu-system-x86_64"));
+    qemu.env("LD_LIBRARY_PATH", std::env::join_paths(&libraries)?)
+        .env("QEMU_MODULE_DIR", libraries[0].join("qemu"));
+    qemu.arg("-L").arg(tools.join("usr/share/seabios")).arg("-L").arg(tools.join("usr/share/qemu"));
+    // No KVM even where there is one: the same everywhere.
+    qemu.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
+    qemu.args(["-nodefaults", "-no-reboot", "-display", "none"]);
+    qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
+    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image);
+    // A warning or an oops ends it, and hence fails the run: what our programs do must never provoke one.
+    qemu.args(["-append", "console=ttyS0 quiet panic=-1 oops=panic panic_on_warn=1 mitigations=off"]);
+    qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut machine = Machine(qemu.spawn().context("start qemu")?);
+    let output = machine.0.stdout.take().context("qemu's output")?;
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let started = Instant::now();
+    let mut said = Vec::new();
+    loop {
+        match lines.recv_timeout(LIMIT.saturating_sub(started.elapsed())) {
+            Ok(line) => {
+                println!("vm {} | {line}", kernel.version);
+                said.push(line);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let end = format!("the machine was ended after {LIMIT:?}");
+                return Ok(Said { lines: said, end });
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let end = format!("qemu ended with {}", machine.0.wait()?);
+                return Ok(Said { lines: said, end });
+            }
+        }
+    }
+}
+
+/// Ends with this process's interest in it.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The only error is that it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
