@@ -65,6 +65,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Has a carrier: of a veth, both ends are up.
+    pub carrier: bool,
     /// Does not resolve neighbours (`arp off`).
     pub noarp: bool,
     /// The other end of a veth, by its index in its own namespace.
@@ -253,7 +255,11 @@ impl Netlink {
     pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let messages = dump("list addresses", request).await?;
-        Ok(messages.iter().filter_map(|message| is!(message, NewAddress)).filter_map(decode::address).collect())
+        Ok(messages
+            .iter()
+            .filter_map(|message| is!(message, NewAddress))
+            .filter_map(decode::address)
+            .collect())
     }
 
     /// The IPv4 routes of table main.

@@ -1,7 +1,7 @@
 //! Agents that end and start again while packets are on their way: none is lost.
 use std::{thread, time::Duration};
 
-use xtask::lab::{Container, Numbered, NumberedReport, transfer};
+use xtask::lab::{Container, Ledger, Numbered, NumberedReport, Traffic, transfer};
 
 use super::bed::{Bed, Kind, ids};
 
@@ -32,6 +32,7 @@ fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
         let before = ids(&bed[0]);
         assert_eq!((before.maps.len(), before.links.len() >= 8), (6, true), "{before:?}");
         let dropped = backlog_drops();
+        let ledger = Ledger::open(&bed.members).unwrap();
         let reports = under_packets(&a, &b, RATE, || {
             bed[0].kill_agent().unwrap();
             thread::sleep(Duration::from_millis(300));
@@ -42,7 +43,9 @@ fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
             bed[0].restart_agent().unwrap();
         });
         let dropped = backlog_drops() - dropped;
+        let accounts = ledger.close(&bed.members).unwrap();
         let after = ids(&bed[0]);
+        accounts.balance(Traffic::from(&reports[..])).unwrap();
         for report in reports {
             println!("round {round}: {report:?}; the machine's queues overflowed {dropped} times");
             assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
