@@ -246,6 +246,7 @@ mod tests {
             mac: None,
             mtu,
             up: true,
+            carrier: true,
             noarp: false,
             peer: None,
             peer_netns: None,

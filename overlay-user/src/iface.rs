@@ -153,6 +153,7 @@ mod tests {
             mac: Some(Mac([2, 0, 0, 0, 0, index as u8])),
             mtu: 1500,
             up: true,
+            carrier: true,
             noarp: false,
             peer: None,
             peer_netns: None,

@@ -66,6 +66,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Has a carrier: of a veth, both ends are up.
+    pub carrier: bool,
     /// Does not resolve neighbours (`arp off`).
     pub noarp: bool,
     /// The other end of a veth, by its index in its own namespace.

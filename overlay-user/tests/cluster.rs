@@ -11,6 +11,7 @@ mod cluster {
     mod figures;
     mod foreign;
     mod peers;
+    mod ports;
     mod restart;
     mod store;
     mod storm;

@@ -203,6 +203,12 @@ impl Learner {
             }
             return;
         }
+        if !held.pinned && self.links.get(&held.port).is_some_and(|link| !link.carrier) {
+            // Whoever held it is down: there is nobody to ask, and packets would be lost until the answer did not come.
+            self.claims.insert(address, Claim { port, mac, state: Asked::NotYet, counted: false });
+            self.concede(address);
+            return;
+        }
         let known = self.claims.get(&address).copied();
         if known.is_some_and(|claim| claim.state == Asked::Probing) {
             return;

@@ -23,6 +23,7 @@ fn link(index: u32, kind: LinkKind, master: Option<u32>) -> Link {
         mac: Some(mac(0x80 | index as u8)),
         mtu: 1450,
         up: true,
+        carrier: true,
         noarp: false,
         peer: None,
         peer_netns,
@@ -248,6 +249,31 @@ fn a_holder_that_is_gone_needs_no_probe() {
     );
     learner.probed(asked, false);
     assert_eq!(learner.take_changes(), []);
+}
+
+#[test]
+fn a_holder_that_is_down_loses_its_address_unasked() {
+    let mut learner = learned();
+    // Down alone proves nothing: the container may come up again.
+    let down = Link { carrier: false, ..link(7, LinkKind::Veth, Some(BRIDGE)) };
+    assert_eq!(feed(&mut learner, [Event::Link(down.clone())]), []);
+    assert_eq!(learner.endpoints[&C1], on(7, A));
+    let changes = feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
+    assert_eq!(changes, [Change::Attach(8, PortKind::Veth), Change::PutEndpoint(C1, on(8, B))]);
+    assert_eq!((learner.take_probes(), learner.view().moves_total), (vec![], 1));
+
+    // Refused at first, and then the holder goes down.
+    let mut learner = learned();
+    feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
+    let asked = probe(&mut learner);
+    learner.probed(asked, true);
+    assert_eq!(feed(&mut learner, [Event::Link(down.clone())]), [Change::PutEndpoint(C1, on(8, B))]);
+    // A pinned one stays.
+    let mut learner = learned();
+    learner.attach(C1, "if7", Some(A)).unwrap();
+    learner.take_changes();
+    let claim = [Event::Link(down), port(8), seen(B, 8), neighbour(BRIDGE, C1, B)];
+    assert_eq!(feed(&mut learner, claim), [Change::Attach(8, PortKind::Veth)]);
 }
 
 #[test]

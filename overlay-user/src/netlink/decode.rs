@@ -27,6 +27,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         noarp: message.header.flags.contains(LinkFlags::Noarp),
         peer: None,
         peer_netns: None,

@@ -1,7 +1,7 @@
 //! Agents that end and start again while packets are on their way: none is lost.
 use std::{thread, time::Duration};
 
-use xtask::lab::{Container, Numbered, NumberedReport, Options, transfer};
+use xtask::lab::{Container, Ledger, Numbered, NumberedReport, Options, Traffic, transfer};
 
 use super::{
     bed::{Bed, Kind, ids},
@@ -59,6 +59,7 @@ fn no_packet_is_lost(mut bed: Bed, rounds: u32, ids: impl Fn(&Bed) -> (Vec<Named
     for round in 0..rounds {
         let (lasting, programs) = ids(&bed);
         let dropped = backlog_drops();
+        let ledger = Ledger::open(&bed.members).unwrap();
         let reports = under_packets(&a, &b, RATE, || {
             bed[0].kill_agent().unwrap();
             thread::sleep(Duration::from_millis(300));
@@ -69,7 +70,9 @@ fn no_packet_is_lost(mut bed: Bed, rounds: u32, ids: impl Fn(&Bed) -> (Vec<Named
             bed[0].restart_agent().unwrap();
         });
         let dropped = backlog_drops() - dropped;
+        let accounts = ledger.close(&bed.members).unwrap();
         let (still, others) = ids(&bed);
+        accounts.balance(Traffic::from(&reports[..])).unwrap();
         for report in reports {
             println!("round {round}: {report:?}; the machine's queues overflowed {dropped} times");
             assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");

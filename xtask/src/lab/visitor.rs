@@ -1,6 +1,7 @@
 //! Containers that live for a moment, made several at a time: network namespaces without names, which end with their
 //! threads.
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::Write as _,
     net::Ipv4Addr,
@@ -8,12 +9,17 @@ use std::{
     process::{Command, Stdio},
     sync::{Barrier, mpsc},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::InterfaceFlags,
+    sched::{CloneFlags, unshare},
+};
 
-use super::{MARK, Namespace, namespace::join, sweep::check_interrupted};
+use super::{MARK, Namespace, namespace::join, sweep::check_interrupted, wait_until};
 
 /// Where visitors stay, and how they are connected there.
 #[derive(Clone, Debug)]
@@ -41,7 +47,8 @@ impl Guesthouse {
         work: impl Fn(usize, Ipv4Addr) -> Result<()> + Sync,
     ) -> Result<()> {
         check_interrupted()?;
-        // Passed when all namespaces are there, again when the links are, and when all work is done.
+        // Passed when all namespaces are there, when the links are, when their insides are, when the bridge forwards, when
+        // all work is done, and when the links are gone: a namespace that ends would take its own along.
         let (step, work) = (Barrier::new(party.len() + 1), &work);
         let (made, namespaces) = mpsc::channel();
         thread::scope(|scope| {
@@ -54,11 +61,15 @@ impl Guesthouse {
                     let sent = made.send((index, path));
                     step.wait();
                     step.wait();
-                    let done = inside.context("make a network namespace").and_then(|_inside| {
+                    let ready = inside.context("make a network namespace").and_then(|inside| {
                         sent.context("nobody makes links")?;
                         self.configure(*address)?;
-                        work(index, *address)
+                        Ok(inside)
                     });
+                    step.wait();
+                    step.wait();
+                    let done = ready.and_then(|_inside| work(index, *address));
+                    step.wait();
                     step.wait();
                     done
                 }));
@@ -67,14 +78,18 @@ impl Guesthouse {
             let linked = self.link(party, namespaces.iter().take(party.len()));
             step.wait();
             step.wait();
+            let forwarding = self.wait_for_ports(party);
+            step.wait();
+            step.wait();
             let removed = self.on_host(format!("link delete group {GROUP}\n"));
+            step.wait();
             for visitor in visitors {
                 match visitor.join() {
                     Ok(done) => done?,
                     Err(_) => bail!("a visitor panicked"),
                 }
             }
-            linked.and(removed)
+            linked.and(forwarding).and(removed)
         })
     }
 
@@ -93,6 +108,22 @@ impl Guesthouse {
             );
         }
         self.on_host(lines)
+    }
+
+    /// The bridge takes nothing from a port before the kernel's link watch has seen its carrier, some milliseconds after
+    /// the other end came up: a container's first ARP request would be lost, and the next one is a second away.
+    fn wait_for_ports(&self, party: &[(String, Ipv4Addr)]) -> Result<()> {
+        let mut waiting: BTreeSet<String> = party.iter().map(|(port, _)| port.clone()).collect();
+        join(self.host.thread(move || {
+            wait_until("ports of the bridge", Duration::from_secs(10), || {
+                for interface in getifaddrs()? {
+                    if interface.flags.contains(InterfaceFlags::IFF_RUNNING) {
+                        waiting.remove(&interface.interface_name);
+                    }
+                }
+                Ok(waiting.is_empty())
+            })
+        }))
     }
 
     fn on_host(&self, lines: String) -> Result<()> {
