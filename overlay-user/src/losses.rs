@@ -74,8 +74,11 @@ pub enum LossesError {
 
 /// Counters that are not zero, of every device that has programs of the network pinned below `pins`, and of the CPUs.
 pub async fn read(netlink: &Netlink, pins: &Path) -> Result<Vec<Reading>, LossesError> {
-    let roles: BTreeMap<u32, Role> =
-        Links::new(pins)?.pinned()?.iter().filter_map(|(at, ifindex)| Some((*ifindex, role(*at)?))).collect();
+    let roles: BTreeMap<u32, Role> = Links::found(pins)
+        .pinned()?
+        .iter()
+        .filter_map(|(at, ifindex)| Some((*ifindex, role(*at)?)))
+        .collect();
     let mut readings = Vec::new();
     for device in netlink.losses().await? {
         if let Some(role) = roles.get(&device.index) {

@@ -100,6 +100,11 @@ impl Links {
         Ok(Self { folder })
     }
 
+    /// The folder as it is, to look at.
+    pub fn found(pins: &Path) -> Self {
+        Self { folder: pins.join("links") }
+    }
+
     fn path(&self, attachment: Attachment, ifindex: u32) -> PathBuf {
         self.folder.join(format!("{}-{ifindex}", attachment.name()))
     }
