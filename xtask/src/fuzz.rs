@@ -76,8 +76,6 @@ pub struct Report {
     pub seed: u64,
     /// Frames sent to either host.
     pub frames: u64,
-    /// Frames that no wire takes: longer than its MTU.
-    pub refused: u64,
     /// Groups of frames that belong together, one each for most.
     pub cases: u64,
     /// Frames that both hosts delivered to their container, the same.
@@ -174,7 +172,6 @@ impl Bench {
         let outcome = self.run(cases)?;
         let report = &mut self.report;
         report.frames += outcome.sent.sent;
-        report.refused += outcome.sent.refused;
         report.cases += cases.len() as u64;
         report.delivered += outcome.same;
         report.unaccounted += outcome.account.unaccounted;
@@ -256,7 +253,7 @@ fn explained(frame: &[u8], cases: &[(Fate, Case)]) -> Option<String> {
 impl Fate {
     /// The rule that keeps it from the container where the kernel alone might deliver it.
     fn dropped_by(&self) -> Option<&'static str> {
-        let reasons = || self.decap.iter().chain(&self.receive);
+        let reasons = || self.decap.iter().chain(&self.receive).chain(&self.open);
         let dropped = reasons().find(|reason| {
             matches!(reason.verdict(), overlay_common::Verdict::Drop) || **reason == Reason::NotIpv4
         });
@@ -267,6 +264,7 @@ impl Fate {
     fn verdict(&self) -> String {
         let mut words: Vec<_> = self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();
         words.extend(self.receive.iter().map(|reason| format!("receive:{}", reason.as_str())));
+        words.extend(self.open.iter().map(|reason| format!("options-or-receive:{}", reason.as_str())));
         words.extend(self.ends.iter().map(|end| end.as_str().to_owned()));
         words.join(",")
     }
