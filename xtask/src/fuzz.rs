@@ -2,7 +2,7 @@
 //! delivers, the kernel delivers too, byte for byte; what ours drops beyond that, a rule explains that was written
 //! without the programs, and the programs' counters agree with it; and every frame is counted somewhere.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::Path,
     time::{Duration, Instant},
 };
@@ -114,7 +114,10 @@ pub fn fuzz(options: &Options, overlay: &Path) -> Result<Report> {
     let started = Instant::now();
     let _pinned = Pinned::new()?;
     let seed = options.seed.map_or_else(clock, Ok)?;
-    let mut bench = Bench { twins: Twins::new(overlay, options.ingress.agent())?, report: Report { seed, ..Report::default() } };
+    let mut bench = Bench {
+        twins: Twins::new(overlay, options.ingress.agent())?,
+        report: Report { seed, ..Report::default() },
+    };
     let mut cases = Cases::new(seed);
     while bench.report.frames < options.frames && bench.report.differences.len() < MOST_FINDINGS {
         let left = usize::try_from(options.frames - bench.report.frames)?.min(BATCH);
@@ -149,7 +152,11 @@ fn clock() -> Result<u64> {
 }
 
 fn finding(case: &Case, why: Vec<String>) -> Finding {
-    Finding { name: case.name.clone(), frames: case.frames.iter().map(|frame| rows::hex(frame)).collect(), why }
+    Finding {
+        name: case.name.clone(),
+        frames: case.frames.iter().map(|frame| rows::hex(frame)).collect(),
+        why,
+    }
 }
 
 struct Bench {
@@ -229,9 +236,10 @@ impl Bench {
             why.push(format!("only ours delivered {}", rows::hex(frame)));
         }
         let mut rules = BTreeMap::new();
+        let mut used = HashSet::new();
         for frame in &difference.kernel_only {
-            match explained(frame, cases) {
-                Some(rule) => *rules.entry(rule).or_default() += 1,
+            match explained(frame, cases, &mut used) {
+                Some(rule) => *rules.entry(rule.to_owned()).or_default() += 1,
                 None => why.push(format!("only the kernel delivered {}", rows::hex(frame))),
             }
         }
@@ -242,11 +250,12 @@ impl Bench {
     }
 }
 
-/// The rule by which ours dropped what the kernel delivered.
-fn explained(frame: &[u8], cases: &[(Fate, Case)]) -> Option<String> {
-    cases.iter().find_map(|(fate, case)| {
+/// The rule by which ours dropped what the kernel delivered; each case explains one frame.
+fn explained(frame: &[u8], cases: &[(Fate, Case)], used: &mut HashSet<usize>) -> Option<&'static str> {
+    cases.iter().enumerate().find_map(|(at, (fate, case))| {
         let rule = fate.dropped_by()?;
-        comes_from(frame, case).then(|| rule.to_owned())
+        let new = comes_from(frame, case) && used.insert(at);
+        new.then_some(rule)
     })
 }
 
@@ -257,12 +266,15 @@ impl Fate {
         let dropped = reasons().find(|reason| {
             matches!(reason.verdict(), overlay_common::Verdict::Drop) || **reason == Reason::NotIpv4
         });
-        dropped.map(|reason| reason.as_str())
+        // The stack's connections meet the kernel's own UDP, which verifies what the programs do not.
+        let unverified = self.broken_outer_sum.then_some("outer UDP checksum, verified by the stack");
+        dropped.map(|reason| reason.as_str()).or(unverified)
     }
 
     /// In one word, for rows.
     fn verdict(&self) -> String {
-        let mut words: Vec<_> = self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();
+        let mut words: Vec<_> =
+            self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();
         words.extend(self.receive.iter().map(|reason| format!("receive:{}", reason.as_str())));
         words.extend(self.open.iter().map(|reason| format!("options-or-receive:{}", reason.as_str())));
         words.extend(self.ends.iter().map(|end| end.as_str().to_owned()));

@@ -10,7 +10,11 @@ pub(crate) fn fuzzing(options: &fuzz::Options) -> Result<()> {
     } else {
         print(&report);
     }
-    ensure!(report.differences.is_empty(), "{} cases differ and nothing explains them", report.differences.len());
+    ensure!(
+        report.differences.is_empty(),
+        "{} cases differ and nothing explains them",
+        report.differences.len()
+    );
     ensure!(report.unaccounted == 0, "{} frames are not accounted for", report.unaccounted);
     Ok(())
 }

@@ -27,12 +27,21 @@ impl Account {
             let read = |reading: &Reading| reading.0.get(&(hook, reason)).copied().unwrap_or_default() as i64;
             read(after) - read(before)
         };
-        let total = |count: &dyn Fn(&Fate) -> usize| fates.iter().map(|fate| count(fate)).sum::<usize>() as i64;
+        let total =
+            |count: &dyn Fn(&Fate) -> usize| fates.iter().map(|fate| count(fate)).sum::<usize>() as i64;
         let marks = sent.marks as i64;
         // A connection that the stack has carried a packet of stays the stack's: the rules know frames, not their past.
         let noted = counted(Hook::Decap, Reason::StackFlow);
+        let kernel = after.1.since(&before.1);
+        let is = |name: &str| kernel.get(name);
+        let ends = |end: End| total(&|fate| fate.ends.iter().filter(|is| **is == end).count());
+        // Of those connections the kernel, not the program, saw the outer checksum, and minds it when it is broken.
+        let broken = total(&|fate| usize::from(fate.broken_outer_sum && fate.decap == [Reason::Carried]));
+        let minded = (is("Udp.InErrors") - ends(End::UdpError)).clamp(0, broken.min(noted));
         let (mut ours, mut options) = (0, 0);
-        for (hook, reason) in Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)]) {
+        for (hook, reason) in
+            Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)])
+        {
             let mut is = counted(hook, reason);
             let mut should = total(&|fate| {
                 let reasons = if hook == Hook::Decap { &fate.decap } else { &fate.receive };
@@ -42,7 +51,7 @@ impl Account {
                 (Hook::Decap, Reason::InnerOptions) => is -= marks,
                 (Hook::Receive, Reason::Carried) => {
                     is -= marks;
-                    should += noted;
+                    should += noted - minded;
                 }
                 (Hook::Decap, Reason::Carried) => should -= noted,
                 (Hook::Decap, Reason::StackFlow) => should = is,
@@ -66,9 +75,6 @@ impl Account {
             }
         }
 
-        let kernel = after.1.since(&before.1);
-        let is = |name: &str| kernel.get(name);
-        let ends = |end: End| total(&|fate| fate.ends.iter().filter(|is| **is == end).count());
         let refused = total(&|fate| fate.open.len()) - options;
         // Datagrams with outer options may meet UDP and the tunnel, or not.
         let may = refused + options + ends(End::Options);
@@ -76,11 +82,11 @@ impl Account {
         // What the kernel can tell of the frames that no program of ours counted.
         for (name, is, should, may) in [
             ("frames that eth0 took", is("eth0.rx_packets") - marks, sent.sent as i64, 0),
-            ("UDP with wrong length or checksum", is("Udp.InErrors"), ends(End::UdpError), may),
+            ("UDP with wrong length or checksum", is("Udp.InErrors"), ends(End::UdpError) + minded, may),
             (
                 "datagrams for the tunnel's socket",
                 is("Udp.InDatagrams") - marks,
-                total(&|fate| fate.receive.len()) + noted + ends(End::NoTunnel),
+                total(&|fate| fate.receive.len()) + noted - minded + ends(End::NoTunnel),
                 may,
             ),
             ("outer fragments", is("Ip.ReasmReqds"), ends(End::Fragment) + joined, may),
@@ -90,7 +96,8 @@ impl Account {
                 account.why.push(format!("{name}: {is} counted, {should} expected"));
             }
         }
-        account.unaccounted = sent.sent as i64 - ours - refused;
+        account.unaccounted = sent.sent as i64 - ours - refused - minded;
+        account.note("kernel udp-error, of a connection of the stack".to_owned(), minded);
         account.note("kernel outer-options".to_owned(), refused + ends(End::Options));
         for end in End::ALL {
             account.unaccounted -= ends(*end);

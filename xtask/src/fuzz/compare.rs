@@ -53,7 +53,8 @@ pub(super) fn compare(ours: &[Vec<u8>], kernel: &[Vec<u8>]) -> Difference {
 fn one_hop_less(frame: &[u8]) -> Option<Vec<u8>> {
     let mut frame = frame.to_vec();
     let header = usize::from(frame.get(14)? & 15) * 4;
-    let ip = frame.get_mut(14..14 + header).filter(|ip| ip.len() >= 20 && checksum(ip, 0) == 0 && ip[8] > 1)?;
+    let ip =
+        frame.get_mut(14..14 + header).filter(|ip| ip.len() >= 20 && checksum(ip, 0) == 0 && ip[8] > 1)?;
     ip[8] -= 1;
     ip[10..12].fill(0);
     let sum = checksum(ip, 0);

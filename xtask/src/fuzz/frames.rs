@@ -307,10 +307,8 @@ mod tests {
             /Ether(dst='02:00:00:00:00:01',src='02:00:00:00:00:02')/IP(src='10.244.2.7',dst='10.244.1.2',id=7)\
             /UDP(sport=5000,dport=4000)/bytes([0,0,0,7,4,5,6,7,8])).hex())";
         let scapy = crate::command::run("/usr/bin/python3", ["-c", script]).unwrap();
-        let ours: String = Frame::valid(7, Transport::Udp, 9).frames()[0]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let ours: String =
+            Frame::valid(7, Transport::Udp, 9).frames()[0].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(ours, scapy.trim());
     }
 }

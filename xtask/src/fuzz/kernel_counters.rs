@@ -14,9 +14,8 @@ impl KernelCounters {
         let mut counters = BTreeMap::new();
         for file in ["/proc/net/snmp", "/proc/net/netstat"] {
             // Of the calling thread's namespace.
-            let text = namespace.enter(move || Ok(std::fs::read_to_string(
-                file.replace("/proc/", "/proc/thread-self/"),
-            )?))?;
+            let text = namespace
+                .enter(move || Ok(std::fs::read_to_string(file.replace("/proc/", "/proc/thread-self/"))?))?;
             let lines: Vec<_> = text.lines().collect();
             for pair in lines.chunks(2) {
                 let (names, values) = (pair[0], pair.get(1).context("a line of values")?);

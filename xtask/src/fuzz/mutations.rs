@@ -30,8 +30,7 @@ const MUTATIONS: &[Mutation] = &[
         frame.inner.fragment = random.one(&[0x2000, 0x0001, 0x2005, 0x1fff, 0x4000, 0x8000]);
     }),
     ("outer fragments", |frame, random| {
-        let train =
-            [Train::InOrder, Train::Reversed, Train::Twice, Train::Incomplete, Train::Overlapping];
+        let train = [Train::InOrder, Train::Reversed, Train::Twice, Train::Incomplete, Train::Overlapping];
         frame.train = Some((random.one(&train), 8 + random.below(80)));
         frame.ip.id |= 0x8000;
     }),

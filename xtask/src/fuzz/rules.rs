@@ -4,9 +4,7 @@ use overlay_common::Reason;
 
 use super::{
     frames::checksum,
-    world::{
-        CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet,
-    },
+    world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet},
 };
 
 /// What must become of one case.
@@ -49,8 +47,7 @@ pub(super) enum End {
 
 impl End {
     /// All of them.
-    pub(super) const ALL: &[Self] =
-        &[
+    pub(super) const ALL: &[Self] = &[
         Self::OtherProtocol,
         Self::Ip,
         Self::Fragment,
@@ -254,8 +251,12 @@ fn source(address: [u8; 4], subnet: [u8; 3]) -> Option<Reason> {
 
 /// RFC 768: zero means there is none.
 fn udp_sum_is_right(udp: &[u8], from: [u8; 4], to: [u8; 4]) -> bool {
-    let seed = u32::from(word(&from, 0)) + u32::from(word(&from, 2)) + u32::from(word(&to, 0))
-        + u32::from(word(&to, 2)) + 17 + udp.len() as u32;
+    let seed = u32::from(word(&from, 0))
+        + u32::from(word(&from, 2))
+        + u32::from(word(&to, 0))
+        + u32::from(word(&to, 2))
+        + 17
+        + udp.len() as u32;
     word(udp, 6) == 0 || checksum(udp, seed) == 0
 }
 
@@ -263,15 +264,16 @@ fn udp_sum_is_right(udp: &[u8], from: [u8; 4], to: [u8; 4]) -> bool {
 fn unusable(from: [u8; 4], to: [u8; 4]) -> Option<End> {
     let own = from == LOCAL || in_subnet(from) && from[3] < 2;
     let broadcast = in_subnet(from) && from[3] == 255 || from == [10, 99, 0, 255];
-    // "This host", before it knows its address.
-    let nobody = from[0] == 0 && !matches!(to, [255, 255, 255, 255] | [224, 0, 0, 1]);
+    // "This host", before it knows its address; and zero was once a broadcast (RFC 1122 section 3.3.6).
+    let old_broadcast = [from, to] == [[0; 4]; 2];
+    let nobody = from[0] == 0 && !matches!(to, [255, 255, 255, 255] | [224, 0, 0, 1]) && !old_broadcast;
     if from[0] == 127 || from[0] >= 240 || from[0] & 0xf0 == 224 || own || broadcast || nobody {
         return Some(End::Ip);
     }
-    if to[0] == 127 || to[0] == 0 {
+    if to[0] == 127 || to[0] == 0 && !old_broadcast {
         return Some(End::Ip);
     }
-    (!is_local(to)).then_some(End::OtherService)
+    (!is_local(to) && !old_broadcast).then_some(End::OtherService)
 }
 
 /// Through the kernel's UDP and tunnel: the inner Ethernet frame.
@@ -362,7 +364,8 @@ impl Fragments {
         } else {
             self.length = Some(at + payload.len());
         }
-        let same = |(other, part): &(usize, Vec<u8>)| *other <= at && at + payload.len() <= other + part.len();
+        let same =
+            |(other, part): &(usize, Vec<u8>)| *other <= at && at + payload.len() <= other + part.len();
         if self.parts.iter().any(same) {
             return None;
         }

@@ -8,7 +8,7 @@ use super::{
     frames::{Frame, Transport},
     kernel_counters::KernelCounters,
     wire::Wire,
-    world::{CONTAINER, CONTAINER_MAC, LOCAL, PEERS, UNDERLAY_MAC, VTEP_MAC},
+    world::{CONTAINER, CONTAINER_MAC, GATEWAY, LOCAL, PEERS, UNDERLAY_MAC, VTEP_MAC},
 };
 use crate::lab::{
     self, Container, ForeignVxlan, Host, Lab, Member, Namespace, Options, PingOptions, Store, wait_until,
@@ -112,7 +112,7 @@ fn ours(lab: &Lab, overlay: &Path, agent: &[&str]) -> Result<Member> {
     ensure!(container.address().octets() == CONTAINER, "the container is {}", container.address());
     container.namespace().ip(&format!("link set eth0 address {}", mac_text(CONTAINER_MAC)))?;
     wait_until("the endpoint and the peers", PATIENCE, || {
-        container.ping(std::net::Ipv4Addr::new(10, 244, 1, 1), PingOptions { count: 1, ..Default::default() })?;
+        container.ping(GATEWAY.into(), PingOptions { count: 1, ..Default::default() })?;
         Ok(member.overlay(&["endpoints"])?.contains("10.244.1.2 ")
             && member.overlay(&["peers"])?.contains("10.244.3.0"))
     })?;
@@ -184,7 +184,6 @@ impl Twin {
     pub(super) fn kernel_counters(&self) -> Result<KernelCounters> {
         KernelCounters::read(self.host.namespace())
     }
-
 }
 
 /// What came of frames.
@@ -196,12 +195,12 @@ pub(super) struct Delivered {
     pub(super) frames: Vec<Vec<u8>>,
 }
 
-/// Nothing that was delivered: the bridge asks for neighbours that nobody has, and who listens to its multicasts; the
-/// container may speak.
+/// Nothing that was delivered: the bridge asks for neighbours that nobody has, and who listens to its multicasts; the host
+/// complains of frames by ICMP; the container may speak. No host takes a packet from its own address.
 fn is_local(frame: &[u8]) -> bool {
     let arp = frame.get(12..14) == Some(&[0x08, 0x06]);
-    let igmp = frame.get(23) == Some(&2) && frame.get(26..30) == Some(&[10, 244, 1, 1]);
-    arp || igmp || frame.get(6..12) == Some(&CONTAINER_MAC)
+    let host = frame.get(26..30).is_some_and(|source| source == LOCAL || source == GATEWAY);
+    arp || host || frame.get(6..12) == Some(&CONTAINER_MAC)
 }
 
 fn mark_of(number: u32) -> Vec<u8> {

@@ -38,11 +38,7 @@ impl Wire {
         Ok(wire)
     }
 
-    fn open(
-        namespace: &Namespace,
-        interface: &'static str,
-        protocol: Option<SockProtocol>,
-    ) -> Result<Self> {
+    fn open(namespace: &Namespace, interface: &'static str, protocol: Option<SockProtocol>) -> Result<Self> {
         // A socket stays in the namespace it was made in.
         namespace.enter(move || {
             let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;

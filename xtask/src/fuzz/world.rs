@@ -6,6 +6,7 @@ pub(super) const UNDERLAY_MAC: [u8; 6] = [0x06, 0, 0, 0, 0, 0x01];
 pub(super) const NEXT_HOP_MAC: [u8; 6] = [0x06, 0, 0, 0, 0, 0x02];
 pub(super) const VTEP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 pub(super) const SUBNET: [u8; 3] = [10, 244, 1];
+pub(super) const GATEWAY: [u8; 4] = [10, 244, 1, 1];
 pub(super) const CONTAINER: [u8; 4] = [10, 244, 1, 2];
 pub(super) const CONTAINER_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x02];
 pub(super) const PORT: u16 = 8472;
