@@ -1,4 +1,5 @@
-//! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files.
+//! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files, the
+//! tests that threat-model.md rests on.
 extern crate std;
 use std::{
     collections::BTreeSet,
@@ -103,6 +104,26 @@ fn files_with_unsafe_are_listed() {
         }
     }
     assert_eq!(count, listed.matches(".rs`").count(), "a file is listed that has none");
+}
+
+/// Names in backticks that are long enough to be a test's: words of lower case joined by at least two underscores.
+fn named_tests(text: &str) -> BTreeSet<&str> {
+    let name = |word: &&str| {
+        word.matches('_').count() > 1
+            && word.chars().all(|c| c == '_' || c.is_ascii_lowercase() || c.is_ascii_digit())
+    };
+    text.split('`').skip(1).step_by(2).filter(name).collect()
+}
+
+#[test]
+fn tests_that_documents_rest_on_exist() {
+    let folders = ["overlay-common/src", "overlay-user", "xtask"];
+    let all: String = folders.into_iter().flat_map(sources).map(|(_, text)| text).collect();
+    let named = named_tests(include_str!("../../docs/threat-model.md"));
+    assert!(named.len() > 20);
+    for test in named {
+        assert!(all.contains(&std::format!("fn {test}(")), "there is no test {test}");
+    }
 }
 
 #[test]

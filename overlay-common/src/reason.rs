@@ -120,6 +120,8 @@ reasons! {
     Failed = 27, "helper-failed", Drop;
     /// A VNI that is not ours arrived at overlay0 (kernels without vnifilter).
     ForeignVni = 28, "foreign-vni", Drop;
+    /// A container sent a tunnel packet of its own making, to a peer or in a peer's name.
+    ForgedTunnel = 29, "forged-tunnel", Drop;
     /// The table of noted flows is full: a connection through the stack may break.
     FlowsFull = 30, "flow-table-full", Event;
     /// An ICMP answer was not sent: rate limit, or about something that must not be answered (RFC 1122 section 3.2.2).

@@ -15,6 +15,8 @@ use crate::{
     settings,
 };
 
+/// Protocol number of UDP.
+const IPPROTO_UDP: u8 = 17;
 /// The outer headers and the part of the inner IPv4 header that changes (TTL and checksum), written in one piece.
 const WRITTEN: usize = OVERHEAD + 12;
 
@@ -28,7 +30,7 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return Ok(Outcome::NotOurs);
     };
     if !settings::in_network(destination) || settings::in_subnet(destination) || is_broadcast(destination) {
-        return Ok(Outcome::NotOurs);
+        return not_wrapped(packet);
     }
     let inner = packet.ipv4(ETHERNET)?;
 
@@ -95,13 +97,38 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 /// else; ports without one (taps, physical ones, a veth not attached yet) are the stack's.
 #[inline(always)]
 pub(crate) fn bridge(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    if packet.is_ipv4()
-        && packet.pull(ETHERNET + IPV4)
-        && let Some(source) = packet.read::<[u8; 4]>(ETHERNET + 12).map(Addr4::new)
+    if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4) {
+        return Ok(Outcome::NotOurs);
+    }
+    if let Some(source) = packet.read::<[u8; 4]>(ETHERNET + 12).map(Addr4::new)
         && settings::in_network(source)
         && !settings::in_subnet(source)
     {
         return Err(Reason::SourceNotOurs);
+    }
+    not_wrapped(packet)
+}
+
+/// Not ours, unless a container plays the host: what it wraps itself and sends to a peer is masqueraded, like all that
+/// leaves the host, and arrives from this host's address; what it wraps in a peer's name and sends to this host is taken
+/// by the tunnel's socket, which listens on every address. Either would pass the peer check at its destination. The
+/// header must be readable.
+#[inline(always)]
+fn not_wrapped(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+    let Some(header) = packet.read::<[u8; IPV4]>(ETHERNET) else {
+        return Ok(Outcome::NotOurs);
+    };
+    let is_later_fragment = (header[6] & 0x1f) | header[7] != 0;
+    if header[9] != IPPROTO_UDP || is_later_fragment {
+        return Ok(Outcome::NotOurs);
+    }
+    let options = usize::from(header[0] & 0x0f) * 4;
+    let [_, _, _, _, _, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h] = header;
+    let is_vtep = |octets| maps::vtep(Addr4::new(octets)).is_some();
+    if packet.load(ETHERNET + options + 2) == Some(settings::port())
+        && (is_vtep([e, f, g, h]) || is_vtep([a, b, c, d]))
+    {
+        return Err(Reason::ForgedTunnel);
     }
     Ok(Outcome::NotOurs)
 }

@@ -57,6 +57,8 @@ pub enum Command {
     Detach(Detach),
     /// Looks at kernel, capabilities, MTU, ports, sysctls and firewall; says what holds, what does not, what to do
     Check(Check),
+    /// Prints or writes the Docker daemon's options from subnet.env, as flannel's mk-docker-opts.sh does
+    DockerOpts(DockerOpts),
     /// Removes every trace of a network from this host, once its agent has ended. Its traffic ends; subnet.env stays
     Down(Down),
 }
@@ -163,6 +165,44 @@ pub struct Check {
     /// Name of the kernel's tunnel device
     #[arg(long, default_value = "overlay0")]
     pub device: String,
+}
+
+const AFTER_DOCKER_OPTS: &str = "\
+Without -i and -c both forms are written. What the variable KEY holds already stays in front of the combined form.
+
+Examples:
+  overlay docker-opts -c -d /run/docker_opts.env      for docker.service: EnvironmentFile=/run/docker_opts.env
+                                                      and ExecStart=/usr/bin/dockerd $DOCKER_OPTS
+  overlay docker-opts -k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker
+  overlay docker-opts --json                          the same as lines of /etc/docker/daemon.json
+
+Exit codes: 0 done; 1 no subnet.env yet, or one that does not say enough; 2 wrong usage.";
+
+/// `overlay docker-opts`
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_DOCKER_OPTS)]
+pub struct DockerOpts {
+    /// The agent's file to read; flanneld's is the same
+    #[arg(short = 'f', long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    pub subnet_file: PathBuf,
+    /// Writes the variables to this file too, in one step; readers never see half of it
+    #[arg(short, long, value_name = "FILE")]
+    pub docker_env: Option<PathBuf>,
+    /// Each option in a variable of its own: DOCKER_OPT_BIP, DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU
+    #[arg(short, long)]
+    pub individual: bool,
+    /// All options in one variable
+    #[arg(short, long)]
+    pub combined: bool,
+    /// Name of that variable
+    #[arg(short, long, default_value = "DOCKER_OPTS", value_parser = variable_name)]
+    pub key: String,
+    /// Says nothing about masquerading (for a Docker that does not know --ip-masq)
+    #[arg(short = 'm', long)]
+    pub no_ip_masq: bool,
+    /// Prints JSON, with daemon.json's names
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `overlay down`
@@ -296,6 +336,16 @@ pub enum PeerCheck {
     On,
     /// Packets from its own subnet alone
     Strict,
+}
+
+/// A name that shells and systemd accept for a variable.
+fn variable_name(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if text.chars().all(fine) && text.starts_with(|c: char| !c.is_ascii_digit()) {
+        Ok(text.to_owned())
+    } else {
+        Err("a variable's name has letters, digits and underscores, and begins with no digit".to_owned())
+    }
 }
 
 /// A name that is safe as a folder's.

@@ -109,6 +109,34 @@ fn one_store_and_a_whole_one() {
     }
 }
 
+fn docker_opts(line: &str, variables: &[(&str, &str)]) -> DockerOpts {
+    match parse_with(line, variables).unwrap().command {
+        Command::DockerOpts(options) => options,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn docker_opts_has_the_letters_of_flannels_script() {
+    let none = docker_opts("overlay docker-opts", &[]);
+    assert_eq!(none.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
+    assert_eq!((none.docker_env, none.key.as_str()), (None, "DOCKER_OPTS"));
+    assert!(!none.individual && !none.combined && !none.no_ip_masq && !none.json);
+    let all = docker_opts("overlay docker-opts -f a -d b -icm -k DOCKER_NETWORK_OPTIONS", &[]);
+    assert_eq!((all.subnet_file, all.docker_env), ("a".into(), Some("b".into())));
+    assert!(all.individual && all.combined && all.no_ip_masq);
+    assert_eq!(all.key, "DOCKER_NETWORK_OPTIONS");
+    // The agent's own variable: both speak of the same file.
+    let variable = docker_opts("overlay docker-opts", &[("FLANNELD_SUBNET_FILE", "/x")]);
+    assert_eq!(variable.subnet_file.to_str(), Some("/x"));
+    for key in ["1", "a-b", "x=y", ""] {
+        let refused = parse_with(&format!("overlay docker-opts --key={key}"), &[]).unwrap_err();
+        assert_eq!(refused.exit_code(), 2, "{key}");
+    }
+    let help = parse_with("overlay docker-opts --help", &[]).unwrap_err().to_string();
+    assert!(help.contains("EnvironmentFile=/run/docker_opts.env") && help.contains("Exit codes"), "{help}");
+}
+
 #[test]
 fn help_teaches() {
     let help = parse_with("overlay --help", &[]).unwrap_err();

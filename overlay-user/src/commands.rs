@@ -2,6 +2,7 @@
 mod agent;
 mod check;
 mod config;
+mod docker_opts;
 mod down;
 mod dry_run;
 
@@ -42,6 +43,7 @@ pub async fn run(cli: Cli) -> Result<Ended> {
         Command::Attach(options) => endpoint::attach(&options).await?,
         Command::Detach(options) => endpoint::detach(&options).await?,
         Command::Check(options) => return check::check(&options).await,
+        Command::DockerOpts(options) => docker_opts::docker_opts(&options).await?,
         Command::Down(options) => down::down(&options).await?,
     }
     Ok(Ended::Done)

@@ -22,11 +22,16 @@ impl Fields {
 
     /// The value of `name`; an exact match goes before one in another case.
     pub(crate) fn value(&self, name: &str) -> Option<&Value> {
+        self.written(name).filter(|value| !value.is_null())
+    }
+
+    /// The same for Go's `json.RawMessage`, to which null is a value.
+    pub(crate) fn written(&self, name: &str) -> Option<&Value> {
         let any_case = || {
             let found = self.0.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value)
         };
-        self.0.get(name).or_else(any_case).filter(|value| !value.is_null())
+        self.0.get(name).or_else(any_case)
     }
 
     /// The value of `name` as a `T`; `Err` is the value as it stands, if it is no `T`.

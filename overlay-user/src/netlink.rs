@@ -2,13 +2,18 @@
 //! knows rtnetlink.
 mod change;
 mod decode;
+mod dump;
 mod monitor;
 
 use std::{io, net::Ipv4Addr};
 
+use dump::dump;
 use futures::TryStreamExt;
 use ipnet::Ipv4Net;
-use netlink_packet_route::{AddressFamily, address::AddressMessage, route::RouteMessage};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage,
+    neighbour::NeighbourMessage, route::RouteMessage, tc::TcMessage,
+};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
@@ -118,6 +123,29 @@ pub struct FdbEntry {
     pub port: u32,
 }
 
+/// What a device lost, in packets since it was made; the names are those of `ip -s link`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceLosses {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// Received broken.
+    pub rx_errors: u64,
+    /// Received whole, and dropped by the device's driver or before any protocol had it.
+    pub rx_dropped: u64,
+    /// Not received for want of room in the device's ring.
+    pub rx_missed: u64,
+    /// Could not be sent.
+    pub tx_errors: u64,
+    /// Given to the device, and dropped by it.
+    pub tx_dropped: u64,
+    /// Dropped by its queueing disciplines, before the device had them. Wraps at 2^32 for each.
+    pub queue_drops: u64,
+    /// The other end is not there, or down.
+    pub no_carrier: bool,
+}
+
 /// Everything at (nearly) one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -165,6 +193,16 @@ impl NetlinkError {
     }
 }
 
+/// The payload of a message, if it is of this kind.
+macro_rules! is {
+    ($message:expr, $kind:ident) => {
+        match $message {
+            RouteNetlinkMessage::$kind(payload) => Some(payload),
+            _ => None,
+        }
+    };
+}
+
 /// Main table (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = 254;
 
@@ -201,10 +239,9 @@ impl Netlink {
 
     /// All links.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let messages = self.handle.link().get().execute();
-        let messages: Vec<_> =
-            messages.try_collect().await.map_err(|error| NetlinkError::new("list links", error))?;
-        Ok(messages.iter().filter_map(decode::link).collect())
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let messages = dump("list links", request).await?;
+        Ok(messages.iter().filter_map(|message| is!(message, NewLink)).filter_map(decode::link).collect())
     }
 
     /// The link of that name, if there is one.
@@ -214,29 +251,16 @@ impl Netlink {
 
     /// All IPv4 addresses.
     pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
-        let messages: Vec<AddressMessage> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| NetlinkError::new("list addresses", error))?;
-        Ok(messages.iter().filter_map(decode::address).collect())
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let messages = dump("list addresses", request).await?;
+        Ok(messages.iter().filter_map(|message| is!(message, NewAddress)).filter_map(decode::address).collect())
     }
 
     /// The IPv4 routes of table main.
     pub async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let messages: Vec<RouteMessage> = self
-            .handle
-            .route()
-            .get(request)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| NetlinkError::new("list routes", error))?;
-        let routes = messages.iter().filter_map(decode::route);
+        let messages = dump("list routes", RouteNetlinkMessage::GetRoute(request)).await?;
+        let routes = messages.iter().filter_map(|message| is!(message, NewRoute)).filter_map(decode::route);
         Ok(routes.filter(|route| route.table == TABLE_MAIN).collect())
     }
 
@@ -261,23 +285,40 @@ impl Netlink {
 
     /// All resolved IPv4 neighbours.
     pub async fn neighbours(&self) -> Result<Vec<Neighbour>, NetlinkError> {
-        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
-        let messages: Vec<_> = request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| NetlinkError::new("list neighbours", error))?;
-        Ok(messages.iter().filter_map(decode::neighbour).collect())
+        let messages = dump("list neighbours", of_family(AddressFamily::Inet)).await?;
+        let messages = messages.iter().filter_map(|message| is!(message, NewNeighbour));
+        Ok(messages.filter_map(decode::neighbour).collect())
     }
 
     /// The forwarding tables of all bridges, without the bridges' own addresses.
     pub async fn fdb(&self) -> Result<Vec<FdbEntry>, NetlinkError> {
-        let request = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge);
-        let messages: Vec<_> = request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| NetlinkError::new("list bridge forwarding tables", error))?;
-        Ok(messages.iter().filter_map(decode::fdb_entry).collect())
+        let messages = dump("list bridge forwarding tables", of_family(AddressFamily::Bridge)).await?;
+        let messages = messages.iter().filter_map(|message| is!(message, NewNeighbour));
+        Ok(messages.filter_map(decode::fdb_entry).collect())
     }
+
+    /// What each device and its queues lost, all devices.
+    pub async fn losses(&self) -> Result<Vec<DeviceLosses>, NetlinkError> {
+        let links = dump("list links", RouteNetlinkMessage::GetLink(LinkMessage::default())).await?;
+        let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let queues = dump("list queueing disciplines", request).await?;
+        let drops: Vec<_> = queues
+            .iter()
+            .filter_map(|message| is!(message, NewQueueDiscipline))
+            .map(decode::queue_drops)
+            .collect();
+        let links = links.iter().filter_map(|message| is!(message, NewLink));
+        let mut losses: Vec<DeviceLosses> = links.filter_map(decode::losses).collect();
+        for device in &mut losses {
+            let of = drops.iter().filter(|(index, _)| *index == device.index);
+            device.queue_drops = of.map(|(_, drops)| drops).sum();
+        }
+        Ok(losses)
+    }
+}
+
+fn of_family(family: AddressFamily) -> RouteNetlinkMessage {
+    let mut request = NeighbourMessage::default();
+    request.header.family = family;
+    RouteNetlinkMessage::GetNeighbour(request)
 }

@@ -3,7 +3,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Serialize, Serializer, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{json::Fields, lease::MAX_VNI};
 
@@ -66,12 +66,14 @@ impl NetworkConfig {
                 r#"the text {problem}; write one such as {{"Network":"10.244.0.0/16","Backend":{{"Type":"vxlan"}}}}"#
             ))
         })?;
-        if fields.value("EnableIPv4") == Some(&Value::Bool(false)) {
-            return Err(bad("EnableIPv4", "false", "only IPv4 overlays are supported: remove the field"));
+        for (field, default, only) in [("EnableIPv4", true, true), ("EnableIPv6", false, false)] {
+            let enabled = switch(&fields, field)?.unwrap_or(default);
+            if enabled != only {
+                return Err(bad(field, enabled, "only IPv4 overlays are supported: remove the field"));
+            }
         }
-        if fields.value("EnableIPv6") == Some(&Value::Bool(true)) {
-            return Err(bad("EnableIPv6", "true", "only IPv4 overlays are supported: remove the field"));
-        }
+        // How flannel masquerades, no matter here; but what flannel cannot read, nobody should take for well written.
+        switch(&fields, "EnableNFTables")?;
         let network = network(&fields)?;
         let subnet_len = subnet_len(&fields, network)?;
         // flannel leaves out the first subnet: its first address is the network's own.
@@ -149,7 +151,7 @@ fn bound(
 
 fn backend(fields: &Fields) -> Result<BackendConfig, ConfigError> {
     let wants = r#"it must be an object such as {"Type":"vxlan"}"#;
-    let Some(value) = fields.value("Backend") else {
+    let Some(value) = fields.written("Backend") else {
         return Ok(BackendConfig::Udp { port: UDP_PORT });
     };
     let options = Fields::of(value.clone()).ok_or_else(|| bad("Backend", value, wants))?;
@@ -165,7 +167,7 @@ fn backend(fields: &Fields) -> Result<BackendConfig, ConfigError> {
     }
 }
 
-/// `Learning` is not looked at: peers are known from their leases, never learned from traffic.
+/// `Learning` makes no difference: peers are known from their leases, never learned from traffic.
 fn vxlan(options: &Fields) -> Result<BackendConfig, ConfigError> {
     let wants = format!("it must be 1 to {MAX_VNI}");
     let vni = read(options, "VNI", &wants)?.unwrap_or(1);
@@ -178,21 +180,25 @@ fn vxlan(options: &Fields) -> Result<BackendConfig, ConfigError> {
     if let Some(mtu) = mtu.filter(|mtu| !(118..=65535).contains(mtu)) {
         return Err(bad("MTU", mtu, wants));
     }
-    let switch = |field| read(options, field, "it must be true or false").map(Option::unwrap_or_default);
-    if switch("GBP")? {
+    switch(options, "Learning")?;
+    if switch(options, "GBP")? == Some(true) {
         return Err(bad("GBP", "true", "group policy tags are not carried: remove the field"));
     }
     Ok(BackendConfig::Vxlan {
         vni,
         port: port(options, VXLAN_PORT)?,
         mtu,
-        direct_routing: switch("DirectRouting")?,
+        direct_routing: switch(options, "DirectRouting")?.unwrap_or_default(),
     })
 }
 
 fn port(options: &Fields, default: u16) -> Result<u16, ConfigError> {
     let port = read(options, "Port", "it must be a UDP port, 1 to 65535")?;
     Ok(port.filter(|&port| port != 0).unwrap_or(default))
+}
+
+fn switch(fields: &Fields, field: &str) -> Result<Option<bool>, ConfigError> {
+    read(fields, field, "it must be true or false")
 }
 
 fn read<T: DeserializeOwned>(fields: &Fields, field: &str, wants: &str) -> Result<Option<T>, ConfigError> {
@@ -285,6 +291,31 @@ mod tests {
         }
     }
 
+    /// What flannel's configs may hold beside: no field of ours, no error of ours.
+    #[test]
+    fn what_makes_no_difference_is_read_all_the_same() {
+        let plain = parse(r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan"}}"#);
+        for more in [
+            r#""EnableIPv4":true,"EnableIPv6":false,"EnableNFTables":true"#,
+            r#""IPv6Network":"fd00::/48","IPv6SubnetLen":64,"IPv6SubnetMin":"fd00::","IPv6SubnetMax":"fd00::""#,
+            r#""SubnetLen":0,"SubnetMin":"0.0.0.0","SubnetMax":"0.0.0.0","EnableIPv4":null,"SubnetLen":null"#,
+        ] {
+            assert_eq!(
+                parse(&format!(r#"{{"Network":"10.0.0.0/16",{more},"Backend":{{"Type":"vxlan"}}}}"#)),
+                plain
+            );
+        }
+        for options in [
+            r#""Learning":true,"GBP":false,"DirectRouting":false"#,
+            r#""Port":0,"MTU":0,"MacPrefix":"0E-2A","Name":"x""#,
+        ] {
+            let text = format!(r#"{{"Network":"10.0.0.0/16","Backend":{{"Type":"VxLAN",{options}}}}}"#);
+            assert_eq!(parse(&text), plain);
+        }
+        let udp = parse(r#"{"Network":"10.0.0.0/16","Backend":{"Type":"UDP","port":9000}}"#);
+        assert_eq!(udp.backend, BackendConfig::Udp { port: 9000 });
+    }
+
     #[test]
     fn foreign_backends_are_read_not_guessed() {
         let backend = |name: &str| {
@@ -315,6 +346,21 @@ mod tests {
             ),
             (r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#, "EnableIPv4 is false"),
             (r#"{"Network":"10.0.0.0/16","EnableIPv6":true}"#, "EnableIPv6 is true"),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv4":"no"}"#,
+                "EnableIPv4 is \"no\", but it must be true or false",
+            ),
+            (r#"{"Network":"10.0.0.0/16","EnableIPv6":1}"#, "EnableIPv6 is 1"),
+            (r#"{"Network":"10.0.0.0/16","EnableNFTables":"x"}"#, "EnableNFTables is \"x\""),
+            (r#"{"Network":"10.0.0.0/16","Backend":null}"#, "Backend is null, but it must be an object"),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":""}}"#, "Type is empty"),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","Learning":2}}"#, "Learning is 2"),
+            (
+                r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","DirectRouting":"y"}}"#,
+                "DirectRouting is \"y\"",
+            ),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","Port":-1}}"#, "Port is -1"),
+            (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"udp","Port":70000}}"#, "Port is 70000"),
             (r#"{"Network":"10.0.0.0/16","Backend":{}}"#, "Type is missing"),
             (r#"{"Network":"10.0.0.0/16","Backend":"vxlan"}"#, "Backend is \"vxlan\""),
             (r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","VNI":0}}"#, "VNI is 0"),

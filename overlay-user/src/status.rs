@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{endpoints::View, peers::Skipped};
+use crate::{endpoints::View, losses::Reading, peers::Skipped};
 
 /// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct Status {
     /// Bridges and address conflicts, as learning sees them. Filled in for those who ask.
     #[serde(default)]
     pub learned: View,
+    /// What devices had lost when the agent started; see [`crate::losses`].
+    #[serde(default)]
+    pub lost_before: Vec<Reading>,
     /// Last sign of life of the loop; see [`crate::health`].
     #[serde(skip, default = "Instant::now")]
     pub beat: Instant,
@@ -57,6 +60,7 @@ impl Status {
             datapath: DatapathStatus::default(),
             peers: PeersStatus::default(),
             learned: View::default(),
+            lost_before: Vec::new(),
             beat: Instant::now(),
             answered: None,
         }

@@ -42,27 +42,28 @@ impl SubnetEnv {
 
     /// Writes the file, mode 0644 in a folder of mode 0755, by rename: nobody reads half of it.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        self.try_write(path)
+        replace(path, self.text().as_bytes())
             .with_context(|| format!("write {} (--subnet-file names another file)", path.display()))
     }
+}
 
-    fn try_write(&self, path: &Path) -> anyhow::Result<()> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !folder.exists() {
-            fs::create_dir_all(folder).context("create its folder")?;
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
-        }
-        let name = path.file_name().context("the path names no file")?;
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        let hidden = folder.join(hidden);
-        let mut file = fs::File::create(&hidden)?;
-        file.write_all(self.text().as_bytes())?;
-        file.set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.sync_all()?;
-        fs::rename(&hidden, path)?;
-        Ok(())
+/// Writes a file that others read at any time: mode 0644, by rename, its folder made if need be.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.exists() {
+        fs::create_dir_all(folder).context("create its folder")?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     }
+    let name = path.file_name().context("the path names no file")?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    let hidden = folder.join(hidden);
+    let mut file = fs::File::create(&hidden)?;
+    file.write_all(text)?;
+    file.set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.sync_all()?;
+    fs::rename(&hidden, path)?;
+    Ok(())
 }
 
 /// Reads what an earlier run left. No file, and lines that make no sense, are no error: they say nothing.

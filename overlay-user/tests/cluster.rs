@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 #[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
 mod cluster {
+    mod accounts;
     mod bed;
     mod checked;
     mod containers;
@@ -11,4 +12,5 @@ mod cluster {
     mod peers;
     mod restart;
     mod store;
+    mod storm;
 }

@@ -31,11 +31,13 @@ pub use self::{
     foreign::ForeignVxlan,
     host::{Capture, Host},
     latency::{Latency, latency},
+    ledger::{Accounts, Ledger, Traffic},
     member::{Member, Store, configure, populate, populate_some},
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport},
     stream::{Transfer, iperf3, transfer},
     sweep::{interrupted, leaks, orphans, sweep},
+    visitor::Guesthouse,
 };
 
 mod agent;
@@ -44,11 +46,13 @@ mod counters;
 mod foreign;
 mod host;
 mod latency;
+mod ledger;
 mod member;
 mod namespace;
 mod numbered;
 mod stream;
 mod sweep;
+mod visitor;
 
 /// How the lab's underlay is.
 #[derive(Clone, Debug)]

@@ -1,5 +1,5 @@
 //! `overlay status`, `overlay peers` and `overlay endpoints`: from the agent if it runs, from the pinned maps if not.
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
@@ -9,7 +9,9 @@ use crate::{
     cli::{Peers, Show},
     control::{self, Request, Response},
     datapath::tables::{Counter, PeerTraffic, Tables},
+    losses::{self, Loss, Reading},
     mac::Mac,
+    netlink::Netlink,
     state::Record,
     status::{LeaseState, Status, unix_now},
     table::table,
@@ -28,6 +30,9 @@ struct Report {
     agent: Option<Status>,
     agent_error: Option<String>,
     counters: Vec<Counter>,
+    /// What is lost where no program sees it.
+    device_losses: Vec<Loss>,
+    device_losses_error: Option<String>,
     peers: usize,
     endpoints: usize,
 }
@@ -70,6 +75,11 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     }
     let tables = tables.context("read the network's pinned maps")?;
     let counters = tables.counters()?;
+    let before = agent.as_ref().map(|agent| agent.lost_before.as_slice());
+    let (device_losses, device_losses_error) = match device_losses(&paths.pins).await {
+        Ok(now) => (losses::judge(now, before), None),
+        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+    };
     let report = Report {
         network: paths.network,
         mode: "vxlan",
@@ -80,6 +90,8 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         peers: tables.peer_entries()?.len(),
         endpoints: tables.endpoint_entries()?.len(),
         counters,
+        device_losses,
+        device_losses_error,
     };
     if show.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -87,6 +99,10 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         print!("{}", text(&report));
     }
     Ok(())
+}
+
+async fn device_losses(pins: &Path) -> Result<Vec<Reading>> {
+    Ok(losses::read(&Netlink::open()?, pins).await?)
 }
 
 fn tiers(record: Option<&Record>, agent: Option<&Status>) -> Vec<Tier> {
@@ -190,10 +206,40 @@ fn text(report: &Report) -> String {
         ]
     });
     format!(
-        "{}\n\n{}\n",
+        "{}\n\n{}\n\n{}\n",
         table(&["", ""], rows).trim_start_matches('\n'),
-        table(&["hook", "reason", "verdict", "packets", "bytes"], counters)
+        table(&["hook", "reason", "verdict", "packets", "bytes"], counters),
+        device_losses_text(report)
     )
+}
+
+/// Losses shown to people: the rest is in `--json`. A host may have thousands of containers.
+const LOSSES_SHOWN: usize = 20;
+
+fn device_losses_text(report: &Report) -> String {
+    if let Some(error) = &report.device_losses_error {
+        return format!("device losses: not known: {error}");
+    }
+    let losses = &report.device_losses;
+    if losses.is_empty() {
+        return "device losses: none".into();
+    }
+    let number = |packets: Option<u64>| packets.map_or_else(|| "-".into(), |packets| packets.to_string());
+    let rows = losses.iter().take(LOSSES_SHOWN).map(|loss| {
+        vec![
+            loss.reading.device.clone(),
+            loss.reading.counter.clone(),
+            number(loss.reading.packets),
+            number(loss.since_start),
+            format!("{}: {}", loss.meaning, loss.remedy),
+        ]
+    });
+    let heading = ["device losses", "counter", "packets", "since agent start", "what it means: what to do"];
+    let more = match losses.len().saturating_sub(LOSSES_SHOWN) {
+        0 => String::new(),
+        more => format!("\nand {more} more: `overlay status --json`"),
+    };
+    table(&heading, rows) + &more
 }
 
 fn lease(agent: &Status) -> String {

@@ -9,7 +9,6 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapError, MapInfo},
-    programs::SchedClassifier,
 };
 use ipnet::Ipv4Net;
 use log::{info, warn};
@@ -82,10 +81,7 @@ impl EbpfDatapath {
 
     fn adopt(&mut self) -> Result<(), DatapathError> {
         let Settings { underlay, device, .. } = self.options.settings;
-        let mut adopted = 0;
-        for (attachment, ifindex) in self.links.pinned()? {
-            adopted += usize::from(self.links.replace(&mut self.ebpf, attachment, ifindex)?);
-        }
+        let adopted = self.links.adopt(&mut self.ebpf)?;
         if adopted > 0 {
             info!("adopted {adopted} attached programs of an earlier agent, replacing them in place");
         }
@@ -102,7 +98,7 @@ impl EbpfDatapath {
         for (done, attachment) in wanted.iter().enumerate() {
             if let Err(error) = self.links.attach(&mut self.ebpf, *attachment, ifindex) {
                 for attachment in wanted[..done].iter().filter(|_| kind.is_containers()) {
-                    if let Err(error) = self.links.unpin(*attachment, ifindex) {
+                    if let Err(error) = self.links.detach(*attachment, ifindex) {
                         warn!("{error}");
                     }
                 }
@@ -124,10 +120,7 @@ impl EbpfDatapath {
         let mut ebpf = load_object(&options)?;
         let tables = Tables::take(&mut ebpf)?;
         (self.ebpf, self.tables, self.options) = (ebpf, tables, options);
-        for (attachment, ifindex) in self.links.pinned()? {
-            self.links.replace(&mut self.ebpf, attachment, ifindex)?;
-        }
-        Ok(())
+        self.links.adopt(&mut self.ebpf).map(drop)
     }
 
     fn put_peer(&mut self, subnet: Ipv4Net, peer: &Peer) -> Result<(), DatapathError> {
@@ -252,7 +245,7 @@ impl Datapath for EbpfDatapath {
             Change::Attach(ifindex, kind) => self.attach(*ifindex, *kind),
             Change::Detach(ifindex) => {
                 for attachment in [Attachment::Encap, Attachment::Note, Attachment::Bridge] {
-                    self.links.unpin(attachment, *ifindex)?;
+                    self.links.detach(attachment, *ifindex)?;
                 }
                 Ok(())
             }
@@ -287,13 +280,7 @@ fn load_object(options: &Options) -> Result<Ebpf, DatapathError> {
 fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::failed("load the maps", &error))?;
     for attachment in Attachment::ALL {
-        let name = attachment.program();
-        let action = || format!("load program {name}");
-        let program =
-            ebpf.program_mut(name).ok_or_else(|| DatapathError::missing(action(), "not in the object"))?;
-        let program: &mut SchedClassifier =
-            program.try_into().map_err(|error| DatapathError::failed(action(), &error))?;
-        program.load().map_err(|error| DatapathError::failed(action(), &error))?;
+        attachment.load(&mut ebpf)?;
     }
     Ok(ebpf)
 }

@@ -1,25 +1,20 @@
-//! Attaching programs so that they outlive the agent: TCX links, pinned, and replaced in place by the next agent.
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-};
+//! Attaching programs so that they outlive the agent, and replacing them in place: what belongs where, and what is there.
+mod pins;
+mod tcx;
+
+use std::{collections::BTreeMap, io, path::Path};
 
 use aya::{
     Ebpf,
-    programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
-        links::{FdLink, LinkError, PinnedLink},
-        tc::TcAttachOptions,
-    },
-    sys::SyscallError,
+    programs::{Program, ProgramError, SchedClassifier, TcAttachType},
 };
-use log::{info, warn};
+use log::warn;
 use nix::{errno::Errno, net::if_::if_nameindex};
 
+use self::{pins::Pins, tcx::Tcx};
 use super::{DatapathError, PortKind};
 
-/// A program at a hook. The pin's name is the program's short name and the interface's index: `encap-12`.
+/// A program at a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Attachment {
     /// `overlay_encap` at the ingress of a container's veth.
@@ -36,12 +31,19 @@ pub enum Attachment {
     Receive,
 }
 
+/// The kind of place a program hangs at: decides the program's type, and which [`Way`] attaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Traffic control, where the stack has a packet buffer.
+    Tc(TcAttachType),
+}
+
 impl Attachment {
     /// All of them.
     pub const ALL: [Self; 6] =
         [Self::Encap, Self::Note, Self::Bridge, Self::Decap, Self::Send, Self::Receive];
 
-    /// First part of the pin's name.
+    /// Short name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Encap => "encap",
@@ -65,10 +67,11 @@ impl Attachment {
         }
     }
 
-    const fn direction(self) -> TcAttachType {
+    /// Where it hangs.
+    pub const fn hook(self) -> Hook {
         match self {
-            Self::Encap | Self::Bridge | Self::Decap | Self::Receive => TcAttachType::Ingress,
-            Self::Note | Self::Send => TcAttachType::Egress,
+            Self::Encap | Self::Bridge | Self::Decap | Self::Receive => Hook::Tc(TcAttachType::Ingress),
+            Self::Note | Self::Send => Hook::Tc(TcAttachType::Egress),
         }
     }
 
@@ -82,59 +85,102 @@ impl Attachment {
             PortKind::Device => &[Self::Receive, Self::Send],
         }
     }
+
+    /// Loads its program into the kernel, where the verifier has its say.
+    pub fn load(self, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+        let loaded = match self.hook() {
+            Hook::Tc(_) => program::<SchedClassifier>(ebpf, self)?.load(),
+        };
+        loaded.map_err(|error| DatapathError::failed(format!("load program {}", self.program()), &error))
+    }
 }
 
-/// The folder of pinned links of one network.
+/// An interface of this thread's network namespace.
+#[derive(Clone, Copy, Debug)]
+struct Interface<'a> {
+    index: u32,
+    name: &'a str,
+}
+
+/// One way of attaching programs. Only what belongs to this network is seen and touched.
+trait Way {
+    /// What is attached, by interface index; perhaps to interfaces that are gone.
+    fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError>;
+    /// Replaces the program that is there without a moment in between; false if there is none.
+    fn replace(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<bool, DatapathError>;
+    /// Attaches where nothing of ours is.
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        attachment: Attachment,
+        interface: Interface<'_>,
+    ) -> Result<(), DatapathError>;
+    /// Detaches. Nothing there, or no such interface, is no error.
+    fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError>;
+    /// Whether the kernel runs the program with this id there, whatever we did before.
+    fn runs(
+        &self,
+        program: u32,
+        attachment: Attachment,
+        interface: Interface<'_>,
+    ) -> Result<bool, DatapathError>;
+}
+
+/// The attached programs of one network.
 #[derive(Clone, Debug)]
 pub struct Links {
-    folder: PathBuf,
+    tcx: Tcx,
 }
 
 impl Links {
-    /// Makes the folder below `pins` if it is not there.
+    /// Makes the folder of pinned links below `pins` if it is not there.
     pub fn new(pins: &Path) -> Result<Self, DatapathError> {
-        let folder = pins.join("links");
-        fs::create_dir_all(&folder).map_err(|error| {
-            DatapathError::failed(format!("make the folder {}", folder.display()), &error)
-        })?;
-        Ok(Self { folder })
+        Ok(Self { tcx: Tcx(Pins::new(pins)?) })
     }
 
-    fn path(&self, attachment: Attachment, ifindex: u32) -> PathBuf {
-        self.folder.join(format!("{}-{ifindex}", attachment.name()))
+    /// Every way in use; each attachment has one.
+    fn ways(&self) -> [&dyn Way; 1] {
+        [&self.tcx]
     }
 
-    /// What is pinned: interfaces by attachment. A pin may outlive its interface; [`Self::attach`] finds out.
-    pub fn pinned(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
+    fn way(&self, attachment: Attachment) -> &dyn Way {
+        match attachment.hook() {
+            Hook::Tc(_) => &self.tcx,
+        }
+    }
+
+    /// What is attached: interfaces by attachment. One may be gone; [`Self::replace`] finds out.
+    pub fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         let mut found = Vec::new();
-        let files = fs::read_dir(&self.folder)
-            .map_err(|error| DatapathError::failed("read the folder of pinned links", &error))?;
-        for file in files {
-            let name = file
-                .map_err(|error| DatapathError::failed("read the folder of pinned links", &error))?
-                .file_name();
-            let Some((kind, ifindex)) = name.to_str().and_then(|name| name.split_once('-')) else {
-                continue;
-            };
-            let attachment = Attachment::ALL.into_iter().find(|attachment| attachment.name() == kind);
-            if let (Some(attachment), Ok(ifindex)) = (attachment, ifindex.parse()) {
-                found.push((attachment, ifindex));
-            }
+        for way in self.ways() {
+            found.extend(way.found()?);
         }
         found.sort_unstable();
         Ok(found)
     }
 
-    /// Ports whose programs are all attached, as the kernel says: a pinned link whose interface is gone, or that
-    /// somebody detached, is still there and does nothing.
+    /// Replaces every attached program in place; returns how many there were.
+    pub fn adopt(&self, ebpf: &mut Ebpf) -> Result<usize, DatapathError> {
+        let mut adopted = 0;
+        for (attachment, ifindex) in self.found()? {
+            adopted += usize::from(self.way(attachment).replace(ebpf, attachment, ifindex)?);
+        }
+        Ok(adopted)
+    }
+
+    /// Ports whose programs are all attached, as the kernel says: what we attached may have lost its interface, or been
+    /// detached by somebody.
     pub fn ports(&self, ebpf: &Ebpf) -> Result<BTreeMap<u32, PortKind>, DatapathError> {
         let names = interface_names()?;
         let mut attached = Vec::new();
-        for (attachment, ifindex) in self.pinned()? {
-            if let Some(name) = names.get(&ifindex)
-                && is_attached(ebpf, attachment, name)?
-            {
-                attached.push((attachment, ifindex));
+        for (attachment, index) in self.found()? {
+            let Some(name) = names.get(&index) else { continue };
+            if self.way(attachment).runs(
+                program_id(ebpf, attachment)?,
+                attachment,
+                Interface { index, name },
+            )? {
+                attached.push((attachment, index));
             }
         }
         let kinds = [PortKind::Bridge, PortKind::Veth, PortKind::Underlay, PortKind::Device];
@@ -147,85 +193,23 @@ impl Links {
 
     /// Attaches a program, or replaces the one that is there without a moment in between.
     pub fn attach(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        if self.replace(ebpf, attachment, ifindex)? {
+        let way = self.way(attachment);
+        if way.replace(ebpf, attachment, ifindex)? {
             return Ok(());
         }
         let names = interface_names()?;
         let name = names.get(&ifindex).ok_or(DatapathError::Gone(ifindex))?;
-        let action = format!("attach {} to {name}", attachment.program());
-        let program = program(ebpf, attachment)?;
-        let link = program
-            .attach_with_options(
-                name,
-                attachment.direction(),
-                // Before others' programs: one that ends the chain with TCX_PASS would keep ours from seeing the packet.
-                TcAttachOptions::TcxOrder(LinkOrder::first()),
-            )
-            .and_then(|id| program.take_link(id))
-            .map_err(|error| match errno(&error) {
-                Some(Errno::ENODEV) => DatapathError::Gone(ifindex),
-                Some(Errno::EINVAL | Errno::ENOSYS) => DatapathError::missing(
-                    &action,
-                    "this kernel has no TCX (Linux 6.6 and newer have it); `overlay check` says more",
-                ),
-                _ => DatapathError::failed(&action, &error),
-            })?;
-        let link: FdLink =
-            link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
-        let path = self.path(attachment, ifindex);
-        link.pin(&path).map_err(|error| DatapathError::failed(format!("pin {}", path.display()), &error))?;
-        Ok(())
+        way.attach(ebpf, attachment, Interface { index: ifindex, name })
     }
 
-    /// Replaces the program behind a pinned link. False if there is no link, or only a dead one (which is unpinned).
-    pub fn replace(
-        &self,
-        ebpf: &mut Ebpf,
-        attachment: Attachment,
-        ifindex: u32,
-    ) -> Result<bool, DatapathError> {
-        let path = self.path(attachment, ifindex);
-        let action = format!("replace {} at {}", attachment.program(), path.display());
-        let pinned = match PinnedLink::from_pin(&path) {
-            Ok(pinned) => pinned,
-            Err(LinkError::SyscallError(SyscallError { io_error, .. }))
-                if io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                return Ok(false);
-            }
-            Err(error) => return Err(DatapathError::failed(&action, &error)),
-        };
-        let link = FdLink::from(pinned)
-            .try_into()
-            .map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
-        let program = program(ebpf, attachment)?;
-        match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
-            // Dropping our handle changes nothing: the pin holds the link.
-            Ok(_) => Ok(true),
-            // The interface, or the namespace it was in, is gone; the link stays pinned, attached to nothing.
-            Err(error) if errno(&error) == Some(Errno::ENOLINK) => {
-                info!("the link {} has lost its interface: unpinning it", path.display());
-                self.unpin(attachment, ifindex)?;
-                Ok(false)
-            }
-            Err(error) => Err(DatapathError::failed(&action, &error)),
-        }
+    /// Detaches a program. One that is not there, or whose interface is gone, is no error.
+    pub fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
+        self.way(attachment).detach(attachment, ifindex)
     }
 
-    /// Detaches a program by removing its pin; nobody else holds the link.
-    pub fn unpin(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        let path = self.path(attachment, ifindex);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::failed(format!("unpin {}", path.display()), &error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Unpins what is left of interfaces that are no longer the network's underlay device or overlay0.
+    /// Detaches what is left at interfaces that are no longer the network's underlay device or overlay0.
     pub fn retain_host(&self, underlay: u32, device: u32) -> Result<(), DatapathError> {
-        for (attachment, ifindex) in self.pinned()? {
+        for (attachment, ifindex) in self.found()? {
             let stale = match attachment {
                 Attachment::Decap => ifindex != underlay,
                 Attachment::Send | Attachment::Receive => ifindex != device,
@@ -233,35 +217,32 @@ impl Links {
             };
             if stale {
                 warn!("detaching {} from interface {ifindex}: no longer used", attachment.program());
-                self.unpin(attachment, ifindex)?;
+                self.detach(attachment, ifindex)?;
             }
         }
         Ok(())
     }
 }
 
-/// Whether the interface runs this very program. One that went meanwhile runs none.
-fn is_attached(ebpf: &Ebpf, attachment: Attachment, name: &str) -> Result<bool, DatapathError> {
-    let action = || format!("ask for the programs of {name}");
-    let program = ebpf
-        .program(attachment.program())
-        .ok_or_else(|| DatapathError::missing(action(), "the program is not in the object"))?;
-    let id = program.info().map_err(|error| DatapathError::failed(action(), &error))?.id();
-    match SchedClassifier::query_tcx(name, attachment.direction()) {
-        Ok((_, programs)) => Ok(programs.iter().any(|program| program.id() == id)),
-        Err(error) if matches!(errno(&error), Some(Errno::ENODEV)) => Ok(false),
-        Err(error) => Err(DatapathError::failed(action(), &error)),
-    }
+fn program_id(ebpf: &Ebpf, attachment: Attachment) -> Result<u32, DatapathError> {
+    let name = attachment.program();
+    let program = ebpf.program(name).ok_or_else(|| not_in_object(name))?;
+    let info = program.info();
+    Ok(info.map_err(|error| DatapathError::failed(format!("ask for the id of {name}"), &error))?.id())
 }
 
-fn program(ebpf: &mut Ebpf, attachment: Attachment) -> Result<&mut SchedClassifier, DatapathError> {
+/// The program of an attachment, as one of the type its hook takes.
+fn program<'a, P>(ebpf: &'a mut Ebpf, attachment: Attachment) -> Result<&'a mut P, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
     let name = attachment.program();
-    let program = ebpf
-        .program_mut(name)
-        .ok_or_else(|| DatapathError::missing(format!("find program {name}"), "not in the object"))?;
-    program
-        .try_into()
-        .map_err(|error: ProgramError| DatapathError::failed(format!("use program {name}"), &error))
+    let program = ebpf.program_mut(name).ok_or_else(|| not_in_object(name))?;
+    program.try_into().map_err(|error| DatapathError::failed(format!("use program {name}"), &error))
+}
+
+fn not_in_object(name: &str) -> DatapathError {
+    DatapathError::missing(format!("find program {name}"), "not in the object")
 }
 
 /// Names by index, in this thread's network namespace. Not from /sys, which may show another namespace's.
@@ -270,8 +251,8 @@ fn interface_names() -> Result<BTreeMap<u32, String>, DatapathError> {
     Ok(interfaces.iter().map(|one| (one.index(), one.name().to_string_lossy().into_owned())).collect())
 }
 
-fn errno(error: &ProgramError) -> Option<Errno> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+    let mut source = Some(error);
     while let Some(error) = source {
         if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
             return Some(Errno::from_raw(number));

@@ -8,9 +8,10 @@ use netlink_packet_route::{
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
 };
 
-use super::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, Vxlan};
+use super::{Address, DeviceLosses, FdbEntry, Link, LinkKind, Neighbour, Route, Vxlan};
 use crate::mac::Mac;
 
 pub(super) fn link(message: &LinkMessage) -> Option<Link> {
@@ -72,6 +73,49 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
         *known = vxlan;
     }
     kind
+}
+
+pub(super) fn losses(message: &LinkMessage) -> Option<DeviceLosses> {
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let flags = message.header.flags;
+    let mut losses = DeviceLosses {
+        index: message.header.index,
+        no_carrier: flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::LowerUp),
+        ..DeviceLosses::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => losses.name.clone_from(name),
+            LinkAttribute::Stats64(stats) => {
+                losses.rx_errors = stats.rx_errors;
+                losses.rx_dropped = stats.rx_dropped;
+                losses.rx_missed = stats.rx_missed_errors;
+                losses.tx_errors = stats.tx_errors;
+                losses.tx_dropped = stats.tx_dropped;
+            }
+            _ => {}
+        }
+    }
+    Some(losses)
+}
+
+/// Interface index, and what one queueing discipline dropped. A classful one counts its children's drops as its own, so
+/// only roots are looked at; `mq` sums up its queues' too.
+pub(super) fn queue_drops(message: &TcMessage) -> (u32, u64) {
+    let index = message.header.index as u32;
+    if message.header.parent != TcHandle::ROOT {
+        return (index, 0);
+    }
+    let drops = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Stats2(stats) => stats.iter().find_map(|stats| match stats {
+            TcStats2::Queue(queue) => Some(u64::from(queue.drops)),
+            _ => None,
+        }),
+        _ => None,
+    });
+    (index, drops.unwrap_or(0))
 }
 
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {

@@ -94,7 +94,7 @@ fn bpftool_alone_answers_what_the_commands_do() {
         .filter(|(_, packets)| *packets > 0)
         .collect();
     let index = |hook: Hook, reason: Reason| u64::from(hook as u32 * REASONS + reason as u32);
-    let expected = counters.all().iter().map(|(hook, reason, packets)| (index(*hook, *reason), *packets));
+    let expected = counters.all().iter().map(|(hook, reason, packets, _)| (index(*hook, *reason), *packets));
     assert_eq!(shown, expected.collect());
     assert!(shown.contains_key(&index(Hook::Decap, Reason::Carried)));
 }

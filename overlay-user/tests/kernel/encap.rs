@@ -118,6 +118,51 @@ fn what_is_not_ours_passes_untouched_and_uncounted() {
 }
 
 #[test]
+fn a_container_cannot_send_tunnel_packets_of_its_own() {
+    with_bed(|bed| {
+        let outside = [192, 0, 2, 1];
+        let to = |source, destination, port| from_container(&udp(source, destination, [4000, port], 60));
+        let mut options = udp(CONTAINER, PEER, [4000, PORT], 60);
+        options[0] = 0x47;
+        options.splice(20..20, [1; 8]);
+        let total = (options.len() as u16).to_be_bytes();
+        options[2..4].copy_from_slice(&total);
+        seal(&mut options);
+        let first = udp_with(CONTAINER, PEER, [4000, PORT], 60, |header| header[6] = 0x20);
+        // To a peer, whence it would come masqueraded; in a peer's name to any address of this host.
+        let forged = [
+            to(CONTAINER, PEER, PORT),
+            to(outside, PEER, PORT),
+            to(PEER, LOCAL, PORT),
+            to(PEER, GATEWAY, PORT),
+            from_container(&options),
+            from_container(&first),
+        ];
+        let later = udp_with(CONTAINER, PEER, [4000, PORT], 60, |header| header[7] = 8);
+        let honest = [
+            to(CONTAINER, PEER, 53),
+            to(CONTAINER, outside, PORT),
+            to(CONTAINER, LOCAL, PORT),
+            to(STRANGER, LOCAL, PORT),
+            from_container(&tcp(CONTAINER, PEER, [4000, PORT], 0x02, 0)),
+            // Without the first fragment it is nothing.
+            from_container(&later),
+        ];
+        for (program, ifindex) in [("overlay_encap", bed.container), ("overlay_bridge", bed.bridge)] {
+            for frame in &forged {
+                let outcome = bed.run(program, ifindex, frame);
+                outcome.assert(SHOT, &[(Encap, Reason::ForgedTunnel)]);
+            }
+            for frame in &honest {
+                let outcome = bed.run(program, ifindex, frame);
+                outcome.assert(NEXT, &[]);
+                assert_eq!(outcome.frame, *frame);
+            }
+        }
+    });
+}
+
+#[test]
 fn sources_are_checked() {
     with_bed(|bed| {
         let table = [

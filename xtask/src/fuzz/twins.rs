@@ -65,7 +65,7 @@ impl Twins {
     /// What our programs have counted until now.
     pub(super) fn counted(&self) -> Result<Counted> {
         let counters = self.member.counters()?;
-        Ok(counters.all().iter().map(|(hook, reason, packets)| ((*hook, *reason), *packets)).collect())
+        Ok(counters.all().iter().map(|(hook, reason, packets, _)| ((*hook, *reason), *packets)).collect())
     }
 }
 

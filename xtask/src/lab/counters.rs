@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 /// Packets by hook and reason, as `overlay status --json` gives them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters(Vec<(Hook, Reason, u64)>);
+pub struct Counters(Vec<(Hook, Reason, u64, u64)>);
 
 /// Packets of one host by the tier that carried them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,32 +34,38 @@ impl Counters {
             hook: String,
             reason: String,
             packets: u64,
+            bytes: u64,
         }
         let status: Status = serde_json::from_str(answer).context("read `overlay status --json`")?;
-        let known = |Counter { hook, reason, packets }| {
+        let known = |Counter { hook, reason, packets, bytes }| {
             let which = Hook::ALL.iter().find(|known| known.as_str() == hook);
             let why = Reason::ALL.iter().find(|known| known.as_str() == reason);
             let unknown = || format!("`overlay status --json` counts what is unknown: {hook} {reason}");
-            Ok((*which.with_context(unknown)?, *why.with_context(unknown)?, packets))
+            Ok((*which.with_context(unknown)?, *why.with_context(unknown)?, packets, bytes))
         };
         status.counters.into_iter().map(known).collect::<Result<_>>().map(Self)
     }
 
     /// Packets counted at `hook` for `reason`.
     pub fn packets(&self, hook: Hook, reason: Reason) -> u64 {
-        let same = self.0.iter().filter(|(at, why, _)| (*at, *why) == (hook, reason));
-        same.map(|(_, _, packets)| packets).sum()
+        self.count(hook, reason).0
     }
 
-    /// All that is not zero.
-    pub fn all(&self) -> &[(Hook, Reason, u64)] {
+    /// Packets and bytes counted at `hook` for `reason`.
+    pub fn count(&self, hook: Hook, reason: Reason) -> (u64, u64) {
+        let same = self.0.iter().filter(|(at, why, ..)| (*at, *why) == (hook, reason));
+        same.fold((0, 0), |sum, (_, _, packets, bytes)| (sum.0 + packets, sum.1 + bytes))
+    }
+
+    /// All that is not zero: packets, bytes.
+    pub fn all(&self) -> &[(Hook, Reason, u64, u64)] {
         &self.0
     }
 
     /// Adds up by tier.
     pub fn carried(&self) -> Carried {
         let mut carried = Carried::default();
-        for (hook, reason, packets) in &self.0 {
+        for (hook, reason, packets, _) in &self.0 {
             match (hook, reason.verdict()) {
                 (Hook::Encap, Verdict::Carried) => carried.fast_out += packets,
                 (Hook::Decap, Verdict::Carried) => carried.fast_in += packets,
@@ -92,6 +98,6 @@ mod tests {
         assert_eq!(counters.packets(Hook::Encap, Reason::Unlearned), 2);
         assert_eq!(counters.packets(Hook::Encap, Reason::NoPeer), 0);
         assert!(Counters::parse("{}").is_err());
-        assert!(Counters::parse(r#"{"counters":[{"hook":"encap","reason":"whim","packets":5}]}"#).is_err());
+        assert!(Counters::parse(r#"{"counters":[{"hook":"encap","reason":"whim","packets":5,"bytes":1}]}"#).is_err());
     }
 }

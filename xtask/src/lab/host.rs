@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{Container, Namespace, Options, Running, folder_of, wait_until};
+use super::{Container, Guesthouse, Namespace, Options, Running, folder_of, wait_until};
 use crate::command;
 
 /// A handle on one host. Reaches its underlay through `eth0`; its containers hang on `br0`.
@@ -148,6 +148,37 @@ impl Host {
         namespace.ip("link set eth0 up")?;
         namespace.ip(&format!("route add default via {}", address_in(subnet, 1)?))?;
         Ok(Container::new(namespace, address, port))
+    }
+
+    /// Makes a container without a bridge, as the CNI plugin `ptp` does: the gateway's address on the veth itself, and a
+    /// host route to the container.
+    pub fn add_routed_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
+        let (address, gateway) = (address_in(subnet, last)?, address_in(subnet, 1)?);
+        let namespace =
+            Namespace::named(self.namespace.lab(), &format!("{}-{name}", self.name()), !self.keep);
+        namespace.create()?;
+        let (inside, port) = (namespace.name(), format!("v{name}"));
+        self.namespace
+            .ip(&format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
+        self.namespace.ip(&format!("address add {gateway}/32 dev {port}"))?;
+        self.namespace.ip(&format!("link set {port} up"))?;
+        self.namespace.ip(&format!("route add {address}/32 dev {port} scope host"))?;
+        namespace.ip(&format!("address add {address}/32 dev eth0"))?;
+        namespace.ip("link set eth0 up")?;
+        namespace.ip(&format!("route add {gateway}/32 dev eth0 scope link"))?;
+        namespace.ip(&format!("route add default via {gateway}"))?;
+        Ok(Container::new(namespace, address, port))
+    }
+
+    /// Has containers come and go on `br0`, whose subnet this is.
+    pub fn guesthouse(&self, subnet: &str, mtu: u32) -> Result<Guesthouse> {
+        Ok(Guesthouse {
+            host: self.namespace.clone(),
+            bridge: "br0".into(),
+            gateway: address_in(subnet, 1)?,
+            prefix_len: length_of(subnet)?,
+            mtu,
+        })
     }
 
     /// Captures what passes `interface` and matches `filter` into a file of the host's folder, until it is finished.

@@ -1,0 +1,87 @@
+//! The folder of one network's pinned links. A pin's name is its attachment's and the interface's index: `encap-12`.
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    programs::links::{FdLink, LinkError, PinnedLink},
+    sys::SyscallError,
+};
+
+use super::{Attachment, DatapathError, Hook};
+
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    folder: PathBuf,
+}
+
+impl Pins {
+    /// Makes the folder below `pins` if it is not there.
+    pub(super) fn new(pins: &Path) -> Result<Self, DatapathError> {
+        let folder = pins.join("links");
+        fs::create_dir_all(&folder).map_err(|error| {
+            DatapathError::failed(format!("make the folder {}", folder.display()), &error)
+        })?;
+        Ok(Self { folder })
+    }
+
+    pub(super) fn path(&self, attachment: Attachment, ifindex: u32) -> PathBuf {
+        self.folder.join(format!("{}-{ifindex}", attachment.name()))
+    }
+
+    /// What is pinned of those at such a hook. A pin outlives its interface.
+    pub(super) fn list(&self, of: impl Fn(Hook) -> bool) -> Result<Vec<(Attachment, u32)>, DatapathError> {
+        let mut found = Vec::new();
+        let failed = |error| DatapathError::failed("read the folder of pinned links", &error);
+        for file in fs::read_dir(&self.folder).map_err(failed)? {
+            let name = file.map_err(failed)?.file_name();
+            let Some((kind, ifindex)) = name.to_str().and_then(|name| name.split_once('-')) else {
+                continue;
+            };
+            let mut all = Attachment::ALL.into_iter();
+            let attachment = all.find(|attachment| attachment.name() == kind && of(attachment.hook()));
+            if let (Some(attachment), Ok(ifindex)) = (attachment, ifindex.parse()) {
+                found.push((attachment, ifindex));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The link that is pinned there, if there is one.
+    pub(super) fn open(&self, attachment: Attachment, ifindex: u32) -> Result<Option<FdLink>, DatapathError> {
+        let path = self.path(attachment, ifindex);
+        match PinnedLink::from_pin(&path) {
+            Ok(pinned) => Ok(Some(FdLink::from(pinned))),
+            Err(LinkError::SyscallError(SyscallError { io_error, .. }))
+                if io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(DatapathError::failed(format!("open {}", path.display()), &error)),
+        }
+    }
+
+    /// Pins a link, which then outlives us.
+    pub(super) fn put(
+        &self,
+        attachment: Attachment,
+        ifindex: u32,
+        link: FdLink,
+    ) -> Result<(), DatapathError> {
+        let path = self.path(attachment, ifindex);
+        let pinned = link.pin(&path).map(drop);
+        pinned.map_err(|error| DatapathError::failed(format!("pin {}", path.display()), &error))
+    }
+
+    /// Removes a pin, and with it the link, which nobody else holds. No pin is no error.
+    pub(super) fn remove(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
+        let path = self.path(attachment, ifindex);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DatapathError::failed(format!("unpin {}", path.display()), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

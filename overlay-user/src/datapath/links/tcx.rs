@@ -1,0 +1,86 @@
+//! TCX (e420bed02507, Linux 6.6): a link per program, pinned, and updated in place by the next agent.
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::{FdLink, LinkError},
+        tc::TcAttachOptions,
+    },
+};
+use log::info;
+use nix::errno::Errno;
+
+use super::{Attachment, DatapathError, Hook, Interface, Way, errno, pins::Pins, program};
+
+#[derive(Clone, Debug)]
+pub(super) struct Tcx(pub(super) Pins);
+
+impl Way for Tcx {
+    fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
+        self.0.list(|hook| matches!(hook, Hook::Tc(_)))
+    }
+
+    fn replace(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<bool, DatapathError> {
+        let Some(link) = self.0.open(attachment, ifindex)? else { return Ok(false) };
+        let path = self.0.path(attachment, ifindex);
+        let action = format!("replace {} at {}", attachment.program(), path.display());
+        let link = link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
+        let program: &mut SchedClassifier = program(ebpf, attachment)?;
+        match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
+            // Dropping our handle changes nothing: the pin holds the link.
+            Ok(_) => Ok(true),
+            // The interface, or the namespace it was in, is gone; the link stays pinned, attached to nothing.
+            Err(error) if errno(&error) == Some(Errno::ENOLINK) => {
+                info!("the link {} has lost its interface: unpinning it", path.display());
+                self.detach(attachment, ifindex)?;
+                Ok(false)
+            }
+            Err(error) => Err(DatapathError::failed(&action, &error)),
+        }
+    }
+
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        attachment: Attachment,
+        interface: Interface<'_>,
+    ) -> Result<(), DatapathError> {
+        let action = format!("attach {} to {}", attachment.program(), interface.name);
+        let program: &mut SchedClassifier = program(ebpf, attachment)?;
+        // Before others' programs: one that ends the chain with TCX_PASS would keep ours from seeing the packet.
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program
+            .attach_with_options(interface.name, direction(attachment), order)
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| match errno(&error) {
+                Some(Errno::ENODEV) => DatapathError::Gone(interface.index),
+                Some(Errno::EINVAL | Errno::ENOSYS) => DatapathError::missing(
+                    &action,
+                    "this kernel has no TCX (Linux 6.6 and newer have it); `overlay check` says more",
+                ),
+                _ => DatapathError::failed(&action, &error),
+            })?;
+        let link: FdLink =
+            link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
+        self.0.put(attachment, interface.index, link)
+    }
+
+    fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
+        self.0.remove(attachment, ifindex)
+    }
+
+    fn runs(&self, id: u32, attachment: Attachment, interface: Interface<'_>) -> Result<bool, DatapathError> {
+        match SchedClassifier::query_tcx(interface.name, direction(attachment)) {
+            Ok((_, programs)) => Ok(programs.iter().any(|program| program.id() == id)),
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(false),
+            Err(error) => {
+                Err(DatapathError::failed(format!("ask for the programs of {}", interface.name), &error))
+            }
+        }
+    }
+}
+
+fn direction(attachment: Attachment) -> TcAttachType {
+    let Hook::Tc(direction) = attachment.hook();
+    direction
+}
