@@ -34,9 +34,7 @@ fn print(report: &fuzz::Report) {
     println!("  {} unaccounted, {} unexplained", report.unaccounted, report.differences.len());
     for finding in &report.differences {
         println!("DIFFERENT: {}", finding.name);
-        for frame in &finding.frames {
-            println!("  frame {frame}");
-        }
+        println!("  row: {}", finding.row());
         for why in &finding.why {
             println!("  {why}");
         }

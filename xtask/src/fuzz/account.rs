@@ -81,7 +81,12 @@ impl Account {
         let joined = total(&|fate| fate.joined);
         // What the kernel can tell of the frames that no program of ours counted.
         for (name, is, should, may) in [
-            ("frames that eth0 took", is("eth0.rx_packets") - marks, sent.sent as i64, 0),
+            (
+                "frames that the devices took",
+                is("eth0.rx_packets") + is("eth1.rx_packets") - marks,
+                sent.sent as i64,
+                0,
+            ),
             ("UDP with wrong length or checksum", is("Udp.InErrors"), ends(End::UdpError) + minded, may),
             (
                 "datagrams for the tunnel's socket",

@@ -283,15 +283,7 @@ impl Frame {
 
     /// The outer UDP datagram.
     fn datagram(&self) -> Vec<u8> {
-        let mut inside = self.inner_ethernet.bytes();
-        match &self.instead {
-            Some(bytes) => inside.extend(bytes),
-            None => inside.extend(self.inner_packet()),
-        }
-        inside.extend((0..self.inner_trailer).map(|at| 0xc0 | at as u8));
-        if let Some(cut) = self.inner_cut {
-            inside.truncate(cut);
-        }
+        let inside = self.inner_frame();
         let mut udp = Vec::new();
         udp.extend(self.ports[0].to_be_bytes());
         udp.extend(self.ports[1].to_be_bytes());
@@ -302,6 +294,20 @@ impl Frame {
         let seed = self.ip.pseudo(udp.len());
         put(&mut udp, 6, self.udp_sum, seed);
         udp
+    }
+
+    /// The inner frame alone.
+    pub fn inner_frame(&self) -> Vec<u8> {
+        let mut inside = self.inner_ethernet.bytes();
+        match &self.instead {
+            Some(bytes) => inside.extend(bytes),
+            None => inside.extend(self.inner_packet()),
+        }
+        inside.extend((0..self.inner_trailer).map(|at| 0xc0 | at as u8));
+        if let Some(cut) = self.inner_cut {
+            inside.truncate(cut);
+        }
+        inside
     }
 
     fn inner_packet(&self) -> Vec<u8> {

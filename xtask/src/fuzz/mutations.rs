@@ -2,6 +2,7 @@
 use super::{
     frames::{Frame, Sum, Train, Transport},
     random::Random,
+    twins::Nic,
     world::{CONTAINER, LOCAL, PEERS, REMOTE, SUBNET, VTEP_MAC},
 };
 
@@ -9,6 +10,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub(super) name: String,
+    pub(super) nic: Nic,
     pub(super) frames: Vec<Vec<u8>>,
 }
 
@@ -275,7 +277,11 @@ impl Iterator for Cases {
             // What a wire takes: its MTU, and an Ethernet header.
             frame.truncate(1514);
         }
-        Some(Case { name: names.join(", "), frames })
+        let nic = if self.random.below(8) == 0 { Nic::Second } else { Nic::Underlay };
+        if nic == Nic::Second {
+            names.push("second NIC");
+        }
+        Some(Case { name: names.join(", "), nic, frames })
     }
 }
 

@@ -4,6 +4,7 @@ use overlay_common::Reason;
 
 use super::{
     frames::checksum,
+    twins::Nic,
     world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet},
 };
 
@@ -116,17 +117,17 @@ fn four(bytes: &[u8], at: usize) -> [u8; 4] {
     [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]
 }
 
-/// What must become of these frames, which arrive one after the other.
-pub(super) fn fate(frames: &[Vec<u8>]) -> Fate {
+/// What must become of these frames, which arrive one after the other through one device.
+pub(super) fn fate(nic: Nic, frames: &[Vec<u8>]) -> Fate {
     let mut fate = Fate::default();
     let mut fragments = Fragments::default();
     for frame in frames {
-        judge(frame, &mut fate, &mut fragments);
+        judge(nic, frame, &mut fate, &mut fragments);
     }
     fate
 }
 
-fn judge(frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
+fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
     // A tag of VLAN 0 gives a priority and no VLAN (IEEE 802.1Q): the kernel takes it off. Not ours at the device.
     let tagged = frame.get(12..14) == Some(&[0x81, 0x00]) && frame.len() >= 18;
     let in_vlan = tagged && word(frame, 14) & 0x0fff != 0;
@@ -140,7 +141,8 @@ fn judge(frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
         fate.ends.push(End::Ip);
         return;
     };
-    if !tagged
+    if nic == Nic::Underlay
+        && !tagged
         && frame[..6] == UNDERLAY_MAC
         && let Some((decap, broken)) = at_the_device(&outer, body.len())
     {

@@ -19,11 +19,21 @@ const MAX_UNSYNCED: usize = 128;
 /// How long a frame may take through one host: it takes microseconds, on a machine that does nothing else.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The device that a frame comes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nic {
+    /// The underlay's, where our program is attached.
+    Underlay,
+    /// Another one of the host.
+    Second,
+}
+
 /// One host, with a wire into its underlay device and one out of its container.
 #[derive(Debug)]
 pub(super) struct Twin {
     host: Host,
     inject: Wire,
+    second: Wire,
     deliver: Wire,
     marks: u32,
 }
@@ -33,8 +43,8 @@ pub(super) struct Twin {
 pub(super) struct Twins {
     pub(super) ours: Twin,
     pub(super) kernel: Twin,
-    member: Member,
-    _labs: [Lab; 2],
+    pub(super) member: Member,
+    labs: [Lab; 2],
 }
 
 /// What our programs counted, by hook and reason; unchanging order.
@@ -59,7 +69,12 @@ impl Twins {
         }
         let ours = Twin::new(&member.host, container, labs[0].switch())?;
         let kernel = Twin::new(host, other, labs[1].switch())?;
-        Ok(Self { ours, kernel, member, _labs: labs })
+        Ok(Self { ours, kernel, member, labs })
+    }
+
+    /// The other end of our host's underlay device.
+    pub(super) fn underlay(&self) -> &Namespace {
+        self.labs[0].switch()
     }
 
     /// What our programs have counted until now.
@@ -135,19 +150,33 @@ impl Twin {
         // Its neighbour entry must not age while millions of frames pass.
         let (address, mac) = (container.address(), mac_text(CONTAINER_MAC));
         host.namespace().ip(&format!("neighbour replace {address} lladdr {mac} dev br0 nud permanent"))?;
+        // A second NIC, which no program of ours is attached to; it has the same MAC address, so that frames fit both.
+        let inside = host.namespace().name();
+        let mac = mac_text(UNDERLAY_MAC);
+        switch.ip(&format!("link add h1b type veth peer name eth1 address {mac} netns {inside}"))?;
+        switch.ip("link set h1b up")?;
+        host.namespace().ip("link set eth1 up")?;
+        host.namespace().sysctl("ipv4/conf/eth1/rp_filter", "0")?;
         let inject = Wire::out_of(switch, "h1")?;
+        let second = Wire::out_of(switch, "h1b")?;
         let deliver = Wire::into(container.namespace(), "eth0")?;
-        let mut twin = Self { host: host.clone(), inject, deliver, marks: 0 };
+        let mut twin = Self { host: host.clone(), inject, second, deliver, marks: 0 };
         twin.sync(&mut Delivered::default())?;
         Ok(twin)
     }
 
     /// Sends these frames; what the container got of them, in the order of arrival.
-    pub(super) fn deliver<'a>(&mut self, frames: impl IntoIterator<Item = &'a Vec<u8>>) -> Result<Delivered> {
+    pub(super) fn deliver<'a>(
+        &mut self,
+        frames: impl IntoIterator<Item = (Nic, &'a Vec<u8>)>,
+    ) -> Result<Delivered> {
         let mut delivered = Delivered::default();
         let mut unsynced = 0;
-        for frame in frames {
-            self.inject.send(frame)?;
+        for (nic, frame) in frames {
+            match nic {
+                Nic::Underlay => self.inject.send(frame)?,
+                Nic::Second => self.second.send(frame)?,
+            }
             delivered.sent += 1;
             unsynced += 1;
             if unsynced == MAX_UNSYNCED {
