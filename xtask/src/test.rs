@@ -66,6 +66,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "repair"),
     (Rung::Hosts, "overlay-user", "cluster"),
     (Rung::Hosts, "overlay-user", "kernels"),
+    (Rung::Hosts, "overlay-user", "nat"),
 ];
 
 /// What runs in VMs: the programs, and whole hosts.
