@@ -98,6 +98,9 @@ mod tests {
         assert_eq!(counters.packets(Hook::Encap, Reason::Unlearned), 2);
         assert_eq!(counters.packets(Hook::Encap, Reason::NoPeer), 0);
         assert!(Counters::parse("{}").is_err());
-        assert!(Counters::parse(r#"{"counters":[{"hook":"encap","reason":"whim","packets":5,"bytes":1}]}"#).is_err());
+        assert!(
+            Counters::parse(r#"{"counters":[{"hook":"encap","reason":"whim","packets":5,"bytes":1}]}"#)
+                .is_err()
+        );
     }
 }

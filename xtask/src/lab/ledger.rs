@@ -93,7 +93,8 @@ impl Reading {
         let status: Status = serde_json::from_str(&answer).context("read `overlay status --json`")?;
         // The CPUs' queues are the whole machine's, other tests' too; the devices around a full one count the same packets.
         let devices = status.device_losses.into_iter().filter(|loss| loss.role != "cpu");
-        let losses = devices.filter_map(|loss| Some(((loss.device, loss.ifindex, loss.counter), loss.packets?)));
+        let losses =
+            devices.filter_map(|loss| Some(((loss.device, loss.ifindex, loss.counter), loss.packets?)));
         Ok(Self { counters: Counters::parse(&answer)?, losses: losses.collect() })
     }
 }
@@ -127,9 +128,10 @@ impl Accounts {
 
     /// Packets at a hook with one of these verdicts there.
     fn at(&self, hook: Hook, verdicts: &[Verdict]) -> u64 {
-        let of = self.reasons.iter().filter(|((at, reason), _)| {
-            *at == hook && verdicts.contains(&reason.verdict_at(hook))
-        });
+        let of = self
+            .reasons
+            .iter()
+            .filter(|((at, reason), _)| *at == hook && verdicts.contains(&reason.verdict_at(hook)));
         of.map(|(_, (packets, _))| packets).sum()
     }
 
@@ -200,7 +202,8 @@ fn minus(more: u64, less: u64) -> i64 {
 
 impl fmt::Display for Accounts {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for ((hook, reason), (packets, bytes)) in self.reasons.iter().filter(|(_, (packets, _))| *packets > 0) {
+        for ((hook, reason), (packets, bytes)) in self.reasons.iter().filter(|(_, (packets, _))| *packets > 0)
+        {
             writeln!(to, "  {} {}: {packets} packets, {bytes} bytes", hook.as_str(), reason.as_str())?;
         }
         self.devices.iter().try_for_each(|(device, packets)| writeln!(to, "  {device}: {packets} packets"))
