@@ -65,6 +65,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "bad_input_store"),
     (Rung::Hosts, "overlay-user", "repair"),
     (Rung::Hosts, "overlay-user", "cluster"),
+    (Rung::Hosts, "overlay-user", "hostile"),
     (Rung::Hosts, "overlay-user", "kernels"),
     (Rung::Hosts, "overlay-user", "nat"),
 ];

@@ -38,6 +38,9 @@ impl Account {
         // Of those connections the kernel, not the program, saw the outer checksum, and minds it when it is broken.
         let broken = total(&|fate| usize::from(fate.broken_outer_sum && fate.decap == [Reason::Carried]));
         let minded = (is("Udp.InErrors") - ends(End::UdpError)).clamp(0, broken.min(noted));
+        // And marks of congestion that cannot be carried are for the kernel's tunnel to drop.
+        let congested = total(&|fate| fate.decap.iter().filter(|is| **is == Reason::NotEctMarked).count());
+        let marked = (congested - counted(Hook::Decap, Reason::NotEctMarked)).clamp(0, noted);
         let (mut ours, mut options) = (0, 0);
         for (hook, reason) in
             Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)])
@@ -51,9 +54,10 @@ impl Account {
                 (Hook::Decap, Reason::InnerOptions) => is -= marks,
                 (Hook::Receive, Reason::Carried) => {
                     is -= marks;
-                    should += noted - minded;
+                    should += noted - minded - marked;
                 }
-                (Hook::Decap, Reason::Carried) => should -= noted,
+                (Hook::Decap, Reason::Carried) => should -= noted - marked,
+                (Hook::Decap, Reason::NotEctMarked) => should -= marked,
                 (Hook::Decap, Reason::StackFlow) => should = is,
                 _ => {}
             }
@@ -101,7 +105,8 @@ impl Account {
                 account.why.push(format!("{name}: {is} counted, {should} expected"));
             }
         }
-        account.unaccounted = sent.sent as i64 - ours - refused - minded;
+        account.unaccounted = sent.sent as i64 - ours - refused - minded - marked;
+        account.note("kernel no-tunnel, of a connection of the stack".to_owned(), marked);
         account.note("kernel udp-error, of a connection of the stack".to_owned(), minded);
         account.note("kernel outer-options".to_owned(), refused + ends(End::Options));
         for end in End::ALL {
