@@ -101,6 +101,7 @@ mod tests {
             mac: None,
             mtu: 1450,
             up: true,
+            carrier: true,
             noarp: true,
             peer: None,
             peer_netns: None,

@@ -175,6 +175,7 @@ fn the_way_of_attaching_changes_under_traffic() {
     for device in ["eth0", "br0", "va", "vb", "overlay0"] {
         tc(&host, &format!("qdisc add dev {device} clsact"));
     }
+    let before = bed[0].counters().unwrap().carried();
     for (end, way, attached) in
         [(true, "clsact", (8, 0)), (false, "auto", (0, 8)), (false, "clsact", (8, 0)), (true, "tcx", (0, 8))]
     {
@@ -206,8 +207,13 @@ fn the_way_of_attaching_changes_under_traffic() {
         // Two requests and two answers, each counted once.
         assert_eq!((after.fast_out - before.fast_out, after.fast_in - before.fast_in), (2, 2), "to {way}");
     }
-    let counters = bed[0].counters().unwrap().carried();
-    assert_eq!(counters.dropped, 0, "{counters:?}");
+    // Nor was there a moment without a program, in which the stack would have carried all that came.
+    let after = bed[0].counters().unwrap().carried();
+    assert_eq!(
+        (after.stack_out, after.stack_in, after.dropped),
+        (before.stack_out, before.stack_in, 0),
+        "{after:?}"
+    );
 }
 
 /// Index and MAC address of a link.
@@ -269,10 +275,14 @@ fn ports_come_and_go_and_an_index_is_not_an_interface() {
     for device in ["eth0", "va"] {
         tc(&host, &format!("qdisc delete dev {device} clsact"));
     }
-    assert_eq!(places(&host).len(), 5);
+    // The underlay's may be back already: any event at eth0 has it looked at.
+    assert!(places(&host).len() <= 6, "{:?}", places(&host));
     assert_reaches(&container, far.address());
     bed[0].overlay(&["peers", "--resync"]).unwrap();
     wait_for("all programs", || places(&host) == ALL);
 
-    container.remove().unwrap();
+    // A new overlay0 has filters of its own, and is no device without them.
+    let (index, _) = interface(&host, "overlay0");
+    host.exec("ip link delete overlay0").unwrap();
+    wait_for("another overlay0", || places(&host) == ALL && interface(&host, "overlay0").0 != index);
 }
