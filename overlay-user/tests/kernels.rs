@@ -9,7 +9,7 @@ mod kernels {
     pub mod scenario;
 }
 
-/// One test for each way a host can be set up: `name: ingress, attach, options of the agent beside the ingress;`.
+/// One test for each way a host can be set up: `name: ingress, attach, options of the agent beside these;`.
 macro_rules! ways {
     ($($name:ident: $ingress:literal, $attach:literal, [$($option:literal),*];)+) => {
         $(#[test]
@@ -21,4 +21,5 @@ macro_rules! ways {
 
 ways! {
     tc: "tc", "auto", [];
+    tc_clsact: "tc", "clsact", [];
 }

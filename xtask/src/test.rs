@@ -25,8 +25,8 @@ pub(crate) struct Options {
     write_docs: bool,
 }
 
-/// Until there is a way of attaching on 6.1.
-const DEFAULT_KERNEL: &str = "6.12";
+/// The oldest that is promised.
+const DEFAULT_KERNEL: &str = "6.1";
 const ALL_KERNELS: &str = "all";
 
 fn kernel_names() -> PossibleValuesParser {

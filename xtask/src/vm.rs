@@ -29,8 +29,8 @@ pub struct Kernel {
 
 /// The oldest that is promised, the present stable release's, and a new one.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { version: "6.1", suites: &["bookworm"] },
-    Kernel { version: "6.12", suites: &["trixie"] },
+    Kernel { version: "6.1", suites: &["bookworm", "bookworm-security"] },
+    Kernel { version: "6.12", suites: &["trixie", "trixie-security"] },
     Kernel { version: "7.2", suites: &["forky", "trixie-backports"] },
 ];
 

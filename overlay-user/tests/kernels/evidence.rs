@@ -1,4 +1,4 @@
-//! How a host is set up in fact, as the kernel tells it and not the agent.
+//! How a host is set up in fact, as the kernel tells it; what the agent says of it must be the same.
 use aya::programs::{SchedClassifier, TcAttachType};
 use serde_json::Value;
 use xtask::lab::Member;
@@ -6,57 +6,86 @@ use xtask::lab::Member;
 /// What was found on one host.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Evidence {
-    attached: String,
+    containers: String,
     underlay: String,
-    vnifilter: String,
+    /// What not every kernel has: name, and how it is here.
+    features: Vec<(String, String)>,
 }
 
 pub fn of(member: &Member) -> Evidence {
-    let port = member.containers[0].port();
-    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
-    let overlay0 = json(member, "ip -j -d link show dev overlay0");
-    Evidence {
-        attached: attached(member, port, "overlay_encap"),
-        underlay: match json(member, "ip -j link show dev eth0")[0]["xdp"]["mode"].as_u64() {
-            // XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h.
-            Some(1) => "native XDP".to_owned(),
-            Some(2) => "generic XDP".to_owned(),
-            Some(other) => format!("XDP in mode {other}"),
-            None => attached(member, "eth0", "overlay_decap"),
-        },
-        vnifilter: yes(overlay0[0]["linkinfo"]["info_data"]["vnifilter"] == true),
-    }
+    let at_tc = |interface, program| at_tc(member, interface, program);
+    let xdp = match json(member, "ip -j link show dev eth0")[0]["xdp"]["mode"].as_u64() {
+        // XDP_ATTACHED_DRV and XDP_ATTACHED_SKB of linux/if_link.h.
+        Some(1) => Some("native XDP".to_owned()),
+        Some(2) => Some("generic XDP".to_owned()),
+        Some(mode) => Some(format!("XDP in mode {mode}")),
+        None => None,
+    };
+    let status: Value = serde_json::from_str(&member.overlay(&["status", "--json"]).unwrap()).unwrap();
+    let containers = at_tc(member.containers[0].port(), "overlay_encap").unwrap();
+    assert_eq!(status["attached_by"], containers.to_lowercase().as_str(), "{status:#}");
+    let underlay: Vec<_> = xdp.into_iter().chain(at_tc("eth0", "overlay_decap")).collect();
+    Evidence { containers, underlay: underlay.join(", then "), features: features(member, &status) }
 }
 
 impl Evidence {
-    /// Its rows in docs/kernels.md.
-    pub fn facts(&self) -> [(&str, &str); 3] {
-        [
-            ("attached at containers by", &self.attached),
-            ("attached at the underlay by", &self.underlay),
-            ("vnifilter on overlay0", &self.vnifilter),
-        ]
+    /// Its rows in the way's section of docs/kernels.md.
+    pub fn facts(&self) -> [(&str, &str); 2] {
+        [("attached at containers by", &self.containers), ("attached at the underlay by", &self.underlay)]
+    }
+
+    /// Rows that are the same whatever the way.
+    pub fn features(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.features.iter().map(|(name, how)| (name.as_str(), how.as_str()))
     }
 }
 
-/// How a program hangs at the ingress of an interface.
-fn attached(member: &Member, interface: &str, program: &str) -> String {
-    let (name, wanted) = (interface.to_owned(), program.to_owned());
-    // The kernel cuts a program's name to 15 bytes.
-    let by_tcx = member.host.namespace().enter(move || {
-        // Kernels before 6.6 refuse the question.
-        let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
-            return Ok(false);
+/// What `overlay status` says of the kernel. Where the kernel can be asked by others, it must say the same.
+fn features(member: &Member, status: &Value) -> Vec<(String, String)> {
+    let overlay0 = json(member, "ip -j -d link show dev overlay0");
+    let seen = |name: &str| match name {
+        "TCX" => Some(tcx(member, "eth0").is_some()),
+        "vnifilter" => Some(overlay0[0]["linkinfo"]["info_data"]["vnifilter"] == true),
+        _ => None,
+    };
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let feature = |feature: &Value| {
+        let (name, present) = (text(&feature["name"]), feature["present"].as_bool());
+        assert!(seen(&name).is_none_or(|seen| Some(seen) == present), "{name} is not {present:?}");
+        let how = match present {
+            Some(true) => "yes".to_owned(),
+            Some(false) => format!("no; instead: {}", text(&feature["instead"])),
+            None => "the kernel does not say".to_owned(),
         };
-        Ok(programs.iter().any(|found| found.name_as_str().is_some_and(|name| wanted.starts_with(name))))
-    });
+        (name, how)
+    };
+    status["features"].as_array().unwrap().iter().map(feature).collect()
+}
+
+/// How a program hangs at the ingress of an interface, if it does.
+fn at_tc(member: &Member, interface: &str, program: &str) -> Option<String> {
+    // The kernel cuts a program's name to 15 bytes.
+    let by_tcx =
+        tcx(member, interface).is_some_and(|names| names.iter().any(|name| program.starts_with(name)));
     let filters = member.host.exec(&format!("tc filter show dev {interface} ingress")).unwrap();
-    let by_filter = filters.contains(program);
-    match (by_tcx.unwrap(), by_filter) {
-        (true, false) => "TCX".to_owned(),
-        (false, true) => "clsact".to_owned(),
-        (tcx, filter) => panic!("{program} at {interface}: by TCX {tcx}, by clsact {filter}: {filters}"),
+    match (by_tcx, filters.contains(program)) {
+        (true, false) => Some("TCX".to_owned()),
+        (false, true) => Some("clsact".to_owned()),
+        (false, false) => None,
+        (true, true) => panic!("{program} hangs at {interface} twice: {filters}"),
     }
+}
+
+/// Names of the programs at the TCX hook of an interface's ingress; none on a kernel without TCX, which refuses to answer.
+fn tcx(member: &Member, interface: &str) -> Option<Vec<String>> {
+    let name = interface.to_owned();
+    let asked = member.host.namespace().enter(move || {
+        let answer = SchedClassifier::query_tcx(&name, TcAttachType::Ingress);
+        let name =
+            |program: &aya::programs::ProgramInfo| program.name_as_str().unwrap_or_default().to_owned();
+        Ok(answer.ok().map(|(_, programs)| programs.iter().map(name).collect()))
+    });
+    asked.unwrap()
 }
 
 fn json(member: &Member, line: &str) -> Value {

@@ -13,17 +13,18 @@ const TRANSFER: u64 = 8 << 20;
 /// Larger than any packet's payload: so many bytes take at least this share of packets.
 const LARGEST_PAYLOAD: u64 = 1500;
 
-/// Prints a fact that was just seen, for docs/kernels.md: which way, what, and how it was.
-fn fact(ingress: &str, attach: &str, what: &str, how: &str) {
-    println!("fact: {ingress} / {attach} / {what} = {how}");
+/// Prints a fact that was just seen, for docs/kernels.md: which section, what, and how it was.
+fn fact(section: &str, what: &str, how: &str) {
+    println!("fact: {section} / {what} = {how}");
 }
 
 pub fn run(ingress: &str, attach: &str, options: &[&str]) {
-    let fact = |what: &str, how: &str| fact(ingress, attach, what, how);
+    let way = format!("--ingress {ingress} --attach {attach}");
+    let seen = |what: &str, how: &str| fact(&way, what, how);
     // As between real NICs: an XDP program takes unfinished checksums for finished ones.
     let lab = Lab::new(Options { wire_like: true, ..Options::default() }).unwrap();
     let store = Store::folder(&lab);
-    let options = [&["--ingress", ingress], options].concat();
+    let options = [&["--ingress", ingress, "--attach", attach], options].concat();
     let binary = Path::new(env!("CARGO_BIN_EXE_overlay"));
     let mut members = lab::populate(&lab, binary, &store, &options).unwrap();
     learn_all(&members);
@@ -31,7 +32,7 @@ pub fn run(ingress: &str, attach: &str, options: &[&str]) {
 
     assert_reaches(&a, &b);
     assert_reaches(&b, &a);
-    fact("ping", "both ways");
+    seen("ping", "both ways");
 
     let carried = on_the_fast_path(&members, || {
         transfer(&a, &b, TRANSFER).unwrap();
@@ -41,7 +42,7 @@ pub fn run(ingress: &str, attach: &str, options: &[&str]) {
         assert!(tc + xdp > TRANSFER / LARGEST_PAYLOAD, "TC carried {tc}, XDP {xdp}");
         assert_eq!(ingress == "xdp", xdp > 0, "under {ingress}, XDP carried {xdp} packets, TC {tc}");
     }
-    fact("TCP transfer", &format!("{} MB each way, every byte compared", TRANSFER >> 20));
+    seen("TCP transfer", &format!("{} MB each way, every byte compared", TRANSFER >> 20));
 
     let mut connection = Connection::open(&a, &b).unwrap();
     let before = members.iter().map(evidence::of).collect::<Vec<_>>();
@@ -57,14 +58,17 @@ pub fn run(ingress: &str, attach: &str, options: &[&str]) {
     }
     learn_all(&members);
     on_the_fast_path(&members, || connection.exchange().unwrap());
-    fact("agents killed and restarted", "the connection lives on");
-    fact("fast path", "all of it, before, meanwhile and after");
+    seen("agents killed and restarted", "the connection lives on");
+    seen("fast path", "all of it, before, meanwhile and after");
 
     let after = members.iter().map(evidence::of).collect::<Vec<_>>();
     assert_eq!(before, after, "the next agent attached otherwise than the one before");
     assert!(after.iter().all(|host| *host == after[0]), "{after:?}");
     for (what, how) in after[0].facts() {
-        fact(what, how);
+        seen(what, how);
+    }
+    for (what, how) in after[0].features() {
+        fact("Features", what, how);
     }
     for member in &mut members {
         assert_eq!(member.agent().unwrap().status().unwrap(), None, "an agent ended");

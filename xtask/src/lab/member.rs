@@ -33,8 +33,8 @@ pub struct Member {
     arguments: Vec<String>,
 }
 
-/// How long an agent may take to be ready.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long an agent may take to be ready; a VM without KVM on a busy machine needs most of it.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Store {
     /// A folder that the hosts of `lab` share.

@@ -20,7 +20,8 @@ pub struct Transfer {
 }
 
 const BLOCK: usize = 64 * 1024;
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Generous, as for an agent's start.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends `bytes` (rounded up to 64 KiB) from one container to another by TCP. The receiver makes the same pseudo-random
 /// bytes itself and compares them all, which is what a hash would only approximate.

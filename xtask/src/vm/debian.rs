@@ -27,7 +27,7 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 pub(super) fn kernel(kernel: &Kernel, folder: &Path, tools: &Path, progress: &Progress) -> Result<Unpacked> {
     let kept = folder.join(kernel.version);
     let mark = kept.join("ready");
-    let wanted = modules::WANTED.join(" ");
+    let wanted = [kernel.suites, modules::WANTED].concat().join(" ");
     if fs::read_to_string(&mark).is_ok_and(|unpacked| unpacked != wanted) {
         fs::remove_dir_all(&kept).with_context(|| format!("remove {}", kept.display()))?;
     }

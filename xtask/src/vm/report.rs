@@ -5,11 +5,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::debian::name;
 
-/// What was seen of something under one way of running the agent: `fact: tc / auto / ping = both ways`.
+/// Something that was seen: `fact: --ingress tc / ping = both ways`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
-    /// Ingress and way of attaching: `tc / auto`.
-    pub way: String,
+    /// The section: options of the agent, say.
+    pub section: String,
     /// What was looked at.
     pub what: String,
     /// How it was.
@@ -63,8 +63,8 @@ impl Report {
 
 fn fact(line: &str) -> Option<Fact> {
     let (key, how) = line.strip_prefix("fact: ")?.split_once(" = ")?;
-    let (way, what) = key.rsplit_once(" / ")?;
-    Some(Fact { way: way.to_owned(), what: what.to_owned(), how: how.to_owned() })
+    let (section, what) = key.rsplit_once(" / ")?;
+    Some(Fact { section: section.to_owned(), what: what.to_owned(), how: how.to_owned() })
 }
 
 /// `kernel` for `.../kernel-f459857db4e08272`: cargo appends a hash.
@@ -79,7 +79,7 @@ mod tests {
 
     const GOOD: &str = "n7 kernel #1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-11-16)\n\
         test result: ok. 32 passed; 0 failed; 0 ignored\nn7 ended 0 /t/kernel-1a\n\
-        fact: tc / auto / ping = both ways\ntest result: ok. 1 passed; 0 failed\nn7 ended 0 /t/kernels-2b\nn7 end";
+        fact: --ingress tc / ping = both ways\ntest result: ok. 1 passed; 0 failed\nn7 ended 0 /t/kernels-2b\nn7 end";
 
     fn parse(text: &str) -> Result<Report> {
         let lines: Vec<_> = text.lines().map(str::to_owned).collect();
@@ -91,7 +91,7 @@ mod tests {
         let report = parse(GOOD).unwrap();
         assert_eq!(report.package, "6.1.192-2");
         assert_eq!(report.passed, BTreeMap::from([("kernel".to_owned(), 32), ("kernels".to_owned(), 1)]));
-        let fact = Fact { way: "tc / auto".into(), what: "ping".into(), how: "both ways".into() };
+        let fact = Fact { section: "--ingress tc".into(), what: "ping".into(), how: "both ways".into() };
         assert_eq!(report.facts, [fact]);
     }
 

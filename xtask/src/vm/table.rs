@@ -11,13 +11,12 @@ const RUNS: &str = "The runs";
 const NOT_RUN: &str = "not run";
 const HEAD: &str = "# Kernels
 
-What the tests saw on Debian's kernels, in VMs. Written by `cargo xtask test --kernels all --write-docs`; do not edit:
-`cargo xtask test` fails when a kernel it runs on shows anything else. A section is a way of running the agent, `tc / auto`
-being `--ingress tc --attach auto`; its rows are what two hosts with two containers each did under it
-(`overlay-user/tests/kernels/`).
+What the tests saw on Debian's kernels, in VMs. Written by `cargo xtask test --rung vm --kernels all --write-docs`, not by
+hand: `cargo xtask test` fails when a kernel it runs on shows anything else. A section named by options is what two hosts
+with two containers each did when their agents had them (`overlay-user/tests/kernels/`).
 ";
 
-/// The document: how it was, by way and what was looked at, then by kernel.
+/// The document: how it was, by section and what was looked at, then by kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Table(BTreeMap<(String, String), BTreeMap<String, String>>);
 
@@ -52,7 +51,8 @@ impl Table {
             .iter()
             .map(|(file, count)| (format!("tests passed in `{file}`"), count.to_string()));
         let runs = std::iter::once(package).chain(counts).map(|(what, how)| ((RUNS.to_owned(), what), how));
-        let facts = report.facts.iter().map(|fact| ((fact.way.clone(), fact.what.clone()), fact.how.clone()));
+        let facts =
+            report.facts.iter().map(|fact| ((fact.section.clone(), fact.what.clone()), fact.how.clone()));
         for (row, how) in runs.chain(facts) {
             self.0.entry(row).or_default().insert(kernel.to_owned(), how);
         }
@@ -63,15 +63,15 @@ impl Table {
     pub fn differences(&self, kernel: &str, report: &Report) -> Vec<String> {
         let mut new = Self::default();
         new.put(kernel, report);
-        let rows = self.0.keys().chain(new.0.keys()).filter(|(way, _)| way != RUNS);
+        let rows = self.0.keys().chain(new.0.keys()).filter(|(section, _)| section != RUNS);
         let rows: std::collections::BTreeSet<_> = rows.collect();
         let cell = |table: &Self, row| -> Option<String> { table.0.get(row)?.get(kernel).cloned() };
         let differing = rows.into_iter().filter_map(|row| {
             let (said, seen) = (cell(self, row), cell(&new, row));
             let word = |how: Option<String>| how.unwrap_or_else(|| NOT_RUN.to_owned());
-            let (way, what) = row;
+            let (section, what) = row;
             (said != seen)
-                .then(|| format!("{way}: {what}: documented `{}`, seen `{}`", word(said), word(seen)))
+                .then(|| format!("{section}: {what}: documented `{}`, seen `{}`", word(said), word(seen)))
         });
         differing.collect()
     }
@@ -81,11 +81,14 @@ impl Table {
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             cells.fold("|".to_owned(), |line, cell| format!("{line} {cell} |")) + "\n"
         };
-        let mut section = "";
-        for ((way, what), cells) in &self.0 {
-            if section != way {
-                section = way;
-                text += &format!("\n## {way}\n\n");
+        let mut open = "";
+        // What is about the kernel comes before what was done on it.
+        let mut rows: Vec<_> = self.0.iter().collect();
+        rows.sort_by_key(|((section, _), _)| section.starts_with("--"));
+        for ((section, what), cells) in rows {
+            if open != section {
+                open = section;
+                text += &format!("\n## {section}\n\n");
                 text += &line(&mut std::iter::once("").chain(KERNELS.iter().map(|kernel| kernel.version)));
                 text += &format!("|{}\n", "---|".repeat(KERNELS.len() + 1));
             }
@@ -152,8 +155,11 @@ mod tests {
     use crate::vm::report::Fact;
 
     fn report(how: &str) -> Report {
-        let fact =
-            |what: &str, how: &str| Fact { way: "tc / auto".into(), what: what.into(), how: how.into() };
+        let fact = |what: &str, how: &str| Fact {
+            section: "--ingress tc".into(),
+            what: what.into(),
+            how: how.into(),
+        };
         Report {
             package: "6.1.192-2".into(),
             passed: BTreeMap::from([("kernel".to_owned(), 32)]),
@@ -167,11 +173,14 @@ mod tests {
         table.put("6.1", &report("yes"));
         table.put("7.2", &report("slow"));
         let text = table.render();
-        assert!(text.contains("\n## tc / auto\n\n|  | 6.1 | 6.12 | 7.2 |\n|---|---|---|---|\n| ping | yes | not run | slow |\n"), "{text}");
+        assert!(text.contains("\n## --ingress tc\n\n|  | 6.1 | 6.12 | 7.2 |\n|---|---|---|---|\n| ping | yes | not run | slow |\n"), "{text}");
         let mut read = Table::parse(&text).unwrap();
         assert_eq!(read, table);
         assert_eq!(read.differences("6.1", &report("yes")), [""; 0]);
-        assert_eq!(read.differences("6.1", &report("no")), ["tc / auto: ping: documented `yes`, seen `no`"]);
+        assert_eq!(
+            read.differences("6.1", &report("no")),
+            ["--ingress tc: ping: documented `yes`, seen `no`"]
+        );
         assert_eq!(read.differences("6.12", &report("no")).len(), 2);
         let newer = Report { package: "6.1.193-1".into(), facts: Vec::new(), ..report("") };
         assert_eq!(read.differences("6.1", &newer).len(), 2);
