@@ -42,6 +42,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "bad_input_store"),
     (Rung::Hosts, "overlay-user", "repair"),
     (Rung::Hosts, "overlay-user", "cluster"),
+    (Rung::Hosts, "overlay-user", "flannel"),
 ];
 
 pub(crate) fn test(options: &Options) -> Result<()> {
