@@ -68,6 +68,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "hostile"),
     (Rung::Hosts, "overlay-user", "kernels"),
     (Rung::Hosts, "overlay-user", "nat"),
+    (Rung::Hosts, "overlay-user", "flannel"),
 ];
 
 /// What runs in VMs: the programs, and whole hosts.
