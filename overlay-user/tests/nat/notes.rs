@@ -7,7 +7,7 @@ use overlay_common::{
     Hook::{Note, Send},
     Reason,
 };
-use overlay_user::datapath::tables::Tables;
+use overlay_user::datapath::{flows::Lifetimes, tables::Tables};
 use xtask::lab::Member;
 
 use super::traffic::{
@@ -15,7 +15,7 @@ use super::traffic::{
     Way::{Fast, Stack},
     assert_nothing_invalid, own, publish, strict_bed, ways,
 };
-use crate::bed::{Bed, json, pins, wait_for};
+use crate::bed::{Bed, Kind, json, pins, wait_for};
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 
@@ -126,6 +126,27 @@ fn what_connection_tracking_forgot_begins_anew() {
     // The same ports, translated and noted anew. A TCP connection taken up in its middle is, by nf_conntrack_tcp_loose.
     ask_all(&bed, &mut talks);
     assert_nothing_invalid(&bed);
+}
+
+#[test]
+fn a_note_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
+    let bed = Bed::new(Kind::Folder, 2);
+    let mut tables = Tables::open(&pins(&bed[0])).unwrap();
+    let [stale, used] = [stranger(1), stranger(2)];
+    for key in [stale, used] {
+        let old = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
+        tables.flows.insert(key, old, 0).unwrap();
+    }
+    // No lifetime at all: what is over does not depend on how long this machine runs.
+    let none = Duration::ZERO;
+    let lifetimes = Lifetimes { tcp: none, tcp_attempt: none, tcp_closing: none, ..Lifetimes::DEFAULT };
+    let (over, _) = lifetimes.sort(&tables.flows).unwrap();
+    assert!(over.contains(&stale) && over.contains(&used), "{over:?}");
+    // Its ports are used again, by a packet that passes meanwhile.
+    let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
+    tables.flows.insert(used, seen, 0).unwrap();
+    assert_eq!(lifetimes.forget(&mut tables.flows, &over).unwrap(), 1);
+    assert!(tables.flows.get(&stale, 0).is_err() && tables.flows.get(&used, 0).is_ok());
 }
 
 /// A connection of protocol 6 that is none of this test's.
