@@ -185,6 +185,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     });
     let status = Status::new(public_ip, subnet, network.network, vxlan.vni);
     let (status_to, status) = watch::channel(Status { lost_before, ..status });
+    let pins = paths.pins.clone();
     tasks.spawn(origin::keep_noted(paths, status.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
@@ -223,7 +224,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     if options.healthz_port != 0 {
         let listener = health::bind(SocketAddr::new(options.healthz_ip, options.healthz_port)).await?;
         tasks.spawn(async move {
-            health::serve(listener, status).await;
+            health::serve(listener, status, pins).await;
             Ok(())
         });
     }
