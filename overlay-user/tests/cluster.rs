@@ -15,4 +15,5 @@ mod cluster {
     mod restart;
     mod store;
     mod storm;
+    mod upgrade;
 }

@@ -105,6 +105,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let public_ip = options.underlay.public_ip.unwrap_or(underlay.address);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
     paths.refuse_foreign(public_ip)?;
+    let mut older = paths.older()?;
 
     let network = config(&mut store).await?;
     let vxlan = Vxlan::of(&network)?;
@@ -125,7 +126,9 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let fast_path = options.fast_path == Switch::On;
     let record = Record { fast_path, ..Record::current(public_ip, subnet)? };
     let adoption = paths.adopt(&record)?;
-    if adoption == Adoption::Adopt {
+    if adoption == Adoption::Fresh {
+        older.clear();
+    } else if older.is_empty() {
         info!("adopting what an earlier agent left in {}", paths.pins.display());
     }
     let mtu = device::mtu(vxlan.mtu.unwrap_or(underlay.mtu));
@@ -149,6 +152,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         tc,
         max_peers: options.max_peers,
         max_flows: options.max_flows,
+        older: older.clone(),
+        filling: paths.filling.clone(),
     })
     .await
     .inspect_err(|_| {
@@ -162,7 +167,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             }
         }
     })?;
-    paths.forget_other_layouts()?;
+    paths.forget_older(&older)?;
     let lost_before = losses::read(&netlink, &paths.pins).await.unwrap_or_else(|error| {
         warn!("{error}: losses are shown since the devices were made, not since this start");
         Vec::new()

@@ -66,7 +66,9 @@ mod tests {
             frames: vec![vec![0, 255], vec![16]],
         };
         assert_eq!(parsed, [row]);
-        for broken in ["a", "a | b", "a | b | eth0", "a | b | eth0 | 0", "a | b | eth0 | xx", "a | b | tun0 | 00"] {
+        for broken in
+            ["a", "a | b", "a | b | eth0", "a | b | eth0 | 0", "a | b | eth0 | xx", "a | b | tun0 | 00"]
+        {
             assert!(format!("{:#}", parse(broken).unwrap_err()).contains(broken));
         }
         assert!(rows().is_ok());

@@ -75,7 +75,8 @@ impl Bench {
         let mut left = Vec::new();
         let wanted = &mark[mark.len() - 28..];
         loop {
-            let frame = self.hear.next(std::time::Duration::from_secs(10))?.context("the mark did not leave")?;
+            let frame =
+                self.hear.next(std::time::Duration::from_secs(10))?.context("the mark did not leave")?;
             if frame.ends_with(wanted) {
                 break;
             }

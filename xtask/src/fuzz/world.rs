@@ -21,8 +21,7 @@ pub const PORT: u16 = 8472;
 /// VXLAN network identifier.
 pub const VNI: u32 = 1;
 /// The peers: underlay address, and the first three bytes of the subnet.
-pub const PEERS: [([u8; 4], [u8; 3]); 2] =
-    [([10, 99, 0, 2], [10, 244, 2]), ([10, 99, 0, 3], [10, 244, 3])];
+pub const PEERS: [([u8; 4], [u8; 3]); 2] = [([10, 99, 0, 2], [10, 244, 2]), ([10, 99, 0, 3], [10, 244, 3])];
 /// VtepMAC of the first peer.
 pub const PEER_VTEP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 /// A container of the first peer.
