@@ -12,6 +12,7 @@ mod cluster {
     mod foreign;
     mod peers;
     mod ports;
+    mod race;
     mod restart;
     mod store;
     mod storm;
