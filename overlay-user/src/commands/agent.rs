@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{Opened, open, vxlan::Vxlan};
 use crate::{
-    acquire::{self, Held, Request, TIME_TO_LIVE},
+    acquire::{self, AcquireError, Held, Request, TIME_TO_LIVE},
     agent::{self, Inputs, Setup},
     cli::{Agent, AttachBy, PeerCheck, Switch},
     control::{self, Server},
@@ -329,7 +329,14 @@ async fn lease(
 }
 
 fn is_passing(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. })))
+    error.chain().any(|cause| {
+        let store = match cause.downcast_ref() {
+            // Transparent: the chain holds it in the store error's place.
+            Some(AcquireError::Store(store)) => Some(store),
+            _ => cause.downcast_ref(),
+        };
+        matches!(store, Some(StoreError::Unavailable { .. }))
+    })
 }
 
 /// The MAC address of a tunnel device that is there already: peers know it.
@@ -396,5 +403,22 @@ fn settings(
         port_count: 16384,
         // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
         gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_does_not_answer_will_pass_and_one_that_refuses_will_not() {
+        let (store, detail) = ("etcd".to_owned(), "gone".to_owned());
+        let away = || StoreError::Unavailable { store: store.clone(), detail: detail.clone() };
+        let refuses = StoreError::Refused { store: store.clone(), detail: detail.clone() };
+        assert!(is_passing(&away().into()));
+        assert!(is_passing(&AcquireError::Store(away()).into()));
+        assert!(is_passing(&anyhow::Error::from(AcquireError::Store(away())).context("use a folder")));
+        assert!(!is_passing(&AcquireError::Store(refuses).into()));
+        assert!(!is_passing(&AcquireError::Contended(1, store.clone()).into()));
     }
 }
