@@ -9,6 +9,8 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use ipnet::Ipv4Net;
@@ -175,13 +177,9 @@ impl Paths {
                     }
                 }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
-                    let mut pid = String::new();
-                    // The holder is named for the operator's sake; that it cannot be read changes nothing.
-                    let _ = file.read_to_string(&mut pid);
-                    let pid = if pid.trim().is_empty() { "?" } else { pid.trim() };
                     return Err(StateError::Locked {
                         network: self.network.clone(),
-                        pid: pid.to_owned(),
+                        pid: holder(&mut file),
                         lock: path.display().to_string(),
                     });
                 }
@@ -336,6 +334,22 @@ impl Record {
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
+}
+
+/// Who says in the lock that it holds it, `?` if nobody does. Whoever took it just now says so a moment later; until
+/// then the one before stands there.
+fn holder(lock: &mut File) -> String {
+    let mut pid = String::new();
+    for _ in 0..10 {
+        pid.clear();
+        // The holder is named for the operator's sake; that it cannot be read changes nothing.
+        let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut pid));
+        if !pid.trim().is_empty() && Path::new("/proc").join(pid.trim()).exists() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    if pid.trim().is_empty() { "?".to_owned() } else { pid.trim().to_owned() }
 }
 
 fn is_bpffs(path: &Path) -> bool {

@@ -205,15 +205,9 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         // Counters say the same, if less promptly.
         Err(error) => warn!("the programs' log cannot be read: {error:#}"),
     }
-    let lost_before = losses::read(&netlink, &paths.pins).await.unwrap_or_else(|error| {
-        warn!("{error}: losses are shown since the devices were made, not since this start");
-        Vec::new()
-    });
-    let status = Status::new(public_ip, subnet, network.network, vxlan.vni);
-    let (status_to, status) = watch::channel(Status { lost_before, ..status });
     let pins = paths.pins.clone();
     tasks.spawn(rules.keep());
-    tasks.spawn(origin::keep_noted(paths, status.clone()));
+    tasks.spawn(origin::keep_noted(paths, status_to.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
     let (commands_to, commands) = mpsc::channel(16);
