@@ -2,6 +2,13 @@
 //!
 //! Rules: `repr(C)`, byte arrays in network order, explicit padding (the kernel compares keys as raw bytes), a size
 //! assert each. IPv6 peers and endpoints will be maps of their own beside these, with keys of 16 bytes.
+#[cfg(not(feature = "next-layout"))]
+mod entries;
+#[cfg(feature = "next-layout")]
+#[path = "maps/next.rs"]
+mod entries;
+
+pub use entries::{Endpoint, Flow, Peer};
 
 /// Prefix lengths, masks and identities of this host: constants of a loaded program (its `.rodata`, frozen), so the
 /// verifier and the JIT see them as such. Replacing them means loading the programs anew, which replaces them atomically.
@@ -74,41 +81,12 @@ impl Addr4 {
     }
 }
 
-/// Value of `PEERS`: the host that leased the subnet which is the key.
-#[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
-    /// The peer's underlay address: outer destination of what we send, outer source of what it sends.
-    pub outer: [u8; 4],
-    /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
-    pub vtep_mac: [u8; 6],
-    /// Always zero.
-    pub reserved: [u8; 2],
-    /// Index of this peer's counters in `PEER_COUNTERS`.
-    pub slot: u32,
-}
-
 /// Value of `VTEPS`: a known peer, by its underlay address.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vtep {
     /// Index of this peer's counters in `PEER_COUNTERS`. A peer with several subnets has the slot of one of them here.
     pub slot: u32,
-}
-
-/// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives.
-#[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Interface index of the host side of the container's veth.
-    pub ifindex: u32,
-    /// MAC address inside the container: destination of delivered frames.
-    pub mac: [u8; 6],
-    /// MAC address of the gateway the container talks to (the bridge's, or the veth's): source of delivered frames, and
-    /// destination of the frames that the fast path takes from the container.
-    pub gateway_mac: [u8; 6],
-    /// See the `ENDPOINT_*` bits.
-    pub flags: u32,
 }
 
 /// Named by an operator or a CNI plugin: learning neither moves nor removes it.
@@ -144,18 +122,6 @@ impl FlowKey {
     }
 }
 
-/// Value of `FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flow {
-    /// CLOCK_MONOTONIC nanoseconds of the last packet; written at most once a second.
-    pub seen_ns: u64,
-    /// See the `FLOW_*` bits.
-    pub state: u32,
-    /// Always zero.
-    pub reserved: u32,
-}
-
 /// A packet was seen whose source is the key's first address.
 pub const FLOW_FORWARD: u32 = 1 << 0;
 /// A packet was seen whose source is the key's second address. With both, the connection is an established one.
@@ -188,11 +154,8 @@ pub struct PeerCount {
 const _: () = {
     assert!(size_of::<Settings>() == 52);
     assert!(size_of::<Addr4>() == 4);
-    assert!(size_of::<Peer>() == 16);
     assert!(size_of::<Vtep>() == 4);
-    assert!(size_of::<Endpoint>() == 20);
     assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Flow>() == 16);
     assert!(size_of::<PeerCount>() == 32);
 };
 

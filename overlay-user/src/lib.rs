@@ -13,6 +13,7 @@ pub mod docker_opts;
 pub mod endpoints;
 pub mod guard;
 pub mod health;
+pub mod history;
 pub mod iface;
 mod json;
 pub mod keep;

@@ -34,6 +34,9 @@ pub struct Status {
     /// Our rules in the host's packet filter.
     #[serde(default)]
     pub rules: RulesStatus,
+    /// The folder of what outlives the agent.
+    #[serde(default)]
+    pub state: StateStatus,
     /// Bridges and address conflicts, as learning sees them. Filled in for those who ask.
     #[serde(default)]
     pub learned: View,
@@ -63,6 +66,7 @@ impl Status {
             datapath: DatapathStatus::default(),
             peers: PeersStatus::default(),
             rules: RulesStatus::default(),
+            state: StateStatus::default(),
             learned: View::default(),
             lost_before: Vec::new(),
             beat: Instant::now(),
@@ -156,6 +160,13 @@ pub struct PeersStatus {
     pub skipped: Vec<Skipped>,
     /// How many changes the first full application made, and how long it took.
     pub first_apply: Option<FirstApply>,
+}
+
+/// The folder of what outlives the agent.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StateStatus {
+    /// Why it cannot be written; gone once it can again.
+    pub error: Option<String>,
 }
 
 /// A peer that could not be put in force or removed.

@@ -12,7 +12,9 @@ mod cluster {
     mod foreign;
     mod peers;
     mod ports;
+    mod race;
     mod restart;
     mod store;
     mod storm;
+    mod upgrade;
 }

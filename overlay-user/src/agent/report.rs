@@ -11,7 +11,7 @@ use crate::{
     own::Own,
     peers::Skipped,
     status::{FailedPeer, unix_now},
-    store::{Origin, Revision, StoreError},
+    store::{Revision, StoreError},
 };
 
 impl<D: Datapath> Local<D> {
@@ -71,8 +71,6 @@ impl<D: Datapath> Local<D> {
 
     /// The store answered.
     pub(super) fn heard(&mut self, revision: Revision, cluster: Option<u64>) {
-        let cluster_now = cluster.or(self.origin.map(|origin| origin.cluster));
-        self.origin = cluster_now.map(|cluster| Origin { cluster, revision });
         self.inputs.status.send_modify(|status| {
             status.answered = Some(Instant::now());
             status.store.revision = revision.0;

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{Opened, open, vxlan::Vxlan};
 use crate::{
-    acquire::{self, Held, Request, TIME_TO_LIVE},
+    acquire::{self, AcquireError, Held, Request, TIME_TO_LIVE},
     agent::{self, Inputs, Setup},
     cli::{Agent, AttachBy, PeerCheck, Switch},
     control::{self, Server},
@@ -105,6 +105,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let public_ip = options.underlay.public_ip.unwrap_or(underlay.address);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
     paths.refuse_foreign(public_ip)?;
+    let mut older = paths.older()?;
 
     let network = config(&mut store).await?;
     let vxlan = Vxlan::of(&network)?;
@@ -125,7 +126,9 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let fast_path = options.fast_path == Switch::On;
     let record = Record { fast_path, ..Record::current(public_ip, subnet)? };
     let adoption = paths.adopt(&record)?;
-    if adoption == Adoption::Adopt {
+    if adoption == Adoption::Fresh {
+        older.clear();
+    } else if older.is_empty() {
         info!("adopting what an earlier agent left in {}", paths.pins.display());
     }
     let mtu = device::mtu(vxlan.mtu.unwrap_or(underlay.mtu));
@@ -149,6 +152,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         tc,
         max_peers: options.max_peers,
         max_flows: options.max_flows,
+        older: older.clone(),
+        filling: paths.filling.clone(),
     })
     .await
     .inspect_err(|_| {
@@ -162,7 +167,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             }
         }
     })?;
-    paths.forget_other_layouts()?;
+    paths.forget_older(&older)?;
     let lost_before = losses::read(&netlink, &paths.pins).await.unwrap_or_else(|error| {
         warn!("{error}: losses are shown since the devices were made, not since this start");
         Vec::new()
@@ -202,7 +207,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     }
     let pins = paths.pins.clone();
     tasks.spawn(rules.keep());
-    tasks.spawn(origin::keep_noted(paths, status.clone()));
+    tasks.spawn(origin::keep_noted(paths, status_to.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
     let (commands_to, commands) = mpsc::channel(16);
@@ -318,7 +323,14 @@ async fn lease(
 }
 
 fn is_passing(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. })))
+    error.chain().any(|cause| {
+        let store = match cause.downcast_ref() {
+            // Transparent: the chain holds it in the store error's place.
+            Some(AcquireError::Store(store)) => Some(store),
+            _ => cause.downcast_ref(),
+        };
+        matches!(store, Some(StoreError::Unavailable { .. }))
+    })
 }
 
 /// The MAC address of a tunnel device that is there already: peers know it.
@@ -385,5 +397,22 @@ fn settings(
         port_count: 16384,
         // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
         gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_does_not_answer_will_pass_and_one_that_refuses_will_not() {
+        let (store, detail) = ("etcd".to_owned(), "gone".to_owned());
+        let away = || StoreError::Unavailable { store: store.clone(), detail: detail.clone() };
+        let refuses = StoreError::Refused { store: store.clone(), detail: detail.clone() };
+        assert!(is_passing(&away().into()));
+        assert!(is_passing(&AcquireError::Store(away()).into()));
+        assert!(is_passing(&anyhow::Error::from(AcquireError::Store(away())).context("use a folder")));
+        assert!(!is_passing(&AcquireError::Store(refuses).into()));
+        assert!(!is_passing(&AcquireError::Contended(1, store.clone()).into()));
     }
 }

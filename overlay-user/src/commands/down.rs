@@ -26,8 +26,14 @@ pub(super) async fn down(options: &Down) -> Result<()> {
         failures.push(format!("{error:#}"));
     }
     // Before the pins go, which would only end the links among them.
-    if let Err(error) = Links::detach_all(&paths.pins) {
+    let layouts = paths.all_layouts().unwrap_or_else(|error| {
         failures.push(error.to_string());
+        Vec::new()
+    });
+    for pins in layouts {
+        if let Err(error) = Links::detach_all(&pins) {
+            failures.push(error.to_string());
+        }
     }
     if let Err(error) = rules::remove(&paths.network).await {
         failures.push(error);

@@ -201,6 +201,9 @@ fn text(report: &Report) -> String {
             );
             row("masquerading", rule_line(&agent.rules.masquerade));
             row("forward rules", rule_line(&agent.rules.forward));
+            if let Some(error) = &agent.state.error {
+                row("state folder", error.clone());
+            }
             for conflict in &agent.learned.conflicts {
                 row(
                     "address conflict",

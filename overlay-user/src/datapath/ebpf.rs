@@ -18,9 +18,10 @@ use overlay_common::{Addr4, ENDPOINT_PINNED, Settings, Vtep};
 use super::{
     Change, Datapath, DatapathError, Endpoint, Installed, Peer, PortKind,
     flows::Lifetimes,
+    layouts::{self, Older},
     links::{Attachment, Links, TcWay},
     slots::Slots,
-    tables::{MAPS, Tables},
+    tables::{self, MAPS, Tables},
 };
 use crate::mac::Mac;
 
@@ -40,6 +41,10 @@ pub struct Options {
     pub max_peers: u32,
     /// Capacity of the table of the stack's connections.
     pub max_flows: u32,
+    /// What agents with older map layouts left of this network, oldest first: taken over if `pins` holds nothing yet.
+    pub older: Vec<Older>,
+    /// Where maps are filled before they become `pins`, below the same bpffs.
+    pub filling: PathBuf,
 }
 
 /// The programs and maps of one network on this host.
@@ -62,9 +67,18 @@ impl EbpfDatapath {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
-        let mut ebpf = load_object(&options)?;
-        let mut tables = Tables::take(&mut ebpf)?;
+        layouts::check_links(&options.pins)?;
+        let (ebpf, mut tables) = match options.older.last() {
+            Some(older) if !layouts::is_filled(&options.pins)? => take_over(older, &options)?,
+            _ => {
+                tables::check(&options.pins)?;
+                load_object(&options, &options.pins)?
+            }
+        };
         let links = Links::new(&options.pins, options.tc)?;
+        for older in &options.older {
+            layouts::move_links(older, &options.pins)?;
+        }
         options.max_peers = capacity(&options.pins, "peers", options.max_peers)?;
         options.max_flows = capacity(&options.pins, "flows", options.max_flows)?;
         let taken = tables.peer_entries()?.into_values().map(|peer| (peer.slot, peer.outer));
@@ -73,6 +87,9 @@ impl EbpfDatapath {
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let mut datapath = Self { ebpf, tables, links, options, prefix_len, slots };
         datapath.adopt()?;
+        for older in &datapath.options.older {
+            layouts::merge_notes(older, &mut datapath.tables);
+        }
         Ok(datapath)
     }
 
@@ -122,8 +139,7 @@ impl EbpfDatapath {
     fn move_underlay(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         let mut options = self.options.clone();
         options.settings.underlay = ifindex;
-        let mut ebpf = load_object(&options)?;
-        let tables = Tables::take(&mut ebpf)?;
+        let (ebpf, tables) = load_object(&options, &options.pins)?;
         (self.ebpf, self.tables, self.options) = (ebpf, tables, options);
         self.links.adopt(&mut self.ebpf).map(drop)
     }
@@ -136,7 +152,7 @@ impl EbpfDatapath {
             None => self.free_slot()?,
         };
         let outer = peer.public_ip.octets();
-        let new = overlay_common::Peer { outer, vtep_mac: peer.vtep_mac.0, reserved: [0; 2], slot };
+        let new = tables::peer_entry(peer, slot);
         // The address first: a packet that arrives between the two writes finds its sender known.
         self.tables
             .vteps
@@ -194,15 +210,9 @@ impl EbpfDatapath {
     }
 
     fn put_endpoint(&mut self, address: Ipv4Addr, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        let value = overlay_common::Endpoint {
-            ifindex: endpoint.port,
-            mac: endpoint.mac.0,
-            gateway_mac: endpoint.gateway_mac.0,
-            flags: if endpoint.pinned { ENDPOINT_PINNED } else { 0 },
-        };
         self.tables
             .endpoints
-            .insert(Addr4::new(address.octets()), value, 0)
+            .insert(Addr4::new(address.octets()), tables::endpoint_entry(endpoint), 0)
             .map_err(|error| self.write_failed("endpoints", format!("add endpoint {address}"), &error))
     }
 
@@ -262,11 +272,26 @@ impl Datapath for EbpfDatapath {
     }
 }
 
-/// Loads and verifies all programs, with maps from the pins where they are there.
-fn load_object(options: &Options) -> Result<Ebpf, DatapathError> {
+/// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's: what
+/// ends before that leaves the older layout in force.
+fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Tables), DatapathError> {
+    let filled = || {
+        layouts::stage(older, &options.filling)?;
+        // As large as they were: counters that are shared have no more slots.
+        let (max_peers, max_flows) = (size(&older.pins, "peers")?, size(&older.pins, "flows")?);
+        let options = Options { max_peers, max_flows, ..options.clone() };
+        let (ebpf, mut tables) = load_object(&options, &options.filling)?;
+        layouts::fill(older, &mut tables)?;
+        layouts::commit(&options.filling, &options.pins)?;
+        Ok((ebpf, tables))
+    };
+    filled().inspect_err(|_| layouts::forget(&options.filling))
+}
+
+/// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
+fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
-    let paths: Vec<(&str, PathBuf)> =
-        MAPS.iter().map(|(name, pin)| (*name, options.pins.join(pin))).collect();
+    let paths: Vec<(&str, PathBuf)> = MAPS.iter().map(|(name, pin)| (*name, folder.join(pin))).collect();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SETTINGS", &options.settings, true)
@@ -278,7 +303,9 @@ fn load_object(options: &Options) -> Result<Ebpf, DatapathError> {
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
-    load_all(&mut loader)
+    let mut ebpf = load_all(&mut loader)?;
+    let tables = Tables::take(&mut ebpf)?;
+    Ok((ebpf, tables))
 }
 
 /// Loads the object, and every program in it into the kernel, where the verifier has its say.
@@ -322,16 +349,23 @@ fn forget_strangers(tables: &mut Tables, slots: &Slots) -> Result<(), DatapathEr
 
 /// How many entries the pinned table has room for. An adopted one keeps the size it was made with.
 fn capacity(pins: &Path, table: &str, wanted: u32) -> Result<u32, DatapathError> {
-    let info = MapInfo::from_pin(pins.join(table)).map_err(|error| {
-        DatapathError::failed(format!("ask for the size of the table of {table}"), &error)
-    })?;
-    let found = info.max_entries();
+    let found = size(pins, table)?;
     if found != wanted {
         warn!(
             "the table of {table} keeps room for {found}: --max-{table} {wanted} takes effect after `overlay down`"
         );
     }
     Ok(found)
+}
+
+fn size(pins: &Path, table: &str) -> Result<u32, DatapathError> {
+    let info = MapInfo::from_pin(pins.join(table)).map_err(|error| {
+        DatapathError::failed(
+            format!("ask for the size of the table of {table} in {}", pins.display()),
+            &error,
+        )
+    })?;
+    Ok(info.max_entries())
 }
 
 /// One entry for every address of the subnet, up to 65,536.

@@ -236,6 +236,7 @@ impl Links {
         let mut adopted = 0;
         for (attachment, ifindex) in self.found()? {
             adopted += usize::from(self.way(attachment).replace(ebpf, attachment, ifindex)?);
+            super::layouts::may_crash("one program replaced");
         }
         let other = match self.chosen {
             TcWay::Tcx => TcWay::Clsact,
