@@ -45,6 +45,21 @@ pub fn run(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Repor
     run_in(kernel, tests, programs).with_context(context)
 }
 
+/// How the folders of runs begin; the process's id follows.
+const RUN: &str = "run-";
+
+/// Removes the folders of runs that were killed. Their qemu died with them.
+fn remove_orphans(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let owner = debian::name(&path).strip_prefix(RUN).and_then(|name| name.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 fn run_in(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report> {
     let progress = Progress::start();
     let folder = project::target().join("vm");
@@ -54,7 +69,12 @@ fn run_in(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report
         fs::write(tools.join("ready"), "")?;
     }
     let kernel = debian::kernel(kernel, &folder, &tools, &progress)?;
-    let work = tempfile::tempdir_in(&folder).context("make a folder for the machine")?;
+    remove_orphans(&folder)?;
+    let prefix = format!("{RUN}{}-", std::process::id());
+    let work = tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(&folder)
+        .context("make a folder for the machine")?;
     // Only this run's own init knows it: no output of a test, and no crash, looks like the end.
     let nonce = work.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     let image = image::build(work.path(), &tools, &kernel, tests, programs, &nonce)?;

@@ -79,8 +79,10 @@ impl Lists {
         let lists = Self { folder: folder.join("apt") };
         fs::create_dir_all(lists.folder.join("lists/partial"))?;
         let mirror = mirror();
-        let line =
-            |suite: &&str| format!("deb [signed-by={KEYRING} target=Packages] {mirror} {suite} main\n");
+        let line = |suite: &&str| {
+            let security = if suite.ends_with("-security") { "-security" } else { "" };
+            format!("deb [signed-by={KEYRING} target=Packages] {mirror}{security} {suite} main\n")
+        };
         fs::write(lists.folder.join("sources.list"), suites.iter().map(line).collect::<String>())?;
         progress.say(&format!("fetching the package lists of {} from {mirror}", suites.join(", ")));
         command::output(lists.command("apt-get").args(["--quiet", "update"]))?;
