@@ -179,13 +179,13 @@ fn words(role: Role, counter: &str) -> (&'static str, &'static str) {
             "the container's side is down: what is delivered to it is lost, and counted as carried",
             "`ip link set eth0 up` in the container, or remove it",
         ),
-        (Role::Tunnel, "tx_errors" | "tx_dropped") => {
-            ("the stack had no route to the peer, or the packet was not IPv4", "`ip route get` the peer's address")
-        }
-        (Role::Tunnel, "rx_dropped") => (
-            "decapsulated by the kernel; the queue of the CPU was full",
-            "raise net.core.netdev_max_backlog",
+        (Role::Tunnel, "tx_errors" | "tx_dropped") => (
+            "the stack had no route to the peer, or the packet was not IPv4",
+            "`ip route get` the peer's address",
         ),
+        (Role::Tunnel, "rx_dropped") => {
+            ("decapsulated by the kernel; the queue of the CPU was full", "raise net.core.netdev_max_backlog")
+        }
         (Role::Tunnel, "rx_errors") => ("not VXLAN as the kernel wants it", "capture at the underlay device"),
         (Role::Bridge, "tx_dropped") => {
             ("the bridge found no port for it, or the port was down", "`bridge link`, `bridge fdb`")
@@ -204,7 +204,9 @@ fn words(role: Role, counter: &str) -> (&'static str, &'static str) {
             "`ethtool -S` the device; net.core.netdev_max_backlog",
         ),
         (_, "rx_errors") => ("arrived broken", "`ethtool -S` the device: cable, other end"),
-        (_, "rx_missed") => ("no room in the device's ring", "a longer ring (`ethtool -G`), more CPUs (`ethtool -L`)"),
+        (_, "rx_missed") => {
+            ("no room in the device's ring", "a longer ring (`ethtool -G`), more CPUs (`ethtool -L`)")
+        }
         (Role::Cpu, _) => (
             "a queue between two devices was full, in any namespace of this machine",
             "raise net.core.netdev_max_backlog; spread the load (RPS)",

@@ -253,7 +253,11 @@ impl Netlink {
     pub async fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let messages = dump("list addresses", request).await?;
-        Ok(messages.iter().filter_map(|message| is!(message, NewAddress)).filter_map(decode::address).collect())
+        Ok(messages
+            .iter()
+            .filter_map(|message| is!(message, NewAddress))
+            .filter_map(decode::address)
+            .collect())
     }
 
     /// The IPv4 routes of table main.

@@ -149,7 +149,8 @@ fn host_parties(house: &Guesthouse, resident: Ipv4Addr, stays: &AtomicU64, seen:
             return Ok(());
         }
         // Each address goes to another one of the party than the last time.
-        let address = |index: u64| Ipv4Addr::new(a, b, c, 10 + ((index * 7 + first) % u64::from(PARTY)) as u8);
+        let address =
+            |index: u64| Ipv4Addr::new(a, b, c, 10 + ((index * 7 + first) % u64::from(PARTY)) as u8);
         let party: Vec<_> =
             (0..u64::from(PARTY)).map(|index| (format!("s{}", first + index), address(index))).collect();
         house.visit(&party, |index, me| stay(me, resident, first + index as u64, seen))?;
@@ -172,7 +173,9 @@ fn a_thousand_containers_come_and_go() {
         thread::spawn(move || host_parties(&house, resident, &stays, &seen))
     });
     // An agent that gets no CPU for a while: its socket overflows, and it has to look at everything anew.
-    while seen.stays.load(Ordering::Relaxed) < VISITS / 3 && !workers.iter().all(|worker| worker.is_finished()) {
+    while seen.stays.load(Ordering::Relaxed) < VISITS / 3
+        && !workers.iter().all(|worker| worker.is_finished())
+    {
         thread::sleep(Duration::from_millis(20));
     }
     let frozen = seen.stays.load(Ordering::Relaxed);

@@ -43,10 +43,8 @@ impl Connection {
         let [near, far] = &mut self.ends;
         let (mut near_out, mut far_out) = (near.try_clone()?, far.try_clone()?);
         thread::scope(|scope| {
-            let writers = [
-                scope.spawn(|| near_out.write_all(&sent[0])),
-                scope.spawn(|| far_out.write_all(&sent[1])),
-            ];
+            let writers =
+                [scope.spawn(|| near_out.write_all(&sent[0])), scope.spawn(|| far_out.write_all(&sent[1]))];
             let read = |end: &mut TcpStream, expected: &[u8]| -> Result<()> {
                 let mut got = vec![0; BYTES];
                 end.read_exact(&mut got).with_context(|| format!("receive round {round}"))?;
@@ -55,7 +53,10 @@ impl Connection {
             };
             let arrived = [read(far, &sent[0]), read(near, &sent[1])];
             for writer in writers {
-                writer.join().expect("a writer does not panic").with_context(|| format!("send round {round}"))?;
+                writer
+                    .join()
+                    .expect("a writer does not panic")
+                    .with_context(|| format!("send round {round}"))?;
             }
             arrived.into_iter().collect()
         })

@@ -45,7 +45,9 @@ fn attached(member: &Member, interface: &str, program: &str) -> String {
     // The kernel cuts a program's name to 15 bytes.
     let by_tcx = member.host.namespace().enter(move || {
         // Kernels before 6.6 refuse the question.
-        let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else { return Ok(false) };
+        let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
+            return Ok(false);
+        };
         Ok(programs.iter().any(|found| found.name_as_str().is_some_and(|name| wanted.starts_with(name))))
     });
     let filters = member.host.exec(&format!("tc filter show dev {interface} ingress")).unwrap();
