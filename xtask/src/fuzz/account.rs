@@ -42,7 +42,7 @@ impl Account {
         // And marks of congestion that cannot be carried are for the kernel's tunnel to drop.
         let congested = total(&|fate| fate.decap.iter().filter(|is| **is == Reason::NotEctMarked).count());
         let marked = (congested - counted(Hook::Decap, Reason::NotEctMarked)).clamp(0, noted);
-        let (mut ours, mut options) = (0, 0);
+        let (mut ours, mut options, mut decapped) = (0, 0, 0);
         for (hook, reason) in
             Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)])
         {
@@ -77,6 +77,7 @@ impl Account {
             let ends_here = hook == Hook::Receive || reason.verdict() != Verdict::Stack;
             if ends_here && reason.verdict() != Verdict::Event {
                 ours += is;
+                decapped += if hook == Hook::Decap { is } else { 0 };
                 account.note(name, is);
             }
         }
@@ -94,6 +95,15 @@ impl Account {
                 "frames that the devices took",
                 is("eth0.rx_packets") + is("eth1.rx_packets") - marks,
                 sent.sent as i64,
+                0,
+            ),
+            (
+                // The outer one and, behind overlay0, the inner one.
+                "IPv4 packets that the kernel took",
+                is("Ip.InReceives") - 2 * marks,
+                sent.sent as i64 - decapped - ends(End::OtherProtocol)
+                    + counted(Hook::Receive, Reason::Carried)
+                    - marks,
                 0,
             ),
             (
