@@ -281,7 +281,8 @@ fn explained(frame: &[u8], cases: &[(Fate, Case)], used: &mut HashSet<usize>) ->
 impl Fate {
     /// The rule that keeps it from the container where the kernel alone might deliver it.
     fn dropped_by(&self) -> Option<&'static str> {
-        let reasons = || self.decap.iter().chain(&self.receive).chain(&self.open);
+        let reasons =
+            || self.decap.iter().chain(&self.receive).chain(&self.open).chain(self.again.iter().flatten());
         let dropped = reasons().find(|reason| {
             matches!(reason.verdict(), overlay_common::Verdict::Drop) || **reason == Reason::NotIpv4
         });
@@ -296,6 +297,7 @@ impl Fate {
             self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();
         words.extend(self.receive.iter().map(|reason| format!("receive:{}", reason.as_str())));
         words.extend(self.open.iter().map(|reason| format!("options-or-receive:{}", reason.as_str())));
+        words.extend(self.again.iter().flatten().map(|reason| format!("again:{}", reason.as_str())));
         words.extend(self.ends.iter().map(|end| end.as_str().to_owned()));
         words.join(",")
     }

@@ -17,6 +17,9 @@ pub(super) struct Fate {
     pub(super) receive: Vec<Reason>,
     /// Where frames end that neither counts: a counter of the kernel, or why it has none.
     pub(super) ends: Vec<End>,
+    /// What became of the inner packet, where that was for the host itself and went through its UDP once more: `Ok` is what
+    /// `overlay_receive` counts, of a packet in a packet.
+    pub(super) again: Vec<Result<Reason, End>>,
     /// How many outer datagrams got whole.
     pub(super) joined: usize,
     /// What `overlay_receive` counts if the kernel takes the outer options: that is the host's own business
@@ -162,7 +165,7 @@ fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
             Some(whole) => {
                 fate.joined += 1;
                 match to_overlay0(outer.bytes[9], &whole, from, outer.to(), tos) {
-                    Ok(inside) => fate.receive.push(at_overlay0(from, inside)),
+                    Ok(inside) => received(from, inside, fate),
                     Err(end) => fate.ends.push(end),
                 }
             }
@@ -172,10 +175,29 @@ fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
     }
     match to_overlay0(outer.bytes[9], outer.payload(), from, outer.to(), tos) {
         Ok(inside) if outer.header > 20 => fate.open.push(at_overlay0(from, inside)),
-        Ok(inside) => fate.receive.push(at_overlay0(from, inside)),
+        Ok(inside) => received(from, inside, fate),
         Err(_) if outer.header > 20 => fate.ends.push(End::Options),
         Err(end) => fate.ends.push(end),
     }
+}
+
+/// At overlay0; what is carried there and is for the host itself comes to its UDP again.
+fn received(outer: [u8; 4], inside: &[u8], fate: &mut Fate) {
+    let reason = at_overlay0(outer, inside);
+    fate.receive.push(reason);
+    let Some(inner) = Packet::of(&inside[14..]).filter(|_| reason == Reason::Carried) else {
+        return;
+    };
+    if unusable(inner.from(), inner.to()).is_some() || inner.header > 20 {
+        return;
+    }
+    let again = if inner.is_fragment() {
+        Err(End::Fragment)
+    } else {
+        to_overlay0(inner.bytes[9], inner.payload(), inner.from(), inner.to(), inner.bytes[1])
+            .map(|inside| at_overlay0(inner.from(), inside))
+    };
+    fate.again.push(again);
 }
 
 /// Addressed to one other machine.
