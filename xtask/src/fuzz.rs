@@ -28,6 +28,7 @@ pub use self::{table::Bench, twins::Nic};
 
 mod account;
 mod compare;
+mod datagrams;
 pub mod frames;
 mod kernel_counters;
 mod mutations;
