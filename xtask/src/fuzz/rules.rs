@@ -90,7 +90,9 @@ fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
     let tagged = frame.get(12..14) == Some(&[0x81, 0x00]) && frame.len() >= 18;
     let in_vlan = tagged && word(frame, 14) & 0x0fff != 0;
     let body = if tagged { &frame[16..] } else { &frame[12..] };
-    if in_vlan || body.len() < 2 || body[..2] != [0x08, 0x00] || is_another_hosts(frame) {
+    // Nothing behind the tag: the kernel cannot take it off (skb_vlan_untag).
+    let bare = tagged && frame.len() < 20;
+    if bare || in_vlan || body.len() < 2 || body[..2] != [0x08, 0x00] || is_another_hosts(frame) {
         fate.ends.push(End::OtherProtocol);
         return;
     }
