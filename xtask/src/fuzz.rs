@@ -28,6 +28,7 @@ pub use self::{table::Bench, twins::Nic};
 
 mod account;
 mod compare;
+mod datagrams;
 pub mod frames;
 mod kernel_counters;
 mod mutations;
@@ -56,7 +57,8 @@ pub struct Options {
     pub json: bool,
 }
 
-/// Where our host decapsulates.
+/// Where our host decapsulates. A way more is a variant, what its agents are told, and a word in `INGRESSES` of
+/// overlay-user/tests/hostile.rs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Ingress {
     /// At TC.
