@@ -67,6 +67,8 @@ pub struct Direction {
 pub struct Round {
     /// From the first host to the second, and back.
     pub directions: [Direction; 2],
+    /// Packets that the hosts' programs dropped or answered meanwhile, by their counters, which outlive every agent.
+    pub dropped: u64,
     /// Frames that this machine's CPUs threw away meanwhile because their queues were full, whoever sent them.
     pub machine_overflows: u64,
 }
@@ -82,18 +84,13 @@ impl Endurance {
         Ok(Self { binaries, rate, connection, members, _store: store, _lab: lab })
     }
 
-    /// The hosts.
-    pub fn members(&mut self) -> &mut [Member] {
-        &mut self.members
-    }
-
     /// Packets in both directions, `least` of them in each at least, while both hosts' agents are killed, ended and
     /// started; replaced by one with other programs, and back; replaced by one with another map layout, in whose
     /// place the present one then refuses to start.
     ///
     /// The way back is `overlay down` and a fresh start: no packets are counted meanwhile. The connection survives that too.
     pub fn round(&mut self, least: u64, mut said: impl FnMut(&str)) -> Result<Round> {
-        let overflows = queue_overflows()?;
+        let (overflows, dropped) = (queue_overflows()?, self.dropped()?);
         let (a, b) = (self.container(0), self.container(1));
         let streams = [Numbered::start(&a, &b, self.rate)?, Numbered::start(&b, &a, self.rate)?];
         thread::sleep(Duration::from_millis(300));
@@ -128,7 +125,8 @@ impl Endurance {
         thread::sleep(Duration::from_millis(300));
         let [out, back] = streams.map(Numbered::finish);
         let directions = [Direction::from(out?), Direction::from(back?)];
-        let round = Round { directions, machine_overflows: queue_overflows()? - overflows };
+        let dropped = self.dropped()?.checked_sub(dropped).context("counters went back")?;
+        let round = Round { directions, dropped, machine_overflows: queue_overflows()? - overflows };
 
         said("the way back");
         for member in &mut self.members {
@@ -147,6 +145,10 @@ impl Endurance {
     /// Ends the connection and says what it carried.
     pub fn finish(self) -> Result<SteadyReport> {
         self.connection.finish().context("the TCP connection through all rounds")
+    }
+
+    fn dropped(&self) -> Result<u64> {
+        self.members.iter().map(|member| Ok(member.counters()?.carried().dropped)).sum()
     }
 
     fn container(&self, host: usize) -> Container {
@@ -237,6 +239,7 @@ impl Round {
                 longest_gap_ms: sum.longest_gap_ms.max(one.longest_gap_ms),
             };
         }
+        self.dropped += other.dropped;
         self.machine_overflows += other.machine_overflows;
     }
 

@@ -80,6 +80,9 @@ fn show(name: &str, round: &Round) {
              longest gap {longest_gap_ms} ms"
         );
     }
+    if round.dropped > 0 {
+        println!("{name}: the programs dropped or answered {}", round.dropped);
+    }
     if round.machine_overflows > 0 {
         println!(
             "{name}: this machine's queues overflowed {} times, whoever filled them",

@@ -43,7 +43,7 @@ struct Reader {
     /// Reads the others.
     read: fn(&Path) -> Result<Contents, DatapathError>,
     /// Reads the notes of connections alone. Empty if they are shared.
-    notes: fn(&Path) -> Result<Vec<(FlowKey, Flow)>, DatapathError>,
+    notes: fn(&Path) -> Result<Notes, DatapathError>,
 }
 
 /// What maps of an older layout hold that the present ones must hold too.
@@ -52,8 +52,15 @@ struct Contents {
     /// Base address of the subnet, peer, slot of its counters.
     peers: Vec<(Ipv4Addr, Peer, u32)>,
     endpoints: Vec<(Ipv4Addr, Endpoint)>,
-    notes: Vec<(FlowKey, Flow)>,
+    notes: Notes,
 }
+
+/// Connections of the stack.
+type Notes = Vec<(FlowKey, Flow)>;
+
+/// Keys and values of a map, as bytes.
+#[cfg_attr(not(feature = "next-layout"), expect(dead_code, reason = "there is no older layout yet"))]
+type Entries<const K: usize, const V: usize> = Vec<([u8; K], [u8; V])>;
 
 const READERS: &[Reader] = &[
     #[cfg(feature = "next-layout")]
@@ -237,10 +244,7 @@ pub(super) fn merge_notes(older: &Older, tables: &mut Tables) {
 
 /// A hash map of an older layout, as bytes: its types are no longer in the code, and sizes are checked.
 #[cfg_attr(not(feature = "next-layout"), expect(dead_code, reason = "there is no older layout yet"))]
-fn old_map<const K: usize, const V: usize>(
-    folder: &Path,
-    pin: &str,
-) -> Result<Vec<([u8; K], [u8; V])>, DatapathError> {
+fn old_map<const K: usize, const V: usize>(folder: &Path, pin: &str) -> Result<Entries<K, V>, DatapathError> {
     let path = folder.join(pin);
     let wrong = |error: &dyn std::error::Error| failed("read the older map", &path, error);
     let map = MapData::from_pin(&path).map_err(|error| wrong(&error))?;

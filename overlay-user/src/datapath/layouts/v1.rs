@@ -3,7 +3,7 @@ use std::{net::Ipv4Addr, path::Path};
 
 use overlay_common::{Flow, FlowKey};
 
-use super::{Contents, Reader, old_map};
+use super::{Contents, Notes, Reader, old_map};
 use crate::{
     datapath::{DatapathError, Endpoint, Peer},
     mac::Mac,
@@ -46,7 +46,7 @@ fn endpoints(folder: &Path) -> Result<Vec<(Ipv4Addr, Endpoint)>, DatapathError> 
 
 /// Key: two addresses (8 bytes), their ports (4), protocol (1), zero (3). Value: CLOCK_MONOTONIC nanoseconds (8), state
 /// (4), zero (4). Key and state bits are the present layout's.
-fn notes(folder: &Path) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
+fn notes(folder: &Path) -> Result<Notes, DatapathError> {
     let entries = old_map::<16, 16>(folder, "flows")?;
     let note = |(key, value): ([u8; 16], [u8; 16])| {
         let key = FlowKey {
