@@ -1,5 +1,5 @@
 //! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files, the
-//! tests that threat-model.md rests on.
+//! tests that threat-model.md and flannel.md rest on.
 extern crate std;
 use std::{
     collections::BTreeSet,
@@ -139,4 +139,48 @@ fn the_loop_knows_neither_etcd_nor_ebpf() {
     apart("aya::", &["/datapath/"]);
     apart("etcd_client::", &["/store/etcd.rs"]);
     apart("rtnetlink::", &["/netlink.rs", "/netlink/"]);
+}
+
+const FLANNEL: &str = include_str!("../../docs/flannel.md");
+
+/// Every row has its test, and the test names its row; or the row says that there is none yet.
+#[test]
+fn the_rows_about_flannel_name_tests_that_exist() {
+    let rows: Vec<Vec<_>> = FLANNEL
+        .lines()
+        .filter_map(|line| line.strip_prefix("| "))
+        .map(|line| line.split(" | ").collect())
+        .filter(|cells: &Vec<&str>| cells.len() == 3 && cells[0].starts_with(['I', 'D']))
+        .collect();
+    let mut expected: Vec<_> = (1..=12).map(|number| std::format!("I{number}")).collect();
+    expected.extend((1..=11).map(|number| std::format!("D{number}")));
+    let listed: Vec<_> = rows.iter().map(|cells| cells[0].to_string()).collect();
+    assert_eq!(listed, expected);
+    let mut named = 0;
+    for cells in &rows {
+        let (row, place) = (cells[0], cells[2]);
+        let quoted: Vec<_> = place.split('`').skip(1).step_by(2).collect();
+        let [file, test] = quoted[..] else {
+            assert!(quoted.is_empty() && place.starts_with("not yet"), "{row}: {place}");
+            continue;
+        };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../overlay-user/tests").join(file);
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let written = std::format!("#[test]\nfn {test}()");
+        assert!(text.contains(&written), "{row}: {file} has no test {test}");
+        let mark = row.to_lowercase();
+        // D10 is no defect that a single test of ours could be named after.
+        assert!(
+            row == "D10" || test.split('_').any(|word| word == mark),
+            "{row}: {test} is not named after it"
+        );
+        named += 1;
+    }
+    assert_eq!(named, 20);
+    // And none is forgotten in the document.
+    for (path, text) in sources("overlay-user/tests/flannel") {
+        for test in text.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next()) {
+            assert!(FLANNEL.contains(&std::format!("`{test}`")), "{}: {test} has no row", path.display());
+        }
+    }
 }

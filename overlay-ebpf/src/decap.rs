@@ -61,7 +61,8 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         }
     };
     let slot = check::peer(outer.source, inner.source)?;
-    if ethernet[..6] != settings::vtep_mac() {
+    // The kernel's device takes nothing from its own address either: it would be a loop (vxlan_set_mac).
+    if ethernet[..6] != settings::vtep_mac() || ethernet[6..12] == settings::vtep_mac() {
         return Err(Reason::WrongVtepMac);
     }
 
@@ -74,6 +75,10 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     }
     if inner.is_fragment() {
         return Err(Reason::InnerFragment);
+    }
+    // The stack answers time exceeded: this host is a router too, though the fast path takes nothing from the TTL here.
+    if inner.ttl <= 1 {
+        return Err(Reason::TtlExpired);
     }
     let endpoint = maps::endpoint(inner.destination).ok_or(Reason::Unlearned)?;
     if flow::is_noted(packet, INNER, &inner) {

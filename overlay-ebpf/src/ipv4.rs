@@ -1,6 +1,6 @@
 //! The IPv4 header of a frame, outer or inner: read once, checked once, copied out.
 use overlay_common::{
-    Addr4, Reason,
+    Addr4, Reason, checksum,
     wire::{IPV4, UDP},
 };
 
@@ -44,12 +44,14 @@ impl Ipv4 {
 
 /// Why an IPv4 header could not be read.
 pub(crate) enum BadIpv4 {
-    /// Too short, or not version 4, or lengths that contradict each other.
+    /// Too short, or not version 4, or a wrong checksum, or lengths that contradict each other.
     Malformed,
     /// It has options.
     Options,
     /// Its length is zero: a GSO frame beyond 65,535 bytes (BIG TCP for IPv4, Linux 6.3).
     Big,
+    /// More bytes than its length says follow.
+    Trailing,
 }
 
 impl From<BadIpv4> for Reason {
@@ -59,12 +61,15 @@ impl From<BadIpv4> for Reason {
             BadIpv4::Malformed => Self::Malformed,
             BadIpv4::Options => Self::InnerOptions,
             BadIpv4::Big => Self::NeedsFragmentation,
+            BadIpv4::Trailing => Self::TrailingBytes,
         }
     }
 }
 
 impl Packet<'_> {
-    /// The IPv4 header at `offset`, which must lie in the linear part. Its total length must fit into the frame.
+    /// The IPv4 header at `offset`, which must lie in the linear part. Its total length must be that of the frame from there
+    /// on, and its checksum right (RFC 1812 section 5.2.2): what a router drops is not to be forwarded past it. In GSO and
+    /// GRO frames the kernel has written or checked both itself.
     #[inline(always)]
     pub(crate) fn ipv4(&self, offset: usize) -> Result<Ipv4, BadIpv4> {
         let header: [u8; IPV4] = self.read(offset).ok_or(BadIpv4::Malformed)?;
@@ -80,6 +85,15 @@ impl Packet<'_> {
         let available = self.len().saturating_sub(offset as u32);
         if (length as usize) < IPV4 || u32::from(length) > available {
             return Err(BadIpv4::Malformed);
+        }
+        if self.gso_size() == 0 {
+            if checksum::finish(checksum::sum_words(&header, 0, IPV4)) != 0 {
+                return Err(BadIpv4::Malformed);
+            }
+            // Left to the receiver they would be delivered, and a frame within the MTU by its header would leave beyond it.
+            if u32::from(length) < available {
+                return Err(BadIpv4::Trailing);
+            }
         }
         Ok(Ipv4 {
             tos: header[1],

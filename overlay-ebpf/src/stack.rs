@@ -2,7 +2,7 @@
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
     Addr4, Hook, Reason,
-    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, OUTER_TTL},
+    wire::{ETHERNET, IPV4, OUTER_TTL},
 };
 
 use crate::{check, flow, maps, packet::Packet, programs::Outcome, settings};
@@ -45,13 +45,14 @@ pub(crate) fn receive(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return Err(Reason::ForeignVni);
     }
     check::known(outer)?;
+    // A VLAN tag has been taken off the bytes already, and is the frame's still.
+    if !packet.is_ipv4() {
+        return Err(Reason::NotIpv4);
+    }
     if !packet.pull(ETHERNET + IPV4) {
         return Err(Reason::Malformed);
     }
     let ethernet: [u8; ETHERNET] = packet.read(0).ok_or(Reason::Malformed)?;
-    if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
-        return Err(Reason::NotIpv4);
-    }
     let Some(addresses) = packet.read::<[u8; 8]>(ETHERNET + 12) else {
         return Err(Reason::Malformed);
     };

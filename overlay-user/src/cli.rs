@@ -296,6 +296,29 @@ pub struct Agent {
     /// Forbids routers to fragment what is sent; on paths that lose ICMP, large packets then vanish
     #[arg(long)]
     pub outer_df: bool,
+    /// Masquerades what leaves the overlay, by an nftables table of its own, which it keeps in force; needs `nft`
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub ip_masq: bool,
+    /// Where iptables' FORWARD chain drops by default (Docker sets that), accepts the overlay's packets at its end: `on`, `off`
+    #[arg(
+        long,
+        alias = "iptables-forward-rules",
+        value_name = "on|off",
+        num_args = 0..=1,
+        default_value = "on",
+        default_missing_value = "on",
+        hide_possible_values = true,
+        value_parser = BoolishValueParser::new()
+    )]
+    pub forward_rules: bool,
     /// Prints which peers would change and changes nothing, neither here nor in the store; needs no root
     #[arg(long)]
     pub dry_run: bool,

@@ -66,14 +66,30 @@ fn variables_of_every_kind() {
             ("OVERLAY_FAST_PATH", "off"),
             ("OVERLAY_DEVICE", ""),
             ("FLANNELD_KUBE_SUBNET_MGR", "false"),
+            ("FLANNELD_IP_MASQ", "true"),
+            ("FLANNELD_IPTABLES_FORWARD_RULES", "false"),
         ],
     );
     assert_eq!(agent.underlay.iface, ["eth1", "eth0"]);
     assert!(agent.outer_df);
+    assert!(agent.ip_masq && !agent.forward_rules);
     assert_eq!(agent.healthz_port, 8081);
     assert_eq!(agent.underlay.public_ip, Some(Ipv4Addr::new(10, 0, 0, 1)));
     assert_eq!(agent.fast_path, Switch::Off);
     assert_eq!(agent.device, "overlay0");
+}
+
+#[test]
+fn switches_take_flannels_form_and_ours() {
+    for (line, expected) in [
+        ("overlay agent", (false, true)),
+        ("overlay agent --ip-masq --forward-rules off", (true, false)),
+        ("overlay agent --ip-masq=false --forward-rules", (false, true)),
+        ("overlay agent --ip-masq=true --iptables-forward-rules=false", (true, false)),
+    ] {
+        let agent = agent(line, &[]);
+        assert_eq!((agent.ip_masq, agent.forward_rules), expected, "{line}");
+    }
 }
 
 #[test]

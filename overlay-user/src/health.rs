@@ -1,5 +1,10 @@
 //! `/healthz`, `/readyz` and `/status` over HTTP, for machines: they tell what holds, not what was once true.
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -9,9 +14,14 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use log::{debug, warn};
+use serde::Serialize;
 use tokio::{net::TcpListener, sync::watch, time::Instant};
 
-use crate::status::{LeaseState, Status, unix_now};
+use crate::{
+    losses::{self, Loss},
+    netlink::Netlink,
+    status::{LeaseState, Status, unix_now},
+};
 
 /// A loop without a sign of life for this long is stuck: it beats every second.
 const STUCK: Duration = Duration::from_secs(15);
@@ -26,8 +36,8 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("listen on {address} (--healthz-ip, --healthz-port)"))
 }
 
-/// Serves until dropped.
-pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) {
+/// Serves until dropped. `pins` is the network's folder of pins.
+pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>, pins: PathBuf) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => TokioIo::new(stream),
@@ -37,11 +47,16 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) {
                 continue;
             }
         };
-        let status = status.clone();
+        let (status, pins) = (status.clone(), pins.clone());
         tokio::spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {
-                let response = answer(request.method(), request.uri().path(), &status.borrow());
-                async move { Ok::<_, Infallible>(response) }
+                let (status, pins) = (status.borrow().clone(), &pins);
+                async move {
+                    let path = request.uri().path();
+                    let losses =
+                        if path == "/status" { device_losses(&status, pins).await } else { Vec::new() };
+                    Ok::<_, Infallible>(answer(request.method(), path, &status, losses))
+                }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -54,14 +69,34 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) {
     }
 }
 
-fn answer(method: &Method, path: &str, status: &Status) -> Response<Full<Bytes>> {
+/// What devices lost, for those who ask; nothing if the kernel does not say.
+async fn device_losses(status: &Status, pins: &Path) -> Vec<Loss> {
+    let read = async { anyhow::Ok(losses::read(&Netlink::open()?, pins).await?) };
+    match read.await {
+        Ok(now) => losses::judge(now, Some(&status.lost_before)),
+        Err(error) => {
+            warn!("{error:#}");
+            Vec::new()
+        }
+    }
+}
+
+/// The body of `/status`.
+#[derive(Serialize)]
+struct Page<'a> {
+    #[serde(flatten)]
+    status: &'a Status,
+    device_losses: Vec<Loss>,
+}
+
+fn answer(method: &Method, path: &str, status: &Status, device_losses: Vec<Loss>) -> Response<Full<Bytes>> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n".to_owned());
     }
     match path {
         "/healthz" => verdict("the loop lives", stuck(status).into_iter().collect()),
         "/readyz" => verdict("ready", not_ready(status)),
-        "/status" => match serde_json::to_string_pretty(status) {
+        "/status" => match serde_json::to_string_pretty(&Page { status, device_losses }) {
             Ok(json) => {
                 let mut response = text(StatusCode::OK, json + "\n");
                 let json = header::HeaderValue::from_static("application/json");
@@ -159,7 +194,7 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (changed, watched) = watch::channel(status());
-        let server = tokio::spawn(serve(listener, watched));
+        let server = tokio::spawn(serve(listener, watched, "/nowhere".into()));
         assert_eq!(get(address, "GET /healthz").await, (200, "the loop lives\n".to_owned()));
         assert_eq!(get(address, "GET /readyz").await, (200, "ready\n".to_owned()));
         let (code, body) = get(address, "GET /status").await;

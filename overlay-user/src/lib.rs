@@ -26,6 +26,7 @@ pub mod origin;
 pub mod own;
 pub mod peers;
 pub mod probe;
+pub mod rules;
 pub mod state;
 pub mod status;
 pub mod store;

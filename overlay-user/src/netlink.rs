@@ -4,6 +4,7 @@ mod change;
 mod decode;
 mod dump;
 mod monitor;
+mod nftables;
 pub mod tc;
 
 use std::{io, net::Ipv4Addr};
@@ -20,6 +21,7 @@ use rtnetlink::RouteMessageBuilder;
 
 pub use change::{LinkChange, NewTunnel};
 pub use monitor::{Event, Monitor};
+pub use nftables::Nftables;
 
 use crate::mac::Mac;
 

@@ -1,6 +1,7 @@
 //! Feeds the learner: kernel events, commands and probe answers in, changes and a view for status out.
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
+use nix::errno::Errno;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -54,7 +55,14 @@ pub async fn observe(
     view: watch::Sender<View>,
 ) -> Result<(), NetlinkError> {
     let mut learner = Learner::new(config, &installed);
-    let mut monitor = start(&netlink, &mut learner).await?;
+    let mut monitor = loop {
+        match start(&netlink, &mut learner).await {
+            // Containers come and go too fast for one look at all of them. Nothing has been judged yet.
+            Err(error) if error.errno == Errno::EINTR => log::warn!("{error}: trying again"),
+            other => break other?,
+        }
+        sleep(PAUSE).await;
+    };
     let mut probes = Probes::default();
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{endpoints::View, losses::Reading, peers::Skipped};
+use crate::{endpoints::View, losses::Reading, peers::Skipped, rules::RulesStatus};
 
 /// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct Status {
     pub datapath: DatapathStatus,
     /// The peers.
     pub peers: PeersStatus,
+    /// Our rules in the host's packet filter.
+    #[serde(default)]
+    pub rules: RulesStatus,
     /// Bridges and address conflicts, as learning sees them. Filled in for those who ask.
     #[serde(default)]
     pub learned: View,
@@ -59,6 +62,7 @@ impl Status {
             lease: LeaseStatus::default(),
             datapath: DatapathStatus::default(),
             peers: PeersStatus::default(),
+            rules: RulesStatus::default(),
             learned: View::default(),
             lost_before: Vec::new(),
             beat: Instant::now(),

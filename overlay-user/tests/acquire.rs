@@ -260,7 +260,7 @@ fn sixteen_hosts_race_in_a_folder() {
 }
 
 #[test]
-fn sixteen_hosts_race_in_etcd() {
+fn i10_d2_sixteen_hosts_race_in_etcd_and_none_gives_up() {
     let folder = tempfile::tempdir().unwrap();
     let etcd = Etcd::start(folder.path()).unwrap();
     let options = EtcdOptions {

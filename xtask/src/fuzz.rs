@@ -2,12 +2,12 @@
 //! delivers, the kernel delivers too, byte for byte; what ours drops beyond that, a rule explains that was written
 //! without the programs, and the programs' counters agree with it; and every frame is counted somewhere.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
@@ -24,17 +24,20 @@ use self::{
     twins::{Delivered, Twins},
 };
 
+pub use self::{table::Bench, twins::Nic};
+
 mod account;
 mod compare;
-mod frames;
+pub mod frames;
 mod kernel_counters;
 mod mutations;
 mod random;
 pub mod rows;
 mod rules;
+pub mod table;
 mod twins;
 mod wire;
-mod world;
+pub mod world;
 
 /// What to fuzz.
 #[derive(Args, Clone, Debug)]
@@ -76,8 +79,6 @@ pub struct Report {
     pub seed: u64,
     /// Frames sent to either host.
     pub frames: u64,
-    /// Frames that no wire takes: longer than its MTU.
-    pub refused: u64,
     /// Groups of frames that belong together, one each for most.
     pub cases: u64,
     /// Frames that both hosts delivered to their container, the same.
@@ -100,6 +101,10 @@ pub struct Report {
 pub struct Finding {
     /// What was done to the frames.
     pub name: String,
+    /// What the rules say about them.
+    pub verdict: String,
+    /// Through which device they came.
+    pub device: &'static str,
     /// The frames, hexadecimal.
     pub frames: Vec<String>,
     /// What was expected, and what came.
@@ -116,36 +121,36 @@ pub fn fuzz(options: &Options, overlay: &Path) -> Result<Report> {
     let started = Instant::now();
     let _pinned = Pinned::new()?;
     let seed = options.seed.map_or_else(clock, Ok)?;
-    let mut bench = Bench {
+    let mut run = Run {
         twins: Twins::new(overlay, options.ingress.agent())?,
         report: Report { seed, ..Report::default() },
     };
     let mut cases = Cases::new(seed);
-    while bench.report.frames < options.frames && bench.report.differences.len() < MOST_FINDINGS {
-        let left = usize::try_from(options.frames - bench.report.frames)?.min(BATCH);
+    while run.report.frames < options.frames && run.report.differences.len() < MOST_FINDINGS {
+        let left = usize::try_from(options.frames - run.report.frames)?.min(BATCH);
         let batch: Vec<_> = cases.by_ref().take(left).collect();
-        let judged: Vec<_> = batch.into_iter().map(|case| (fate(&case.frames), case)).collect();
-        bench.batch(&judged)?;
+        let judged: Vec<_> = batch.into_iter().map(|case| (fate(case.nic, &case.frames), case)).collect();
+        run.batch(&judged)?;
     }
-    bench.report.time = started.elapsed();
-    Ok(bench.report)
+    run.report.time = started.elapsed();
+    Ok(run.report)
 }
 
 /// The frames of named rows, one case after the other; the findings.
 pub fn replay(rows: &[rows::Row], ingress: Ingress, overlay: &Path) -> Result<Report> {
     let _pinned = Pinned::new()?;
-    let mut bench = Bench { twins: Twins::new(overlay, ingress.agent())?, report: Report::default() };
+    let mut run = Run { twins: Twins::new(overlay, ingress.agent())?, report: Report::default() };
     for row in rows {
-        let case = Case { name: row.name.clone(), frames: row.frames.clone() };
-        let fate = fate(&case.frames);
+        let case = Case { name: row.name.clone(), nic: row.nic, frames: row.frames.clone() };
+        let fate = fate(case.nic, &case.frames);
         let said = fate.verdict();
         if said != row.verdict {
             let why = vec![format!("the row expects {}, the rules say {said}", row.verdict)];
-            bench.report.differences.push(finding(&case, why));
+            run.report.differences.push(finding(&fate, &case, why));
         }
-        bench.batch(&[(fate, case)])?;
+        run.batch(&[(fate, case)])?;
     }
-    Ok(bench.report)
+    Ok(run.report)
 }
 
 fn clock() -> Result<u64> {
@@ -153,15 +158,24 @@ fn clock() -> Result<u64> {
     Ok(now.context("the clock is before 1970")?.as_nanos() as u64)
 }
 
-fn finding(case: &Case, why: Vec<String>) -> Finding {
+fn finding(fate: &Fate, case: &Case, why: Vec<String>) -> Finding {
     Finding {
         name: case.name.clone(),
+        verdict: fate.verdict(),
+        device: if case.nic == Nic::Underlay { "eth0" } else { "eth1" },
         frames: case.frames.iter().map(|frame| rows::hex(frame)).collect(),
         why,
     }
 }
 
-struct Bench {
+impl Finding {
+    /// As a row of the table of frames that once failed.
+    pub fn row(&self) -> String {
+        format!("{} | {} | {} | {}", self.name, self.verdict, self.device, self.frames.join(" "))
+    }
+}
+
+struct Run {
     twins: Twins,
     report: Report,
 }
@@ -175,13 +189,12 @@ struct Outcome {
     account: Account,
 }
 
-impl Bench {
+impl Run {
     /// Runs these cases, and looks for the smallest ones that nothing explains.
     fn batch(&mut self, cases: &[(Fate, Case)]) -> Result<()> {
         let outcome = self.run(cases)?;
         let report = &mut self.report;
         report.frames += outcome.sent.sent;
-        report.refused += outcome.sent.refused;
         report.cases += cases.len() as u64;
         report.delivered += outcome.same;
         report.unaccounted += outcome.account.unaccounted;
@@ -202,8 +215,8 @@ impl Bench {
         if self.report.differences.len() >= MOST_FINDINGS {
             return Ok(());
         }
-        if let [(_, case)] = cases {
-            self.report.differences.push(finding(case, why));
+        if let [(fate, case)] = cases {
+            self.report.differences.push(finding(fate, case, why));
             return Ok(());
         }
         let mut found = false;
@@ -216,22 +229,25 @@ impl Bench {
             }
         }
         if !found {
-            let frames = cases.iter().flat_map(|(_, case)| case.frames.iter().map(|frame| rows::hex(frame)));
-            // All of them are too many to read, and the seed makes them again.
-            let frames = frames.take(16).collect();
-            let name = format!("{} cases together, from: {}", cases.len(), cases[0].1.name);
-            self.report.differences.push(Finding { name, frames, why });
+            // All of them are too many to read, and the seed makes them again: the first tells where.
+            let (fate, case) = &cases[0];
+            let mut first = finding(fate, case, why);
+            first.name = format!("{} cases together, from: {}", cases.len(), case.name);
+            self.report.differences.push(first);
         }
         Ok(())
     }
 
     fn run(&mut self, cases: &[(Fate, Case)]) -> Result<Outcome> {
         let before = (self.twins.counted()?, self.twins.ours.kernel_counters()?);
-        let ours = self.twins.ours.deliver(cases.iter().flat_map(|(_, case)| &case.frames))?;
+        let frames = cases.iter().flat_map(|(_, case)| case.frames.iter().map(|frame| (case.nic, frame)));
+        let ours = self.twins.ours.deliver(frames)?;
         let after = (self.twins.counted()?, self.twins.ours.kernel_counters()?);
-        let twins: Vec<_> = cases.iter().flat_map(|(fate, case)| for_the_kernel(case, fate)).collect();
-        let kernel = self.twins.kernel.deliver(&twins)?;
-        ensure!(ours.sent == kernel.sent, "one wire took {} frames, the other {}", ours.sent, kernel.sent);
+        let twins: Vec<_> = cases
+            .iter()
+            .flat_map(|(fate, case)| for_the_kernel(case, fate).into_iter().map(|frame| (case.nic, frame)))
+            .collect();
+        let kernel = self.twins.kernel.deliver(twins.iter().map(|(nic, frame)| (*nic, frame)))?;
 
         let mut why = Vec::new();
         let difference = compare(&ours.frames, &kernel.frames);
@@ -239,9 +255,10 @@ impl Bench {
             why.push(format!("only ours delivered {}", rows::hex(frame)));
         }
         let mut rules = BTreeMap::new();
+        let mut used = HashSet::new();
         for frame in &difference.kernel_only {
-            match explained(frame, cases) {
-                Some(rule) => *rules.entry(rule).or_default() += 1,
+            match explained(frame, cases, &mut used) {
+                Some(rule) => *rules.entry(rule.to_owned()).or_default() += 1,
                 None => why.push(format!("only the kernel delivered {}", rows::hex(frame))),
             }
         }
@@ -252,22 +269,25 @@ impl Bench {
     }
 }
 
-/// The rule by which ours dropped what the kernel delivered.
-fn explained(frame: &[u8], cases: &[(Fate, Case)]) -> Option<String> {
-    cases.iter().find_map(|(fate, case)| {
+/// The rule by which ours dropped what the kernel delivered; each case explains one frame.
+fn explained(frame: &[u8], cases: &[(Fate, Case)], used: &mut HashSet<usize>) -> Option<&'static str> {
+    cases.iter().enumerate().find_map(|(at, (fate, case))| {
         let rule = fate.dropped_by()?;
-        comes_from(frame, case).then(|| rule.to_owned())
+        let new = comes_from(frame, case) && used.insert(at);
+        new.then_some(rule)
     })
 }
 
 impl Fate {
     /// The rule that keeps it from the container where the kernel alone might deliver it.
     fn dropped_by(&self) -> Option<&'static str> {
-        let reasons = || self.decap.iter().chain(&self.receive);
+        let reasons = || self.decap.iter().chain(&self.receive).chain(&self.open);
         let dropped = reasons().find(|reason| {
             matches!(reason.verdict(), overlay_common::Verdict::Drop) || **reason == Reason::NotIpv4
         });
-        dropped.map(|reason| reason.as_str())
+        // The stack's connections meet the kernel's own UDP, which verifies what the programs do not.
+        let unverified = self.broken_outer_sum.then_some("outer UDP checksum, verified by the stack");
+        dropped.map(|reason| reason.as_str()).or(unverified)
     }
 
     /// In one word, for rows.
@@ -275,6 +295,7 @@ impl Fate {
         let mut words: Vec<_> =
             self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();
         words.extend(self.receive.iter().map(|reason| format!("receive:{}", reason.as_str())));
+        words.extend(self.open.iter().map(|reason| format!("options-or-receive:{}", reason.as_str())));
         words.extend(self.ends.iter().map(|end| end.as_str().to_owned()));
         words.join(",")
     }
@@ -282,6 +303,7 @@ impl Fate {
 
 /// This thread on one CPU, while it lives: every stage of a frame's way is a queue of the CPU that sent it, so that order
 /// tells when all is done.
+#[derive(Debug)]
 struct Pinned(CpuSet);
 
 impl Pinned {

@@ -20,9 +20,9 @@ pub(crate) fn fuzzing(options: &fuzz::Options) -> Result<()> {
 }
 
 fn print(report: &fuzz::Report) {
-    let fuzz::Report { seed, frames, cases, delivered, refused, .. } = report;
+    let fuzz::Report { seed, frames, cases, delivered, .. } = report;
     println!("seed {seed}: {frames} frames in {cases} cases, {:.0} s", report.time.as_secs_f64());
-    println!("  {delivered} delivered by both hosts, the same; {refused} refused by the wire");
+    println!("  {delivered} delivered by both hosts, the same");
     println!("  delivered by the kernel alone, and why not by ours:");
     for (rule, count) in &report.dropped_by_rule {
         println!("    {count:>9} {rule}");
@@ -34,9 +34,7 @@ fn print(report: &fuzz::Report) {
     println!("  {} unaccounted, {} unexplained", report.unaccounted, report.differences.len());
     for finding in &report.differences {
         println!("DIFFERENT: {}", finding.name);
-        for frame in &finding.frames {
-            println!("  frame {frame}");
-        }
+        println!("  row: {}", finding.row());
         for why in &finding.why {
             println!("  {why}");
         }

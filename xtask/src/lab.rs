@@ -28,6 +28,7 @@ pub use self::{
     agent::Agent,
     container::{Container, Ping, PingOptions},
     counters::{Carried, Counters},
+    flannel::{FlannelDevice, Flanneld},
     foreign::ForeignVxlan,
     host::{Capture, Host},
     latency::{Latency, latency},
@@ -43,6 +44,7 @@ pub use self::{
 mod agent;
 mod container;
 mod counters;
+mod flannel;
 mod foreign;
 mod host;
 mod latency;

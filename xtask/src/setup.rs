@@ -30,6 +30,8 @@ const NEEDS: &[Need] = &[
     need("protobuf-compiler", &["protoc"], "the etcd client's build generates its messages"),
     need("libprotobuf-dev", &["/usr/include/google/protobuf/empty.proto"], "types those messages use"),
     need("iproute2", &["ip"], "namespaces and links of the lab"),
+    need("nftables", &["nft"], "masquerading, and firewalls of the lab's hosts"),
+    need("iptables", &["iptables"], "forward rules of the lab's hosts"),
     need("iputils-ping", &["ping"], "pings of the lab"),
     need("ethtool", &["ethtool"], "offloads of the lab's links"),
     need("tcpdump", &["tcpdump"], "captures of the lab"),

@@ -65,7 +65,10 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "bad_input_store"),
     (Rung::Hosts, "overlay-user", "repair"),
     (Rung::Hosts, "overlay-user", "cluster"),
+    (Rung::Hosts, "overlay-user", "hostile"),
     (Rung::Hosts, "overlay-user", "kernels"),
+    (Rung::Hosts, "overlay-user", "nat"),
+    (Rung::Hosts, "overlay-user", "flannel"),
 ];
 
 /// What runs in VMs: the programs, and whole hosts.

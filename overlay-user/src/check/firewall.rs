@@ -14,6 +14,7 @@ pub(super) async fn findings(network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) 
         Ok(rules) => {
             findings.push(forward(rules, network));
             findings.push(masquerade(rules, network, subnet));
+            findings.push(direct_access(rules, subnet).await);
         }
         Err(reason) => findings.push(not_inspected("iptables", "iptables-save", reason)),
     }
@@ -67,15 +68,66 @@ fn forward(rules: &str, network: Option<Ipv4Net>) -> Finding {
         return bypassed(what, &dropping);
     }
     if rules.lines().any(|line| line.starts_with(":FORWARD DROP")) {
+        let accepted =
+            ["-s", "-d"].iter().all(|end| network.is_some_and(|network| accepts(rules, end, network)));
+        if accepted {
+            return Finding::ok(what, "the FORWARD chain drops by default and accepts the overlay's packets");
+        }
         let network = network.map_or_else(|| "NETWORK".to_owned(), |network| network.to_string());
         return Finding::new(
             what,
             Level::Warn,
-            "the FORWARD chain drops what no rule accepts: packets that take the stack may be lost",
-            format!("iptables -I FORWARD -s {network} -j ACCEPT; iptables -I FORWARD -d {network} -j ACCEPT"),
+            "the FORWARD chain drops what no rule accepts: packets that take the stack are lost, unless the agent runs \
+             and accepts them",
+            format!(
+                "start the agent with --forward-rules on, or: iptables -A FORWARD -s {network} -j ACCEPT; iptables -A \
+                 FORWARD -d {network} -j ACCEPT"
+            ),
         );
     }
     Finding::ok(what, "none that drops")
+}
+
+/// Whether a rule of FORWARD (ours) or of flannel's chain accepts all with this end in Network, under no other condition.
+fn accepts(rules: &str, end: &str, network: Ipv4Net) -> bool {
+    let begin = |chain: &str| format!("-A {chain} {end} {network} ");
+    rules.lines().any(|line| {
+        let rest = ["FORWARD", "FLANNEL-FWD"].iter().find_map(|chain| line.strip_prefix(&begin(chain)));
+        let mut words = rest.unwrap_or_default().split(' ').skip_while(|word| *word != "-j");
+        let conditions = rest.unwrap_or_default().matches(" -").count() + 1;
+        let comment = rest.is_some_and(|rest| rest.starts_with("-m comment --comment "));
+        words.nth(1) == Some("ACCEPT") && conditions == if comment { 3 } else { 1 }
+    })
+}
+
+/// Docker's filters against direct access to containers (28.0): a packet for a container that no port publishes, or that
+/// comes in by another interface than the bridge, overlay0 included, is dropped. What the fast path delivers passes by.
+async fn direct_access(rules: &str, subnet: Option<Ipv4Net>) -> Finding {
+    let what = "docker's filters";
+    let Some(subnet) = subnet else { return Finding::ok(what, "no subnet leased yet: nothing to look for") };
+    for (rule, bridge) in rules.lines().filter_map(|rule| Some((rule, guarded_bridge(rule)?))) {
+        let addresses =
+            output("ip", &["-o", "-4", "address", "show", "dev", bridge]).await.unwrap_or_default();
+        let mut words = addresses.split_whitespace().skip_while(|word| *word != "inet");
+        if words.nth(1).is_some_and(|address| overlaps(address, subnet)) {
+            return Finding::new(
+                what,
+                Level::Warn,
+                format!("drop what takes the stack to containers: {rule}"),
+                "start dockerd (28.2 or newer) with --allow-direct-routing, or make the network with \
+                 com.docker.network.bridge.trusted_host_interfaces=overlay0",
+            );
+        }
+    }
+    Finding::ok(what, "none between containers of different hosts")
+}
+
+/// `-A DOCKER ! -i docker0 -o docker0 -j DROP`, or `-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP` of the raw table:
+/// the bridge that is guarded.
+fn guarded_bridge(rule: &str) -> Option<&str> {
+    let chain = rule.strip_prefix("-A DOCKER ").or_else(|| rule.strip_prefix("-A PREROUTING -d "))?;
+    let (_, bridge) = chain.strip_suffix(" -j DROP")?.split_once("! -i ")?;
+    bridge.split(' ').next()
 }
 
 fn bypassed(what: &str, rules: &[&str]) -> Finding {
@@ -145,7 +197,13 @@ fn nft_forward(rules: &str) -> Finding {
     if dropping.is_empty() {
         return Finding::ok(what, "none that drops");
     }
-    bypassed(what, &dropping.iter().map(String::as_str).collect::<Vec<_>>())
+    let mut finding = bypassed(what, &dropping.iter().map(String::as_str).collect::<Vec<_>>());
+    if dropping.iter().any(|line| line.contains("policy drop")) {
+        finding.remedy += "; packets that take the stack must be accepted in that very chain (the agent leaves other \
+                           tables alone, and an accept in its own would not count): accept Network as source and as \
+                           destination";
+    }
+    finding
 }
 
 #[cfg(test)]
@@ -175,8 +233,33 @@ mod tests {
         let found = forward(rules);
         assert_eq!(found.level, Level::Warn);
         assert_eq!(found.detail, "bypassed by the fast path: -A DOCKER-USER -s 10.244.9.0/24 -j DROP");
-        assert_eq!(forward(":FORWARD DROP [0:0]\n-A FORWARD -j ACCEPT\n").level, Level::Warn);
+        assert_eq!(forward(":FORWARD DROP [0:0]\n-A FORWARD -i eth7 -j ACCEPT\n").level, Level::Warn);
         assert_eq!(forward(":FORWARD ACCEPT [0:0]\n-A INPUT -j DROP\n").level, Level::Ok);
+    }
+
+    #[test]
+    fn a_chain_that_drops_is_no_worry_where_the_overlays_packets_are_accepted() {
+        let level =
+            |rules: &str| forward(&format!(":FORWARD DROP [0:0]\n{rules}"), net("10.244.0.0/16")).level;
+        let of = |end, more| format!("-A FORWARD {end} 10.244.0.0/16 {more}-j ACCEPT\n");
+        let comment = "-m comment --comment \"overlay-forward:default\" ";
+        assert_eq!(level(&(of("-s", comment) + &of("-d", comment))), Level::Ok);
+        assert_eq!(level(&(of("-s", "") + &of("-d", ""))), Level::Ok);
+        assert_eq!(level(&of("-s", comment)), Level::Warn);
+        assert_eq!(level(&(of("-s", comment) + &of("-d", "-p tcp "))), Level::Warn);
+        assert_eq!(level(&(of("-s", comment) + &of("-d", "-i eth1 "))), Level::Warn);
+        let flannels = of("-s", comment) + &of("-d", comment);
+        assert_eq!(level(&flannels.replace("-A FORWARD", "-A FLANNEL-FWD")), Level::Ok);
+    }
+
+    #[test]
+    fn dockers_guards_of_a_bridge_are_recognized() {
+        assert_eq!(guarded_bridge("-A DOCKER ! -i br-7 -o br-7 -j DROP"), Some("br-7"));
+        assert_eq!(guarded_bridge("-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP"), Some("docker0"));
+        assert_eq!(
+            guarded_bridge("-A DOCKER -d 10.244.1.2/32 ! -i docker0 -o docker0 -p tcp -j ACCEPT"),
+            None
+        );
     }
 
     #[test]
@@ -196,6 +279,8 @@ mod tests {
             nft_forward(rules).detail,
             "bypassed by the fast path: inet fw fwd: ip saddr 10.0.0.1 drop"
         );
+        let own = rules.replace("policy accept", "policy drop");
+        assert!(nft_forward(&own).remedy.contains("in that very chain"), "{:?}", nft_forward(&own));
         assert_eq!(nft_forward("table ip filter {\n chain FORWARD {\n type filter hook forward priority 0; policy drop;\n }\n}").level, Level::Ok);
     }
 }

@@ -91,7 +91,9 @@ fn value_of(option: &str, variable: impl Fn(&str) -> Option<OsString>) -> Option
 /// tests bring their own.
 fn with_variables(command: Command, variable: impl Fn(&str) -> Option<OsString> + Copy) -> Command {
     let command = command.mut_args(|arg| {
-        let Some((_, value)) = arg.get_long().and_then(|long| value_of(long, variable)) else {
+        // flannel's name for an option may be another.
+        let names = arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten());
+        let Some((_, value)) = names.into_iter().find_map(|name| value_of(name, variable)) else {
             return arg;
         };
         match arg.get_action() {

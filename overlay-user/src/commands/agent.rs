@@ -37,6 +37,7 @@ use crate::{
     observe, origin,
     own::Own,
     peers::Scope,
+    rules::{self, Keeper, Wanted},
     state::{Adoption, Record},
     status::Status,
     store::{Origin, Store, StoreError},
@@ -52,6 +53,10 @@ pub(super) async fn agent(options: Agent) -> Result<()> {
     }
     if !Uid::effective().is_root() {
         bail!("the agent loads kernel programs and makes devices: run it as root (or with --dry-run)");
+    }
+    if options.ip_masq {
+        // Before anything is changed: what is asked for could not be had.
+        rules::masquerade::usable().await.map_err(|error| anyhow!("--ip-masq: {error}"))?;
     }
     let mut ended = Ended::new()?;
     let run = async {
@@ -158,7 +163,23 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         }
     })?;
     paths.forget_other_layouts()?;
-    SubnetEnv { network: network.network, subnet, mtu, ip_masq: false }.write(&options.subnet_file)?;
+    let lost_before = losses::read(&netlink, &paths.pins).await.unwrap_or_else(|error| {
+        warn!("{error}: losses are shown since the devices were made, not since this start");
+        Vec::new()
+    });
+    let status = Status::new(public_ip, subnet, network.network, vxlan.vni);
+    let (status_to, status) = watch::channel(Status { lost_before, ..status });
+    // Before subnet.env, which tells Docker whether to masquerade itself.
+    let wanted = Wanted {
+        name: options.place.network.clone(),
+        network: network.network,
+        subnet,
+        masquerade: options.ip_masq,
+        forward: options.forward_rules,
+    };
+    let rules = Keeper::start(&wanted, status_to.clone()).await;
+    SubnetEnv { network: network.network, subnet, mtu, ip_masq: options.ip_masq }
+        .write(&options.subnet_file)?;
 
     let scope = Scope {
         network: network.network,
@@ -179,12 +200,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         // Counters say the same, if less promptly.
         Err(error) => warn!("the programs' log cannot be read: {error:#}"),
     }
-    let lost_before = losses::read(&netlink, &paths.pins).await.unwrap_or_else(|error| {
-        warn!("{error}: losses are shown since the devices were made, not since this start");
-        Vec::new()
-    });
-    let status = Status::new(public_ip, subnet, network.network, vxlan.vni);
-    let (status_to, status) = watch::channel(Status { lost_before, ..status });
+    let pins = paths.pins.clone();
+    tasks.spawn(rules.keep());
     tasks.spawn(origin::keep_noted(paths, status.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
@@ -223,7 +240,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     if options.healthz_port != 0 {
         let listener = health::bind(SocketAddr::new(options.healthz_ip, options.healthz_port)).await?;
         tasks.spawn(async move {
-            health::serve(listener, status).await;
+            health::serve(listener, status, pins).await;
             Ok(())
         });
     }

@@ -3,7 +3,7 @@ use anyhow::{Context as _, Result, bail};
 use log::warn;
 use serde_json::json;
 
-use crate::{cli::Down, datapath::links::Links, device, netlink::Netlink, state::Record};
+use crate::{cli::Down, datapath::links::Links, device, netlink::Netlink, rules, state::Record};
 
 pub(super) async fn down(options: &Down) -> Result<()> {
     let paths = options.show.place.paths();
@@ -29,6 +29,9 @@ pub(super) async fn down(options: &Down) -> Result<()> {
     if let Err(error) = Links::detach_all(&paths.pins) {
         failures.push(error.to_string());
     }
+    if let Err(error) = rules::remove(&paths.network).await {
+        failures.push(error);
+    }
     if let Err(error) = paths.remove(lock) {
         failures.push(error.to_string());
     }
@@ -39,7 +42,7 @@ pub(super) async fn down(options: &Down) -> Result<()> {
         println!("{}", json!({ "removed": paths.network }));
     } else {
         println!(
-            "network {} is gone from this host: programs, maps, {}, routes. Its lease stays in the store until it ends",
+            "network {} is gone from this host: programs, maps, {}, routes, rules. Its lease stays in the store until it ends",
             paths.network, options.device
         );
     }

@@ -16,6 +16,7 @@ use crate::{
     losses::{self, Loss, Reading},
     mac::Mac,
     netlink::Netlink,
+    rules::{RuleState, RuleStatus},
     state::Record,
     status::{LeaseState, Status, unix_now},
     table::table,
@@ -198,6 +199,8 @@ fn text(report: &Report) -> String {
                     datapath.flows
                 ),
             );
+            row("masquerading", rule_line(&agent.rules.masquerade));
+            row("forward rules", rule_line(&agent.rules.forward));
             for conflict in &agent.learned.conflicts {
                 row(
                     "address conflict",
@@ -260,6 +263,19 @@ fn device_losses_text(report: &Report) -> String {
         more => format!("\nand {more} more: `overlay status --json`"),
     };
     table(&heading, rows) + &more
+}
+
+fn rule_line(rule: &RuleStatus) -> String {
+    let state = match rule.state {
+        RuleState::Off => "off",
+        RuleState::Unneeded => "not needed: no FORWARD chain of iptables drops by default",
+        RuleState::Active => "in force",
+        RuleState::Failed => "NOT in force",
+    };
+    let error = rule.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    let restored =
+        if rule.restored == 0 { String::new() } else { format!("; put back {} times", rule.restored) };
+    format!("{state}{error}{restored}")
 }
 
 fn lease(agent: &Status) -> String {

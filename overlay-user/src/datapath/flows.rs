@@ -86,27 +86,60 @@ impl Lifetimes {
         &self,
         flows: &mut HashMap<MapData, FlowKey, Flow>,
     ) -> Result<(usize, usize), DatapathError> {
-        let failed = |error: &dyn std::fmt::Display| DatapathError::Failed {
-            action: "expire noted flows".into(),
-            detail: error.to_string(),
-        };
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|error| failed(&error))?;
-        let now = Duration::from(now);
+        let (over, stay) = self.sort(flows)?;
+        let gone = self.forget(flows, &over)?;
+        Ok((gone, stay + over.len() - gone))
+    }
+
+    /// Which are over, and how many are not.
+    pub fn sort(
+        &self,
+        flows: &HashMap<MapData, FlowKey, Flow>,
+    ) -> Result<(Vec<FlowKey>, usize), DatapathError> {
+        let now = now()?;
         let mut over = Vec::new();
         let mut stay = 0;
         for entry in flows.iter() {
             let (key, flow) = entry.map_err(|error| failed(&error))?;
-            let idle = now.saturating_sub(Duration::from_nanos(flow.seen_ns));
-            if self.is_over(key.protocol, flow.state, idle) { over.push(key) } else { stay += 1 }
+            if self.is_over(key.protocol, flow.state, idle(now, &flow)) { over.push(key) } else { stay += 1 }
         }
-        for key in &over {
-            // Gone already is as good.
-            if let Err(error) = flows.remove(key) {
-                debug!("remove a noted flow: {error}");
+        Ok((over, stay))
+    }
+
+    /// Removes those of `over` that still are: ports are used again, and sorting many takes a while. Returns how many went.
+    pub fn forget(
+        &self,
+        flows: &mut HashMap<MapData, FlowKey, Flow>,
+        over: &[FlowKey],
+    ) -> Result<usize, DatapathError> {
+        let mut gone = 0;
+        for key in over {
+            let now = now()?;
+            let still =
+                flows.get(key, 0).is_ok_and(|flow| self.is_over(key.protocol, flow.state, idle(now, &flow)));
+            if still {
+                gone += 1;
+                // Gone already is as good.
+                if let Err(error) = flows.remove(key) {
+                    debug!("remove a noted flow: {error}");
+                }
             }
         }
-        Ok((over.len(), stay))
+        Ok(gone)
     }
+}
+
+/// As the programs stamp their notes.
+fn now() -> Result<Duration, DatapathError> {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).map_err(|error| failed(&error))
+}
+
+fn idle(now: Duration, flow: &Flow) -> Duration {
+    now.saturating_sub(Duration::from_nanos(flow.seen_ns))
+}
+
+fn failed(error: &dyn std::fmt::Display) -> DatapathError {
+    DatapathError::Failed { action: "expire noted flows".into(), detail: error.to_string() }
 }
 
 #[cfg(test)]

@@ -95,6 +95,9 @@ fn what_the_underlays_queue_drops_is_named_with_and_without_an_agent() {
     let shown = loss(&bed[0], "eth0", "queue_drops").unwrap();
     assert_eq!((&shown["role"], &shown["packets"]), (&"underlay".into(), &dropped.into()), "{shown}");
     assert_eq!(shown["since_start"], shown["packets"], "{shown}");
+    let (_, page) = bed[0].host.http_get(8471, "/status").unwrap();
+    let page: Value = serde_json::from_str(&page).unwrap();
+    assert!(page["device_losses"].as_array().unwrap().contains(&shown), "{page}");
     // The next agent starts its count at what is there already.
     bed[0].kill_agent().unwrap();
     let shown = loss(&bed[0], "eth0", "queue_drops").unwrap();

@@ -3,7 +3,7 @@ use std::{thread, time::Duration};
 
 use overlay_common::{Hook, Reason};
 use serde_json::Value;
-use xtask::lab::{Container, Member, Numbered, wait_until};
+use xtask::lab::{Container, Ledger, Member, Numbered, Traffic, wait_until};
 
 use super::bed::{Bed, Kind, assert_reaches, endpoint, json, pings, wait_for};
 
@@ -125,6 +125,7 @@ fn an_address_cannot_be_stolen_by_claiming_it() {
     let thief = &bed[0].containers[1];
     let held = endpoint(&bed[0], victim.address()).unwrap();
 
+    let ledger = Ledger::open(&bed.members).unwrap();
     let stream = Numbered::start(other, victim, 2000).unwrap();
     thief.exec(&format!("ip address add {}/24 dev eth0", victim.address())).unwrap();
     // The kernel announces its addresses, by gratuitous ARP, when asked to and its MAC address is set, even to what it
@@ -135,15 +136,18 @@ fn an_address_cannot_be_stolen_by_claiming_it() {
         let entry = bed[0].host.exec(&format!("ip neigh show {} dev br0", victim.address())).unwrap();
         entry.contains(&mac(thief))
     });
-    let moved = wait_until("the conflict", Duration::from_secs(10), || {
-        let status = json(&bed[0], &["status"]);
-        Ok(status["agent"]["learned"]["conflicts_total"].as_u64() > Some(0))
+    let refused = wait_until("the conflict", Duration::from_secs(10), || {
+        let status = bed[0].overlay(&["status"])?;
+        Ok(status.lines().any(|line| line.starts_with("address conflict") && line.contains("is held by va")))
     });
+    assert!(json(&bed[0], &["status"])["agent"]["learned"]["conflicts_total"].as_u64() > Some(0));
     thread::sleep(Duration::from_millis(500));
     let report = stream.finish().unwrap();
     assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+    let (accounts, traffic) = (ledger.close(&bed.members).unwrap(), Traffic::from(&[report][..]));
+    assert_eq!((accounts.gaps(traffic), accounts.dropped()), ([0; 3], 0), "{accounts}");
     assert_eq!(endpoint(&bed[0], victim.address()).unwrap(), held);
-    moved.unwrap();
+    refused.unwrap();
 
     // Nor can it speak in the victim's name.
     let before = bed[0].counters().unwrap().packets(Hook::Encap, Reason::SourceElsewhere);

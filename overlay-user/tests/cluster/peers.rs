@@ -67,7 +67,7 @@ fn hosts_that_leave_return_and_move_are_followed() {
 }
 
 #[test]
-fn a_host_with_another_address_must_say_so_and_is_followed() {
+fn d6_a_host_with_another_address_must_say_so_and_keeps_its_subnet() {
     let mut bed = Bed::new(Kind::Etcd, 3);
     bed[2].end_agent().unwrap();
     bed[2].host.exec("ip address delete 10.99.0.3/24 dev eth0").unwrap();

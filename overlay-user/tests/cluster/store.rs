@@ -5,10 +5,10 @@ use std::{
 };
 
 use overlay_user::status::unix_now;
-use xtask::lab::{Lab, Numbered, Options, wait_until};
+use xtask::lab::{Lab, Numbered, Options};
 
 use super::bed::{
-    Bed, Kind, assert_reaches, flannel_lease, json, lease_key, overlay, peers, pings, vtep_mac, wait_for,
+    Bed, Kind, assert_reaches, flannel_lease, json, lease_key, overlay, peers, pings, wait_for,
 };
 
 /// Leases of hosts that do not exist.
@@ -58,47 +58,6 @@ fn an_etcd_that_is_away_costs_no_route_and_no_packet() {
     // And it is alive, not only well.
     put_strangers(&mut bed, 0..1);
     bed.wait_for_peers(2);
-}
-
-#[test]
-fn what_etcd_compacted_while_an_agent_was_cut_off_is_caught_up_with() {
-    let mut bed = Bed::new(Kind::Etcd, 3);
-    put_strangers(&mut bed, 0..4);
-    bed.wait_for_peers(6);
-    let cut = format!("blackhole {}/32", bed[0].host.address());
-    bed.lab.switch().exec(&format!("ip route add {cut}")).unwrap();
-    wait_until("word of it", Duration::from_secs(30), || Ok(!following(&bed))).unwrap();
-
-    // One peer goes, one has another MAC (a real one, with its agent), one comes.
-    bed.etcd().ctl(&["del", &lease_key(&stranger(0))]).unwrap();
-    put_strangers(&mut bed, 7..8);
-    bed[1].end_agent().unwrap();
-    bed[1].host.exec("ip link delete overlay0").unwrap();
-    let key = lease_key(&bed[1].subnet);
-    bed.etcd().ctl(&["del", &key]).unwrap();
-    bed[1].restart_agent().unwrap();
-    bed.etcd().compact().unwrap();
-    assert!(peers(&bed[0]).iter().any(|(subnet, ..)| *subnet == stranger(0)), "it heard of it after all");
-
-    bed.lab.switch().exec(&format!("ip route delete {cut}")).unwrap();
-    let back = Instant::now();
-    let mut truth = [1, 2, 3, 7].map(|number| {
-        let mac = "02:00:00:00:01:01".to_owned();
-        (stranger(number), format!("10.99.1.{number}"), mac)
-    });
-    truth.sort();
-    let mut truth = truth.to_vec();
-    for host in [1, 2] {
-        truth.push((bed[host].subnet.clone(), bed[host].host.address().to_string(), vtep_mac(&bed[host])));
-    }
-    truth.sort();
-    wait_for("the truth", || {
-        let mut known = peers(&bed[0]);
-        known.sort();
-        known == truth
-    });
-    println!("caught up {:?} after the way was free", back.elapsed());
-    bed.assert_all_reached();
 }
 
 #[test]

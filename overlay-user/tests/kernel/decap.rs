@@ -164,6 +164,10 @@ fn destinations_are_checked() {
         let tunnel = Tunnel { inner_destination_mac: [0xff; 6], ..Tunnel::default() };
         decap(bed, tunnel, &udp(REMOTE, CONTAINER, [1, 2], 10))
             .assert(SHOT, &[(Decap, Reason::WrongVtepMac)]);
+        // From our own tunnel device.
+        let mut frame = Tunnel::default().wrap(&udp(REMOTE, CONTAINER, [1, 2], 10));
+        frame[56..62].copy_from_slice(&VTEP_MAC);
+        bed.run("overlay_decap", bed.underlay, &frame).assert(SHOT, &[(Decap, Reason::WrongVtepMac)]);
     });
 }
 
@@ -173,7 +177,15 @@ fn what_the_stack_must_see_goes_there_in_its_wrapping() {
         let fragment = udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[6] = 0x20);
         let mut options = udp(REMOTE, CONTAINER, [1, 2], 10);
         options[0] = 0x46;
-        for (packet, reason) in [(fragment, Reason::InnerFragment), (options, Reason::InnerOptions)] {
+        let [none, last] = [0, 1].map(|ttl| udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[8] = ttl));
+        let padded = [udp(REMOTE, CONTAINER, [1, 2], 10), vec![0; 6]].concat();
+        for (packet, reason) in [
+            (fragment, Reason::InnerFragment),
+            (options, Reason::InnerOptions),
+            (none, Reason::TtlExpired),
+            (last, Reason::TtlExpired),
+            (padded, Reason::TrailingBytes),
+        ] {
             let outcome = plain(bed, &packet);
             outcome.assert(NEXT, &[(Decap, reason)]);
             assert_eq!(outcome.frame, Tunnel::default().wrap(&packet));
@@ -241,9 +253,15 @@ fn headers_that_lie_are_dropped() {
         let too_short = udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[3] = 19);
         let mut version = udp(REMOTE, CONTAINER, [1, 2], 10);
         version[0] = 0x65;
-        for packet in [too_long, too_short, version] {
+        let mut sum = udp(REMOTE, CONTAINER, [1, 2], 10);
+        sum[10] ^= 1;
+        for packet in [too_long, too_short, version, sum] {
             plain(bed, &packet).assert(SHOT, &[(Decap, Reason::Malformed)]);
         }
+        // The kernel, not the program, drops what is wrong outside.
+        let mut frame = Tunnel::default().wrap(&udp(REMOTE, CONTAINER, [1, 2], 10));
+        frame[24] ^= 1;
+        bed.run("overlay_decap", bed.underlay, &frame).assert(NEXT, &[]);
     });
 }
 

@@ -287,9 +287,14 @@ fn headers_that_lie_are_dropped() {
         version[0] = 0x65;
         let mut words = version.clone();
         words[0] = 0x44;
-        for packet in [too_long, too_short, version, words] {
+        let mut sum = udp(CONTAINER, REMOTE, [1, 2], 10);
+        sum[10] ^= 1;
+        for packet in [too_long, too_short, version, words, sum] {
             encap(bed, &packet).assert(SHOT, &[(Encap, Reason::Malformed)]);
         }
+        // Bytes behind the packet would leave beyond its length; the stack takes them off.
+        let padded = [udp(CONTAINER, REMOTE, [1, 2], 10), vec![0; 6]].concat();
+        encap(bed, &padded).assert(NEXT, &[(Encap, Reason::TrailingBytes)]);
     });
 }
 

@@ -5,54 +5,74 @@ use super::world::{
 
 /// What stands in a checksum field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sum {
+pub enum Sum {
+    /// What the bytes sum up to.
     Right,
+    /// Something else.
     Wrong,
+    /// Zero.
     Zero,
 }
 
 /// An Ethernet header.
 #[derive(Clone, Debug)]
-pub(super) struct Ethernet {
-    pub(super) to: [u8; 6],
-    pub(super) from: [u8; 6],
+pub struct Ethernet {
+    /// Destination.
+    pub to: [u8; 6],
+    /// Source.
+    pub from: [u8; 6],
     /// A VLAN tag before the type.
-    pub(super) tag: Option<u16>,
-    pub(super) kind: u16,
+    pub tag: Option<u16>,
+    /// EtherType.
+    pub kind: u16,
 }
 
 /// An IPv4 header.
 #[derive(Clone, Debug)]
-pub(super) struct Ip {
-    pub(super) version: u8,
-    pub(super) tos: u8,
-    pub(super) id: u16,
+pub struct Ip {
+    /// 4, or a lie.
+    pub version: u8,
+    /// Type of service, ECN in the lower two bits.
+    pub tos: u8,
+    /// Identification.
+    pub id: u16,
     /// Flags and offset.
-    pub(super) fragment: u16,
-    pub(super) ttl: u8,
-    pub(super) protocol: u8,
-    pub(super) from: [u8; 4],
-    pub(super) to: [u8; 4],
+    pub fragment: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// What it says it carries.
+    pub protocol: u8,
+    /// Source.
+    pub from: [u8; 4],
+    /// Destination.
+    pub to: [u8; 4],
     /// A multiple of four bytes.
-    pub(super) options: Vec<u8>,
+    pub options: Vec<u8>,
     /// Added to the right total length.
-    pub(super) lie: i32,
-    pub(super) sum: Sum,
+    pub lie: i32,
+    /// Header checksum.
+    pub sum: Sum,
 }
 
 /// What the inner packet carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
+pub enum Transport {
+    /// UDP.
     Udp,
+    /// TCP, one segment of a connection that does not exist.
     Tcp,
+    /// An ICMP echo reply.
     Icmp,
 }
 
 /// How the outer datagram is cut into fragments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Train {
+pub enum Train {
+    /// As they are sent.
     InOrder,
+    /// The last one first.
     Reversed,
+    /// The first one twice.
     Twice,
     /// The last fragment never comes.
     Incomplete,
@@ -62,32 +82,45 @@ pub(super) enum Train {
 
 /// A frame in pieces.
 #[derive(Clone, Debug)]
-pub(super) struct Frame {
-    pub(super) ethernet: Ethernet,
-    pub(super) ip: Ip,
-    pub(super) ports: [u16; 2],
-    pub(super) udp_lie: i32,
-    pub(super) udp_sum: Sum,
-    pub(super) vxlan: [u8; 8],
-    pub(super) inner_ethernet: Ethernet,
-    pub(super) inner: Ip,
-    pub(super) transport: Transport,
-    pub(super) transport_sum: Sum,
-    pub(super) inner_ports: [u16; 2],
-    pub(super) payload: Vec<u8>,
+pub struct Frame {
+    /// Outer Ethernet header.
+    pub ethernet: Ethernet,
+    /// Outer IPv4 header.
+    pub ip: Ip,
+    /// Outer UDP ports, source and destination.
+    pub ports: [u16; 2],
+    /// Added to the right UDP length.
+    pub udp_lie: i32,
+    /// Outer UDP checksum.
+    pub udp_sum: Sum,
+    /// VXLAN header.
+    pub vxlan: [u8; 8],
+    /// Inner Ethernet header.
+    pub inner_ethernet: Ethernet,
+    /// Inner IPv4 header.
+    pub inner: Ip,
+    /// What the inner packet carries.
+    pub transport: Transport,
+    /// Its checksum.
+    pub transport_sum: Sum,
+    /// Its ports; identifier and sequence number of ICMP.
+    pub inner_ports: [u16; 2],
+    /// Its payload.
+    pub payload: Vec<u8>,
     /// In place of the whole inner IPv4 packet.
-    pub(super) instead: Option<Vec<u8>>,
+    pub instead: Option<Vec<u8>>,
     /// Bytes behind the inner packet, within the outer one.
-    pub(super) inner_trailer: usize,
+    pub inner_trailer: usize,
     /// Bytes behind the outer packet.
-    pub(super) trailer: usize,
+    pub trailer: usize,
     /// The inner packet, from its Ethernet header on, ends here; the outer lengths are right.
-    pub(super) inner_cut: Option<usize>,
+    pub inner_cut: Option<usize>,
     /// The frame ends here; its lengths lie.
-    pub(super) cut: Option<usize>,
+    pub cut: Option<usize>,
     /// Bits turned over at last: byte, mask.
-    pub(super) flips: Vec<(usize, u8)>,
-    pub(super) train: Option<(Train, usize)>,
+    pub flips: Vec<(usize, u8)>,
+    /// Sent as fragments, split near so many bytes of the outer UDP datagram.
+    pub train: Option<(Train, usize)>,
 }
 
 impl Ip {
@@ -145,7 +178,7 @@ fn words(bytes: &[u8]) -> u32 {
 }
 
 /// The Internet checksum (RFC 1071 section 4.1) of `bytes`, begun with `seed`.
-pub(super) fn checksum(bytes: &[u8], seed: u32) -> u16 {
+pub fn checksum(bytes: &[u8], seed: u32) -> u16 {
     let mut sum = seed + words(bytes);
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -167,7 +200,7 @@ impl Ethernet {
 
 impl Frame {
     /// A valid frame from the first peer's container to ours. `number` shows in both identifications and in the payload.
-    pub(super) fn valid(number: u32, transport: Transport, length: usize) -> Self {
+    pub fn valid(number: u32, transport: Transport, length: usize) -> Self {
         let protocol = match transport {
             Transport::Udp => 17,
             Transport::Tcp => 6,
@@ -206,7 +239,7 @@ impl Frame {
     }
 
     /// The frames that go out on the wire: one, or the fragments of one.
-    pub(super) fn frames(&self) -> Vec<Vec<u8>> {
+    pub fn frames(&self) -> Vec<Vec<u8>> {
         let udp = self.datagram();
         let mut frames = match self.train {
             None => vec![self.outer(&self.ip, &udp)],
@@ -234,7 +267,7 @@ impl Frame {
     /// `udp` in two fragments, split near `at`.
     fn fragments(&self, train: Train, at: usize, udp: &[u8]) -> Vec<Vec<u8>> {
         // Offsets count units of eight bytes (RFC 791 section 3.1).
-        let at = (at % udp.len().max(1)) & !7;
+        let at = ((at % udp.len().max(1)) & !7).max(8);
         let overlap = if train == Train::Overlapping { 8.min(at) } else { 0 };
         let first = Ip { fragment: 0x2000, ..self.ip.clone() };
         let last = Ip { fragment: ((at - overlap) / 8) as u16, ..self.ip.clone() };
@@ -250,15 +283,7 @@ impl Frame {
 
     /// The outer UDP datagram.
     fn datagram(&self) -> Vec<u8> {
-        let mut inside = self.inner_ethernet.bytes();
-        match &self.instead {
-            Some(bytes) => inside.extend(bytes),
-            None => inside.extend(self.inner_packet()),
-        }
-        inside.extend((0..self.inner_trailer).map(|at| 0xc0 | at as u8));
-        if let Some(cut) = self.inner_cut {
-            inside.truncate(cut);
-        }
+        let inside = self.inner_frame();
         let mut udp = Vec::new();
         udp.extend(self.ports[0].to_be_bytes());
         udp.extend(self.ports[1].to_be_bytes());
@@ -269,6 +294,20 @@ impl Frame {
         let seed = self.ip.pseudo(udp.len());
         put(&mut udp, 6, self.udp_sum, seed);
         udp
+    }
+
+    /// The inner frame alone.
+    pub fn inner_frame(&self) -> Vec<u8> {
+        let mut inside = self.inner_ethernet.bytes();
+        match &self.instead {
+            Some(bytes) => inside.extend(bytes),
+            None => inside.extend(self.inner_packet()),
+        }
+        inside.extend((0..self.inner_trailer).map(|at| 0xc0 | at as u8));
+        if let Some(cut) = self.inner_cut {
+            inside.truncate(cut);
+        }
+        inside
     }
 
     fn inner_packet(&self) -> Vec<u8> {

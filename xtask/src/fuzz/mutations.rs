@@ -2,6 +2,7 @@
 use super::{
     frames::{Frame, Sum, Train, Transport},
     random::Random,
+    twins::Nic,
     world::{CONTAINER, LOCAL, PEERS, REMOTE, SUBNET, VTEP_MAC},
 };
 
@@ -9,6 +10,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub(super) name: String,
+    pub(super) nic: Nic,
     pub(super) frames: Vec<Vec<u8>>,
 }
 
@@ -200,8 +202,8 @@ fn options(random: &mut Random) -> Vec<u8> {
         // Loose and strict source route.
         2 => [&[131, 7, 4], LOCAL.as_slice(), &[0]].concat(),
         3 => [&[137, 7, 4], REMOTE.as_slice(), &[0]].concat(),
-        // Timestamp.
-        4 => vec![68, 8, 5, 0, 0, 0, 0, 0],
+        // Timestamp without room for one: what has room tells the time, and two hosts differ.
+        4 => vec![68, 8, 9, 0, 0, 0, 0, 0],
         // Router alert (RFC 2113).
         5 => vec![148, 4, 0, 0],
         // A length that runs out of the header.
@@ -265,8 +267,21 @@ impl Iterator for Cases {
                 names.push(name);
             }
         }
+        if frame.train.is_some() || frame.ip.fragment != 0 {
+            // What a host makes of options in fragments is its own business, and nobody sends them.
+            frame.ip.options.clear();
+        }
         self.number = self.number.wrapping_add(1);
-        Some(Case { name: names.join(", "), frames: frame.frames() })
+        let mut frames = frame.frames();
+        for frame in &mut frames {
+            // What a wire takes: its MTU, and an Ethernet header.
+            frame.truncate(1514);
+        }
+        let nic = if self.random.below(8) == 0 { Nic::Second } else { Nic::Underlay };
+        if nic == Nic::Second {
+            names.push("second NIC");
+        }
+        Some(Case { name: names.join(", "), nic, frames })
     }
 }
 

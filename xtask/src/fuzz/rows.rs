@@ -1,5 +1,7 @@
-//! Frames that once failed, as rows of a file: name, expected verdict, and the frames in hexadecimal.
-use anyhow::{Context as _, Result, ensure};
+//! Frames that once failed, as rows of a file: name, expected verdict, device, and the frames in hexadecimal.
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::twins::Nic;
 
 /// One case that is run again for ever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,6 +10,8 @@ pub struct Row {
     pub name: String,
     /// What the rules say about them: `decap:malformed`, `decap:inner-options,receive:carried`, ...
     pub verdict: String,
+    /// Through which device they come: `eth0`, the underlay's, or `eth1`.
+    pub nic: Nic,
     /// The frames, from the outer Ethernet header on.
     pub frames: Vec<Vec<u8>>,
 }
@@ -17,7 +21,7 @@ pub fn rows() -> Result<Vec<Row>> {
     parse(include_str!("rows.txt"))
 }
 
-/// `name | verdict | hex hex ...`, one row a line; `#` begins a remark.
+/// `name | verdict | device | hex hex ...`, one row a line; `#` begins a remark.
 fn parse(text: &str) -> Result<Vec<Row>> {
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.map(|line| row(line).with_context(|| format!("in the row `{line}`"))).collect()
@@ -28,8 +32,13 @@ fn row(line: &str) -> Result<Row> {
     let mut field = |what| fields.next().filter(|field| !field.is_empty()).context(what);
     let name = field("no name")?.to_owned();
     let verdict = field("no verdict")?.to_owned();
+    let nic = match field("no device")? {
+        "eth0" => Nic::Underlay,
+        "eth1" => Nic::Second,
+        other => bail!("{other} is no device"),
+    };
     let frames = field("no frames")?.split(' ').map(bytes).collect::<Result<_>>()?;
-    Ok(Row { name, verdict, frames })
+    Ok(Row { name, verdict, nic, frames })
 }
 
 /// Bytes as hexadecimal digits.
@@ -49,14 +58,17 @@ mod tests {
 
     #[test]
     fn rows_are_read_and_broken_ones_are_named() {
-        let parsed = parse("# remark\n\na name | decap:malformed | 00ff 10\n").unwrap();
+        let parsed = parse("# remark\n\na name | decap:malformed | eth0 | 00ff 10\n").unwrap();
         let row = Row {
             name: "a name".into(),
             verdict: "decap:malformed".into(),
+            nic: Nic::Underlay,
             frames: vec![vec![0, 255], vec![16]],
         };
         assert_eq!(parsed, [row]);
-        for broken in ["name", "name | verdict", "name | verdict | 0", "name | verdict | xx"] {
+        for broken in
+            ["a", "a | b", "a | b | eth0", "a | b | eth0 | 0", "a | b | eth0 | xx", "a | b | tun0 | 00"]
+        {
             assert!(format!("{:#}", parse(broken).unwrap_err()).contains(broken));
         }
         assert!(rows().is_ok());

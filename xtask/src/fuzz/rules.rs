@@ -4,6 +4,7 @@ use overlay_common::Reason;
 
 use super::{
     frames::checksum,
+    twins::Nic,
     world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet},
 };
 
@@ -18,6 +19,9 @@ pub(super) struct Fate {
     pub(super) ends: Vec<End>,
     /// How many outer datagrams got whole.
     pub(super) joined: usize,
+    /// What `overlay_receive` counts if the kernel takes the outer options: that is the host's own business
+    /// (RFC 1122 section 3.2.1.8), so either is right.
+    pub(super) open: Vec<Reason>,
     /// The outer UDP checksum is not zero, and wrong.
     pub(super) broken_outer_sum: bool,
 }
@@ -35,15 +39,24 @@ pub(super) enum End {
     OtherService,
     /// UDP.InErrors: length or checksum.
     UdpError,
+    /// Outer options, and what they led to.
+    Options,
     /// To the tunnel's socket, which has no device for it: no I flag, reserved bits, a VNI it does not know, too short
-    /// for an Ethernet header, from its own MAC address, or marked CE though it cannot be.
+    /// for its headers, from its own MAC address, or marked CE though it cannot be.
     NoTunnel,
 }
 
 impl End {
     /// All of them.
-    pub(super) const ALL: &[Self] =
-        &[Self::OtherProtocol, Self::Ip, Self::Fragment, Self::OtherService, Self::UdpError, Self::NoTunnel];
+    pub(super) const ALL: &[Self] = &[
+        Self::OtherProtocol,
+        Self::Ip,
+        Self::Fragment,
+        Self::OtherService,
+        Self::UdpError,
+        Self::Options,
+        Self::NoTunnel,
+    ];
 
     /// Its name in reports and rows.
     pub(super) fn as_str(self) -> &'static str {
@@ -53,6 +66,7 @@ impl End {
             Self::Fragment => "fragment",
             Self::OtherService => "other-service",
             Self::UdpError => "udp-error",
+            Self::Options => "outer-options",
             Self::NoTunnel => "no-tunnel",
         }
     }
@@ -103,17 +117,17 @@ fn four(bytes: &[u8], at: usize) -> [u8; 4] {
     [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]
 }
 
-/// What must become of these frames, which arrive one after the other.
-pub(super) fn fate(frames: &[Vec<u8>]) -> Fate {
+/// What must become of these frames, which arrive one after the other through one device.
+pub(super) fn fate(nic: Nic, frames: &[Vec<u8>]) -> Fate {
     let mut fate = Fate::default();
     let mut fragments = Fragments::default();
     for frame in frames {
-        judge(frame, &mut fate, &mut fragments);
+        judge(nic, frame, &mut fate, &mut fragments);
     }
     fate
 }
 
-fn judge(frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
+fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
     // A tag of VLAN 0 gives a priority and no VLAN (IEEE 802.1Q): the kernel takes it off. Not ours at the device.
     let tagged = frame.get(12..14) == Some(&[0x81, 0x00]) && frame.len() >= 18;
     let in_vlan = tagged && word(frame, 14) & 0x0fff != 0;
@@ -127,7 +141,8 @@ fn judge(frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
         fate.ends.push(End::Ip);
         return;
     };
-    if !tagged
+    if nic == Nic::Underlay
+        && !tagged
         && frame[..6] == UNDERLAY_MAC
         && let Some((decap, broken)) = at_the_device(&outer, body.len())
     {
@@ -137,20 +152,30 @@ fn judge(frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
             return;
         }
     }
+    if let Some(end) = unusable(outer.from(), outer.to()) {
+        fate.ends.push(end);
+        return;
+    }
+    let (from, tos) = (outer.from(), outer.bytes[1]);
     if outer.is_fragment() {
-        if let Some(whole) = fragments.add(&outer) {
-            fate.joined += 1;
-            in_the_stack(&whole, outer.from(), outer.to(), outer.bytes[1], fate);
-        } else {
-            fate.ends.push(End::Fragment);
+        match fragments.add(&outer) {
+            Some(whole) => {
+                fate.joined += 1;
+                match to_overlay0(outer.bytes[9], &whole, from, outer.to(), tos) {
+                    Ok(inside) => fate.receive.push(at_overlay0(from, inside)),
+                    Err(end) => fate.ends.push(end),
+                }
+            }
+            None => fate.ends.push(End::Fragment),
         }
         return;
     }
-    if outer.bytes[9] != 17 {
-        fate.ends.push(End::OtherService);
-        return;
+    match to_overlay0(outer.bytes[9], outer.payload(), from, outer.to(), tos) {
+        Ok(inside) if outer.header > 20 => fate.open.push(at_overlay0(from, inside)),
+        Ok(inside) => fate.receive.push(at_overlay0(from, inside)),
+        Err(_) if outer.header > 20 => fate.ends.push(End::Options),
+        Err(end) => fate.ends.push(end),
     }
-    in_the_stack(outer.payload(), outer.from(), outer.to(), outer.bytes[1], fate);
 }
 
 /// Addressed to one other machine.
@@ -237,25 +262,25 @@ fn udp_sum_is_right(udp: &[u8], from: [u8; 4], to: [u8; 4]) -> bool {
     word(udp, 6) == 0 || checksum(udp, seed) == 0
 }
 
-/// Through the kernel's UDP and tunnel to overlay0.
-fn in_the_stack(udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8, fate: &mut Fate) {
-    match to_overlay0(udp, from, to, tos) {
-        Ok(inside) => fate.receive.push(at_overlay0(from, inside)),
-        Err(end) => fate.ends.push(end),
+/// Where a packet ends whose outer addresses no host takes (RFC 1122 section 3.2.1.3), or not this one.
+fn unusable(from: [u8; 4], to: [u8; 4]) -> Option<End> {
+    let own = from == LOCAL || in_subnet(from) && from[3] < 2;
+    let broadcast = in_subnet(from) && from[3] == 255 || from == [10, 99, 0, 255];
+    // "This host", before it knows its address; and zero was once a broadcast (RFC 1122 section 3.3.6).
+    let old_broadcast = [from, to] == [[0; 4]; 2];
+    let nobody = from[0] == 0 && !matches!(to, [255, 255, 255, 255] | [224, 0, 0, 1]) && !old_broadcast;
+    if from[0] == 127 || from[0] >= 240 || from[0] & 0xf0 == 224 || own || broadcast || nobody {
+        return Some(End::Ip);
     }
+    if to[0] == 127 || to[0] == 0 && !old_broadcast {
+        return Some(End::Ip);
+    }
+    (!is_local(to) && !old_broadcast).then_some(End::OtherService)
 }
 
-fn to_overlay0(udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) -> Result<&[u8], End> {
-    // A source that is no host's: RFC 1122 section 3.2.1.3.
-    if from[0] == 127
-        || from[0] == 0
-        || from[0] >= 224
-        || from == LOCAL
-        || from[..3] == [10, 244, 1] && from[3] < 2
-    {
-        return Err(End::Ip);
-    }
-    if !matches!(to, LOCAL) {
+/// Through the kernel's UDP and tunnel: the inner Ethernet frame.
+fn to_overlay0(protocol: u8, udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) -> Result<&[u8], End> {
+    if protocol != 17 {
         return Err(End::OtherService);
     }
     let length = if udp.len() < 8 { 0 } else { usize::from(word(udp, 4)) };
@@ -263,7 +288,8 @@ fn to_overlay0(udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) -> Result<&[u8],
         return Err(End::UdpError);
     }
     let udp = &udp[..length];
-    if word(udp, 2) != PORT {
+    let is_unicast = to == LOCAL || in_subnet(to) && to[3] < 2;
+    if word(udp, 2) != PORT && (!is_unicast || udp_sum_is_right(udp, from, to)) {
         return Err(End::OtherService);
     }
     if !udp_sum_is_right(udp, from, to) {
@@ -277,11 +303,24 @@ fn to_overlay0(udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) -> Result<&[u8],
     if inside[6..12] == VTEP_MAC {
         return Err(End::NoTunnel);
     }
-    // The kernel looks at the inner ECN field before anything else has looked at the inner header (RFC 6040).
-    if word(inside, 12) == 0x0800 && (inside.len() < 34 || tos & 3 == 3 && inside[15] & 3 == 0) {
+    // The kernel's device wants a whole header of what it knows, and looks at the ECN field in it (RFC 6040).
+    let congested = tos & 3 == 3;
+    let broken = match word(inside, 12) {
+        0x0800 => inside.len() < 34 || congested && inside[15] & 3 == 0,
+        0x86dd => inside.len() < 54 || congested && inside[15] & 0x30 == 0,
+        0x8100 | 0x88a8 => inside.len() < 20,
+        _ => false,
+    };
+    if broken {
         return Err(End::NoTunnel);
     }
     Ok(inside)
+}
+
+/// Addresses that an IPv4 host with this underlay takes packets to: its own, broadcasts, all hosts (RFC 1112).
+fn is_local(address: [u8; 4]) -> bool {
+    matches!(address, LOCAL | [10, 99, 0, 255] | [255, 255, 255, 255] | [224, 0, 0, 1])
+        || in_subnet(address) && matches!(address[3], 0 | 1 | 255)
 }
 
 /// The same checks at overlay0.
@@ -289,11 +328,11 @@ fn at_overlay0(outer: [u8; 4], inside: &[u8]) -> Reason {
     let Some((_, subnet)) = PEERS.iter().find(|(address, _)| *address == outer) else {
         return Reason::UnknownPeer;
     };
-    if inside.len() < 34 {
-        return Reason::Malformed;
-    }
     if word(inside, 12) != 0x0800 {
         return Reason::NotIpv4;
+    }
+    if inside.len() < 34 {
+        return Reason::Malformed;
     }
     match source(four(inside, 26), *subnet) {
         None | Some(Reason::ForeignSource) => {}

@@ -8,7 +8,7 @@ use super::{
     frames::{Frame, Transport},
     kernel_counters::KernelCounters,
     wire::Wire,
-    world::{CONTAINER, CONTAINER_MAC, LOCAL, PEERS, UNDERLAY_MAC, VTEP_MAC},
+    world::{CONTAINER, CONTAINER_MAC, GATEWAY, LOCAL, PEERS, UNDERLAY_MAC, VTEP_MAC},
 };
 use crate::lab::{
     self, Container, ForeignVxlan, Host, Lab, Member, Namespace, Options, PingOptions, Store, wait_until,
@@ -19,11 +19,21 @@ const MAX_UNSYNCED: usize = 128;
 /// How long a frame may take through one host: it takes microseconds, on a machine that does nothing else.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The device that a frame comes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nic {
+    /// The underlay's, where our program is attached.
+    Underlay,
+    /// Another one of the host.
+    Second,
+}
+
 /// One host, with a wire into its underlay device and one out of its container.
 #[derive(Debug)]
 pub(super) struct Twin {
     host: Host,
     inject: Wire,
+    second: Wire,
     deliver: Wire,
     marks: u32,
 }
@@ -33,8 +43,8 @@ pub(super) struct Twin {
 pub(super) struct Twins {
     pub(super) ours: Twin,
     pub(super) kernel: Twin,
-    member: Member,
-    _labs: [Lab; 2],
+    pub(super) member: Member,
+    labs: [Lab; 2],
 }
 
 /// What our programs counted, by hook and reason; unchanging order.
@@ -59,7 +69,12 @@ impl Twins {
         }
         let ours = Twin::new(&member.host, container, labs[0].switch())?;
         let kernel = Twin::new(host, other, labs[1].switch())?;
-        Ok(Self { ours, kernel, member, _labs: labs })
+        Ok(Self { ours, kernel, member, labs })
+    }
+
+    /// The other end of our host's underlay device.
+    pub(super) fn underlay(&self) -> &Namespace {
+        self.labs[0].switch()
     }
 
     /// What our programs have counted until now.
@@ -105,12 +120,14 @@ fn ours(lab: &Lab, overlay: &Path, agent: &[&str]) -> Result<Member> {
     }
     let member = lab::populate_some(lab.hosts(), overlay, &store, agent)?.remove(0);
     ensure!(member.subnet == SUBNET, "the agent leased {} instead of {SUBNET}", member.subnet);
+    for container in &member.containers {
+        container.namespace().sysctl("ipv6/conf/all/disable_ipv6", "1")?;
+    }
     let container = &member.containers[0];
     ensure!(container.address().octets() == CONTAINER, "the container is {}", container.address());
     container.namespace().ip(&format!("link set eth0 address {}", mac_text(CONTAINER_MAC)))?;
     wait_until("the endpoint and the peers", PATIENCE, || {
-        container
-            .ping(std::net::Ipv4Addr::new(10, 244, 1, 1), PingOptions { count: 1, ..Default::default() })?;
+        container.ping(GATEWAY.into(), PingOptions { count: 1, ..Default::default() })?;
         Ok(member.overlay(&["endpoints"])?.contains("10.244.1.2 ")
             && member.overlay(&["peers"])?.contains("10.244.3.0"))
     })?;
@@ -127,31 +144,41 @@ impl Twin {
         container.namespace().ip("route del default")?;
         container.namespace().sysctl("ipv6/conf/all/disable_ipv6", "1")?;
         host.namespace().ip("link set br0 type bridge mcast_snooping 0")?;
-        for device in ["br0", container.port()] {
-            host.namespace().sysctl(&format!("ipv6/conf/{device}/disable_ipv6"), "1")?;
+        for silent in [host.namespace(), switch] {
+            silent.sysctl("ipv6/conf/all/disable_ipv6", "1")?;
         }
         // Its neighbour entry must not age while millions of frames pass.
         let (address, mac) = (container.address(), mac_text(CONTAINER_MAC));
         host.namespace().ip(&format!("neighbour replace {address} lladdr {mac} dev br0 nud permanent"))?;
+        // A second NIC, which no program of ours is attached to; it has the same MAC address, so that frames fit both.
+        let inside = host.namespace().name();
+        let mac = mac_text(UNDERLAY_MAC);
+        switch.ip(&format!("link add h1b type veth peer name eth1 address {mac} netns {inside}"))?;
+        switch.ip("link set h1b up")?;
+        host.namespace().ip("link set eth1 up")?;
+        host.namespace().sysctl("ipv4/conf/eth1/rp_filter", "0")?;
         let inject = Wire::out_of(switch, "h1")?;
+        let second = Wire::out_of(switch, "h1b")?;
         let deliver = Wire::into(container.namespace(), "eth0")?;
-        let mut twin = Self { host: host.clone(), inject, deliver, marks: 0 };
+        let mut twin = Self { host: host.clone(), inject, second, deliver, marks: 0 };
         twin.sync(&mut Delivered::default())?;
         Ok(twin)
     }
 
-    /// Sends these frames; what the container got of them, in the order of arrival. Frames that the wire does not take are
-    /// counted as not sent.
-    pub(super) fn deliver<'a>(&mut self, frames: impl IntoIterator<Item = &'a Vec<u8>>) -> Result<Delivered> {
+    /// Sends these frames; what the container got of them, in the order of arrival.
+    pub(super) fn deliver<'a>(
+        &mut self,
+        frames: impl IntoIterator<Item = (Nic, &'a Vec<u8>)>,
+    ) -> Result<Delivered> {
         let mut delivered = Delivered::default();
         let mut unsynced = 0;
-        for frame in frames {
-            if self.inject.send(frame)? {
-                delivered.sent += 1;
-                unsynced += 1;
-            } else {
-                delivered.refused += 1;
+        for (nic, frame) in frames {
+            match nic {
+                Nic::Underlay => self.inject.send(frame)?,
+                Nic::Second => self.second.send(frame)?,
             }
+            delivered.sent += 1;
+            unsynced += 1;
             if unsynced == MAX_UNSYNCED {
                 self.sync(&mut delivered)?;
                 unsynced = 0;
@@ -170,14 +197,12 @@ impl Twin {
         mark.payload = mark_of(self.marks);
         mark.inner.options = vec![1; 4];
         let [mark] = <[Vec<u8>; 1]>::try_from(mark.frames()).ok().context("a mark is one frame")?;
-        ensure!(self.inject.send(&mark)?, "the wire does not take the mark");
+        self.inject.send(&mark)?;
         while let Some(frame) = self.deliver.next(PATIENCE)? {
             if frame.ends_with(&mark_of(self.marks)) {
                 return Ok(());
             }
-            // The bridge asks for neighbours that nobody has, and the container may speak: neither was delivered.
-            let asks = frame.get(12..14) == Some(&[0x08, 0x06]);
-            if !asks && frame.get(6..12) != Some(&CONTAINER_MAC) {
+            if !is_local(&frame) {
                 delivered.frames.push(frame);
             }
         }
@@ -194,10 +219,17 @@ impl Twin {
 #[derive(Debug, Default)]
 pub(super) struct Delivered {
     pub(super) sent: u64,
-    pub(super) refused: u64,
     /// Marks sent beside them; each is counted as one inner packet with options that the stack carried.
     pub(super) marks: u64,
     pub(super) frames: Vec<Vec<u8>>,
+}
+
+/// Nothing that was delivered: the bridge asks for neighbours that nobody has, and who listens to its multicasts; the host
+/// complains of frames by ICMP; the container may speak. No host takes a packet from its own address.
+fn is_local(frame: &[u8]) -> bool {
+    let arp = frame.get(12..14) == Some(&[0x08, 0x06]);
+    let host = frame.get(26..30).is_some_and(|source| source == LOCAL || source == GATEWAY);
+    arp || host || frame.get(6..12) == Some(&CONTAINER_MAC)
 }
 
 fn mark_of(number: u32) -> Vec<u8> {

@@ -55,13 +55,10 @@ impl Wire {
         })
     }
 
-    /// Sends one frame; whether the interface took it (a frame longer than its MTU, or shorter than an Ethernet header, it does not).
-    pub(super) fn send(&self, frame: &[u8]) -> Result<bool> {
-        match send(self.0.as_raw_fd(), frame, MsgFlags::empty()) {
-            Ok(_) => Ok(true),
-            Err(Errno::EMSGSIZE | Errno::EINVAL) => Ok(false),
-            Err(error) => Err(error).context("send a frame"),
-        }
+    /// Sends one frame, of 14 bytes at least and no more than the interface's MTU takes.
+    pub(super) fn send(&self, frame: &[u8]) -> Result<()> {
+        let sent = send(self.0.as_raw_fd(), frame, MsgFlags::empty());
+        sent.map(drop).with_context(|| format!("send a frame of {} bytes", frame.len()))
     }
 
     /// The next frame, waited for at most so long.

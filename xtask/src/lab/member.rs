@@ -145,6 +145,11 @@ impl Member {
         self.wait_ready()
     }
 
+    /// The next agent starts without this argument.
+    pub fn drop_argument(&mut self, argument: &str) {
+        self.arguments.retain(|one| one != argument);
+    }
+
     /// `kill -9`.
     pub fn kill_agent(&mut self) -> Result<()> {
         self.agent.take().context("no agent to kill")?.kill9()

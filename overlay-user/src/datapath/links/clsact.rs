@@ -34,7 +34,8 @@ const ALL_PROTOCOLS: u16 = 3;
 ///
 /// The handle says whose a filter is: the upper bits are a hash of where the network is pinned, the lowest eight its
 /// attachment's number. So several networks, or hosts that share a namespace, have places of their own at one device, and
-/// an agent finds the filters of an earlier one, whatever its version. (Positive as an `int`, which cls_bpf deals out.)
+/// an agent finds the filters of an earlier one, whatever its version, if it has the same bpf root. (Positive as an `int`,
+/// the range from which cls_bpf deals out handles itself.)
 #[derive(Clone, Debug)]
 pub(super) struct Clsact {
     base: u32,
@@ -43,11 +44,12 @@ pub(super) struct Clsact {
 }
 
 impl Clsact {
-    /// Those of the network with these pins; nothing is made.
+    /// Those of the network with these pins (`<bpf root>/overlay/v<ABI>/<network>`); nothing is made.
     pub(super) fn new(pins: &Path) -> Self {
-        // Without the version of the map layouts in the middle.
-        let place =
-            pins.parent().and_then(Path::parent).unwrap_or(pins).join(pins.file_name().unwrap_or_default());
+        // Without the version of the map layouts, and however the root was written.
+        let root = pins.ancestors().nth(3).unwrap_or(pins);
+        let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+        let place = root.join(pins.file_name().unwrap_or_default());
         Self { base: hash(place.as_os_str().as_encoded_bytes()) & 0x7fff_ff00, marks: pins.join("qdiscs") }
     }
 
@@ -310,4 +312,57 @@ fn name_of(ifindex: u32) -> Option<String> {
 
 fn failed(error: NetlinkError) -> DatapathError {
     DatapathError::Failed { action: error.action, detail: error.detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(pins: &str) -> u32 {
+        Clsact::new(Path::new(pins)).handle(Attachment::Decap)
+    }
+
+    #[test]
+    fn a_handle_says_whose_a_filter_is() {
+        let ours = handle("/sys/fs/bpf/overlay/v1/default");
+        // Another version of the agent, and another spelling, find what this one attached.
+        assert_eq!(ours, handle("/sys/fs/bpf/overlay/v2/default"));
+        assert_eq!(ours, handle("/sys/fs/../fs/bpf/overlay/v1/default"));
+        assert_ne!(ours, handle("/sys/fs/bpf/overlay/v1/other"));
+        assert_ne!(ours, handle("/sys/fs/bpf/lab/overlay/v1/default"));
+        assert_eq!((ours & 0xff, ours >> 31), (number(Attachment::Decap), 0));
+    }
+
+    #[test]
+    fn every_attachment_has_a_place_of_its_own() {
+        let clsact = Clsact::new(Path::new("/nowhere/overlay/v1/default"));
+        let handles: BTreeSet<u32> = Attachment::ALL.into_iter().map(|one| clsact.handle(one)).collect();
+        assert_eq!(handles.len(), Attachment::ALL.len());
+        assert!(handles.iter().all(|handle| *handle != 0));
+    }
+
+    #[test]
+    fn only_the_name_the_kind_and_the_place_together_make_a_filter_ours() {
+        let clsact = Clsact::new(Path::new("/nowhere/overlay/v1/default"));
+        let ours = Filter {
+            priority: PRIORITY,
+            handle: clsact.handle(Attachment::Decap),
+            protocol: ALL_PROTOCOLS,
+            kind: "bpf".into(),
+            name: "overlay_decap".into(),
+            ..Filter::default()
+        };
+        assert!(clsact.is_ours(&ours, Attachment::Decap));
+        assert!(!clsact.is_ours(&ours, Attachment::Encap));
+        for foreign in [
+            Filter { priority: 8, ..ours.clone() },
+            Filter { handle: ours.handle + 256, ..ours.clone() },
+            Filter { protocol: 0x0800, ..ours.clone() },
+            Filter { kind: "u32".into(), ..ours.clone() },
+            Filter { name: "cil_from_netdev".into(), ..ours.clone() },
+            Filter { chain: 1, ..ours.clone() },
+        ] {
+            assert!(!clsact.is_ours(&foreign, Attachment::Decap), "{foreign:?}");
+        }
+    }
 }

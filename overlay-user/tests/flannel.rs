@@ -1,0 +1,16 @@
+//! The host rung: flannel's hosts and ours side by side in one etcd, VXLAN mode. I1 to I12 and D1 to D11 are the rows of
+//! docs/flannel.md. With `FLANNELD_BIN` in the environment all of it runs against that flanneld too. Needs root.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
+#[expect(unreachable_pub, reason = "beds shared by the modules beside them")]
+mod flannel {
+    #[path = "../cluster/bed.rs"]
+    #[allow(dead_code, reason = "each test binary uses its own part")]
+    mod cluster;
+
+    mod bed;
+    mod defects;
+    mod files;
+    mod interop;
+    mod standin;
+    mod store;
+}
