@@ -4,7 +4,9 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{xdp_action::XDP_PASS, xdp_md},
-    helpers::generated::{bpf_check_mtu, bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_get_buff_len},
+    helpers::generated::{
+        bpf_check_mtu, bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_get_buff_len,
+    },
     programs::XdpContext,
 };
 use overlay_common::{
@@ -97,6 +99,62 @@ impl<'a> XdpFrame<'a> {
         Ok(())
     }
 
+    /// Adds `N` bytes of the first buffer, divisible by 4, to a sum of words as the machine reads them.
+    #[inline(always)]
+    fn add<const N: usize>(&self, offset: usize, sum: u32) -> Option<u32> {
+        let start = self.ctx.data() + offset;
+        if start + N > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: N bytes between data and data_end (checked above), read by the helper only.
+        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start as *mut u32, N as u32, sum) };
+        // The helper's errors are negative numbers; sums may have the upper bit of 32 set.
+        (sum >= 0).then_some(sum as u32)
+    }
+
+    /// Sum of `length` bytes of the first buffer as big-endian 16-bit words, folded (RFC 1071), padded by a zero byte.
+    #[inline(always)]
+    fn sum(&self, offset: usize, length: u16) -> Option<u32> {
+        // The helper takes 512 bytes at a time before Linux 6.13; a buffer has no more than a page.
+        const BLOCKS: usize = 8;
+        let mut left = usize::from(length);
+        let (mut at, mut sum) = (offset, 0);
+        for _ in 0..BLOCKS {
+            if left < 512 {
+                break;
+            }
+            sum = self.add::<512>(at, sum)?;
+            at += 512;
+            left -= 512;
+        }
+        if left >= 512 {
+            return None;
+        }
+        macro_rules! add {
+            ($($n:literal)+) => {$(
+                if left & $n != 0 {
+                    sum = self.add::<$n>(at, sum)?;
+                    at += $n;
+                }
+            )+};
+        }
+        add!(256 128 64 32 16 8 4);
+        let mut words = u64::from(sum);
+        if left & 2 != 0 {
+            words += u64::from(u16::from_ne_bytes(self.read(at)?));
+            at += 2;
+        }
+        if left & 1 != 0 {
+            let [byte] = self.read(at)?;
+            words += u64::from(u16::from_ne_bytes([byte, 0]));
+        }
+        let once = (words & 0xffff) + (words >> 16 & 0xffff) + (words >> 32);
+        let twice = (once & 0xffff) + (once >> 16);
+        let thrice = (twice & 0xffff) + (twice >> 16);
+        // Swapping the folded sum's bytes gives the other order (RFC 1071 section 2 (B)).
+        Some(u32::from(u16::from_be(thrice as u16)))
+    }
+
     /// The packet and its inner bytes.
     #[inline(always)]
     pub(crate) fn size(&self) -> Size {
@@ -179,9 +237,10 @@ pub(crate) fn redirect(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
 pub(crate) fn strip(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
     const NOTE: i32 = size_of::<Stripped>() as i32;
     let delivery = judge(frame)?;
-    // A device may have vouched for the outer checksum; GRO, which knows nothing of the outer one, would believe it of the
-    // inner one.
-    if !delivery.is_unchecked {
+    // An outer checksum may be one that a device is still to finish, at a place that will be gone. And whoever has vouched
+    // for the outer one, zero or not (CHECKSUM_UNNECESSARY, which travels through veths and bridges), would be believed of
+    // the inner one, by GRO and by the container: so the inner one must be right.
+    if !delivery.is_unchecked || !is_finished(frame, &delivery.inner) || !is_right(frame, &delivery.inner) {
         return None;
     }
     frame.make_note(NOTE)?;
@@ -212,6 +271,21 @@ fn is_known(frame: &XdpFrame<'_>, inner: &Ipv4) -> bool {
         ICMP => matches!(frame.read::<[u8; 8]>(TRANSPORT), Some([0 | 8, ..])),
         _ => false,
     }
+}
+
+/// Whether the inner transport checksum fits the data, all of which must lie in the first buffer.
+#[inline(always)]
+fn is_right(frame: &XdpFrame<'_>, inner: &Ipv4) -> bool {
+    const TRANSPORT: usize = INNER + IPV4;
+    let length = inner.length - IPV4 as u16;
+    if inner.protocol == UDP && frame.read(TRANSPORT + 6) == Some([0u8; 2]) {
+        return true;
+    }
+    let pseudo = match inner.protocol {
+        ICMP => 0,
+        protocol => checksum::pseudo_header(inner.source.octets, inner.destination.octets, protocol, length),
+    };
+    frame.sum(TRANSPORT, length).is_some_and(|sum| checksum::finish(pseudo + sum) == 0)
 }
 
 /// Whether the inner checksum is the packet's last word. A frame from a virtual device may be one that a device was still

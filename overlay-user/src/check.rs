@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use crate::{
-    datapath::xdp::{XdpLink, XdpMode},
+    datapath::xdp::XdpLink,
     device, ingress,
     netlink::{Link, LinkKind, Netlink, NetlinkError},
 };
@@ -85,7 +85,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.extend(interfaces.iter().map(|name| rp_filter(name, *name == spec.device, &read_sysctl)));
     findings.extend(mtu(spec, &links, &bridges));
     if let Some(underlay) = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref()) {
-        findings.extend(xdp(netlink, underlay, &XdpLink::new(&spec.pins)).await?);
+        findings.push(xdp(netlink, underlay, &XdpLink::new(&spec.pins)).await?);
     }
     let sockets = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
     findings.push(port(spec, &links, &sockets));
@@ -95,19 +95,14 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
 }
 
 /// Whether `--ingress` may ask for XDP here. Never a fault: TC does the same work.
-async fn xdp(netlink: &Netlink, underlay: &Link, ours: &XdpLink) -> Result<Vec<Finding>, NetlinkError> {
-    let mut findings = Vec::new();
-    for mode in XdpMode::ALL {
-        let what = format!("--ingress {}", mode.option());
-        let why = ingress::unfit(netlink, underlay, mode, ours).await?;
-        let detail = match why {
-            None if ours.mode(underlay.index) == Some(mode) => "in use".to_owned(),
-            None => format!("{} can", underlay.name),
-            Some(why) => format!("TC would take packets in: {why}"),
-        };
-        findings.push(Finding::ok(&what, detail));
-    }
-    Ok(findings)
+async fn xdp(netlink: &Netlink, underlay: &Link, ours: &XdpLink) -> Result<Finding, NetlinkError> {
+    let why = ingress::unfit(netlink, underlay, ours).await?;
+    let detail = match (why, ours.mode(underlay.index)) {
+        (None, Some(mode)) => format!("in use: {mode}"),
+        (None, None) => format!("{} can: --ingress xdp or xdp-strip", underlay.name),
+        (Some(why), _) => format!("{why}; TC takes packets in"),
+    };
+    Ok(Finding::ok("xdp", detail))
 }
 
 async fn bridges(links: &[Link], netlink: &Netlink, subnet: Ipv4Net) -> Result<Vec<Link>, NetlinkError> {

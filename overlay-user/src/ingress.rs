@@ -3,10 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::xdp::{XdpLink, XdpMode, program_name},
-    netlink::{
-        Link, LinkKind, Netlink, NetlinkError,
-        generic::{offload, xdp_features},
-    },
+    netlink::{Link, LinkKind, Netlink, NetlinkError, generic::xdp_features},
 };
 
 /// What XDP does, or why it does nothing.
@@ -26,12 +23,7 @@ impl Ingress {
 }
 
 /// Why this interface is none for XDP; nothing if it is one. `ours` is this network's own link.
-pub async fn unfit(
-    netlink: &Netlink,
-    link: &Link,
-    mode: XdpMode,
-    ours: &XdpLink,
-) -> Result<Option<String>, NetlinkError> {
+pub async fn unfit(netlink: &Netlink, link: &Link, ours: &XdpLink) -> Result<Option<String>, NetlinkError> {
     let links = netlink.links().await?;
     if let Some(why) = unfit_kind(link, &links) {
         return Ok(Some(why));
@@ -48,13 +40,6 @@ pub async fn unfit(
     {
         let program = program_name(id).unwrap_or_else(|| "unnamed".to_owned());
         return Ok(Some(format!("{name} runs another XDP program: {program}, id {id}")));
-    }
-    // A device that has verified "UDP (possibly zero)" says so of the first checksum it finds (CHECKSUM_UNNECESSARY). Once
-    // that is stripped, GRO takes the word for the inner one's. A veth never vouches (ce8c839b74e3, Linux 4.5).
-    if mode == XdpMode::Strip && link.kind != LinkKind::Veth && offload(link.index, "rx-checksum")? {
-        return Ok(Some(format!(
-            "{name} vouches for checksums that would be stripped: `ethtool -K {name} rx off` lets the kernel look itself"
-        )));
     }
     Ok(None)
 }

@@ -35,10 +35,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The offload that gives a veth NAPI, as ethtool's netlink family names it.
 const GRO: &str = "rx-gro";
 
-/// Watches until `changes` is closed. `switch_gro` has GRO switched on at the containers' ends.
+/// Watches until `changes` is closed. `adopted`: who takes frames by an earlier agent's word, which is not believed. `switch_gro` has GRO switched on at the containers' ends.
 pub async fn watch(
     netlink: Netlink,
     switch_gro: bool,
+    adopted: BTreeSet<u32>,
     mut view: watch::Receiver<View>,
     changes: mpsc::Sender<Vec<Change>>,
 ) -> Result<(), NetlinkError> {
@@ -50,11 +51,13 @@ pub async fn watch(
         return Ok(changes.closed().await);
     };
     let mut monitor = netlink.monitor()?;
-    let mut receivers = Receivers::default();
-    let mut audit = Instant::now();
+    let told = adopted.into_iter().map(|index| (index, true)).collect();
+    let mut receivers = Receivers { told, ..Receivers::default() };
+    let mut audit = Instant::now() + AUDIT;
     loop {
         if Instant::now() >= audit {
-            receivers = Receivers::default();
+            receivers.told.clear();
+            receivers.seen.clear();
             audit = Instant::now() + AUDIT;
         }
         let ports: BTreeSet<String> = names(&view.borrow_and_update());

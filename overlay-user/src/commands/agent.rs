@@ -238,8 +238,9 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     if ingress.xdp == Some(XdpMode::Redirect) {
         let (asking, view, told) = (Netlink::open()?, view.clone(), changes_to.clone());
         let switch_gro = options.endpoint_gro == Switch::On;
+        let adopted = installed.receivers.clone();
         tasks.spawn(async move {
-            let watched = receivers::watch(asking, switch_gro, view, told).await;
+            let watched = receivers::watch(asking, switch_gro, adopted, view, told).await;
             watched.context("watch which containers take frames from XDP")
         });
     }
@@ -308,7 +309,7 @@ async fn choose_ingress(
         cli::Ingress::XdpStrip => XdpMode::Strip,
     };
     let link = netlink.link_named(&underlay.name).await?.context("the underlay interface is gone")?;
-    if let Some(why) = ingress::unfit(netlink, &link, mode, ours).await? {
+    if let Some(why) = ingress::unfit(netlink, &link, ours).await? {
         warn!("--ingress: {why}; TC takes packets in");
         return Ok(Ingress::without(why));
     }

@@ -40,14 +40,6 @@ impl XdpMode {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Redirect, Self::Strip];
 
-    /// What `--ingress` calls it.
-    pub const fn option(self) -> &'static str {
-        match self {
-            Self::Redirect => "xdp",
-            Self::Strip => "xdp-strip",
-        }
-    }
-
     /// The program's name in the object.
     pub const fn program(self) -> &'static str {
         match self {
@@ -108,7 +100,9 @@ impl XdpLink {
         let mut found = Vec::new();
         for file in files {
             let name = file.map_err(failed)?.file_name();
-            let index = name.to_str().and_then(|name| name.strip_prefix(Self::NAME)?.strip_prefix('-')?.parse::<u32>().ok());
+            let index = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(Self::NAME)?.strip_prefix('-')?.parse::<u32>().ok());
             found.extend(index);
         }
         Ok(found)

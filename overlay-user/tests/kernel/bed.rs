@@ -314,6 +314,10 @@ pub fn tcp(source: [u8; 4], destination: [u8; 4], ports: [u16; 2], flags: u8, le
         .write(&mut packet, &vec![0x5a; length])
         .unwrap();
     packet[33] = flags;
+    packet[36..38].fill(0);
+    let length = (packet.len() as u16 - 20).to_be_bytes();
+    let sum = checksum(&[&packet[12..20], &[0, 6], &length, &packet[20..]].concat());
+    packet[36..38].copy_from_slice(&sum.to_be_bytes());
     packet
 }
 
