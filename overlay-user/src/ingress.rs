@@ -79,6 +79,7 @@ mod tests {
             mac: None,
             mtu: 1500,
             up: true,
+            carrier: true,
             noarp: false,
             peer: below,
             peer_netns: None,

@@ -48,7 +48,8 @@ pub async fn watch(
             "this kernel does not say which veths take redirected frames (Linux 6.3 does): TC delivers to all of them"
         );
         // The task lives as long as the agent.
-        return Ok(changes.closed().await);
+        changes.closed().await;
+        return Ok(());
     };
     let mut monitor = netlink.monitor()?;
     let told = adopted.into_iter().map(|index| (index, true)).collect();
