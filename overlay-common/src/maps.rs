@@ -44,6 +44,10 @@ pub struct Settings {
     /// Address that ICMP errors to containers come from: the subnet's first, which subnet.env gives to the bridge. No
     /// interface need have it.
     pub gateway: [u8; 4],
+    /// MAC address of the underlay device: what XDP tells this host's frames by, where nobody has judged them before.
+    pub underlay_mac: [u8; 6],
+    /// Always zero.
+    pub reserved: [u8; 2],
 }
 
 /// Set DF in the outer header. Off as flannel has it: on black-holes paths that lose ICMP.
@@ -130,6 +134,27 @@ pub const FLOW_BACKWARD: u32 = 1 << 1;
 /// (120 s at least), no longer as an open one's.
 pub const FLOW_CLOSING: u32 = 1 << 2;
 
+/// What `overlay_xdp_strip` writes in front of a frame it has unwrapped, as XDP metadata, and `overlay_decap` believes:
+/// nothing that arrives on a wire has any. Constant for a peer, since GRO merges only frames with equal metadata. Address,
+/// port and VNI keep two networks apart, on one host or one inside the other.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stripped {
+    /// [`STRIPPED_MAGIC`].
+    pub magic: [u8; 2],
+    /// UDP port of the tunnel, network order.
+    pub port: [u8; 2],
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// This host's address on the underlay.
+    pub local: [u8; 4],
+    /// Index of the sending peer's counters in `PEER_COUNTERS`.
+    pub slot: u32,
+}
+
+/// Other programs write metadata too.
+pub const STRIPPED_MAGIC: [u8; 2] = *b"ov";
+
 /// Packets and bytes. Bytes count the inner IP packet, without any link header; of a GSO or GRO frame they count the
 /// headers once, though each segment has its own.
 #[repr(C, align(8))]
@@ -152,17 +177,21 @@ pub struct PeerCount {
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 52);
+    assert!(size_of::<Settings>() == 60);
     assert!(size_of::<Addr4>() == 4);
     assert!(size_of::<Vtep>() == 4);
     assert!(size_of::<FlowKey>() == 16);
     assert!(size_of::<PeerCount>() == 32);
+    // XDP metadata: a multiple of 4, at most 32 (bpf_xdp_adjust_meta before 6.6).
+    assert!(size_of::<Stripped>() == 16);
 };
 
 /// Default of `--max-peers`.
 pub const MAX_PEERS: u32 = 4096;
 /// Capacity of `ENDPOINTS` as compiled; the agent sizes it to the subnet.
 pub const MAX_ENDPOINTS: u32 = 1024;
+/// Capacity of `RECEIVERS` as compiled; the agent sizes it like `ENDPOINTS`.
+pub const MAX_RECEIVERS: u32 = 1024;
 /// Default of `--max-flows`.
 pub const MAX_FLOWS: u32 = 65536;
 

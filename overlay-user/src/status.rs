@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{endpoints::View, losses::Reading, peers::Skipped, rules::RulesStatus};
+use crate::{endpoints::View, ingress::Ingress, losses::Reading, peers::Skipped, rules::RulesStatus};
 
 /// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -141,6 +141,12 @@ pub struct DatapathStatus {
     pub waiting: usize,
     /// Entries found altered or missing by audits, and put right, so far.
     pub repaired: u64,
+    /// What XDP does before TC, or why nothing.
+    #[serde(default)]
+    pub ingress: Ingress,
+    /// Endpoints that XDP may hand frames to; the others are TC's.
+    #[serde(default)]
+    pub receivers: usize,
     /// Connections noted as the stack's, as counted when they were last aged (every 30 s).
     pub flows: usize,
 }

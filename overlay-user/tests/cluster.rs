@@ -7,9 +7,11 @@ mod cluster {
     mod checked;
     mod clsact;
     mod containers;
+    mod corrupt;
     mod down;
     mod figures;
     mod foreign;
+    mod ingress;
     mod peers;
     mod ports;
     mod race;

@@ -17,17 +17,19 @@ use super::{Opened, open, vxlan::Vxlan};
 use crate::{
     acquire::{self, AcquireError, Held, Request, TIME_TO_LIVE},
     agent::{self, Inputs, Setup},
-    cli::{Agent, AttachBy, PeerCheck, Switch},
+    cli::{self, Agent, AttachBy, PeerCheck, Switch},
     control::{self, Server},
     datapath::{
         Datapath as _, PortKind,
         ebpf::{EbpfDatapath, Options},
         links::{Links, TcWay},
         programs_log,
+        xdp::{XdpLink, XdpMode},
     },
     device::{self, Device, DeviceSpec},
     endpoints, health,
     iface::{self, Underlay},
+    ingress::{self, Ingress},
     keep,
     lease::Backend,
     losses,
@@ -37,6 +39,7 @@ use crate::{
     observe, origin,
     own::Own,
     peers::Scope,
+    receivers,
     rules::{self, Keeper, Wanted},
     state::{Adoption, Record},
     status::Status,
@@ -146,10 +149,12 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         network: network.network,
     };
     let tc = tc_way(options.attach)?;
+    let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
     let (mut datapath, device) = attach(&netlink, &spec, |device| Options {
         settings: settings(options, &network, &vxlan, subnet, &underlay, device, vtep_mac),
         pins: paths.pins.clone(),
         tc,
+        ingress: ingress.clone(),
         max_peers: options.max_peers,
         max_flows: options.max_flows,
         older: older.clone(),
@@ -230,6 +235,15 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         let kept = keep::keep(keeping, spec, device.ifindex, underlay, told).await;
         kept.context("watch over the host's devices")
     });
+    if ingress.xdp == Some(XdpMode::Redirect) {
+        let (asking, view, told) = (Netlink::open()?, view.clone(), changes_to.clone());
+        let switch_gro = options.endpoint_gro == Switch::On;
+        let adopted = installed.receivers.clone();
+        tasks.spawn(async move {
+            let watched = receivers::watch(asking, switch_gro, adopted, view, told).await;
+            watched.context("watch which containers take frames from XDP")
+        });
+    }
     let learning = endpoints::Config { subnet, bridges: options.bridge.clone() };
     tasks.spawn(async move {
         let learned = observe::observe(netlink, learning, installed, changes_to, commands, view_to).await;
@@ -272,6 +286,34 @@ fn tc_way(asked: AttachBy) -> Result<TcWay> {
         info!("this kernel has no TCX: attaching by clsact filters instead");
     }
     Ok(way)
+}
+
+/// What XDP is to do: as asked, and as the underlay can.
+async fn choose_ingress(
+    netlink: &Netlink,
+    options: &Agent,
+    underlay: &Underlay,
+    ours: &XdpLink,
+) -> Result<Ingress> {
+    let mode = match options.ingress {
+        cli::Ingress::Auto => {
+            return Ok(Ingress::without(
+                "not asked for: attaching it may reset a NIC and take offloads from it; --ingress xdp does",
+            ));
+        }
+        cli::Ingress::Tc => return Ok(Ingress::without("not asked for")),
+        cli::Ingress::Xdp | cli::Ingress::XdpStrip if options.fast_path == Switch::Off => {
+            return Ok(Ingress::without("switched off by --fast-path off"));
+        }
+        cli::Ingress::Xdp => XdpMode::Redirect,
+        cli::Ingress::XdpStrip => XdpMode::Strip,
+    };
+    let link = netlink.link_named(&underlay.name).await?.context("the underlay interface is gone")?;
+    if let Some(why) = ingress::unfit(netlink, &link, ours).await? {
+        warn!("--ingress: {why}; TC takes packets in");
+        return Ok(Ingress::without(why));
+    }
+    Ok(Ingress { xdp: Some(mode), why: String::new() })
 }
 
 /// The network's config. Waits for a store that does not answer, and for a config that nobody wrote yet: on a cluster
@@ -397,6 +439,8 @@ fn settings(
         port_count: 16384,
         // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
         gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
+        underlay_mac: underlay.mac.map_or([0; 6], |mac| mac.0),
+        reserved: [0; 2],
     }
 }
 

@@ -3,7 +3,14 @@ use anyhow::{Context as _, Result, bail};
 use log::warn;
 use serde_json::json;
 
-use crate::{cli::Down, datapath::links::Links, device, netlink::Netlink, rules, state::Record};
+use crate::{
+    cli::Down,
+    datapath::{links::Links, xdp::XdpLink},
+    device,
+    netlink::Netlink,
+    rules,
+    state::Record,
+};
 
 pub(super) async fn down(options: &Down) -> Result<()> {
     let paths = options.show.place.paths();
@@ -21,6 +28,10 @@ pub(super) async fn down(options: &Down) -> Result<()> {
     }
     // What can go goes, whatever else fails.
     let mut failures = Vec::new();
+    // XDP first: what it has unwrapped needs TC's program behind it.
+    if let Err(error) = XdpLink::new(&paths.pins).detach_others(None) {
+        failures.push(error.to_string());
+    }
     // The device before the programs that check what it takes in.
     if let Err(error) = remove_device(&options.device).await {
         failures.push(format!("{error:#}"));

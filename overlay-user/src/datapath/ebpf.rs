@@ -12,7 +12,7 @@ use aya::{
 };
 use ipnet::Ipv4Net;
 use log::{info, warn};
-use nix::errno::Errno;
+use nix::{errno::Errno, ifaddrs::getifaddrs};
 use overlay_common::{Addr4, ENDPOINT_PINNED, Settings, Vtep};
 
 use super::{
@@ -22,8 +22,9 @@ use super::{
     links::{Attachment, Links, TcWay},
     slots::Slots,
     tables::{self, MAPS, Tables},
+    xdp::{Receivers, XdpLink, XdpMode},
 };
-use crate::mac::Mac;
+use crate::{ingress::Ingress, mac::Mac};
 
 /// The programs as built by this crate's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay"));
@@ -37,6 +38,8 @@ pub struct Options {
     pub pins: PathBuf,
     /// How programs are attached at TC.
     pub tc: TcWay,
+    /// What XDP is to do before TC, or why nothing.
+    pub ingress: Ingress,
     /// Capacity of the peer table.
     pub max_peers: u32,
     /// Capacity of the table of the stack's connections.
@@ -52,6 +55,12 @@ pub struct EbpfDatapath {
     ebpf: Ebpf,
     tables: Tables,
     links: Links,
+    receivers: Receivers,
+    xdp_link: XdpLink,
+    /// What XDP does.
+    ingress: Ingress,
+    /// The interface that XDP was last attached to, or tried at: attaching may reset a NIC, so it is tried once.
+    tried: Option<u32>,
     options: Options,
     prefix_len: u8,
     slots: Slots,
@@ -68,14 +77,15 @@ impl EbpfDatapath {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
         layouts::check_links(&options.pins)?;
-        let (ebpf, mut tables) = match options.older.last() {
+        let (mut ebpf, mut tables) = match options.older.last() {
             Some(older) if !layouts::is_filled(&options.pins)? => take_over(older, &options)?,
             _ => {
                 tables::check(&options.pins)?;
                 load_object(&options, &options.pins)?
             }
         };
-        let links = Links::new(&options.pins, options.tc)?;
+        let receivers = Receivers::take(&mut ebpf)?;
+        let (links, xdp_link) = (Links::new(&options.pins, options.tc)?, XdpLink::new(&options.pins));
         for older in &options.older {
             layouts::move_links(older, &options.pins)?;
         }
@@ -85,7 +95,10 @@ impl EbpfDatapath {
         let slots = Slots::new(options.max_peers, taken);
         forget_strangers(&mut tables, &slots)?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
-        let mut datapath = Self { ebpf, tables, links, options, prefix_len, slots };
+        let ingress = Ingress::default();
+        let tried = None;
+        let mut datapath =
+            Self { ebpf, tables, links, receivers, xdp_link, ingress, tried, options, prefix_len, slots };
         datapath.adopt()?;
         for older in &datapath.options.older {
             layouts::merge_notes(older, &mut datapath.tables);
@@ -109,9 +122,51 @@ impl EbpfDatapath {
         self.attach(underlay, PortKind::Underlay)
     }
 
+    /// XDP last, and gone first: what it has unwrapped needs TC's program behind it, which understands it in every mode.
+    fn take_in(&mut self) -> Result<(), DatapathError> {
+        let underlay = self.options.settings.underlay;
+        let Some(mode) = self.options.ingress.xdp else {
+            self.ingress = self.options.ingress.clone();
+            return self.xdp_link.detach_others(None);
+        };
+        self.xdp_link.detach_others(Some(underlay))?;
+        let used = Ingress { xdp: Some(mode), why: String::new() };
+        if self.xdp_link.replace(&mut self.ebpf, mode, underlay)? {
+            (self.ingress, self.tried) = (used, Some(underlay));
+            return Ok(());
+        }
+        if self.tried == Some(underlay) {
+            if self.ingress.xdp.is_some() {
+                let why = "somebody detached its program; start the agent again to attach it again";
+                warn!("XDP at interface {underlay}: {why}");
+                self.ingress = Ingress::without(why);
+            }
+            return Ok(());
+        }
+        self.tried = Some(underlay);
+        // Of an earlier time: who took frames then need not now.
+        self.receivers.clear()?;
+        self.ingress = match self.xdp_link.attach(&mut self.ebpf, mode, underlay) {
+            Ok(()) => {
+                info!("XDP at interface {underlay} {mode}");
+                used
+            }
+            Err(error @ DatapathError::Gone(_)) => return Err(error),
+            Err(error) => {
+                warn!("{error}: TC takes packets in");
+                Ingress::without(error.to_string())
+            }
+        };
+        Ok(())
+    }
+
     fn attach(&mut self, ifindex: u32, kind: PortKind) -> Result<(), DatapathError> {
-        if kind == PortKind::Underlay && ifindex != self.options.settings.underlay {
-            self.move_underlay(ifindex)?;
+        if kind == PortKind::Underlay {
+            let Settings { underlay, underlay_mac, .. } = self.options.settings;
+            let mac = mac_of(ifindex)?.unwrap_or(underlay_mac);
+            if (ifindex, mac) != (underlay, underlay_mac) {
+                self.move_underlay(ifindex, mac)?;
+            }
         }
         let wanted = Attachment::of_port(kind);
         for (done, attachment) in wanted.iter().enumerate() {
@@ -131,15 +186,17 @@ impl EbpfDatapath {
             self.options.settings.device = ifindex;
         }
         let Settings { underlay, device, .. } = self.options.settings;
-        self.links.retain_host(underlay, device)
+        self.links.retain_host(underlay, device)?;
+        if kind == PortKind::Underlay { self.take_in() } else { Ok(()) }
     }
 
-    /// The programs hold the underlay's index as a constant: loads them anew, with the same maps, and replaces every one
-    /// in place.
-    fn move_underlay(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+    /// The programs hold the underlay's index and MAC address as constants: loads them anew, with the same maps, and
+    /// replaces every one in place.
+    fn move_underlay(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<(), DatapathError> {
         let mut options = self.options.clone();
-        options.settings.underlay = ifindex;
-        let (ebpf, tables) = load_object(&options, &options.pins)?;
+        (options.settings.underlay, options.settings.underlay_mac) = (ifindex, mac);
+        let (mut ebpf, tables) = load_object(&options, &options.pins)?;
+        self.receivers = Receivers::take(&mut ebpf)?;
         (self.ebpf, self.tables, self.options) = (ebpf, tables, options);
         self.links.adopt(&mut self.ebpf).map(drop)
     }
@@ -245,6 +302,8 @@ impl Datapath for EbpfDatapath {
             peers: peers.collect::<BTreeMap<_, _>>(),
             endpoints: endpoints.collect(),
             ports: self.links.ports(&self.ebpf)?,
+            ingress: self.ingress.clone(),
+            receivers: self.receivers.list()?.into_iter().collect(),
         })
     }
 
@@ -258,6 +317,7 @@ impl Datapath for EbpfDatapath {
                     .map_err(|error| DatapathError::failed(format!("remove endpoint {address}"), &error))
             }
             Change::Attach(ifindex, kind) => self.attach(*ifindex, *kind),
+            Change::Receives(ifindex, receives) => self.receivers.set(*ifindex, *receives),
             Change::Detach(ifindex) => {
                 for attachment in [Attachment::Encap, Attachment::Note, Attachment::Bridge] {
                     self.links.detach(attachment, *ifindex)?;
@@ -291,7 +351,8 @@ fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Tables), Datapat
 /// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
 fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
-    let paths: Vec<(&str, PathBuf)> = MAPS.iter().map(|(name, pin)| (*name, folder.join(pin))).collect();
+    let paths: Vec<(&str, PathBuf)> =
+        MAPS.iter().chain([&Receivers::MAP]).map(|(name, pin)| (*name, folder.join(pin))).collect();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SETTINGS", &options.settings, true)
@@ -299,11 +360,15 @@ fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), Datap
         .map_max_entries("VTEPS", options.max_peers)
         .map_max_entries("PEER_COUNTERS", options.max_peers)
         .map_max_entries("FLOWS", options.max_flows)
+        .map_max_entries("RECEIVERS", endpoint_capacity(prefix_len))
         .map_max_entries("ENDPOINTS", endpoint_capacity(prefix_len));
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
     let mut ebpf = load_all(&mut loader)?;
+    if let Some(mode) = options.ingress.xdp {
+        mode.load(&mut ebpf)?;
+    }
     let tables = Tables::take(&mut ebpf)?;
     Ok((ebpf, tables))
 }
@@ -321,10 +386,14 @@ fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
 ///
 /// # Errors
 /// As [`EbpfDatapath::load`].
-pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables), DatapathError> {
+pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), DatapathError> {
     let mut ebpf = load_all(EbpfLoader::new().override_global("SETTINGS", settings, true))?;
+    for mode in XdpMode::ALL {
+        mode.load(&mut ebpf)?;
+    }
     let tables = Tables::take(&mut ebpf)?;
-    Ok((ebpf, tables))
+    let receivers = Receivers::take(&mut ebpf)?;
+    Ok((ebpf, tables, receivers))
 }
 
 fn full(table: &'static str, capacity: u32) -> DatapathError {
@@ -366,6 +435,16 @@ fn size(pins: &Path, table: &str) -> Result<u32, DatapathError> {
         )
     })?;
     Ok(info.max_entries())
+}
+
+/// The interface's MAC address; nothing where it has none.
+fn mac_of(ifindex: u32) -> Result<Option<[u8; 6]>, DatapathError> {
+    let all = getifaddrs().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
+    let mut addresses = all.filter_map(|interface| interface.address);
+    Ok(addresses.find_map(|address| {
+        let address = address.as_link_addr()?;
+        (address.ifindex() == ifindex as usize).then(|| address.addr())?
+    }))
 }
 
 /// One entry for every address of the subnet, up to 65,536.

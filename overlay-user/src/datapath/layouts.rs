@@ -23,6 +23,7 @@ use super::{
     DatapathError, Endpoint, Peer,
     links::Attachment,
     tables::{self, Tables},
+    xdp::XdpLink,
 };
 
 /// What an agent with an older layout pinned.
@@ -140,7 +141,8 @@ fn names(folder: &Path) -> Result<Vec<OsString>, DatapathError> {
 /// Whether the present programs have a link of this name: `encap-12`.
 fn is_known(name: &OsStr) -> bool {
     let Some((kind, ifindex)) = name.to_str().and_then(|name| name.split_once('-')) else { return false };
-    ifindex.parse::<u32>().is_ok() && Attachment::ALL.into_iter().any(|attachment| attachment.name() == kind)
+    let mut kinds = Attachment::ALL.into_iter().map(Attachment::name).chain([XdpLink::NAME]);
+    ifindex.parse::<u32>().is_ok() && kinds.any(|known| known == kind)
 }
 
 /// Empties `filling`, and puts the maps there that both layouts share.

@@ -379,7 +379,7 @@ fn attach_type(attachment: Attachment) -> TcAttachType {
     }
 }
 
-fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut source = Some(error);
     while let Some(error) = source {
         if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
