@@ -63,6 +63,10 @@ pub struct Options {
 pub enum Ingress {
     /// At TC.
     Tc,
+    /// In the driver, and TC for what XDP leaves.
+    Xdp,
+    /// Unwrapped in the driver, delivered at TC.
+    XdpStrip,
 }
 
 impl Ingress {
@@ -70,6 +74,8 @@ impl Ingress {
     fn agent(self) -> &'static [&'static str] {
         match self {
             Self::Tc => &[],
+            Self::Xdp => &["--ingress", "xdp", "--endpoint-gro", "on"],
+            Self::XdpStrip => &["--ingress", "xdp-strip"],
         }
     }
 }

@@ -60,7 +60,6 @@ struct Contents {
 type Notes = Vec<(FlowKey, Flow)>;
 
 /// Keys and values of a map, as bytes.
-#[cfg_attr(not(feature = "next-layout"), expect(dead_code, reason = "there is no older layout yet"))]
 type Entries<const K: usize, const V: usize> = Vec<([u8; K], [u8; V])>;
 
 const READERS: &[Reader] = &[
