@@ -7,6 +7,7 @@ mod down;
 mod dry_run;
 
 mod endpoint;
+mod losses;
 mod show;
 mod vxlan;
 

@@ -1,10 +1,10 @@
 //! `overlay status`, `overlay peers` and `overlay endpoints`: from the agent if it runs, from the pinned maps if not.
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use super::endpoint::done;
+use super::{endpoint::done, losses};
 use crate::{
     check::features::{Feature, features},
     cli::{Peers, Show},
@@ -14,7 +14,7 @@ use crate::{
         tables::{Counter, PeerTraffic, Tables},
         xdp::{XdpLink, XdpMode},
     },
-    losses::{self, Loss, Reading},
+    losses::{Loss, judge},
     mac::Mac,
     netlink::Netlink,
     rules::{RuleState, RuleStatus},
@@ -86,8 +86,8 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let tables = tables.context("read the network's pinned maps")?;
     let counters = tables.counters()?;
     let before = agent.as_ref().map(|agent| agent.lost_before.as_slice());
-    let (device_losses, device_losses_error) = match device_losses(&paths.pins).await {
-        Ok(now) => (losses::judge(now, before), None),
+    let (device_losses, device_losses_error) = match losses::now(&paths.pins).await {
+        Ok(now) => (judge(now, before), None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
     // What cannot be had does not keep the rest from being shown.
@@ -115,10 +115,6 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         print!("{}", text(&report));
     }
     Ok(())
-}
-
-async fn device_losses(pins: &Path) -> Result<Vec<Reading>> {
-    Ok(losses::read(&Netlink::open()?, pins).await?)
 }
 
 fn tiers(
@@ -257,37 +253,8 @@ fn text(report: &Report) -> String {
         "{}\n\n{}\n\n{}\n",
         table(&["", ""], rows).trim_start_matches('\n'),
         table(&["hook", "reason", "verdict", "packets", "bytes"], counters),
-        device_losses_text(report)
+        losses::text(&report.device_losses, report.device_losses_error.as_deref())
     )
-}
-
-/// Losses shown to people: the rest is in `--json`. A host may have thousands of containers.
-const LOSSES_SHOWN: usize = 20;
-
-fn device_losses_text(report: &Report) -> String {
-    if let Some(error) = &report.device_losses_error {
-        return format!("device losses: not known: {error}");
-    }
-    let losses = &report.device_losses;
-    if losses.is_empty() {
-        return "device losses: none".into();
-    }
-    let number = |packets: Option<u64>| packets.map_or_else(|| "-".into(), |packets| packets.to_string());
-    let rows = losses.iter().take(LOSSES_SHOWN).map(|loss| {
-        vec![
-            loss.reading.device.clone(),
-            loss.reading.counter.clone(),
-            number(loss.reading.packets),
-            number(loss.since_start),
-            format!("{}: {}", loss.meaning, loss.remedy),
-        ]
-    });
-    let heading = ["device losses", "counter", "packets", "since agent start", "what it means: what to do"];
-    let more = match losses.len().saturating_sub(LOSSES_SHOWN) {
-        0 => String::new(),
-        more => format!("\nand {more} more: `overlay status --json`"),
-    };
-    table(&heading, rows) + &more
 }
 
 fn rule_line(rule: &RuleStatus) -> String {

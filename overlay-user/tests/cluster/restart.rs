@@ -1,6 +1,7 @@
 //! Agents that end and start again while packets are on their way: none is lost.
 use std::{thread, time::Duration};
 
+use overlay_common::Hook;
 use xtask::{
     endurance::{Binaries, Endurance},
     lab::{Container, Ledger, Numbered, NumberedReport, Options, Traffic, queue_overflows, transfer},
@@ -102,6 +103,7 @@ fn a_connection_survives_and_traffic_needs_no_agent() {
     let mut bed = Bed::new(Kind::Folder, 2);
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     bed.learn_all();
+    let ledger = Ledger::open(&bed.members).unwrap();
     let stream = {
         let (a, b) = (a.clone(), b.clone());
         thread::spawn(move || transfer(&a, &b, 300 << 20))
@@ -116,6 +118,12 @@ fn a_connection_survives_and_traffic_needs_no_agent() {
     let done = stream.join().unwrap().unwrap();
     println!("{} MB in {:?} over {restarts} restarts", done.bytes >> 20, done.time);
     assert!(restarts >= 2, "the stream was over too soon to say anything");
+    let accounts = ledger.close(&bed.members).unwrap();
+    // Of TCP's packets the wire is accounted for: what one host sent, the other saw.
+    let lost = accounts.gaps(Traffic::default())[1];
+    let by_devices: u64 = accounts.devices.values().sum();
+    assert!((0..=by_devices as i64).contains(&lost) && accounts.dropped() == 0, "{accounts}");
+    assert!(accounts.bytes(Hook::Decap) >= done.bytes, "{accounts}");
 
     // No agent anywhere, as after two crashes: the kernel alone.
     bed[0].kill_agent().unwrap();
