@@ -2,6 +2,7 @@
 pub mod features;
 mod firewall;
 mod kernel;
+mod path_mtu;
 
 use std::{fs, net::Ipv4Addr};
 
@@ -84,6 +85,9 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.push(forwarding(&interfaces, &read_sysctl));
     findings.extend(interfaces.iter().map(|name| rp_filter(name, *name == spec.device, &read_sysctl)));
     findings.extend(mtu(spec, &links, &bridges));
+    if let Some(underlay) = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref()) {
+        findings.push(path_mtu::finding(&underlay.name, underlay.mtu).await);
+    }
     if let Some(underlay) = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref()) {
         findings.push(xdp(netlink, underlay, &XdpLink::new(&spec.pins)).await?);
     }

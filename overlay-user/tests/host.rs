@@ -505,6 +505,8 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         bridge();
         run("ip link set br0 mtu 1500");
         run("ip link add eth0 type veth peer name peer0");
+        run("ip link set eth0 up");
+        run("ip route add 10.9.0.0/24 dev eth0 mtu 1400");
         run("ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning");
         let spec = CheckSpec {
             underlay: Some("eth0".into()),
@@ -529,6 +531,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         assert_eq!(level("mtu of br0"), Level::Warn);
         assert_eq!(level("bpffs at /proc"), Level::Fail);
         assert_eq!(level("capabilities"), Level::Ok);
+        assert_eq!(level("mtu of routes"), Level::Warn);
 
         // The socket of our own device is no stranger's.
         run("ip link delete flannel.1");

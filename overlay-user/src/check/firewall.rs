@@ -43,7 +43,7 @@ fn ipsec(policies: &str) -> Finding {
     )
 }
 
-async fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
+pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
     let ran = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await;
     match ran {
         Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
