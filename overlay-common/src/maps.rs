@@ -2,6 +2,13 @@
 //!
 //! Rules: `repr(C)`, byte arrays in network order, explicit padding (the kernel compares keys as raw bytes), a size
 //! assert each. IPv6 peers and endpoints will be maps of their own beside these, with keys of 16 bytes.
+#[cfg(not(feature = "next-layout"))]
+mod entries;
+#[cfg(feature = "next-layout")]
+#[path = "maps/next.rs"]
+mod entries;
+
+pub use entries::{Endpoint, Flow, Peer};
 
 /// Prefix lengths, masks and identities of this host: constants of a loaded program (its `.rodata`, frozen), so the
 /// verifier and the JIT see them as such. Replacing them means loading the programs anew, which replaces them atomically.
@@ -37,6 +44,10 @@ pub struct Settings {
     /// Address that ICMP errors to containers come from: the subnet's first, which subnet.env gives to the bridge. No
     /// interface need have it.
     pub gateway: [u8; 4],
+    /// MAC address of the underlay device: what XDP tells this host's frames by, where nobody has judged them before.
+    pub underlay_mac: [u8; 6],
+    /// Always zero.
+    pub reserved: [u8; 2],
 }
 
 /// Set DF in the outer header. Off as flannel has it: on black-holes paths that lose ICMP.
@@ -74,41 +85,12 @@ impl Addr4 {
     }
 }
 
-/// Value of `PEERS`: the host that leased the subnet which is the key.
-#[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
-    /// The peer's underlay address: outer destination of what we send, outer source of what it sends.
-    pub outer: [u8; 4],
-    /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
-    pub vtep_mac: [u8; 6],
-    /// Always zero.
-    pub reserved: [u8; 2],
-    /// Index of this peer's counters in `PEER_COUNTERS`.
-    pub slot: u32,
-}
-
 /// Value of `VTEPS`: a known peer, by its underlay address.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vtep {
     /// Index of this peer's counters in `PEER_COUNTERS`. A peer with several subnets has the slot of one of them here.
     pub slot: u32,
-}
-
-/// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives.
-#[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Interface index of the host side of the container's veth.
-    pub ifindex: u32,
-    /// MAC address inside the container: destination of delivered frames.
-    pub mac: [u8; 6],
-    /// MAC address of the gateway the container talks to (the bridge's, or the veth's): source of delivered frames, and
-    /// destination of the frames that the fast path takes from the container.
-    pub gateway_mac: [u8; 6],
-    /// See the `ENDPOINT_*` bits.
-    pub flags: u32,
 }
 
 /// Named by an operator or a CNI plugin: learning neither moves nor removes it.
@@ -144,18 +126,6 @@ impl FlowKey {
     }
 }
 
-/// Value of `FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Flow {
-    /// CLOCK_MONOTONIC nanoseconds of the last packet; written at most once a second.
-    pub seen_ns: u64,
-    /// See the `FLOW_*` bits.
-    pub state: u32,
-    /// Always zero.
-    pub reserved: u32,
-}
-
 /// A packet was seen whose source is the key's first address.
 pub const FLOW_FORWARD: u32 = 1 << 0;
 /// A packet was seen whose source is the key's second address. With both, the connection is an established one.
@@ -163,6 +133,27 @@ pub const FLOW_BACKWARD: u32 = 1 << 1;
 /// The last TCP packet seen had FIN or RST: the note then lives as long as conntrack keeps a closing connection
 /// (120 s at least), no longer as an open one's.
 pub const FLOW_CLOSING: u32 = 1 << 2;
+
+/// What `overlay_xdp_strip` writes in front of a frame it has unwrapped, as XDP metadata, and `overlay_decap` believes:
+/// nothing that arrives on a wire has any. Constant for a peer, since GRO merges only frames with equal metadata. Address,
+/// port and VNI keep two networks apart, on one host or one inside the other.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stripped {
+    /// [`STRIPPED_MAGIC`].
+    pub magic: [u8; 2],
+    /// UDP port of the tunnel, network order.
+    pub port: [u8; 2],
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// This host's address on the underlay.
+    pub local: [u8; 4],
+    /// Index of the sending peer's counters in `PEER_COUNTERS`.
+    pub slot: u32,
+}
+
+/// Other programs write metadata too.
+pub const STRIPPED_MAGIC: [u8; 2] = *b"ov";
 
 /// Packets and bytes. Bytes count the inner IP packet, without any link header; of a GSO or GRO frame they count the
 /// headers once, though each segment has its own.
@@ -186,20 +177,21 @@ pub struct PeerCount {
 }
 
 const _: () = {
-    assert!(size_of::<Settings>() == 52);
+    assert!(size_of::<Settings>() == 60);
     assert!(size_of::<Addr4>() == 4);
-    assert!(size_of::<Peer>() == 16);
     assert!(size_of::<Vtep>() == 4);
-    assert!(size_of::<Endpoint>() == 20);
     assert!(size_of::<FlowKey>() == 16);
-    assert!(size_of::<Flow>() == 16);
     assert!(size_of::<PeerCount>() == 32);
+    // XDP metadata: a multiple of 4, at most 32 (bpf_xdp_adjust_meta before 6.6).
+    assert!(size_of::<Stripped>() == 16);
 };
 
 /// Default of `--max-peers`.
 pub const MAX_PEERS: u32 = 4096;
 /// Capacity of `ENDPOINTS` as compiled; the agent sizes it to the subnet.
 pub const MAX_ENDPOINTS: u32 = 1024;
+/// Capacity of `RECEIVERS` as compiled; the agent sizes it like `ENDPOINTS`.
+pub const MAX_RECEIVERS: u32 = 1024;
 /// Default of `--max-flows`.
 pub const MAX_FLOWS: u32 = 65536;
 

@@ -6,7 +6,7 @@
 pub enum Hook {
     /// `overlay_encap`, and `overlay_bridge` for what no port's program has seen: container to underlay.
     Encap = 0,
-    /// `overlay_decap`: underlay to container, at TC.
+    /// `overlay_decap`: underlay to container, at TC; what `overlay_xdp_strip` has unwrapped is counted here too.
     Decap = 1,
     /// `overlay_send`: what the stack sends through overlay0.
     Send = 2,
@@ -14,7 +14,7 @@ pub enum Hook {
     Receive = 3,
     /// `overlay_note`: what the stack delivers to a container. Counts events alone: the packets were judged before.
     Note = 4,
-    /// Reserved for XDP ingress.
+    /// `overlay_xdp`: underlay to container, before there is a packet buffer. Counts only what it took.
     Xdp = 5,
 }
 

@@ -18,7 +18,7 @@ pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// The I flag: the VNI is valid (RFC 7348 section 5: "MUST be set to 1 for a valid VXLAN Network ID").
 pub const VXLAN_VNI_VALID: u8 = 0x08;
 /// TTL of the outer header, as the kernel's device sets it for flannel.
-pub const OUTER_TTL: u8 = 64;
+pub const OUTER_TTL: u8 = if cfg!(feature = "next-program") { 63 } else { 64 };
 /// Largest VNI plus one.
 pub const VNI_END: u32 = 1 << 24;
 

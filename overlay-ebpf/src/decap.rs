@@ -1,10 +1,13 @@
-//! Underlay to container, top to bottom; the steps are those of docs/packet-flow.md, "In".
+//! Underlay to container, top to bottom; the steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the judgement,
+//! which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
-    Reason, SETTING_STACK_ONLY, checksum,
-    wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, OVERHEAD, UDP, VXLAN, VXLAN_VNI_VALID},
+    Endpoint, Reason, SETTING_STACK_ONLY, checksum,
+    wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, UDP, VXLAN, VXLAN_VNI_VALID},
 };
 
-use crate::{check, count, flow, ipv4::Ipv4, maps, packet::Packet, programs::Outcome, settings};
+use crate::{
+    check, count, flow, frame::Frame, ipv4::Ipv4, maps, packet::Packet, programs::Outcome, settings,
+};
 
 /// Protocol number of UDP.
 const IPPROTO_UDP: u8 = 17;
@@ -14,46 +17,59 @@ const ECT_1: u8 = 1;
 const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
+/// A packet that is for a container here, and to be delivered past the stack.
+pub(crate) struct Delivery {
+    pub(crate) inner: Ipv4,
+    pub(crate) endpoint: Endpoint,
+    /// Counters of the peer that sent it.
+    pub(crate) slot: u32,
+    /// The inner type of service byte to deliver.
+    pub(crate) tos: u8,
+    /// The outer UDP checksum is zero: nobody can have vouched for it.
+    pub(crate) is_unchecked: bool,
+}
+
+/// Whether a frame is to be delivered. Nothing if it is not ours. Changes nothing.
 #[inline(always)]
-pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
     // In 1. Anything but a whole VXLAN packet to our address, port and VNI passes untouched: the kernel's tunnel socket
     // takes what is to our port, reassembles fragments, and hands the result to overlay_receive.
-    if !packet.is_ipv4() || !packet.is_for_us() || !packet.pull(ETHERNET + IPV4 + UDP) {
-        return Ok(Outcome::NotOurs);
+    if !frame.is_ipv4() || !frame.is_for_us() || !frame.pull(ETHERNET + IPV4 + UDP) {
+        return Ok(None);
     }
-    let Ok(outer) = packet.ipv4(ETHERNET) else {
-        return Ok(Outcome::NotOurs);
+    let Ok(outer) = frame.ipv4(ETHERNET) else {
+        return Ok(None);
     };
     if outer.protocol != IPPROTO_UDP || outer.destination.raw() != settings::local() || outer.is_fragment() {
-        return Ok(Outcome::NotOurs);
+        return Ok(None);
     }
-    let Some(udp) = packet.read::<[u8; UDP]>(ETHERNET + IPV4) else {
-        return Ok(Outcome::NotOurs);
+    let Some(udp) = frame.read::<[u8; UDP]>(ETHERNET + IPV4) else {
+        return Ok(None);
     };
     let udp_length = u16::from_be_bytes([udp[4], udp[5]]);
     if [udp[2], udp[3]] != settings::port() || usize::from(udp_length) + IPV4 != usize::from(outer.length) {
-        return Ok(Outcome::NotOurs);
+        return Ok(None);
     }
-    if !packet.pull(INNER + IPV4) {
-        return Ok(Outcome::NotOurs);
+    if !frame.pull(INNER + IPV4) {
+        return Ok(None);
     }
-    let Some(vxlan) = packet.read::<[u8; VXLAN]>(ETHERNET + IPV4 + UDP) else {
-        return Ok(Outcome::NotOurs);
+    let Some(vxlan) = frame.read::<[u8; VXLAN]>(ETHERNET + IPV4 + UDP) else {
+        return Ok(None);
     };
     let [_, a, b, c] = settings::vni().to_be_bytes();
     if vxlan != [VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0] {
-        return Ok(Outcome::NotOurs);
+        return Ok(None);
     }
 
     // In 2. Sent by a peer, and from that peer's own subnet.
-    let Some(ethernet) = packet.read::<[u8; ETHERNET]>(INNER - ETHERNET) else {
-        return Ok(Outcome::NotOurs);
+    let Some(ethernet) = frame.read::<[u8; ETHERNET]>(INNER - ETHERNET) else {
+        return Ok(None);
     };
     if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
         check::known(outer.source)?;
         return Err(Reason::NotIpv4);
     }
-    let inner = match packet.ipv4(INNER) {
+    let inner = match frame.ipv4(INNER) {
         Ok(inner) => inner,
         Err(bad) => {
             check::known(outer.source)?;
@@ -81,13 +97,22 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return Err(Reason::TtlExpired);
     }
     let endpoint = maps::endpoint(inner.destination).ok_or(Reason::Unlearned)?;
-    if flow::is_noted(packet, INNER, &inner) {
+    if flow::is_noted(frame, INNER, &inner) {
         return Err(Reason::StackFlow);
     }
-    if !packet.fits(endpoint.ifindex, OVERHEAD) {
+    if !frame.fits(endpoint.ifindex, &inner) {
         return Err(Reason::EndpointGone);
     }
     let ecn = combined(outer.tos & 0x03, inner.tos & 0x03).ok_or(Reason::NotEctMarked)?;
+    let tos = (inner.tos & !0x03) | ecn;
+    Ok(Some(Delivery { inner, endpoint, slot, tos, is_unchecked: udp[6] | udp[7] == 0 }))
+}
+
+#[inline(always)]
+pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+    let Some(Delivery { inner, endpoint, slot, tos, .. }) = judge(packet)? else {
+        return Ok(Outcome::NotOurs);
+    };
 
     // In 4. On refusal the frame is as it was, and the stack's.
     let size = packet.size(INNER);
@@ -95,15 +120,47 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     packet.distrust_checksum();
 
     // In 5. From here on the frame is ours alone.
-    let [a, b, c, d, e, f] = endpoint.mac;
-    let [g, h, i, j, k, l] = endpoint.gateway_mac;
-    packet.store(0, &[a, b, c, d, e, f, g, h, i, j, k, l])?;
-    if ecn != inner.tos & 0x03 {
-        mark(packet, &inner, (inner.tos & !0x03) | ecn)?;
+    packet.store(0, &macs(&endpoint))?;
+    if tos != inner.tos {
+        packet.store(ETHERNET + 1, &[tos])?;
+        packet.store(ETHERNET + 10, &marked(&inner, tos))?;
     }
     packet.accept();
     count::add_received(slot, size);
     Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
+}
+
+/// In 5 of what XDP has judged and unwrapped a moment ago, merged by GRO since. Only the endpoint is looked up again: it
+/// may have moved. One that is gone meanwhile takes the packet along, which cannot be wrapped again.
+#[inline(always)]
+pub(crate) fn deliver(packet: &Packet<'_>, slot: u32) -> Result<Outcome, Reason> {
+    if !packet.pull(ETHERNET + IPV4) {
+        return Err(Reason::Failed);
+    }
+    let inner = packet.ipv4(ETHERNET).map_err(|_| Reason::Failed)?;
+    let endpoint = maps::endpoint(inner.destination).ok_or(Reason::Failed)?;
+    if !packet.takes(endpoint.ifindex, 0) {
+        return Err(Reason::Failed);
+    }
+    packet.store(0, &macs(&endpoint))?;
+    packet.accept();
+    count::add_received(slot, packet.size(ETHERNET));
+    Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
+}
+
+/// Destination and source of a delivered frame.
+#[inline(always)]
+pub(crate) fn macs(endpoint: &Endpoint) -> [u8; 12] {
+    let [a, b, c, d, e, f] = endpoint.mac;
+    let [g, h, i, j, k, l] = endpoint.gateway_mac;
+    [a, b, c, d, e, f, g, h, i, j, k, l]
+}
+
+/// The inner header's checksum once its type of service byte is `tos`.
+#[inline(always)]
+pub(crate) fn marked(inner: &Ipv4, tos: u8) -> [u8; 2] {
+    let word = |tos| u16::from_be_bytes([0x45, tos]);
+    checksum::update(inner.checksum, word(inner.tos), word(tos)).to_be_bytes()
 }
 
 /// The ECN field to deliver (RFC 6040 figure 4); nothing for the one combination that must be dropped: "If the inner ECN
@@ -116,13 +173,4 @@ fn combined(outer: u8, inner: u8) -> Option<u8> {
         (ECT_1, ECT_0) => Some(ECT_1),
         _ => Some(inner),
     }
-}
-
-/// Writes another type of service byte into the delivered packet, and its checksum.
-#[inline(always)]
-fn mark(packet: &Packet<'_>, inner: &Ipv4, tos: u8) -> Result<(), Reason> {
-    let word = |tos| u16::from_be_bytes([0x45, tos]);
-    let sum = checksum::update(inner.checksum, word(inner.tos), word(tos));
-    packet.store(ETHERNET + 1, &[tos])?;
-    packet.store(ETHERNET + 10, &sum.to_be_bytes())
 }

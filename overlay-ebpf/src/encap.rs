@@ -7,7 +7,9 @@ use overlay_common::{
 use crate::{
     count,
     fib::{self, NoNextHop},
-    flow, icmp,
+    flow,
+    frame::Frame as _,
+    icmp,
     ipv4::{Ipv4, transport_length},
     maps,
     packet::Packet,

@@ -5,7 +5,7 @@ use overlay_common::{
     wire::{ETHERNET, IPV4},
 };
 
-use crate::{count, ipv4::Ipv4, maps, packet::Packet, settings};
+use crate::{count, frame::Frame, ipv4::Ipv4, maps, packet::Packet, settings};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -21,20 +21,20 @@ const REFRESH_NS: u64 = 1_000_000_000;
 /// The connection of a packet whose IPv4 header is at `offset`. An ICMP error belongs to the connection it quotes
 /// (the stack's connection tracking holds it to be related to that one), anything without ports to its address pair.
 #[inline(always)]
-pub(crate) fn key(packet: &Packet<'_>, offset: usize, ip: &Ipv4) -> FlowKey {
+pub(crate) fn key(frame: &impl Frame, offset: usize, ip: &Ipv4) -> FlowKey {
     let transport = offset + IPV4;
     match ip.protocol {
         TCP | UDP | SCTP => {
-            let ports = packet.load::<4>(transport).unwrap_or([0; 4]);
+            let ports = frame.load::<4>(transport).unwrap_or([0; 4]);
             FlowKey::new(ip.source, ip.destination, split(ports), ip.protocol)
         }
-        ICMP => match packet.load::<8>(transport) {
+        ICMP => match frame.load::<8>(transport) {
             // Echo reply and echo: the identifier is what tells two apart (RFC 792).
             Some([0 | 8, _, _, _, high, low, _, _]) => {
                 FlowKey::new(ip.source, ip.destination, [[high, low]; 2], ICMP)
             }
             // Destination unreachable, source quench, redirect, time exceeded, parameter problem: errors.
-            Some([3 | 4 | 5 | 11 | 12, ..]) => quoted(packet, transport + 8).unwrap_or(FlowKey::new(
+            Some([3 | 4 | 5 | 11 | 12, ..]) => quoted(frame, transport + 8).unwrap_or(FlowKey::new(
                 ip.source,
                 ip.destination,
                 [[0; 2]; 2],
@@ -48,8 +48,8 @@ pub(crate) fn key(packet: &Packet<'_>, offset: usize, ip: &Ipv4) -> FlowKey {
 
 /// The connection of the packet that an ICMP error quotes at `offset`.
 #[inline(always)]
-fn quoted(packet: &Packet<'_>, offset: usize) -> Option<FlowKey> {
-    let bytes: [u8; IPV4 + 8] = packet.load(offset)?;
+fn quoted(frame: &impl Frame, offset: usize) -> Option<FlowKey> {
+    let bytes: [u8; IPV4 + 8] = frame.load(offset)?;
     if bytes[0] != 0x45 {
         return None;
     }
@@ -70,11 +70,11 @@ fn split([a, b, c, d]: [u8; 4]) -> [[u8; 2]; 2] {
 
 /// Whether the connection is the stack's. Traffic keeps the note alive.
 #[inline(always)]
-pub(crate) fn is_noted(packet: &Packet<'_>, offset: usize, ip: &Ipv4) -> bool {
-    let key = key(packet, offset, ip);
+pub(crate) fn is_noted(frame: &impl Frame, offset: usize, ip: &Ipv4) -> bool {
+    let key = key(frame, offset, ip);
     match maps::flow(&key) {
         Some(flow) => {
-            refresh(packet, offset, ip, &key, flow);
+            refresh(frame, offset, ip, &key, flow);
             true
         }
         None => false,
@@ -115,22 +115,22 @@ pub(crate) fn note_delivery(packet: &Packet<'_>) {
 }
 
 #[inline(always)]
-fn refresh(packet: &Packet<'_>, offset: usize, ip: &Ipv4, key: &FlowKey, flow: &mut Flow) {
+fn refresh(frame: &impl Frame, offset: usize, ip: &Ipv4, key: &FlowKey, flow: &mut Flow) {
     let now = now();
     if now.wrapping_sub(flow.seen_ns) > REFRESH_NS {
         flow.seen_ns = now;
     }
-    let state = next_state(packet, offset, ip, key, flow.state);
+    let state = next_state(frame, offset, ip, key, flow.state);
     if state != flow.state {
         flow.state = state;
     }
 }
 
 #[inline(always)]
-fn next_state(packet: &Packet<'_>, offset: usize, ip: &Ipv4, key: &FlowKey, state: u32) -> u32 {
+fn next_state(frame: &impl Frame, offset: usize, ip: &Ipv4, key: &FlowKey, state: u32) -> u32 {
     let mut state = state | direction(key, ip);
     if ip.protocol == TCP
-        && let Some([flags]) = packet.load::<1>(offset + IPV4 + 13)
+        && let Some([flags]) = frame.load::<1>(offset + IPV4 + 13)
     {
         if flags & TCP_SYN != 0 {
             // Ports are used again: the end of an earlier connection is not the end of this one.

@@ -4,7 +4,7 @@ use overlay_common::{
     wire::{ETHERNET, IPV4, OVERHEAD},
 };
 
-use crate::{count, ipv4::Ipv4, packet::Packet, programs::Outcome, settings};
+use crate::{count, frame::Frame as _, ipv4::Ipv4, packet::Packet, programs::Outcome, settings};
 
 const ICMP: u8 = 1;
 /// Length of an ICMP header.

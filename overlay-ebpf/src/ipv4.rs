@@ -4,7 +4,7 @@ use overlay_common::{
     wire::{IPV4, UDP},
 };
 
-use crate::packet::Packet;
+use crate::frame::Frame;
 
 /// The fields of an IPv4 header without options that anyone asks for.
 #[derive(Clone, Copy)]
@@ -66,55 +66,52 @@ impl From<BadIpv4> for Reason {
     }
 }
 
-impl Packet<'_> {
-    /// The IPv4 header at `offset`, which must lie in the linear part. Its total length must be that of the frame from there
-    /// on, and its checksum right (RFC 1812 section 5.2.2): what a router drops is not to be forwarded past it. In GSO and
-    /// GRO frames the kernel has written or checked both itself.
-    #[inline(always)]
-    pub(crate) fn ipv4(&self, offset: usize) -> Result<Ipv4, BadIpv4> {
-        let header: [u8; IPV4] = self.read(offset).ok_or(BadIpv4::Malformed)?;
-        match header[0] {
-            0x45 => {}
-            0x46..=0x4f => return Err(BadIpv4::Options),
-            _ => return Err(BadIpv4::Malformed),
-        }
-        let length = u16::from_be_bytes([header[2], header[3]]);
-        if length == 0 && self.gso_size() != 0 {
-            return Err(BadIpv4::Big);
-        }
-        let available = self.len().saturating_sub(offset as u32);
-        if (length as usize) < IPV4 || u32::from(length) > available {
+/// See [`Frame::ipv4`]. Its checksum must be right (RFC 1812 section 5.2.2): what a router drops is not to be forwarded past
+/// it. In GSO and GRO frames the kernel has written or checked both itself.
+#[inline(always)]
+pub(crate) fn header(frame: &impl Frame, offset: usize) -> Result<Ipv4, BadIpv4> {
+    let header: [u8; IPV4] = frame.read(offset).ok_or(BadIpv4::Malformed)?;
+    match header[0] {
+        0x45 => {}
+        0x46..=0x4f => return Err(BadIpv4::Options),
+        _ => return Err(BadIpv4::Malformed),
+    }
+    let length = u16::from_be_bytes([header[2], header[3]]);
+    if length == 0 && frame.gso_size() != 0 {
+        return Err(BadIpv4::Big);
+    }
+    let available = frame.len().saturating_sub(offset as u32);
+    if (length as usize) < IPV4 || u32::from(length) > available {
+        return Err(BadIpv4::Malformed);
+    }
+    if frame.gso_size() == 0 {
+        if checksum::finish(checksum::sum_words(&header, 0, IPV4)) != 0 {
             return Err(BadIpv4::Malformed);
         }
-        if self.gso_size() == 0 {
-            if checksum::finish(checksum::sum_words(&header, 0, IPV4)) != 0 {
-                return Err(BadIpv4::Malformed);
-            }
-            // Left to the receiver they would be delivered, and a frame within the MTU by its header would leave beyond it.
-            if u32::from(length) < available {
-                return Err(BadIpv4::Trailing);
-            }
+        // Left to the receiver they would be delivered, and a frame within the MTU by its header would leave beyond it.
+        if u32::from(length) < available {
+            return Err(BadIpv4::Trailing);
         }
-        Ok(Ipv4 {
-            tos: header[1],
-            length,
-            identification: [header[4], header[5]],
-            fragment: u16::from_be_bytes([header[6], header[7]]),
-            ttl: header[8],
-            protocol: header[9],
-            checksum: u16::from_be_bytes([header[10], header[11]]),
-            source: Addr4::new([header[12], header[13], header[14], header[15]]),
-            destination: Addr4::new([header[16], header[17], header[18], header[19]]),
-        })
     }
+    Ok(Ipv4 {
+        tos: header[1],
+        length,
+        identification: [header[4], header[5]],
+        fragment: u16::from_be_bytes([header[6], header[7]]),
+        ttl: header[8],
+        protocol: header[9],
+        checksum: u16::from_be_bytes([header[10], header[11]]),
+        source: Addr4::new([header[12], header[13], header[14], header[15]]),
+        destination: Addr4::new([header[16], header[17], header[18], header[19]]),
+    })
 }
 
 /// Bytes of the transport header that the kernel repeats in every segment.
 #[inline(always)]
-pub(crate) fn transport_length(packet: &Packet<'_>, offset: usize, protocol: u8) -> u32 {
+pub(crate) fn transport_length(frame: &impl Frame, offset: usize, protocol: u8) -> u32 {
     if protocol == 6 {
         // Data offset: 32-bit words, in the upper half of byte 12 (RFC 9293 section 3.1).
-        packet.load::<1>(offset + 12).map_or(20, |byte| u32::from(byte[0] >> 4) * 4)
+        frame.load::<1>(offset + 12).map_or(20, |byte| u32::from(byte[0] >> 4) * 4)
     } else {
         UDP as u32
     }

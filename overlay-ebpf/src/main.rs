@@ -4,6 +4,8 @@
 //! |------------------|----------------------------------------|----------------------------------------------------|
 //! | `overlay_encap`  | TC ingress of a container's veth       | what a container sends                             |
 //! | `overlay_bridge` | TC ingress of the bridge               | what its ports send up the stack, taps' too        |
+//! | `overlay_xdp`    | XDP of the underlay device, if asked   | what peers send; hands it to the container's veth  |
+//! | `overlay_xdp_strip` | the same, the other way to use it   | what peers send; unwraps it for GRO and TC         |
 //! | `overlay_decap`  | TC ingress of the underlay device      | what peers send                                    |
 //! | `overlay_send`   | TC egress of overlay0                  | what the stack sends to peers                      |
 //! | `overlay_receive`| TC ingress of overlay0                 | what the kernel's own tunnel decapsulated          |
@@ -26,6 +28,8 @@ mod fib;
 #[cfg(target_arch = "bpf")]
 mod flow;
 #[cfg(target_arch = "bpf")]
+mod frame;
+#[cfg(target_arch = "bpf")]
 mod icmp;
 #[cfg(target_arch = "bpf")]
 mod ipv4;
@@ -37,13 +41,18 @@ mod packet;
 mod settings;
 #[cfg(target_arch = "bpf")]
 mod stack;
+#[cfg(target_arch = "bpf")]
+mod xdp;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
-        bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-        macros::classifier,
-        programs::TcContext,
+        bindings::{
+            TC_ACT_SHOT, TC_ACT_UNSPEC,
+            xdp_action::{XDP_DROP, XDP_PASS},
+        },
+        macros::{classifier, xdp},
+        programs::{TcContext, XdpContext},
     };
     use overlay_common::{
         Hook, Reason, Verdict,
@@ -54,6 +63,7 @@ mod programs {
         count, decap, encap, flow,
         packet::{Packet, Size},
         stack,
+        xdp::{self, XdpFrame},
     };
 
     /// Goes on to whatever else is attached here, and then up the stack: TCX_NEXT, and the same number for cls_bpf.
@@ -69,7 +79,8 @@ mod programs {
         Answered(i32, Reason),
     }
 
-    /// The only place where outcomes become verdicts: so that each packet of ours is counted exactly once per hook.
+    /// The only place where outcomes become verdicts, but for XDP's: so that each packet of ours is counted exactly once
+    /// per hook.
     #[inline(always)]
     fn conclude(packet: &Packet, hook: Hook, before: Size, result: Result<Outcome, Reason>) -> i32 {
         let (reason, action) = match result {
@@ -112,9 +123,45 @@ mod programs {
     #[classifier]
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(INNER);
-        let result = decap::decap(&packet);
+        let stripped = packet.stripped();
+        let before = packet.size(if stripped.is_some() { ETHERNET } else { INNER });
+        let result = match stripped {
+            Some(slot) => decap::deliver(&packet, slot),
+            None => decap::decap(&packet),
+        };
         conclude(&packet, Hook::Decap, before, result)
+    }
+
+    /// Underlay to container, before there is a packet buffer.
+    #[xdp(frags)]
+    fn overlay_xdp(ctx: XdpContext) -> u32 {
+        let frame = XdpFrame::new(&ctx);
+        let result = xdp::redirect(&frame);
+        if let Some(Ok(_)) = result {
+            count::add(Hook::Xdp, Reason::Carried, frame.size());
+        }
+        conclude_xdp(&frame, result)
+    }
+
+    /// Underlay to TC, without its wrapping. What is passed on is counted there.
+    #[xdp(frags)]
+    fn overlay_xdp_strip(ctx: XdpContext) -> u32 {
+        let frame = XdpFrame::new(&ctx);
+        let result = xdp::strip(&frame);
+        conclude_xdp(&frame, result)
+    }
+
+    /// What XDP did not take is TC's to judge and to count.
+    #[inline(always)]
+    fn conclude_xdp(frame: &XdpFrame<'_>, result: Option<Result<u32, Reason>>) -> u32 {
+        match result {
+            None => XDP_PASS,
+            Some(Ok(action)) => action,
+            Some(Err(reason)) => {
+                count::add(Hook::Xdp, reason, frame.size());
+                XDP_DROP
+            }
+        }
     }
 
     /// Stack to peer: tells the kernel's tunnel where to.

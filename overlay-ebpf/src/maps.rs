@@ -1,10 +1,12 @@
 //! Every map, and the look-ups in them: the only file that names a map.
 use aya_ebpf::{
-    btf_maps::{HashMap, PerCpuArray},
+    bindings::xdp_action::XDP_PASS,
+    btf_maps::{DevMapHash, HashMap, PerCpuArray},
     macros::btf_map,
 };
 use overlay_common::{
-    Addr4, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, Peer, PeerCount, Vtep,
+    Addr4, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_RECEIVERS, Peer,
+    PeerCount, Vtep,
     reason::{HOOKS, REASONS},
 };
 
@@ -23,6 +25,11 @@ static ENDPOINTS: HashMap<Addr4, Endpoint, { MAX_ENDPOINTS as usize }> = HashMap
 /// Connections that belong to the stack. A plain hash and no LRU: an evicted note is a broken connection.
 #[btf_map]
 static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
+
+/// Interfaces, by their index, to which XDP may redirect: those whose other end takes such frames. The kernel removes an
+/// interface that goes.
+#[btf_map]
+static RECEIVERS: DevMapHash<{ MAX_RECEIVERS as usize }> = DevMapHash::new();
 
 /// Packets and bytes by hook and reason.
 #[btf_map]
@@ -67,6 +74,13 @@ pub(crate) fn vtep(outer: Addr4) -> Option<Vtep> {
 pub(crate) fn endpoint(address: Addr4) -> Option<Endpoint> {
     // SAFETY: as in `peer`.
     unsafe { ENDPOINTS.get(address) }.copied()
+}
+
+/// Verdict of an XDP program that hands the frame, as it is when the program ends, to interface `ifindex`; nothing if
+/// that takes none.
+#[inline(always)]
+pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
+    RECEIVERS.redirect(ifindex, u64::from(XDP_PASS)).ok()
 }
 
 /// The note of a connection.

@@ -18,11 +18,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use overlay_common::{
-    Addr4, Reason, SETTING_OUTER_DF,
+    Addr4, Reason, SETTING_OUTER_DF, Stripped,
     wire::{ETHERNET, ETHERTYPE_IPV4, OVERHEAD},
 };
 
-use crate::settings;
+use crate::{frame::Frame, ipv4::Ipv4, settings};
 
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -41,6 +41,70 @@ pub(crate) struct Packet<'a> {
     ctx: &'a TcContext,
 }
 
+impl Frame for Packet<'_> {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: as in `ifindex` (readable since 5.7).
+        unsafe { (*self.skb()).gso_size }
+    }
+
+    #[inline(always)]
+    fn is_for_us(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    fn is_ipv4(&self) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe {
+            (*self.skb()).protocol == u32::from(u16::from_ne_bytes(ETHERTYPE_IPV4))
+                && (*self.skb()).vlan_present == 0
+        }
+    }
+
+    // Frames from a driver may have their headers outside the linear part.
+    #[inline(always)]
+    fn pull(&self, length: usize) -> bool {
+        if self.ctx.data() + length <= self.ctx.data_end() {
+            return true;
+        }
+        // SAFETY: no pointer into the frame is held across the call.
+        unsafe { bpf_skb_pull_data(self.skb(), length as u32) == 0 }
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        let start = self.ctx.data() + offset;
+        if start + size_of::<T>() > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); callers read
+        // byte arrays only, for which every bit pattern is valid.
+        Some(unsafe { (start as *const T).read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0u8; N];
+        // SAFETY: the buffer is N bytes long.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.skb().cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        if result == 0 { Some(bytes) } else { None }
+    }
+
+    #[inline(always)]
+    fn fits(&self, ifindex: u32, _: &Ipv4) -> bool {
+        self.takes(ifindex, OVERHEAD)
+    }
+}
+
 impl<'a> Packet<'a> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'a TcContext) -> Self {
@@ -57,24 +121,11 @@ impl<'a> Packet<'a> {
         self.ctx.as_ptr().cast()
     }
 
-    /// Length of the whole frame, Ethernet header included.
-    #[inline(always)]
-    pub(crate) fn len(&self) -> u32 {
-        self.ctx.len()
-    }
-
     /// Interface the hook is on.
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
         // SAFETY: the context pointer the kernel gave; the verifier allows this field.
         unsafe { (*self.skb()).ifindex }
-    }
-
-    /// Payload bytes per segment of a GSO or GRO frame; zero for an ordinary one.
-    #[inline(always)]
-    pub(crate) fn gso_size(&self) -> u32 {
-        // SAFETY: as in `ifindex` (readable since 5.7).
-        unsafe { (*self.skb()).gso_size }
     }
 
     /// Segments, and bytes without the first `headers`.
@@ -86,57 +137,6 @@ impl<'a> Packet<'a> {
             packets: if segments == 0 { 1 } else { u64::from(segments) },
             bytes: u64::from(self.len()).saturating_sub(headers as u64),
         }
-    }
-
-    /// Addressed to this interface's own MAC address: not another host's, seen because the interface is promiscuous.
-    #[inline(always)]
-    pub(crate) fn is_for_us(&self) -> bool {
-        // SAFETY: as in `ifindex`.
-        unsafe { (*self.skb()).pkt_type == PACKET_HOST }
-    }
-
-    /// An untagged IPv4 frame. What is tagged belongs to a VLAN, hence not to the network of this device.
-    #[inline(always)]
-    pub(crate) fn is_ipv4(&self) -> bool {
-        // SAFETY: as in `ifindex`.
-        unsafe {
-            (*self.skb()).protocol == u32::from(u16::from_ne_bytes(ETHERTYPE_IPV4))
-                && (*self.skb()).vlan_present == 0
-        }
-    }
-
-    /// Makes the first `length` bytes readable through [`Self::read`]. Frames from a driver may have their headers
-    /// outside the linear part.
-    #[inline(always)]
-    pub(crate) fn pull(&self, length: usize) -> bool {
-        if self.ctx.data() + length <= self.ctx.data_end() {
-            return true;
-        }
-        // SAFETY: no pointer into the frame is held across the call.
-        unsafe { bpf_skb_pull_data(self.skb(), length as u32) == 0 }
-    }
-
-    /// Copies a value out of the linear part. `T` must be made of bytes.
-    #[inline(always)]
-    pub(crate) fn read<T: Copy>(&self, offset: usize) -> Option<T> {
-        let start = self.ctx.data() + offset;
-        if start + size_of::<T>() > self.ctx.data_end() {
-            return None;
-        }
-        // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); callers read
-        // byte arrays only, for which every bit pattern is valid.
-        Some(unsafe { (start as *const T).read_unaligned() })
-    }
-
-    /// Copies bytes out of anywhere in the frame.
-    #[inline(always)]
-    pub(crate) fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let mut bytes = [0u8; N];
-        // SAFETY: the buffer is N bytes long.
-        let result = unsafe {
-            bpf_skb_load_bytes(self.skb().cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
-        };
-        if result == 0 { Some(bytes) } else { None }
     }
 
     /// Sum of `N` bytes of the linear part as big-endian 16-bit words, folded once (RFC 1071). `N` must be divisible by 4.
@@ -218,6 +218,21 @@ impl<'a> Packet<'a> {
         if result == 0 { Ok(()) } else { Err(Reason::Failed) }
     }
 
+    /// The counters' slot of the peer whose packet `overlay_xdp_strip` has judged and unwrapped, by the note in front of
+    /// the frame. Nothing that arrives on a wire has one.
+    #[inline(always)]
+    pub(crate) fn stripped(&self) -> Option<u32> {
+        // SAFETY: the context pointer the kernel gave; the verifier allows this field.
+        let start = unsafe { (*self.skb()).data_meta } as usize;
+        if start + size_of::<Stripped>() > self.ctx.data() {
+            return None;
+        }
+        // SAFETY: between data_meta and data (checked above, which is what the verifier needs to see), and every bit
+        // pattern is a valid `Stripped`.
+        let note = unsafe { (start as *const Stripped).read_unaligned() };
+        (note == settings::stripped(note.slot)).then_some(note.slot)
+    }
+
     /// One verified checksum less: the device may have vouched for the outer UDP checksum, which is gone now. Without
     /// this it would vouch for the inner one, and corrupt data would reach the application.
     #[inline(always)]
@@ -236,7 +251,7 @@ impl<'a> Packet<'a> {
 
     /// Whether interface `ifindex` exists and takes this frame once `taken` bytes are gone from it.
     #[inline(always)]
-    pub(crate) fn fits(&self, ifindex: u32, taken: usize) -> bool {
+    pub(crate) fn takes(&self, ifindex: u32, taken: usize) -> bool {
         let mut length = 0u32;
         // SAFETY: the output is a u32 of our own.
         let result =

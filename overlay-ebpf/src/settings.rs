@@ -1,7 +1,7 @@
 //! The constants this program was loaded with, one field at a time.
 use core::ptr::addr_of;
 
-use overlay_common::{Addr4, Settings};
+use overlay_common::{Addr4, STRIPPED_MAGIC, Settings, Stripped};
 
 /// Filled in by the loader before the kernel freezes it; the zeros here are never run with.
 #[unsafe(no_mangle)]
@@ -20,6 +20,8 @@ static SETTINGS: Settings = Settings {
     port_min: 0,
     port_count: 0,
     gateway: [0; 4],
+    underlay_mac: [0; 6],
+    reserved: [0; 2],
 };
 
 macro_rules! field {
@@ -56,6 +58,7 @@ field!(underlay: u32);
 field!(vni: u32);
 field!(port: [u8; 2]);
 field!(vtep_mac: [u8; 6]);
+field!(underlay_mac: [u8; 6]);
 field!(flags: u32);
 field!(port_min: u16);
 field!(port_count: u16);
@@ -82,6 +85,12 @@ pub(crate) fn is_container(address: Addr4) -> bool {
 #[inline(always)]
 pub(crate) fn subnet_of(address: Addr4) -> Addr4 {
     Addr4::new((address.raw() & subnet_mask()).to_ne_bytes())
+}
+
+/// The note that this network's programs put in front of a frame they have unwrapped.
+#[inline(always)]
+pub(crate) fn stripped(slot: u32) -> Stripped {
+    Stripped { magic: STRIPPED_MAGIC, port: port(), vni: vni(), local: local().to_ne_bytes(), slot }
 }
 
 /// One of the `SETTING_*` bits.

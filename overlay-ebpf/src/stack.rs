@@ -5,7 +5,7 @@ use overlay_common::{
     wire::{ETHERNET, IPV4, OUTER_TTL},
 };
 
-use crate::{check, flow, maps, packet::Packet, programs::Outcome, settings};
+use crate::{check, flow, frame::Frame as _, maps, packet::Packet, programs::Outcome, settings};
 
 /// overlay0's egress: says which peer, and notes the connection. Route, path MTU, fragments and source port are the kernel's.
 #[inline(always)]

@@ -9,7 +9,8 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use crate::{
-    device,
+    datapath::xdp::XdpLink,
+    device, ingress,
     netlink::{Link, LinkKind, Netlink, NetlinkError},
 };
 
@@ -53,6 +54,8 @@ pub struct CheckSpec {
     pub subnet: Option<Ipv4Net>,
     /// Below which everything is pinned.
     pub bpf_root: std::path::PathBuf,
+    /// Where this network's pins are, or would be.
+    pub pins: std::path::PathBuf,
 }
 
 impl Finding {
@@ -81,11 +84,25 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.push(forwarding(&interfaces, &read_sysctl));
     findings.extend(interfaces.iter().map(|name| rp_filter(name, *name == spec.device, &read_sysctl)));
     findings.extend(mtu(spec, &links, &bridges));
+    if let Some(underlay) = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref()) {
+        findings.push(xdp(netlink, underlay, &XdpLink::new(&spec.pins)).await?);
+    }
     let sockets = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
     findings.push(port(spec, &links, &sockets));
     findings.push(bridge_netfilter(&read_sysctl));
     findings.extend(firewall::findings(spec.network, spec.subnet).await);
     Ok(findings)
+}
+
+/// Whether `--ingress` may ask for XDP here. Never a fault: TC does the same work.
+async fn xdp(netlink: &Netlink, underlay: &Link, ours: &XdpLink) -> Result<Finding, NetlinkError> {
+    let why = ingress::unfit(netlink, underlay, ours).await?;
+    let detail = match (why, ours.mode(underlay.index)) {
+        (None, Some(mode)) => format!("in use: {mode}"),
+        (None, None) => format!("{} can: --ingress xdp or xdp-strip", underlay.name),
+        (Some(why), _) => format!("{why}; TC takes packets in"),
+    };
+    Ok(Finding::ok("xdp", detail))
 }
 
 async fn bridges(links: &[Link], netlink: &Netlink, subnet: Ipv4Net) -> Result<Vec<Link>, NetlinkError> {
@@ -234,6 +251,7 @@ mod tests {
             network: None,
             subnet: None,
             bpf_root: "/sys/fs/bpf".into(),
+            pins: "/nowhere".into(),
         }
     }
 

@@ -281,6 +281,9 @@ pub struct Agent {
     /// How programs are attached to interfaces
     #[arg(long, value_enum, default_value_t = AttachBy::Auto)]
     pub attach: AttachBy,
+    /// `on` switches GRO on inside the containers, which --ingress xdp needs to reach them
+    #[arg(long, value_enum, default_value_t = Switch::Off)]
+    pub endpoint_gro: Switch,
     /// `strict` also drops what a known host forwards from outside the overlay
     #[arg(long, value_enum, default_value_t = PeerCheck::On)]
     pub peer_check: PeerCheck,
@@ -351,8 +354,12 @@ pub enum Switch {
 pub enum Ingress {
     /// The best that is safe on any interface: TC
     Auto,
-    /// TC
+    /// TC: once the stack has a packet buffer, with GSO and GRO kept
     Tc,
+    /// XDP: in the NIC's driver, straight into containers that have GRO on; TC takes the rest
+    Xdp,
+    /// XDP unwraps, so that GRO merges what was inside; TC delivers
+    XdpStrip,
 }
 
 /// How programs are attached to interfaces at TC.

@@ -2,18 +2,24 @@
 pub mod dry_run;
 pub mod ebpf;
 pub mod flows;
+pub mod layouts;
 pub mod links;
 pub mod memory;
 pub mod programs_log;
 mod slots;
 pub mod tables;
+pub mod xdp;
 
-use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::mac::Mac;
+use crate::{ingress::Ingress, mac::Mac};
 
 /// Another host of the overlay, as its lease says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +73,10 @@ pub struct Installed {
     pub endpoints: BTreeMap<Ipv4Addr, Endpoint>,
     /// Ports by interface index.
     pub ports: BTreeMap<u32, PortKind>,
+    /// What XDP does.
+    pub ingress: Ingress,
+    /// Interfaces that XDP may hand frames to.
+    pub receivers: BTreeSet<u32>,
 }
 
 impl Installed {
@@ -91,6 +101,12 @@ impl Installed {
             Change::Detach(port) => {
                 self.ports.remove(&port);
             }
+            Change::Receives(port, true) => {
+                self.receivers.insert(port);
+            }
+            Change::Receives(port, false) => {
+                self.receivers.remove(&port);
+            }
         }
     }
 }
@@ -108,6 +124,8 @@ pub enum Change {
     RemoveEndpoint(Ipv4Addr),
     /// Attaches the programs of a port. Attaching what is attached is no error.
     Attach(u32, PortKind),
+    /// XDP may hand frames to this interface, or may no longer. For what carries packets without XDP it means nothing.
+    Receives(u32, bool),
     /// Detaches those of a container-side port. Detaching what is not attached, or an interface that is gone, is no error.
     Detach(u32),
 }
@@ -127,6 +145,8 @@ impl fmt::Display for Change {
             Self::Attach(port, PortKind::Veth) => write!(f, "attach to veth {port}"),
             Self::Attach(port, PortKind::Underlay) => write!(f, "attach to underlay device {port}"),
             Self::Attach(port, PortKind::Device) => write!(f, "attach to tunnel device {port}"),
+            Self::Receives(port, true) => write!(f, "let XDP hand frames to interface {port}"),
+            Self::Receives(port, false) => write!(f, "keep XDP from handing frames to interface {port}"),
             Self::Detach(port) => write!(f, "detach from interface {port}"),
         }
     }

@@ -31,7 +31,7 @@ impl Decided {
             Change::Detach(port) => {
                 self.ports.insert(port, None);
             }
-            Change::PutPeer(..) | Change::RemovePeer(_) => {}
+            Change::PutPeer(..) | Change::RemovePeer(_) | Change::Receives(..) => {}
         }
     }
 

@@ -12,6 +12,7 @@ use crate::{
     datapath::{Change, PortKind},
     device::{self, DeviceSpec},
     iface::Underlay,
+    mac::Mac,
     netlink::{Event, Netlink, NetlinkError},
 };
 
@@ -36,6 +37,7 @@ pub async fn keep(
         device,
         underlay: underlay.ifindex,
         name: underlay.name,
+        mac: underlay.mac,
         address: underlay.address,
         complaint: None,
     };
@@ -66,6 +68,7 @@ struct Keeper {
     device: u32,
     underlay: u32,
     name: String,
+    mac: Option<Mac>,
     address: Ipv4Addr,
     /// What is missing, as it was last said.
     complaint: Option<String>,
@@ -81,9 +84,9 @@ impl Keeper {
                     || link.mtu != self.spec.mtu
                     || (self.spec.mac.is_some() && link.mac != self.spec.mac)
             }
-            Event::Link(link) => {
-                link.index != self.underlay && (link.name == self.name || link.name == self.spec.name)
-            }
+            // The programs hold its address.
+            Event::Link(link) if link.index == self.underlay => link.mac != self.mac,
+            Event::Link(link) => link.name == self.name || link.name == self.spec.name,
             Event::LinkGone(link) => ours(*link),
             Event::Address(address) => address.address == self.address,
             Event::AddressGone(address) => ours(address.link),
@@ -125,8 +128,9 @@ impl Keeper {
         vec![Change::Attach(self.device, PortKind::Device), Change::Attach(self.underlay, PortKind::Underlay)]
     }
 
-    async fn find_underlay(&self) -> Result<Option<u32>, NetlinkError> {
+    async fn find_underlay(&mut self) -> Result<Option<u32>, NetlinkError> {
         let Some(link) = self.netlink.link_named(&self.name).await? else { return Ok(None) };
+        self.mac = link.mac;
         let addresses = self.netlink.addresses().await?;
         let found =
             addresses.iter().any(|address| address.link == link.index && address.address == self.address);

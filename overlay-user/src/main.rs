@@ -6,7 +6,7 @@ use overlay_user::{
     commands::{self, Ended},
 };
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = match cli::parse(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(cli) => cli,
         Err(error) => error.exit(),

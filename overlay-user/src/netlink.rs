@@ -3,8 +3,11 @@
 mod change;
 mod decode;
 mod dump;
+pub mod generic;
 mod monitor;
+pub mod namespaces;
 mod nftables;
+mod raw;
 pub mod tc;
 
 use std::{io, net::Ipv4Addr};
@@ -189,6 +192,11 @@ impl NetlinkError {
         Self { action: action.into(), detail, errno }
     }
 
+    /// A stream of events that ended.
+    pub fn events(error: &io::Error) -> Self {
+        Self::io("read the kernel's events", error)
+    }
+
     fn io(action: impl Into<String>, error: &io::Error) -> Self {
         Self {
             action: action.into(),
@@ -252,6 +260,20 @@ impl Netlink {
     /// The link of that name, if there is one.
     pub async fn link_named(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
         Ok(self.links().await?.into_iter().find(|link| link.name == name))
+    }
+
+    /// Id of the XDP program that an interface runs, in its driver or behind it; nothing if it runs none.
+    pub async fn xdp_program(&self, link: u32) -> Result<Option<u32>, NetlinkError> {
+        let messages: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .match_index(link)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| NetlinkError::new(format!("ask for interface {link}"), error))?;
+        Ok(messages.iter().find_map(decode::xdp_program))
     }
 
     /// All IPv4 addresses.

@@ -2,7 +2,7 @@
 //! that was exchanged, wiped or restored while none ran.
 use std::{fs, time::Duration};
 
-use log::warn;
+use log::{info, warn};
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
@@ -13,6 +13,8 @@ use crate::{
 
 /// It is noted this often at most.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Until the next try when it cannot be noted.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What an earlier agent noted. What cannot be read counts as unknown.
 pub fn read(paths: &Paths) -> Option<Origin> {
@@ -23,21 +25,35 @@ pub fn read(paths: &Paths) -> Option<Origin> {
 
 /// Notes it until the agent ends. Not while removals are held back because another history answers: a restart must not
 /// let them through.
-pub async fn keep_noted(paths: Paths, mut status: watch::Receiver<Status>) -> anyhow::Result<()> {
+pub async fn keep_noted(paths: Paths, status: watch::Sender<Status>) -> anyhow::Result<()> {
+    let mut watched = status.subscribe();
     let mut noted = read(&paths);
     loop {
         let settled = |status: &Status| {
             status.store.following && status.peers.held.is_empty() && noted != Some(origin(status))
         };
-        let now = origin(&*status.wait_for(settled).await?);
-        // A folder that became read-only must not end the agent; the mass rule still guards.
-        if let Err(error) =
-            paths.replace(&paths.origin_path(), format!("{} {}\n", now.cluster, now.revision).as_bytes())
-        {
-            warn!("{error}");
+        let now = origin(&*watched.wait_for(settled).await?);
+        // A folder that became full or read-only must not end the agent; the mass rule still guards.
+        let written =
+            paths.replace(&paths.origin_path(), format!("{} {}\n", now.cluster, now.revision).as_bytes());
+        let error = written.err().map(|error| error.to_string());
+        status.send_if_modified(|status| {
+            let news = status.state.error != error;
+            if news {
+                match &error {
+                    Some(error) => warn!("{error}; traffic goes on, trying again every {RETRY:?}"),
+                    None => info!("the state folder can be written again"),
+                }
+                status.state.error.clone_from(&error);
+            }
+            news
+        });
+        if error.is_none() {
+            noted = Some(now);
+            sleep(PAUSE).await;
+        } else {
+            sleep(RETRY).await;
         }
-        noted = Some(now);
-        sleep(PAUSE).await;
     }
 }
 

@@ -1,4 +1,5 @@
 //! What outlives an agent on this host: where it is pinned, who may touch it, and to whom it belongs.
+mod layouts;
 #[cfg(test)]
 mod tests;
 
@@ -8,6 +9,8 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use ipnet::Ipv4Net;
@@ -32,6 +35,8 @@ pub struct Paths {
     pub bpf_root: PathBuf,
     /// `<bpf root>/overlay/v<ABI>/<network>/`: maps and links.
     pub pins: PathBuf,
+    /// `<bpf root>/overlay/filling/<network>/`: maps that are filled from an older layout's.
+    pub filling: PathBuf,
     /// `<state dir>/<network>/`: lock and record.
     pub state: PathBuf,
 }
@@ -101,6 +106,14 @@ pub enum StateError {
         /// The network's name.
         network: String,
     },
+    /// Pins of another version's agent, or of somebody else.
+    #[error("{}", layouts::unknown(pins, network))]
+    UnknownLayout {
+        /// Their folder.
+        pins: PathBuf,
+        /// The network's name.
+        network: String,
+    },
     /// The system refuses.
     #[error("{action}: {detail}; --state-dir and --bpf-root name other folders")]
     Io {
@@ -124,6 +137,7 @@ impl Paths {
             network: network.to_owned(),
             bpf_root: bpf_root.to_owned(),
             pins: bpf_root.join("overlay").join(format!("v{ABI}")).join(network),
+            filling: bpf_root.join("overlay").join(layouts::FILLING).join(network),
             state: state_dir.join(network),
         }
     }
@@ -163,13 +177,9 @@ impl Paths {
                     }
                 }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
-                    let mut pid = String::new();
-                    // The holder is named for the operator's sake; that it cannot be read changes nothing.
-                    let _ = file.read_to_string(&mut pid);
-                    let pid = if pid.trim().is_empty() { "?" } else { pid.trim() };
                     return Err(StateError::Locked {
                         network: self.network.clone(),
-                        pid: pid.to_owned(),
+                        pid: holder(&mut file),
                         lock: path.display().to_string(),
                     });
                 }
@@ -190,7 +200,7 @@ impl Paths {
             // Interface indexes and namespace inodes of an earlier boot mean nothing now.
             Some(found) if found.boot_id != current.boot_id => self.clear()?,
             Some(found) => return Err(foreign(found.owner())),
-            None if self.is_pinned() => {
+            None if layouts::has_pins(&self.pins) || !self.older()?.is_empty() => {
                 return Err(foreign(format!("a host whose record is not in {}", self.state.display())));
             }
             None => {}
@@ -228,27 +238,6 @@ impl Paths {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(StateError::io("read", &path, error)),
         }
-    }
-
-    /// Removes what programs of other map layouts left pinned for this network: another version's agent ran before. Call
-    /// it when the present programs are attached, so that there is no moment without any.
-    pub fn forget_other_layouts(&self) -> Result<(), StateError> {
-        let Some(all) = self.pins.ancestors().nth(2) else { return Ok(()) };
-        let folders = match fs::read_dir(all) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            folders => folders.map_err(|error| StateError::io("read", all, error))?,
-        };
-        for folder in folders {
-            let folder = folder.map_err(|error| StateError::io("read", all, error))?.path();
-            let pins = folder.join(&self.network);
-            if pins != self.pins && pins.is_dir() {
-                log::info!("removing what an agent with another map layout left in {}", pins.display());
-                fs::remove_dir_all(&pins).map_err(|error| StateError::io("remove", &pins, error))?;
-                // Shared with other networks; what is not empty stays.
-                let _ = fs::remove_dir(&folder);
-            }
-        }
-        Ok(())
     }
 
     /// Removes every trace of the network, the lock file with it. Nothing there is no error.
@@ -303,10 +292,6 @@ impl Paths {
         self.state.join("origin")
     }
 
-    fn is_pinned(&self) -> bool {
-        fs::read_dir(&self.pins).is_ok_and(|mut entries| entries.next().is_some())
-    }
-
     fn write(&self, record: &Record) -> Result<(), StateError> {
         let path = self.record_path();
         let text =
@@ -349,6 +334,22 @@ impl Record {
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
+}
+
+/// Who says in the lock that it holds it, `?` if nobody does. Whoever took it just now says so a moment later; until
+/// then the one before stands there.
+fn holder(lock: &mut File) -> String {
+    let mut pid = String::new();
+    for _ in 0..10 {
+        pid.clear();
+        // The holder is named for the operator's sake; that it cannot be read changes nothing.
+        let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut pid));
+        if !pid.trim().is_empty() && Path::new("/proc").join(pid.trim()).exists() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    if pid.trim().is_empty() { "?".to_owned() } else { pid.trim().to_owned() }
 }
 
 fn is_bpffs(path: &Path) -> bool {

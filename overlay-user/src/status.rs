@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{endpoints::View, losses::Reading, peers::Skipped, rules::RulesStatus};
+use crate::{endpoints::View, ingress::Ingress, losses::Reading, peers::Skipped, rules::RulesStatus};
 
 /// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct Status {
     /// Our rules in the host's packet filter.
     #[serde(default)]
     pub rules: RulesStatus,
+    /// The folder of what outlives the agent.
+    #[serde(default)]
+    pub state: StateStatus,
     /// Bridges and address conflicts, as learning sees them. Filled in for those who ask.
     #[serde(default)]
     pub learned: View,
@@ -63,6 +66,7 @@ impl Status {
             datapath: DatapathStatus::default(),
             peers: PeersStatus::default(),
             rules: RulesStatus::default(),
+            state: StateStatus::default(),
             learned: View::default(),
             lost_before: Vec::new(),
             beat: Instant::now(),
@@ -137,6 +141,12 @@ pub struct DatapathStatus {
     pub waiting: usize,
     /// Entries found altered or missing by audits, and put right, so far.
     pub repaired: u64,
+    /// What XDP does before TC, or why nothing.
+    #[serde(default)]
+    pub ingress: Ingress,
+    /// Endpoints that XDP may hand frames to; the others are TC's.
+    #[serde(default)]
+    pub receivers: usize,
     /// Connections noted as the stack's, as counted when they were last aged (every 30 s).
     pub flows: usize,
 }
@@ -156,6 +166,13 @@ pub struct PeersStatus {
     pub skipped: Vec<Skipped>,
     /// How many changes the first full application made, and how long it took.
     pub first_apply: Option<FirstApply>,
+}
+
+/// The folder of what outlives the agent.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StateStatus {
+    /// Why it cannot be written; gone once it can again.
+    pub error: Option<String>,
 }
 
 /// A peer that could not be put in force or removed.

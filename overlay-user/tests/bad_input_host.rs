@@ -7,9 +7,9 @@ mod hosts;
 
 use std::{fs, net::UdpSocket, path::Path};
 
-use xtask::lab::{Host, Numbered};
+use xtask::lab::{Agent, Host, Numbered, PingOptions, wait_until};
 
-use self::hosts::{CONFIG, Member, OVERLAY, SOON, lab, logged, overlay, store};
+use self::hosts::{CONFIG, Member, OVERLAY, SOON, lab, logged, overlay, store, until};
 
 /// Runs an agent that is expected to end by itself.
 #[track_caller]
@@ -234,4 +234,253 @@ fn the_networks_config() {
         refuses(host, &arguments, words);
         assert_eq!(pins(host), [""; 0]);
     }
+}
+
+#[test]
+fn two_agents_started_at_once() {
+    let lab = lab(2);
+    let store = store(&lab);
+    let arguments = ["--store-dir", &store, "--store-shared"];
+    let a = Member::join(lab.host(0), &arguments);
+    let b = Member::join(lab.host(1), &arguments);
+    a.reaches(&b);
+    let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
+    assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
+    for _ in 0..4 {
+        let mut both = [0, 1].map(|_| lab.host(0).start_agent(Path::new(OVERLAY), &arguments).unwrap());
+        let ended = |agents: &mut [Agent; 2]| {
+            let [one, other] = agents.each_mut().map(|agent| agent.status().unwrap());
+            one.or(other)
+        };
+        wait_until("one of them to give way", SOON, || Ok(ended(&mut both).is_some())).unwrap();
+        assert_eq!(ended(&mut both).unwrap().code(), Some(1));
+        logged(lab.host(0), "another agent (pid ");
+        let [mut one, mut other] = both;
+        let winner = if one.status().unwrap().is_some() { &mut other } else { &mut one };
+        winner.wait_ready(SOON).unwrap();
+        let log = winner.log();
+        assert!(log.contains(&format!("another agent (pid {})", winner.pid().unwrap())), "{log}");
+    }
+    let mut last = lab.host(0).start_agent(Path::new(OVERLAY), &arguments).unwrap();
+    last.wait_ready(SOON).unwrap();
+    let report = traffic.finish().unwrap();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+}
+
+#[test]
+fn a_state_folder_that_is_full_or_read_only() {
+    let lab = lab(2);
+    let (host, store) = (lab.host(0), store(&lab));
+    let state = lab.folder().join("tiny");
+    fs::create_dir(&state).unwrap();
+    let folder = state.display().to_string();
+    let sh = |line: &str| xtask::command::sh(line).unwrap();
+    // Room for lock, record, origin and one file on its way.
+    sh(&format!("mount -t tmpfs -o size=24k none {folder}"));
+    let arguments = ["--store-dir", &store, "--store-shared", "--state-dir", &folder];
+    let refused = |words: &[&str]| refuses(host, &[&["--iface", "eth0"], &arguments[..]].concat(), words);
+
+    let fill = || {
+        // Until nothing more goes in.
+        fs::write(state.join("filler"), vec![0; 1 << 20]).unwrap_err();
+    };
+    fill();
+    refused(&[&folder, "No space left on device", "--state-dir"]);
+    assert_eq!(pins(host), [""; 0]);
+    fs::remove_file(state.join("filler")).unwrap();
+
+    let a = Member::join(host, &arguments);
+    let b = Member::join(lab.host(1), &["--store-dir", &store, "--store-shared"]);
+    a.reaches(&b);
+    let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
+    let status = || {
+        let words = ["status", "--json", "--state-dir", &folder];
+        serde_json::from_str::<serde_json::Value>(&host.overlay(Path::new(OVERLAY), &words).unwrap()).unwrap()
+    };
+    let lease = |third: u8| {
+        let value = format!(
+            r#"{{"PublicIP":"10.99.1.{third}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}}}"#
+        );
+        fs::write(Path::new(&store).join(format!("subnets/10.244.{third}.0-24")), value).unwrap();
+    };
+    let tells = |what: &str| {
+        wait_until(what, SOON, || {
+            Ok(status()["agent"]["state"]["error"].as_str().is_some_and(|error| error.contains(what)))
+        })
+        .unwrap();
+    };
+    let recovers = || {
+        wait_until("all well", SOON, || Ok(status()["agent"]["state"]["error"].is_null())).unwrap();
+    };
+    fill();
+    lease(201);
+    tells("No space left on device");
+    let text = host.overlay(Path::new(OVERLAY), &["status", "--state-dir", &folder]).unwrap();
+    assert!(text.contains("state folder") && text.contains("No space left on device"), "{text}");
+    assert_eq!(status()["peers"], 2);
+    fs::remove_file(state.join("filler")).unwrap();
+    recovers();
+
+    // A mount of its own: the agent's open lock keeps the other from becoming read-only.
+    let own = format!("{folder}/default");
+    sh(&format!("mount --bind {own} {own}"));
+    sh(&format!("mount -o remount,bind,ro {own}"));
+    lease(202);
+    tells("Read-only file system");
+    assert_eq!(status()["peers"], 3);
+    a.reaches(&b);
+    assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
+    refused(&[&format!("lock {folder}/default/lock"), "Read-only file system", "--state-dir"]);
+    sh(&format!("umount {own}"));
+    let mut again = host.start_agent(Path::new(OVERLAY), &arguments).unwrap();
+    again.wait_ready(SOON).unwrap();
+    let report = traffic.finish().unwrap();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+}
+
+#[test]
+fn a_bpf_filesystem_that_is_read_only() {
+    let lab = lab(2);
+    let (host, store) = (lab.host(0), store(&lab));
+    let bpf = lab.folder().join("bpf").display().to_string();
+    let remount = |how: &str| xtask::command::sh(&format!("mount -o remount,{how} {bpf}")).unwrap();
+    let arguments = ["--store-dir", &store, "--store-shared"];
+    remount("ro");
+    refuses(
+        host,
+        &[&["--iface", "eth0"], &arguments[..]].concat(),
+        &[&bpf, "Read-only file system", "--bpf-root"],
+    );
+    remount("rw");
+
+    let a = Member::join(host, &arguments);
+    let b = Member::join(lab.host(1), &arguments);
+    a.reaches(&b);
+    let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
+    remount("ro");
+    // A container that comes now is the stack's, and reached.
+    let (subnet, mtu) = a.agent.subnet().unwrap();
+    let late = host.add_container("late", &subnet, 3, mtu).unwrap();
+    logged(host, "it will be tried again");
+    // The kernel opens no pinned map for writing there, so ask the agent alone.
+    wait_until("what waits", SOON, || {
+        let status: serde_json::Value = serde_json::from_str(&host.http_get(8471, "/status")?.1)?;
+        Ok(status["datapath"]["waiting"].as_u64() > Some(0))
+    })
+    .unwrap();
+    let once = PingOptions { count: 1, ..PingOptions::default() };
+    wait_until("an answer", SOON, || Ok(late.ping(b.container.address(), once)?.complete())).unwrap();
+    remount("rw");
+    overlay(host, &["peers", "--resync"]).is(0, &["read again"]);
+    until(host, "nothing that waits", |status| {
+        status["agent"]["datapath"]["waiting"] == 0 && status["agent"]["datapath"]["endpoints"] == 2
+    });
+    let report = traffic.finish().unwrap();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+}
+
+#[test]
+fn pins_that_are_not_what_they_are_called() {
+    let lab = lab(2);
+    let (host, store) = (lab.host(0), store(&lab));
+    let arguments = ["--store-dir", &store, "--store-shared"];
+    let a = Member::join(host, &arguments);
+    let b = Member::join(lab.host(1), &arguments);
+    a.reaches(&b);
+    let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
+    assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
+    let all = host.bpf_root().join("overlay");
+    let make = |pin: &Path| {
+        fs::create_dir_all(pin.parent().unwrap()).unwrap();
+        let pin = pin.display();
+        xtask::command::sh(&format!(
+            "bpftool map create {pin} type hash key 4 value 8 entries 4 name other flags 0"
+        ))
+        .unwrap();
+    };
+    let refused = |words: &[&str]| refuses(host, &[&["--iface", "eth0"], &arguments[..]].concat(), words);
+
+    // A map of another shape under the name of one of ours.
+    let (pin, aside) = (all.join("v1/default/endpoints"), host.bpf_root().join("aside"));
+    fs::rename(&pin, &aside).unwrap();
+    make(&pin);
+    refused(&[&pin.display().to_string(), "is not the map `endpoints` of layout 1", "overlay down"]);
+    fs::remove_file(&pin).unwrap();
+    fs::rename(&aside, &pin).unwrap();
+
+    // A link that only a newer agent knows.
+    let link = all.join("v1/default/links/whim-7");
+    make(&link);
+    refused(&[&link.display().to_string(), "knows no such link", "newer agent", "overlay down"]);
+    fs::remove_file(&link).unwrap();
+
+    // Layouts nobody here can read.
+    for layout in ["v9", "whim"] {
+        let pin = all.join(layout).join("default/peers");
+        make(&pin);
+        refused(&[
+            &all.join(layout).display().to_string(),
+            "does not know",
+            "overlay down --network default",
+        ]);
+        assert!(pin.exists());
+        fs::remove_dir_all(all.join(layout)).unwrap();
+    }
+
+    let mut again = host.start_agent(Path::new(OVERLAY), &arguments).unwrap();
+    again.wait_ready(SOON).unwrap();
+    let report = traffic.finish().unwrap();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+}
+
+#[test]
+fn links_whose_namespace_went() {
+    let lab = lab(3);
+    let (host, store) = (lab.host(0), store(&lab));
+    let arguments = ["--store-dir", &store, "--store-shared"];
+    let a = Member::join(host, &arguments);
+    let b = Member::join(lab.host(1), &arguments);
+    a.reaches(&b);
+    let (subnet, mtu) = a.agent.subnet().unwrap();
+    let gone = host.add_container("gone", &subnet, 3, mtu).unwrap();
+    let address = gone.address();
+    let once = PingOptions { count: 1, ..PingOptions::default() };
+    wait_until("an answer", SOON, || Ok(gone.ping(b.container.address(), once)?.complete())).unwrap();
+    until(host, "two endpoints", |status| status["agent"]["datapath"]["endpoints"] == 2);
+    let links = host.bpf_root().join("overlay/v1/default/links");
+    let count = || fs::read_dir(&links).unwrap().count();
+    let before = count();
+    let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
+
+    // A container's, while no agent runs.
+    assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
+    xtask::command::sh(&format!("ip netns delete {}", gone.namespace().name())).unwrap();
+    wait_until("its veth to go", SOON, || Ok(host.exec(&format!("ip link show {}", gone.port())).is_err()))
+        .unwrap();
+    assert_eq!(count(), before);
+    let mut again = host.start_agent(Path::new(OVERLAY), &arguments).unwrap();
+    again.wait_ready(SOON).unwrap();
+    logged(host, "has lost its interface");
+    assert_eq!(count(), before - 2);
+    until(host, "one endpoint", |status| status["agent"]["datapath"]["endpoints"] == 1);
+    let listed = overlay(host, &["endpoints", "--json"]);
+    assert!(!listed.text.contains(&address.to_string()), "{}", listed.text);
+    let report = traffic.finish().unwrap();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+
+    // The host's own: a namespace that is gone cannot be told from one that is elsewhere. Told whose they are, and removed
+    // by who says so.
+    let last = lab.host(2);
+    let c = Member::join(last, &arguments);
+    assert_eq!(c.agent.terminate().unwrap().code(), Some(0));
+    let (root, state) =
+        (last.bpf_root().display().to_string(), last.folder().join("state").display().to_string());
+    xtask::command::sh(&format!("ip netns delete {}", last.namespace().name())).unwrap();
+    let places = ["--bpf-root", &root, "--state-dir", &state];
+    let agent = ["agent", "--iface", "eth0", "--device", "overlay9", "--store-dir", &store, "--store-shared"];
+    overlay(host, &[&agent[..], &places].concat())
+        .is(1, &["belong to 10.99.0.3", "in network namespace", "overlay down --network default"]);
+    overlay(host, &[&["down", "--device", "overlay9"], &places[..]].concat())
+        .is(0, &["network default is gone"]);
+    assert!(!last.bpf_root().join("overlay").exists());
 }

@@ -7,12 +7,16 @@ mod cluster {
     mod checked;
     mod clsact;
     mod containers;
+    mod corrupt;
     mod down;
     mod figures;
     mod foreign;
+    mod ingress;
     mod peers;
     mod ports;
+    mod race;
     mod restart;
     mod store;
     mod storm;
+    mod upgrade;
 }

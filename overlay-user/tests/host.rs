@@ -513,6 +513,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
             network: Some("10.244.0.0/16".parse().unwrap()),
             subnet: Some("10.244.1.0/24".parse().unwrap()),
             bpf_root: "/proc".into(),
+            pins: "/proc/overlay".into(),
         };
         let findings = check::check(&Netlink::open().unwrap(), &spec).await.unwrap();
         for finding in &findings {

@@ -12,7 +12,7 @@ mod hostile {
     use xtask::fuzz::Ingress;
 
     /// Every way to decapsulate; each table below holds for each of them.
-    const INGRESSES: &[Ingress] = &[Ingress::Tc];
+    const INGRESSES: &[Ingress] = &[Ingress::Tc, Ingress::Xdp, Ingress::XdpStrip];
 
     /// The binary that cargo built for these tests.
     fn overlay() -> &'static Path {

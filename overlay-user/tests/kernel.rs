@@ -6,5 +6,6 @@ mod kernel {
     mod decap;
     mod encap;
     mod stack;
+    mod xdp;
 }
 mod support;

@@ -22,4 +22,6 @@ macro_rules! ways {
 ways! {
     tc: "tc", "auto", [];
     tc_clsact: "tc", "clsact", [];
+    xdp: "xdp", "auto", ["--endpoint-gro", "on"];
+    xdp_strip: "xdp-strip", "auto", [];
 }

@@ -1,7 +1,7 @@
 //! A real etcd for tests and the demo: one member, its own ports and folder, gone when dropped.
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{self, File},
     io::ErrorKind,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
@@ -15,6 +15,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+use crate::command;
 
 /// How long it may take to answer after its start.
 const START: Duration = Duration::from_secs(20);
@@ -36,6 +38,8 @@ struct Place {
     client_port: u16,
     peer_port: u16,
     tls: Option<Tls>,
+    /// Part of the cluster's identity, beside its members' names and addresses.
+    token: u32,
 }
 
 /// Certificates as PEM files, the same for etcd and for etcdctl. Clients must show one of the same authority.
@@ -79,7 +83,8 @@ impl Etcd {
         (client_port, peer_port): (u16, u16),
         tls: Option<Tls>,
     ) -> Result<Self> {
-        let place = Place { folder: folder.to_owned(), netns, address, client_port, peer_port, tls };
+        let place =
+            Place { folder: folder.to_owned(), netns, address, client_port, peer_port, tls, token: 0 };
         let etcd = Self { child: place.spawn()?, place };
         etcd.wait_until_it_answers()?;
         Ok(etcd)
@@ -110,6 +115,38 @@ impl Etcd {
         self.signal(Signal::SIGTERM)?;
         self.child.wait().context("wait for etcd")?;
         Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.child.wait().context("wait for etcd")?;
+        Ok(())
+    }
+
+    /// Copies its data aside. It must be stopped.
+    pub fn back_up(&self) -> Result<()> {
+        let [data, copy] =
+            ["etcd", "etcd.backup"].map(|name| self.place.folder.join(name).display().to_string());
+        command::run("cp", ["--recursive", &data, &copy]).map(drop)
+    }
+
+    /// Puts back what [`Etcd::back_up`] copied. It must be stopped.
+    pub fn restore(&self) -> Result<()> {
+        self.wipe()?;
+        let folder = &self.place.folder;
+        fs::rename(folder.join("etcd.backup"), folder.join("etcd")).context("restore etcd's data")
+    }
+
+    /// Removes its data. It must be stopped. Started again it has the same identity, with another history.
+    pub fn wipe(&self) -> Result<()> {
+        fs::remove_dir_all(self.place.folder.join("etcd")).context("remove etcd's data")
+    }
+
+    /// Removes its data, and has another cluster start under the same address. It must be stopped.
+    pub fn replace(&mut self) -> Result<()> {
+        self.place.token += 1;
+        self.wipe()
     }
 
     /// Starts it again after a [`Etcd::stop`], on the same data and ports.
@@ -194,6 +231,7 @@ impl Place {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("overlay={peer}")])
+            .args(["--initial-cluster-token", &format!("overlay-{}", self.token)])
             .args(["--logger", "zap", "--log-level", "warn"]);
         if let Some(Tls { ca, cert, key }) = &self.tls {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);

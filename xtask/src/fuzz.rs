@@ -28,6 +28,7 @@ pub use self::{table::Bench, twins::Nic};
 
 mod account;
 mod compare;
+mod datagrams;
 pub mod frames;
 mod kernel_counters;
 mod mutations;
@@ -56,11 +57,16 @@ pub struct Options {
     pub json: bool,
 }
 
-/// Where our host decapsulates.
+/// Where our host decapsulates. A way more is a variant, what its agents are told, and a word in `INGRESSES` of
+/// overlay-user/tests/hostile.rs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Ingress {
     /// At TC.
     Tc,
+    /// In the driver, and TC for what XDP leaves.
+    Xdp,
+    /// Unwrapped in the driver, delivered at TC.
+    XdpStrip,
 }
 
 impl Ingress {
@@ -68,6 +74,8 @@ impl Ingress {
     fn agent(self) -> &'static [&'static str] {
         match self {
             Self::Tc => &[],
+            Self::Xdp => &["--ingress", "xdp", "--endpoint-gro", "on"],
+            Self::XdpStrip => &["--ingress", "xdp-strip"],
         }
     }
 }
@@ -281,7 +289,8 @@ fn explained(frame: &[u8], cases: &[(Fate, Case)], used: &mut HashSet<usize>) ->
 impl Fate {
     /// The rule that keeps it from the container where the kernel alone might deliver it.
     fn dropped_by(&self) -> Option<&'static str> {
-        let reasons = || self.decap.iter().chain(&self.receive).chain(&self.open);
+        let reasons =
+            || self.decap.iter().chain(&self.receive).chain(&self.open).chain(self.again.iter().flatten());
         let dropped = reasons().find(|reason| {
             matches!(reason.verdict(), overlay_common::Verdict::Drop) || **reason == Reason::NotIpv4
         });
@@ -296,6 +305,7 @@ impl Fate {
             self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();
         words.extend(self.receive.iter().map(|reason| format!("receive:{}", reason.as_str())));
         words.extend(self.open.iter().map(|reason| format!("options-or-receive:{}", reason.as_str())));
+        words.extend(self.again.iter().flatten().map(|reason| format!("again:{}", reason.as_str())));
         words.extend(self.ends.iter().map(|end| end.as_str().to_owned()));
         words.join(",")
     }

@@ -35,7 +35,8 @@ pub use self::{
     ledger::{Accounts, Ledger, Traffic},
     member::{Member, Store, configure, populate, populate_some},
     namespace::{MARK, Namespace, Running},
-    numbered::{Numbered, NumberedReport},
+    numbered::{Numbered, NumberedReport, queue_overflows},
+    steady::{Steady, SteadyReport},
     stream::{Transfer, iperf3, transfer},
     sweep::{interrupted, leaks, orphans, sweep},
     visitor::Guesthouse,
@@ -52,6 +53,7 @@ mod ledger;
 mod member;
 mod namespace;
 mod numbered;
+mod steady;
 mod stream;
 mod sweep;
 mod visitor;

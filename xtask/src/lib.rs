@@ -2,6 +2,7 @@
 //! tests.
 
 pub mod command;
+pub mod endurance;
 pub mod etcd;
 pub mod fuzz;
 pub mod lab;

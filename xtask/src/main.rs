@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 
 mod ci;
 mod demo;
+mod endure;
 mod figures;
 mod fuzzing;
 mod play;
@@ -36,6 +37,8 @@ enum Command {
     Figures(figures::Options),
     /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
     Fuzz(xtask::fuzz::Options),
+    /// Agents that come and go under packets: counts what is lost.
+    Endure(endure::Options),
     /// What CI runs: format, lints, all tests.
     Ci,
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Figures(options) => figures::figures(&options),
         Command::Fuzz(options) => fuzzing::fuzzing(&options),
+        Command::Endure(options) => endure::endure(&options),
         Command::Ci => ci::ci(),
     };
     match done {

@@ -37,3 +37,25 @@ pub fn build_overlay() -> Result<PathBuf> {
     command::pass_through(&mut cargo(&["build", "--package", "overlay-user"]))?;
     Ok(target().join("debug/overlay"))
 }
+
+/// An agent that comes after the present one, for upgrades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Its programs differ (on the wire, the outer TTL is 63), its maps do not.
+    Program,
+    /// Its maps have another layout, one ABI higher.
+    Layout,
+}
+
+/// Builds it as [`build_overlay`] does, beside the present one, and returns its path.
+pub fn build_next(next: Next) -> Result<PathBuf> {
+    let name = match next {
+        Next::Program => "program",
+        Next::Layout => "layout",
+    };
+    let (feature, binary) = (format!("next-{name}"), format!("overlay-next-{name}"));
+    let words = ["build", "--package", "overlay-user", "--features", &feature, "--bin", &binary];
+    // What it says when all is well fills the screen.
+    command::output(&mut cargo(&words))?;
+    Ok(target().join("debug").join(binary))
+}

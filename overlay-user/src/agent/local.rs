@@ -17,6 +17,7 @@ use crate::{
     datapath::{Change, Datapath, DatapathError, Installed},
     decided::Decided,
     guard::{self, Guard, Suspicion},
+    history::History,
     peers::{self, PeerTable, Scope},
     status::FirstApply,
     store::{self, Batch, Origin, Snapshot},
@@ -36,7 +37,7 @@ pub(super) struct Local<D> {
     /// How many endpoint and port changes have failed since the last repair.
     pub(super) unrepaired: usize,
     /// Where what is in force comes from.
-    pub(super) origin: Option<Origin>,
+    history: History,
     pub(super) resync: bool,
     /// What is in force could be read back the last time.
     pub(super) readable: bool,
@@ -59,7 +60,7 @@ impl<D: Datapath> Local<D> {
             installed,
             failed: BTreeMap::new(),
             unrepaired: 0,
-            origin,
+            history: History::new(origin),
             resync: false,
             readable: false,
         })
@@ -102,7 +103,8 @@ impl<D: Datapath> Local<D> {
     /// Brings the data path to what all leases at one revision say, from what it really has.
     pub(super) fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), DatapathError> {
         let clock = std::time::Instant::now();
-        let other_history = self.origin.is_some_and(|origin| !origin.goes_on_in(snapshot.origin()));
+        let other_history = !self.history.goes_on_in(snapshot);
+        self.history.snapshot(snapshot);
         self.heard(snapshot.revision, Some(snapshot.cluster));
         self.table.snapshot(snapshot);
         let remembered = std::mem::replace(&mut self.installed, self.datapath.installed()?);
@@ -136,6 +138,7 @@ impl<D: Datapath> Local<D> {
 
     /// Takes in the changes of one revision.
     pub(super) fn change(&mut self, batch: &Batch) {
+        self.history.change(batch);
         self.heard(batch.revision, None);
         let touched = self.table.change(batch);
         for subnet in &touched {

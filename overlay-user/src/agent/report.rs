@@ -11,7 +11,7 @@ use crate::{
     own::Own,
     peers::Skipped,
     status::{FailedPeer, unix_now},
-    store::{Origin, Revision, StoreError},
+    store::{Revision, StoreError},
 };
 
 impl<D: Datapath> Local<D> {
@@ -71,8 +71,6 @@ impl<D: Datapath> Local<D> {
 
     /// The store answered.
     pub(super) fn heard(&mut self, revision: Revision, cluster: Option<u64>) {
-        let cluster_now = cluster.or(self.origin.map(|origin| origin.cluster));
-        self.origin = cluster_now.map(|cluster| Origin { cluster, revision });
         self.inputs.status.send_modify(|status| {
             status.answered = Some(Instant::now());
             status.store.revision = revision.0;
@@ -133,6 +131,8 @@ impl<D: Datapath> Local<D> {
             _ => "the underlay device has no program",
         });
         let ports = self.installed.ports.values().filter(|kind| kind.is_containers()).count();
+        let receives = |endpoint: &&Endpoint| self.installed.receivers.contains(&endpoint.port);
+        let receivers = self.installed.endpoints.values().filter(receives).count();
         self.inputs.status.send_modify(|status| {
             for Skipped { key, why } in news(&status.peers.skipped, &skipped) {
                 warn!("lease {key} gives no peer: {why}");
@@ -144,6 +144,8 @@ impl<D: Datapath> Local<D> {
             status.peers.skipped = skipped;
             status.datapath.endpoints = self.installed.endpoints.len();
             status.datapath.ports = ports;
+            status.datapath.ingress = self.installed.ingress.clone();
+            status.datapath.receivers = receivers;
             if self.readable {
                 status.datapath.attached = bare.is_none();
                 status.datapath.error = bare.map(str::to_owned);

@@ -15,19 +15,21 @@ use tokio::{
 
 use super::{Opened, open, vxlan::Vxlan};
 use crate::{
-    acquire::{self, Held, Request, TIME_TO_LIVE},
+    acquire::{self, AcquireError, Held, Request, TIME_TO_LIVE},
     agent::{self, Inputs, Setup},
-    cli::{Agent, AttachBy, PeerCheck, Switch},
+    cli::{self, Agent, AttachBy, PeerCheck, Switch},
     control::{self, Server},
     datapath::{
         Datapath as _, PortKind,
         ebpf::{EbpfDatapath, Options},
         links::{Links, TcWay},
         programs_log,
+        xdp::{XdpLink, XdpMode},
     },
     device::{self, Device, DeviceSpec},
     endpoints, health,
     iface::{self, Underlay},
+    ingress::{self, Ingress},
     keep,
     lease::Backend,
     losses,
@@ -37,6 +39,7 @@ use crate::{
     observe, origin,
     own::Own,
     peers::Scope,
+    receivers,
     rules::{self, Keeper, Wanted},
     state::{Adoption, Record},
     status::Status,
@@ -105,6 +108,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let public_ip = options.underlay.public_ip.unwrap_or(underlay.address);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
     paths.refuse_foreign(public_ip)?;
+    let mut older = paths.older()?;
 
     let network = config(&mut store).await?;
     let vxlan = Vxlan::of(&network)?;
@@ -125,7 +129,9 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let fast_path = options.fast_path == Switch::On;
     let record = Record { fast_path, ..Record::current(public_ip, subnet)? };
     let adoption = paths.adopt(&record)?;
-    if adoption == Adoption::Adopt {
+    if adoption == Adoption::Fresh {
+        older.clear();
+    } else if older.is_empty() {
         info!("adopting what an earlier agent left in {}", paths.pins.display());
     }
     let mtu = device::mtu(vxlan.mtu.unwrap_or(underlay.mtu));
@@ -143,12 +149,16 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         network: network.network,
     };
     let tc = tc_way(options.attach)?;
+    let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
     let (mut datapath, device) = attach(&netlink, &spec, |device| Options {
         settings: settings(options, &network, &vxlan, subnet, &underlay, device, vtep_mac),
         pins: paths.pins.clone(),
         tc,
+        ingress: ingress.clone(),
         max_peers: options.max_peers,
         max_flows: options.max_flows,
+        older: older.clone(),
+        filling: paths.filling.clone(),
     })
     .await
     .inspect_err(|_| {
@@ -162,7 +172,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
             }
         }
     })?;
-    paths.forget_other_layouts()?;
+    paths.forget_older(&older)?;
     let lost_before = losses::read(&netlink, &paths.pins).await.unwrap_or_else(|error| {
         warn!("{error}: losses are shown since the devices were made, not since this start");
         Vec::new()
@@ -202,7 +212,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     }
     let pins = paths.pins.clone();
     tasks.spawn(rules.keep());
-    tasks.spawn(origin::keep_noted(paths, status.clone()));
+    tasks.spawn(origin::keep_noted(paths, status_to.clone()));
     let (view_to, view) = watch::channel(endpoints::View::default());
     let (changes_to, changes) = mpsc::channel(64);
     let (commands_to, commands) = mpsc::channel(16);
@@ -225,6 +235,15 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         let kept = keep::keep(keeping, spec, device.ifindex, underlay, told).await;
         kept.context("watch over the host's devices")
     });
+    if ingress.xdp == Some(XdpMode::Redirect) {
+        let (asking, view, told) = (Netlink::open()?, view.clone(), changes_to.clone());
+        let switch_gro = options.endpoint_gro == Switch::On;
+        let adopted = installed.receivers.clone();
+        tasks.spawn(async move {
+            let watched = receivers::watch(asking, switch_gro, adopted, view, told).await;
+            watched.context("watch which containers take frames from XDP")
+        });
+    }
     let learning = endpoints::Config { subnet, bridges: options.bridge.clone() };
     tasks.spawn(async move {
         let learned = observe::observe(netlink, learning, installed, changes_to, commands, view_to).await;
@@ -267,6 +286,34 @@ fn tc_way(asked: AttachBy) -> Result<TcWay> {
         info!("this kernel has no TCX: attaching by clsact filters instead");
     }
     Ok(way)
+}
+
+/// What XDP is to do: as asked, and as the underlay can.
+async fn choose_ingress(
+    netlink: &Netlink,
+    options: &Agent,
+    underlay: &Underlay,
+    ours: &XdpLink,
+) -> Result<Ingress> {
+    let mode = match options.ingress {
+        cli::Ingress::Auto => {
+            return Ok(Ingress::without(
+                "not asked for: attaching it may reset a NIC and take offloads from it; --ingress xdp does",
+            ));
+        }
+        cli::Ingress::Tc => return Ok(Ingress::without("not asked for")),
+        cli::Ingress::Xdp | cli::Ingress::XdpStrip if options.fast_path == Switch::Off => {
+            return Ok(Ingress::without("switched off by --fast-path off"));
+        }
+        cli::Ingress::Xdp => XdpMode::Redirect,
+        cli::Ingress::XdpStrip => XdpMode::Strip,
+    };
+    let link = netlink.link_named(&underlay.name).await?.context("the underlay interface is gone")?;
+    if let Some(why) = ingress::unfit(netlink, &link, ours).await? {
+        warn!("--ingress: {why}; TC takes packets in");
+        return Ok(Ingress::without(why));
+    }
+    Ok(Ingress { xdp: Some(mode), why: String::new() })
 }
 
 /// The network's config. Waits for a store that does not answer, and for a config that nobody wrote yet: on a cluster
@@ -318,7 +365,14 @@ async fn lease(
 }
 
 fn is_passing(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. })))
+    error.chain().any(|cause| {
+        let store = match cause.downcast_ref() {
+            // Transparent: the chain holds it in the store error's place.
+            Some(AcquireError::Store(store)) => Some(store),
+            _ => cause.downcast_ref(),
+        };
+        matches!(store, Some(StoreError::Unavailable { .. }))
+    })
 }
 
 /// The MAC address of a tunnel device that is there already: peers know it.
@@ -385,5 +439,24 @@ fn settings(
         port_count: 16384,
         // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
         gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
+        underlay_mac: underlay.mac.map_or([0; 6], |mac| mac.0),
+        reserved: [0; 2],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_does_not_answer_will_pass_and_one_that_refuses_will_not() {
+        let (store, detail) = ("etcd".to_owned(), "gone".to_owned());
+        let away = || StoreError::Unavailable { store: store.clone(), detail: detail.clone() };
+        let refuses = StoreError::Refused { store: store.clone(), detail: detail.clone() };
+        assert!(is_passing(&away().into()));
+        assert!(is_passing(&AcquireError::Store(away()).into()));
+        assert!(is_passing(&anyhow::Error::from(AcquireError::Store(away())).context("use a folder")));
+        assert!(!is_passing(&AcquireError::Store(refuses).into()));
+        assert!(!is_passing(&AcquireError::Contended(1, store.clone()).into()));
     }
 }

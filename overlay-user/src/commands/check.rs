@@ -22,6 +22,7 @@ pub(super) async fn check(options: &Check) -> Result<Ended> {
         network: None,
         subnet: record.map(|record| record.subnet),
         bpf_root: options.show.place.bpf_root.clone(),
+        pins: options.show.place.paths().pins,
     };
     let mut findings = check::check(&netlink, &spec).await?;
     if let Err(error) = underlay {

@@ -3,7 +3,14 @@ use anyhow::{Context as _, Result, bail};
 use log::warn;
 use serde_json::json;
 
-use crate::{cli::Down, datapath::links::Links, device, netlink::Netlink, rules, state::Record};
+use crate::{
+    cli::Down,
+    datapath::{links::Links, xdp::XdpLink},
+    device,
+    netlink::Netlink,
+    rules,
+    state::Record,
+};
 
 pub(super) async fn down(options: &Down) -> Result<()> {
     let paths = options.show.place.paths();
@@ -21,13 +28,23 @@ pub(super) async fn down(options: &Down) -> Result<()> {
     }
     // What can go goes, whatever else fails.
     let mut failures = Vec::new();
+    // XDP first: what it has unwrapped needs TC's program behind it.
+    if let Err(error) = XdpLink::new(&paths.pins).detach_others(None) {
+        failures.push(error.to_string());
+    }
     // The device before the programs that check what it takes in.
     if let Err(error) = remove_device(&options.device).await {
         failures.push(format!("{error:#}"));
     }
     // Before the pins go, which would only end the links among them.
-    if let Err(error) = Links::detach_all(&paths.pins) {
+    let layouts = paths.all_layouts().unwrap_or_else(|error| {
         failures.push(error.to_string());
+        Vec::new()
+    });
+    for pins in layouts {
+        if let Err(error) = Links::detach_all(&pins) {
+            failures.push(error.to_string());
+        }
     }
     if let Err(error) = rules::remove(&paths.network).await {
         failures.push(error);

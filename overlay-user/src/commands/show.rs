@@ -12,6 +12,7 @@ use crate::{
     datapath::{
         links::TcWay,
         tables::{Counter, PeerTraffic, Tables},
+        xdp::{XdpLink, XdpMode},
     },
     losses::{self, Loss, Reading},
     mac::Mac,
@@ -96,7 +97,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let report = Report {
         network: paths.network,
         mode: "vxlan",
-        tiers: tiers(record.as_ref(), agent.as_ref(), attached_by),
+        tiers: tiers(record.as_ref(), agent.as_ref(), attached_by, &XdpLink::new(&paths.pins)),
         attached_by,
         features: features(links.iter().find(|link| in_use.is_some_and(|(_, device)| link.index == device))),
         record,
@@ -120,7 +121,12 @@ async fn device_losses(pins: &Path) -> Result<Vec<Reading>> {
     Ok(losses::read(&Netlink::open()?, pins).await?)
 }
 
-fn tiers(record: Option<&Record>, agent: Option<&Status>, attached_by: Option<TcWay>) -> Vec<Tier> {
+fn tiers(
+    record: Option<&Record>,
+    agent: Option<&Status>,
+    attached_by: Option<TcWay>,
+    link: &XdpLink,
+) -> Vec<Tier> {
     let asked = record.is_none_or(|record| record.fast_path);
     let broken = agent.filter(|agent| !agent.datapath.attached);
     let why = match broken {
@@ -132,10 +138,26 @@ fn tiers(record: Option<&Record>, agent: Option<&Status>, attached_by: Option<Tc
         }
     };
     vec![
-        Tier { name: "xdp", in_use: false, why: "not asked for".into() },
+        xdp(agent, link),
         Tier { name: "tc", in_use: asked && broken.is_none(), why },
         Tier { name: "stack", in_use: true, why: "carries what the tiers above leave".into() },
     ]
+}
+
+/// By the agent's word, or by what it left.
+fn xdp(agent: Option<&Status>, link: &XdpLink) -> Tier {
+    let left = || link.pinned().ok()?.into_iter().find_map(|ifindex| link.mode(ifindex));
+    let used = agent.map_or_else(left, |agent| agent.datapath.ingress.xdp);
+    let why = match (used, agent) {
+        (Some(XdpMode::Redirect), Some(agent)) => format!(
+            "redirects to {} of {} endpoints, whose veths take frames; TC delivers to the others",
+            agent.datapath.receivers, agent.datapath.endpoints
+        ),
+        (Some(mode), _) => mode.to_string(),
+        (None, Some(agent)) => agent.datapath.ingress.why.clone(),
+        (None, None) => "not attached".to_owned(),
+    };
+    Tier { name: "xdp", in_use: used.is_some(), why }
 }
 
 fn text(report: &Report) -> String {
@@ -201,6 +223,9 @@ fn text(report: &Report) -> String {
             );
             row("masquerading", rule_line(&agent.rules.masquerade));
             row("forward rules", rule_line(&agent.rules.forward));
+            if let Some(error) = &agent.state.error {
+                row("state folder", error.clone());
+            }
             for conflict in &agent.learned.conflicts {
                 row(
                     "address conflict",

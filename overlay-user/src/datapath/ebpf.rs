@@ -12,17 +12,19 @@ use aya::{
 };
 use ipnet::Ipv4Net;
 use log::{info, warn};
-use nix::errno::Errno;
+use nix::{errno::Errno, ifaddrs::getifaddrs};
 use overlay_common::{Addr4, ENDPOINT_PINNED, Settings, Vtep};
 
 use super::{
     Change, Datapath, DatapathError, Endpoint, Installed, Peer, PortKind,
     flows::Lifetimes,
+    layouts::{self, Older},
     links::{Attachment, Links, TcWay},
     slots::Slots,
-    tables::{MAPS, Tables},
+    tables::{self, MAPS, Tables},
+    xdp::{Receivers, XdpLink, XdpMode},
 };
-use crate::mac::Mac;
+use crate::{ingress::Ingress, mac::Mac};
 
 /// The programs as built by this crate's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay"));
@@ -36,10 +38,16 @@ pub struct Options {
     pub pins: PathBuf,
     /// How programs are attached at TC.
     pub tc: TcWay,
+    /// What XDP is to do before TC, or why nothing.
+    pub ingress: Ingress,
     /// Capacity of the peer table.
     pub max_peers: u32,
     /// Capacity of the table of the stack's connections.
     pub max_flows: u32,
+    /// What agents with older map layouts left of this network, oldest first: taken over if `pins` holds nothing yet.
+    pub older: Vec<Older>,
+    /// Where maps are filled before they become `pins`, below the same bpffs.
+    pub filling: PathBuf,
 }
 
 /// The programs and maps of one network on this host.
@@ -47,6 +55,12 @@ pub struct EbpfDatapath {
     ebpf: Ebpf,
     tables: Tables,
     links: Links,
+    receivers: Receivers,
+    xdp_link: XdpLink,
+    /// What XDP does.
+    ingress: Ingress,
+    /// The interface that XDP was last attached to, or tried at: attaching may reset a NIC, so it is tried once.
+    tried: Option<u32>,
     options: Options,
     prefix_len: u8,
     slots: Slots,
@@ -62,17 +76,33 @@ impl EbpfDatapath {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
-        let mut ebpf = load_object(&options)?;
-        let mut tables = Tables::take(&mut ebpf)?;
-        let links = Links::new(&options.pins, options.tc)?;
+        layouts::check_links(&options.pins)?;
+        let (mut ebpf, mut tables) = match options.older.last() {
+            Some(older) if !layouts::is_filled(&options.pins)? => take_over(older, &options)?,
+            _ => {
+                tables::check(&options.pins)?;
+                load_object(&options, &options.pins)?
+            }
+        };
+        let receivers = Receivers::take(&mut ebpf)?;
+        let (links, xdp_link) = (Links::new(&options.pins, options.tc)?, XdpLink::new(&options.pins));
+        for older in &options.older {
+            layouts::move_links(older, &options.pins)?;
+        }
         options.max_peers = capacity(&options.pins, "peers", options.max_peers)?;
         options.max_flows = capacity(&options.pins, "flows", options.max_flows)?;
         let taken = tables.peer_entries()?.into_values().map(|peer| (peer.slot, peer.outer));
         let slots = Slots::new(options.max_peers, taken);
         forget_strangers(&mut tables, &slots)?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
-        let mut datapath = Self { ebpf, tables, links, options, prefix_len, slots };
+        let ingress = Ingress::default();
+        let tried = None;
+        let mut datapath =
+            Self { ebpf, tables, links, receivers, xdp_link, ingress, tried, options, prefix_len, slots };
         datapath.adopt()?;
+        for older in &datapath.options.older {
+            layouts::merge_notes(older, &mut datapath.tables);
+        }
         Ok(datapath)
     }
 
@@ -92,9 +122,51 @@ impl EbpfDatapath {
         self.attach(underlay, PortKind::Underlay)
     }
 
+    /// XDP last, and gone first: what it has unwrapped needs TC's program behind it, which understands it in every mode.
+    fn take_in(&mut self) -> Result<(), DatapathError> {
+        let underlay = self.options.settings.underlay;
+        let Some(mode) = self.options.ingress.xdp else {
+            self.ingress = self.options.ingress.clone();
+            return self.xdp_link.detach_others(None);
+        };
+        self.xdp_link.detach_others(Some(underlay))?;
+        let used = Ingress { xdp: Some(mode), why: String::new() };
+        if self.xdp_link.replace(&mut self.ebpf, mode, underlay)? {
+            (self.ingress, self.tried) = (used, Some(underlay));
+            return Ok(());
+        }
+        if self.tried == Some(underlay) {
+            if self.ingress.xdp.is_some() {
+                let why = "somebody detached its program; start the agent again to attach it again";
+                warn!("XDP at interface {underlay}: {why}");
+                self.ingress = Ingress::without(why);
+            }
+            return Ok(());
+        }
+        self.tried = Some(underlay);
+        // Of an earlier time: who took frames then need not now.
+        self.receivers.clear()?;
+        self.ingress = match self.xdp_link.attach(&mut self.ebpf, mode, underlay) {
+            Ok(()) => {
+                info!("XDP at interface {underlay} {mode}");
+                used
+            }
+            Err(error @ DatapathError::Gone(_)) => return Err(error),
+            Err(error) => {
+                warn!("{error}: TC takes packets in");
+                Ingress::without(error.to_string())
+            }
+        };
+        Ok(())
+    }
+
     fn attach(&mut self, ifindex: u32, kind: PortKind) -> Result<(), DatapathError> {
-        if kind == PortKind::Underlay && ifindex != self.options.settings.underlay {
-            self.move_underlay(ifindex)?;
+        if kind == PortKind::Underlay {
+            let Settings { underlay, underlay_mac, .. } = self.options.settings;
+            let mac = mac_of(ifindex)?.unwrap_or(underlay_mac);
+            if (ifindex, mac) != (underlay, underlay_mac) {
+                self.move_underlay(ifindex, mac)?;
+            }
         }
         let wanted = Attachment::of_port(kind);
         for (done, attachment) in wanted.iter().enumerate() {
@@ -114,16 +186,17 @@ impl EbpfDatapath {
             self.options.settings.device = ifindex;
         }
         let Settings { underlay, device, .. } = self.options.settings;
-        self.links.retain_host(underlay, device)
+        self.links.retain_host(underlay, device)?;
+        if kind == PortKind::Underlay { self.take_in() } else { Ok(()) }
     }
 
-    /// The programs hold the underlay's index as a constant: loads them anew, with the same maps, and replaces every one
-    /// in place.
-    fn move_underlay(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+    /// The programs hold the underlay's index and MAC address as constants: loads them anew, with the same maps, and
+    /// replaces every one in place.
+    fn move_underlay(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<(), DatapathError> {
         let mut options = self.options.clone();
-        options.settings.underlay = ifindex;
-        let mut ebpf = load_object(&options)?;
-        let tables = Tables::take(&mut ebpf)?;
+        (options.settings.underlay, options.settings.underlay_mac) = (ifindex, mac);
+        let (mut ebpf, tables) = load_object(&options, &options.pins)?;
+        self.receivers = Receivers::take(&mut ebpf)?;
         (self.ebpf, self.tables, self.options) = (ebpf, tables, options);
         self.links.adopt(&mut self.ebpf).map(drop)
     }
@@ -136,7 +209,7 @@ impl EbpfDatapath {
             None => self.free_slot()?,
         };
         let outer = peer.public_ip.octets();
-        let new = overlay_common::Peer { outer, vtep_mac: peer.vtep_mac.0, reserved: [0; 2], slot };
+        let new = tables::peer_entry(peer, slot);
         // The address first: a packet that arrives between the two writes finds its sender known.
         self.tables
             .vteps
@@ -194,15 +267,9 @@ impl EbpfDatapath {
     }
 
     fn put_endpoint(&mut self, address: Ipv4Addr, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        let value = overlay_common::Endpoint {
-            ifindex: endpoint.port,
-            mac: endpoint.mac.0,
-            gateway_mac: endpoint.gateway_mac.0,
-            flags: if endpoint.pinned { ENDPOINT_PINNED } else { 0 },
-        };
         self.tables
             .endpoints
-            .insert(Addr4::new(address.octets()), value, 0)
+            .insert(Addr4::new(address.octets()), tables::endpoint_entry(endpoint), 0)
             .map_err(|error| self.write_failed("endpoints", format!("add endpoint {address}"), &error))
     }
 
@@ -235,6 +302,8 @@ impl Datapath for EbpfDatapath {
             peers: peers.collect::<BTreeMap<_, _>>(),
             endpoints: endpoints.collect(),
             ports: self.links.ports(&self.ebpf)?,
+            ingress: self.ingress.clone(),
+            receivers: self.receivers.list()?.into_iter().collect(),
         })
     }
 
@@ -248,6 +317,7 @@ impl Datapath for EbpfDatapath {
                     .map_err(|error| DatapathError::failed(format!("remove endpoint {address}"), &error))
             }
             Change::Attach(ifindex, kind) => self.attach(*ifindex, *kind),
+            Change::Receives(ifindex, receives) => self.receivers.set(*ifindex, *receives),
             Change::Detach(ifindex) => {
                 for attachment in [Attachment::Encap, Attachment::Note, Attachment::Bridge] {
                     self.links.detach(attachment, *ifindex)?;
@@ -262,11 +332,27 @@ impl Datapath for EbpfDatapath {
     }
 }
 
-/// Loads and verifies all programs, with maps from the pins where they are there.
-fn load_object(options: &Options) -> Result<Ebpf, DatapathError> {
+/// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's: what
+/// ends before that leaves the older layout in force.
+fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Tables), DatapathError> {
+    let filled = || {
+        layouts::stage(older, &options.filling)?;
+        // As large as they were: counters that are shared have no more slots.
+        let (max_peers, max_flows) = (size(&older.pins, "peers")?, size(&older.pins, "flows")?);
+        let options = Options { max_peers, max_flows, ..options.clone() };
+        let (ebpf, mut tables) = load_object(&options, &options.filling)?;
+        layouts::fill(older, &mut tables)?;
+        layouts::commit(&options.filling, &options.pins)?;
+        Ok((ebpf, tables))
+    };
+    filled().inspect_err(|_| layouts::forget(&options.filling))
+}
+
+/// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
+fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
     let paths: Vec<(&str, PathBuf)> =
-        MAPS.iter().map(|(name, pin)| (*name, options.pins.join(pin))).collect();
+        MAPS.iter().chain([&Receivers::MAP]).map(|(name, pin)| (*name, folder.join(pin))).collect();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("SETTINGS", &options.settings, true)
@@ -274,11 +360,17 @@ fn load_object(options: &Options) -> Result<Ebpf, DatapathError> {
         .map_max_entries("VTEPS", options.max_peers)
         .map_max_entries("PEER_COUNTERS", options.max_peers)
         .map_max_entries("FLOWS", options.max_flows)
+        .map_max_entries("RECEIVERS", endpoint_capacity(prefix_len))
         .map_max_entries("ENDPOINTS", endpoint_capacity(prefix_len));
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
-    load_all(&mut loader)
+    let mut ebpf = load_all(&mut loader)?;
+    if let Some(mode) = options.ingress.xdp {
+        mode.load(&mut ebpf)?;
+    }
+    let tables = Tables::take(&mut ebpf)?;
+    Ok((ebpf, tables))
 }
 
 /// Loads the object, and every program in it into the kernel, where the verifier has its say.
@@ -294,10 +386,14 @@ fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
 ///
 /// # Errors
 /// As [`EbpfDatapath::load`].
-pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables), DatapathError> {
+pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), DatapathError> {
     let mut ebpf = load_all(EbpfLoader::new().override_global("SETTINGS", settings, true))?;
+    for mode in XdpMode::ALL {
+        mode.load(&mut ebpf)?;
+    }
     let tables = Tables::take(&mut ebpf)?;
-    Ok((ebpf, tables))
+    let receivers = Receivers::take(&mut ebpf)?;
+    Ok((ebpf, tables, receivers))
 }
 
 fn full(table: &'static str, capacity: u32) -> DatapathError {
@@ -322,16 +418,33 @@ fn forget_strangers(tables: &mut Tables, slots: &Slots) -> Result<(), DatapathEr
 
 /// How many entries the pinned table has room for. An adopted one keeps the size it was made with.
 fn capacity(pins: &Path, table: &str, wanted: u32) -> Result<u32, DatapathError> {
-    let info = MapInfo::from_pin(pins.join(table)).map_err(|error| {
-        DatapathError::failed(format!("ask for the size of the table of {table}"), &error)
-    })?;
-    let found = info.max_entries();
+    let found = size(pins, table)?;
     if found != wanted {
         warn!(
             "the table of {table} keeps room for {found}: --max-{table} {wanted} takes effect after `overlay down`"
         );
     }
     Ok(found)
+}
+
+fn size(pins: &Path, table: &str) -> Result<u32, DatapathError> {
+    let info = MapInfo::from_pin(pins.join(table)).map_err(|error| {
+        DatapathError::failed(
+            format!("ask for the size of the table of {table} in {}", pins.display()),
+            &error,
+        )
+    })?;
+    Ok(info.max_entries())
+}
+
+/// The interface's MAC address; nothing where it has none.
+fn mac_of(ifindex: u32) -> Result<Option<[u8; 6]>, DatapathError> {
+    let all = getifaddrs().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
+    let mut addresses = all.filter_map(|interface| interface.address);
+    Ok(addresses.find_map(|address| {
+        let address = address.as_link_addr()?;
+        (address.ifindex() == ifindex as usize).then(|| address.addr())?
+    }))
 }
 
 /// One entry for every address of the subnet, up to 65,536.

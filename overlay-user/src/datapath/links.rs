@@ -236,6 +236,7 @@ impl Links {
         let mut adopted = 0;
         for (attachment, ifindex) in self.found()? {
             adopted += usize::from(self.way(attachment).replace(ebpf, attachment, ifindex)?);
+            super::layouts::may_crash("one program replaced");
         }
         let other = match self.chosen {
             TcWay::Tcx => TcWay::Clsact,
@@ -378,7 +379,7 @@ fn attach_type(attachment: Attachment) -> TcAttachType {
     }
 }
 
-fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut source = Some(error);
     while let Some(error) = source {
         if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {

@@ -3,13 +3,15 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray},
     util::nr_cpus,
 };
-use overlay_common::{Addr4, Count, Endpoint, Flow, FlowKey, Hook, Peer, PeerCount, Reason, Verdict, Vtep};
+use overlay_common::{
+    ABI, Addr4, Count, ENDPOINT_PINNED, Endpoint, Flow, FlowKey, Hook, Peer, PeerCount, Reason, Verdict, Vtep,
+};
 use serde::Serialize;
 
-use super::DatapathError;
+use super::{self as domain, DatapathError};
 
 /// Names of the maps in the programs, and of their pins.
 pub const MAPS: [(&str, &str); 6] = [
@@ -169,6 +171,55 @@ impl Tables {
     pub fn endpoint_entries(&self) -> Result<BTreeMap<Ipv4Addr, Endpoint>, DatapathError> {
         entries(self.endpoints.iter(), "endpoints")
     }
+}
+
+/// A peer as `PEERS` holds it, with its counters at `slot`.
+pub(super) fn peer_entry(peer: &domain::Peer, slot: u32) -> Peer {
+    Peer { outer: peer.public_ip.octets(), vtep_mac: peer.vtep_mac.0, reserved: Default::default(), slot }
+}
+
+/// An endpoint as `ENDPOINTS` holds it.
+pub(super) fn endpoint_entry(endpoint: &domain::Endpoint) -> Endpoint {
+    Endpoint {
+        ifindex: endpoint.port,
+        mac: endpoint.mac.0,
+        gateway_mac: endpoint.gateway_mac.0,
+        flags: if endpoint.pinned { ENDPOINT_PINNED } else { 0 },
+    }
+}
+
+/// Makes sure that what is pinned in `folder` under the names of our maps are such maps: the loader takes whatever it
+/// finds there.
+///
+/// # Errors
+/// Names the first pin that is something else.
+pub fn check(folder: &Path) -> Result<(), DatapathError> {
+    let shape = |pin: &str| {
+        let (kind, key, value) = match pin {
+            "peers" => (MapType::Hash, size_of::<Addr4>(), size_of::<Peer>()),
+            "vteps" => (MapType::Hash, size_of::<Addr4>(), size_of::<Vtep>()),
+            "endpoints" => (MapType::Hash, size_of::<Addr4>(), size_of::<Endpoint>()),
+            "flows" => (MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>()),
+            "counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<Count>()),
+            "peer_counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<PeerCount>()),
+            _ => return None,
+        };
+        Some((kind, key as u32, value as u32))
+    };
+    for (_, pin) in MAPS {
+        let path = folder.join(pin);
+        let (Some(shape), true) = (shape(pin), path.exists()) else { continue };
+        let action = || format!("adopt {}", path.display());
+        let info = MapInfo::from_pin(&path).map_err(|error| DatapathError::failed(action(), &error))?;
+        if info.map_type().ok() != Some(shape.0) || (info.key_size(), info.value_size()) != (shape.1, shape.2)
+        {
+            let what = format!(
+                "it is not the map `{pin}` of layout {ABI}: somebody else pinned it there; `overlay down` removes it"
+            );
+            return Err(DatapathError::missing(action(), &what));
+        }
+    }
+    Ok(())
 }
 
 fn entries<V>(

@@ -5,7 +5,7 @@ use ipnet::Ipv4Net;
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
@@ -117,6 +117,17 @@ pub(super) fn queue_drops(message: &TcMessage) -> (u32, u64) {
         _ => None,
     });
     (index, drops.unwrap_or(0))
+}
+
+/// The driver's program, or the generic one: where both are, the kernel names them by attributes of their own.
+pub(super) fn xdp_program(message: &LinkMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(infos) => infos.iter().find_map(|info| match info {
+            LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) if *id != 0 => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    })
 }
 
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {

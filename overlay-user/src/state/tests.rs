@@ -93,20 +93,41 @@ fn a_root_that_is_not_bpffs_is_refused_with_the_command() {
     assert!(refusal.contains("mount -t bpf bpf /sys/fs/bpf"), "{refusal}");
 }
 
+/// Something pinned below `overlay/<layout>/<network>`.
+fn pinned(paths: &Paths, layout: &str, network: &str) -> PathBuf {
+    let folder = paths.bpf_root.join("overlay").join(layout).join(network);
+    fs::create_dir_all(folder.join("links")).unwrap();
+    fs::write(folder.join("peers"), "").unwrap();
+    folder
+}
+
 #[test]
-fn another_map_layout_is_the_same_hosts_and_goes_when_the_present_one_is_attached() {
+fn a_layout_that_nobody_here_reads_is_refused_and_only_down_removes_it() {
+    for layout in ["v999", "v0", "v", "vx", "somebody"] {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        let (other, networks) = (pinned(&paths, layout, "default"), pinned(&paths, layout, "other"));
+        paths.adopt(&Record { abi: 999, ..record() }).unwrap_err();
+        let refusal = paths.older().unwrap_err().to_string();
+        let words =
+            [&other.display().to_string(), "does not know", "newer agent", "overlay down --network default"];
+        assert!(words.iter().all(|words| refusal.contains(words)), "{refusal}");
+        assert!(other.join("peers").exists());
+
+        paths.remove(paths.lock().unwrap()).unwrap();
+        assert!(!other.exists());
+        assert!(networks.exists(), "another network's pins are not ours to remove");
+    }
+}
+
+#[test]
+fn what_was_not_finished_and_what_is_empty_is_no_layout() {
     let folder = tempfile::tempdir().unwrap();
     let paths = paths(folder.path());
-    let old = paths.bpf_root.join("overlay/v0");
-    for network in ["default", "other"] {
-        fs::create_dir_all(old.join(network)).unwrap();
-        fs::write(old.join(network).join("peers"), "").unwrap();
-    }
-    paths.adopt(&Record { abi: 0, ..record() }).unwrap();
-    paths.refuse_foreign(record().public_ip).unwrap();
-    assert_eq!(paths.adopt(&record()).unwrap(), Adoption::Adopt);
-    assert_eq!(paths.record().unwrap(), Some(record()));
-    paths.forget_other_layouts().unwrap();
-    assert!(!old.join("default").exists());
-    assert!(old.join("other").exists(), "another network's pins are not ours to remove");
+    pinned(&paths, "filling", "default");
+    pinned(&paths, "v999", "other");
+    // An agent makes its folders before it knows whether it may start.
+    fs::create_dir_all(paths.bpf_root.join("overlay/v999/default/links")).unwrap();
+    assert_eq!(paths.older().unwrap(), []);
+    assert_eq!(paths.adopt(&record()).unwrap(), Adoption::Fresh);
 }

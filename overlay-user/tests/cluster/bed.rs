@@ -163,6 +163,11 @@ pub struct Ids {
 }
 
 pub fn ids(member: &Member) -> Ids {
+    ids_in(&pins(member))
+}
+
+/// The same of one folder of pins.
+pub fn ids_in(pins: &Path) -> Ids {
     let id =
         |shown: &Value, field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("no {field}: {shown}"));
     let names = |folder: &Path, wanted: fn(&Path) -> bool| {
@@ -176,10 +181,10 @@ pub fn ids(member: &Member) -> Ids {
     };
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     let mut found = Ids { maps: Vec::new(), links: Vec::new(), programs: Vec::new() };
-    for path in names(&pins(member), |path| path.is_file()) {
+    for path in names(pins, |path| path.is_file()) {
         found.maps.push((name(&path), id(&bpftool(&["map", "show"], &path), "id")));
     }
-    for path in names(&pins(member).join("links"), |_| true) {
+    for path in names(&pins.join("links"), |_| true) {
         let link = bpftool(&["link", "show"], &path);
         found.links.push((name(&path), id(&link, "id")));
         found.programs.push((name(&path), id(&link, "prog_id")));

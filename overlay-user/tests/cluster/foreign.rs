@@ -13,9 +13,9 @@ use super::bed::{
     segments_are_right, vtep_mac, wait_for,
 };
 
-const BYTES: u64 = 100 << 20;
+pub const BYTES: u64 = 100 << 20;
 /// Bytes of TCP payload in one segment: 1450 less IPv4, TCP and its timestamps.
-const SEGMENT: u64 = 1450 - 20 - 20 - 12;
+pub const SEGMENT: u64 = 1450 - 20 - 20 - 12;
 pub const FOREIGN: &str = "10.244.77.0/24";
 
 /// A host of ours and one of flannel's kind, and a container on each.
@@ -24,7 +24,7 @@ pub struct Mixed {
     pub container: Container,
     /// Its MTU is the underlay's: what is too big for the overlay is the hosts' to say.
     wide: [Container; 2],
-    foreign: Container,
+    pub foreign: Container,
     store: Store,
     lab: Lab,
 }
@@ -46,10 +46,15 @@ impl Mixed {
 }
 
 pub fn mixed(wire_like: bool) -> Mixed {
+    mixed_with(wire_like, &[])
+}
+
+/// With these options for our agent.
+pub fn mixed_with(wire_like: bool, agent: &[&str]) -> Mixed {
     let lab = Lab::new(Options { wire_like, ..Options::default() }).unwrap();
     let mut store = Store::etcd(&lab).unwrap();
     configure(&lab, overlay(), &store).unwrap();
-    let ours = populate_some(&lab.hosts()[..1], overlay(), &store, &[]).unwrap().remove(0);
+    let ours = populate_some(&lab.hosts()[..1], overlay(), &store, agent).unwrap().remove(0);
 
     // What flannel would do on the other host, by hand: device, lease, peer; then what its user does.
     let host = lab.host(1);

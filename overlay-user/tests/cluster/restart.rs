@@ -1,21 +1,18 @@
 //! Agents that end and start again while packets are on their way: none is lost.
 use std::{thread, time::Duration};
 
-use xtask::lab::{Container, Ledger, Numbered, NumberedReport, Options, Traffic, transfer};
+use xtask::{
+    endurance::{Binaries, Endurance},
+    lab::{Container, Ledger, Numbered, NumberedReport, Options, Traffic, queue_overflows, transfer},
+};
 
 use super::{
-    bed::{Bed, Kind, ids},
+    bed::{Bed, Kind, ids, overlay},
     clsact::filters,
 };
 
 /// Packets per second, in each direction.
 const RATE: u32 = 50_000;
-
-/// The host's CPUs threw packets away because their queues were full: nobody's fault but the machine's.
-fn backlog_drops() -> u64 {
-    let table = std::fs::read_to_string("/proc/net/softnet_stat").unwrap();
-    table.lines().map(|cpu| u64::from_str_radix(cpu.split(' ').nth(1).unwrap(), 16).unwrap()).sum()
-}
 
 /// Packets in both directions while `work` goes on, from half a second before to half a second after.
 pub fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce()) -> [NumberedReport; 2] {
@@ -30,7 +27,7 @@ pub fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce(
 fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
     no_packet_is_lost(Bed::new(Kind::Etcd, 2), 3, |bed| {
         let ids = ids(&bed[0]);
-        assert_eq!((ids.maps.len(), ids.links.len() >= 8), (6, true), "{ids:?}");
+        assert_eq!((ids.maps.len(), ids.links.len() >= 8), (7, true), "{ids:?}");
         (vec![ids.maps, ids.links], ids.programs)
     });
 }
@@ -40,7 +37,7 @@ fn nor_when_its_programs_are_filters() {
     let bed = Bed::with(Kind::Folder, Options::default(), &["--attach", "clsact"]);
     no_packet_is_lost(bed, 2, |bed| {
         let ids = ids(&bed[0]);
-        assert_eq!((ids.maps.len(), ids.links.len()), (6, 0), "{ids:?}");
+        assert_eq!((ids.maps.len(), ids.links.len()), (7, 0), "{ids:?}");
         let filters = filters(&bed[0].host).into_iter();
         let programs: Vec<_> =
             filters.map(|(device, kind, name, id)| (format!("{device} {kind} {name}"), id)).collect();
@@ -65,7 +62,7 @@ fn no_packet_is_lost(mut bed: Bed, rounds: u32, ids: impl Fn(&Bed) -> (Vec<Named
     let before = stack(&bed);
     for round in 0..rounds {
         let (lasting, programs) = ids(&bed);
-        let dropped = backlog_drops();
+        let dropped = queue_overflows().unwrap();
         let ledger = Ledger::open(&bed.members).unwrap();
         let reports = under_packets(&a, &b, RATE, || {
             bed[0].kill_agent().unwrap();
@@ -76,7 +73,7 @@ fn no_packet_is_lost(mut bed: Bed, rounds: u32, ids: impl Fn(&Bed) -> (Vec<Named
             thread::sleep(Duration::from_millis(300));
             bed[0].restart_agent().unwrap();
         });
-        let dropped = backlog_drops() - dropped;
+        let dropped = queue_overflows().unwrap() - dropped;
         let accounts = ledger.close(&bed.members).unwrap();
         let (still, others) = ids(&bed);
         accounts.balance(Traffic::from(&reports[..])).unwrap();
@@ -129,4 +126,32 @@ fn a_connection_survives_and_traffic_needs_no_agent() {
     let after = bed[0].counters().unwrap().carried();
     assert!(after.fast_in - before.fast_in > (10 << 20) / 1400, "{before:?} {after:?}");
     assert_eq!((after.stack_in, after.dropped), (before.stack_in, 0), "{after:?}");
+}
+
+#[test]
+fn no_packet_is_lost_when_agents_are_killed_ended_started_and_upgraded() {
+    endure(2, &[]);
+}
+
+#[test]
+fn nor_when_what_is_upgraded_are_filters() {
+    endure(1, &["--attach", "clsact"]);
+}
+
+/// Rounds of `cargo xtask endure`.
+fn endure(rounds: u32, agent: &[&str]) {
+    let binaries = Binaries::beside(overlay().to_owned()).unwrap();
+    let mut endurance = Endurance::start(Options::default(), binaries, agent, RATE).unwrap();
+    for number in 0..rounds {
+        let round = endurance.round(100_000, |step| println!("round {number}: {step}")).unwrap();
+        println!("round {number}: {round:?}");
+        for direction in round.directions {
+            assert_eq!((direction.lost, direction.duplicated), (0, 0), "{round:?}");
+            assert!(direction.sent >= 100_000, "{round:?}");
+        }
+        assert_eq!(round.dropped, 0, "{round:?}");
+    }
+    let connection = endurance.finish().unwrap();
+    println!("{connection:?}");
+    assert!(connection.bytes > 5 << 20, "{connection:?}");
 }

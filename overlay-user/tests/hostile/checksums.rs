@@ -54,7 +54,11 @@ fn a_valid_outer_checksum_does_not_vouch_for_a_broken_inner_one() {
                     let broken = bench.receive(nic, &frames(transport, Sum::Wrong, first + 50)).unwrap();
                     // They reach the container, whose own kernel finds them out.
                     assert_eq!(broken.ours.len(), usize::from(EACH), "{what}: {:?}", broken.counted);
-                    assert_eq!(bench.counter(counter).unwrap() - before, i64::from(EACH), "{what}: broken ones");
+                    assert_eq!(
+                        bench.counter(counter).unwrap() - before,
+                        i64::from(EACH),
+                        "{what}: broken ones"
+                    );
                     assert_eq!(read(), 0, "{what}: broken ones reached the application");
                 }
             }

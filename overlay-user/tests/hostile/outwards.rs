@@ -98,7 +98,12 @@ fn what_a_container_sends_broken_ends_on_its_host() {
         }
         assert_eq!(counted, *expected, "{name}");
         let out: Vec<_> = seen.ours.into_iter().filter(|frame| is_from_us(frame)).collect();
-        assert_eq!(out.len(), *leaves, "{name}: {:?}", out.iter().map(|frame| hex(frame)).collect::<Vec<_>>());
+        assert_eq!(
+            out.len(),
+            *leaves,
+            "{name}: {:?}",
+            out.iter().map(|frame| hex(frame)).collect::<Vec<_>>()
+        );
         left.extend(out);
     }
 

@@ -1,11 +1,11 @@
 //! The bed of the kernel rung: one host's programs and maps, and the frames around them.
 use aya::{
-    Ebpf, Pod,
-    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+    Ebpf, Pod, TestRunResult,
+    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use etherparse::{IpNumber, PacketBuilder};
 use overlay_common::{Addr4, Endpoint, Flow, FlowKey, Hook, Peer, Reason, Settings, Vtep, wire};
-use overlay_user::datapath::{ebpf, tables::Tables};
+use overlay_user::datapath::{ebpf, tables::Tables, xdp::Receivers};
 
 use crate::support::{in_own_namespace, ip, sysctl};
 
@@ -35,6 +35,8 @@ pub const VNI: u32 = 1;
 pub const SHOT: i32 = 2;
 pub const NEXT: i32 = -1;
 pub const REDIRECT: i32 = 7;
+pub const XDP_PASS: i32 = 2;
+pub const XDP_REDIRECT: i32 = 4;
 
 /// What a program made of a frame.
 #[derive(Debug)]
@@ -60,6 +62,7 @@ impl Outcome {
 pub struct Bed {
     ebpf: Ebpf,
     pub tables: Tables,
+    pub receivers: Receivers,
     pub underlay: u32,
     pub container: u32,
     pub elsewhere: u32,
@@ -114,9 +117,12 @@ impl Bed {
             port_min: 49152,
             port_count: 16384,
             gateway: GATEWAY,
+            underlay_mac: UNDERLAY_MAC,
+            reserved: [0; 2],
         };
         alter(&mut settings);
-        let (ebpf, mut tables) = ebpf::load_unpinned(&settings).unwrap_or_else(|error| panic!("{error}"));
+        let (ebpf, mut tables, receivers) =
+            ebpf::load_unpinned(&settings).unwrap_or_else(|error| panic!("{error}"));
         for (slot, (subnet, outer, vtep_mac)) in
             [([10, 244, 2, 0], PEER, PEER_VTEP_MAC), ([10, 244, 3, 0], OTHER_PEER, [2, 0, 0, 0, 0, 3])]
                 .into_iter()
@@ -130,12 +136,14 @@ impl Bed {
         let mut bed = Self {
             ebpf,
             tables,
+            receivers,
             underlay: index("eth0"),
             container: index("c1"),
             elsewhere: index("c2"),
             bridge: index("br0"),
         };
         bed.learn(CONTAINER, bed.container);
+        bed.receivers.set(bed.container, true).unwrap();
         bed
     }
 
@@ -174,8 +182,26 @@ impl Bed {
 
     /// Runs `program` on `frame` in a buffer with these fields.
     pub fn run_with(&mut self, program: &str, skb: Skb, frame: &[u8]) -> Outcome {
+        self.counted(|bed| bed.run_uncounted(program, skb, frame))
+    }
+
+    /// The same without reading the counters, which takes far longer than the packet: for what depends on a rate.
+    pub fn run_uncounted(&mut self, program: &str, skb: Skb, frame: &[u8]) -> (i32, Vec<u8>) {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        test_run(frame, &skb.bytes(), |options| program.test_run(options))
+    }
+
+    /// Runs an XDP program on `frame`. The frame that comes out begins with its metadata.
+    pub fn run_xdp(&mut self, program: &str, frame: &[u8]) -> Outcome {
+        self.counted(|bed| {
+            let program: &mut Xdp = bed.ebpf.program_mut(program).unwrap().try_into().unwrap();
+            test_run(frame, &[], |options| program.test_run(options))
+        })
+    }
+
+    fn counted(&mut self, run: impl FnOnce(&mut Self) -> (i32, Vec<u8>)) -> Outcome {
         let before = self.counts();
-        let (verdict, out) = self.run_uncounted(program, skb, frame);
+        let (verdict, frame) = run(self);
         let counted = self
             .counts()
             .into_iter()
@@ -183,26 +209,52 @@ impl Bed {
             .filter(|((_, now), (_, before))| now != before)
             .map(|((key, _), _)| key)
             .collect();
-        Outcome { verdict, frame: out, counted }
+        Outcome { verdict, frame, counted }
     }
 
-    /// The same without reading the counters, which takes far longer than the packet: for what depends on a rate.
-    pub fn run_uncounted(&mut self, program: &str, skb: Skb, frame: &[u8]) -> (i32, Vec<u8>) {
-        let program: &mut SchedClassifier = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
-        let mut out = vec![0xa5; frame.len() + 256];
-        let context = skb.bytes();
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(&context),
-                repeat: 1,
-                ..TestRunOptions::default()
-            })
-            .unwrap_or_else(|error| panic!("test run: {error:?}"));
-        out.truncate(result.data_size_out as usize);
-        (result.return_value as i32, out)
+    /// Runs `frame` through the programs of the underlay device, and returns what TC's made of it. Whatever TC does not
+    /// deliver, XDP must leave as it is, for TC to count; what TC does, XDP must too (what it cannot is in xdp.rs).
+    #[track_caller]
+    pub fn take_in(&mut self, frame: &[u8]) -> Outcome {
+        let outcome = self.run("overlay_decap", self.underlay, frame);
+        let redirected = self.run_xdp("overlay_xdp", frame);
+        // A device may have vouched for an outer checksum; strip leaves such frames alone.
+        let mut unchecked = frame.to_vec();
+        if let Some(sum) = unchecked.get_mut(40..42) {
+            sum.fill(0);
+        }
+        let stripped = self.run_xdp("overlay_xdp_strip", &unchecked);
+        if outcome.counted == [(Hook::Decap, Reason::Carried)] {
+            redirected.assert(XDP_REDIRECT, &[(Hook::Xdp, Reason::Carried)]);
+            assert_eq!(redirected.frame, outcome.frame);
+            stripped.assert(XDP_PASS, &[]);
+            let (note, stripped) = stripped.frame.split_at(16);
+            assert!(note.starts_with(b"ov") && stripped == outcome.frame);
+        } else {
+            for (left, frame) in [(redirected, frame), (stripped, unchecked.as_slice())] {
+                left.assert(XDP_PASS, &[]);
+                assert_eq!(left.frame, frame, "XDP changed a frame that it leaves to TC");
+            }
+        }
+        outcome
     }
+}
+
+fn test_run(
+    frame: &[u8],
+    context: &[u8],
+    run: impl FnOnce(TestRunOptions<'_>) -> Result<TestRunResult, ProgramError>,
+) -> (i32, Vec<u8>) {
+    let mut out = vec![0xa5; frame.len() + 256];
+    let result = run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(context).filter(|context| !context.is_empty()),
+        ..TestRunOptions::default()
+    })
+    .unwrap_or_else(|error| panic!("test run: {error:?}"));
+    out.truncate(result.data_size_out as usize);
+    (result.return_value as i32, out)
 }
 
 /// The fields of `struct __sk_buff` (linux/bpf.h) that a test run takes.
@@ -262,6 +314,10 @@ pub fn tcp(source: [u8; 4], destination: [u8; 4], ports: [u16; 2], flags: u8, le
         .write(&mut packet, &vec![0x5a; length])
         .unwrap();
     packet[33] = flags;
+    packet[36..38].fill(0);
+    let length = (packet.len() as u16 - 20).to_be_bytes();
+    let sum = checksum(&[&packet[12..20], &[0, 6], &length, &packet[20..]].concat());
+    packet[36..38].copy_from_slice(&sum.to_be_bytes());
     packet
 }
 
@@ -301,6 +357,11 @@ pub fn ethernet(destination: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u8>
 /// `packet` as the container sends it to its gateway.
 pub fn from_container(packet: &[u8]) -> Vec<u8> {
     ethernet(GATEWAY_MAC, CONTAINER_MAC, packet)
+}
+
+/// What `overlay_xdp_strip` writes in front of the frame of the peer with this slot: magic, port, VNI, address, slot.
+pub fn note(slot: u32) -> Vec<u8> {
+    [b"ov".as_slice(), &PORT.to_be_bytes(), &VNI.to_ne_bytes(), &LOCAL, &slot.to_ne_bytes()].concat()
 }
 
 /// What can differ in a frame that arrives on the underlay.

@@ -1,4 +1,4 @@
-//! Underlay to container: every branch of `overlay_decap`.
+//! Underlay to container: every branch of the judgement, at TC and at XDP alike, and what `overlay_decap` does with it.
 use overlay_common::{Hook::Decap, Reason, SETTING_STACK_ONLY, SETTING_STRICT_PEERS};
 
 use super::bed::*;
@@ -7,7 +7,7 @@ use crate::support::ip;
 const CARRIED: (overlay_common::Hook, Reason) = (Decap, Reason::Carried);
 
 fn decap(bed: &mut Bed, tunnel: Tunnel, packet: &[u8]) -> Outcome {
-    bed.run("overlay_decap", bed.underlay, &tunnel.wrap(packet))
+    bed.take_in(&tunnel.wrap(packet))
 }
 
 fn plain(bed: &mut Bed, packet: &[u8]) -> Outcome {
@@ -18,7 +18,7 @@ fn plain(bed: &mut Bed, packet: &[u8]) -> Outcome {
 fn a_packet_for_a_container_arrives_bare() {
     with_bed(|bed| {
         let packet = udp(REMOTE, CONTAINER, [5000, 4000], 100);
-        let outcome = plain(bed, &packet);
+        let outcome = bed.run("overlay_decap", bed.underlay, &Tunnel::default().wrap(&packet));
         outcome.assert(REDIRECT, &[CARRIED]);
         assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet));
         let traffic = bed.tables.traffic(0).unwrap();
@@ -49,11 +49,11 @@ fn a_frame_of_the_kernels_own_vxlan_device_is_understood() {
             bed.tables.peers.insert(overlay_common::Addr4::new([10, 244, 59, 0]), peer, 0).unwrap();
             bed.learn([10, 244, 8, 2], bed.container);
             // A frame for another host's MAC address, seen because the interface is promiscuous, is not ours.
-            let outcome = bed.run("overlay_decap", bed.underlay, &frame);
+            let outcome = bed.take_in(&frame);
             outcome.assert(NEXT, &[]);
             let mut frame = frame.clone();
             frame[..6].copy_from_slice(&UNDERLAY_MAC);
-            let outcome = bed.run("overlay_decap", bed.underlay, &frame);
+            let outcome = bed.take_in(&frame);
             outcome.assert(REDIRECT, &[CARRIED]);
             assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &frame[64..]));
         },
@@ -86,7 +86,7 @@ fn anything_but_our_tunnel_passes_untouched_and_uncounted() {
             ("outer options", altered(|frame| frame[14] = 0x46)),
             ("IPv6", altered(|frame| frame[12..14].copy_from_slice(&[0x86, 0xdd]))),
         ] {
-            let outcome = bed.run("overlay_decap", bed.underlay, &frame);
+            let outcome = bed.take_in(&frame);
             assert_eq!(outcome.frame, frame, "{name}");
             assert_eq!((outcome.verdict, outcome.counted), (NEXT, vec![]), "{name}");
         }
@@ -100,7 +100,7 @@ fn every_truncation_is_left_alone_or_dropped_and_never_delivered() {
         // The kernel's test run takes no frame shorter than its IPv4 header.
         for length in 34..frame.len() {
             // The outer lengths lie.
-            let outcome = bed.run("overlay_decap", bed.underlay, &frame[..length]);
+            let outcome = bed.take_in(&frame[..length]);
             outcome.assert(NEXT, &[]);
             // The outer lengths are right, the inner ones lie.
             if length < 42 {
@@ -110,7 +110,7 @@ fn every_truncation_is_left_alone_or_dropped_and_never_delivered() {
             honest[16..18].copy_from_slice(&(length as u16 - 14).to_be_bytes());
             honest[38..40].copy_from_slice(&(length as u16 - 34).to_be_bytes());
             seal(&mut honest[14..]);
-            let outcome = bed.run("overlay_decap", bed.underlay, &honest);
+            let outcome = bed.take_in(&honest);
             assert_ne!(outcome.verdict, REDIRECT, "{length}");
         }
     });

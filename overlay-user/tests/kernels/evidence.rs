@@ -28,6 +28,13 @@ pub fn of(member: &Member) -> Evidence {
     Evidence { containers, underlay: underlay.join(", then "), features: features(member, &status) }
 }
 
+/// Major and minor number of the kernel that runs.
+pub fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 impl Evidence {
     /// Its rows in the way's section of docs/kernels.md.
     pub fn facts(&self) -> [(&str, &str); 2] {

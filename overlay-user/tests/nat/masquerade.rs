@@ -161,7 +161,10 @@ fn the_next_agent_adopts_it_and_there_is_no_moment_without() {
 fn without_nft_the_agent_says_so_and_changes_nothing() {
     let lab = Lab::new(Default::default()).unwrap();
     let store = lab.folder().join("store").display().to_string();
+    // Bounded: an agent that does not refuse goes on.
     let words = [
+        "timeout",
+        "20",
         crate::bed::overlay().to_str().unwrap(),
         "agent",
         "--ip-masq",

@@ -37,18 +37,20 @@ impl Account {
         let ends = |end: End| total(&|fate| fate.ends.iter().filter(|is| **is == end).count());
         // Of those connections the kernel, not the program, saw the outer checksum, and minds it when it is broken.
         let broken = total(&|fate| usize::from(fate.broken_outer_sum && fate.decap == [Reason::Carried]));
-        let minded = (is("Udp.InErrors") - ends(End::UdpError)).clamp(0, broken.min(noted));
+        let inner = total(&|fate| fate.again.iter().filter(|is| **is == Err(End::UdpError)).count());
+        let minded = (is("Udp.InErrors") - ends(End::UdpError) - inner).clamp(0, broken.min(noted));
         // And marks of congestion that cannot be carried are for the kernel's tunnel to drop.
         let congested = total(&|fate| fate.decap.iter().filter(|is| **is == Reason::NotEctMarked).count());
         let marked = (congested - counted(Hook::Decap, Reason::NotEctMarked)).clamp(0, noted);
-        let (mut ours, mut options) = (0, 0);
+        let (mut ours, mut options, mut decapped) = (0, 0, 0);
         for (hook, reason) in
             Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)])
         {
             let mut is = counted(hook, reason);
             let mut should = total(&|fate| {
+                let again = fate.again.iter().filter(|is| **is == Ok(reason) && hook == Hook::Receive);
                 let reasons = if hook == Hook::Decap { &fate.decap } else { &fate.receive };
-                reasons.iter().filter(|is| **is == reason).count()
+                reasons.iter().filter(|is| **is == reason).count() + again.count()
             });
             match (hook, reason) {
                 (Hook::Decap, Reason::InnerOptions) => is -= marks,
@@ -75,6 +77,7 @@ impl Account {
             let ends_here = hook == Hook::Receive || reason.verdict() != Verdict::Stack;
             if ends_here && reason.verdict() != Verdict::Event {
                 ours += is;
+                decapped += if hook == Hook::Decap { is } else { 0 };
                 account.note(name, is);
             }
         }
@@ -83,6 +86,9 @@ impl Account {
         // Datagrams with outer options may meet UDP and the tunnel, or not.
         let may = refused + options + ends(End::Options);
         let joined = total(&|fate| fate.joined);
+        // Inner packets for the host itself: frames that were counted before.
+        let again = |end: End| total(&|fate| fate.again.iter().filter(|is| **is == Err(end)).count());
+        let twice = total(&|fate| fate.again.iter().filter(|is| is.is_ok()).count());
         // What the kernel can tell of the frames that no program of ours counted.
         for (name, is, should, may) in [
             (
@@ -91,21 +97,43 @@ impl Account {
                 sent.sent as i64,
                 0,
             ),
-            ("UDP with wrong length or checksum", is("Udp.InErrors"), ends(End::UdpError) + minded, may),
+            (
+                // The outer one and, behind overlay0, the inner one.
+                "IPv4 packets that the kernel took",
+                is("Ip.InReceives") - 2 * marks,
+                sent.sent as i64 - decapped - ends(End::OtherProtocol)
+                    + counted(Hook::Receive, Reason::Carried)
+                    - marks,
+                0,
+            ),
+            (
+                "UDP with wrong length or checksum",
+                is("Udp.InErrors"),
+                ends(End::UdpError) + again(End::UdpError) + minded,
+                may,
+            ),
             (
                 "datagrams for the tunnel's socket",
                 is("Udp.InDatagrams") - marks,
-                total(&|fate| fate.receive.len()) + noted - minded + ends(End::NoTunnel),
+                total(&|fate| fate.receive.len()) + noted - minded
+                    + ends(End::NoTunnel)
+                    + again(End::NoTunnel)
+                    + twice,
                 may,
             ),
-            ("outer fragments", is("Ip.ReasmReqds"), ends(End::Fragment) + joined, may),
+            (
+                "outer fragments",
+                is("Ip.ReasmReqds"),
+                ends(End::Fragment) + again(End::Fragment) + joined,
+                may,
+            ),
             ("datagrams put together", is("Ip.ReasmOKs"), joined, 0),
         ] {
             if !(should..=should + may).contains(&is) {
                 account.why.push(format!("{name}: {is} counted, {should} expected"));
             }
         }
-        account.unaccounted = sent.sent as i64 - ours - refused - minded - marked;
+        account.unaccounted = sent.sent as i64 + twice - ours - refused - minded - marked;
         account.note("kernel no-tunnel, of a connection of the stack".to_owned(), marked);
         account.note("kernel udp-error, of a connection of the stack".to_owned(), minded);
         account.note("kernel outer-options".to_owned(), refused + ends(End::Options));

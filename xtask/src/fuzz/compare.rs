@@ -82,8 +82,9 @@ pub(super) fn comes_from(delivered: &[u8], case: &Case) -> bool {
     // Fragments of the outer datagram: their payloads in the order of their offsets.
     let mut parts: Vec<(u16, &[u8])> = Vec::new();
     for frame in &case.frames {
-        let Some(ip) = frame.get(14..34) else { continue };
-        parts.push((u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff, &frame[34..]));
+        let at = if frame.get(12..14) == Some(&[0x81, 0x00]) { 18 } else { 14 };
+        let Some(ip) = frame.get(at..at + 20) else { continue };
+        parts.push((u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff, &frame[at + 20..]));
     }
     parts.sort_by_key(|(offset, _)| *offset);
     parts.dedup();

@@ -47,7 +47,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 fn bytes(hex: &str) -> Result<Vec<u8>> {
-    ensure!(hex.is_ascii() && hex.len() % 2 == 0, "not pairs of hexadecimal digits");
+    ensure!(hex.is_ascii() && hex.len().is_multiple_of(2), "not pairs of hexadecimal digits");
     let pair = |at| u8::from_str_radix(&hex[at..at + 2], 16).context("not hexadecimal");
     (0..hex.len()).step_by(2).map(pair).collect()
 }

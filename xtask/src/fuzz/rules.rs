@@ -3,7 +3,7 @@
 use overlay_common::Reason;
 
 use super::{
-    frames::checksum,
+    datagrams::{Fragments, Packet, four, udp_sum_is_right, word},
     twins::Nic,
     world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet},
 };
@@ -17,6 +17,9 @@ pub(super) struct Fate {
     pub(super) receive: Vec<Reason>,
     /// Where frames end that neither counts: a counter of the kernel, or why it has none.
     pub(super) ends: Vec<End>,
+    /// What became of the inner packet, where that was for the host itself and went through its UDP once more: `Ok` is what
+    /// `overlay_receive` counts, of a packet in a packet.
+    pub(super) again: Vec<Result<Reason, End>>,
     /// How many outer datagrams got whole.
     pub(super) joined: usize,
     /// What `overlay_receive` counts if the kernel takes the outer options: that is the host's own business
@@ -72,51 +75,6 @@ impl End {
     }
 }
 
-/// A frame's IPv4 packet as an IPv4 host understands it: what is behind its total length is gone.
-struct Packet<'a> {
-    bytes: &'a [u8],
-    header: usize,
-}
-
-impl<'a> Packet<'a> {
-    /// RFC 1122 section 3.2.1: version, checksum, and lengths that fit.
-    fn of(bytes: &'a [u8]) -> Option<Self> {
-        if bytes.len() < 20 || bytes[0] >> 4 != 4 {
-            return None;
-        }
-        let header = usize::from(bytes[0] & 15) * 4;
-        let length = usize::from(word(bytes, 2));
-        if header < 20 || length < header || length > bytes.len() || checksum(&bytes[..header], 0) != 0 {
-            return None;
-        }
-        Some(Self { bytes: &bytes[..length], header })
-    }
-
-    fn from(&self) -> [u8; 4] {
-        four(self.bytes, 12)
-    }
-
-    fn to(&self) -> [u8; 4] {
-        four(self.bytes, 16)
-    }
-
-    fn payload(&self) -> &'a [u8] {
-        &self.bytes[self.header..]
-    }
-
-    fn is_fragment(&self) -> bool {
-        word(self.bytes, 6) & 0x3fff != 0
-    }
-}
-
-fn word(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn four(bytes: &[u8], at: usize) -> [u8; 4] {
-    [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]
-}
-
 /// What must become of these frames, which arrive one after the other through one device.
 pub(super) fn fate(nic: Nic, frames: &[Vec<u8>]) -> Fate {
     let mut fate = Fate::default();
@@ -132,7 +90,9 @@ fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
     let tagged = frame.get(12..14) == Some(&[0x81, 0x00]) && frame.len() >= 18;
     let in_vlan = tagged && word(frame, 14) & 0x0fff != 0;
     let body = if tagged { &frame[16..] } else { &frame[12..] };
-    if in_vlan || body.len() < 2 || body[..2] != [0x08, 0x00] || is_another_hosts(frame) {
+    // Nothing behind the tag: the kernel cannot take it off (skb_vlan_untag).
+    let bare = tagged && frame.len() < 20;
+    if bare || in_vlan || body.len() < 2 || body[..2] != [0x08, 0x00] || is_another_hosts(frame) {
         fate.ends.push(End::OtherProtocol);
         return;
     }
@@ -162,7 +122,7 @@ fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
             Some(whole) => {
                 fate.joined += 1;
                 match to_overlay0(outer.bytes[9], &whole, from, outer.to(), tos) {
-                    Ok(inside) => fate.receive.push(at_overlay0(from, inside)),
+                    Ok(inside) => received(from, inside, fate),
                     Err(end) => fate.ends.push(end),
                 }
             }
@@ -172,10 +132,29 @@ fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
     }
     match to_overlay0(outer.bytes[9], outer.payload(), from, outer.to(), tos) {
         Ok(inside) if outer.header > 20 => fate.open.push(at_overlay0(from, inside)),
-        Ok(inside) => fate.receive.push(at_overlay0(from, inside)),
+        Ok(inside) => received(from, inside, fate),
         Err(_) if outer.header > 20 => fate.ends.push(End::Options),
         Err(end) => fate.ends.push(end),
     }
+}
+
+/// At overlay0; what is carried there and is for the host itself comes to its UDP again.
+fn received(outer: [u8; 4], inside: &[u8], fate: &mut Fate) {
+    let reason = at_overlay0(outer, inside);
+    fate.receive.push(reason);
+    let Some(inner) = Packet::of(&inside[14..]).filter(|_| reason == Reason::Carried) else {
+        return;
+    };
+    if unusable(inner.from(), inner.to()).is_some() || inner.header > 20 {
+        return;
+    }
+    let again = if inner.is_fragment() {
+        Err(End::Fragment)
+    } else {
+        to_overlay0(inner.bytes[9], inner.payload(), inner.from(), inner.to(), inner.bytes[1])
+            .map(|inside| at_overlay0(inner.from(), inside))
+    };
+    fate.again.push(again);
 }
 
 /// Addressed to one other machine.
@@ -249,17 +228,6 @@ fn source(address: [u8; 4], subnet: [u8; 3]) -> Option<Reason> {
         (false, true) => Some(Reason::PeerMismatch),
         (false, false) => Some(Reason::ForeignSource),
     }
-}
-
-/// RFC 768: zero means there is none.
-fn udp_sum_is_right(udp: &[u8], from: [u8; 4], to: [u8; 4]) -> bool {
-    let seed = u32::from(word(&from, 0))
-        + u32::from(word(&from, 2))
-        + u32::from(word(&to, 0))
-        + u32::from(word(&to, 2))
-        + 17
-        + udp.len() as u32;
-    word(udp, 6) == 0 || checksum(udp, seed) == 0
 }
 
 /// Where a packet ends whose outer addresses no host takes (RFC 1122 section 3.2.1.3), or not this one.
@@ -345,41 +313,4 @@ fn at_overlay0(outer: [u8; 4], inside: &[u8]) -> Reason {
         return Reason::NotOurSubnet;
     }
     Reason::Carried
-}
-
-/// Parts of outer datagrams (RFC 791 section 3.2, and Linux's rule that an overlap ends it all, since 4.18).
-#[derive(Default)]
-struct Fragments {
-    parts: Vec<(usize, Vec<u8>)>,
-    length: Option<usize>,
-    dead: bool,
-}
-
-impl Fragments {
-    fn add(&mut self, packet: &Packet<'_>) -> Option<Vec<u8>> {
-        let field = word(packet.bytes, 6);
-        let (at, more) = (usize::from(field & 0x1fff) * 8, field & 0x2000 != 0);
-        let mut payload = packet.payload().to_vec();
-        if more {
-            // The kernel cuts what cannot be followed.
-            payload.truncate(payload.len() & !7);
-        } else {
-            self.length = Some(at + payload.len());
-        }
-        let same =
-            |(other, part): &(usize, Vec<u8>)| *other <= at && at + payload.len() <= other + part.len();
-        if self.parts.iter().any(same) {
-            return None;
-        }
-        let overlaps =
-            |(other, part): &(usize, Vec<u8>)| at < other + part.len() && *other < at + payload.len();
-        self.dead |= self.parts.iter().any(overlaps);
-        if self.dead || payload.is_empty() {
-            return None;
-        }
-        self.parts.push((at, payload));
-        self.parts.sort();
-        let whole: Vec<u8> = self.parts.iter().flat_map(|(_, part)| part.clone()).collect();
-        (self.length == Some(whole.len())).then_some(whole)
-    }
 }

@@ -77,10 +77,15 @@ impl Twins {
         self.labs[0].switch()
     }
 
-    /// What our programs have counted until now.
+    /// What our programs have counted until now. At the underlay's device two may judge, and one of them counts: both are
+    /// [`Hook::Decap`] here.
     pub(super) fn counted(&self) -> Result<Counted> {
-        let counters = self.member.counters()?;
-        Ok(counters.all().iter().map(|(hook, reason, packets, _)| ((*hook, *reason), *packets)).collect())
+        let mut counted = Counted::new();
+        for (hook, reason, packets, _) in self.member.counters()?.all() {
+            let hook = if *hook == Hook::Xdp { Hook::Decap } else { *hook };
+            *counted.entry((hook, *reason)).or_default() += packets;
+        }
+        Ok(counted)
     }
 }
 

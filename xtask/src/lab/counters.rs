@@ -12,7 +12,7 @@ pub struct Counters(Vec<(Hook, Reason, u64, u64)>);
 pub struct Carried {
     /// Encapsulated at a container's veth or its bridge.
     pub fast_out: u64,
-    /// Decapsulated at the underlay device.
+    /// Decapsulated at the underlay device, by TC or XDP.
     pub fast_in: u64,
     /// Sent by the stack through overlay0.
     pub stack_out: u64,
@@ -68,7 +68,7 @@ impl Counters {
         for (hook, reason, packets, _) in &self.0 {
             match (hook, reason.verdict()) {
                 (Hook::Encap, Verdict::Carried) => carried.fast_out += packets,
-                (Hook::Decap, Verdict::Carried) => carried.fast_in += packets,
+                (Hook::Decap | Hook::Xdp, Verdict::Carried) => carried.fast_in += packets,
                 (Hook::Send, Verdict::Carried) => carried.stack_out += packets,
                 (Hook::Receive, Verdict::Carried) => carried.stack_in += packets,
                 (_, Verdict::Drop | Verdict::Answered) => carried.dropped += packets,

@@ -134,6 +134,11 @@ impl Member {
         Ok(())
     }
 
+    /// From the next start on the agent is this binary.
+    pub fn install(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
     /// Waits until the agent is ready.
     pub fn wait_ready(&mut self) -> Result<()> {
         self.agent()?.wait_ready(PATIENCE)

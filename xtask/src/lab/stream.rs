@@ -19,9 +19,9 @@ pub struct Transfer {
     pub time: Duration,
 }
 
-const BLOCK: usize = 64 * 1024;
+pub(super) const BLOCK: usize = 64 * 1024;
 /// Generous, as for an agent's start.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends `bytes` (rounded up to 64 KiB) from one container to another by TCP. The receiver makes the same pseudo-random
 /// bytes itself and compares them all, which is what a hash would only approximate.
@@ -66,7 +66,7 @@ pub fn transfer(from: &Container, to: &Container, bytes: u64) -> Result<Transfer
 }
 
 /// Accepts one connection, or gives up: a blocking accept would hang the test when the path is broken.
-fn accept(listener: &TcpListener) -> Result<TcpStream> {
+pub(super) fn accept(listener: &TcpListener) -> Result<TcpStream> {
     listener.set_nonblocking(true)?;
     let mut accepted = None;
     wait_until("a connection", PATIENCE, || {
@@ -83,7 +83,7 @@ fn accept(listener: &TcpListener) -> Result<TcpStream> {
 }
 
 /// Fills a block with pseudo-random bytes (Marsaglia's xorshift64) that depend on its number.
-fn fill(block: &mut [u8], number: u64) {
+pub(super) fn fill(block: &mut [u8], number: u64) {
     let mut state = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for word in block.chunks_exact_mut(8) {
         state ^= state << 13;

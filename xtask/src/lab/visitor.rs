@@ -57,7 +57,7 @@ impl Guesthouse {
                 let (made, step) = (made.clone(), &step);
                 visitors.push(scope.spawn(move || {
                     let inside = enter_own();
-                    let path = inside.as_ref().ok().map(|file| path(file));
+                    let path = inside.as_ref().ok().map(path);
                     let sent = made.send((index, path));
                     step.wait();
                     step.wait();

@@ -1,0 +1,48 @@
+//! Values of the tables of peers, endpoints and connections: what the programs look up for each packet.
+
+/// Value of `PEERS`: the host that leased the subnet which is the key.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer's underlay address: outer destination of what we send, outer source of what it sends.
+    pub outer: [u8; 4],
+    /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
+    pub vtep_mac: [u8; 6],
+    /// Always zero.
+    pub reserved: [u8; 2],
+    /// Index of this peer's counters in `PEER_COUNTERS`.
+    pub slot: u32,
+}
+
+/// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Interface index of the host side of the container's veth.
+    pub ifindex: u32,
+    /// MAC address inside the container: destination of delivered frames.
+    pub mac: [u8; 6],
+    /// MAC address of the gateway the container talks to (the bridge's, or the veth's): source of delivered frames, and
+    /// destination of the frames that the fast path takes from the container.
+    pub gateway_mac: [u8; 6],
+    /// See the `ENDPOINT_*` bits.
+    pub flags: u32,
+}
+
+/// Value of `FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// CLOCK_MONOTONIC nanoseconds of the last packet; written at most once a second.
+    pub seen_ns: u64,
+    /// See the `FLOW_*` bits.
+    pub state: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Peer>() == 16);
+    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<Flow>() == 16);
+};

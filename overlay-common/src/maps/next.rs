@@ -1,0 +1,48 @@
+//! Another layout of the same values, for the tests of upgrades: one of another size, two that only the order of their
+//! fields tells from the present ones, so that whoever takes one for the other does not get away with it.
+
+/// See `entries.rs`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Counters.
+    pub slot: u32,
+    /// Always zero.
+    pub reserved: [u8; 10],
+    /// Inner destination MAC.
+    pub vtep_mac: [u8; 6],
+    /// Underlay address.
+    pub outer: [u8; 4],
+}
+
+/// See `entries.rs`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The `ENDPOINT_*` bits.
+    pub flags: u32,
+    /// The gateway's MAC address.
+    pub gateway_mac: [u8; 6],
+    /// The container's MAC address.
+    pub mac: [u8; 6],
+    /// Interface index.
+    pub ifindex: u32,
+}
+
+/// See `entries.rs`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// Always zero.
+    pub reserved: u32,
+    /// The `FLOW_*` bits.
+    pub state: u32,
+    /// CLOCK_MONOTONIC nanoseconds of the last packet.
+    pub seen_ns: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Peer>() == 24);
+    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<Flow>() == 16);
+};

@@ -1,0 +1,309 @@
+//! Underlay to container before there is a packet buffer: the judgement of `decap.rs`, carried out on the driver's own.
+//!
+//! What these programs do not take passes untouched and uncounted: TC judges it again, and counts it.
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{xdp_action::XDP_PASS, xdp_md},
+    helpers::generated::{
+        bpf_check_mtu, bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_meta, bpf_xdp_get_buff_len,
+    },
+    programs::XdpContext,
+};
+use overlay_common::{
+    Reason, Stripped, checksum,
+    wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, OVERHEAD},
+};
+
+use crate::{
+    count,
+    decap::{self, Delivery},
+    frame::Frame,
+    ipv4::Ipv4,
+    maps,
+    packet::Size,
+    settings,
+};
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// A frame at an XDP hook; its Ethernet header is at offset 0.
+pub(crate) struct XdpFrame<'a> {
+    ctx: &'a XdpContext,
+    length: u32,
+}
+
+impl<'a> XdpFrame<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a XdpContext) -> Self {
+        // SAFETY: the context pointer the kernel gave. Counts the fragments that a large frame has behind its first buffer.
+        let length = unsafe { bpf_xdp_get_buff_len(ctx.as_ptr().cast()) } as u32;
+        Self { ctx, length }
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut xdp_md {
+        self.ctx.as_ptr().cast()
+    }
+
+    /// Moves the frame's beginning to the inner Ethernet header. On refusal the frame is as it was.
+    #[inline(always)]
+    fn take_room(&self) -> Option<()> {
+        // SAFETY: no pointer into the frame is held across the call.
+        let result = unsafe { bpf_xdp_adjust_head(self.context(), OVERHEAD as i32) };
+        (result == 0).then_some(())
+    }
+
+    /// Makes `length` bytes of room in front of the frame that GRO compares and TC can read, or takes it away.
+    /// Refused by drivers that keep none.
+    #[inline(always)]
+    fn make_note(&self, length: i32) -> Option<()> {
+        // SAFETY: no pointer into the frame is held across the call.
+        let result = unsafe { bpf_xdp_adjust_meta(self.context(), -length) };
+        (result == 0).then_some(())
+    }
+
+    /// Writes into the room in front of the frame.
+    #[inline(always)]
+    fn write_note(&self, note: Stripped) -> Result<(), Reason> {
+        let start = self.ctx.metadata();
+        if start + size_of::<Stripped>() > self.ctx.metadata_end() {
+            return Err(Reason::Failed);
+        }
+        // SAFETY: between data_meta and data (checked above, which is what the verifier needs to see).
+        unsafe { (start as *mut Stripped).write_unaligned(note) };
+        Ok(())
+    }
+
+    /// Writes bytes that exist already, in the first buffer.
+    #[inline(always)]
+    fn store<const N: usize>(&self, offset: usize, bytes: [u8; N]) -> Result<(), Reason> {
+        let start = self.ctx.data() + offset;
+        if start + N > self.ctx.data_end() {
+            return Err(Reason::Failed);
+        }
+        // SAFETY: N bytes between data and data_end (checked above).
+        unsafe { (start as *mut [u8; N]).write_unaligned(bytes) };
+        Ok(())
+    }
+
+    /// What is delivered has the container's addresses, and the congestion mark of its way.
+    #[inline(always)]
+    fn finish(&self, delivery: &Delivery) -> Result<(), Reason> {
+        self.store(0, decap::macs(&delivery.endpoint))?;
+        if delivery.tos != delivery.inner.tos {
+            self.store(ETHERNET + 1, [delivery.tos])?;
+            self.store(ETHERNET + 10, decap::marked(&delivery.inner, delivery.tos))?;
+        }
+        Ok(())
+    }
+
+    /// Adds `N` bytes of the first buffer, divisible by 4, to a sum of words as the machine reads them.
+    #[inline(always)]
+    fn add<const N: usize>(&self, offset: usize, sum: u32) -> Option<u32> {
+        let start = self.ctx.data() + offset;
+        if start + N > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: N bytes between data and data_end (checked above), read by the helper only.
+        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, start as *mut u32, N as u32, sum) };
+        // The helper's errors are negative numbers; sums may have the upper bit of 32 set.
+        (sum >= 0).then_some(sum as u32)
+    }
+
+    /// Sum of `length` bytes of the first buffer as big-endian 16-bit words, folded (RFC 1071), padded by a zero byte.
+    #[inline(always)]
+    fn sum(&self, offset: usize, length: u16) -> Option<u32> {
+        // The helper takes 512 bytes at a time before Linux 6.13; a buffer has no more than a page.
+        const BLOCKS: usize = 8;
+        let mut left = usize::from(length);
+        let (mut at, mut sum) = (offset, 0);
+        for _ in 0..BLOCKS {
+            if left < 512 {
+                break;
+            }
+            sum = self.add::<512>(at, sum)?;
+            at += 512;
+            left -= 512;
+        }
+        if left >= 512 {
+            return None;
+        }
+        macro_rules! add {
+            ($($n:literal)+) => {$(
+                if left & $n != 0 {
+                    sum = self.add::<$n>(at, sum)?;
+                    at += $n;
+                }
+            )+};
+        }
+        add!(256 128 64 32 16 8 4);
+        let mut words = u64::from(sum);
+        if left & 2 != 0 {
+            words += u64::from(u16::from_ne_bytes(self.read(at)?));
+            at += 2;
+        }
+        if left & 1 != 0 {
+            let [byte] = self.read(at)?;
+            words += u64::from(u16::from_ne_bytes([byte, 0]));
+        }
+        let once = (words & 0xffff) + (words >> 16 & 0xffff) + (words >> 32);
+        let twice = (once & 0xffff) + (once >> 16);
+        let thrice = (twice & 0xffff) + (twice >> 16);
+        // Swapping the folded sum's bytes gives the other order (RFC 1071 section 2 (B)).
+        Some(u32::from(u16::from_be(thrice as u16)))
+    }
+
+    /// The packet and its inner bytes.
+    #[inline(always)]
+    pub(crate) fn size(&self) -> Size {
+        Size { packets: 1, bytes: u64::from(self.length).saturating_sub(INNER as u64) }
+    }
+}
+
+impl Frame for XdpFrame<'_> {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.length
+    }
+
+    // GRO and GSO come later.
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn is_for_us(&self) -> bool {
+        self.read(0) == Some(settings::underlay_mac())
+    }
+
+    #[inline(always)]
+    fn is_ipv4(&self) -> bool {
+        self.read(12) == Some(ETHERTYPE_IPV4)
+    }
+
+    #[inline(always)]
+    fn pull(&self, length: usize) -> bool {
+        self.ctx.data() + length <= self.ctx.data_end()
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        let start = self.ctx.data() + offset;
+        if start + size_of::<T>() > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); callers read
+        // byte arrays only, for which every bit pattern is valid.
+        Some(unsafe { (start as *const T).read_unaligned() })
+    }
+
+    // The first buffer alone: what has its headers elsewhere is left to TC.
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.read(offset)
+    }
+
+    #[inline(always)]
+    fn fits(&self, ifindex: u32, inner: &Ipv4) -> bool {
+        let mut length = u32::from(inner.length);
+        // SAFETY: the output is a u32 of our own; as an input it is the length behind the Ethernet header (5.12).
+        let result = unsafe { bpf_check_mtu(self.context().cast(), ifindex, &raw mut length, 0, 0) };
+        result == 0
+    }
+}
+
+/// Hands the packet to the container's veth. Nothing: left to TC.
+#[inline(always)]
+pub(crate) fn redirect(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
+    let delivery = judge(frame)?;
+    if !is_finished(frame, &delivery.inner) {
+        return None;
+    }
+    // Asked before the frame is changed: what no interface takes must still be whole for TC.
+    let action = maps::redirect(delivery.endpoint.ifindex)?;
+    frame.take_room()?;
+    Some(frame.finish(&delivery).map(|()| {
+        count::add_received(delivery.slot, frame.size());
+        action
+    }))
+}
+
+/// Unwraps the packet and passes it on, so that GRO merges what was inside before TC delivers it. The container's address
+/// stands in it already: should nobody be at TC, the stack drops it as another host's (PACKET_OTHERHOST).
+#[inline(always)]
+pub(crate) fn strip(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
+    const NOTE: i32 = size_of::<Stripped>() as i32;
+    let delivery = judge(frame)?;
+    // An outer checksum may be one that a device is still to finish, at a place that will be gone. And whoever has vouched
+    // for the outer one, zero or not (CHECKSUM_UNNECESSARY, which travels through veths and bridges), would be believed of
+    // the inner one, by GRO and by the container: so the inner one must be right.
+    if !delivery.is_unchecked || !is_finished(frame, &delivery.inner) || !is_right(frame, &delivery.inner) {
+        return None;
+    }
+    frame.make_note(NOTE)?;
+    if frame.take_room().is_none() {
+        // The room was there a moment ago, so it can be given back.
+        let _ = frame.make_note(-NOTE);
+        return None;
+    }
+    let note = settings::stripped(delivery.slot);
+    Some(frame.write_note(note).and_then(|()| frame.finish(&delivery)).map(|()| XDP_PASS))
+}
+
+/// What is to be delivered, and understood to its end.
+#[inline(always)]
+fn judge(frame: &XdpFrame<'_>) -> Option<Delivery> {
+    let delivery = decap::judge(frame).ok()??;
+    is_known(frame, &delivery.inner).then_some(delivery)
+}
+
+/// Protocols of which it is known what an unfinished checksum looks like, with enough of them in the first buffer to tell
+/// the connection. Of ICMP that is the echoes alone: an error's connection is told by what it quotes.
+#[inline(always)]
+fn is_known(frame: &XdpFrame<'_>, inner: &Ipv4) -> bool {
+    const TRANSPORT: usize = INNER + IPV4;
+    match inner.protocol {
+        TCP => frame.pull(TRANSPORT + 20),
+        UDP => frame.pull(TRANSPORT + 8),
+        ICMP => matches!(frame.read::<[u8; 8]>(TRANSPORT), Some([0 | 8, ..])),
+        _ => false,
+    }
+}
+
+/// Whether the inner transport checksum fits the data, all of which must lie in the first buffer.
+#[inline(always)]
+fn is_right(frame: &XdpFrame<'_>, inner: &Ipv4) -> bool {
+    const TRANSPORT: usize = INNER + IPV4;
+    let length = inner.length - IPV4 as u16;
+    if inner.protocol == UDP && frame.read(TRANSPORT + 6) == Some([0u8; 2]) {
+        return true;
+    }
+    let pseudo = match inner.protocol {
+        ICMP => 0,
+        protocol => checksum::pseudo_header(inner.source.octets, inner.destination.octets, protocol, length),
+    };
+    frame.sum(TRANSPORT, length).is_some_and(|sum| checksum::finish(pseudo + sum) == 0)
+}
+
+/// Whether the inner checksum is the packet's last word. A frame from a virtual device may be one that a device was still
+/// to finish (CHECKSUM_PARTIAL): a redirected frame loses what says so, and the container would see a wrong sum.
+#[inline(always)]
+fn is_finished(frame: &XdpFrame<'_>, inner: &Ipv4) -> bool {
+    const TRANSPORT: usize = INNER + IPV4;
+    let field = match inner.protocol {
+        TCP => frame.read::<[u8; 2]>(TRANSPORT + 16),
+        UDP => frame.read::<[u8; 2]>(TRANSPORT + 6),
+        _ => return true,
+    };
+    let Some(field) = field else { return false };
+    // "All zero [...] means that the transmitter generated no checksum" (RFC 768).
+    if inner.protocol == UDP && field == [0; 2] {
+        return true;
+    }
+    let (source, destination) = (inner.source.octets, inner.destination.octets);
+    let pseudo = checksum::pseudo_header(source, destination, inner.protocol, inner.length - IPV4 as u16);
+    !checksum::is_unfinished(u16::from_be_bytes(field), pseudo)
+}

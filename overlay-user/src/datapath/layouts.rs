@@ -1,0 +1,263 @@
+//! Taking over from an agent with an older map layout: ours are filled with what its maps hold, and only then do our
+//! programs take the place of its. One file beside this for each layout that can be read.
+//!
+//! What ends on the way leaves a host whose next agent goes on: maps are made and filled in a folder of their own, and
+//! its one `rename` to `v<ABI>/<network>` is the moment from which ours hold. The links are moved after it, one rename
+//! each, still running the older programs on the older maps, and replaced in place as those of any earlier agent are.
+//! Filters without pins (clsact) are found where they are attached. The older pins go last.
+#[cfg(feature = "next-layout")]
+mod v1;
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{HashMap, MapData};
+use log::{info, warn};
+use overlay_common::{Addr4, Flow, FlowKey};
+
+use super::{
+    DatapathError, Endpoint, Peer,
+    links::Attachment,
+    tables::{self, Tables},
+    xdp::XdpLink,
+};
+
+/// What an agent with an older layout pinned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Older {
+    /// Its ABI.
+    pub abi: u32,
+    /// Its maps, and its links in `links/`.
+    pub pins: PathBuf,
+}
+
+/// How to read a layout that is no longer the present one.
+struct Reader {
+    abi: u32,
+    /// Pins of maps that are the same in the present layout. They are shared, so what the older programs still write to
+    /// them while ours take over is not lost: counters that need not be copied are exact.
+    unchanged: &'static [&'static str],
+    /// Reads the others.
+    read: fn(&Path) -> Result<Contents, DatapathError>,
+    /// Reads the notes of connections alone. Empty if they are shared.
+    notes: fn(&Path) -> Result<Notes, DatapathError>,
+}
+
+/// What maps of an older layout hold that the present ones must hold too.
+#[derive(Debug, Default)]
+struct Contents {
+    /// Base address of the subnet, peer, slot of its counters.
+    peers: Vec<(Ipv4Addr, Peer, u32)>,
+    endpoints: Vec<(Ipv4Addr, Endpoint)>,
+    notes: Notes,
+}
+
+/// Connections of the stack.
+type Notes = Vec<(FlowKey, Flow)>;
+
+/// Keys and values of a map, as bytes.
+type Entries<const K: usize, const V: usize> = Vec<([u8; K], [u8; V])>;
+
+const READERS: &[Reader] = &[
+    #[cfg(feature = "next-layout")]
+    v1::READER,
+];
+
+/// Whether an agent of this program can take over from one with layout `abi`.
+pub fn is_readable(abi: u32) -> bool {
+    READERS.iter().any(|reader| reader.abi == abi)
+}
+
+fn reader(older: &Older) -> Result<&'static Reader, DatapathError> {
+    READERS.iter().find(|reader| reader.abi == older.abi).ok_or_else(|| {
+        DatapathError::missing(
+            format!("take over {}", older.pins.display()),
+            "a layout that nobody here reads",
+        )
+    })
+}
+
+/// For the tests of upgrades: ends the agent here, as a crash would, if they say so.
+#[cfg(feature = "next-layout")]
+pub(super) fn may_crash(place: &str) {
+    if std::env::var("CRASH_AT").is_ok_and(|at| at == place) {
+        std::process::abort();
+    }
+}
+
+/// The same, halfway through the removal of older pins.
+#[cfg(feature = "next-layout")]
+pub fn may_crash_removing(pins: &Path) {
+    if std::env::var_os("CRASH_AT").is_some() {
+        let _ = fs::remove_file(pins.join("flows"));
+    }
+    may_crash("half removed");
+}
+
+/// Nothing, in every other agent.
+#[cfg(not(feature = "next-layout"))]
+pub(super) const fn may_crash(_place: &str) {}
+
+/// Whether `pins` holds maps.
+pub(super) fn is_filled(pins: &Path) -> Result<bool, DatapathError> {
+    let files = fs::read_dir(pins).map_err(|error| failed("read", pins, &error))?;
+    Ok(files.flatten().any(|file| !file.path().is_dir()))
+}
+
+/// Makes sure that every pinned link is one that this program knows: another would go on doing what nobody here answers
+/// for.
+///
+/// # Errors
+/// Names the first that is not.
+pub(super) fn check_links(pins: &Path) -> Result<(), DatapathError> {
+    for name in names(&pins.join("links"))? {
+        if !is_known(&name) {
+            let what = "this agent knows no such link: a newer agent made it, or somebody else. Start the newer agent, or \
+                        remove the network by `overlay down`";
+            let action = format!("adopt {}", pins.join("links").join(&name).display());
+            return Err(DatapathError::missing(action, what));
+        }
+    }
+    Ok(())
+}
+
+/// Names in a folder that may not be there.
+fn names(folder: &Path) -> Result<Vec<OsString>, DatapathError> {
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed("read", folder, &error)),
+        Ok(files) => {
+            let names: io::Result<Vec<_>> = files.map(|file| Ok(file?.file_name())).collect();
+            names.map_err(|error| failed("read", folder, &error))
+        }
+    }
+}
+
+/// Whether the present programs have a link of this name: `encap-12`.
+fn is_known(name: &OsStr) -> bool {
+    let Some((kind, ifindex)) = name.to_str().and_then(|name| name.split_once('-')) else { return false };
+    let mut kinds = Attachment::ALL.into_iter().map(Attachment::name).chain([XdpLink::NAME]);
+    ifindex.parse::<u32>().is_ok() && kinds.any(|known| known == kind)
+}
+
+/// Empties `filling`, and puts the maps there that both layouts share.
+pub(super) fn stage(older: &Older, filling: &Path) -> Result<(), DatapathError> {
+    let reader = reader(older)?;
+    info!("taking over from an agent with map layout {} in {}", older.abi, older.pins.display());
+    match fs::remove_dir_all(filling) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("empty", filling, &error));
+        }
+        _ => {}
+    }
+    fs::create_dir_all(filling).map_err(|error| failed("make the folder", filling, &error))?;
+    for pin in reader.unchanged {
+        let from = older.pins.join(pin);
+        // A second name for the same map (kernel/bpf/inode.c has simple_link).
+        fs::hard_link(&from, filling.join(pin)).map_err(|error| failed("share", &from, &error))?;
+    }
+    may_crash("shared");
+    // Pins that are taken over must be what they are called, too.
+    tables::check(filling)
+}
+
+/// Copies what is not shared.
+pub(super) fn fill(older: &Older, tables: &mut Tables) -> Result<(), DatapathError> {
+    let wrong =
+        |error: &dyn std::error::Error| DatapathError::failed("fill the maps of the present layout", error);
+    let Contents { peers, endpoints, notes } = (reader(older)?.read)(&older.pins)?;
+    info!("{} peers, {} endpoints, {} notes of connections", peers.len(), endpoints.len(), notes.len());
+    for (base, peer, slot) in &peers {
+        let key = Addr4::new(base.octets());
+        tables.peers.insert(key, tables::peer_entry(peer, *slot), 0).map_err(|error| wrong(&error))?;
+    }
+    for (address, endpoint) in &endpoints {
+        let key = Addr4::new(address.octets());
+        tables.endpoints.insert(key, tables::endpoint_entry(endpoint), 0).map_err(|error| wrong(&error))?;
+    }
+    for (key, note) in &notes {
+        tables.flows.insert(key, note, 0).map_err(|error| wrong(&error))?;
+    }
+    may_crash("filled");
+    Ok(())
+}
+
+/// From here on the present layout holds: an agent with the older one refuses to start.
+pub(super) fn commit(filling: &Path, pins: &Path) -> Result<(), DatapathError> {
+    fs::rename(filling, pins).map_err(|error| failed("rename to its place", filling, &error))?;
+    may_crash("committed");
+    leave(filling);
+    Ok(())
+}
+
+/// Removes what was not finished.
+pub(super) fn forget(filling: &Path) {
+    if let Err(error) = fs::remove_dir_all(filling)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!("remove {}: {error}", filling.display());
+    }
+    leave(filling);
+}
+
+/// The folder around it is shared with other networks; what is not empty stays.
+fn leave(filling: &Path) {
+    let _ = filling.parent().map(fs::remove_dir);
+}
+
+/// Moves the links, which keep running what they run. What the present layout has no name for stays behind, to go with
+/// the older pins when ours are attached.
+pub(super) fn move_links(older: &Older, pins: &Path) -> Result<(), DatapathError> {
+    let links = names(&older.pins.join("links"))?.into_iter().filter(|name| is_known(name));
+    let links = links.map(|name| Path::new("links").join(name));
+    // The marks of qdiscs that are ours.
+    let marks = names(&older.pins.join("qdiscs"))?.into_iter().map(|name| Path::new("qdiscs").join(name));
+    for name in links.chain(marks) {
+        let from = older.pins.join(&name);
+        fs::rename(&from, pins.join(&name)).map_err(|error| failed("move", &from, &error))?;
+        may_crash("one link moved");
+    }
+    Ok(())
+}
+
+/// Copies notes that the older programs made or refreshed since the maps were filled, now that none of them runs any
+/// more. What cannot be read is left out: the older pins may be half removed already.
+pub(super) fn merge_notes(older: &Older, tables: &mut Tables) {
+    may_crash("replaced");
+    let notes = match reader(older).and_then(|reader| (reader.notes)(&older.pins)) {
+        Ok(notes) => notes,
+        Err(error) => return info!("notes of connections in {}: {error}", older.pins.display()),
+    };
+    for (key, note) in notes {
+        let ours = tables.flows.get(&key, 0).ok();
+        if ours.is_none_or(|ours| ours.seen_ns < note.seen_ns) {
+            let state = note.state | ours.map_or(0, |ours| ours.state);
+            if let Err(error) = tables.flows.insert(key, Flow { state, ..note }, 0) {
+                warn!("a connection's note is not taken over: {error}");
+            }
+        }
+    }
+}
+
+/// A hash map of an older layout, as bytes: its types are no longer in the code, and sizes are checked.
+#[cfg_attr(not(feature = "next-layout"), expect(dead_code, reason = "there is no older layout yet"))]
+fn old_map<const K: usize, const V: usize>(folder: &Path, pin: &str) -> Result<Entries<K, V>, DatapathError> {
+    let path = folder.join(pin);
+    let wrong = |error: &dyn std::error::Error| failed("read the older map", &path, error);
+    let map = MapData::from_pin(&path).map_err(|error| wrong(&error))?;
+    let map = aya::maps::Map::from_map_data(map).map_err(|error| wrong(&error))?;
+    let map: HashMap<MapData, [u8; K], [u8; V]> = map.try_into().map_err(|error| wrong(&error))?;
+    let mut entries = Vec::new();
+    for entry in map.iter() {
+        entries.push(entry.map_err(|error| wrong(&error))?);
+    }
+    Ok(entries)
+}
+
+fn failed(verb: &str, path: &Path, error: &dyn std::error::Error) -> DatapathError {
+    DatapathError::failed(format!("{verb} {}", path.display()), error)
+}
