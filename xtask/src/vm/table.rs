@@ -189,9 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn the_committed_document_is_what_was_written() {
+    fn the_committed_document_is_what_was_written_and_has_no_gaps() {
         let text = fs::read_to_string(path()).unwrap();
         let table = Table::parse(&text).unwrap();
         assert_eq!(table.render(), text, "edited by hand, or the form has changed: write it anew");
+        let missing =
+            |cells: &BTreeMap<_, _>| KERNELS.iter().any(|kernel| !cells.contains_key(kernel.version));
+        let gaps: Vec<_> = table.0.iter().filter(|(_, cells)| missing(cells)).map(|(row, _)| row).collect();
+        assert!(gaps.is_empty(), "not run on every kernel: {gaps:?}");
     }
 }
