@@ -84,7 +84,9 @@ pub(super) fn comes_from(delivered: &[u8], case: &Case) -> bool {
     for frame in &case.frames {
         let at = if frame.get(12..14) == Some(&[0x81, 0x00]) { 18 } else { 14 };
         let Some(ip) = frame.get(at..at + 20) else { continue };
-        parts.push((u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff, &frame[at + 20..]));
+        // What is behind the packet is no part of the datagram.
+        let length = usize::from(u16::from_be_bytes([ip[2], ip[3]])).clamp(20, frame.len() - at);
+        parts.push((u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff, &frame[at + 20..at + length]));
     }
     parts.sort_by_key(|(offset, _)| *offset);
     parts.dedup();
