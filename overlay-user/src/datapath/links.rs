@@ -201,15 +201,8 @@ impl Links {
         Self { chosen, tcx: Tcx(Pins::new(pins)), clsact: Clsact::new(pins) }
     }
 
-    /// Every way in use; each attachment has one.
-    fn ways(&self) -> [&dyn Way; 1] {
-        [self.tc(self.chosen)]
-    }
-
-    fn way(&self, attachment: Attachment) -> &dyn Way {
-        match attachment.hook() {
-            Hook::Tc(_) => self.tc(self.chosen),
-        }
+    fn way(&self) -> &dyn Way {
+        self.tc(self.chosen)
     }
 
     fn tc(&self, way: TcWay) -> &dyn Way {
@@ -219,12 +212,9 @@ impl Links {
         }
     }
 
-    /// What is attached: interfaces by attachment. One may be gone; [`Self::replace`] finds out.
+    /// What is attached: interfaces by attachment. One may be gone; [`Way::replace`] finds out.
     fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
-        let mut found = Vec::new();
-        for way in self.ways() {
-            found.extend(way.found()?);
-        }
+        let mut found = self.way().found()?;
         found.sort_unstable();
         Ok(found)
     }
@@ -235,7 +225,7 @@ impl Links {
     pub fn adopt(&self, ebpf: &mut Ebpf) -> Result<usize, DatapathError> {
         let mut adopted = 0;
         for (attachment, ifindex) in self.found()? {
-            adopted += usize::from(self.way(attachment).replace(ebpf, attachment, ifindex)?);
+            adopted += usize::from(self.way().replace(ebpf, attachment, ifindex)?);
             super::layouts::may_crash("one program replaced");
         }
         let other = match self.chosen {
@@ -272,11 +262,7 @@ impl Links {
         let mut attached = Vec::new();
         for (attachment, index) in self.found()? {
             let Some(name) = names.get(&index) else { continue };
-            if self.way(attachment).runs(
-                program_id(ebpf, attachment)?,
-                attachment,
-                Interface { index, name },
-            )? {
+            if self.way().runs(program_id(ebpf, attachment)?, attachment, Interface { index, name })? {
                 attached.push((attachment, index));
             }
         }
@@ -290,7 +276,7 @@ impl Links {
 
     /// Attaches a program, or replaces the one that is there without a moment in between.
     pub fn attach(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        let way = self.way(attachment);
+        let way = self.way();
         if way.replace(ebpf, attachment, ifindex)? {
             return Ok(());
         }
@@ -301,7 +287,7 @@ impl Links {
 
     /// Detaches a program. One that is not there, or whose interface is gone, is no error.
     pub fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        self.way(attachment).detach(attachment, ifindex)
+        self.way().detach(attachment, ifindex)
     }
 
     /// What is attached of the network with these pins, in whichever way: interfaces by attachment, perhaps gone ones.
