@@ -6,11 +6,15 @@ use overlay_common::{
 };
 
 use crate::{
-    check, count, flow, frame::Frame, ipv4::Ipv4, maps, packet::Packet, programs::Outcome, settings,
+    check, count, flow,
+    frame::Frame,
+    ipv4::{IPPROTO_UDP, Ipv4},
+    maps,
+    packet::Packet,
+    programs::Outcome,
+    settings,
 };
 
-/// Protocol number of UDP.
-const IPPROTO_UDP: u8 = 17;
 /// ECN field (RFC 3168 section 5): not capable, capable (two codepoints), congestion experienced.
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;

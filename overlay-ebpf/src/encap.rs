@@ -10,15 +10,13 @@ use crate::{
     flow,
     frame::Frame as _,
     icmp,
-    ipv4::{Ipv4, transport_length},
+    ipv4::{IPPROTO_UDP, Ipv4, transport_length},
     maps,
     packet::Packet,
     programs::Outcome,
     settings,
 };
 
-/// Protocol number of UDP.
-const IPPROTO_UDP: u8 = 17;
 /// The outer headers and the part of the inner IPv4 header that changes (TTL and checksum), written in one piece.
 const WRITTEN: usize = OVERHEAD + 12;
 

@@ -7,10 +7,9 @@ use aya_ebpf::{
 };
 use overlay_common::Addr4;
 
-use crate::{packet::Packet, settings};
+use crate::{ipv4::IPPROTO_UDP, packet::Packet, settings};
 
 const AF_INET: u8 = 2;
-const IPPROTO_UDP: u8 = 17;
 
 /// Where an encapsulated frame leaves.
 pub(crate) struct NextHop {

@@ -6,6 +6,9 @@ use overlay_common::{
 
 use crate::frame::Frame;
 
+/// Protocol number of UDP.
+pub(crate) const IPPROTO_UDP: u8 = 17;
+
 /// The fields of an IPv4 header without options that anyone asks for.
 #[derive(Clone, Copy)]
 pub(crate) struct Ipv4 {
