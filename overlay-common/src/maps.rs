@@ -27,9 +27,9 @@ pub struct Settings {
     pub local: [u8; 4],
     /// Interface index of the underlay device, where peers are reached.
     pub underlay: u32,
-    /// Interface index of overlay0, the kernel's own tunnel device. For the loader, which attaches there; no program reads it.
+    /// Interface index of overlay0. Where the stack must not see a packet as one of the underlay device's, it gets it there.
     pub device: u32,
-    /// VXLAN network identifier, 24 bits, in the machine's order.
+    /// VXLAN network identifier, 24 bits, in the machine's order. Zero where there is none.
     pub vni: u32,
     /// UDP destination port of the tunnel, network order.
     pub port: [u8; 2],
@@ -46,9 +46,16 @@ pub struct Settings {
     pub gateway: [u8; 4],
     /// MAC address of the underlay device: what XDP tells this host's frames by, where nobody has judged them before.
     pub underlay_mac: [u8; 6],
+    /// What packets to peers are wrapped in: an `ENCAPSULATION_*`.
+    pub encapsulation: u8,
     /// Always zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
+
+/// VXLAN (RFC 7348): overlay0 is a VXLAN device in collect-metadata mode.
+pub const ENCAPSULATION_VXLAN: u8 = 0;
+/// Bare IPv4 in UDP, as flannel's udp backend sends it: overlay0 is a TUN.
+pub const ENCAPSULATION_UDP: u8 = 1;
 
 /// Set DF in the outer header. Off as flannel has it: on black-holes paths that lose ICMP.
 pub const SETTING_OUTER_DF: u32 = 1 << 0;
@@ -56,6 +63,8 @@ pub const SETTING_OUTER_DF: u32 = 1 << 0;
 pub const SETTING_STRICT_PEERS: u32 = 1 << 1;
 /// Leave every packet to the kernel's own tunnel device (`--fast-path off`).
 pub const SETTING_STACK_ONLY: u32 = 1 << 2;
+/// Reach peers on the same link without encapsulation (`DirectRouting`, host-gw), and take in what they send so.
+pub const SETTING_DIRECT: u32 = 1 << 3;
 
 /// An IPv4 address, or the base address of a subnet of SubnetLen: the key of peers, vteps and endpoints.
 #[repr(C, align(4))]

@@ -1,4 +1,5 @@
-//! The bytes around an inner frame: VXLAN over UDP over IPv4 (RFC 7348 section 5), written once as an array.
+//! The bytes around an inner packet: VXLAN over UDP over IPv4 (RFC 7348 section 5), or UDP over IPv4 alone (flannel's udp
+//! backend, its pkg/backend/udp), written once as an array.
 use crate::checksum;
 
 /// Length of an Ethernet header without a VLAN tag.
@@ -9,9 +10,11 @@ pub const IPV4: usize = 20;
 pub const UDP: usize = 8;
 /// Length of a VXLAN header.
 pub const VXLAN: usize = 8;
-/// What encapsulation adds to a frame: outer IPv4, UDP, VXLAN and the inner Ethernet header.
-pub const OVERHEAD: usize = IPV4 + UDP + VXLAN + ETHERNET;
-/// From the first byte of an encapsulated frame to its inner IPv4 header.
+/// What bare IPv4 in UDP adds to a frame: outer IPv4 and UDP.
+pub const DATAGRAM: usize = IPV4 + UDP;
+/// What VXLAN adds to a frame: outer IPv4, UDP, VXLAN and the inner Ethernet header.
+pub const OVERHEAD: usize = DATAGRAM + VXLAN + ETHERNET;
+/// From the first byte of a VXLAN frame to its inner IPv4 header.
 pub const INNER: usize = ETHERNET + OVERHEAD;
 /// EtherType of IPv4, network order.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
@@ -22,7 +25,7 @@ pub const OUTER_TTL: u8 = if cfg!(feature = "next-program") { 63 } else { 64 };
 /// Largest VNI plus one.
 pub const VNI_END: u32 = 1 << 24;
 
-/// Everything that differs from one outer header to the next.
+/// Everything that differs from one datagram's headers to the next.
 #[derive(Clone, Copy, Debug)]
 pub struct Outer {
     /// This host's underlay address.
@@ -39,26 +42,20 @@ pub struct Outer {
     pub source_port: u16,
     /// UDP destination port, network order.
     pub port: [u8; 2],
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// The peer's VtepMAC.
-    pub inner_destination_mac: [u8; 6],
-    /// Our VtepMAC.
-    pub inner_source_mac: [u8; 6],
-    /// Length of the inner IP packet in bytes. Of a GSO frame this is the whole frame's: the kernel writes each segment's own.
-    pub inner_length: u32,
+    /// Bytes behind the UDP header. Of a GSO frame these are the whole frame's: the kernel writes each segment's own.
+    pub payload: u32,
 }
 
 impl Outer {
-    /// Writes the headers from the outer IPv4 header up to and with the inner Ethernet header; the outer Ethernet header
-    /// is the neighbour subsystem's. The UDP checksum is zero (RFC 7348 section 5: "SHOULD be transmitted as zero").
+    /// Writes the outer IPv4 and UDP headers; the outer Ethernet header is the neighbour subsystem's. The UDP checksum is
+    /// zero (RFC 7348 section 5: "SHOULD be transmitted as zero"; flannel's receivers take that in either backend).
     /// In place: the BPF stack has no room for copies.
     #[inline(always)]
-    pub fn write(&self, out: &mut [u8; OVERHEAD]) {
+    pub fn write(&self, out: &mut [u8; DATAGRAM]) {
         out[0] = 0x45;
         out[1] = self.tos;
         // Beyond 65,535 only in GSO frames, whose length the kernel writes anew for each segment.
-        out[2..4].copy_from_slice(&((self.inner_length + OVERHEAD as u32) as u16).to_be_bytes());
+        out[2..4].copy_from_slice(&((self.payload + DATAGRAM as u32) as u16).to_be_bytes());
         out[4..6].copy_from_slice(&self.identification.to_be_bytes());
         out[6] = if self.dont_fragment { 0x40 } else { 0 };
         out[7] = 0;
@@ -72,24 +69,31 @@ impl Outer {
 
         out[20..22].copy_from_slice(&self.source_port.to_be_bytes());
         out[22..24].copy_from_slice(&self.port);
-        let udp_length = self.inner_length + (UDP + VXLAN + ETHERNET) as u32;
-        out[24..26].copy_from_slice(&(udp_length as u16).to_be_bytes());
+        out[24..26].copy_from_slice(&((self.payload + UDP as u32) as u16).to_be_bytes());
         out[26..28].fill(0);
-
-        let [_, a, b, c] = self.vni.to_be_bytes();
-        out[28..36].copy_from_slice(&[VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0]);
-
-        out[36..42].copy_from_slice(&self.inner_destination_mac);
-        out[42..48].copy_from_slice(&self.inner_source_mac);
-        out[48..50].copy_from_slice(&ETHERTYPE_IPV4);
     }
+}
 
-    /// The headers as [`Self::write`] writes them.
-    pub fn to_bytes(&self) -> [u8; OVERHEAD] {
-        // Whatever is left unwritten shows.
-        let mut out = [0xa5; OVERHEAD];
-        self.write(&mut out);
-        out
+/// What VXLAN puts between the UDP header and the inner packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Vxlan {
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// The peer's VtepMAC.
+    pub destination_mac: [u8; 6],
+    /// Our VtepMAC.
+    pub source_mac: [u8; 6],
+}
+
+impl Vxlan {
+    /// Writes the VXLAN header and the inner Ethernet header.
+    #[inline(always)]
+    pub fn write(&self, out: &mut [u8; VXLAN + ETHERNET]) {
+        let [_, a, b, c] = self.vni.to_be_bytes();
+        out[..8].copy_from_slice(&[VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0]);
+        out[8..14].copy_from_slice(&self.destination_mac);
+        out[14..20].copy_from_slice(&self.source_mac);
+        out[20..22].copy_from_slice(&ETHERTYPE_IPV4);
     }
 }
 
@@ -114,8 +118,24 @@ mod tests {
         0x3c, 0x34, 0x4c, 0x9c, 0xf0, 0x52, 0x4a, 0xf5, 0x2a, 0x76, 0xbf, 0x08, 0x00,
     ];
 
+    // The same of two hosts with flannel's udp backend. Its UDP checksum was 0x1536, unfinished too.
+    const SEEN_UDP: [u8; ETHERNET + DATAGRAM] = [
+        0xee, 0x41, 0x1a, 0xa1, 0x9c, 0x0b, 0xc2, 0xf1, 0xca, 0xdb, 0x71, 0x99, 0x08, 0x00, 0x45, 0x00, 0x00,
+        0x70, 0x7b, 0x52, 0x40, 0x00, 0x40, 0x11, 0xaa, 0x62, 0x0a, 0x63, 0x00, 0x01, 0x0a, 0x63, 0x00, 0x02,
+        0x20, 0x5d, 0x20, 0x5d, 0x00, 0x5c, 0x00, 0x00,
+    ];
+
+    // Whatever is left unwritten shows.
+    const BLANK: u8 = 0xa5;
+
+    fn datagram(outer: &Outer) -> [u8; DATAGRAM] {
+        let mut out = [BLANK; DATAGRAM];
+        outer.write(&mut out);
+        out
+    }
+
     #[test]
-    fn the_header_is_the_one_a_kernel_vxlan_device_writes() {
+    fn the_headers_are_those_a_kernel_vxlan_device_writes() {
         let outer = Outer {
             source: [10, 99, 0, 1],
             destination: [10, 99, 0, 2],
@@ -124,12 +144,32 @@ mod tests {
             dont_fragment: false,
             source_port: 0xd87a,
             port: 8472u16.to_be_bytes(),
-            vni: 1,
-            inner_destination_mac: [0xfa, 0x3c, 0x34, 0x4c, 0x9c, 0xf0],
-            inner_source_mac: [0x52, 0x4a, 0xf5, 0x2a, 0x76, 0xbf],
-            inner_length: 84,
+            payload: (VXLAN + ETHERNET + 84) as u32,
         };
-        assert_eq!(outer.to_bytes(), SEEN[ETHERNET..]);
+        let vxlan = Vxlan {
+            vni: 1,
+            destination_mac: [0xfa, 0x3c, 0x34, 0x4c, 0x9c, 0xf0],
+            source_mac: [0x52, 0x4a, 0xf5, 0x2a, 0x76, 0xbf],
+        };
+        let mut inside = [BLANK; VXLAN + ETHERNET];
+        vxlan.write(&mut inside);
+        assert_eq!(datagram(&outer), SEEN[ETHERNET..ETHERNET + DATAGRAM]);
+        assert_eq!(inside, SEEN[ETHERNET + DATAGRAM..]);
+    }
+
+    #[test]
+    fn the_headers_are_those_of_flannels_udp_backend() {
+        let outer = Outer {
+            source: [10, 99, 0, 1],
+            destination: [10, 99, 0, 2],
+            tos: 0,
+            identification: 0x7b52,
+            dont_fragment: true,
+            source_port: 8285,
+            port: 8285u16.to_be_bytes(),
+            payload: 84,
+        };
+        assert_eq!(datagram(&outer), SEEN_UDP[ETHERNET..]);
     }
 
     #[test]

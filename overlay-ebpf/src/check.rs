@@ -27,3 +27,17 @@ pub(crate) fn peer(outer: Addr4, source: Addr4) -> Result<u32, Reason> {
 pub(crate) fn known(outer: Addr4) -> Result<u32, Reason> {
     maps::vtep(outer).map(|vtep| vtep.slot).ok_or(Reason::UnknownPeer)
 }
+
+/// The counters' slot of the peer that must have sent a packet without encapsulation (`DirectRouting`, host-gw), by its
+/// source alone: no outer header says who it was, so only the link's own protection keeps others from using the address.
+/// Nothing for a source outside Network, whose packet is the underlay's business.
+#[inline(always)]
+pub(crate) fn plain(source: Addr4) -> Result<Option<u32>, Reason> {
+    if !settings::in_network(source) {
+        return Ok(None);
+    }
+    if settings::in_subnet(source) {
+        return Err(Reason::PeerMismatch);
+    }
+    maps::peer(settings::subnet_of(source)).map(|peer| Some(peer.slot)).ok_or(Reason::UnknownPeer)
+}

@@ -1,7 +1,7 @@
 //! Underlay to container, top to bottom; the steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the judgement,
 //! which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
-    Endpoint, Reason, SETTING_STACK_ONLY, checksum,
+    Addr4, Endpoint, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict, checksum,
     wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, UDP, VXLAN, VXLAN_VNI_VALID},
 };
 
@@ -12,7 +12,7 @@ use crate::{
     maps,
     packet::Packet,
     programs::Outcome,
-    settings,
+    settings, stack,
 };
 
 /// ECN field (RFC 3168 section 5): not capable, capable (two codepoints), congestion experienced.
@@ -31,20 +31,28 @@ pub(crate) struct Delivery {
     pub(crate) tos: u8,
     /// The outer UDP checksum is zero: nobody can have vouched for it.
     pub(crate) is_unchecked: bool,
+    /// Bytes between the Ethernet header and the packet, that go; zero for one that came without encapsulation.
+    pub(crate) taken: usize,
 }
 
 /// Whether a frame is to be delivered. Nothing if it is not ours. Changes nothing.
 #[inline(always)]
 pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
-    // In 1. Anything but a whole VXLAN packet to our address, port and VNI passes untouched: the kernel's tunnel socket
-    // takes what is to our port, reassembles fragments, and hands the result to overlay_receive.
-    if !frame.is_ipv4() || !frame.is_for_us() || !frame.pull(ETHERNET + IPV4 + UDP) {
+    // In 1. Anything but a whole datagram to our address and port, with our VNI where there is one, passes untouched: the
+    // socket that holds the port takes what is to it, reassembles fragments, and the result gets to overlay_receive.
+    if !frame.is_ipv4() || !frame.is_for_us() || !frame.pull(ETHERNET + IPV4) {
         return Ok(None);
+    }
+    if is_plain(frame) {
+        return judge_plain(frame);
     }
     let Ok(outer) = frame.ipv4(ETHERNET) else {
         return Ok(None);
     };
     if outer.protocol != IPPROTO_UDP || outer.destination.raw() != settings::local() || outer.is_fragment() {
+        return Ok(None);
+    }
+    if !frame.pull(ETHERNET + IPV4 + UDP) {
         return Ok(None);
     }
     let Some(udp) = frame.read::<[u8; UDP]>(ETHERNET + IPV4) else {
@@ -54,6 +62,22 @@ pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
     if [udp[2], udp[3]] != settings::port() || usize::from(udp_length) + IPV4 != usize::from(outer.length) {
         return Ok(None);
     }
+
+    // In 2. Sent by a peer, and from that peer's own subnet.
+    let taken = settings::overhead();
+    let unwrapped = if settings::is_udp() { bare(frame, &outer)? } else { vxlan(frame, &outer)? };
+    let Some((inner, slot)) = unwrapped else { return Ok(None) };
+
+    // In 3. For a container here that is learned, whose connection is not the stack's, and whose veth still exists.
+    let endpoint = receiver(frame, &inner, taken)?;
+    let ecn = combined(outer.tos & 0x03, inner.tos & 0x03).ok_or(Reason::NotEctMarked)?;
+    let tos = (inner.tos & !0x03) | ecn;
+    Ok(Some(Delivery { inner, endpoint, slot, tos, is_unchecked: udp[6] | udp[7] == 0, taken }))
+}
+
+/// The inner packet of a VXLAN frame, and the counters of its sender.
+#[inline(always)]
+fn vxlan(frame: &impl Frame, outer: &Ipv4) -> Result<Option<(Ipv4, u32)>, Reason> {
     if !frame.pull(INNER + IPV4) {
         return Ok(None);
     }
@@ -64,8 +88,6 @@ pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
     if vxlan != [VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0] {
         return Ok(None);
     }
-
-    // In 2. Sent by a peer, and from that peer's own subnet.
     let Some(ethernet) = frame.read::<[u8; ETHERNET]>(INNER - ETHERNET) else {
         return Ok(None);
     };
@@ -73,7 +95,28 @@ pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
         check::known(outer.source)?;
         return Err(Reason::NotIpv4);
     }
-    let inner = match frame.ipv4(INNER) {
+    let (inner, slot) = sent(frame, INNER, outer)?;
+    // The kernel's device takes nothing from its own address either: it would be a loop (vxlan_set_mac).
+    if ethernet[..6] != settings::vtep_mac() || ethernet[6..12] == settings::vtep_mac() {
+        return Err(Reason::WrongVtepMac);
+    }
+    Ok(Some((inner, slot)))
+}
+
+/// The packet in a datagram, and the counters of its sender.
+#[inline(always)]
+fn bare(frame: &impl Frame, outer: &Ipv4) -> Result<Option<(Ipv4, u32)>, Reason> {
+    if !frame.pull(ETHERNET + IPV4 + UDP + IPV4) {
+        check::known(outer.source)?;
+        return Err(Reason::Malformed);
+    }
+    sent(frame, ETHERNET + IPV4 + UDP, outer).map(Some)
+}
+
+/// The inner packet at `offset`, and the counters of its sender, if that may send it.
+#[inline(always)]
+fn sent(frame: &impl Frame, offset: usize, outer: &Ipv4) -> Result<(Ipv4, u32), Reason> {
+    let inner = match frame.ipv4(offset) {
         Ok(inner) => inner,
         Err(bad) => {
             check::known(outer.source)?;
@@ -81,12 +124,34 @@ pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
         }
     };
     let slot = check::peer(outer.source, inner.source)?;
-    // The kernel's device takes nothing from its own address either: it would be a loop (vxlan_set_mac).
-    if ethernet[..6] != settings::vtep_mac() || ethernet[6..12] == settings::vtep_mac() {
-        return Err(Reason::WrongVtepMac);
-    }
+    Ok((inner, slot))
+}
 
-    // In 3. For a container here that is learned, whose connection is not the stack's, and whose veth still exists.
+/// Under direct routing: a packet to the own subnet that came without encapsulation.
+#[inline(always)]
+pub(crate) fn is_plain(frame: &impl Frame) -> bool {
+    settings::has(SETTING_DIRECT)
+        && frame.read::<[u8; 4]>(ETHERNET + 16).is_some_and(|to| settings::in_subnet(Addr4::new(to)))
+}
+
+/// In 1 to 3 of such a packet. Not ours is what the underlay's own hosts send; what claims to be another host's container's
+/// must be in a peer's subnet.
+#[inline(always)]
+fn judge_plain(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
+    let Some(source) = frame.read::<[u8; 4]>(ETHERNET + 12) else {
+        return Ok(None);
+    };
+    let Some(slot) = check::plain(Addr4::new(source))? else {
+        return Ok(None);
+    };
+    let inner = frame.ipv4(ETHERNET)?;
+    let endpoint = receiver(frame, &inner, 0)?;
+    Ok(Some(Delivery { inner, endpoint, slot, tos: inner.tos, is_unchecked: true, taken: 0 }))
+}
+
+/// In 3: the endpoint of a packet that begins `taken` bytes behind the Ethernet header.
+#[inline(always)]
+fn receiver(frame: &impl Frame, inner: &Ipv4, taken: usize) -> Result<Endpoint, Reason> {
     if !settings::in_subnet(inner.destination) {
         return Err(Reason::NotOurSubnet);
     }
@@ -101,27 +166,31 @@ pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
         return Err(Reason::TtlExpired);
     }
     let endpoint = maps::endpoint(inner.destination).ok_or(Reason::Unlearned)?;
-    if flow::is_noted(frame, INNER, &inner) {
+    if flow::is_noted(frame, ETHERNET + taken, inner) {
         return Err(Reason::StackFlow);
     }
-    if !frame.fits(endpoint.ifindex, &inner) {
+    if !frame.fits(endpoint.ifindex, inner, taken) {
         return Err(Reason::EndpointGone);
     }
-    let ecn = combined(outer.tos & 0x03, inner.tos & 0x03).ok_or(Reason::NotEctMarked)?;
-    let tos = (inner.tos & !0x03) | ecn;
-    Ok(Some(Delivery { inner, endpoint, slot, tos, is_unchecked: udp[6] | udp[7] == 0 }))
+    Ok(endpoint)
 }
 
 #[inline(always)]
 pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    let Some(Delivery { inner, endpoint, slot, tos, .. }) = judge(packet)? else {
-        return Ok(Outcome::NotOurs);
+    let Delivery { inner, endpoint, slot, tos, taken, .. } = match judge(packet) {
+        Ok(Some(delivery)) => delivery,
+        Ok(None) => return Ok(Outcome::NotOurs),
+        Err(reason) => return leave(packet, reason),
     };
 
     // In 4. On refusal the frame is as it was, and the stack's.
-    let size = packet.size(INNER);
-    packet.take_room()?;
-    packet.distrust_checksum();
+    let size = packet.size(ETHERNET + taken);
+    if taken != 0 {
+        if let Err(reason) = packet.take_room(taken) {
+            return leave(packet, reason);
+        }
+        packet.distrust_checksum();
+    }
 
     // In 5. From here on the frame is ours alone.
     packet.store(0, &macs(&endpoint))?;
@@ -132,6 +201,16 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     packet.accept();
     count::add_received(slot, size);
     Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
+}
+
+/// Leaves a packet to the stack, untouched: a VXLAN frame to the kernel's tunnel socket, anything else to overlay0, which
+/// alone is a way in that reverse path filters and the host's firewall know it to come by.
+#[inline(always)]
+fn leave(packet: &Packet<'_>, reason: Reason) -> Result<Outcome, Reason> {
+    if !matches!(reason.verdict(), Verdict::Stack) || !(settings::is_udp() || is_plain(packet)) {
+        return Err(reason);
+    }
+    stack::hand_over(packet).map(|action| Outcome::Instead(action, reason))
 }
 
 /// In 5 of what XDP has judged and unwrapped a moment ago, merged by GRO since. Only the endpoint is looked up again: it
@@ -170,7 +249,7 @@ pub(crate) fn marked(inner: &Ipv4, tos: u8) -> [u8; 2] {
 /// The ECN field to deliver (RFC 6040 figure 4); nothing for the one combination that must be dropped: "If the inner ECN
 /// field is Not-ECT [and] the outer ECN field is CE, the decapsulator MUST drop the packet" (section 4.2).
 #[inline(always)]
-fn combined(outer: u8, inner: u8) -> Option<u8> {
+pub(crate) fn combined(outer: u8, inner: u8) -> Option<u8> {
     match (outer, inner) {
         (CE, NOT_ECT) => None,
         (CE, _) => Some(CE),

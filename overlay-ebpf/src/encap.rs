@@ -1,24 +1,21 @@
 //! Container to underlay, top to bottom; the steps are those of docs/packet-flow.md, "Out".
 use overlay_common::{
-    Addr4, Peer, Reason, SETTING_OUTER_DF, SETTING_STACK_ONLY, checksum,
-    wire::{self, ETHERNET, IPV4, OVERHEAD, Outer},
+    Addr4, Reason, SETTING_STACK_ONLY,
+    wire::{self, ETHERNET, IPV4},
 };
 
 use crate::{
     count,
-    fib::{self, NoNextHop},
+    fib::{self, NoWay, Way},
     flow,
     frame::Frame as _,
     icmp,
-    ipv4::{IPPROTO_UDP, Ipv4, transport_length},
-    maps,
+    ipv4::{IPPROTO_UDP, segment_length},
+    maps, outer,
     packet::Packet,
     programs::Outcome,
     settings,
 };
-
-/// The outer headers and the part of the inner IPv4 header that changes (TTL and checksum), written in one piece.
-const WRITTEN: usize = OVERHEAD + 12;
 
 #[inline(always)]
 pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
@@ -73,22 +70,28 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return Err(Reason::TtlExpired);
     }
 
-    // Out 6. Next hop and path MTU, by the length of one segment on the wire.
+    // Out 6. Next hop and path MTU, by the length of one segment; encapsulated, unless the peer is the next hop itself.
     let source_port = wire::source_port(packet.hash(), settings::port_min(), settings::port_count());
-    let length = wire_length(packet, &inner);
-    let next_hop = match fib::next_hop(packet, Addr4::new(peer.outer), source_port, length) {
-        Ok(next_hop) => next_hop,
-        Err(NoNextHop::Stack) => return Err(Reason::NoNextHop),
-        Err(NoNextHop::TooBig(_)) if !inner.dont_fragment() => return Err(Reason::NeedsFragmentation),
-        Err(NoNextHop::TooBig(mtu)) => return icmp::fragmentation_needed(packet, &inner, mtu),
+    let way = match fib::way(packet, &peer, source_port, segment_length(packet, ETHERNET, &inner)) {
+        Ok(way) => way,
+        Err(NoWay::Stack) => return Err(Reason::NoNextHop),
+        Err(NoWay::TooBig(_)) if !inner.dont_fragment() => return Err(Reason::NeedsFragmentation),
+        Err(NoWay::TooBig(mtu)) => return icmp::fragmentation_needed(packet, &inner, mtu),
     };
 
-    // Out 7. Everything that reads the frame comes before this: the room moves it.
+    // Out 7. Everything that reads the frame comes before this: the room for outer headers moves it.
+    // Out 8. Headers. From here on the frame is half ours: a failure drops it.
     let size = packet.size(ETHERNET);
-    packet.make_room()?;
-
-    // Out 8. From here on the frame is half ours: a failure drops it.
-    packet.store(ETHERNET, &written(&inner, &peer, source_port))?;
+    let next_hop = match way {
+        Way::Wrapped(next_hop) => {
+            outer::wrap(packet, &inner, &peer, source_port)?;
+            next_hop
+        }
+        Way::Plain(next_hop) => {
+            outer::route(packet, &inner)?;
+            next_hop
+        }
+    };
     count::add_sent(peer.slot, size);
     Ok(Outcome::Carried(Packet::redirect_neighbour(next_hop.ifindex, next_hop.address)))
 }
@@ -137,56 +140,4 @@ fn not_wrapped(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 #[inline(always)]
 fn is_broadcast(address: Addr4) -> bool {
     address.raw() == settings::network() | !settings::network_mask()
-}
-
-/// Bytes of the outer IP packet of one segment.
-#[inline(always)]
-fn wire_length(packet: &Packet<'_>, inner: &Ipv4) -> u32 {
-    let segment = packet.gso_size();
-    let inner_length = if segment == 0 {
-        u32::from(inner.length)
-    } else {
-        segment + IPV4 as u32 + transport_length(packet, ETHERNET + IPV4, inner.protocol)
-    };
-    inner_length + OVERHEAD as u32
-}
-
-#[inline(always)]
-fn written(inner: &Ipv4, peer: &Peer, source_port: u16) -> [u8; WRITTEN] {
-    let outer = Outer {
-        source: settings::local().to_ne_bytes(),
-        destination: peer.outer,
-        // RFC 6040 section 4.1, normal mode: the outer ECN field is a copy of the inner one.
-        tos: inner.tos & 0x03,
-        // SAFETY: no arguments, no preconditions.
-        identification: unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() } as u16,
-        dont_fragment: settings::has(SETTING_OUTER_DF),
-        source_port,
-        port: settings::port(),
-        vni: settings::vni(),
-        inner_destination_mac: peer.vtep_mac,
-        inner_source_mac: settings::vtep_mac(),
-        inner_length: u32::from(inner.length),
-    };
-    let mut bytes = [0; WRITTEN];
-    if let Some(headers) = bytes.first_chunk_mut() {
-        outer.write(headers);
-    }
-
-    // The sending host is a router to the container: it takes one from the TTL (RFC 1812 section 5.3.1).
-    let [protocol, ttl] = [inner.protocol, inner.ttl - 1];
-    let sum = checksum::update(
-        inner.checksum,
-        u16::from_be_bytes([inner.ttl, protocol]),
-        u16::from_be_bytes([ttl, protocol]),
-    );
-    bytes[OVERHEAD] = 0x45;
-    bytes[OVERHEAD + 1] = inner.tos;
-    bytes[OVERHEAD + 2..OVERHEAD + 4].copy_from_slice(&inner.length.to_be_bytes());
-    bytes[OVERHEAD + 4..OVERHEAD + 6].copy_from_slice(&inner.identification);
-    bytes[OVERHEAD + 6..OVERHEAD + 8].copy_from_slice(&inner.fragment.to_be_bytes());
-    bytes[OVERHEAD + 8] = ttl;
-    bytes[OVERHEAD + 9] = protocol;
-    bytes[OVERHEAD + 10..OVERHEAD + 12].copy_from_slice(&sum.to_be_bytes());
-    bytes
 }

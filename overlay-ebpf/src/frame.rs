@@ -24,8 +24,8 @@ pub(crate) trait Frame {
     /// Copies bytes out of anywhere in the frame that this hook can reach.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// Whether interface `ifindex` exists and takes the packet behind the outer headers.
-    fn fits(&self, ifindex: u32, inner: &Ipv4) -> bool;
+    /// Whether interface `ifindex` exists and takes the packet `inner` begins, once `taken` bytes before it are gone.
+    fn fits(&self, ifindex: u32, inner: &Ipv4, taken: usize) -> bool;
 
     /// The IPv4 header at `offset`, which must lie in the linear part. Its total length must be that of the frame from there
     /// on.

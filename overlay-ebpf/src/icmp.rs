@@ -1,7 +1,7 @@
 //! ICMP errors to a container, made from the packet they are about: sent back where it came from, in its place.
 use overlay_common::{
     Hook, Reason, checksum,
-    wire::{ETHERNET, IPV4, OVERHEAD},
+    wire::{ETHERNET, IPV4},
 };
 
 use crate::{count, frame::Frame as _, ipv4::Ipv4, packet::Packet, programs::Outcome, settings};
@@ -22,15 +22,10 @@ pub(crate) fn network_unreachable(packet: &Packet<'_>, inner: &Ipv4) -> Result<O
     answer(packet, inner, NETWORK, 0, Reason::NoPeer, Reason::NoPeer)
 }
 
-/// "Fragmentation needed and DF set", with the next hop's MTU (RFC 1191 section 4) less what encapsulation adds. What we
-/// do not answer the stack does, by its own rate: a sender that never hears of it would try for ever.
+/// "Fragmentation needed and DF set", with the next hop's MTU (RFC 1191 section 4), of which encapsulation has had its part.
+/// What we do not answer the stack does, by its own rate: a sender that never hears of it would try for ever.
 #[inline(always)]
-pub(crate) fn fragmentation_needed(
-    packet: &Packet<'_>,
-    inner: &Ipv4,
-    path_mtu: u32,
-) -> Result<Outcome, Reason> {
-    let mtu = path_mtu.saturating_sub(OVERHEAD as u32);
+pub(crate) fn fragmentation_needed(packet: &Packet<'_>, inner: &Ipv4, mtu: u32) -> Result<Outcome, Reason> {
     let mtu = if mtu < SMALLEST_MTU { SMALLEST_MTU } else { mtu };
     answer(packet, inner, FRAGMENTATION_NEEDED, mtu as u16, Reason::TooBig, Reason::NeedsFragmentation)
 }
@@ -56,7 +51,7 @@ fn answer(
         build::<28>(packet, code, mtu)
     };
     if built {
-        Ok(Outcome::Answered(Packet::redirect(packet.ifindex()), answered))
+        Ok(Outcome::Instead(Packet::redirect(packet.ifindex()), answered))
     } else {
         Err(Reason::Failed)
     }

@@ -111,11 +111,22 @@ pub(crate) fn header(frame: &impl Frame, offset: usize) -> Result<Ipv4, BadIpv4>
 
 /// Bytes of the transport header that the kernel repeats in every segment.
 #[inline(always)]
-pub(crate) fn transport_length(frame: &impl Frame, offset: usize, protocol: u8) -> u32 {
+fn transport_length(frame: &impl Frame, offset: usize, protocol: u8) -> u32 {
     if protocol == 6 {
         // Data offset: 32-bit words, in the upper half of byte 12 (RFC 9293 section 3.1).
         frame.load::<1>(offset + 12).map_or(20, |byte| u32::from(byte[0] >> 4) * 4)
     } else {
         UDP as u32
+    }
+}
+
+/// Bytes of the IP packet that starts at `offset`; of a GSO frame, of each packet that it will be.
+#[inline(always)]
+pub(crate) fn segment_length(frame: &impl Frame, offset: usize, ip: &Ipv4) -> u32 {
+    let segment = frame.gso_size();
+    if segment == 0 {
+        u32::from(ip.length)
+    } else {
+        segment + IPV4 as u32 + transport_length(frame, offset + IPV4, ip.protocol)
     }
 }

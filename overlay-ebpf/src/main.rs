@@ -8,7 +8,7 @@
 //! | `overlay_xdp_strip` | the same, the other way to use it   | what peers send; unwraps it for GRO and TC         |
 //! | `overlay_decap`  | TC ingress of the underlay device      | what peers send                                    |
 //! | `overlay_send`   | TC egress of overlay0                  | what the stack sends to peers                      |
-//! | `overlay_receive`| TC ingress of overlay0                 | what the kernel's own tunnel decapsulated          |
+//! | `overlay_receive`| TC ingress of overlay0                 | what the kernel's own tunnel decapsulated, or the agent's socket took |
 //! | `overlay_note`   | TC egress of a container's veth        | what the stack delivers to a container             |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -36,6 +36,8 @@ mod ipv4;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod outer;
+#[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod settings;
@@ -54,15 +56,12 @@ mod programs {
         macros::{classifier, xdp},
         programs::{TcContext, XdpContext},
     };
-    use overlay_common::{
-        Hook, Reason, Verdict,
-        wire::{ETHERNET, INNER},
-    };
+    use overlay_common::{Hook, Reason, Verdict, wire::ETHERNET};
 
     use crate::{
         count, decap, encap, flow,
         packet::{Packet, Size},
-        stack,
+        settings, stack,
         xdp::{self, XdpFrame},
     };
 
@@ -75,8 +74,8 @@ mod programs {
         NotOurs,
         /// Took it: this is the helper's verdict.
         Carried(i32),
-        /// Sent an answer in its stead, by this verdict.
-        Answered(i32, Reason),
+        /// Something else was done, by this verdict: an answer sent in its stead, or the packet handed to overlay0.
+        Instead(i32, Reason),
     }
 
     /// The only place where outcomes become verdicts, but for XDP's: so that each packet of ours is counted exactly once
@@ -86,7 +85,7 @@ mod programs {
         let (reason, action) = match result {
             Ok(Outcome::NotOurs) => return NEXT,
             Ok(Outcome::Carried(action)) => (Reason::Carried, action),
-            Ok(Outcome::Answered(action, reason)) => (reason, action),
+            Ok(Outcome::Instead(action, reason)) => (reason, action),
             Err(reason) => (reason, if goes_on(hook, reason) { NEXT } else { TC_ACT_SHOT }),
         };
         count::add(hook, reason, before);
@@ -124,7 +123,11 @@ mod programs {
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let stripped = packet.stripped();
-        let before = packet.size(if stripped.is_some() { ETHERNET } else { INNER });
+        let headers = match stripped {
+            None if !decap::is_plain(&packet) => settings::overhead(),
+            _ => 0,
+        };
+        let before = packet.size(ETHERNET + headers);
         let result = match stripped {
             Some(slot) => decap::deliver(&packet, slot),
             None => decap::decap(&packet),
@@ -164,11 +167,11 @@ mod programs {
         }
     }
 
-    /// Stack to peer: tells the kernel's tunnel where to.
+    /// Stack to peer: tells the kernel's tunnel where to, or takes the packet there.
     #[classifier]
     fn overlay_send(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(ETHERNET);
+        let before = packet.size(settings::device_header());
         let result = stack::send(&packet);
         conclude(&packet, Hook::Send, before, result)
     }
@@ -177,7 +180,7 @@ mod programs {
     #[classifier]
     fn overlay_receive(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(ETHERNET);
+        let before = packet.size(settings::device_header() + stack::wrapping(&packet));
         let result = stack::receive(&packet);
         conclude(&packet, Hook::Receive, before, result)
     }

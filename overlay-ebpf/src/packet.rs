@@ -6,20 +6,20 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC,
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_DONT_FRAGMENT, BPF_F_ZERO_CSUM_TX,
-        bpf_adj_room_mode, bpf_redir_neigh, bpf_tunnel_key,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_DONT_FRAGMENT, BPF_F_INGRESS,
+        BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode, bpf_redir_neigh, bpf_tunnel_key,
     },
     helpers::generated::{
-        bpf_check_mtu, bpf_csum_diff, bpf_csum_level, bpf_get_hash_recalc, bpf_redirect, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
-        bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_set_tunnel_key,
-        bpf_skb_store_bytes,
+        bpf_check_mtu, bpf_csum_diff, bpf_csum_level, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect,
+        bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail,
+        bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use overlay_common::{
     Addr4, Reason, SETTING_OUTER_DF, Stripped,
-    wire::{ETHERNET, ETHERTYPE_IPV4, OVERHEAD},
+    wire::{DATAGRAM, ETHERNET, ETHERTYPE_IPV4, OVERHEAD},
 };
 
 use crate::{frame::Frame, ipv4::Ipv4, settings};
@@ -28,12 +28,24 @@ use crate::{frame::Frame, ipv4::Ipv4, settings};
 const PACKET_HOST: u32 = 0;
 /// `AF_INET` of linux/socket.h.
 const AF_INET: u32 = 2;
+/// What the kernel's segmentation is told of a packet in UDP in IPv4.
+const WRAPPED: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
+    | BPF_F_ADJ_ROOM_NO_CSUM_RESET
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP) as u64;
 
 /// How much a frame is.
 #[derive(Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
+}
+
+/// Any number.
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_get_prandom_u32() }
 }
 
 /// A frame at a TC hook; its Ethernet header is at offset 0.
@@ -100,8 +112,8 @@ impl Frame for Packet<'_> {
     }
 
     #[inline(always)]
-    fn fits(&self, ifindex: u32, _: &Ipv4) -> bool {
-        self.takes(ifindex, OVERHEAD)
+    fn fits(&self, ifindex: u32, _: &Ipv4, taken: usize) -> bool {
+        self.takes(ifindex, taken)
     }
 }
 
@@ -171,28 +183,36 @@ impl<'a> Packet<'a> {
         unsafe { bpf_get_hash_recalc(self.skb()) }
     }
 
-    /// Makes room for the outer headers behind the Ethernet header, and tells the kernel's segmentation what they are.
+    /// Makes room for VXLAN's headers behind the Ethernet header, and tells the kernel's segmentation what they are.
     /// On error the frame is as it was: with FIXED_GSO every refusal comes before the first change.
     #[inline(always)]
-    pub(crate) fn make_room(&self) -> Result<(), Reason> {
+    pub(crate) fn make_vxlan_room(&self) -> Result<(), Reason> {
         // The inner Ethernet header alone is the "L2" here: counting UDP and VXLAN in (22) breaks segmentation.
         const L2: u64 = (ETHERNET as u64 & BPF_ADJ_ROOM_ENCAP_L2_MASK as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
-        const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
-            | BPF_F_ADJ_ROOM_NO_CSUM_RESET
-            | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
-            | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
-            | BPF_F_ADJ_ROOM_ENCAP_L2_ETH) as u64
-            | L2;
-        self.adjust_room(OVERHEAD as i32, FLAGS)
+        self.adjust_room(OVERHEAD as i32, WRAPPED | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64 | L2)
     }
 
-    /// Takes the outer headers and the inner Ethernet header away.
+    /// The same for the headers of a datagram that holds a bare IPv4 packet, behind whatever link header there is.
+    #[inline(always)]
+    pub(crate) fn make_datagram_room(&self) -> Result<(), Reason> {
+        self.adjust_room(DATAGRAM as i32, WRAPPED)
+    }
+
+    /// Takes `length` bytes away behind the link header: outer headers, and the inner Ethernet header where there is one.
     /// No DECAP_L3 flag: IPv4 stays IPv4, and 6.1 does not know it.
     #[inline(always)]
-    pub(crate) fn take_room(&self) -> Result<(), Reason> {
+    pub(crate) fn take_room(&self, length: usize) -> Result<(), Reason> {
         // Without FIXED_GSO the kernel raises gso_size by what is taken away, and segments no longer fit.
         const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
-        self.adjust_room(-(OVERHEAD as i32), FLAGS)
+        self.adjust_room(-(length as i32), FLAGS)
+    }
+
+    /// Gives a packet without link header, such as a TUN's, the room for one, which a neighbour's will be written into.
+    #[inline(always)]
+    pub(crate) fn push_link_header(&self) -> Result<(), Reason> {
+        // SAFETY: no pointer into the frame is held across the call.
+        let result = unsafe { bpf_skb_change_head(self.skb(), ETHERNET as u32, 0) };
+        if result == 0 { Ok(()) } else { Err(Reason::Failed) }
     }
 
     /// Makes plain room behind the Ethernet header.
@@ -259,6 +279,15 @@ impl<'a> Packet<'a> {
         result == 0
     }
 
+    /// Whether interface `ifindex` exists and takes this frame once it is `more` bytes longer.
+    #[inline(always)]
+    pub(crate) fn takes_more(&self, ifindex: u32, more: usize) -> bool {
+        let mut length = 0u32;
+        // SAFETY: the output is a u32 of our own.
+        let result = unsafe { bpf_check_mtu(self.skb().cast(), ifindex, &raw mut length, more as i32, 0) };
+        result == 0
+    }
+
     /// Whether interface `ifindex` exists.
     #[inline(always)]
     pub(crate) fn exists(&self, ifindex: u32) -> bool {
@@ -274,6 +303,13 @@ impl<'a> Packet<'a> {
     pub(crate) fn redirect(ifindex: u32) -> i32 {
         // SAFETY: takes numbers only.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
+    }
+
+    /// Verdict that has the frame arrive at `ifindex`, as if that interface had received it.
+    #[inline(always)]
+    pub(crate) fn redirect_in(ifindex: u32) -> i32 {
+        // SAFETY: takes numbers only.
+        unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as i32 }
     }
 
     /// Verdict that sends the frame to a neighbour on `ifindex`, whose Ethernet header the kernel writes. It resolves the
@@ -321,6 +357,14 @@ impl<'a> Packet<'a> {
             )
         };
         if result == 0 { Ok(()) } else { Err(Reason::Failed) }
+    }
+
+    /// Takes the stack's route off a packet that leaves by another: once a neighbour that had to be resolved has answered,
+    /// the kernel asks the route that a waiting packet carries for its neighbour (net/core/neighbour.c, neigh_update), finds
+    /// overlay0's, and sends the packet without an Ethernet header. A tunnel key takes the route's place, and has none.
+    #[inline(always)]
+    pub(crate) fn forget_route(&self) -> Result<(), Reason> {
+        self.set_tunnel(Addr4::default(), 1)
     }
 
     /// VNI and outer source of a frame that the kernel's tunnel device decapsulated.

@@ -1,7 +1,10 @@
 //! The constants this program was loaded with, one field at a time.
 use core::ptr::addr_of;
 
-use overlay_common::{Addr4, STRIPPED_MAGIC, Settings, Stripped};
+use overlay_common::{
+    Addr4, ENCAPSULATION_UDP, STRIPPED_MAGIC, Settings, Stripped,
+    wire::{DATAGRAM, ETHERNET, OVERHEAD},
+};
 
 /// Filled in by the loader before the kernel freezes it; the zeros here are never run with.
 #[unsafe(no_mangle)]
@@ -21,7 +24,8 @@ static SETTINGS: Settings = Settings {
     port_count: 0,
     gateway: [0; 4],
     underlay_mac: [0; 6],
-    reserved: [0; 2],
+    encapsulation: 0,
+    reserved: 0,
 };
 
 macro_rules! field {
@@ -55,6 +59,8 @@ word!(subnet_mask);
 word!(local);
 word!(gateway);
 field!(underlay: u32);
+field!(device: u32);
+field!(encapsulation: u8);
 field!(vni: u32);
 field!(port: [u8; 2]);
 field!(vtep_mac: [u8; 6]);
@@ -62,6 +68,24 @@ field!(underlay_mac: [u8; 6]);
 field!(flags: u32);
 field!(port_min: u16);
 field!(port_count: u16);
+
+/// Bare IPv4 in UDP. The verifier knows the answer, and leaves the other format's code out of what it loads.
+#[inline(always)]
+pub(crate) fn is_udp() -> bool {
+    encapsulation() == ENCAPSULATION_UDP
+}
+
+/// Bytes that encapsulation adds.
+#[inline(always)]
+pub(crate) fn overhead() -> usize {
+    if is_udp() { DATAGRAM } else { OVERHEAD }
+}
+
+/// Bytes in front of the IP header at overlay0: a TUN has no link layer.
+#[inline(always)]
+pub(crate) fn device_header() -> usize {
+    if is_udp() { 0 } else { ETHERNET }
+}
 
 /// Inside Network.
 #[inline(always)]

@@ -1,46 +1,132 @@
-//! What goes through the kernel's own tunnel device: the slow tier, and the oracle of the fast one.
+//! What goes through overlay0: the slow tier. With VXLAN it is the kernel's own tunnel device, the oracle of the fast path;
+//! with bare IPv4 in UDP a TUN, whose packets these programs take to the peer themselves.
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
-    Addr4, Hook, Reason,
-    wire::{ETHERNET, IPV4, OUTER_TTL},
+    Addr4, Hook, Peer, Reason, SETTING_DIRECT, SETTING_OUTER_DF, checksum,
+    wire::{self, DATAGRAM, ETHERNET, IPV4, OUTER_TTL},
 };
 
-use crate::{check, flow, frame::Frame as _, maps, packet::Packet, programs::Outcome, settings};
+use crate::{
+    check,
+    decap::combined,
+    fib::{self, NextHop, NoWay, Way},
+    flow,
+    frame::Frame as _,
+    ipv4::{IPPROTO_UDP, segment_length},
+    maps, outer,
+    packet::Packet,
+    programs::Outcome,
+    settings,
+};
 
-/// overlay0's egress: says which peer, and notes the connection. Route, path MTU, fragments and source port are the kernel's.
+/// overlay0's egress: which peer, by which way; notes the connection.
 #[inline(always)]
 pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4) {
-        // Without a tunnel key the device drops it and counts that.
+    let at = settings::device_header();
+    if !packet.is_ipv4() || !packet.pull(at + IPV4) {
+        // Without a tunnel key a VXLAN device drops it and counts that; at a TUN the agent throws it away.
         return Ok(Outcome::NotOurs);
     }
-    let Some(addresses) = packet.read::<[u8; 8]>(ETHERNET + 12) else {
+    let Some(header) = packet.read::<[u8; IPV4]>(at) else {
         return Ok(Outcome::NotOurs);
     };
-    let [a, b, c, d, e, f, g, h] = addresses;
-    let (source, destination) = (Addr4::new([a, b, c, d]), Addr4::new([e, f, g, h]));
+    let (source, destination) = addresses(&header);
     if settings::in_network(source) && !settings::in_subnet(source) {
         return Err(Reason::SourceNotOurs);
     }
     // No peer is ever in the own subnet: what the route to Network catches when the bridge is gone ends here.
     let peer = maps::peer(settings::subnet_of(destination)).ok_or(Reason::NoPeer)?;
-    packet.set_tunnel(Addr4::new(peer.outer), OUTER_TTL)?;
-    packet.store(0, &peer.vtep_mac)?;
     // Only what may also go by the fast path needs a note: containers' connections, but not those of the host, whose
     // addresses are never an endpoint's. IPv4 options are no reason to stop here, and have no place in the fast path.
     if settings::is_container(source)
-        && let Ok(ip) = packet.ipv4(ETHERNET)
+        && let Ok(ip) = packet.ipv4(at)
     {
-        flow::note(packet, Hook::Send, ETHERNET, &ip);
+        flow::note(packet, Hook::Send, at, &ip);
     }
+    if settings::is_udp() {
+        return send_datagram(packet, &header, &peer);
+    }
+    if settings::has(SETTING_DIRECT)
+        && let Some(next_hop) = fib::neighbour(packet, &peer, source_port(packet))
+    {
+        // It has a link header, the device's own, and a router has had it.
+        return leave_by(packet, &next_hop);
+    }
+    // Route, path MTU, fragments and source port are the kernel's.
+    packet.set_tunnel(Addr4::new(peer.outer), OUTER_TTL)?;
+    packet.store(0, &peer.vtep_mac)?;
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
 }
 
-/// overlay0's ingress: what tier 2 left to the kernel (fragments, other devices, connections of the stack) under the
-/// same checks. No frame enters the stack unchecked.
+/// A packet at a TUN: to the peer by our own doing, so that it needs no agent. Only what the link itself cannot take goes on
+/// to the agent, whose socket lets the kernel fragment it.
+#[inline(always)]
+fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Result<Outcome, Reason> {
+    let source_port = source_port(packet);
+    // overlay0's MTU is the link's, less what encapsulation adds: what is here fits the way to a neighbour.
+    if let Some(next_hop) = fib::neighbour(packet, peer, source_port) {
+        packet.push_link_header()?;
+        return leave_by(packet, &next_hop);
+    }
+    let tos = header[1];
+    let length = u16::from_be_bytes([header[2], header[3]]);
+    let of_segment = segment(packet, header, length);
+    let next_hop = match fib::way(packet, peer, source_port, of_segment) {
+        Ok(Way::Plain(next_hop) | Way::Wrapped(next_hop)) => next_hop,
+        Err(NoWay::Stack) => return Err(Reason::NoNextHop),
+        Err(NoWay::TooBig(_)) => {
+            // A path MTU the kernel has learned of. Without DF a router on the way fragments, as it does for the kernel.
+            let next_hop = fib::any_length(packet, peer, source_port);
+            match next_hop.filter(|next_hop| packet.takes_more(next_hop.ifindex, ETHERNET + DATAGRAM)) {
+                Some(next_hop) if !settings::has(SETTING_OUTER_DF) => next_hop,
+                _ => {
+                    outer::wrap_routed(packet, 0, (tos, u32::from(length)), peer, source_port)?;
+                    return Err(Reason::NeedsFragmentation);
+                }
+            }
+        }
+    };
+    packet.push_link_header()?;
+    outer::wrap_routed(packet, ETHERNET, (tos, u32::from(length)), peer, source_port)
+        .map_err(|_| Reason::Failed)?;
+    leave_by(packet, &next_hop)
+}
+
+/// Length of one segment's IP packet. One with options is never a GSO frame's.
+#[inline(always)]
+fn segment(packet: &Packet<'_>, header: &[u8; IPV4], length: u16) -> u32 {
+    match packet.ipv4(0) {
+        Ok(ip) => segment_length(packet, 0, &ip),
+        Err(_) if header[0] == 0x45 && packet.gso_size() != 0 => {
+            // BIG TCP: the header's length is zero, the segments' will not be.
+            packet.gso_size() + IPV4 as u32 + 60
+        }
+        Err(_) => u32::from(length),
+    }
+}
+
+#[inline(always)]
+fn source_port(packet: &Packet<'_>) -> u16 {
+    wire::source_port(packet.hash(), settings::port_min(), settings::port_count())
+}
+
+#[inline(always)]
+fn leave_by(packet: &Packet<'_>, next_hop: &NextHop) -> Result<Outcome, Reason> {
+    packet.forget_route()?;
+    Ok(Outcome::Carried(Packet::redirect_neighbour(next_hop.ifindex, next_hop.address)))
+}
+
+/// overlay0's ingress: what tier 2 left to the stack (fragments, other devices, connections of the stack) under the same
+/// checks. No frame enters the stack unchecked.
 #[inline(always)]
 pub(crate) fn receive(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    let (vni, outer) = packet.tunnel().ok_or(Reason::UnknownPeer)?;
+    if settings::is_udp() {
+        return receive_datagram(packet);
+    }
+    let Some((vni, outer)) = packet.tunnel() else {
+        // The tunnel's frames all have a key; what has none overlay_decap handed over.
+        return receive_plain(packet, ETHERNET);
+    };
     if vni != settings::vni() {
         return Err(Reason::ForeignVni);
     }
@@ -53,15 +139,8 @@ pub(crate) fn receive(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return Err(Reason::Malformed);
     }
     let ethernet: [u8; ETHERNET] = packet.read(0).ok_or(Reason::Malformed)?;
-    let Some(addresses) = packet.read::<[u8; 8]>(ETHERNET + 12) else {
-        return Err(Reason::Malformed);
-    };
-    let [a, b, c, d, e, f, g, h] = addresses;
-    let (source, destination) = (Addr4::new([a, b, c, d]), Addr4::new([e, f, g, h]));
-    match check::peer(outer, source) {
-        Ok(_) | Err(Reason::ForeignSource) => {}
-        Err(reason) => return Err(reason),
-    }
+    let (source, destination) = addresses(&packet.read(ETHERNET).ok_or(Reason::Malformed)?);
+    may_send(outer, source)?;
     if ethernet[..6] != settings::vtep_mac() {
         return Err(Reason::WrongVtepMac);
     }
@@ -69,4 +148,100 @@ pub(crate) fn receive(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return Err(Reason::NotOurSubnet);
     }
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
+}
+
+/// A datagram to our port, with its outer headers, at a TUN: from overlay_decap, which leaves it as it came, or from the
+/// agent, whose socket took it. Unwrapped here, once it has passed the checks.
+#[inline(always)]
+fn receive_datagram(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+    const INSIDE: usize = DATAGRAM;
+    if !packet.is_ipv4() {
+        return Err(Reason::NotIpv4);
+    }
+    if !packet.pull(IPV4) {
+        return Err(Reason::Malformed);
+    }
+    let header: [u8; IPV4] = packet.read(0).ok_or(Reason::Malformed)?;
+    let (outer, to) = addresses(&header);
+    if to.raw() != settings::local() {
+        return receive_plain(packet, 0);
+    }
+    if header[0] != 0x45 || header[9] != IPPROTO_UDP || packet.load(IPV4 + 2) != Some(settings::port()) {
+        return Err(Reason::Malformed);
+    }
+    check::known(outer)?;
+    if !packet.pull(INSIDE + IPV4) {
+        return Err(Reason::Malformed);
+    }
+    let inner: [u8; IPV4] = packet.read(INSIDE).ok_or(Reason::Malformed)?;
+    let header_length = usize::from(inner[0] & 0x0f) * 4;
+    let length = usize::from(u16::from_be_bytes([inner[2], inner[3]]));
+    let is_whole = length >= header_length && length + INSIDE <= packet.len() as usize;
+    // Of a frame beyond 65,535 bytes the length is zero (BIG TCP).
+    if inner[0] >> 4 != 4 || header_length < IPV4 || !(is_whole || packet.gso_size() != 0 && length == 0) {
+        return Err(Reason::Malformed);
+    }
+    let (source, destination) = addresses(&inner);
+    may_send(outer, source)?;
+    if !settings::in_subnet(destination) {
+        return Err(Reason::NotOurSubnet);
+    }
+    let ecn = combined(header[1] & 0x03, inner[1] & 0x03).ok_or(Reason::NotEctMarked)?;
+    packet.take_room(INSIDE).map_err(|_| Reason::Failed)?;
+    packet.distrust_checksum();
+    let tos = (inner[1] & !0x03) | ecn;
+    if tos != inner[1] {
+        let word = |tos| u16::from_be_bytes([inner[0], tos]);
+        let sum = u16::from_be_bytes([inner[10], inner[11]]);
+        packet.store(1, &[tos])?;
+        packet.store(10, &checksum::update(sum, word(inner[1]), word(tos)).to_be_bytes())?;
+    }
+    Ok(Outcome::Carried(TC_ACT_UNSPEC))
+}
+
+/// Bytes of the outer headers that a packet arrives at overlay0 with: the kernel's own tunnel has taken them off already.
+#[inline(always)]
+pub(crate) fn wrapping(packet: &Packet<'_>) -> usize {
+    let is_wrapped = settings::is_udp() && packet.read(16) == Some(settings::local().to_ne_bytes());
+    if is_wrapped { DATAGRAM } else { 0 }
+}
+
+/// What came without encapsulation, its IP header at `offset`, and was handed over by `overlay_decap`.
+#[inline(always)]
+fn receive_plain(packet: &Packet<'_>, offset: usize) -> Result<Outcome, Reason> {
+    if !settings::has(SETTING_DIRECT) || !packet.is_ipv4() || !packet.pull(offset + IPV4) {
+        return Err(Reason::UnknownPeer);
+    }
+    let (source, destination) = addresses(&packet.read(offset).ok_or(Reason::Malformed)?);
+    check::plain(source)?.ok_or(Reason::UnknownPeer)?;
+    if !settings::in_subnet(destination) {
+        return Err(Reason::NotOurSubnet);
+    }
+    Ok(Outcome::Carried(TC_ACT_UNSPEC))
+}
+
+/// Whether the peer at this underlay address may send a packet with this source into the stack.
+#[inline(always)]
+fn may_send(outer: Addr4, source: Addr4) -> Result<(), Reason> {
+    match check::peer(outer, source) {
+        Ok(_) | Err(Reason::ForeignSource) => Ok(()),
+        Err(reason) => Err(reason),
+    }
+}
+
+/// Verdict that has a frame of the underlay device arrive at overlay0. A VXLAN device's are addressed to its own MAC.
+#[inline(always)]
+pub(crate) fn hand_over(packet: &Packet<'_>) -> Result<i32, Reason> {
+    if !settings::is_udp() {
+        packet.store(0, &settings::vtep_mac())?;
+        packet.accept();
+    }
+    Ok(Packet::redirect_in(settings::device()))
+}
+
+/// Source and destination.
+#[inline(always)]
+fn addresses(header: &[u8; IPV4]) -> (Addr4, Addr4) {
+    let [.., a, b, c, d, e, f, g, h] = *header;
+    (Addr4::new([a, b, c, d]), Addr4::new([e, f, g, h]))
 }

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Reason, Stripped, checksum,
-    wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, OVERHEAD},
+    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4},
 };
 
 use crate::{
@@ -32,6 +32,7 @@ const UDP: u8 = 17;
 pub(crate) struct XdpFrame<'a> {
     ctx: &'a XdpContext,
     length: u32,
+    is_plain: bool,
 }
 
 impl<'a> XdpFrame<'a> {
@@ -39,7 +40,9 @@ impl<'a> XdpFrame<'a> {
     pub(crate) fn new(ctx: &'a XdpContext) -> Self {
         // SAFETY: the context pointer the kernel gave. Counts the fragments that a large frame has behind its first buffer.
         let length = unsafe { bpf_xdp_get_buff_len(ctx.as_ptr().cast()) } as u32;
-        Self { ctx, length }
+        let frame = Self { ctx, length, is_plain: false };
+        // Asked now: later the frame may begin elsewhere.
+        Self { is_plain: decap::is_plain(&frame), ..frame }
     }
 
     #[inline(always)]
@@ -47,11 +50,14 @@ impl<'a> XdpFrame<'a> {
         self.ctx.as_ptr().cast()
     }
 
-    /// Moves the frame's beginning to the inner Ethernet header. On refusal the frame is as it was.
+    /// Moves the frame's beginning so that the packet lies behind an Ethernet header. On refusal the frame is as it was.
     #[inline(always)]
-    fn take_room(&self) -> Option<()> {
+    fn take_room(&self, length: usize) -> Option<()> {
+        if length == 0 {
+            return Some(());
+        }
         // SAFETY: no pointer into the frame is held across the call.
-        let result = unsafe { bpf_xdp_adjust_head(self.context(), OVERHEAD as i32) };
+        let result = unsafe { bpf_xdp_adjust_head(self.context(), length as i32) };
         (result == 0).then_some(())
     }
 
@@ -92,6 +98,8 @@ impl<'a> XdpFrame<'a> {
     #[inline(always)]
     fn finish(&self, delivery: &Delivery) -> Result<(), Reason> {
         self.store(0, decap::macs(&delivery.endpoint))?;
+        // Where the packet had no Ethernet header, outer bytes stand in its place.
+        self.store(12, ETHERTYPE_IPV4)?;
         if delivery.tos != delivery.inner.tos {
             self.store(ETHERNET + 1, [delivery.tos])?;
             self.store(ETHERNET + 10, decap::marked(&delivery.inner, delivery.tos))?;
@@ -158,7 +166,8 @@ impl<'a> XdpFrame<'a> {
     /// The packet and its inner bytes.
     #[inline(always)]
     pub(crate) fn size(&self) -> Size {
-        Size { packets: 1, bytes: u64::from(self.length).saturating_sub(INNER as u64) }
+        let headers = ETHERNET + if self.is_plain { 0 } else { settings::overhead() };
+        Size { packets: 1, bytes: u64::from(self.length).saturating_sub(headers as u64) }
     }
 }
 
@@ -207,7 +216,7 @@ impl Frame for XdpFrame<'_> {
     }
 
     #[inline(always)]
-    fn fits(&self, ifindex: u32, inner: &Ipv4) -> bool {
+    fn fits(&self, ifindex: u32, inner: &Ipv4, _: usize) -> bool {
         let mut length = u32::from(inner.length);
         // SAFETY: the output is a u32 of our own; as an input it is the length behind the Ethernet header (5.12).
         let result = unsafe { bpf_check_mtu(self.context().cast(), ifindex, &raw mut length, 0, 0) };
@@ -219,12 +228,12 @@ impl Frame for XdpFrame<'_> {
 #[inline(always)]
 pub(crate) fn redirect(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
     let delivery = judge(frame)?;
-    if !is_finished(frame, &delivery.inner) {
+    if !is_finished(frame, &delivery) {
         return None;
     }
     // Asked before the frame is changed: what no interface takes must still be whole for TC.
     let action = maps::redirect(delivery.endpoint.ifindex)?;
-    frame.take_room()?;
+    frame.take_room(delivery.taken)?;
     Some(frame.finish(&delivery).map(|()| {
         count::add_received(delivery.slot, frame.size());
         action
@@ -237,14 +246,17 @@ pub(crate) fn redirect(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
 pub(crate) fn strip(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
     const NOTE: i32 = size_of::<Stripped>() as i32;
     let delivery = judge(frame)?;
+    if delivery.taken == 0 {
+        return None;
+    }
     // An outer checksum may be one that a device is still to finish, at a place that will be gone. And whoever has vouched
     // for the outer one, zero or not (CHECKSUM_UNNECESSARY, which travels through veths and bridges), would be believed of
     // the inner one, by GRO and by the container: so the inner one must be right.
-    if !delivery.is_unchecked || !is_finished(frame, &delivery.inner) || !is_right(frame, &delivery.inner) {
+    if !delivery.is_unchecked || !is_finished(frame, &delivery) || !is_right(frame, &delivery) {
         return None;
     }
     frame.make_note(NOTE)?;
-    if frame.take_room().is_none() {
+    if frame.take_room(delivery.taken).is_none() {
         // The room was there a moment ago, so it can be given back.
         let _ = frame.make_note(-NOTE);
         return None;
@@ -257,45 +269,51 @@ pub(crate) fn strip(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
 #[inline(always)]
 fn judge(frame: &XdpFrame<'_>) -> Option<Delivery> {
     let delivery = decap::judge(frame).ok()??;
-    is_known(frame, &delivery.inner).then_some(delivery)
+    is_known(frame, &delivery).then_some(delivery)
+}
+
+/// Where the transport header begins.
+#[inline(always)]
+fn transport(delivery: &Delivery) -> usize {
+    ETHERNET + delivery.taken + IPV4
 }
 
 /// Protocols of which it is known what an unfinished checksum looks like, with enough of them in the first buffer to tell
 /// the connection. Of ICMP that is the echoes alone: an error's connection is told by what it quotes.
 #[inline(always)]
-fn is_known(frame: &XdpFrame<'_>, inner: &Ipv4) -> bool {
-    const TRANSPORT: usize = INNER + IPV4;
-    match inner.protocol {
-        TCP => frame.pull(TRANSPORT + 20),
-        UDP => frame.pull(TRANSPORT + 8),
-        ICMP => matches!(frame.read::<[u8; 8]>(TRANSPORT), Some([0 | 8, ..])),
+fn is_known(frame: &XdpFrame<'_>, delivery: &Delivery) -> bool {
+    let transport = transport(delivery);
+    match delivery.inner.protocol {
+        TCP => frame.pull(transport + 20),
+        UDP => frame.pull(transport + 8),
+        ICMP => matches!(frame.read::<[u8; 8]>(transport), Some([0 | 8, ..])),
         _ => false,
     }
 }
 
 /// Whether the inner transport checksum fits the data, all of which must lie in the first buffer.
 #[inline(always)]
-fn is_right(frame: &XdpFrame<'_>, inner: &Ipv4) -> bool {
-    const TRANSPORT: usize = INNER + IPV4;
+fn is_right(frame: &XdpFrame<'_>, delivery: &Delivery) -> bool {
+    let (inner, transport) = (&delivery.inner, transport(delivery));
     let length = inner.length - IPV4 as u16;
-    if inner.protocol == UDP && frame.read(TRANSPORT + 6) == Some([0u8; 2]) {
+    if inner.protocol == UDP && frame.read(transport + 6) == Some([0u8; 2]) {
         return true;
     }
     let pseudo = match inner.protocol {
         ICMP => 0,
         protocol => checksum::pseudo_header(inner.source.octets, inner.destination.octets, protocol, length),
     };
-    frame.sum(TRANSPORT, length).is_some_and(|sum| checksum::finish(pseudo + sum) == 0)
+    frame.sum(transport, length).is_some_and(|sum| checksum::finish(pseudo + sum) == 0)
 }
 
 /// Whether the inner checksum is the packet's last word. A frame from a virtual device may be one that a device was still
 /// to finish (CHECKSUM_PARTIAL): a redirected frame loses what says so, and the container would see a wrong sum.
 #[inline(always)]
-fn is_finished(frame: &XdpFrame<'_>, inner: &Ipv4) -> bool {
-    const TRANSPORT: usize = INNER + IPV4;
+fn is_finished(frame: &XdpFrame<'_>, delivery: &Delivery) -> bool {
+    let (inner, transport) = (&delivery.inner, transport(delivery));
     let field = match inner.protocol {
-        TCP => frame.read::<[u8; 2]>(TRANSPORT + 16),
-        UDP => frame.read::<[u8; 2]>(TRANSPORT + 6),
+        TCP => frame.read::<[u8; 2]>(transport + 16),
+        UDP => frame.read::<[u8; 2]>(transport + 6),
         _ => return true,
     };
     let Some(field) = field else { return false };

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::{
     lease::{self, Backend, Lease},
     mac::Mac,
+    mode::Mode,
     network::NetworkConfig,
     store::{Entry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
 };
@@ -27,9 +28,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct Request {
     /// The host's address on the underlay: its identity.
     pub public_ip: Ipv4Addr,
-    /// VXLAN network identifier to publish.
-    pub vni: u32,
-    /// MAC address for a new lease; a random one if `None`. A lease that is reused keeps its own.
+    /// How packets travel to this host: what the lease says.
+    pub mode: Mode,
+    /// MAC address for a new lease that has one; a random one if `None`. A lease that is reused keeps its own.
     pub vtep_mac: Option<Mac>,
     /// The subnet of an earlier run, from this host's record or subnet.env.
     pub preferred: Option<Ipv4Net>,
@@ -320,8 +321,8 @@ async fn claim(
 }
 
 fn new_lease(request: &Request, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
-    let vtep_mac = vtep_mac.unwrap_or_else(Mac::random);
-    Lease { subnet, public_ip: request.public_ip, backend: Backend::Vxlan { vni: request.vni, vtep_mac } }
+    let backend = request.mode.published(|| vtep_mac.unwrap_or_else(Mac::random));
+    Lease { subnet, public_ip: request.public_ip, backend }
 }
 
 fn held(written: Written, lease: Lease, time_to_live: Option<Duration>, renewed: Instant) -> Option<Held> {

@@ -7,11 +7,13 @@ mod path_mtu;
 use std::{fs, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
+use overlay_common::ENCAPSULATION_UDP;
 use serde::Serialize;
 
 use crate::{
     datapath::xdp::XdpLink,
-    device, ingress,
+    ingress,
+    mode::Mode,
     netlink::{Link, LinkKind, Netlink, NetlinkError},
 };
 
@@ -47,8 +49,8 @@ pub struct CheckSpec {
     pub underlay: Option<String>,
     /// Name of the tunnel device.
     pub device: String,
-    /// UDP port, in the machine's order.
-    pub port: u16,
+    /// How packets travel, as far as it is known.
+    pub mode: Mode,
     /// The whole overlay, where it is known.
     pub network: Option<Ipv4Net>,
     /// The own subnet, where there is one.
@@ -168,7 +170,7 @@ fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
     let Some(underlay) = underlay else {
         return Vec::new();
     };
-    let fits = device::mtu(underlay.mtu);
+    let fits = spec.mode.overlay_mtu(underlay.mtu);
     let judge = |bridge: &Link| {
         let what = format!("mtu of {}", bridge.name);
         let detail = format!("{}; {} carries {fits} after encapsulation", bridge.mtu, underlay.name);
@@ -185,13 +187,12 @@ fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
 }
 
 fn port(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
-    let what = format!("udp port {}", spec.port);
+    let port = spec.mode.port();
+    let what = format!("udp port {port}");
     for link in links {
         match link.kind {
             // Filtering devices share a port.
-            LinkKind::Vxlan(vxlan)
-                if vxlan.port == spec.port && !vxlan.vnifilter && link.name != spec.device =>
-            {
+            LinkKind::Vxlan(vxlan) if vxlan.port == port && !vxlan.vnifilter && link.name != spec.device => {
                 let detail = format!("vxlan device {} (vni {}) has it", link.name, vxlan.vni);
                 let remedy = format!("stop what manages it, then `ip link delete {}`", link.name);
                 return Finding::new(&what, Level::Fail, detail, remedy);
@@ -202,12 +203,15 @@ fn port(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
     // A tunnel device's own socket is in the kernel's table too, on some kernels with an inode as if a process had it.
     let holder = links
         .iter()
-        .find(|link| matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.port == spec.port && link.up));
+        .find(|link| matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.port == port && link.up));
     if let Some(holder) = holder {
         return Finding::ok(&what, format!("ours: {} has it", holder.name));
     }
-    if bound_by_process(sockets, spec.port) {
-        let remedy = format!("find it with `ss -ulnp 'sport = :{}'` and stop it", spec.port);
+    if bound_by_process(sockets, port) {
+        if spec.mode.encapsulation() == ENCAPSULATION_UDP && spec.subnet.is_some() {
+            return Finding::ok(&what, "bound by a process, as the agent does while it runs");
+        }
+        let remedy = format!("find it with `ss -ulnp 'sport = :{}'` and stop it", port);
         return Finding::new(&what, Level::Fail, "a process has bound it", remedy);
     }
     Finding::ok(&what, "free")
@@ -251,7 +255,7 @@ mod tests {
         CheckSpec {
             underlay: Some("eth0".into()),
             device: "overlay0".into(),
-            port: 8472,
+            mode: Mode::DEFAULT,
             network: None,
             subnet: None,
             bpf_root: "/sys/fs/bpf".into(),

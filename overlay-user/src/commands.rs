@@ -9,7 +9,7 @@ mod dry_run;
 mod endpoint;
 mod losses;
 mod show;
-mod vxlan;
+mod start;
 
 use std::path::PathBuf;
 

@@ -26,8 +26,8 @@ use crate::{ingress::Ingress, mac::Mac};
 pub struct Peer {
     /// Its address on the underlay.
     pub public_ip: Ipv4Addr,
-    /// MAC address of its tunnel device.
-    pub vtep_mac: Mac,
+    /// MAC address of its tunnel device, where it has one.
+    pub vtep_mac: Option<Mac>,
 }
 
 /// A local container address, and where it lives.
@@ -134,7 +134,8 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PutPeer(subnet, peer) => {
-                write!(f, "put peer {subnet} via {} ({})", peer.public_ip, peer.vtep_mac)
+                write!(f, "put peer {subnet} via {}", peer.public_ip)?;
+                peer.vtep_mac.map_or(Ok(()), |mac| write!(f, " ({mac})"))
             }
             Self::RemovePeer(subnet) => write!(f, "remove peer {subnet}"),
             Self::PutEndpoint(address, endpoint) => {

@@ -1,13 +1,15 @@
-//! `overlay0`: the kernel's own tunnel device, which holds the UDP port and carries whatever the fast path does not.
+//! `overlay0`: the device that carries whatever the fast path does not. With VXLAN the kernel's own tunnel device, which holds
+//! the UDP port; with bare IPv4 in UDP a TUN.
+mod tun;
+mod vxlan;
+
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
-use overlay_common::wire;
 
 use crate::{
     mac::Mac,
-    netlink::{
-        Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, NewTunnel, Route, TABLE_MAIN, Vxlan,
-    },
+    mode::Mode,
+    netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, Route, TABLE_MAIN},
 };
 
 /// What the device must be.
@@ -15,13 +17,9 @@ use crate::{
 pub struct DeviceSpec {
     /// Interface name, `overlay0` unless the operator says otherwise.
     pub name: String,
-    /// UDP port, in the machine's order.
-    pub port: u16,
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// The wanted MAC address. `None` keeps what an existing device has, and makes one up for a new device.
-    pub mac: Option<Mac>,
-    /// MTU of the device in bytes, see [`mtu`].
+    /// Which kind of device.
+    pub kind: Kind,
+    /// MTU of the device in bytes, see [`Mode::overlay_mtu`].
     pub mtu: u32,
     /// The subnet this host leased: its base address becomes the device's (flannel's rule, its pkg/backend/vxlan).
     pub subnet: Ipv4Net,
@@ -29,13 +27,47 @@ pub struct DeviceSpec {
     pub network: Ipv4Net,
 }
 
+/// Which kind of device the tunnel's packets need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A VXLAN device in collect-metadata mode.
+    Vxlan {
+        /// UDP port, in the machine's order.
+        port: u16,
+        /// VXLAN network identifier.
+        vni: u32,
+        /// The wanted MAC address. `None` keeps what an existing device has, and makes one up for a new device.
+        mac: Option<Mac>,
+    },
+    /// A TUN, which stays when the agent ends.
+    Tun,
+}
+
+impl Kind {
+    /// The kind that a mode needs.
+    pub fn of(mode: Mode, vtep_mac: Option<Mac>) -> Self {
+        match mode {
+            Mode::Vxlan { port, vni, .. } => Self::Vxlan { port, vni, mac: vtep_mac },
+            Mode::Udp { .. } | Mode::HostGw => Self::Tun,
+        }
+    }
+
+    /// The wanted MAC address.
+    pub fn mac(self) -> Option<Mac> {
+        match self {
+            Self::Vxlan { mac, .. } => mac,
+            Self::Tun => None,
+        }
+    }
+}
+
 /// The device as it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Interface index.
     pub ifindex: u32,
-    /// The VtepMAC, to be published in the lease.
-    pub mac: Mac,
+    /// The VtepMAC, to be published in the lease. A TUN has none.
+    pub mac: Option<Mac>,
     /// The kernel itself drops foreign VNIs (Linux 5.18 and later).
     pub vnifilter: bool,
 }
@@ -77,13 +109,24 @@ pub enum DeviceError {
     },
     /// The name is taken by something else.
     #[error(
-        "interface {name} exists and is a {kind}, not a vxlan device: rename or delete it, or choose another --device"
+        "interface {name} exists and is a {kind}, not the {wanted} that the network needs: rename or delete it, or choose \
+         another --device"
     )]
     NameTaken {
         /// The name.
         name: String,
         /// What has it.
         kind: String,
+        /// What should.
+        wanted: &'static str,
+    },
+    /// The kernel gives no TUN.
+    #[error("make tun device {name}: {detail}")]
+    NoTun {
+        /// The name.
+        name: String,
+        /// What it said, and what to do.
+        detail: String,
     },
     /// Somebody else routes the overlay.
     #[error(
@@ -101,11 +144,6 @@ pub enum DeviceError {
     Kernel(#[from] NetlinkError),
 }
 
-/// MTU inside the overlay: the underlay's less what encapsulation adds (50 bytes over IPv4).
-pub const fn mtu(underlay: u32) -> u32 {
-    underlay.saturating_sub(wire::OVERHEAD as u32)
-}
-
 /// A device that is there, perhaps not up yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prepared {
@@ -120,31 +158,29 @@ pub struct Prepared {
 pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared, DeviceError> {
     let links = netlink.links().await?;
     refuse_foreign_route(netlink, spec, &links).await?;
-    match links.iter().find(|link| link.name == spec.name).map(|link| (link, &link.kind)) {
-        Some((link, LinkKind::Vxlan(vxlan))) if fits(vxlan, spec) => {
+    let present = links.iter().find(|link| link.name == spec.name);
+    if let Some(link) = present {
+        if is_fit(link, spec) {
             return Ok(Prepared { ifindex: link.index, made: false });
         }
-        Some((link, LinkKind::Vxlan(vxlan))) => {
-            log::warn!(
-                "{} is a vxlan device of another kind (port {}): making it anew",
-                spec.name,
-                vxlan.port
-            );
-            refuse_taken_port(spec, &links)?;
-            netlink.remove_link(link.index).await?;
+        if !is_tunnel(&link.kind) {
+            return Err(name_taken(link, spec));
         }
-        Some((_, kind)) => {
-            return Err(DeviceError::NameTaken { name: spec.name.clone(), kind: kind_name(kind) });
-        }
-        None => {}
+        log::warn!(
+            "{} is a {}, and not of the kind that is needed now: making it anew",
+            spec.name,
+            kind_name(&link.kind)
+        );
     }
-    let tunnel = NewTunnel {
-        name: spec.name.clone(),
-        port: spec.port,
-        mac: spec.mac.unwrap_or_else(Mac::random),
-        mtu: spec.mtu,
-    };
-    netlink.create_tunnel(&tunnel).await.map_err(|error| port_error(error, spec, &links))?;
+    match spec.kind {
+        Kind::Vxlan { port, mac, .. } => vxlan::make(netlink, spec, port, mac, present, &links).await?,
+        Kind::Tun => {
+            if let Some(link) = present {
+                netlink.remove_link(link.index).await?;
+            }
+            tun::make(&spec.name)?;
+        }
+    }
     let link = netlink.link_named(&spec.name).await?.ok_or_else(|| vanished(spec))?;
     Ok(Prepared { ifindex: link.index, made: true })
 }
@@ -167,26 +203,39 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, Devi
 /// Removes the device, its address and its route. No such device is no error; one of another kind is left alone.
 pub async fn remove(netlink: &Netlink, name: &str) -> Result<(), DeviceError> {
     match netlink.link_named(name).await? {
-        Some(link) if matches!(link.kind, LinkKind::Vxlan(_)) => Ok(netlink.remove_link(link.index).await?),
-        Some(link) => Err(DeviceError::NameTaken { name: link.name, kind: kind_name(&link.kind) }),
+        Some(link) if is_tunnel(&link.kind) => Ok(netlink.remove_link(link.index).await?),
+        Some(link) => Err(DeviceError::NameTaken {
+            kind: kind_name(&link.kind),
+            name: link.name,
+            wanted: "tunnel device",
+        }),
         None => Ok(()),
     }
 }
 
-fn fits(vxlan: &Vxlan, spec: &DeviceSpec) -> bool {
-    vxlan.collect_metadata && vxlan.port == spec.port
+/// What the network's device may be, in one mode or another.
+fn is_tunnel(kind: &LinkKind) -> bool {
+    matches!(kind, LinkKind::Vxlan(_)) || tun::is_tun(kind)
+}
+
+fn is_fit(link: &Link, spec: &DeviceSpec) -> bool {
+    match (&link.kind, spec.kind) {
+        (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, .. }) => vxlan.collect_metadata && vxlan.port == port,
+        (kind, Kind::Tun) => tun::is_tun(kind),
+        _ => false,
+    }
 }
 
 async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Device, DeviceError> {
-    let LinkKind::Vxlan(vxlan) = link.kind else {
-        return Err(vanished(spec).into());
+    let mac = match spec.kind {
+        Kind::Vxlan { mac, .. } => Some(mac.or(link.mac).ok_or_else(|| vanished(spec))?),
+        Kind::Tun => None,
     };
-    let known = link.mac.ok_or_else(|| vanished(spec))?;
-    let mac = spec.mac.unwrap_or(known);
     let change = LinkChange {
-        mac: (mac != known).then_some(mac),
+        mac: mac.filter(|_| mac != link.mac),
         mtu: (link.mtu != spec.mtu).then_some(spec.mtu),
-        arp: (!link.noarp).then_some(false),
+        // A TUN has no neighbours to resolve.
+        arp: (!link.noarp && mac.is_some()).then_some(false),
         up: None,
     };
     if change != LinkChange::default() {
@@ -196,20 +245,24 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
         // Without IPv6 there is nothing to generate.
         log::debug!("{error}");
     }
-    if vxlan.vnifilter {
-        match netlink.add_vni(link.index, spec.vni) {
-            Err(error) if error.errno == Errno::EEXIST => return Err(vni_taken(netlink, spec).await?),
-            added => added?,
+    let vnifilter = match (&link.kind, spec.kind) {
+        (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, vni, .. }) if vxlan.vnifilter => {
+            vxlan::accept(netlink, spec, link.index, port, vni).await?;
+            true
         }
-    }
+        _ => false,
+    };
     if !link.up {
         let up = LinkChange { up: Some(true), ..LinkChange::default() };
         if let Err(error) = netlink.change_link(link.index, up).await {
-            return Err(port_error(error, spec, &netlink.links().await?));
+            return Err(match spec.kind {
+                Kind::Vxlan { port, .. } => vxlan::port_error(error, spec, port, &netlink.links().await?),
+                Kind::Tun => error.into(),
+            });
         }
     }
     set_addresses(netlink, spec, link.index).await?;
-    Ok(Device { ifindex: link.index, mac, vnifilter: vxlan.vnifilter })
+    Ok(Device { ifindex: link.index, mac, vnifilter })
 }
 
 /// Address before route, and what is stale last: deleting an address takes the routes that prefer it along.
@@ -256,38 +309,12 @@ async fn refuse_foreign_route(
     Ok(())
 }
 
-fn refuse_taken_port(spec: &DeviceSpec, links: &[Link]) -> Result<(), DeviceError> {
-    // Filtering devices share a port.
-    let holder = port_holders(spec, links).find(|(_, vxlan)| !vxlan.vnifilter);
-    holder.map_or(Ok(()), |(holder, vxlan)| {
-        Err(DeviceError::PortTaken { port: spec.port, holder: holder.name.clone(), vni: vxlan.vni })
-    })
-}
-
-async fn vni_taken(netlink: &Netlink, spec: &DeviceSpec) -> Result<DeviceError, NetlinkError> {
-    let links = netlink.links().await?;
-    let names: Vec<&str> = port_holders(spec, &links).map(|(link, _)| link.name.as_str()).collect();
-    Ok(DeviceError::VniTaken { vni: spec.vni, port: spec.port, holder: names.join(" or ") })
-}
-
-/// The VXLAN devices, other than ours, that have our port.
-fn port_holders<'a>(spec: &DeviceSpec, links: &'a [Link]) -> impl Iterator<Item = (&'a Link, Vxlan)> {
-    links.iter().filter_map(|link| match link.kind {
-        LinkKind::Vxlan(vxlan) if vxlan.port == spec.port && link.name != spec.name => Some((link, vxlan)),
-        _ => None,
-    })
-}
-
-/// What "address in use" (the socket) or "file exists" (a device with the same VNI and port) means here.
-fn port_error(error: NetlinkError, spec: &DeviceSpec, links: &[Link]) -> DeviceError {
-    if !matches!(error.errno, Errno::EADDRINUSE | Errno::EEXIST) {
-        return error.into();
-    }
-    match refuse_taken_port(spec, links) {
-        Err(taken) => taken,
-        Ok(()) if error.errno == Errno::EADDRINUSE => DeviceError::PortBound { port: spec.port },
-        Ok(()) => error.into(),
-    }
+fn name_taken(link: &Link, spec: &DeviceSpec) -> DeviceError {
+    let wanted = match spec.kind {
+        Kind::Vxlan { .. } => "vxlan device",
+        Kind::Tun => "tun device",
+    };
+    DeviceError::NameTaken { name: link.name.clone(), kind: kind_name(&link.kind), wanted }
 }
 
 fn vanished(spec: &DeviceSpec) -> NetlinkError {
@@ -305,17 +332,5 @@ fn kind_name(kind: &LinkKind) -> String {
         LinkKind::Vxlan(_) => "vxlan device".into(),
         LinkKind::Other(name) if name.is_empty() => "physical device".into(),
         LinkKind::Other(name) => format!("{name} device"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mtu_leaves_room_for_the_outer_headers() {
-        assert_eq!(mtu(1500), 1450);
-        assert_eq!(mtu(9000), 8950);
-        assert_eq!(mtu(10), 0);
     }
 }

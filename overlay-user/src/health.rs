@@ -169,7 +169,7 @@ mod tests {
             [10, 99, 0, 1].into(),
             "10.244.1.0/24".parse().unwrap(),
             "10.244.0.0/16".parse().unwrap(),
-            1,
+            crate::mode::Mode::DEFAULT,
         );
         status.store.following = true;
         status.datapath.attached = true;

@@ -82,7 +82,7 @@ impl Keeper {
             Event::Link(link) if link.index == self.device => {
                 !link.up
                     || link.mtu != self.spec.mtu
-                    || (self.spec.mac.is_some() && link.mac != self.spec.mac)
+                    || (self.spec.kind.mac().is_some() && link.mac != self.spec.kind.mac())
             }
             // The programs hold its address.
             Event::Link(link) if link.index == self.underlay => link.mac != self.mac,
@@ -101,7 +101,9 @@ impl Keeper {
         let mut complaint = None;
         match device::ensure(&self.netlink, &self.spec).await {
             Ok(device) if device.ifindex != self.device => {
-                info!("{} was deleted: it is made anew, with its old address {}", self.spec.name, device.mac);
+                let address =
+                    device.mac.map(|mac| format!(", with its old address {mac}")).unwrap_or_default();
+                info!("{} was deleted: it is made anew{address}", self.spec.name);
                 self.device = device.ifindex;
             }
             Ok(_) => {}

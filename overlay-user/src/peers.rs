@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{self, Peer},
-    lease::{self, Backend, Lease},
+    lease::{self, Lease},
+    mode::Mode,
     store::{self, Entry, Revision},
 };
 
@@ -23,8 +24,8 @@ pub struct Scope {
     pub network: Ipv4Net,
     /// Prefix length of every entry in the data path's peer table.
     pub subnet_len: u8,
-    /// VXLAN network identifier; leases that name another one are another overlay's.
-    pub vni: u32,
+    /// How packets travel; leases that say otherwise are another overlay's.
+    pub mode: Mode,
     /// This host's address on the underlay.
     pub own_ip: Ipv4Addr,
     /// This host's subnet: never a peer's, whatever a lease says.
@@ -196,16 +197,7 @@ impl Scope {
                 self.own_ip
             ));
         }
-        let &Backend::Vxlan { vni, vtep_mac } = &lease.backend else {
-            return Err(match &lease.backend {
-                Backend::Other(name) if !name.is_empty() => format!("BackendType is {name}, not vxlan"),
-                Backend::Other(_) | Backend::Vxlan { .. } => "BackendType is missing, not vxlan".to_owned(),
-            });
-        };
-        // Zero means that the lease does not say, which flannel accepts.
-        if vni != self.vni && vni != 0 {
-            return Err(format!("VNI is {vni}, not {}", self.vni));
-        }
+        let vtep_mac = self.mode.peer_mac(lease)?;
         let length = lease.subnet.prefix_len();
         if !self.network.contains(&lease.subnet) {
             return Err(format!("{} is not inside {}", lease.subnet, self.network));

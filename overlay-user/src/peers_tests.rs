@@ -12,14 +12,14 @@ fn scope() -> Scope {
     Scope {
         network: net("10.244.0.0/16"),
         subnet_len: 24,
-        vni: 1,
+        mode: Mode::DEFAULT,
         own_ip: Ipv4Addr::new(10, 99, 0, 1),
         own_subnet: net("10.244.1.0/24"),
     }
 }
 
 fn peer(n: u8) -> Peer {
-    Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Mac([2, 0, 0, 0, 0, n]) }
+    Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
 }
 
 fn entry(key: &str, value: &str, modified: i64) -> Entry {
@@ -131,7 +131,7 @@ fn difference_goes_both_ways_and_a_changed_peer_is_one_put() {
     put(&mut table, lease("10.244.4.0-24", 4, 1));
     let mut installed = BTreeMap::from([
         (net("10.244.2.0/24"), peer(2)),
-        (net("10.244.3.0/24"), Peer { vtep_mac: Mac([2; 6]), ..peer(3) }),
+        (net("10.244.3.0/24"), Peer { vtep_mac: Some(Mac([2; 6])), ..peer(3) }),
         (net("10.244.0.0/24"), peer(9)),
     ]);
     assert_eq!(

@@ -207,7 +207,12 @@ mod tests {
     #[test]
     fn what_was_removed_by_others_is_counted_and_the_first_time_is_not() {
         let net = |text: &str| text.parse().unwrap();
-        let status = Status::new([10, 0, 0, 1].into(), net("10.244.1.0/24"), net("10.244.0.0/16"), 1);
+        let status = Status::new(
+            [10, 0, 0, 1].into(),
+            net("10.244.1.0/24"),
+            net("10.244.0.0/16"),
+            crate::mode::Mode::DEFAULT,
+        );
         let (status, seen) = watch::channel(status);
         let note = |looked| {
             note(&status, "x", |rules| &mut rules.masquerade, looked);

@@ -57,6 +57,13 @@ pub struct Record {
     /// The programs carry packets themselves; without `--fast-path off`, that is. Another choice is no other host.
     #[serde(default = "yes")]
     pub fast_path: bool,
+    /// How packets travel between hosts, as the agent that started last was told: flannel's name of the backend.
+    #[serde(default = "vxlan")]
+    pub mode: String,
+}
+
+fn vxlan() -> String {
+    "vxlan".to_owned()
 }
 
 fn yes() -> bool {
@@ -316,7 +323,7 @@ impl Record {
         let netns = fs::metadata(namespace).map_err(|error| StateError::io("read", namespace, error))?;
         let boot_id = fs::read_to_string(boot).map_err(|error| StateError::io("read", boot, error))?;
         let boot_id = boot_id.trim().to_owned();
-        Ok(Self { netns: netns.ino(), boot_id, public_ip, subnet, abi: ABI, fast_path: true })
+        Ok(Self { netns: netns.ino(), boot_id, public_ip, subnet, abi: ABI, fast_path: true, mode: vxlan() })
     }
 
     /// Of the same host in the same boot, whatever version the agent was and however it was started.

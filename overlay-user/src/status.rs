@@ -8,7 +8,9 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{endpoints::View, ingress::Ingress, losses::Reading, peers::Skipped, rules::RulesStatus};
+use crate::{
+    endpoints::View, ingress::Ingress, losses::Reading, mode::Mode, peers::Skipped, rules::RulesStatus,
+};
 
 /// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,7 +21,10 @@ pub struct Status {
     pub subnet: Ipv4Net,
     /// The whole overlay.
     pub network: Ipv4Net,
-    /// VXLAN network identifier.
+    /// How packets travel between hosts: flannel's name of the backend.
+    #[serde(default)]
+    pub mode: String,
+    /// VXLAN network identifier; zero where there is none.
     pub vni: u32,
     /// When the agent started.
     pub started: u64,
@@ -53,13 +58,14 @@ pub struct Status {
 
 impl Status {
     /// Before anything is known.
-    pub fn new(public_ip: Ipv4Addr, subnet: Ipv4Net, network: Ipv4Net, vni: u32) -> Self {
+    pub fn new(public_ip: Ipv4Addr, subnet: Ipv4Net, network: Ipv4Net, mode: Mode) -> Self {
         let now = unix_now();
         Self {
             public_ip,
             subnet,
             network,
-            vni,
+            mode: mode.to_string(),
+            vni: mode.vni().unwrap_or_default(),
             started: now,
             store: StoreStatus { since: now, ..StoreStatus::default() },
             lease: LeaseStatus::default(),

@@ -7,6 +7,7 @@ use futures::future::join_all;
 use overlay_user::{
     acquire::{self, AcquireError, Held, RenewError, Request, acquire, renew},
     lease::{Backend, decode},
+    mode::Mode,
     network::NetworkConfig,
     store::{
         Lifetime, Store, StoreError,
@@ -31,7 +32,7 @@ fn small() -> NetworkConfig {
 fn request(host: u8) -> Request {
     Request {
         public_ip: Ipv4Addr::new(192, 168, 0, host),
-        vni: 1,
+        mode: Mode::DEFAULT,
         vtep_mac: None,
         preferred: None,
         time_to_live: acquire::TIME_TO_LIVE,

@@ -13,6 +13,7 @@ use overlay_user::{
     health,
     lease::{Backend, Lease},
     mac::Mac,
+    mode::Mode,
     own::Own,
     peers::Scope,
     status::{LeaseState, Status},
@@ -45,14 +46,14 @@ fn key(n: u8) -> String {
 }
 
 fn peer(n: u8) -> Peer {
-    Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Mac([2, 0, 0, 0, 0, n]) }
+    Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
 }
 
 fn lease_of(subnet: u8, peer: Peer) -> Lease {
     Lease {
         subnet: net(subnet),
         public_ip: peer.public_ip,
-        backend: Backend::Vxlan { vni: 1, vtep_mac: peer.vtep_mac },
+        backend: Backend::Vxlan { vni: 1, vtep_mac: peer.vtep_mac.unwrap() },
     }
 }
 
@@ -97,12 +98,12 @@ impl Host {
         let scope = Scope {
             network: "10.244.0.0/16".parse().unwrap(),
             subnet_len: 24,
-            vni: 1,
+            mode: Mode::DEFAULT,
             own_ip: own.public_ip,
             own_subnet: own.subnet,
         };
         let (status, watched) =
-            watch::channel(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.vni));
+            watch::channel(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.mode));
         let (endpoints, learned) = mpsc::channel(8);
         let (control, calls) = mpsc::channel(8);
         let (shutdown, asked) = watch::channel(false);
@@ -176,7 +177,7 @@ async fn stopped_without_a_trace(host: Host) {
 #[tokio::test(start_paused = true)]
 async fn first_sync_adopts_what_is_right_and_alters_the_rest() {
     let datapath = with_peers([2, 9]);
-    datapath.state().installed.peers.insert(net(3), Peer { vtep_mac: Mac([6; 6]), ..peer(3) });
+    datapath.state().installed.peers.insert(net(3), Peer { vtep_mac: Some(Mac([6; 6])), ..peer(3) });
     let host = Host::start([2, 3, 4], datapath).await;
     assert_eq!(
         host.datapath.state().applied,
@@ -194,7 +195,7 @@ async fn first_sync_adopts_what_is_right_and_alters_the_rest() {
 async fn every_change_of_a_lease_is_one_change_of_the_data_path() {
     let mut host = Host::start([], Memory::default()).await;
     host.put(2, &lease(2)).await;
-    let moved = Peer { vtep_mac: Mac([2, 0, 0, 0, 0, 99]), ..peer(7) };
+    let moved = Peer { vtep_mac: Some(Mac([2, 0, 0, 0, 0, 99])), ..peer(7) };
     host.put(2, &lease_of(2, moved)).await;
     // A renewal writes the same value again: nothing to do.
     host.put(2, &lease_of(2, moved)).await;
@@ -221,7 +222,7 @@ async fn compaction_while_cut_off_ends_in_a_difference_both_ways() {
     let mut host = Host::start([2, 3, 4], Memory::default()).await;
     host.store.set_fault(Some(Fault::Unavailable));
     host.until("the outage", |status| !status.store.following).await;
-    let changed = Peer { vtep_mac: Mac([2, 0, 0, 0, 0, 77]), ..peer(3) };
+    let changed = Peer { vtep_mac: Some(Mac([2, 0, 0, 0, 0, 77])), ..peer(3) };
     host.store.delete(&key(2));
     host.store.put(&key(3), lease_of(3, changed).value(), None);
     host.store.put(&key(5), lease(5).value(), None);
@@ -466,7 +467,7 @@ async fn a_full_table_is_reported_the_rest_applied_and_room_is_used() {
     assert_eq!((status.peers.wanted, status.peers.installed, status.peers.failed.len()), (3, 2, 1));
     assert!(status.peers.failed[0].why.contains("--max-peers"), "{:?}", status.peers.failed);
     // An alteration of one that is there needs no room; a removal makes some.
-    let moved = Peer { vtep_mac: Mac([2, 0, 0, 0, 0, 42]), ..peer(2) };
+    let moved = Peer { vtep_mac: Some(Mac([2, 0, 0, 0, 0, 42])), ..peer(2) };
     host.put(2, &lease_of(2, moved)).await;
     assert_eq!(host.peer(2), Some(moved));
     host.delete([3]).await;
@@ -512,7 +513,7 @@ async fn what_learning_decides_is_done_and_ends_with_the_link() {
     let foreign = Change::PutPeer(
         net(9),
         host.datapath.state().installed.peers.values().next().copied().unwrap_or(
-            overlay_user::datapath::Peer { public_ip: Ipv4Addr::LOCALHOST, vtep_mac: Mac([2; 6]) },
+            overlay_user::datapath::Peer { public_ip: Ipv4Addr::LOCALHOST, vtep_mac: Some(Mac([2; 6])) },
         ),
     );
     host.endpoints.send(vec![foreign]).await.unwrap();
@@ -562,11 +563,11 @@ async fn a_data_path_that_cannot_be_read_at_the_start_is_an_error() {
     let scope = Scope {
         network: "10.244.0.0/16".parse().unwrap(),
         subnet_len: 24,
-        vni: 1,
+        mode: Mode::DEFAULT,
         own_ip: own.public_ip,
         own_subnet: own.subnet,
     };
-    let status = watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.vni));
+    let status = watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.mode));
     let inputs = Inputs::new(mpsc::channel(1).1, mpsc::channel(1).1, watch::channel(false).1, status);
     let setup =
         Setup { scope, own: Own::new(held(own, Revision(1)), MARGIN), audit: agent::AUDIT, origin: None };

@@ -18,10 +18,11 @@ use overlay_common::ABI;
 use overlay_user::{
     check::{self, CheckSpec, Level},
     datapath::{Change, Installed, PortKind},
-    device::{self, DeviceSpec},
+    device::{self, DeviceSpec, Kind},
     endpoints::{Config, View},
     iface::{self, Choice},
     mac::Mac,
+    mode::Mode,
     netlink::{LinkKind, Netlink},
     observe::{self, observe},
     state::{Adoption, Paths, Record},
@@ -121,10 +122,8 @@ impl Drop for Container {
 fn spec() -> DeviceSpec {
     DeviceSpec {
         name: "overlay0".into(),
-        port: 8472,
-        vni: 1,
-        mac: None,
-        mtu: device::mtu(1500),
+        kind: Kind::Vxlan { port: 8472, vni: 1, mac: None },
+        mtu: Mode::DEFAULT.overlay_mtu(1500),
         subnet: "10.244.1.0/24".parse().unwrap(),
         network: "10.244.0.0/16".parse().unwrap(),
     }
@@ -183,12 +182,14 @@ fn overlay0_is_created_adopted_and_repaired() {
         assert!(run("ip route").contains("src 10.244.9.0"));
 
         // Another MAC address, as a lease of an earlier life may want it, without taking the device down.
-        let renamed = DeviceSpec { mac: Some(Mac::random()), ..moved };
+        let mac = Mac::random();
+        let renamed = DeviceSpec { kind: Kind::Vxlan { port: 8472, vni: 1, mac: Some(mac) }, ..moved };
         let adopted = device::ensure(&netlink, &renamed).await.unwrap();
-        assert_eq!((adopted.ifindex, Some(adopted.mac)), (created.ifindex, renamed.mac));
-        assert!(run("ip link show overlay0").contains(&adopted.mac.to_string()));
+        assert_eq!((adopted.ifindex, adopted.mac), (created.ifindex, Some(mac)));
+        assert!(run("ip link show overlay0").contains(&mac.to_string()));
 
-        let other_port = DeviceSpec { port: 4789, mac: Some(created.mac), ..spec.clone() };
+        let other_port =
+            DeviceSpec { kind: Kind::Vxlan { port: 4789, vni: 1, mac: created.mac }, ..spec.clone() };
         let anew = device::ensure(&netlink, &other_port).await.unwrap();
         assert_ne!(anew.ifindex, created.ifindex);
         assert_eq!(anew.mac, created.mac);
@@ -206,14 +207,14 @@ fn networks_share_the_port_by_their_vni() {
         device::ensure(&netlink, &spec()).await.unwrap();
         let second = DeviceSpec {
             name: "overlay1".into(),
-            vni: 2,
+            kind: Kind::Vxlan { port: 8472, vni: 2, mac: None },
             subnet: "10.245.1.0/24".parse().unwrap(),
             network: "10.245.0.0/16".parse().unwrap(),
             ..spec()
         };
         device::ensure(&netlink, &second).await.unwrap();
         device::remove(&netlink, "overlay1").await.unwrap();
-        let same = DeviceSpec { vni: 1, ..second };
+        let same = DeviceSpec { kind: spec().kind, ..second };
         let error = device::ensure(&netlink, &same).await.unwrap_err().to_string();
         assert!(error.contains("vni 1 on udp port 8472 belongs to overlay0"), "{error}");
         assert_eq!(netlink.link_named("overlay1").await.unwrap(), None);
@@ -511,7 +512,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         let spec = CheckSpec {
             underlay: Some("eth0".into()),
             device: "overlay0".into(),
-            port: 8472,
+            mode: Mode::DEFAULT,
             network: Some("10.244.0.0/16".parse().unwrap()),
             subnet: Some("10.244.1.0/24".parse().unwrap()),
             bpf_root: "/proc".into(),

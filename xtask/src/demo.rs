@@ -16,6 +16,12 @@ pub(crate) struct Options {
     /// Where the hosts' leases are kept: a folder they share, or a real etcd.
     #[arg(long, value_enum, default_value_t = Store::Dir)]
     store: Store,
+    /// How packets travel between the hosts.
+    #[arg(long, value_enum, default_value_t = lab::Backend::Vxlan)]
+    mode: lab::Backend,
+    /// Where packets are taken in: `tc`, `xdp`, `xdp-strip`.
+    #[arg(long, default_value = "auto")]
+    ingress: String,
     /// Leave the hosts running at the end.
     #[arg(long)]
     keep: bool,
@@ -59,7 +65,7 @@ fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Re
         Store::Dir => lab::Store::folder(lab),
         Store::Etcd => lab::Store::etcd(lab)?,
     };
-    let members = &mut populate(lab, overlay, &store)?;
+    let members = &mut populate(lab, overlay, &store, options.mode, &["--ingress", &options.ingress])?;
     step("pings from every container to every other");
     ping_matrix(members)?;
     step("one TCP stream of two seconds from the first host to the last");
@@ -80,8 +86,14 @@ fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Re
 }
 
 /// Has all hosts take part, and prints who is who.
-pub(crate) fn populate(lab: &Lab, overlay: &Path, store: &lab::Store) -> Result<Vec<Member>> {
-    let members = lab::populate(lab, overlay, store, &[])?;
+pub(crate) fn populate(
+    lab: &Lab,
+    overlay: &Path,
+    store: &lab::Store,
+    backend: lab::Backend,
+    agent: &[&str],
+) -> Result<Vec<Member>> {
+    let members = lab::populate_with(lab, overlay, store, &backend.config(), agent)?;
     for Member { host, subnet, mtu, .. } in &members {
         println!("  {}  underlay {}  subnet {subnet}  mtu {mtu}", host.name(), host.address());
     }

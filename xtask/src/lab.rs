@@ -33,7 +33,7 @@ pub use self::{
     host::{Capture, Host},
     latency::{Latency, latency},
     ledger::{Accounts, Ledger, Traffic},
-    member::{Member, Store, configure, populate, populate_some},
+    member::{Backend, Member, Store, configure, populate, populate_some, populate_with},
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport, queue_overflows},
     steady::{Steady, SteadyReport},

@@ -32,7 +32,7 @@ pub(crate) fn play(command: &Command) -> Result<()> {
             setup::setup()?;
             let overlay = xtask::project::build_overlay()?;
             let lab = Lab::new(lab::Options { hosts: up.hosts, keep: true, ..lab::Options::default() })?;
-            let _hosts = demo::populate(&lab, &overlay, &lab::Store::folder(&lab))?;
+            let _hosts = demo::populate(&lab, &overlay, &lab::Store::folder(&lab), lab::Backend::Vxlan, &[])?;
             println!("{}", demo::how_to_enter(&lab));
             lab.keep();
             Ok(())

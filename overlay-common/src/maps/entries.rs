@@ -7,6 +7,7 @@ pub struct Peer {
     /// The peer's underlay address: outer destination of what we send, outer source of what it sends.
     pub outer: [u8; 4],
     /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
+    /// Zero where no inner frame has one (bare IPv4 in UDP).
     pub vtep_mac: [u8; 6],
     /// Always zero.
     pub reserved: [u8; 2],

@@ -6,8 +6,8 @@ use crate::{
     check::{self, CheckSpec, Level},
     cli::Check,
     iface,
+    mode::Mode,
     netlink::Netlink,
-    network::VXLAN_PORT,
     table,
 };
 
@@ -18,7 +18,7 @@ pub(super) async fn check(options: &Check) -> Result<Ended> {
     let spec = CheckSpec {
         underlay: underlay.as_ref().ok().map(|underlay| underlay.name.clone()),
         device: options.device.clone(),
-        port: VXLAN_PORT,
+        mode: record.as_ref().and_then(|record| Mode::named(&record.mode)).unwrap_or(Mode::DEFAULT),
         network: None,
         subnet: record.map(|record| record.subnet),
         bpf_root: options.show.place.bpf_root.clone(),

@@ -1,12 +1,17 @@
 //! `overlay agent --dry-run`: says which peers would change, and changes nothing, neither here nor in the store.
 use anyhow::{Context as _, Result, anyhow};
 
-use super::{Opened, open, vxlan::Vxlan};
+use super::{Opened, open};
 use crate::{
     cli::Agent,
-    datapath::{Datapath as _, Installed, Peer, dry_run::DryRun, memory::Memory, tables::Tables},
+    datapath::{
+        Datapath as _, Installed,
+        dry_run::DryRun,
+        memory::Memory,
+        tables::{Tables, peer_of},
+    },
     iface, lease,
-    mac::Mac,
+    mode::Mode,
     netlink::Netlink,
     network::NetworkConfig,
     peers::{self, PeerTable, Scope},
@@ -25,7 +30,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     let own_ip = options.underlay.public_ip.unwrap_or(underlay.address);
     let text = store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
     let network = NetworkConfig::parse(&text)?;
-    let vxlan = Vxlan::of(&network)?;
+    let mode = Mode::of(&network)?;
     let snapshot = store.snapshot(false).await?;
     let own = snapshot.entries.iter().find_map(|entry| {
         lease::decode(&entry.key, &entry.value).ok().filter(|lease| lease.public_ip == own_ip)
@@ -37,7 +42,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     let scope = Scope {
         network: network.network,
         subnet_len: network.subnet_len,
-        vni: vxlan.vni,
+        mode,
         own_ip,
         // Without a lease no subnet is ours, and the base of Network is nobody's.
         own_subnet: own.map_or(network.network, |own| own.subnet),
@@ -61,9 +66,9 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
 /// Peers of an agent that ran here, if one did.
 fn pinned(options: &Agent, subnet_len: u8) -> Installed {
     let entries = Tables::open(&options.place.paths().pins).and_then(|tables| tables.peer_entries());
-    let peers = entries.unwrap_or_default().into_iter().filter_map(|(base, peer)| {
-        let peer_of = Peer { public_ip: peer.outer.into(), vtep_mac: Mac(peer.vtep_mac) };
-        Some((ipnet::Ipv4Net::new(base, subnet_len).ok()?, peer_of))
-    });
+    let peers = entries
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(base, peer)| Some((ipnet::Ipv4Net::new(base, subnet_len).ok()?, peer_of(&peer))));
     Installed { peers: peers.collect(), ..Installed::default() }
 }

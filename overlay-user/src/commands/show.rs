@@ -11,7 +11,7 @@ use crate::{
     control::{self, Request, Response},
     datapath::{
         links::TcWay,
-        tables::{Counter, PeerTraffic, Tables},
+        tables::{Counter, PeerTraffic, Tables, peer_of},
         xdp::{XdpLink, XdpMode},
     },
     losses::{Loss, judge},
@@ -27,8 +27,8 @@ use crate::{
 #[derive(Serialize)]
 struct Report {
     network: String,
-    /// `vxlan`: the only mode so far.
-    mode: &'static str,
+    /// How packets travel between hosts: flannel's name of the backend.
+    mode: String,
     tiers: Vec<Tier>,
     /// How the programs are attached at TC; nothing if they are not.
     attached_by: Option<TcWay>,
@@ -59,7 +59,7 @@ struct PeerRow {
     /// Base address of its subnet.
     subnet: Ipv4Addr,
     public_ip: Ipv4Addr,
-    vtep_mac: Mac,
+    vtep_mac: Option<Mac>,
     /// `yes`, `no` (wanted, not in force), `held` (its lease is gone; the mass-delete guard keeps it).
     installed: &'static str,
     #[serde(flatten)]
@@ -96,7 +96,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let links = Netlink::open()?.links().await.unwrap_or_default();
     let report = Report {
         network: paths.network,
-        mode: "vxlan",
+        mode: record.as_ref().map_or("vxlan".to_owned(), |record| record.mode.clone()),
         tiers: tiers(record.as_ref(), agent.as_ref(), attached_by, &XdpLink::new(&paths.pins)),
         attached_by,
         features: features(links.iter().find(|link| in_use.is_some_and(|(_, device)| link.index == device))),
@@ -320,7 +320,7 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
         let row = PeerRow {
             subnet,
             public_ip: Ipv4Addr::from(peer.outer),
-            vtep_mac: Mac(peer.vtep_mac),
+            vtep_mac: peer_of(&peer).vtep_mac,
             installed: "yes",
             traffic: tables.traffic(peer.slot)?,
         };
@@ -355,7 +355,7 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
         vec![
             row.subnet.to_string(),
             row.public_ip.to_string(),
-            row.vtep_mac.to_string(),
+            row.vtep_mac.map_or("-".to_owned(), |mac| mac.to_string()),
             row.installed.into(),
             row.traffic.sent_packets.to_string(),
             row.traffic.received_packets.to_string(),

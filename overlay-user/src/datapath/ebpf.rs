@@ -161,12 +161,22 @@ impl EbpfDatapath {
     }
 
     fn attach(&mut self, ifindex: u32, kind: PortKind) -> Result<(), DatapathError> {
-        if kind == PortKind::Underlay {
-            let Settings { underlay, underlay_mac, .. } = self.options.settings;
-            let mac = mac_of(ifindex)?.unwrap_or(underlay_mac);
-            if (ifindex, mac) != (underlay, underlay_mac) {
-                self.move_underlay(ifindex, mac)?;
+        let Settings { underlay, underlay_mac, device, .. } = self.options.settings;
+        match kind {
+            PortKind::Underlay => {
+                let mac = mac_of(ifindex)?.unwrap_or(underlay_mac);
+                if (ifindex, mac) != (underlay, underlay_mac) {
+                    self.load_anew(Settings {
+                        underlay: ifindex,
+                        underlay_mac: mac,
+                        ..self.options.settings
+                    })?;
+                }
             }
+            PortKind::Device if ifindex != device => {
+                self.load_anew(Settings { device: ifindex, ..self.options.settings })?;
+            }
+            _ => {}
         }
         let wanted = Attachment::of_port(kind);
         for (done, attachment) in wanted.iter().enumerate() {
@@ -182,19 +192,15 @@ impl EbpfDatapath {
         if kind.is_containers() {
             return Ok(());
         }
-        if kind == PortKind::Device {
-            self.options.settings.device = ifindex;
-        }
         let Settings { underlay, device, .. } = self.options.settings;
         self.links.retain_host(underlay, device)?;
         if kind == PortKind::Underlay { self.take_in() } else { Ok(()) }
     }
 
-    /// The programs hold the underlay's index and MAC address as constants: loads them anew, with the same maps, and
-    /// replaces every one in place.
-    fn move_underlay(&mut self, ifindex: u32, mac: [u8; 6]) -> Result<(), DatapathError> {
-        let mut options = self.options.clone();
-        (options.settings.underlay, options.settings.underlay_mac) = (ifindex, mac);
+    /// The programs hold the devices' indexes and addresses as constants: loads them anew, with the same maps, and replaces
+    /// every one in place.
+    fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
+        let options = Options { settings, ..self.options.clone() };
         let (mut ebpf, tables) = load_object(&options, &options.pins)?;
         self.receivers = Receivers::take(&mut ebpf)?;
         (self.ebpf, self.tables, self.options) = (ebpf, tables, options);
@@ -290,8 +296,7 @@ impl Datapath for EbpfDatapath {
     fn installed(&self) -> Result<Installed, DatapathError> {
         let peers = self.tables.peer_entries()?.into_iter().filter_map(|(base, peer)| {
             let subnet = Ipv4Net::new(base, self.prefix_len).ok()?;
-            let public_ip = Ipv4Addr::from(peer.outer);
-            Some((subnet, Peer { public_ip, vtep_mac: Mac(peer.vtep_mac) }))
+            Some((subnet, tables::peer_of(&peer)))
         });
         let endpoints = self.tables.endpoint_entries()?.into_iter().map(|(address, endpoint)| {
             let pinned = endpoint.flags & ENDPOINT_PINNED != 0;

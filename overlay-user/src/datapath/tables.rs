@@ -12,6 +12,7 @@ use overlay_common::{
 use serde::Serialize;
 
 use super::{self as domain, DatapathError};
+use crate::mac::Mac;
 
 /// Names of the maps in the programs, and of their pins.
 pub const MAPS: [(&str, &str); 6] = [
@@ -175,7 +176,17 @@ impl Tables {
 
 /// A peer as `PEERS` holds it, with its counters at `slot`.
 pub(super) fn peer_entry(peer: &domain::Peer, slot: u32) -> Peer {
-    Peer { outer: peer.public_ip.octets(), vtep_mac: peer.vtep_mac.0, reserved: Default::default(), slot }
+    let vtep_mac = peer.vtep_mac.unwrap_or(NO_MAC).0;
+    Peer { outer: peer.public_ip.octets(), vtep_mac, reserved: Default::default(), slot }
+}
+
+/// What `PEERS` holds for a peer whose packets need no inner MAC address: no device has it.
+const NO_MAC: Mac = Mac([0; 6]);
+
+/// A peer of `PEERS` in the agent's words.
+pub fn peer_of(entry: &Peer) -> domain::Peer {
+    let vtep_mac = Some(Mac(entry.vtep_mac)).filter(|mac| *mac != NO_MAC);
+    domain::Peer { public_ip: entry.outer.into(), vtep_mac }
 }
 
 /// An endpoint as `ENDPOINTS` holds it.

@@ -4,7 +4,9 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use etherparse::{IpNumber, PacketBuilder};
-use overlay_common::{Addr4, Endpoint, Flow, FlowKey, Hook, Peer, Reason, Settings, Vtep, wire};
+use overlay_common::{
+    Addr4, ENCAPSULATION_VXLAN, Endpoint, Flow, FlowKey, Hook, Peer, Reason, Settings, Vtep, wire,
+};
 use overlay_user::datapath::{ebpf, tables::Tables, xdp::Receivers};
 
 use crate::support::{in_own_namespace, ip, sysctl};
@@ -118,7 +120,8 @@ impl Bed {
             port_count: 16384,
             gateway: GATEWAY,
             underlay_mac: UNDERLAY_MAC,
-            reserved: [0; 2],
+            encapsulation: ENCAPSULATION_VXLAN,
+            reserved: 0,
         };
         alter(&mut settings);
         let (ebpf, mut tables, receivers) =

@@ -3,7 +3,7 @@ use overlay_common::{
     FLOW_CLOSING,
     Hook::Encap,
     Reason, SETTING_OUTER_DF, SETTING_STACK_ONLY,
-    wire::{ETHERNET, INNER, OVERHEAD, Outer},
+    wire::{DATAGRAM, ETHERNET, INNER, OVERHEAD, Outer, Vxlan},
 };
 
 use super::bed::*;
@@ -39,14 +39,16 @@ fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
             dont_fragment: false,
             source_port: port,
             port: PORT.to_be_bytes(),
-            vni: VNI,
-            inner_destination_mac: PEER_VTEP_MAC,
-            inner_source_mac: VTEP_MAC,
-            inner_length: packet.len() as u32,
+            payload: (OVERHEAD - DATAGRAM + packet.len()) as u32,
         };
+        let vxlan = Vxlan { vni: VNI, destination_mac: PEER_VTEP_MAC, source_mac: VTEP_MAC };
+        // Whatever is left unwritten shows.
+        let mut headers = [0xa5; OVERHEAD];
+        expected.write(headers.first_chunk_mut().unwrap());
+        vxlan.write(headers.last_chunk_mut().unwrap());
         // The Ethernet header is the container's still: the neighbour subsystem writes the underlay's on the way out.
         assert_eq!(frame[..ETHERNET], from_container(&packet)[..ETHERNET]);
-        assert_eq!(frame[ETHERNET..INNER], expected.to_bytes());
+        assert_eq!(frame[ETHERNET..INNER], headers);
         assert_eq!(checksum(&frame[14..34]), 0, "outer header checksum");
         let mut inner = packet;
         inner[8] -= 1;

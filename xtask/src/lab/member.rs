@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 
 use super::{Agent, Container, Counters, Host, Lab};
 use crate::etcd::Etcd;
@@ -31,6 +32,36 @@ pub struct Member {
     agent: Option<Agent>,
     binary: PathBuf,
     arguments: Vec<String>,
+}
+
+/// How packets travel between hosts: the network's backend, with flannel's defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// VXLAN.
+    Vxlan,
+    /// Bare IPv4 in UDP.
+    Udp,
+    /// Plain routing.
+    HostGw,
+}
+
+impl Backend {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Vxlan, Self::Udp, Self::HostGw];
+
+    /// Its name in the network's config.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::Udp => "udp",
+            Self::HostGw => "host-gw",
+        }
+    }
+
+    /// The config of 10.244.0.0/16.
+    pub fn config(self) -> String {
+        format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{}"}}}}"#, self.name())
+    }
 }
 
 /// How long an agent may take to be ready; a VM without KVM on a busy machine needs most of it.
@@ -61,9 +92,21 @@ impl Store {
     }
 }
 
-/// Writes the network's config, and has every host of `lab` take part, with the agent's `options` beside the store's.
+/// Writes the config of 10.244.0.0/16 by VXLAN, and has every host of `lab` take part, with the agent's `options` beside the
+/// store's.
 pub fn populate(lab: &Lab, binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
-    configure(lab, binary, store)?;
+    populate_with(lab, binary, store, &Backend::Vxlan.config(), options)
+}
+
+/// The same with another config.
+pub fn populate_with(
+    lab: &Lab,
+    binary: &Path,
+    store: &Store,
+    config: &str,
+    options: &[&str],
+) -> Result<Vec<Member>> {
+    configure(lab, binary, store, config)?;
     populate_some(lab.hosts(), binary, store, options)
 }
 
@@ -78,10 +121,9 @@ pub fn populate_some(hosts: &[Host], binary: &Path, store: &Store, options: &[&s
     Ok(members)
 }
 
-/// Writes the network's config: 10.244.0.0/16 by VXLAN with flannel's defaults.
-pub fn configure(lab: &Lab, binary: &Path, store: &Store) -> Result<()> {
-    const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
-    let words = ["config", "set", CONFIG].into_iter().chain(words(store.arguments()));
+/// Writes the network's config.
+pub fn configure(lab: &Lab, binary: &Path, store: &Store, config: &str) -> Result<()> {
+    let words = ["config", "set", config].into_iter().chain(words(store.arguments()));
     lab.host(0).overlay(binary, &words.collect::<Vec<_>>()).map(drop)
 }
 
