@@ -1,10 +1,11 @@
 //! Wrapping a packet: the room, and the headers that go into it, in either format.
 use overlay_common::{
     Peer, Reason, SETTING_OUTER_DF, checksum,
-    wire::{DATAGRAM, ETHERNET, OVERHEAD, Outer, VXLAN, Vxlan},
+    wire::{DATAGRAM, ETHERNET, IPV4, OVERHEAD, Outer, VXLAN, Vxlan},
 };
 
 use crate::{
+    frame::Frame as _,
     ipv4::Ipv4,
     packet::{self, Packet},
     settings,
@@ -13,6 +14,9 @@ use crate::{
 /// The part of the inner IPv4 header that a router changes (TTL and checksum), and what stands before it: written in one
 /// piece with the outer headers.
 const CHANGED: usize = 12;
+
+/// Protocol number of TCP.
+const TCP: u8 = 6;
 
 /// Makes room behind the Ethernet header and writes all headers into it, the inner one with a TTL of one less.
 /// On [`Reason::RoomRefused`] the frame is as it was.
@@ -45,20 +49,29 @@ pub(crate) fn wrap(packet: &Packet<'_>, inner: &Ipv4, peer: &Peer, source_port: 
     packet.store(ETHERNET, &bytes)
 }
 
-/// Makes room at `offset`, behind whatever link header there is, and writes the headers of a datagram into it. The packet
-/// in it stays as it is: a router has had it.
+/// Wraps a packet without link header into a datagram with one. The packet in it stays as it is: a router has had it. On
+/// [`Reason::RoomRefused`] it is as it was.
 #[inline(always)]
 pub(crate) fn wrap_routed(
     packet: &Packet<'_>,
-    offset: usize,
-    (tos, length): (u8, u32),
+    header: &[u8; IPV4],
     peer: &Peer,
     source_port: u16,
 ) -> Result<(), Reason> {
-    packet.make_datagram_room()?;
+    // Refused (EALREADY) where the packet is marked as one in a tunnel. One that has come out of ours is marked still: a
+    // veth carries the sender's mark over, which a wire does not; its segmentation knows all it must. A container's own
+    // tunnel's GSO frame is another matter: one more tunnel around it is more than segmentation can be told.
+    if packet.make_datagram_room().is_err() {
+        if packet.gso_size() != 0 && header[9] != TCP {
+            return Err(Reason::RoomRefused);
+        }
+        packet.push_keeping_segments(DATAGRAM)?;
+    }
+    let length = u16::from_be_bytes([header[2], header[3]]);
     let mut bytes = [0; DATAGRAM];
-    datagram(tos, length, peer, source_port).write(&mut bytes);
-    packet.store(offset, &bytes)
+    datagram(header[1], u32::from(length), peer, source_port).write(&mut bytes);
+    packet.push_link_header()?;
+    packet.store(ETHERNET, &bytes)
 }
 
 /// Takes one from the TTL of a packet that leaves as it is.

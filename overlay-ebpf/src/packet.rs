@@ -221,6 +221,12 @@ impl<'a> Packet<'a> {
         self.adjust_room(length as i32, BPF_F_ADJ_ROOM_NO_CSUM_RESET as u64)
     }
 
+    /// The same, and leaves segmentation as it is.
+    #[inline(always)]
+    pub(crate) fn push_keeping_segments(&self, length: usize) -> Result<(), Reason> {
+        self.adjust_room(length as i32, (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64)
+    }
+
     #[inline(always)]
     fn adjust_room(&self, difference: i32, flags: u64) -> Result<(), Reason> {
         // SAFETY: no pointer into the frame is held across the call.

@@ -58,8 +58,9 @@ pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
 }
 
-/// A packet at a TUN: to the peer by our own doing, so that it needs no agent. Only what the link itself cannot take goes on
-/// to the agent, whose socket lets the kernel fragment it.
+/// A packet at a TUN: to the peer by our own doing, so that it needs no agent. The rest goes on to the agent as it is, one
+/// segment after the other: what the link cannot take whole, which the kernel fragments behind the agent's socket, and
+/// tunnels' GSO frames, whose segmentation cannot be told of one more tunnel around them.
 #[inline(always)]
 fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Result<Outcome, Reason> {
     let source_port = source_port(packet);
@@ -68,40 +69,33 @@ fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Resul
         packet.push_link_header()?;
         return leave_by(packet, &next_hop);
     }
-    let tos = header[1];
-    let length = u16::from_be_bytes([header[2], header[3]]);
-    let of_segment = segment(packet, header, length);
-    let next_hop = match fib::way(packet, peer, source_port, of_segment) {
+    let next_hop = match fib::way(packet, peer, source_port, segment(packet, header)) {
         Ok(Way::Plain(next_hop) | Way::Wrapped(next_hop)) => next_hop,
         Err(NoWay::Stack) => return Err(Reason::NoNextHop),
         Err(NoWay::TooBig(_)) => {
             // A path MTU the kernel has learned of. Without DF a router on the way fragments, as it does for the kernel.
             let next_hop = fib::any_length(packet, peer, source_port);
-            match next_hop.filter(|next_hop| packet.takes_more(next_hop.ifindex, ETHERNET + DATAGRAM)) {
+            let fits = |next_hop: &NextHop| packet.takes_more(next_hop.ifindex, ETHERNET + DATAGRAM);
+            match next_hop.filter(fits) {
                 Some(next_hop) if !settings::has(SETTING_OUTER_DF) => next_hop,
-                _ => {
-                    outer::wrap_routed(packet, 0, (tos, u32::from(length)), peer, source_port)?;
-                    return Err(Reason::NeedsFragmentation);
-                }
+                _ => return Err(Reason::NeedsFragmentation),
             }
         }
     };
-    packet.push_link_header()?;
-    outer::wrap_routed(packet, ETHERNET, (tos, u32::from(length)), peer, source_port)
-        .map_err(|_| Reason::Failed)?;
+    outer::wrap_routed(packet, header, peer, source_port)?;
     leave_by(packet, &next_hop)
 }
 
 /// Length of one segment's IP packet. One with options is never a GSO frame's.
 #[inline(always)]
-fn segment(packet: &Packet<'_>, header: &[u8; IPV4], length: u16) -> u32 {
+fn segment(packet: &Packet<'_>, header: &[u8; IPV4]) -> u32 {
     match packet.ipv4(0) {
         Ok(ip) => segment_length(packet, 0, &ip),
         Err(_) if header[0] == 0x45 && packet.gso_size() != 0 => {
             // BIG TCP: the header's length is zero, the segments' will not be.
             packet.gso_size() + IPV4 as u32 + 60
         }
-        Err(_) => u32::from(length),
+        Err(_) => u32::from(u16::from_be_bytes([header[2], header[3]])),
     }
 }
 

@@ -1,21 +1,29 @@
 //! The slow cases of bare IPv4 in UDP, between the socket that holds the port and the TUN: datagrams that arrived in outer
 //! fragments, which only the kernel can put together, and packets too large for the link, which only it can cut up.
 //!
-//! Nothing is decided here. What the socket takes gets its outer headers back, and `overlay_receive` judges it at the TUN as
-//! it judges all else; what `overlay_send` leaves to us has its outer headers already. The socket also spares peers the
-//! port-unreachables. Without an agent these cases are lost, and nothing else is.
+//! What the socket takes gets its outer headers back, and `overlay_receive` judges it at the TUN as it judges all else; what
+//! `overlay_send` leaves to us it has judged. The socket also spares peers the port-unreachables. Without an agent these
+//! cases are lost, and nothing else is.
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
+use ipnet::Ipv4Net;
 use log::{debug, info, warn};
-use overlay_common::wire::{DATAGRAM, IPV4, Outer};
+use overlay_common::{
+    Addr4,
+    wire::{DATAGRAM, IPV4, Outer},
+};
 use tokio::{net::UdpSocket, time::sleep};
 use tokio_tun::Tun;
 
-use crate::netlink::Netlink;
+use crate::{
+    datapath::{DatapathError, tables::Tables},
+    netlink::Netlink,
+};
 
 /// Between two tries to open the TUN, which somebody may have deleted.
 const RETRY: Duration = Duration::from_secs(1);
@@ -39,9 +47,9 @@ pub async fn bind(address: Ipv4Addr, port: u16) -> Result<UdpSocket, PortTaken> 
     UdpSocket::bind((address, port)).await.map_err(|detail| PortTaken { address, port, detail })
 }
 
-/// Relays between `socket` and the TUN called `device` for as long as it is polled. A TUN that goes is opened again once it
-/// is back: opening makes what is not there.
-pub async fn relay(socket: UdpSocket, device: String, netlink: Netlink) -> io::Result<()> {
+/// Relays between `socket` and the TUN called `device` for as long as it is polled, with the peers of `routes`. A TUN that
+/// goes is opened again once it is back: opening makes what is not there.
+pub async fn relay(socket: UdpSocket, device: String, netlink: Netlink, routes: Routes) -> io::Result<()> {
     let SocketAddr::V4(local) = socket.local_addr()? else {
         return Err(io::Error::other("the socket is not one of IPv4"));
     };
@@ -52,7 +60,7 @@ pub async fn relay(socket: UdpSocket, device: String, netlink: Netlink) -> io::R
             let ended = match Tun::builder().name(&device).build() {
                 Ok(tuns) => {
                     complaint.clear();
-                    carry(&socket, &tuns[0], local, port).await
+                    carry(&socket, &tuns[0], (local, port), &routes).await
                 }
                 Err(error) => io::Error::other(error),
             };
@@ -66,7 +74,8 @@ pub async fn relay(socket: UdpSocket, device: String, netlink: Netlink) -> io::R
     }
 }
 
-async fn carry(socket: &UdpSocket, tun: &Tun, local: Ipv4Addr, port: u16) -> io::Error {
+async fn carry(socket: &UdpSocket, tun: &Tun, local: (Ipv4Addr, u16), routes: &Routes) -> io::Error {
+    let port = local.1;
     info!("relaying fragmented datagrams between udp port {port} and {}", tun.name());
     let (mut inward, mut outward) = (vec![0; LARGEST], vec![0; LARGEST]);
     loop {
@@ -74,7 +83,7 @@ async fn carry(socket: &UdpSocket, tun: &Tun, local: Ipv4Addr, port: u16) -> io:
             received = socket.recv_from(&mut inward[DATAGRAM..]) => match received {
                 Ok((length, SocketAddr::V4(from))) => {
                     let packet = &mut inward[..DATAGRAM + length];
-                    put_headers(packet, (*from.ip(), from.port()), (local, port));
+                    put_headers(packet, (*from.ip(), from.port()), local);
                     // Refused while the device is down.
                     if let Err(error) = tun.send(packet).await {
                         debug!("to {}: {error}", tun.name());
@@ -85,8 +94,8 @@ async fn carry(socket: &UdpSocket, tun: &Tun, local: Ipv4Addr, port: u16) -> io:
             },
             read = tun.recv(&mut outward) => match read {
                 Ok(length) => {
-                    if let Some((peer, payload)) = datagram(&outward[..length], local, port)
-                        && let Err(error) = socket.send_to(payload, (peer, port)).await
+                    if let Some(peer) = routes.peer_of(&outward[..length])
+                        && let Err(error) = socket.send_to(&outward[..length], (peer, port)).await
                     {
                         debug!("to {peer}: {error}");
                     }
@@ -116,16 +125,32 @@ fn put_headers(packet: &mut [u8], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     }
 }
 
-/// Whom a packet that `overlay_send` has wrapped is for, and what is in it. Anything else at the TUN has met no program,
-/// and must not leave.
-fn datagram(packet: &[u8], local: Ipv4Addr, port: u16) -> Option<(Ipv4Addr, &[u8])> {
-    let headers: &[u8; DATAGRAM] = packet.first_chunk()?;
-    let is_ours = headers[0] == 0x45
-        && headers[9] == 17
-        && headers[12..16] == local.octets()
-        && headers[IPV4 + 2..IPV4 + 4] == port.to_be_bytes();
-    let peer = Ipv4Addr::from([headers[16], headers[17], headers[18], headers[19]]);
-    is_ours.then_some((peer, &packet[DATAGRAM..]))
+/// Which peer a packet is for: what the programs know, from the same map.
+pub struct Routes {
+    tables: Tables,
+    subnet: Ipv4Net,
+}
+
+impl Routes {
+    /// Those of the network pinned in `pins`, on the host that holds `subnet`.
+    ///
+    /// # Errors
+    /// When nothing is pinned there.
+    pub fn open(pins: &Path, subnet: Ipv4Net) -> Result<Self, DatapathError> {
+        Ok(Self { tables: Tables::open(pins)?, subnet })
+    }
+
+    fn peer_of(&self, packet: &[u8]) -> Option<Ipv4Addr> {
+        let key = subnet_of(packet, self.subnet.netmask())?;
+        self.tables.peers.get(&key, 0).ok().map(|peer| peer.outer.into())
+    }
+}
+
+/// The subnet an IPv4 packet is for. Anything else that a TUN brings, such as IPv6, stays here.
+fn subnet_of(packet: &[u8], mask: Ipv4Addr) -> Option<Addr4> {
+    let header: &[u8; IPV4] = packet.first_chunk()?;
+    let destination = Addr4::new([header[16], header[17], header[18], header[19]]);
+    (header[0] >> 4 == 4).then(|| destination.masked(mask.octets()))
 }
 
 #[cfg(test)]
@@ -136,15 +161,17 @@ mod tests {
     const PEER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
     #[test]
-    fn only_what_is_wrapped_leaves_and_for_its_peer() {
+    fn headers_are_put_back_and_packets_find_their_subnet() {
         let mut packet = [7; DATAGRAM + 3];
-        put_headers(&mut packet, (HERE, 50000), (PEER, 8285));
-        assert_eq!(datagram(&packet, HERE, 8285), Some((PEER, &[7, 7, 7][..])));
+        put_headers(&mut packet, (PEER, 50000), (HERE, 8285));
         assert_eq!(packet[2..4], [0, 31]);
-        assert_eq!(datagram(&packet, PEER, 8285), None);
-        assert_eq!(datagram(&packet, HERE, 8286), None);
-        assert_eq!(datagram(&packet[..DATAGRAM - 1], HERE, 8285), None);
-        packet[9] = 6;
-        assert_eq!(datagram(&packet, HERE, 8285), None);
+        assert_eq!(packet[12..20], [10, 99, 0, 2, 10, 99, 0, 1]);
+        assert_eq!(packet[20..26], [0xc3, 0x50, 0x20, 0x5d, 0, 11]);
+        assert_eq!(packet[DATAGRAM..], [7, 7, 7]);
+        let mask = Ipv4Addr::new(255, 255, 0, 0);
+        assert_eq!(subnet_of(&packet, mask), Some(Addr4::new([10, 99, 0, 0])));
+        assert_eq!(subnet_of(&packet[..IPV4 - 1], mask), None);
+        packet[0] = 0x60;
+        assert_eq!(subnet_of(&packet, mask), None);
     }
 }

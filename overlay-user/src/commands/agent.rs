@@ -157,7 +157,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         kept.context("watch over the host's devices")
     });
     if let Some(socket) = socket {
-        let relaying = relay::relay(socket, spec.name.clone(), netlink.clone());
+        let routes = relay::Routes::open(&pins, subnet)?;
+        let relaying = relay::relay(socket, spec.name.clone(), netlink.clone(), routes);
         tasks.spawn(async move { relaying.await.context("relay fragmented datagrams") });
     }
     if ingress.xdp == Some(XdpMode::Redirect) {

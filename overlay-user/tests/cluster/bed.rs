@@ -10,7 +10,7 @@ use overlay_common::ABI;
 use serde_json::Value;
 use xtask::{
     etcd::Etcd,
-    lab::{self, Container, Host, Lab, Member, Options, Ping, PingOptions, Store, wait_until},
+    lab::{self, Backend, Container, Host, Lab, Member, Options, Ping, PingOptions, Store, wait_until},
 };
 
 /// The binary that cargo built for these tests.
@@ -40,12 +40,18 @@ impl Bed {
 
     /// The same on another underlay, with other options for the agents.
     pub fn with(kind: Kind, options: Options, agent: &[&str]) -> Self {
+        Self::with_config(kind, options, &Backend::Vxlan.config(), agent)
+    }
+
+    /// The same with another config.
+    pub fn with_config(kind: Kind, options: Options, config: &str, agent: &[&str]) -> Self {
         let lab = Lab::new(options).unwrap();
         let store = match kind {
             Kind::Folder => Store::folder(&lab),
             Kind::Etcd => Store::etcd(&lab).unwrap(),
         };
-        let mut bed = Self { members: lab::populate(&lab, overlay(), &store, agent).unwrap(), store, lab };
+        let mut bed =
+            Self { members: lab::populate_with(&lab, overlay(), &store, config, agent).unwrap(), store, lab };
         bed.wait_for_peers(usize::from(bed.lab.hosts().len() as u8) - 1);
         bed
     }
@@ -129,7 +135,8 @@ pub fn json(member: &Member, words: &[&str]) -> Value {
 
 /// What `overlay peers` shows: subnet, public address, VtepMAC; in the order of the subnets.
 pub fn peers(member: &Member) -> Vec<(String, String, String)> {
-    let text = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();
+    // Only VXLAN's have a MAC address.
+    let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
     let rows = json(member, &["peers"]);
     let row = |row| (format!("{}/24", text(row, "subnet")), text(row, "public_ip"), text(row, "vtep_mac"));
     rows.as_array().unwrap().iter().map(row).collect()

@@ -1,10 +1,12 @@
 //! A service's address, translated on the client's host: backends there and elsewhere, agents ended in the middle.
 use std::net::Ipv4Addr;
 
+use xtask::lab::Backend;
+
 use super::traffic::{
     BOTH, Server, Talk,
     Way::{Fast, Neither, Stack},
-    assert_nothing_invalid, own, publish, strict_bed, talk, ways,
+    assert_nothing_invalid, own, publish, strict_bed_of, talk, ways,
 };
 
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -12,7 +14,11 @@ const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 11);
 
 #[test]
 fn a_service_reaches_backends_here_and_there() {
-    let bed = strict_bed(1, &["--ip-masq"]);
+    Backend::ALL.into_iter().for_each(serve);
+}
+
+fn serve(backend: Backend) {
+    let bed = strict_bed_of(backend, 1, &["--ip-masq"]);
     let (a, remote) = (&bed[0].containers[0], &bed[1].containers[0]);
     let (host, local) = (&bed[0].host, &bed[0].containers[1]);
     let _servers = [Server::of(remote), Server::of(local)];
@@ -33,7 +39,11 @@ fn a_service_reaches_backends_here_and_there() {
 
 #[test]
 fn conversations_live_through_agents_that_end_and_start() {
-    let mut bed = strict_bed(1, &["--ip-masq"]);
+    Backend::ALL.into_iter().for_each(converse);
+}
+
+fn converse(backend: Backend) {
+    let mut bed = strict_bed_of(backend, 1, &["--ip-masq"]);
     let (a, remote) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     let _server = Server::of(&remote);
     publish(&bed[0].host, REMOTE, 80, &remote);

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
-use xtask::lab::{Carried, Container, Host, Namespace, Options};
+use xtask::lab::{Backend, Carried, Container, Host, Namespace, Options};
 
 use crate::bed::{Bed, Kind, assert_reaches};
 
@@ -224,7 +224,14 @@ pub fn talk(bed: &Bed, from: &Namespace, to: Ipv4Addr, port: u16) -> (Ipv4Addr, 
 
 /// Two hosts, all containers learned, and connections' strangers dropped on both (as kube-proxy and ufw do).
 pub fn strict_bed(rp_filter: u8, agent: &[&str]) -> Bed {
-    let bed = Bed::with(Kind::Folder, Options { rp_filter, ..Options::default() }, agent);
+    strict_bed_of(Backend::Vxlan, rp_filter, agent)
+}
+
+/// The same with another backend.
+pub fn strict_bed_of(backend: Backend, rp_filter: u8, agent: &[&str]) -> Bed {
+    println!("backend {}", backend.name());
+    let options = Options { rp_filter, ..Options::default() };
+    let bed = Bed::with_config(Kind::Folder, options, &backend.config(), agent);
     bed.learn_all();
     for member in &bed.members {
         nft(
