@@ -4,6 +4,7 @@ use std::{
     net::{Ipv4Addr, UdpSocket},
     path::Path,
     sync::Once,
+    thread,
     time::Duration,
 };
 
@@ -19,6 +20,55 @@ pub use super::cluster::{
 };
 
 pub const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// The backends that both sides have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Vxlan,
+    Udp,
+    HostGw,
+}
+
+impl Mode {
+    pub const ALL: [Self; 3] = [Self::Vxlan, Self::Udp, Self::HostGw];
+
+    /// What a config of these tests asks for. None of them names the type in any but its first letters' case.
+    fn of(config: &str) -> Self {
+        match config.to_lowercase() {
+            config if config.contains(r#""type":"vxlan""#) => Self::Vxlan,
+            config if config.contains(r#""type":"host-gw""#) => Self::HostGw,
+            _ => Self::Udp,
+        }
+    }
+
+    pub fn config(self) -> &'static str {
+        match self {
+            Self::Vxlan => CONFIG,
+            Self::Udp => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#,
+            Self::HostGw => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#,
+        }
+    }
+
+    /// What an underlay of 1500 bytes leaves to containers.
+    pub fn mtu(self) -> u32 {
+        match self {
+            Self::Vxlan => 1450,
+            Self::Udp => 1472,
+            Self::HostGw => 1500,
+        }
+    }
+
+    /// A lease as flannel writes it; the MAC address is VXLAN's.
+    pub fn lease(self, public_ip: Ipv4Addr, mac: &str) -> String {
+        match self {
+            Self::Vxlan => flannel_lease(public_ip, mac),
+            Self::Udp => format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null}}"#),
+            Self::HostGw => {
+                format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"host-gw"}}"#)
+            }
+        }
+    }
+}
 
 /// Which flannel takes part: the command to run.
 #[derive(Clone, Debug)]
@@ -46,6 +96,12 @@ pub fn flannels() -> Vec<Flannel> {
     flannels
 }
 
+/// Each flannel in each of these modes.
+pub fn cases(modes: &[Mode]) -> Vec<(Flannel, Mode)> {
+    let of = |flannel: Flannel| modes.iter().map(move |mode| (flannel.clone(), *mode));
+    flannels().into_iter().flat_map(of).collect()
+}
+
 /// A host that runs flannel.
 pub struct FlannelHost {
     pub host: Host,
@@ -53,22 +109,23 @@ pub struct FlannelHost {
     /// `10.244.7.0/24`
     pub subnet: String,
     pub flanneld: Option<Flanneld>,
+    mode: Mode,
     flannel: Flannel,
     etcd: String,
 }
 
 impl FlannelHost {
-    fn start(host: &Host, flannel: &Flannel, etcd: &str) -> Self {
+    fn start(host: &Host, flannel: &Flannel, mode: Mode, etcd: &str) -> Self {
         let words: Vec<_> = flannel.words.iter().map(String::as_str).collect();
         let flanneld = host.start_flanneld(&words, etcd).unwrap();
         let (subnet, mtu) = told(host);
         host.add_bridge(&subnet, mtu).unwrap();
         let container = host.add_container("a", &subnet, 2, mtu).unwrap();
         let (flannel, etcd) = (flannel.clone(), etcd.to_owned());
-        Self { host: host.clone(), container, subnet, flanneld: Some(flanneld), flannel, etcd }
+        Self { host: host.clone(), container, subnet, flanneld: Some(flanneld), mode, flannel, etcd }
     }
 
-    /// Ends flanneld; device, routes and lease stay, as flannel leaves them.
+    /// Ends flanneld; device, routes and lease stay, as flannel leaves them. The device of UDP mode is its process's.
     pub fn stop(&mut self) {
         self.flanneld.take().unwrap().terminate().unwrap();
     }
@@ -80,17 +137,22 @@ impl FlannelHost {
         assert_eq!(told(&self.host).0, self.subnet);
     }
 
-    /// What a reboot does to it: another device, with another MAC address.
+    /// What a reboot does to it: another device, with another MAC address if the mode has one.
     pub fn restart_with_a_new_device(&mut self) {
         let before = self.mac();
         self.stop();
-        self.host.namespace().ip("link delete flannel.1").unwrap();
+        if self.mode == Mode::Vxlan {
+            self.host.namespace().ip("link delete flannel.1").unwrap();
+        }
         self.start_again();
-        assert_ne!(self.mac(), before);
+        assert!(self.mode != Mode::Vxlan || self.mac() != before, "still {before}");
     }
 
-    /// MAC address of its tunnel device.
+    /// MAC address of its tunnel device; empty without VXLAN.
     pub fn mac(&self) -> String {
+        if self.mode != Mode::Vxlan {
+            return String::new();
+        }
         let link = self.host.exec("ip -j link show dev flannel.1").unwrap();
         let link: Value = serde_json::from_str(&link).unwrap();
         link[0]["address"].as_str().unwrap().to_owned()
@@ -101,9 +163,37 @@ impl FlannelHost {
         self.host.exec(&format!("ip route show {subnet}")).unwrap().trim().to_owned()
     }
 
+    /// Whether it has a way to a subnet.
+    pub fn knows(&self, subnet: &str) -> bool {
+        if self.mode != Mode::Udp {
+            return !self.route(subnet).is_empty();
+        }
+        // UDP mode's relay shows its table to nobody; but it answers packets that it has no way for, into its device.
+        let (read, answered) = self.relayed();
+        let subnet: ipnet::Ipv4Net = subnet.parse().unwrap();
+        let target = (Ipv4Addr::from(u32::from(subnet.network()) + 250), 9);
+        let probe = move || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            Ok(socket.send_to(&[0], target)?)
+        };
+        self.container.namespace().enter(probe).unwrap();
+        wait_for("the relay", || self.relayed().0 > read);
+        // Between the two are two system calls of its only thread.
+        thread::sleep(Duration::from_millis(100));
+        self.relayed().1 == answered
+    }
+
+    /// Packets that UDP mode's relay has taken from its device, and given to it.
+    fn relayed(&self) -> (u64, u64) {
+        let link = self.host.exec("ip -j -s link show dev flannel0").unwrap();
+        let link: Value = serde_json::from_str(&link).unwrap();
+        let packets = |way: &str| link[0]["stats64"][way]["packets"].as_u64().unwrap();
+        (packets("tx"), packets("rx"))
+    }
+
     /// Its lease, as it must stand in etcd.
     pub fn lease(&self) -> String {
-        flannel_lease(self.host.address(), &self.mac())
+        self.mode.lease(self.host.address(), &self.mac())
     }
 
     /// What `overlay peers` must show of it.
@@ -137,6 +227,11 @@ impl Bed {
         Self::with(flannel, ours, others, CONFIG, Options::default())
     }
 
+    /// The same in another mode.
+    pub fn of(mode: Mode, flannel: &Flannel, ours: u8, others: u8) -> Self {
+        Self::with(flannel, ours, others, mode.config(), Options::default())
+    }
+
     /// The same with another config and underlay.
     pub fn with(flannel: &Flannel, ours: u8, others: u8, config: &str, options: Options) -> Self {
         let lab = Lab::new(Options { hosts: ours + others, ..options }).unwrap();
@@ -145,8 +240,9 @@ impl Bed {
         etcd.ctl(&["put", "/coreos.com/network/config", config]).unwrap();
         let url = etcd.client_url();
         let (of_us, of_flannel) = lab.hosts().split_at(ours.into());
+        let start = |host| FlannelHost::start(host, flannel, Mode::of(config), &url);
         // Flannel's first: a network that exists is what the agent joins.
-        let flannel = of_flannel.iter().map(|host| FlannelHost::start(host, flannel, &url)).collect();
+        let flannel = of_flannel.iter().map(start).collect();
         let ours = populate_some(of_us, overlay(), &store, &[]).unwrap();
         let bed = Self { ours, flannel, store, lab };
         bed.know_each_other();
@@ -163,7 +259,7 @@ impl Bed {
             let others =
                 self.flannel.iter().map(|other| &other.subnet).filter(|subnet| **subnet != host.subnet);
             for subnet in self.ours.iter().map(|member| &member.subnet).chain(others) {
-                wait_for(&format!("{subnet} on {}", host.host.name()), || !host.route(subnet).is_empty());
+                wait_for(&format!("{subnet} on {}", host.host.name()), || host.knows(subnet));
             }
         }
     }
