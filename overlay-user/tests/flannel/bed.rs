@@ -11,7 +11,9 @@ use std::{
 use serde_json::Value;
 use xtask::{
     etcd::Etcd,
-    lab::{Container, Flanneld, Host, Lab, Member, Options, PingOptions, Store, populate_some},
+    lab::{
+        Container, Flanneld, Host, Lab, Member, NumberedReport, Options, PingOptions, Store, populate_some,
+    },
 };
 
 pub use super::cluster::{
@@ -55,6 +57,23 @@ impl Mode {
             Self::Vxlan => 1450,
             Self::Udp => 1472,
             Self::HostGw => 1500,
+        }
+    }
+
+    /// The device that has this MTU, on a host of ours.
+    pub fn our_device(self) -> &'static str {
+        match self {
+            Self::Vxlan | Self::Udp => "overlay0",
+            Self::HostGw => "eth0",
+        }
+    }
+
+    /// And on one of flannel's.
+    pub fn flannels_device(self) -> &'static str {
+        match self {
+            Self::Vxlan => "flannel.1",
+            Self::Udp => "flannel0",
+            Self::HostGw => "eth0",
         }
     }
 
@@ -183,6 +202,16 @@ impl FlannelHost {
         self.relayed().1 == answered
     }
 
+    /// Packets that found the queues of UDP mode's relay full: its one thread was not given the CPU in time.
+    fn lost_by_relay(&self) -> u64 {
+        let link = self.host.exec("ip -j -s link show dev flannel0").unwrap();
+        let link: Value = serde_json::from_str(&link).unwrap();
+        let sockets = self.host.exec("nstat -a -s -z -j UdpRcvbufErrors").unwrap();
+        let sockets: Value = serde_json::from_str(&sockets).unwrap();
+        let of_socket = sockets["kernel"]["UdpRcvbufErrors"].as_u64().unwrap();
+        link[0]["stats64"]["tx"]["dropped"].as_u64().unwrap() + of_socket
+    }
+
     /// Packets that UDP mode's relay has taken from its device, and given to it.
     fn relayed(&self) -> (u64, u64) {
         let link = self.host.exec("ip -j -s link show dev flannel0").unwrap();
@@ -215,6 +244,7 @@ fn told(host: &Host) -> (String, u32) {
 
 /// Hosts of both kinds on one underlay, in one etcd. The fields end in this order.
 pub struct Bed {
+    pub mode: Mode,
     pub ours: Vec<Member>,
     pub flannel: Vec<FlannelHost>,
     pub store: Store,
@@ -240,11 +270,12 @@ impl Bed {
         etcd.ctl(&["put", "/coreos.com/network/config", config]).unwrap();
         let url = etcd.client_url();
         let (of_us, of_flannel) = lab.hosts().split_at(ours.into());
-        let start = |host| FlannelHost::start(host, flannel, Mode::of(config), &url);
+        let mode = Mode::of(config);
+        let start = |host| FlannelHost::start(host, flannel, mode, &url);
         // Flannel's first: a network that exists is what the agent joins.
         let flannel = of_flannel.iter().map(start).collect();
         let ours = populate_some(of_us, overlay(), &store, &[]).unwrap();
-        let bed = Self { ours, flannel, store, lab };
+        let bed = Self { mode, ours, flannel, store, lab };
         bed.know_each_other();
         bed
     }
@@ -277,6 +308,19 @@ impl Bed {
     pub fn delete_lease(&mut self, subnet: &str) {
         let key = lease_key(subnet);
         assert_eq!(self.etcd().ctl(&["del", &key]).unwrap().trim(), "1", "{key}");
+    }
+
+    /// The MAC address in the first of our leases; empty without VXLAN.
+    pub fn our_mac(&self) -> String {
+        if self.mode == Mode::Vxlan { vtep_mac(&self.ours[0]) } else { String::new() }
+    }
+
+    /// Nothing was lost or doubled, but for what flannel's relays say that they lost.
+    pub fn assert_none_lost(&self, report: &NumberedReport) {
+        let relays = self.flannel.iter().filter(|host| host.mode == Mode::Udp && host.flanneld.is_some());
+        let by_relays: u64 = relays.map(FlannelHost::lost_by_relay).sum();
+        assert_eq!(report.duplicated, 0, "{report:?}");
+        assert!(report.lost <= by_relays, "{report:?}, {by_relays} of them by flannel's relay");
     }
 
     /// A container of ours and one of flannel's.
