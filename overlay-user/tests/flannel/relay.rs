@@ -1,32 +1,13 @@
 //! What flannel's UDP mode does among its own hosts, as captured of a real one: the ground that the tests of ours beside it
 //! stand on.
-use std::{
-    fs,
-    io::ErrorKind,
-    net::{Ipv4Addr, TcpStream},
-    path::Path,
-    time::Duration,
+use std::{io::ErrorKind, net::Ipv4Addr, time::Duration};
+
+use xtask::lab::PingOptions;
+
+use super::{
+    bed::{Bed, Mode, flannels, subnet_env},
+    packets::{Inbox, connect, first_packet, ping_with_ttl, send_bare},
 };
-
-use xtask::lab::{Container, PingOptions};
-
-use super::bed::{Bed, Mode, flannels, subnet_env};
-
-/// The bytes of the first packet in a capture.
-fn first_packet(capture: &Path) -> Vec<u8> {
-    // A header of 24 bytes, then 16 before each packet, the third word of which is its length as captured.
-    let file = fs::read(capture).unwrap();
-    let length = u32::from_le_bytes(file[32..36].try_into().unwrap()) as usize;
-    file[40..40 + length].to_vec()
-}
-
-/// One ping with so many hops to live; what ping says.
-fn ping_with_ttl(from: &Container, to: Ipv4Addr, ttl: u32) -> String {
-    let line = format!("ping -n -c 1 -W 1 -t {ttl} {to}");
-    let words: Vec<_> = line.split(' ').collect();
-    let output = from.namespace().command(&words).unwrap().output().unwrap();
-    String::from_utf8(output.stdout).unwrap()
-}
 
 #[test]
 fn flannels_own_hosts_send_bare_ipv4_and_each_relay_takes_a_hop_in_silence() {
@@ -76,12 +57,8 @@ fn flannels_own_hosts_send_bare_ipv4_and_each_relay_takes_a_hop_in_silence() {
         // Nobody's subnet. The relay answers TCP, not ping; but from an address that is the host's own, and a kernel that
         // accepts no local source from outside, as by default, throws the answer away.
         let nobody = Ipv4Addr::new(10, 244, 255, 2);
-        let connect = || {
-            let connect = move || Ok(TcpStream::connect_timeout(&(nobody, 9).into(), Duration::from_secs(1)));
-            from.namespace().enter(connect).unwrap().unwrap_err().kind()
-        };
         let capture = a.host.capture("flannel0", "icmp[icmptype] == icmp-unreach").unwrap();
-        assert_eq!(connect(), ErrorKind::TimedOut);
+        assert_eq!(connect(from, nobody), ErrorKind::TimedOut);
         let answer = first_packet(&capture.finish().unwrap());
         assert_eq!(answer[..10], [0x45, 0, 0, 56, 0, 0, 0, 0, 8, 1]);
         let base: Ipv4Addr = a.subnet.replace("/24", "").parse().unwrap();
@@ -89,8 +66,17 @@ fn flannels_own_hosts_send_bare_ipv4_and_each_relay_takes_a_hop_in_silence() {
         assert_eq!((&answer[20..22], answer.len()), (&[3, 0][..], 56));
         assert_eq!(answer[28..32], [0x45, 0, 0, 60]);
         a.host.namespace().sysctl("ipv4/conf/flannel0/accept_local", "1").unwrap();
-        assert_eq!(connect(), ErrorKind::NetworkUnreachable);
+        assert_eq!(connect(from, nobody), ErrorKind::NetworkUnreachable);
         let ping = from.ping(nobody, PingOptions { count: 1, ..PingOptions::default() }).unwrap();
         assert!(ping.received == 0 && !ping.output.contains("Unreachable"), "{}", ping.output);
+
+        // From anybody, in the name of anybody; and what is longer than the MTU is cut off, of which the kernel sees that
+        // bytes are missing.
+        let (inbox, stranger) = (Inbox::of(&b.container), Ipv4Addr::new(192, 0, 2, 1));
+        let send = |packet| send_bare(bed.lab.switch(), b.host.address(), packet);
+        send(inbox.packet(stranger, 1472 - 28 + 1));
+        send(inbox.packet(stranger, 1472 - 28));
+        assert_eq!(inbox.next(Duration::from_secs(5)), Some(1472 - 28));
+        assert_eq!(inbox.next(Duration::from_millis(100)), None);
     }
 }
