@@ -51,6 +51,12 @@ impl Mode {
         }
     }
 
+    /// An underlay that the mode works on. A veth hands over segments and checksums unfinished, to whoever receives them in
+    /// the kernel; flannel's relay receives them outside, where nobody is told. A NIC finishes them, or the kernel before it.
+    pub fn underlay(self) -> Options {
+        Options { wire_like: self == Self::Udp, ..Options::default() }
+    }
+
     /// What an underlay of 1500 bytes leaves to containers.
     pub fn mtu(self) -> u32 {
         match self {
@@ -259,7 +265,7 @@ impl Bed {
 
     /// The same in another mode.
     pub fn of(mode: Mode, flannel: &Flannel, ours: u8, others: u8) -> Self {
-        Self::with(flannel, ours, others, mode.config(), Options::default())
+        Self::with(flannel, ours, others, mode.config(), mode.underlay())
     }
 
     /// The same with another config and underlay.

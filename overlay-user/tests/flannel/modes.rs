@@ -1,6 +1,4 @@
 //! UDP mode and host-gw: what stands in the store.
-use xtask::lab::Options;
-
 use super::bed::{Bed, Mode, flannels, json, lease_key, peers, wait_for};
 
 /// A lease's value with this behind its addresses.
@@ -18,7 +16,7 @@ fn i1_leases_of_udp_mode_and_host_gw_are_read_and_written_byte_for_byte() {
     for (flannel, (mode, config)) in
         flannels().iter().flat_map(|flannel| [udp, host_gw].map(|mode| (flannel, mode)))
     {
-        let mut bed = Bed::with(flannel, 1, 1, config, Options::default());
+        let mut bed = Bed::with(flannel, 1, 1, config, mode.underlay());
         let (ours, theirs) = (&bed.ours[0], &bed.flannel[0]);
         let mut expected = vec![
             (lease_key(&ours.subnet), mode.lease(ours.host.address(), "")),

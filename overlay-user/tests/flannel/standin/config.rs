@@ -20,17 +20,18 @@ pub(super) struct Config {
     pub direct_routing: bool,
 }
 
-impl Config {
-    /// Field names match in any case, as Go matches them.
-    pub(super) fn parse(text: &[u8]) -> Result<Self> {
-        fn lower(value: Value) -> Value {
-            match value {
-                Value::Object(fields) => {
-                    fields.into_iter().map(|(name, value)| (name.to_lowercase(), lower(value))).collect()
-                }
-                other => other,
-            }
+/// Field names in lower case: they match in any, as Go matches them.
+pub(super) fn lower(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (name.to_lowercase(), lower(value))).collect()
         }
+        other => other,
+    }
+}
+
+impl Config {
+    pub(super) fn parse(text: &[u8]) -> Result<Self> {
         let config = lower(serde_json::from_slice(text)?);
         let network: Ipv4Net = config["network"].as_str().context("no Network")?.parse()?;
         let network = network.trunc();

@@ -8,7 +8,7 @@ use rand::seq::IndexedRandom as _;
 use regex::Regex;
 use serde_json::Value;
 
-use super::config::Config;
+use super::config::{Config, lower};
 
 pub(super) const SUBNETS: &str = "/coreos.com/network/subnets";
 
@@ -24,12 +24,12 @@ pub(super) struct Lease {
 
 impl Lease {
     pub(super) fn parse(value: &[u8]) -> Option<Self> {
-        let lease: Value = serde_json::from_slice(value).ok()?;
+        let lease = lower(serde_json::from_slice(value).ok()?);
         let text = |value: &Value| value.as_str().map(str::to_owned);
         Some(Self {
-            public_ip: lease["PublicIP"].as_str()?.parse().ok()?,
-            backend: text(&lease["BackendType"]).unwrap_or_default(),
-            mac: text(&lease["BackendData"]["VtepMAC"]),
+            public_ip: lease["publicip"].as_str()?.parse().ok()?,
+            backend: text(&lease["backendtype"]).unwrap_or_default(),
+            mac: text(&lease["backenddata"]["vtepmac"]),
         })
     }
 }
