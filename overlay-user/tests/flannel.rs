@@ -11,6 +11,7 @@ mod flannel {
     mod defects;
     mod files;
     mod interop;
+    mod mode;
     mod modes;
     mod packets;
     mod relay;

@@ -16,84 +16,13 @@ use xtask::{
     },
 };
 
-pub use super::cluster::{
-    assert_reaches, bpftool, endpoint, flannel_lease, ids, json, lease_key, overlay, peers, ping_df, pins,
-    vtep_mac, wait_for,
+pub use super::{
+    cluster::{
+        assert_reaches, bpftool, endpoint, flannel_lease, ids, json, lease_key, overlay, peers, ping_df,
+        pins, vtep_mac, wait_for,
+    },
+    mode::Mode,
 };
-
-pub const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
-
-/// The backends that both sides have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    Vxlan,
-    Udp,
-    HostGw,
-}
-
-impl Mode {
-    pub const ALL: [Self; 3] = [Self::Vxlan, Self::Udp, Self::HostGw];
-
-    /// What a config of these tests asks for. None of them names the type in any but its first letters' case.
-    fn of(config: &str) -> Self {
-        match config.to_lowercase() {
-            config if config.contains(r#""type":"vxlan""#) => Self::Vxlan,
-            config if config.contains(r#""type":"host-gw""#) => Self::HostGw,
-            _ => Self::Udp,
-        }
-    }
-
-    pub fn config(self) -> &'static str {
-        match self {
-            Self::Vxlan => CONFIG,
-            Self::Udp => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#,
-            Self::HostGw => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#,
-        }
-    }
-
-    /// An underlay that the mode works on. A veth hands over segments and checksums unfinished, to whoever receives them in
-    /// the kernel; flannel's relay receives them outside, where nobody is told. A NIC finishes them, or the kernel before it.
-    pub fn underlay(self) -> Options {
-        Options { wire_like: self == Self::Udp, ..Options::default() }
-    }
-
-    /// What an underlay of 1500 bytes leaves to containers.
-    pub fn mtu(self) -> u32 {
-        match self {
-            Self::Vxlan => 1450,
-            Self::Udp => 1472,
-            Self::HostGw => 1500,
-        }
-    }
-
-    /// The device that has this MTU, on a host of ours.
-    pub fn our_device(self) -> &'static str {
-        match self {
-            Self::Vxlan | Self::Udp => "overlay0",
-            Self::HostGw => "eth0",
-        }
-    }
-
-    /// And on one of flannel's.
-    pub fn flannels_device(self) -> &'static str {
-        match self {
-            Self::Vxlan => "flannel.1",
-            Self::Udp => "flannel0",
-            Self::HostGw => "eth0",
-        }
-    }
-
-    /// A lease as flannel writes it; the MAC address is VXLAN's.
-    pub fn lease(self, public_ip: Ipv4Addr, mac: &str) -> String {
-        match self {
-            Self::Vxlan => flannel_lease(public_ip, mac),
-            Self::Udp => format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null}}"#),
-            Self::HostGw => {
-                format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"host-gw"}}"#)
-            }
-        }
-    }
-}
 
 /// Which flannel takes part: the command to run.
 #[derive(Clone, Debug)]
@@ -260,7 +189,7 @@ pub struct Bed {
 impl Bed {
     /// The first hosts of the lab run the agent, the others flannel.
     pub fn new(flannel: &Flannel, ours: u8, others: u8) -> Self {
-        Self::with(flannel, ours, others, CONFIG, Options::default())
+        Self::of(Mode::Vxlan, flannel, ours, others)
     }
 
     /// The same in another mode.
@@ -270,6 +199,17 @@ impl Bed {
 
     /// The same with another config and underlay.
     pub fn with(flannel: &Flannel, ours: u8, others: u8, config: &str, options: Options) -> Self {
+        Self::with_agents(flannel, (ours, others), config, options, &[])
+    }
+
+    /// The same with other options for the agents.
+    pub fn with_agents(
+        flannel: &Flannel,
+        (ours, others): (u8, u8),
+        config: &str,
+        options: Options,
+        agent: &[&str],
+    ) -> Self {
         let lab = Lab::new(Options { hosts: ours + others, ..options }).unwrap();
         let mut store = Store::etcd(&lab).unwrap();
         let etcd = store.as_etcd().unwrap();
@@ -280,7 +220,7 @@ impl Bed {
         let start = |host| FlannelHost::start(host, flannel, mode, &url);
         // Flannel's first: a network that exists is what the agent joins.
         let flannel = of_flannel.iter().map(start).collect();
-        let ours = populate_some(of_us, overlay(), &store, &[]).unwrap();
+        let ours = populate_some(of_us, overlay(), &store, agent).unwrap();
         let bed = Self { mode, ours, flannel, store, lab };
         bed.know_each_other();
         bed

@@ -2,10 +2,10 @@
 use std::{io::ErrorKind, net::Ipv4Addr, time::Duration};
 
 use overlay_common::{Hook, Reason};
-use xtask::lab::{Member, PingOptions};
+use xtask::lab::{Member, PingOptions, transfer};
 
 use super::{
-    bed::{Bed, Mode, flannels, peers, wait_for},
+    bed::{Bed, Mode, flannels, json, peers, wait_for},
     packets::{Inbox, connect, first_packet, ping_with_ttl, send_bare},
 };
 
@@ -20,12 +20,20 @@ fn counted(member: &Member, reason: Reason) -> u64 {
 
 #[test]
 fn i3_udp_mode_is_bare_ipv4_to_and_from_flannels_relay() {
-    for flannel in flannels() {
-        let bed = Bed::of(Mode::Udp, &flannel, 1, 1);
+    let ingresses: [&[&str]; 3] =
+        [&[], &["--ingress", "xdp", "--endpoint-gro", "on"], &["--ingress", "xdp-strip"]];
+    for (flannel, agent) in flannels().iter().flat_map(|flannel| ingresses.map(|agent| (flannel, agent))) {
+        let bed = Bed::with_agents(flannel, (1, 1), Mode::Udp.config(), Mode::Udp.underlay(), agent);
         bed.learn_all();
         let (ours, theirs) = (&bed.ours[0], &bed.flannel[0]);
         let (a, b) = bed.pair();
         assert_eq!(peers(ours), [theirs.peer()]);
+        transfer(a, b, 4 << 20).unwrap();
+        transfer(b, a, 4 << 20).unwrap();
+        let carried = ours.counters().unwrap().carried();
+        assert!(carried.fast_in > 1000 && carried.dropped == 0, "{agent:?}: {carried:?}");
+        let tiers = json(ours, &["status"])["tiers"].clone();
+        assert_eq!(tiers[0]["in_use"], !agent.is_empty(), "{agent:?}: {tiers}");
 
         // One hop of ours; relay and stack of flannel's.
         let capture =
