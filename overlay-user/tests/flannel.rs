@@ -1,4 +1,4 @@
-//! The host rung: flannel's hosts and ours side by side in one etcd, VXLAN mode. I1 to I12 and D1 to D11 are the rows of
+//! The host rung: flannel's hosts and ours side by side in one etcd, in every mode that both have. I1 to I12 and D1 to D11 are the rows of
 //! docs/flannel.md. With `FLANNELD_BIN` in the environment all of it runs against that flanneld too. Needs root.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 #[expect(unreachable_pub, reason = "beds shared by the modules beside them")]
@@ -11,6 +11,11 @@ mod flannel {
     mod defects;
     mod files;
     mod interop;
+    mod mode;
+    mod modes;
+    mod packets;
+    mod relay;
     mod standin;
     mod store;
+    mod udp;
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask figures`: first, rough figures. Three networks of two hosts side by side, each measure taken from one
-//! after the other, round by round, so that what else the machine does hits all of them alike.
+//! `cargo xtask figures`: first, rough figures. Networks of two hosts side by side, each measure taken from one after the
+//! other, round by round, so that what else the machine does hits all of them alike.
 use std::{
     net::UdpSocket,
     path::Path,
@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 use xtask::{
-    lab::{self, Agent, Container, ForeignVxlan, Lab, iperf3, latency},
+    lab::{self, Agent, Container, ForeignVxlan, Lab, Relay, iperf3, latency},
     project, setup,
 };
 
@@ -35,20 +35,37 @@ struct Network {
     name: &'static str,
     from: Container,
     to: Container,
-    _agents: Vec<Agent>,
+    _carriers: Carriers,
     _lab: Lab,
 }
 
-/// Kernel VXLAN's parameters as flannel has them by default.
+/// What must run meanwhile.
+#[derive(Default)]
+struct Carriers {
+    _agents: Vec<Agent>,
+    _relays: Vec<Relay>,
+}
+
+/// Kernel VXLAN's parameters, and UDP mode's port, as flannel has them by default.
 const VNI: u32 = 1;
 const PORT: u16 = 8472;
+const UDP_PORT: u16 = 8285;
+const NETWORK: &str = "10.244.0.0/16";
 const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
 
 pub(crate) fn figures(options: &Options) -> Result<()> {
     setup::setup()?;
     let overlay = project::build_overlay()?;
     let lab = || Lab::new(lab::Options { wire_like: options.wire_like, ..lab::Options::default() });
-    let networks = [bare(lab()?)?, kernel(lab()?)?, ours(lab()?, &overlay)?];
+    let ours = |name, backend, options| ours(name, lab()?, &overlay, backend, options);
+    let networks = [
+        bare(lab()?)?,
+        kernel(lab()?)?,
+        ours("overlay", "vxlan", &[])?,
+        relayed(lab()?)?,
+        ours("overlay, UDP mode", "udp", &[])?,
+        ours("overlay, UDP mode, xdp-strip", "udp", &["--ingress", "xdp-strip"])?,
+    ];
     // Resolves neighbours, and lets the agents learn the containers.
     for network in &networks {
         for _ in 0..3 {
@@ -63,7 +80,7 @@ pub(crate) fn figures(options: &Options) -> Result<()> {
     ];
     println!("underlay: {}", if options.wire_like { "wire-like" } else { "veth default" });
     println!("| measure | {} |", networks.each_ref().map(|network| network.name).join(" | "));
-    println!("|---|---|---|---|");
+    println!("|---|{}", "---|".repeat(networks.len()));
     for (name, measure) in measures {
         let mut taken = networks.each_ref().map(|_| Vec::new());
         for _ in 0..options.rounds {
@@ -97,7 +114,7 @@ fn bare(lab: Lab) -> Result<Network> {
         let peer = lab.host(other).address();
         host.namespace().ip(&format!("route add {} via {peer} dev eth0", SUBNETS[other]))?;
     }
-    network("bare route", lab, containers, Vec::new())
+    network("bare route", lab, containers, Carriers::default())
 }
 
 /// The kernel's VXLAN device on both hosts, as flannel sets it up.
@@ -112,31 +129,48 @@ fn kernel(lab: Lab) -> Result<Network> {
     for (here, there) in [(0, 1), (1, 0)] {
         devices[here].put_peer(SUBNETS[there], devices[there].mac(), lab.host(there).address())?;
     }
-    network("kernel VXLAN", lab, containers, Vec::new())
+    network("kernel VXLAN", lab, containers, Carriers::default())
+}
+
+/// A plain relay in user space on both hosts, as flannel's UDP mode is.
+fn relayed(lab: Lab) -> Result<Network> {
+    let mut containers = Vec::new();
+    let mut relays = Vec::new();
+    for (host, subnet) in lab.hosts().iter().zip(SUBNETS) {
+        let mtu = host.mtu()? - Relay::OVERHEAD;
+        relays.push(host.start_relay(subnet, NETWORK, UDP_PORT)?);
+        host.add_bridge(subnet, mtu)?;
+        containers.push(host.add_container("a", subnet, 2, mtu)?);
+    }
+    for (here, there) in [(0, 1), (1, 0)] {
+        relays[here].put_route(SUBNETS[there], lab.host(there).address())?;
+    }
+    let carriers = Carriers { _relays: relays, ..Carriers::default() };
+    network("userspace relay", lab, containers, carriers)
 }
 
 /// Our agents on both hosts.
-fn ours(lab: Lab, overlay: &Path) -> Result<Network> {
-    const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+fn ours(name: &'static str, lab: Lab, overlay: &Path, backend: &str, options: &[&str]) -> Result<Network> {
+    let config = format!(r#"{{"Network":"{NETWORK}","Backend":{{"Type":"{backend}"}}}}"#);
     let folder = lab.folder().join("store").display().to_string();
     let store = ["--store-dir", &folder, "--store-shared"];
-    lab.host(0).overlay(overlay, &[&["config", "set", CONFIG], store.as_slice()].concat())?;
+    lab.host(0).overlay(overlay, &[&["config", "set", &config], store.as_slice()].concat())?;
     let mut agents = Vec::new();
     let mut containers = Vec::new();
     for host in lab.hosts() {
-        let mut agent = host.start_agent(overlay, &store)?;
+        let mut agent = host.start_agent(overlay, &[&store, options].concat())?;
         agent.wait_ready(Duration::from_secs(20))?;
         let (subnet, mtu) = agent.subnet()?;
         host.add_bridge(&subnet, mtu)?;
         containers.push(host.add_container("a", &subnet, 2, mtu)?);
         agents.push(agent);
     }
-    network("overlay", lab, containers, agents)
+    network(name, lab, containers, Carriers { _agents: agents, ..Carriers::default() })
 }
 
-fn network(name: &'static str, lab: Lab, containers: Vec<Container>, agents: Vec<Agent>) -> Result<Network> {
+fn network(name: &'static str, lab: Lab, containers: Vec<Container>, carriers: Carriers) -> Result<Network> {
     let [from, to] = containers.try_into().ok().context("two containers")?;
-    Ok(Network { name, from, to, _agents: agents, _lab: lab })
+    Ok(Network { name, from, to, _carriers: carriers, _lab: lab })
 }
 
 /// Thousands of 60-byte frames a second that arrive in the receiving container, sent by one socket on one CPU as fast as

@@ -36,6 +36,7 @@ pub use self::{
     member::{Backend, Member, Store, configure, populate, populate_some, populate_with},
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport, queue_overflows},
+    relay::Relay,
     steady::{Steady, SteadyReport},
     stream::{Transfer, iperf3, transfer},
     sweep::{interrupted, leaks, orphans, sweep},
@@ -53,6 +54,7 @@ mod ledger;
 mod member;
 mod namespace;
 mod numbered;
+mod relay;
 mod steady;
 mod stream;
 mod sweep;

@@ -33,7 +33,7 @@ enum Command {
     Lab(play::Command),
     /// Builds the agent and starts it on this machine with the given arguments.
     Run(run::Options),
-    /// First, rough figures beside a bare route and the kernel's VXLAN device.
+    /// First, rough figures beside a bare route, the kernel's VXLAN device and a userspace relay.
     Figures(figures::Options),
     /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
     Fuzz(xtask::fuzz::Options),

@@ -62,6 +62,28 @@ fn a_transfer_is_whole_with_either_kind_of_underlay() {
 }
 
 #[test]
+fn relayed_hosts_talk_and_each_relay_takes_its_hop() {
+    let lab = Lab::new(Options::default()).unwrap();
+    let [a, b] = [0, 1].map(|i| {
+        lab.host(i).add_bridge(SUBNETS[i], 1472).unwrap();
+        lab.host(i).add_container("a", SUBNETS[i], 2, 1472).unwrap()
+    });
+    let relays = [0, 1].map(|i| lab.host(i).start_relay(SUBNETS[i], "10.244.0.0/16", 8285).unwrap());
+    assert_eq!(a.ping(b.address(), df(56)).unwrap().received, 0, "nobody has told them of each other");
+    for (own, peer) in [(0, 1), (1, 0)] {
+        relays[own].put_route(SUBNETS[peer], lab.host(peer).address()).unwrap();
+    }
+    // Host, relay, relay, host.
+    let ping = a.ping(b.address(), df(56)).unwrap();
+    assert!(ping.complete() && ping.output.contains("ttl=60"), "{}", ping.output);
+    assert!(a.ping(b.address(), df(1472 - 28)).unwrap().complete());
+    transfer(&a, &b, 16 << 20).unwrap();
+
+    drop(relays);
+    assert!(lab.host(0).exec("ip link show dev flannel0").is_err(), "it outlived its relay");
+}
+
+#[test]
 fn without_a_path_nothing_arrives_and_everything_ends() {
     let (lab, [a, b], devices) = two_foreign_hosts(Options::default());
     // The MAC address of nobody: the other host's stack discards every frame.

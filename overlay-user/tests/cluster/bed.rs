@@ -133,9 +133,8 @@ pub fn json(member: &Member, words: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words:?}: {error}: {text}"))
 }
 
-/// What `overlay peers` shows: subnet, public address, VtepMAC; in the order of the subnets.
+/// What `overlay peers` shows: subnet, public address, VtepMAC (empty without VXLAN); in the order of the subnets.
 pub fn peers(member: &Member) -> Vec<(String, String, String)> {
-    // Only VXLAN's have a MAC address.
     let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
     let rows = json(member, &["peers"]);
     let row = |row| (format!("{}/24", text(row, "subnet")), text(row, "public_ip"), text(row, "vtep_mac"));

@@ -4,21 +4,25 @@ use std::{
     net::{Ipv4Addr, UdpSocket},
     path::Path,
     sync::Once,
+    thread,
     time::Duration,
 };
 
 use serde_json::Value;
 use xtask::{
     etcd::Etcd,
-    lab::{Container, Flanneld, Host, Lab, Member, Options, PingOptions, Store, populate_some},
+    lab::{
+        Container, Flanneld, Host, Lab, Member, NumberedReport, Options, PingOptions, Store, populate_some,
+    },
 };
 
-pub use super::cluster::{
-    assert_reaches, bpftool, endpoint, flannel_lease, ids, json, lease_key, overlay, peers, ping_df, pins,
-    vtep_mac, wait_for,
+pub use super::{
+    cluster::{
+        assert_reaches, bpftool, endpoint, flannel_lease, ids, json, lease_key, overlay, peers, ping_df,
+        pins, vtep_mac, wait_for,
+    },
+    mode::Mode,
 };
-
-pub const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
 /// Which flannel takes part: the command to run.
 #[derive(Clone, Debug)]
@@ -46,6 +50,12 @@ pub fn flannels() -> Vec<Flannel> {
     flannels
 }
 
+/// Each flannel in each of these modes.
+pub fn cases(modes: &[Mode]) -> Vec<(Flannel, Mode)> {
+    let of = |flannel: Flannel| modes.iter().map(move |mode| (flannel.clone(), *mode));
+    flannels().into_iter().flat_map(of).collect()
+}
+
 /// A host that runs flannel.
 pub struct FlannelHost {
     pub host: Host,
@@ -53,22 +63,23 @@ pub struct FlannelHost {
     /// `10.244.7.0/24`
     pub subnet: String,
     pub flanneld: Option<Flanneld>,
+    mode: Mode,
     flannel: Flannel,
     etcd: String,
 }
 
 impl FlannelHost {
-    fn start(host: &Host, flannel: &Flannel, etcd: &str) -> Self {
+    fn start(host: &Host, flannel: &Flannel, mode: Mode, etcd: &str) -> Self {
         let words: Vec<_> = flannel.words.iter().map(String::as_str).collect();
         let flanneld = host.start_flanneld(&words, etcd).unwrap();
         let (subnet, mtu) = told(host);
         host.add_bridge(&subnet, mtu).unwrap();
         let container = host.add_container("a", &subnet, 2, mtu).unwrap();
         let (flannel, etcd) = (flannel.clone(), etcd.to_owned());
-        Self { host: host.clone(), container, subnet, flanneld: Some(flanneld), flannel, etcd }
+        Self { host: host.clone(), container, subnet, flanneld: Some(flanneld), mode, flannel, etcd }
     }
 
-    /// Ends flanneld; device, routes and lease stay, as flannel leaves them.
+    /// Ends flanneld; device, routes and lease stay, as flannel leaves them. The device of UDP mode is its process's.
     pub fn stop(&mut self) {
         self.flanneld.take().unwrap().terminate().unwrap();
     }
@@ -80,17 +91,22 @@ impl FlannelHost {
         assert_eq!(told(&self.host).0, self.subnet);
     }
 
-    /// What a reboot does to it: another device, with another MAC address.
+    /// What a reboot does to it: another device, with another MAC address if the mode has one.
     pub fn restart_with_a_new_device(&mut self) {
         let before = self.mac();
         self.stop();
-        self.host.namespace().ip("link delete flannel.1").unwrap();
+        if self.mode == Mode::Vxlan {
+            self.host.namespace().ip("link delete flannel.1").unwrap();
+        }
         self.start_again();
-        assert_ne!(self.mac(), before);
+        assert!(self.mode != Mode::Vxlan || self.mac() != before, "still {before}");
     }
 
-    /// MAC address of its tunnel device.
+    /// MAC address of its tunnel device; empty without VXLAN.
     pub fn mac(&self) -> String {
+        if self.mode != Mode::Vxlan {
+            return String::new();
+        }
         let link = self.host.exec("ip -j link show dev flannel.1").unwrap();
         let link: Value = serde_json::from_str(&link).unwrap();
         link[0]["address"].as_str().unwrap().to_owned()
@@ -101,9 +117,47 @@ impl FlannelHost {
         self.host.exec(&format!("ip route show {subnet}")).unwrap().trim().to_owned()
     }
 
+    /// Whether it has a way to a subnet.
+    pub fn knows(&self, subnet: &str) -> bool {
+        if self.mode != Mode::Udp {
+            return !self.route(subnet).is_empty();
+        }
+        // UDP mode's relay shows its table to nobody; but it answers packets that it has no way for, into its device.
+        let (read, answered) = self.relayed();
+        let subnet: ipnet::Ipv4Net = subnet.parse().unwrap();
+        let target = (Ipv4Addr::from(u32::from(subnet.network()) + 250), 9);
+        let probe = move || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            Ok(socket.send_to(&[0], target)?)
+        };
+        self.container.namespace().enter(probe).unwrap();
+        wait_for("the relay", || self.relayed().0 > read);
+        // Between the two are two system calls of its only thread.
+        thread::sleep(Duration::from_millis(100));
+        self.relayed().1 == answered
+    }
+
+    /// Packets that found the queues of UDP mode's relay full: its one thread was not given the CPU in time.
+    fn lost_by_relay(&self) -> u64 {
+        let link = self.host.exec("ip -j -s link show dev flannel0").unwrap();
+        let link: Value = serde_json::from_str(&link).unwrap();
+        let sockets = self.host.exec("nstat -a -s -z -j UdpRcvbufErrors").unwrap();
+        let sockets: Value = serde_json::from_str(&sockets).unwrap();
+        let of_socket = sockets["kernel"]["UdpRcvbufErrors"].as_u64().unwrap();
+        link[0]["stats64"]["tx"]["dropped"].as_u64().unwrap() + of_socket
+    }
+
+    /// Packets that UDP mode's relay has taken from its device, and given to it.
+    fn relayed(&self) -> (u64, u64) {
+        let link = self.host.exec("ip -j -s link show dev flannel0").unwrap();
+        let link: Value = serde_json::from_str(&link).unwrap();
+        let packets = |way: &str| link[0]["stats64"][way]["packets"].as_u64().unwrap();
+        (packets("tx"), packets("rx"))
+    }
+
     /// Its lease, as it must stand in etcd.
     pub fn lease(&self) -> String {
-        flannel_lease(self.host.address(), &self.mac())
+        self.mode.lease(self.host.address(), &self.mac())
     }
 
     /// What `overlay peers` must show of it.
@@ -125,6 +179,7 @@ fn told(host: &Host) -> (String, u32) {
 
 /// Hosts of both kinds on one underlay, in one etcd. The fields end in this order.
 pub struct Bed {
+    pub mode: Mode,
     pub ours: Vec<Member>,
     pub flannel: Vec<FlannelHost>,
     pub store: Store,
@@ -134,21 +189,39 @@ pub struct Bed {
 impl Bed {
     /// The first hosts of the lab run the agent, the others flannel.
     pub fn new(flannel: &Flannel, ours: u8, others: u8) -> Self {
-        Self::with(flannel, ours, others, CONFIG, Options::default())
+        Self::of(Mode::Vxlan, flannel, ours, others)
+    }
+
+    /// The same in another mode.
+    pub fn of(mode: Mode, flannel: &Flannel, ours: u8, others: u8) -> Self {
+        Self::with(flannel, ours, others, mode.config(), mode.underlay())
     }
 
     /// The same with another config and underlay.
     pub fn with(flannel: &Flannel, ours: u8, others: u8, config: &str, options: Options) -> Self {
+        Self::with_agents(flannel, (ours, others), config, options, &[])
+    }
+
+    /// The same with other options for the agents.
+    pub fn with_agents(
+        flannel: &Flannel,
+        (ours, others): (u8, u8),
+        config: &str,
+        options: Options,
+        agent: &[&str],
+    ) -> Self {
         let lab = Lab::new(Options { hosts: ours + others, ..options }).unwrap();
         let mut store = Store::etcd(&lab).unwrap();
         let etcd = store.as_etcd().unwrap();
         etcd.ctl(&["put", "/coreos.com/network/config", config]).unwrap();
         let url = etcd.client_url();
         let (of_us, of_flannel) = lab.hosts().split_at(ours.into());
+        let mode = Mode::of(config);
+        let start = |host| FlannelHost::start(host, flannel, mode, &url);
         // Flannel's first: a network that exists is what the agent joins.
-        let flannel = of_flannel.iter().map(|host| FlannelHost::start(host, flannel, &url)).collect();
-        let ours = populate_some(of_us, overlay(), &store, &[]).unwrap();
-        let bed = Self { ours, flannel, store, lab };
+        let flannel = of_flannel.iter().map(start).collect();
+        let ours = populate_some(of_us, overlay(), &store, agent).unwrap();
+        let bed = Self { mode, ours, flannel, store, lab };
         bed.know_each_other();
         bed
     }
@@ -163,7 +236,7 @@ impl Bed {
             let others =
                 self.flannel.iter().map(|other| &other.subnet).filter(|subnet| **subnet != host.subnet);
             for subnet in self.ours.iter().map(|member| &member.subnet).chain(others) {
-                wait_for(&format!("{subnet} on {}", host.host.name()), || !host.route(subnet).is_empty());
+                wait_for(&format!("{subnet} on {}", host.host.name()), || host.knows(subnet));
             }
         }
     }
@@ -181,6 +254,19 @@ impl Bed {
     pub fn delete_lease(&mut self, subnet: &str) {
         let key = lease_key(subnet);
         assert_eq!(self.etcd().ctl(&["del", &key]).unwrap().trim(), "1", "{key}");
+    }
+
+    /// The MAC address in the first of our leases; empty without VXLAN.
+    pub fn our_mac(&self) -> String {
+        if self.mode == Mode::Vxlan { vtep_mac(&self.ours[0]) } else { String::new() }
+    }
+
+    /// Nothing was lost or doubled, but for what flannel's relays say that they lost.
+    pub fn assert_none_lost(&self, report: &NumberedReport) {
+        let relays = self.flannel.iter().filter(|host| host.mode == Mode::Udp && host.flanneld.is_some());
+        let by_relays: u64 = relays.map(FlannelHost::lost_by_relay).sum();
+        assert_eq!(report.duplicated, 0, "{report:?}");
+        assert!(report.lost <= by_relays, "{report:?}, {by_relays} of them by flannel's relay");
     }
 
     /// A container of ours and one of flannel's.

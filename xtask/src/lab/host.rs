@@ -285,7 +285,7 @@ pub(super) fn address_in(subnet: &str, last: u8) -> Result<Ipv4Addr> {
     Ok(Ipv4Addr::from(u32::from(base) + u32::from(last)))
 }
 
-fn length_of(subnet: &str) -> Result<u8> {
+pub(super) fn length_of(subnet: &str) -> Result<u8> {
     let (_, length) = subnet.split_once('/').with_context(|| format!("{subnet} has no prefix length"))?;
     length.parse().with_context(|| format!("the subnet {subnet}"))
 }
