@@ -9,7 +9,7 @@ use super::{Lab, Namespace, Options};
 /// A handle on both routers.
 ///
 /// ```text
-///   switch --- near --- link --- far --- eth0 of the host
+///   switch --- near --- narrow --- far --- eth0 of the host
 ///        10.99.0.2xx           10.99.<number>.254
 /// ```
 ///
@@ -39,21 +39,21 @@ impl Path {
         let mtu = options.mtu;
         switch.ip(&format!("link add h{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {near}"))?;
         switch.ip(&format!("link set h{number} master br0 up"))?;
-        path.near.ip(&format!("link add link mtu {mtu} type veth peer name link mtu {mtu} netns {far}"))?;
+        path.near.ip(&format!("link add narrow mtu {mtu} type veth peer name narrow mtu {mtu} netns {far}"))?;
         path.far.ip(&format!(
             "link add eth0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
             host.name()
         ))?;
         path.near.ip(&format!("address add {}/24 dev eth0", path.gateway()))?;
-        path.near.ip(&format!("address add 10.98.{number}.1/24 dev link"))?;
-        path.far.ip(&format!("address add 10.98.{number}.2/24 dev link"))?;
+        path.near.ip(&format!("address add 10.98.{number}.1/24 dev narrow"))?;
+        path.far.ip(&format!("address add 10.98.{number}.2/24 dev narrow"))?;
         path.far.ip(&format!("address add 10.99.{number}.254/24 dev eth0"))?;
         for router in [&path.near, &path.far] {
             router.ip("link set eth0 up")?;
-            router.ip("link set link up")?;
+            router.ip("link set narrow up")?;
             router.sysctl("ipv4/ip_forward", "1")?;
             if options.wire_like {
-                for link in ["eth0", "link"] {
+                for link in ["eth0", "narrow"] {
                     router.exec(&format!("ethtool -K {link} tso off gso off tx off gro on"))?;
                 }
             }
@@ -84,7 +84,7 @@ impl Path {
 
     /// Sets the MTU of the link between the routers, in bytes, both ways.
     pub fn set_mtu(&self, mtu: u32) -> Result<()> {
-        [&self.near, &self.far].iter().try_for_each(|router| router.ip(&format!("link set link mtu {mtu}")))
+        [&self.near, &self.far].iter().try_for_each(|router| router.ip(&format!("link set narrow mtu {mtu}")))
     }
 
     /// The router on the switch: it says, or fragments, what is too large towards the host.
