@@ -4,6 +4,7 @@
 #[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
 mod path_mtu {
     mod bed;
+    mod datagrams;
     mod sizes;
     mod streams;
 }

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use overlay_common::{Hook, Reason};
 use xtask::lab::{
-    Carried, Container, ForeignVxlan, Host, Lab, Member, Options, PingOptions, RoutedPath, Store,
+    Carried, Container, ForeignVxlan, Host, Lab, Member, Namespace, Options, PingOptions, RoutedPath, Store,
     populate_some, wait_until,
 };
 
@@ -172,6 +172,12 @@ impl Bed {
         self.members[0].counters().unwrap().carried()
     }
 
+    /// Packets that the programs of all hosts dropped or answered.
+    pub fn dropped(&self) -> u64 {
+        self.members.iter().map(|member| member.counters().unwrap().carried().dropped).sum()
+    }
+
+    /// Packets counted at the first host.
     pub fn counted(&self, hook: Hook, reason: Reason) -> u64 {
         self.members[0].counters().unwrap().packets(hook, reason)
     }
@@ -185,7 +191,7 @@ pub fn path(lab: &Lab, index: usize) -> &RoutedPath {
 /// Sends one IPv4 packet of `size` bytes, an ICMP echo, from a container that knows nothing of the path.
 pub fn probe(from: &Container, to: Ipv4Addr, size: u32, df: bool) -> Fate {
     from.exec("ip route flush cache").unwrap();
-    let options = PingOptions { count: 1, size: size - 28, df, ..PingOptions::default() };
+    let options = PingOptions { count: 1, size: size - 28, df, timeout: 0.5, ..PingOptions::default() };
     let ping = from.ping(to, options).unwrap();
     assert!(!ping.output.contains("mtu="), "its own device refused it: {}", ping.output);
     match ping.frag_needed {
@@ -193,6 +199,25 @@ pub fn probe(from: &Container, to: Ipv4Addr, size: u32, df: bool) -> Fate {
         Some(mtu) => Fate::Told(mtu),
         None => Fate::Lost,
     }
+}
+
+/// A counter of /proc/net/snmp's IPv4.
+pub fn ip_counter(namespace: &Namespace, name: &str) -> u64 {
+    counter(namespace, "/proc/net/snmp", "Ip:", name)
+}
+
+/// A counter of TCP in /proc/net/netstat.
+pub fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
+    counter(namespace, "/proc/net/netstat", "TcpExt:", name)
+}
+
+/// A line of names, then one of numbers; both begin with the group.
+fn counter(namespace: &Namespace, file: &str, group: &str, name: &str) -> u64 {
+    let text = namespace.exec(&format!("cat {file}")).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with(group)).map(|line| line.split_whitespace());
+    let (names, mut numbers) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.into_iter().position(|found| found == name).unwrap();
+    numbers.nth(at).unwrap().parse().unwrap()
 }
 
 /// Waits up to thirty seconds.

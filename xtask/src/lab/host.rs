@@ -42,8 +42,9 @@ impl Host {
         } else {
             let (mtu, inside) = (options.mtu, host.namespace.name());
             // Both ends are born where they belong: nothing ever shows in the machine's own namespace.
-            switch
-                .ip(&format!("link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
+            switch.ip(&format!(
+                "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"
+            ))?;
             switch.ip(&format!("link set {name} master br0 up"))?;
             if options.wire_like {
                 switch.exec(&format!("ethtool -K {name} tso off gso off tx off gro on"))?;

@@ -37,9 +37,11 @@ impl Path {
         path.far.create()?;
         let (near, far) = (path.near.name(), path.far.name());
         let mtu = options.mtu;
-        switch.ip(&format!("link add h{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {near}"))?;
+        switch
+            .ip(&format!("link add h{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {near}"))?;
         switch.ip(&format!("link set h{number} master br0 up"))?;
-        path.near.ip(&format!("link add narrow mtu {mtu} type veth peer name narrow mtu {mtu} netns {far}"))?;
+        path.near
+            .ip(&format!("link add narrow mtu {mtu} type veth peer name narrow mtu {mtu} netns {far}"))?;
         path.far.ip(&format!(
             "link add eth0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
             host.name()
