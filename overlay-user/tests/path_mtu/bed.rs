@@ -4,21 +4,18 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use overlay_common::{Hook, Reason};
 use xtask::lab::{
-    Carried, Container, ForeignVxlan, Host, Lab, Member, Namespace, Options, PingOptions, RoutedPath, Store,
-    populate_some, wait_until,
+    Backend, Carried, Container, ForeignVxlan, Host, Lab, Member, Namespace, Options, PingOptions,
+    RoutedPath, Store, populate_with, wait_until,
 };
 
-/// The way the overlay's packets cross the underlay.
-#[derive(Clone, Copy, Debug)]
-pub struct Backend {
-    /// The network's config.
-    pub config: &'static str,
-    /// Bytes that encapsulation adds.
-    pub overhead: u32,
+/// Bytes that encapsulation adds, on a way with a router.
+fn overhead(backend: Backend) -> u32 {
+    match backend {
+        Backend::Vxlan => 50,
+        // host-gw wraps what a router would not know to forward.
+        Backend::Udp | Backend::HostGw => 28,
+    }
 }
-
-pub const VXLAN: Backend =
-    Backend { config: r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#, overhead: 50 };
 
 /// Who does it.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +61,8 @@ pub struct Bed {
     pub members: Vec<Member>,
     _store: Option<Store>,
     pub lab: Lab,
-    pub backend: Backend,
+    /// Bytes that encapsulation adds.
+    pub overhead: u32,
 }
 
 /// The binary that cargo built for these tests.
@@ -85,24 +83,20 @@ impl Bed {
             members: Vec::new(),
             _store: None,
             lab,
-            backend,
+            overhead: overhead(backend),
         };
         match carrier {
-            Carrier::Ours(options) => bed.start_agents(options),
+            Carrier::Ours(options) => bed.start_agents(backend, options),
             Carrier::Flannel => bed.make_devices(),
         }
         bed.talk();
         bed
     }
 
-    fn start_agents(&mut self, options: &[&str]) {
+    fn start_agents(&mut self, backend: Backend, options: &[&str]) {
         let store = Store::folder(&self.lab);
-        let words = ["config", "set", self.backend.config].into_iter();
-        let words: Vec<_> = words.chain(store.arguments().iter().map(String::as_str)).collect();
-        self.lab.host(0).overlay(overlay(), &words).unwrap();
-        self.members = populate_some(self.lab.hosts(), overlay(), &store, options).unwrap();
+        self.members = populate_with(&self.lab, overlay(), &store, &backend.config(), options).unwrap();
         for member in &self.members {
-            assert_eq!(member.mtu, UNDERLAY - self.backend.overhead);
             self.containers.push(member.containers[0].clone());
             self.wide.push(member.host.add_container("wide", &member.subnet, 9, UNDERLAY).unwrap());
         }
@@ -114,7 +108,7 @@ impl Bed {
         let hosts = self.lab.hosts();
         let device = |(index, host)| ForeignVxlan::new(host, &subnet(index), 1, 8472).unwrap();
         let devices: Vec<_> = hosts.iter().enumerate().map(device).collect();
-        let mtu = UNDERLAY - self.backend.overhead;
+        let mtu = UNDERLAY - self.overhead;
         for (own, host) in hosts.iter().enumerate() {
             for (index, peer) in devices.iter().enumerate().filter(|(index, _)| *index != own) {
                 devices[own].put_peer(&subnet(index), peer.mac(), hosts[index].address()).unwrap();
@@ -164,7 +158,7 @@ impl Bed {
 
     /// What is inside the overlay's largest packet on the way to host `index`.
     pub fn inner(&self, index: usize) -> u32 {
-        PATHS[index - 1] - self.backend.overhead
+        PATHS[index - 1] - self.overhead
     }
 
     /// Packets of the first host by tier.

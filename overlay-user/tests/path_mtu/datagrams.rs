@@ -3,7 +3,7 @@ use std::{io::ErrorKind, net::UdpSocket, os::fd::AsFd as _, thread, time::Durati
 
 use nix::sys::socket::{setsockopt, sockopt};
 use overlay_common::{Hook, Reason};
-use xtask::lab::Container;
+use xtask::lab::{Backend, Container};
 
 use super::bed::*;
 
@@ -56,8 +56,8 @@ fn set_df(container: &Container, df: bool) {
 #[test]
 fn datagrams_without_df_arrive_whatever_the_path() {
     for carrier in [Carrier::Ours(&[]), Carrier::Ours(&["--outer-df"]), Carrier::Flannel] {
-        let bed = Bed::new(carrier, VXLAN, false);
-        let overlay = UNDERLAY - bed.backend.overhead;
+        let bed = Bed::new(carrier, Backend::Vxlan, false);
+        let overlay = UNDERLAY - bed.overhead;
         for route in [Route::Silent, Route::Locked] {
             bed.set_routes(route);
             for index in [1, 2] {
@@ -87,9 +87,9 @@ fn datagrams_without_df_arrive_whatever_the_path() {
 
 #[test]
 fn datagrams_with_df_are_told_and_then_fit() {
-    let bed = Bed::new(Carrier::Ours(&[]), VXLAN, false);
+    let bed = Bed::new(Carrier::Ours(&[]), Backend::Vxlan, false);
     let (from, to, fits) = (&bed.containers[0], &bed.containers[1], bed.inner(1));
-    let overlay = UNDERLAY - bed.backend.overhead;
+    let overlay = UNDERLAY - bed.overhead;
     bed.set_routes(Route::Locked);
     let soon = Duration::from_millis(300);
     set_df(from, true);
@@ -114,13 +114,13 @@ fn datagrams_with_df_are_told_and_then_fit() {
 fn beyond_the_rate_of_answers_the_stack_delivers_in_fragments() {
     const SENT: u64 = 2000;
     for options in [&[][..], &["--outer-df"]] {
-        let bed = Bed::new(Carrier::Ours(options), VXLAN, false);
+        let bed = Bed::new(Carrier::Ours(options), Backend::Vxlan, false);
         let (from, to) = (&bed.containers[0], &bed.containers[1]);
         bed.set_routes(Route::Locked);
         // It goes on as if nobody had said anything.
         from.exec("iptables -A INPUT -p icmp -j DROP").unwrap();
         let [sender, receiver] = sockets(from, to, Duration::from_millis(500));
-        let payload = bytes((UNDERLAY - bed.backend.overhead - HEADERS) as usize);
+        let payload = bytes((UNDERLAY - bed.overhead - HEADERS) as usize);
         for number in 0..SENT {
             sender.send(&payload).unwrap();
             if number % 10 == 9 {

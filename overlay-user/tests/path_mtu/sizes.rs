@@ -1,12 +1,12 @@
 //! Packets of every size around the edge of every path: what is answered, what is fragmented, and what arrives.
 use overlay_common::{Hook, Reason};
-use xtask::lab::Container;
+use xtask::lab::{Backend, Container};
 
 use super::bed::*;
 
 /// Sizes around what fits the path, the overlay, and the container's own device.
 fn sizes(bed: &Bed, index: usize) -> [u32; 9] {
-    let (path, overlay) = (bed.inner(index), UNDERLAY - bed.backend.overhead);
+    let (path, overlay) = (bed.inner(index), UNDERLAY - bed.overhead);
     [path - 1, path, path + 1, path + 2, overlay - 1, overlay, overlay + 1, overlay + 2, UNDERLAY]
 }
 
@@ -28,9 +28,11 @@ fn told(fates: &[(u32, Fate)]) -> u64 {
 
 #[test]
 fn every_size_arrives_or_is_told_the_mtu_of_its_path_and_none_is_lost_that_flannel_carries() {
-    let (ours, flannel) =
-        (Bed::new(Carrier::Ours(&[]), VXLAN, false), Bed::new(Carrier::Flannel, VXLAN, false));
-    let overlay = UNDERLAY - VXLAN.overhead;
+    let (ours, flannel) = (
+        Bed::new(Carrier::Ours(&[]), Backend::Vxlan, false),
+        Bed::new(Carrier::Flannel, Backend::Vxlan, false),
+    );
+    let overlay = UNDERLAY - ours.overhead;
     let [before, mut answered, mut fragmented] = [ours.dropped(), 0, 0];
     let stack_fragments = ours.counted(Hook::Encap, Reason::NeedsFragmentation);
     for route in [Route::Silent, Route::Plain, Route::Locked] {
@@ -70,7 +72,7 @@ fn icmp_that_is_lost_makes_no_black_hole_unless_outer_packets_have_df() {
     for (carrier, vanishes) in
         [(Carrier::Ours(&[]), false), (Carrier::Flannel, false), (Carrier::Ours(&["--outer-df"]), true)]
     {
-        let bed = Bed::new(carrier, VXLAN, false);
+        let bed = Bed::new(carrier, Backend::Vxlan, false);
         path(&bed.lab, 1).near().exec("iptables -A OUTPUT -p icmp -j DROP").unwrap();
         bed.set_routes(Route::Silent);
         let (from, to, fits) = (&bed.wide[0], bed.wide[1].address(), bed.inner(1));
@@ -87,7 +89,7 @@ fn icmp_that_is_lost_makes_no_black_hole_unless_outer_packets_have_df() {
 
 #[test]
 fn under_outer_df_the_host_learns_what_routers_say_and_tells_its_containers() {
-    let bed = Bed::new(Carrier::Ours(&["--outer-df"]), VXLAN, false);
+    let bed = Bed::new(Carrier::Ours(&["--outer-df"]), Backend::Vxlan, false);
     let from = &bed.wide[0];
     let capture = bed.sender().capture("eth0", "udp port 8472 and src 10.99.0.1").unwrap();
     for index in [1, 2] {
@@ -95,7 +97,7 @@ fn under_outer_df_the_host_learns_what_routers_say_and_tells_its_containers() {
         for df in [true, false] {
             assert_eq!(probe(from, to, fits, df), Fate::Arrived);
         }
-        // The router's answer goes to the host, whose kernel takes it as one about its VXLAN socket's packets.
+        // The router's answer goes to the host, whose kernel takes it as one about its Backend::Vxlan socket's packets.
         assert_eq!(probe(from, to, fits + 1, true), Fate::Lost);
         assert_eq!(probe(from, to, fits + 1, true), Fate::Told(fits));
         assert_eq!(fates(&bed, index, true), expected(&bed, index, true, fits));
@@ -114,8 +116,8 @@ fn under_outer_df_the_host_learns_what_routers_say_and_tells_its_containers() {
 #[test]
 fn connections_of_the_stack_lose_nothing_under_outer_df_either() {
     // Everything is the stack's then; of it, the host answers only what overlay0 does not take.
-    let bed = Bed::new(Carrier::Ours(&["--outer-df", "--fast-path", "off"]), VXLAN, false);
-    let overlay = UNDERLAY - VXLAN.overhead;
+    let bed = Bed::new(Carrier::Ours(&["--outer-df", "--fast-path", "off"]), Backend::Vxlan, false);
+    let overlay = UNDERLAY - bed.overhead;
     for route in [Route::Silent, Route::Plain, Route::Locked] {
         bed.set_routes(route);
         for index in [1, 2] {
@@ -140,7 +142,7 @@ fn connections_of_the_stack_lose_nothing_under_outer_df_either() {
 fn a_receiver_whose_bridge_is_smaller_says_so_itself() {
     const SMALL: u32 = 1300;
     for carrier in [Carrier::Ours(&[]), Carrier::Ours(&["--outer-df"]), Carrier::Flannel] {
-        let bed = Bed::new(carrier, VXLAN, false);
+        let bed = Bed::new(carrier, Backend::Vxlan, false);
         path(&bed.lab, 1).set_mtu(UNDERLAY).unwrap();
         let shrink = |container: &Container| {
             let host = bed.lab.host(1).namespace();
@@ -153,7 +155,7 @@ fn a_receiver_whose_bridge_is_smaller_says_so_itself() {
         for (size, df, fate) in [
             (SMALL, true, Fate::Arrived),
             (SMALL + 1, true, Fate::Told(SMALL)),
-            (UNDERLAY - VXLAN.overhead, true, Fate::Told(SMALL)),
+            (UNDERLAY - bed.overhead, true, Fate::Told(SMALL)),
             (SMALL + 1, false, Fate::Arrived),
             (UNDERLAY, false, Fate::Arrived),
         ] {
