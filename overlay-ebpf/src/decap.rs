@@ -183,9 +183,14 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         Err(reason) => return leave(packet, reason),
     };
 
-    // In 4. On refusal the frame is as it was, and the stack's.
+    // In 4. On refusal the frame is as it was, and the stack's. So are the datagrams of one frame (UDP_SEGMENT, or merged
+    // by GRO): what bpf_skb_adjust_room leaves of the tunnel's marks (SKB_GSO_UDP_TUNNEL, skb->encapsulation) keeps the
+    // kernel from cutting them apart before the socket, where it drops them without a count.
     let size = packet.size(ETHERNET + taken);
     if taken != 0 {
+        if packet.gso_size() != 0 && inner.protocol == IPPROTO_UDP {
+            return leave(packet, Reason::RoomRefused);
+        }
         if let Err(reason) = packet.take_room(taken) {
             return leave(packet, reason);
         }

@@ -23,7 +23,7 @@ pub(crate) fn network_unreachable(packet: &Packet<'_>, inner: &Ipv4) -> Result<O
 }
 
 /// "Fragmentation needed and DF set", with the next hop's MTU (RFC 1191 section 4), of which encapsulation has had its part.
-/// What we do not answer the stack does, by its own rate: a sender that never hears of it would try for ever.
+/// What we do not answer is the stack's: it answers what overlay0 does not take, and fragments the outer packet of the rest.
 #[inline(always)]
 pub(crate) fn fragmentation_needed(packet: &Packet<'_>, inner: &Ipv4, mtu: u32) -> Result<Outcome, Reason> {
     let mtu = if mtu < SMALLEST_MTU { SMALLEST_MTU } else { mtu };

@@ -18,7 +18,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use overlay_common::{
-    Addr4, Reason, SETTING_OUTER_DF, Stripped,
+    Addr4, Reason, Stripped,
     wire::{DATAGRAM, ETHERNET, ETHERTYPE_IPV4, OVERHEAD},
 };
 
@@ -341,7 +341,7 @@ impl<'a> Packet<'a> {
 
     /// Tells the kernel's tunnel device where this frame goes.
     #[inline(always)]
-    pub(crate) fn set_tunnel(&self, remote: Addr4, ttl: u8) -> Result<(), Reason> {
+    pub(crate) fn set_tunnel(&self, remote: Addr4, ttl: u8, dont_fragment: bool) -> Result<(), Reason> {
         // SAFETY: integers only, zero is valid for all of them.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         key.tunnel_id = settings::vni();
@@ -350,7 +350,7 @@ impl<'a> Packet<'a> {
         key.__bindgen_anon_3.local_ipv4 = u32::from_be(settings::local());
         key.tunnel_ttl = ttl;
         let mut flags = BPF_F_ZERO_CSUM_TX;
-        if settings::has(SETTING_OUTER_DF) {
+        if dont_fragment {
             flags |= BPF_F_DONT_FRAGMENT;
         }
         // SAFETY: the key is as long as said.
@@ -370,7 +370,7 @@ impl<'a> Packet<'a> {
     /// overlay0's, and sends the packet without an Ethernet header. A tunnel key takes the route's place, and has none.
     #[inline(always)]
     pub(crate) fn forget_route(&self) -> Result<(), Reason> {
-        self.set_tunnel(Addr4::default(), 1)
+        self.set_tunnel(Addr4::default(), 1, false)
     }
 
     /// VNI and outer source of a frame that the kernel's tunnel device decapsulated.

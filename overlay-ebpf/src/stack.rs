@@ -53,9 +53,18 @@ pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return leave_by(packet, &next_hop);
     }
     // Route, path MTU, fragments and source port are the kernel's.
-    packet.set_tunnel(Addr4::new(peer.outer), OUTER_TTL)?;
+    let dont_fragment = settings::has(SETTING_OUTER_DF) && fits(packet, &peer);
+    packet.set_tunnel(Addr4::new(peer.outer), OUTER_TTL, dont_fragment)?;
     packet.store(0, &peer.vtep_mac)?;
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
+}
+
+/// Whether the path takes the packet whole, as far as is known. What is larger must not have DF, even if the network's outer
+/// packets have: the kernel would drop it here, and tell nobody but itself.
+#[inline(always)]
+fn fits(packet: &Packet<'_>, peer: &Peer) -> bool {
+    let Ok(ip) = packet.ipv4(ETHERNET) else { return false };
+    fib::way(packet, peer, source_port(packet), segment_length(packet, ETHERNET, &ip)).is_ok()
 }
 
 /// A packet at a TUN: to the peer by our own doing, so that it needs no agent. The rest goes on to the agent as it is, one

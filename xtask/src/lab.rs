@@ -6,6 +6,8 @@
 //!   h1:   br0 10.244.1.1/24         h2:   br0 10.244.2.1/24      ov<pid>n<lab>-h1, -h2, ...
 //!         eth0 10.99.0.1                  eth0 10.99.0.2
 //!            \_______________ br0 _______________/               ov<pid>n<lab>-switch
+//!                              |
+//!   h3: eth0 10.99.3.3 --- two routers                         ov<pid>n<lab>-h3-near, -h3-far; Options::behind_routers
 //! ```
 //!
 //! Everything a lab makes carries its name: namespaces, one folder with a bpffs mounted inside, and the environment of
@@ -36,6 +38,7 @@ pub use self::{
     member::{Backend, Member, Store, configure, populate, populate_some, populate_with},
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport, queue_overflows},
+    path::Path as RoutedPath,
     relay::Relay,
     steady::{Steady, SteadyReport},
     stream::{Transfer, iperf3, transfer},
@@ -54,6 +57,7 @@ mod ledger;
 mod member;
 mod namespace;
 mod numbered;
+mod path;
 mod relay;
 mod steady;
 mod stream;
@@ -65,6 +69,8 @@ mod visitor;
 pub struct Options {
     /// How many hosts.
     pub hosts: u8,
+    /// How many of them, the last ones, stand behind routers of their own instead of on the switch.
+    pub behind_routers: u8,
     /// MTU of the underlay in bytes; one host's can be lowered later by [`Host::set_mtu`].
     pub mtu: u32,
     /// One frame per segment with finished checksums, and GRO at the receiver, as behind a real NIC. Otherwise veth's
@@ -78,7 +84,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hosts: 2, mtu: 1500, wire_like: false, rp_filter: 0, keep: false }
+        Self { hosts: 2, behind_routers: 0, mtu: 1500, wire_like: false, rp_filter: 0, keep: false }
     }
 }
 
@@ -114,7 +120,21 @@ impl Lab {
             let host = Host::new(&lab.name, number, &lab.options, &lab.switch)?;
             lab.hosts.push(host);
         }
+        lab.route()?;
         Ok(lab)
+    }
+
+    /// Everybody on the switch learns what lies behind the routers there.
+    fn route(&self) -> Result<()> {
+        for path in self.hosts.iter().filter_map(Host::path) {
+            let on_switch = self.hosts.iter().filter(|host| host.path().is_none()).map(Host::namespace);
+            let others = self.hosts.iter().filter_map(Host::path).map(RoutedPath::near);
+            let others = others.filter(|near| near.name() != path.near().name());
+            for namespace in on_switch.chain(others).chain([&self.switch]) {
+                namespace.ip(&format!("route add {} via {}", path.network(), path.gateway()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Host number `index`, from zero.

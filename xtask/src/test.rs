@@ -68,6 +68,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "hostile"),
     (Rung::Hosts, "overlay-user", "kernels"),
     (Rung::Hosts, "overlay-user", "modes"),
+    (Rung::Hosts, "overlay-user", "path_mtu"),
     (Rung::Hosts, "overlay-user", "nat"),
     (Rung::Hosts, "overlay-user", "flannel"),
 ];

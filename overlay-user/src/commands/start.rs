@@ -4,7 +4,9 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use log::{info, warn};
-use overlay_common::{SETTING_DIRECT, SETTING_OUTER_DF, SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings};
+use overlay_common::{
+    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_OUTER_DF, SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings,
+};
 use tokio::time::sleep;
 
 use crate::{
@@ -193,6 +195,12 @@ impl Joined {
             (options.fast_path == Switch::Off, SETTING_STACK_ONLY),
             (self.mode.is_direct(), SETTING_DIRECT),
         ];
+        // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from its own port and takes
+        // datagrams from any: the flow's hash spreads over the receiver's queues in that mode, too. But routers' answers to
+        // DF find a socket by this port, and only where they do the kernel learns from them: VXLAN's looks for the tunnel's
+        // own (encap_err_lookup), the agent's is an ordinary one.
+        let is_told_by_port = options.outer_df && self.mode.encapsulation() == ENCAPSULATION_UDP;
+        let (port_min, port_count) = if is_told_by_port { (self.mode.port(), 1) } else { (49152, 16384) };
         Settings {
             network: network.network().octets(),
             network_mask: network.netmask().octets(),
@@ -205,10 +213,8 @@ impl Joined {
             port: self.mode.port().to_be_bytes(),
             vtep_mac: self.vtep_mac.0,
             flags: flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum(),
-            // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from its own port
-            // and takes datagrams from any: the flow's hash spreads over the receiver's queues in that mode, too.
-            port_min: 49152,
-            port_count: 16384,
+            port_min,
+            port_count,
             // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
             gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
             underlay_mac: self.underlay.mac.map_or([0; 6], |mac| mac.0),

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{Container, Guesthouse, Namespace, Options, Running, folder_of, wait_until};
+use super::{Container, Guesthouse, Namespace, Options, RoutedPath, Running, folder_of, wait_until};
 use crate::command;
 
 /// A handle on one host. Reaches its underlay through `eth0`; its containers hang on `br0`.
@@ -18,6 +18,7 @@ use crate::command;
 pub struct Host {
     number: u8,
     namespace: Namespace,
+    path: Option<RoutedPath>,
     folder: PathBuf,
     keep: bool,
 }
@@ -25,8 +26,9 @@ pub struct Host {
 impl Host {
     pub(super) fn new(lab: &str, number: u8, options: &Options, switch: &Namespace) -> Result<Self> {
         let name = format!("h{number}");
-        let host = Self {
+        let mut host = Self {
             number,
+            path: None,
             namespace: Namespace::named(lab, &name, !options.keep),
             folder: folder_of(lab).join(&name),
             keep: options.keep,
@@ -35,16 +37,26 @@ impl Host {
         // The agent makes what it needs below; the root itself must be there.
         fs::create_dir_all(host.bpf_root())?;
         host.namespace.create()?;
-        let (mtu, inside) = (options.mtu, host.namespace.name());
-        // Both ends are born where they belong: nothing ever shows in the machine's own namespace.
-        switch.ip(&format!("link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
-        switch.ip(&format!("link set {name} master br0 up"))?;
+        if number > options.hosts - options.behind_routers {
+            host.path = Some(RoutedPath::new(lab, number, options, switch, &host.namespace)?);
+        } else {
+            let (mtu, inside) = (options.mtu, host.namespace.name());
+            // Both ends are born where they belong: nothing ever shows in the machine's own namespace.
+            switch.ip(&format!(
+                "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"
+            ))?;
+            switch.ip(&format!("link set {name} master br0 up"))?;
+            if options.wire_like {
+                switch.exec(&format!("ethtool -K {name} tso off gso off tx off gro on"))?;
+            }
+        }
         host.namespace.ip(&format!("address add {}/24 dev eth0", host.address()))?;
         host.namespace.ip("link set eth0 up")?;
+        if host.path.is_some() {
+            host.namespace.ip(&format!("route add default via 10.99.{number}.254"))?;
+        }
         if options.wire_like {
-            for (namespace, link) in [(switch, name.as_str()), (&host.namespace, "eth0")] {
-                namespace.exec(&format!("ethtool -K {link} tso off gso off tx off gro on"))?;
-            }
+            host.exec("ethtool -K eth0 tso off gso off tx off gro on")?;
         }
         host.namespace.sysctl("ipv4/ip_forward", "1")?;
         for which in ["all", "default", "eth0"] {
@@ -60,7 +72,15 @@ impl Host {
 
     /// Its address on the underlay.
     pub fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 99, 0, self.number)
+        match self.path {
+            Some(_) => RoutedPath::address(self.number),
+            None => Ipv4Addr::new(10, 99, 0, self.number),
+        }
+    }
+
+    /// Its way to the switch, if it stands behind routers.
+    pub fn path(&self) -> Option<&RoutedPath> {
+        self.path.as_ref()
     }
 
     /// Its network namespace.
