@@ -69,6 +69,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "kernels"),
     (Rung::Hosts, "overlay-user", "nat"),
     (Rung::Hosts, "overlay-user", "flannel"),
+    (Rung::Hosts, "overlay-user", "docker"),
 ];
 
 /// What runs in VMs: the programs, and whole hosts.
