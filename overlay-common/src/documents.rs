@@ -1,5 +1,5 @@
 //! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files, the
-//! tests that threat-model.md and flannel.md rest on.
+//! tests that threat-model.md, docker.md and flannel.md rest on.
 extern crate std;
 use std::{
     collections::BTreeSet,
@@ -121,7 +121,9 @@ fn tests_that_documents_rest_on_exist() {
     let all: String = folders.into_iter().flat_map(sources).map(|(_, text)| text).collect();
     let named = named_tests(include_str!("../../docs/threat-model.md"));
     assert!(named.len() > 20);
-    for test in named {
+    let docker = named_tests(include_str!("../../docs/docker.md"));
+    assert_eq!(docker.len(), 7);
+    for test in named.union(&docker) {
         assert!(all.contains(&std::format!("fn {test}(")), "there is no test {test}");
     }
 }

@@ -2,6 +2,7 @@
 pub mod features;
 mod firewall;
 mod kernel;
+mod networks;
 mod path_mtu;
 
 use std::{fs, net::Ipv4Addr};
@@ -51,8 +52,6 @@ pub struct CheckSpec {
     pub device: String,
     /// How packets travel, as far as it is known.
     pub mode: Mode,
-    /// The whole overlay, where it is known.
-    pub network: Option<Ipv4Net>,
     /// The own subnet, where there is one.
     pub subnet: Option<Ipv4Net>,
     /// Below which everything is pinned.
@@ -96,7 +95,12 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     let sockets = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
     findings.push(port(spec, &links, &sockets));
     findings.push(bridge_netfilter(&read_sysctl));
-    findings.extend(firewall::findings(spec.network, spec.subnet).await);
+    let network = match (device, spec.subnet) {
+        (Some(device), Some(subnet)) => networks::network(&netlink.routes().await?, device.index, subnet),
+        _ => None,
+    };
+    findings.push(networks::others(&netlink.addresses().await?, &links, &spec.device, network, spec.subnet));
+    findings.extend(firewall::findings(network, spec.subnet).await);
     Ok(findings)
 }
 
@@ -256,7 +260,6 @@ mod tests {
             underlay: Some("eth0".into()),
             device: "overlay0".into(),
             mode: Mode::DEFAULT,
-            network: None,
             subnet: None,
             bpf_root: "/sys/fs/bpf".into(),
             pins: "/nowhere".into(),

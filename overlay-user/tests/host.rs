@@ -513,7 +513,6 @@ fn check_finds_what_is_wrong_with_a_namespace() {
             underlay: Some("eth0".into()),
             device: "overlay0".into(),
             mode: Mode::DEFAULT,
-            network: Some("10.244.0.0/16".parse().unwrap()),
             subnet: Some("10.244.1.0/24".parse().unwrap()),
             bpf_root: "/proc".into(),
             pins: "/proc/overlay".into(),
@@ -541,6 +540,16 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         let findings = check::check(&Netlink::open().unwrap(), &spec).await.unwrap();
         let port = findings.iter().find(|finding| finding.what == "udp port 8472").unwrap();
         assert_eq!(port.level, Level::Ok, "{port:?}");
+
+        // Network is what leads to our device, and a bridge of others has no place in it.
+        run("ip route add 10.244.0.0/16 dev overlay0");
+        run("ip link add br1 type bridge");
+        for (address, level) in [("10.245.2.1/24", Level::Ok), ("10.244.2.1/24", Level::Warn)] {
+            run(&format!("ip address add {address} dev br1"));
+            let findings = check::check(&Netlink::open().unwrap(), &spec).await.unwrap();
+            let others = findings.iter().find(|finding| finding.what == "other networks").unwrap();
+            assert_eq!(others.level, level, "{others:?}");
+        }
     });
 }
 

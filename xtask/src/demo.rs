@@ -8,6 +8,8 @@ use xtask::{
     project, setup,
 };
 
+use crate::docker_demo;
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// How many hosts.
@@ -25,6 +27,9 @@ pub(crate) struct Options {
     /// Leave the hosts running at the end.
     #[arg(long)]
     keep: bool,
+    /// Two hosts with a real Docker daemon each, whose containers are on the overlay.
+    #[arg(long, conflicts_with_all = ["hosts", "store"])]
+    docker: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -34,6 +39,9 @@ pub(crate) enum Store {
 }
 
 pub(crate) fn demo(options: &Options) -> Result<()> {
+    if options.docker {
+        return docker_demo::demo(options.mode, &options.ingress, options.keep);
+    }
     // Its etcd ends with this command, and the agents would be left without a store.
     ensure!(!options.keep || options.store == Store::Dir, "--keep goes with --store dir");
     let started = Instant::now();

@@ -10,8 +10,8 @@
 //!   h3: eth0 10.99.3.3 --- two routers                         ov<pid>n<lab>-h3-near, -h3-far; Options::behind_routers
 //! ```
 //!
-//! Everything a lab makes carries its name: namespaces, one folder with a bpffs mounted inside, and the environment of
-//! every process. Cleaning up is therefore one function ([`sweep()`]) that needs no list of what was made, used by
+//! Everything a lab makes carries its name: namespaces, one folder with a bpffs mounted inside, the control groups of
+//! containers, and the environment of every process. Cleaning up is therefore one function ([`sweep()`]) that needs no list of what was made, used by
 //! `Drop` (a panic unwinds through it), by Ctrl-C, and by `cargo xtask lab down` for what a killed process left.
 use std::{
     fs,
@@ -30,6 +30,7 @@ pub use self::{
     agent::Agent,
     container::{Container, Ping, PingOptions},
     counters::{Carried, Counters},
+    docker::{Docker, DockerContainer},
     flannel::{FlannelDevice, Flanneld},
     foreign::ForeignVxlan,
     host::{Capture, Host},
@@ -49,6 +50,7 @@ pub use self::{
 mod agent;
 mod container;
 mod counters;
+mod docker;
 mod flannel;
 mod foreign;
 mod host;

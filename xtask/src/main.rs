@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 
 mod ci;
 mod demo;
+mod docker_demo;
 mod endure;
 mod figures;
 mod fuzzing;

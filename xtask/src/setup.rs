@@ -11,6 +11,7 @@ use nix::unistd::Uid;
 use crate::command;
 
 pub(crate) mod apt;
+pub mod docker;
 pub mod ebpf;
 
 /// A Debian package, the files that show it is there (any of them), and what it is for.
@@ -52,7 +53,9 @@ pub fn setup() -> Result<()> {
         progress.say(&format!("{} is missing: {}", need.package, need.purpose));
     }
     let names: Vec<_> = missing.iter().map(|need| need.package).collect();
-    let done = apt::install(&names, &progress).and_then(|()| ebpf::provide(&progress));
+    let done = apt::install(&names, &progress)
+        .and_then(|()| ebpf::provide(&progress))
+        .and_then(|()| docker::provide(&progress));
     if let Err(error) = done {
         bail!("{error:#}\n{}", by_hand(&names));
     }
@@ -69,7 +72,7 @@ fn by_hand(missing: &[&str]) -> String {
             missing.join(" ")
         );
     }
-    advice + ebpf::BY_HAND
+    advice + ebpf::BY_HAND + docker::BY_HAND
 }
 
 /// Says what is being done and how long it took to get there.

@@ -71,6 +71,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Hosts, "overlay-user", "path_mtu"),
     (Rung::Hosts, "overlay-user", "nat"),
     (Rung::Hosts, "overlay-user", "flannel"),
+    (Rung::Hosts, "overlay-user", "docker"),
 ];
 
 /// What runs in VMs: the programs, and whole hosts.

@@ -17,8 +17,8 @@ use nix::{
 use xtask::{
     etcd::Etcd,
     lab::{
-        Container, ForeignVxlan, Lab, Numbered, Options, PingOptions, iperf3, latency, leaks, orphans, sweep,
-        transfer, wait_until,
+        Container, Docker, DockerContainer, ForeignVxlan, Lab, Numbered, Options, PingOptions, iperf3,
+        latency, leaks, orphans, sweep, transfer, wait_until,
     },
 };
 
@@ -155,6 +155,40 @@ fn nothing_is_left_behind_even_when_a_test_panics() {
     assert_eq!(leaks(Some(&name)), Vec::<String>::new());
 }
 
+/// On the first host, with a container whose port is published: processes, mounts and control groups that the lab did not
+/// make itself.
+fn docker_on(lab: &Lab) -> (Docker, DockerContainer) {
+    let docker = lab.host(0).start_docker(&[]).unwrap();
+    let container = docker.run("one", "--publish 8000:80").unwrap();
+    (docker, container)
+}
+
+#[test]
+fn a_docker_daemon_stops_and_starts_with_its_containers_and_goes_with_the_lab() {
+    let name = thread::spawn(|| {
+        let lab = Lab::new(Options { hosts: 1, ..Options::default() }).unwrap();
+        let name = lab.name().to_owned();
+        let (docker, mut container) = docker_on(&lab);
+        assert!(docker.stop().unwrap().success());
+        assert!(container.exec("true").is_err());
+        let docker = lab.host(0).start_docker(&[]).unwrap();
+        container.start().unwrap();
+        assert_eq!(container.fetch("127.0.0.1").unwrap(), "a page\n");
+        let left = leaks(Some(&name));
+        assert!(left.iter().any(|left| left.starts_with("control group")), "{left:?}");
+        // Daemon, its init and what waits for it, containerd, two proxies, and two of the container.
+        assert!(left.iter().filter(|left| left.starts_with("process")).count() >= 8, "{left:?}");
+        assert!(!left.iter().any(|left| left.contains("mount") && left.contains("docker")), "{left:?}");
+        std::mem::forget(docker);
+        let _lab = lab;
+        std::panic::panic_any(name);
+    })
+    .join()
+    .unwrap_err();
+    let name = name.downcast::<String>().unwrap();
+    assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+}
+
 #[test]
 fn a_removed_container_is_gone_with_its_veth() {
     let (lab, [a, b], _) = two_foreign_hosts(Options::default());
@@ -172,6 +206,7 @@ fn a_removed_container_is_gone_with_its_veth() {
 fn a_process_that_holds_a_lab() {
     let (lab, [a, _], _) = two_foreign_hosts(Options::default());
     let _sleep = a.namespace().spawn("sleep 600").unwrap();
+    let _docker = docker_on(&lab);
     println!("lab {}", lab.name());
     thread::sleep(Duration::from_secs(60));
 }

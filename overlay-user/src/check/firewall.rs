@@ -169,7 +169,8 @@ fn masquerade(rules: &str, network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) ->
                 what,
                 Level::Warn,
                 format!("hides containers' addresses from other hosts: {rule}"),
-                "start dockerd with --ip-masq=false, and masquerade only what leaves the overlay",
+                "let the agent masquerade (--ip-masq) instead: start dockerd with --ip-masq=false for docker0, and make \
+                 networks with --opt com.docker.network.bridge.enable_ip_masquerade=false",
             )
         },
     )

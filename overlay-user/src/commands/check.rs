@@ -19,7 +19,6 @@ pub(super) async fn check(options: &Check) -> Result<Ended> {
         underlay: underlay.as_ref().ok().map(|underlay| underlay.name.clone()),
         device: options.device.clone(),
         mode: record.as_ref().and_then(|record| Mode::named(&record.mode)).unwrap_or(Mode::DEFAULT),
-        network: None,
         subnet: record.map(|record| record.subnet),
         bpf_root: options.show.place.bpf_root.clone(),
         pins: options.show.place.paths().pins,

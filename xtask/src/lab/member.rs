@@ -148,10 +148,23 @@ impl Member {
         Ok(member)
     }
 
-    /// Waits for the agent, and makes bridge and containers in the subnet it leased.
-    fn settle(&mut self) -> Result<()> {
+    /// Has a host take part, without a bridge and containers: an engine is to make them.
+    pub fn join(host: &Host, binary: &Path, store: &Store, options: &[&str]) -> Result<Self> {
+        let mut member = Self::start(host, binary, store, options)?;
+        member.lease()?;
+        Ok(member)
+    }
+
+    /// Waits for the agent, and reads which subnet it leased.
+    fn lease(&mut self) -> Result<()> {
         self.wait_ready()?;
         (self.subnet, self.mtu) = self.agent()?.subnet()?;
+        Ok(())
+    }
+
+    /// Waits for the agent, and makes bridge and containers in the subnet it leased.
+    fn settle(&mut self) -> Result<()> {
+        self.lease()?;
         self.host.add_bridge(&self.subnet, self.mtu)?;
         let container = |(name, last)| self.host.add_container(name, &self.subnet, last, self.mtu);
         self.containers = [("a", 2), ("b", 3)].into_iter().map(container).collect::<Result<_>>()?;

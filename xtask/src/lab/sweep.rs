@@ -2,13 +2,13 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Mutex, Once, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -21,10 +21,15 @@ use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
 use super::{folder_of, namespace::MARK};
 use crate::command::sh;
 
-/// Ends every process of the lab `name` and removes its namespaces, pins and folder. Removing what is gone is no error.
+/// How long what was killed may take to end: containers end with their daemon's process namespace, one after the other.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ends every process of the lab `name` and removes its namespaces, control groups, pins and folder. Removing what is gone
+/// is no error.
 pub fn sweep(name: &str) -> Result<()> {
+    let started = Instant::now();
     // A process may be starting while we look: look until nothing is left.
-    for _ in 0..50 {
+    while started.elapsed() < PATIENCE {
         let left = Leftovers::of(name);
         if left.is_empty() {
             return Ok(());
@@ -39,6 +44,10 @@ pub fn sweep(name: &str) -> Result<()> {
         for mount in &left.mounts {
             let _ = sh(&format!("umount --lazy {mount}"));
         }
+        for group in &left.groups {
+            // EBUSY: who was in it is still ending.
+            let _ = fs::remove_dir(group);
+        }
         // Never below a mount: its pins may be somebody's.
         if left.mounts.is_empty() && left.folder {
             let _ = fs::remove_dir_all(folder_of(name));
@@ -48,8 +57,8 @@ pub fn sweep(name: &str) -> Result<()> {
     bail!("lab {name} does not go away: {}", Leftovers::of(name).list().join(", "))
 }
 
-/// What labs left behind whose process is gone: namespaces, mounts (hence pins), folders and processes. With `name`,
-/// what there is of that lab.
+/// What labs left behind whose process is gone: namespaces, control groups, mounts (hence pins), folders and processes. With
+/// `name`, what there is of that lab.
 pub fn leaks(name: Option<&str>) -> Vec<String> {
     match name {
         Some(name) => Leftovers::of(name).list(),
@@ -80,6 +89,8 @@ struct Leftovers {
     processes: Vec<i32>,
     namespaces: Vec<String>,
     mounts: Vec<String>,
+    /// The innermost first.
+    groups: Vec<PathBuf>,
     folder: bool,
 }
 
@@ -87,11 +98,19 @@ impl Leftovers {
     fn of(lab: &str) -> Self {
         let folder = folder_of(lab);
         let mark = format!("{MARK}={lab}");
+        let groups = control_groups(lab);
+        let mut processes: BTreeSet<i32> = names_in("/proc")
+            .filter_map(|name| name.parse().ok())
+            .filter(|pid| carries(*pid, &mark))
+            .collect();
+        // A container's processes have an environment of their own.
+        let members =
+            groups.iter().map(|group| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default());
+        processes.extend(
+            members.flat_map(|list| list.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()),
+        );
         Self {
-            processes: names_in("/proc")
-                .filter_map(|name| name.parse().ok())
-                .filter(|pid| carries(*pid, &mark))
-                .collect(),
+            processes: processes.into_iter().collect(),
             namespaces: names_in("/run/netns").filter(|name| name.starts_with(&format!("{lab}-"))).collect(),
             mounts: fs::read_to_string("/proc/self/mounts")
                 .unwrap_or_default()
@@ -100,6 +119,7 @@ impl Leftovers {
                 .filter(|path| Path::new(path).starts_with(&folder))
                 .map(str::to_owned)
                 .collect(),
+            groups,
             folder: folder.exists(),
         }
     }
@@ -112,11 +132,28 @@ impl Leftovers {
         let mut list: Vec<_> = self.processes.iter().map(|pid| format!("process {pid}")).collect();
         list.extend(self.namespaces.iter().map(|name| format!("namespace {name}")));
         list.extend(self.mounts.iter().map(|path| format!("mount {path}")));
+        list.extend(self.groups.iter().map(|path| format!("control group {}", path.display())));
         if self.folder {
             list.push("its folder in /tmp".to_owned());
         }
         list
     }
+}
+
+/// The control groups that carry the lab's name, in every hierarchy (version 1 has one for each controller, version 2 a
+/// single one at the root), and those below them; the innermost first.
+fn control_groups(lab: &str) -> Vec<PathBuf> {
+    const ROOT: &str = "/sys/fs/cgroup";
+    let hierarchies = names_in(ROOT).map(|name| Path::new(ROOT).join(name)).chain([PathBuf::from(ROOT)]);
+    let mut groups: Vec<_> = hierarchies.map(|root| root.join(lab)).filter(|group| group.is_dir()).collect();
+    let mut known = 0;
+    while known < groups.len() {
+        let below = fs::read_dir(&groups[known]).into_iter().flatten().flatten().map(|entry| entry.path());
+        groups.extend(below.filter(|path| path.is_dir()).collect::<Vec<_>>());
+        known += 1;
+    }
+    groups.reverse();
+    groups
 }
 
 fn names_in(folder: &str) -> impl Iterator<Item = String> {
