@@ -110,7 +110,11 @@ fn bare(frame: &impl Frame, outer: &Ipv4) -> Result<Option<(Ipv4, u32)>, Reason>
         check::known(outer.source)?;
         return Err(Reason::Malformed);
     }
-    sent(frame, ETHERNET + IPV4 + UDP, outer).map(Some)
+    match sent(frame, ETHERNET + IPV4 + UDP, outer) {
+        // Datagrams that GRO has merged (rx-gro-list, rx-udp-gro-forwarding): the socket takes them apart again.
+        Err(Reason::TrailingBytes) if frame.gso_size() != 0 => Ok(None),
+        unwrapped => unwrapped.map(Some),
+    }
 }
 
 /// The inner packet at `offset`, and the counters of its sender, if that may send it.

@@ -103,16 +103,10 @@ pub(crate) fn bridge(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4) {
         return Ok(Outcome::NotOurs);
     }
-    if let Some(source) = packet.read::<[u8; 4]>(ETHERNET + 12).map(Addr4::new)
-        && settings::in_network(source)
-        && !settings::in_subnet(source)
-    {
-        return Err(Reason::SourceNotOurs);
-    }
     not_wrapped(packet)
 }
 
-/// Not ours, unless a container plays the host: what it wraps itself and sends to a peer is masqueraded, like all that
+/// Not ours, unless a container plays another host's, or the host: what it wraps itself and sends to a peer is masqueraded, like all that
 /// leaves the host, and arrives from this host's address; what it wraps in a peer's name and sends to this host is taken
 /// by the tunnel's socket, which listens on every address. Either would pass the peer check at its destination. The
 /// header must be readable.
@@ -121,12 +115,17 @@ fn not_wrapped(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     let Some(header) = packet.read::<[u8; IPV4]>(ETHERNET) else {
         return Ok(Outcome::NotOurs);
     };
+    // Whomever it is to, a container of the same bridge too: the answers would be kept to the stack (overlay_note).
+    let [.., a, b, c, d, e, f, g, h] = header;
+    let source = Addr4::new([a, b, c, d]);
+    if settings::in_network(source) && !settings::in_subnet(source) {
+        return Err(Reason::SourceNotOurs);
+    }
     let is_later_fragment = (header[6] & 0x1f) | header[7] != 0;
     if header[9] != IPPROTO_UDP || is_later_fragment {
         return Ok(Outcome::NotOurs);
     }
     let options = usize::from(header[0] & 0x0f) * 4;
-    let [_, _, _, _, _, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h] = header;
     let is_vtep = |octets| maps::vtep(Addr4::new(octets)).is_some();
     if packet.load(ETHERNET + options + 2) == Some(settings::port())
         && (is_vtep([e, f, g, h]) || is_vtep([a, b, c, d]))

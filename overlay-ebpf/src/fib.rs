@@ -105,6 +105,10 @@ fn next_hop(packet: &Packet<'_>, peer: Addr4, source_port: u16, wire_length: u32
     // An unresolved neighbour is no obstacle: redirect_neighbour resolves it. Leaving that one packet to the stack would
     // move its whole connection there.
     if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        // A next hop of IPv6 (RFC 9229) is none that is read here; overlay0 is no way to a peer, it ends at one.
+        if query.family != AF_INET || query.ifindex == settings::device() {
+            return Err(NoWay::Stack);
+        }
         // SAFETY: the kernel has put the next hop's address there.
         let address = unsafe { query.__bindgen_anon_4.ipv4_dst };
         return Ok(NextHop { ifindex: query.ifindex, address: Addr4::new(address.to_ne_bytes()) });

@@ -285,13 +285,13 @@ impl<'a> Packet<'a> {
         result == 0
     }
 
-    /// Whether interface `ifindex` exists and takes this frame once it is `more` bytes longer.
+    /// MTU of interface `ifindex` in bytes, zero if there is none. The helper's verdict would say that it takes any GSO frame.
     #[inline(always)]
-    pub(crate) fn takes_more(&self, ifindex: u32, more: usize) -> bool {
-        let mut length = 0u32;
+    pub(crate) fn mtu_of(&self, ifindex: u32) -> u32 {
+        let mut mtu = 0u32;
         // SAFETY: the output is a u32 of our own.
-        let result = unsafe { bpf_check_mtu(self.skb().cast(), ifindex, &raw mut length, more as i32, 0) };
-        result == 0
+        unsafe { bpf_check_mtu(self.skb().cast(), ifindex, &raw mut mtu, 0, 0) };
+        mtu
     }
 
     /// Whether interface `ifindex` exists.

@@ -72,19 +72,24 @@ fn fits(packet: &Packet<'_>, peer: &Peer) -> bool {
 /// tunnels' GSO frames, whose segmentation cannot be told of one more tunnel around them.
 #[inline(always)]
 fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Result<Outcome, Reason> {
+    if is_wrapped_by_us(packet, header) {
+        return Err(Reason::ForgedTunnel);
+    }
     let source_port = source_port(packet);
-    // overlay0's MTU is the link's, less what encapsulation adds: what is here fits the way to a neighbour.
-    if let Some(next_hop) = fib::neighbour(packet, peer, source_port) {
+    let length = segment(packet, header);
+    if let Some(next_hop) = fib::neighbour(packet, peer, source_port)
+        && length <= packet.mtu_of(next_hop.ifindex)
+    {
         packet.push_link_header()?;
         return leave_by(packet, &next_hop);
     }
-    let next_hop = match fib::way(packet, peer, source_port, segment(packet, header)) {
-        Ok(Way::Plain(next_hop) | Way::Wrapped(next_hop)) => next_hop,
-        Err(NoWay::Stack) => return Err(Reason::NoNextHop),
+    let next_hop = match fib::way(packet, peer, source_port, length) {
+        Ok(Way::Wrapped(next_hop)) => next_hop,
+        Ok(Way::Plain(_)) | Err(NoWay::Stack) => return Err(Reason::NoNextHop),
         Err(NoWay::TooBig(_)) => {
             // A path MTU the kernel has learned of. Without DF a router on the way fragments, as it does for the kernel.
             let next_hop = fib::any_length(packet, peer, source_port);
-            let fits = |next_hop: &NextHop| packet.takes_more(next_hop.ifindex, ETHERNET + DATAGRAM);
+            let fits = |next_hop: &NextHop| length + DATAGRAM as u32 <= packet.mtu_of(next_hop.ifindex);
             match next_hop.filter(fits) {
                 Some(next_hop) if !settings::has(SETTING_OUTER_DF) => next_hop,
                 _ => return Err(Reason::NeedsFragmentation),
@@ -93,6 +98,15 @@ fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Resul
     };
     outer::wrap_routed(packet, header, peer, source_port)?;
     leave_by(packet, &next_hop)
+}
+
+/// A datagram of this host's own tunnel, which its routes lead into the tunnel: it would never leave it.
+#[inline(always)]
+fn is_wrapped_by_us(packet: &Packet<'_>, header: &[u8; IPV4]) -> bool {
+    let (source, _) = addresses(header);
+    header[9] == IPPROTO_UDP
+        && source.raw() == settings::local()
+        && packet.load(IPV4 + 2) == Some(settings::port())
 }
 
 /// Length of one segment's IP packet. One with options is never a GSO frame's.
@@ -179,9 +193,13 @@ fn receive_datagram(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     let inner: [u8; IPV4] = packet.read(INSIDE).ok_or(Reason::Malformed)?;
     let header_length = usize::from(inner[0] & 0x0f) * 4;
     let length = usize::from(u16::from_be_bytes([inner[2], inner[3]]));
-    let is_whole = length >= header_length && length + INSIDE <= packet.len() as usize;
-    // Of a frame beyond 65,535 bytes the length is zero (BIG TCP).
-    if inner[0] >> 4 != 4 || header_length < IPV4 || !(is_whole || packet.gso_size() != 0 && length == 0) {
+    let available = packet.len() as usize - INSIDE;
+    // What a GSO frame has behind its packet are other packets. Of one beyond 65,535 bytes the length is zero (BIG TCP).
+    let is_whole = match packet.gso_size() {
+        0 => length >= header_length && length <= available,
+        _ => length == available || length == 0,
+    };
+    if inner[0] >> 4 != 4 || header_length < IPV4 || !is_whole {
         return Err(Reason::Malformed);
     }
     let (source, destination) = addresses(&inner);

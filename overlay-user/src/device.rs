@@ -19,7 +19,7 @@ pub struct DeviceSpec {
     pub name: String,
     /// Which kind of device.
     pub kind: Kind,
-    /// MTU of the device in bytes, see [`Mode::overlay_mtu`].
+    /// MTU of the device in bytes, see [`Mode::device_mtu`].
     pub mtu: u32,
     /// The subnet this host leased: its base address becomes the device's (flannel's rule, its pkg/backend/vxlan).
     pub subnet: Ipv4Net,
@@ -175,6 +175,7 @@ pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared, D
     match spec.kind {
         Kind::Vxlan { port, mac, .. } => vxlan::make(netlink, spec, port, mac, present, &links).await?,
         Kind::Tun => {
+            tun::can_be_made(&spec.name)?;
             if let Some(link) = present {
                 netlink.remove_link(link.index).await?;
             }
@@ -215,13 +216,13 @@ pub async fn remove(netlink: &Netlink, name: &str) -> Result<(), DeviceError> {
 
 /// What the network's device may be, in one mode or another.
 fn is_tunnel(kind: &LinkKind) -> bool {
-    matches!(kind, LinkKind::Vxlan(_)) || tun::is_tun(kind)
+    matches!(kind, LinkKind::Vxlan(_)) || tun::is_ours(kind)
 }
 
 fn is_fit(link: &Link, spec: &DeviceSpec) -> bool {
     match (&link.kind, spec.kind) {
         (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, .. }) => vxlan.collect_metadata && vxlan.port == port,
-        (kind, Kind::Tun) => tun::is_tun(kind),
+        (kind, Kind::Tun) => tun::is_ours(kind),
         _ => false,
     }
 }
@@ -330,6 +331,8 @@ fn kind_name(kind: &LinkKind) -> String {
         LinkKind::Bridge => "bridge".into(),
         LinkKind::Veth => "veth".into(),
         LinkKind::Vxlan(_) => "vxlan device".into(),
+        LinkKind::Tun(tun) if tun.is_tap => "tap device".into(),
+        LinkKind::Tun(_) => "tun device that another program made".into(),
         LinkKind::Other(name) if name.is_empty() => "physical device".into(),
         LinkKind::Other(name) => format!("{name} device"),
     }

@@ -51,6 +51,7 @@ fn unfit_kind(link: &Link, links: &[Link]) -> Option<String> {
         LinkKind::Veth => {}
         LinkKind::Other(kind) if kind.is_empty() => {}
         LinkKind::Bridge => return Some(format!("{name} is a bridge: frames arrive at its ports")),
+        LinkKind::Tun(_) => return Some(format!("{name} is a tun: frames arrive at another interface")),
         LinkKind::Vxlan(_) => return Some(format!("{name} is a tunnel: frames arrive at another interface")),
         LinkKind::Other(kind) => {
             return Some(format!("{name} is a {kind}: frames arrive at another interface"));

@@ -2,15 +2,16 @@
 //! is told where to attach. flannel's agent does not notice, and the host is cut off until somebody restarts it.
 use std::{net::Ipv4Addr, time::Duration};
 
+use anyhow::Context as _;
 use log::{info, warn};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 
 use crate::{
     datapath::{Change, PortKind},
-    device::{self, DeviceSpec},
+    device::{self, Device, DeviceSpec},
     iface::Underlay,
     mac::Mac,
     netlink::{Event, Netlink, NetlinkError},
@@ -21,20 +22,26 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Until the next look while something is missing.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Watches over overlay0 (which is as `spec` says, with index `device`) and the underlay device until `changes` is
-/// closed. Fails only if the kernel's events cannot be had at all.
+/// For how long the loop may take to attach programs to a new device.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Watches over overlay0 (which is as `spec` says; the one that has its programs is told by `attached`) and the underlay
+/// device until `changes` is closed. Fails only if the kernel's events cannot be had at all.
 pub async fn keep(
     netlink: Netlink,
     spec: DeviceSpec,
-    device: u32,
+    attached: watch::Receiver<u32>,
     underlay: Underlay,
     changes: mpsc::Sender<Vec<Change>>,
 ) -> Result<(), NetlinkError> {
     let mut monitor = netlink.monitor()?;
+    let device = *attached.borrow();
     let mut keeper = Keeper {
         netlink,
         spec,
         device,
+        attached,
+        changes,
         underlay: underlay.ifindex,
         name: underlay.name,
         mac: underlay.mac,
@@ -45,7 +52,8 @@ pub async fn keep(
     let mut look = true;
     loop {
         if look {
-            if changes.send(keeper.look().await).await.is_err() {
+            let found = keeper.look().await;
+            if keeper.changes.send(found).await.is_err() {
                 return Ok(());
             }
             sleep(PAUSE).await;
@@ -66,6 +74,8 @@ struct Keeper {
     netlink: Netlink,
     spec: DeviceSpec,
     device: u32,
+    attached: watch::Receiver<u32>,
+    changes: mpsc::Sender<Vec<Change>>,
     underlay: u32,
     name: String,
     mac: Option<Mac>,
@@ -99,7 +109,7 @@ impl Keeper {
     /// attaching to what is gone tells the loop so.
     async fn look(&mut self) -> Vec<Change> {
         let mut complaint = None;
-        match device::ensure(&self.netlink, &self.spec).await {
+        match self.make_device().await {
             Ok(device) if device.ifindex != self.device => {
                 let address =
                     device.mac.map(|mac| format!(", with its old address {mac}")).unwrap_or_default();
@@ -107,7 +117,7 @@ impl Keeper {
                 self.device = device.ifindex;
             }
             Ok(_) => {}
-            Err(error) => complaint = Some(error.to_string()),
+            Err(error) => complaint = Some(format!("{error:#}")),
         }
         match self.find_underlay().await {
             Ok(Some(found)) if found != self.underlay => {
@@ -128,6 +138,19 @@ impl Keeper {
         }
         self.complaint = complaint;
         vec![Change::Attach(self.device, PortKind::Device), Change::Attach(self.underlay, PortKind::Underlay)]
+    }
+
+    /// A new one has its programs before it is up: no frame enters the stack unchecked.
+    async fn make_device(&mut self) -> anyhow::Result<Device> {
+        let prepared = device::prepare(&self.netlink, &self.spec).await?;
+        if prepared.ifindex != *self.attached.borrow() {
+            let attach = Change::Attach(prepared.ifindex, PortKind::Device);
+            self.changes.send(vec![attach]).await.context("the agent ends")?;
+            let done = self.attached.wait_for(|ifindex| *ifindex == prepared.ifindex);
+            let done = timeout(PATIENCE, done).await;
+            done.with_context(|| format!("{} waits for its programs", self.spec.name))??;
+        }
+        Ok(device::ensure(&self.netlink, &self.spec).await?)
     }
 
     async fn find_underlay(&mut self) -> Result<Option<u32>, NetlinkError> {

@@ -123,6 +123,15 @@ impl Mode {
         underlay.saturating_sub(overhead as u32)
     }
 
+    /// MTU of overlay0 over an interface of this MTU: what the stack sends must fit encapsulated, too, since peers behind a
+    /// router are reached so.
+    pub fn device_mtu(self, interface: u32) -> u32 {
+        match self {
+            Self::HostGw => interface.saturating_sub(wire::DATAGRAM as u32),
+            Self::Vxlan { .. } | Self::Udp { .. } => self.overlay_mtu(interface),
+        }
+    }
+
     /// What this host's lease says of it. `vtep_mac` is for VXLAN alone.
     pub fn published(self, vtep_mac: impl FnOnce() -> Mac) -> Backend {
         match self {
@@ -191,7 +200,8 @@ mod tests {
         assert_eq!(mode(r#","Backend":{"Type":"vxlan","MTU":9000}"#).unwrap().overlay_mtu(1500), 8950);
         assert_eq!(vxlan.overlay_mtu(10), 0);
         let host_gw = mode(r#","Backend":{"Type":"host-gw"}"#).unwrap();
-        assert_eq!((host_gw.overlay_mtu(1500), host_gw.is_direct()), (1500, true));
+        assert_eq!((host_gw.overlay_mtu(1500), host_gw.device_mtu(1500)), (1500, 1472));
+        assert!(host_gw.is_direct());
         let direct = mode(r#","Backend":{"Type":"vxlan","DirectRouting":true}"#).unwrap();
         assert_eq!((direct.is_direct(), direct.overlay_mtu(1500)), (true, 1450));
         assert_eq!(direct.to_string(), "vxlan with direct routing");

@@ -37,6 +37,8 @@ pub enum LinkKind {
     Veth,
     /// A VXLAN device.
     Vxlan(Vxlan),
+    /// A TUN or TAP.
+    Tun(Tun),
     /// Anything else, by the kernel's name for it; empty for hardware and loopback.
     Other(String),
 }
@@ -52,6 +54,19 @@ pub struct Vxlan {
     pub collect_metadata: bool,
     /// Accepts only the VNIs it was given (Linux 5.18).
     pub vnifilter: bool,
+}
+
+/// What tells one TUN from another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tun {
+    /// Carries Ethernet frames: a TAP.
+    pub is_tap: bool,
+    /// Stays when nobody has it open.
+    pub is_persistent: bool,
+    /// Whoever opens it needs this user id, or CAP_NET_ADMIN; without one anybody may.
+    pub owner: Option<u32>,
+    /// Several may have it open at once.
+    pub is_multi_queue: bool,
 }
 
 /// A network interface.

@@ -13,20 +13,21 @@ use std::{
 
 use ipnet::Ipv4Net;
 use log::{debug, info, warn};
+use nix::{errno::Errno, net::if_::if_nametoindex};
 use overlay_common::{
     Addr4,
     wire::{DATAGRAM, IPV4, Outer},
 };
-use tokio::{net::UdpSocket, time::sleep};
+use tokio::{net::UdpSocket, sync::watch, time::sleep};
 use tokio_tun::Tun;
 
-use crate::{
-    datapath::{DatapathError, tables::Tables},
-    netlink::Netlink,
-};
+use crate::datapath::{DatapathError, tables::Tables};
 
-/// Between two tries to open the TUN, which somebody may have deleted.
-const RETRY: Duration = Duration::from_secs(1);
+/// Between two tries to open the TUN: the first pause, which doubles, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// After so many the agent ends, to be started again: each may cost a file descriptor (tokio-tun 0.16 keeps what it could
+/// not attach).
+const TRIES: u32 = 100;
 /// The largest IPv4 packet (RFC 791 section 3.1).
 const LARGEST: usize = 65535;
 
@@ -47,31 +48,60 @@ pub async fn bind(address: Ipv4Addr, port: u16) -> Result<UdpSocket, PortTaken> 
     UdpSocket::bind((address, port)).await.map_err(|detail| PortTaken { address, port, detail })
 }
 
-/// Relays between `socket` and the TUN called `device` for as long as it is polled, with the peers of `routes`. A TUN that
-/// goes is opened again once it is back: opening makes what is not there.
-pub async fn relay(socket: UdpSocket, device: String, netlink: Netlink, routes: Routes) -> io::Result<()> {
+/// Relays between `socket` and the TUN called `device`, with the peers of `routes`, for as long as it is polled. `attached`
+/// tells which one has its programs: another is not touched, and what a deleted one was is let go.
+pub async fn relay(
+    socket: UdpSocket,
+    device: String,
+    mut attached: watch::Receiver<u32>,
+    routes: Routes,
+) -> io::Result<()> {
     let SocketAddr::V4(local) = socket.local_addr()? else {
         return Err(io::Error::other("the socket is not one of IPv4"));
     };
-    let (local, port) = (*local.ip(), local.port());
-    let mut complaint = String::new();
+    let local = (*local.ip(), local.port());
+    let (mut pause, mut failed) = (PAUSE.0, 0);
     loop {
-        if netlink.link_named(&device).await.is_ok_and(|link| link.is_some()) {
-            let ended = match Tun::builder().name(&device).build() {
-                Ok(tuns) => {
-                    complaint.clear();
-                    carry(&socket, &tuns[0], (local, port), &routes).await
+        let ifindex = *attached.borrow_and_update();
+        let why = match open(&device, ifindex) {
+            Ok(tun) => {
+                (pause, failed) = (PAUSE.0, 0);
+                tokio::select! {
+                    error = carry(&socket, &tun, local, &routes) => error,
+                    // A deleted device's file is never readable again, and does not say why.
+                    changed = attached.changed() => match changed {
+                        Ok(()) => continue,
+                        Err(_) => return Ok(()),
+                    },
                 }
-                Err(error) => io::Error::other(error),
-            };
-            let text = ended.to_string();
-            if text != complaint {
-                warn!("{device}: {text}; datagrams in fragments wait until it can be read again");
-                complaint = text;
             }
+            Err(error) => error,
+        };
+        failed += 1;
+        if failed == TRIES {
+            let why = format!("read packets of {device}: {why}; who else has it open? `lsof /dev/net/tun`");
+            return Err(io::Error::other(why));
         }
-        sleep(RETRY).await;
+        warn!("read packets of {device}: {why}; datagrams in fragments wait, next try in {pause:?}");
+        tokio::select! {
+            () = sleep(pause) => pause = (pause * 2).min(PAUSE.1),
+            changed = attached.changed() => if changed.is_err() {
+                return Ok(());
+            },
+        }
     }
+}
+
+/// Opens the TUN with this index. One of the same name that is not it would be a new one, or another program's.
+fn open(device: &str, ifindex: u32) -> io::Result<Tun> {
+    // Opening by a name that nothing has makes a TUN.
+    let is_there = |index: Result<u32, _>| index.is_ok_and(|index| index == ifindex);
+    if !is_there(if_nametoindex(device).map_err(drop)) {
+        return Err(io::Error::other("it is not there"));
+    }
+    let tuns = Tun::builder().name(device).build().map_err(io::Error::other)?;
+    let tun = tuns.into_iter().next().ok_or_else(|| io::Error::other("no queue"))?;
+    if is_there(tun.index().map_err(drop)) { Ok(tun) } else { Err(io::Error::other("it was replaced")) }
 }
 
 async fn carry(socket: &UdpSocket, tun: &Tun, local: (Ipv4Addr, u16), routes: &Routes) -> io::Error {
@@ -84,9 +114,11 @@ async fn carry(socket: &UdpSocket, tun: &Tun, local: (Ipv4Addr, u16), routes: &R
                 Ok((length, SocketAddr::V4(from))) => {
                     let packet = &mut inward[..DATAGRAM + length];
                     put_headers(packet, (*from.ip(), from.port()), local);
-                    // Refused while the device is down.
-                    if let Err(error) = tun.send(packet).await {
-                        debug!("to {}: {error}", tun.name());
+                    match tun.send(packet).await {
+                        Ok(_) => {}
+                        // Down.
+                        Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => debug!("{error}"),
+                        Err(error) => return error,
                     }
                 }
                 Ok(_) => {}

@@ -85,14 +85,17 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     let joined = start::join(&mut store, private, options).await?;
     // Before anything is made: without the port the network would be half a one.
     let socket = match joined.spec.kind {
-        Kind::Tun => Some(relay::bind(joined.underlay.address, joined.mode.port()).await?),
+        Kind::Tun => {
+            let bound = relay::bind(joined.underlay.address, joined.mode.port()).await;
+            Some(bound.inspect_err(|_| joined.undo())?)
+        }
         Kind::Vxlan { .. } => None,
     };
-    let (mut datapath, device) = joined.attach(options).await?;
+    let mut datapath = joined.attach(options).await?;
     let public_ip = joined.public_ip();
     let Joined { netlink, paths, lock: _lock, underlay, network, mode, held, origin, spec, ingress, .. } =
         joined;
-    let (subnet, mtu) = (held.lease.subnet, spec.mtu);
+    let (subnet, mtu) = (held.lease.subnet, mode.overlay_mtu(underlay.mtu));
     let lost_before = losses::read(&netlink, &paths.pins).await.unwrap_or_else(|error| {
         warn!("{error}: losses are shown since the devices were made, not since this start");
         Vec::new()
@@ -151,14 +154,14 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
     );
     // A socket of its own: the kernel refuses a second dump while one is under way (EBUSY).
     let (keeping, told) = (Netlink::open()?, changes_to.clone());
-    let watched = spec.clone();
+    let (watched, attached) = (spec.clone(), datapath.device());
     tasks.spawn(async move {
-        let kept = keep::keep(keeping, watched, device.ifindex, underlay, told).await;
+        let kept = keep::keep(keeping, watched, attached, underlay, told).await;
         kept.context("watch over the host's devices")
     });
     if let Some(socket) = socket {
         let routes = relay::Routes::open(&pins, subnet)?;
-        let relaying = relay::relay(socket, spec.name.clone(), netlink.clone(), routes);
+        let relaying = relay::relay(socket, spec.name.clone(), datapath.device(), routes);
         tasks.spawn(async move { relaying.await.context("relay fragmented datagrams") });
     }
     if ingress.xdp == Some(XdpMode::Redirect) {

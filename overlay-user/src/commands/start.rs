@@ -2,7 +2,7 @@
 //! with.
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use log::{info, warn};
 use overlay_common::{
     ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_OUTER_DF, SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings,
@@ -67,6 +67,14 @@ pub(super) async fn join(store: &mut impl Store, private: Option<&Path>, options
 
     let network = config(store).await?;
     let mode = Mode::of(&network)?;
+    if mode == Mode::HostGw && public_ip != underlay.address {
+        bail!(
+            "the network's backend is host-gw, which routes to the hosts' own addresses: --public-ip {public_ip} is not that \
+             of {} ({}); leave it out, or use vxlan or udp",
+            underlay.name,
+            underlay.address
+        );
+    }
     let request = Request {
         public_ip,
         mode,
@@ -96,7 +104,7 @@ pub(super) async fn join(store: &mut impl Store, private: Option<&Path>, options
     let spec = DeviceSpec {
         name: options.device.clone(),
         kind: Kind::of(mode, vtep_mac),
-        mtu: mode.overlay_mtu(underlay.mtu),
+        mtu: mode.device_mtu(underlay.mtu),
         subnet,
         network: network.network,
     };
@@ -129,11 +137,12 @@ impl Joined {
 
     /// The device down, the programs on it, and only then up: no frame enters the stack unchecked. What was made here goes
     /// again if the rest fails.
-    pub(super) async fn attach(&self, options: &Agent) -> Result<(EbpfDatapath, Device)> {
+    pub(super) async fn attach(&self, options: &Agent) -> Result<EbpfDatapath> {
         let prepared = device::prepare(&self.netlink, &self.spec).await.inspect_err(|_| self.undo())?;
         let attached = async {
             let datapath = self.load(options, &prepared)?;
-            anyhow::Ok((datapath, self.raise().await?))
+            self.raise().await?;
+            anyhow::Ok(datapath)
         };
         let attached = attached.await;
         if attached.is_err() {
@@ -175,7 +184,7 @@ impl Joined {
         self.undo();
     }
 
-    fn undo(&self) {
+    pub(super) fn undo(&self) {
         if self.adoption == Adoption::Fresh {
             if let Err(error) = Links::detach_all(&self.paths.pins) {
                 warn!("{error}");

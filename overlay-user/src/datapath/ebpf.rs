@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 use log::{info, warn};
 use nix::{errno::Errno, ifaddrs::getifaddrs};
 use overlay_common::{Addr4, ENDPOINT_PINNED, Settings, Vtep};
+use tokio::sync::watch;
 
 use super::{
     Change, Datapath, DatapathError, Endpoint, Installed, Peer, PortKind,
@@ -64,6 +65,8 @@ pub struct EbpfDatapath {
     options: Options,
     prefix_len: u8,
     slots: Slots,
+    /// Index of the tunnel device that has its programs; zero before there is one.
+    device: watch::Sender<u32>,
 }
 
 impl EbpfDatapath {
@@ -96,9 +99,20 @@ impl EbpfDatapath {
         forget_strangers(&mut tables, &slots)?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let ingress = Ingress::default();
-        let tried = None;
-        let mut datapath =
-            Self { ebpf, tables, links, receivers, xdp_link, ingress, tried, options, prefix_len, slots };
+        let (tried, device) = (None, watch::Sender::new(0));
+        let mut datapath = Self {
+            ebpf,
+            tables,
+            links,
+            receivers,
+            xdp_link,
+            ingress,
+            tried,
+            options,
+            prefix_len,
+            slots,
+            device,
+        };
         datapath.adopt()?;
         for older in &datapath.options.older {
             layouts::merge_notes(older, &mut datapath.tables);
@@ -109,6 +123,11 @@ impl EbpfDatapath {
     /// The loaded object, for the programs' log.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
+    }
+
+    /// Index of the tunnel device whose programs are in place: before that no frame may come in there.
+    pub fn device(&self) -> watch::Receiver<u32> {
+        self.device.subscribe()
     }
 
     fn adopt(&mut self) -> Result<(), DatapathError> {
@@ -194,7 +213,11 @@ impl EbpfDatapath {
         }
         let Settings { underlay, device, .. } = self.options.settings;
         self.links.retain_host(underlay, device)?;
-        if kind == PortKind::Underlay { self.take_in() } else { Ok(()) }
+        if kind == PortKind::Underlay {
+            return self.take_in();
+        }
+        self.device.send_if_modified(|known| std::mem::replace(known, ifindex) != ifindex);
+        Ok(())
     }
 
     /// The programs hold the devices' indexes and addresses as constants: loads them anew, with the same maps, and replaces

@@ -2,16 +2,19 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
+use netlink_packet_core::Nla as _;
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
+    link::{
+        InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
 };
 
-use super::{Address, DeviceLosses, FdbEntry, Link, LinkKind, Neighbour, Route, Vxlan};
+use super::{Address, DeviceLosses, FdbEntry, Link, LinkKind, Neighbour, Route, Tun, Vxlan};
 use crate::mac::Mac;
 
 pub(super) fn link(message: &LinkMessage) -> Option<Link> {
@@ -49,12 +52,13 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
 
 fn kind(infos: &[LinkInfo]) -> LinkKind {
     let mut kind = LinkKind::Other(String::new());
-    let mut vxlan = Vxlan::default();
+    let (mut vxlan, mut tun) = (Vxlan::default(), Tun::default());
     for info in infos {
         match info {
             LinkInfo::Kind(InfoKind::Bridge) => kind = LinkKind::Bridge,
             LinkInfo::Kind(InfoKind::Veth) => kind = LinkKind::Veth,
             LinkInfo::Kind(InfoKind::Vxlan) => kind = LinkKind::Vxlan(vxlan),
+            LinkInfo::Kind(InfoKind::Tun) => kind = LinkKind::Tun(tun),
             LinkInfo::Kind(other) => kind = LinkKind::Other(other.to_string()),
             LinkInfo::Data(InfoData::Vxlan(attributes)) => {
                 for attribute in attributes {
@@ -67,13 +71,36 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
                     }
                 }
             }
+            LinkInfo::Data(InfoData::Tun(attributes)) => {
+                attributes.iter().for_each(|one| note_tun(&mut tun, one))
+            }
             _ => {}
         }
     }
-    if let LinkKind::Vxlan(known) = &mut kind {
-        *known = vxlan;
+    match &mut kind {
+        LinkKind::Vxlan(known) => *known = vxlan,
+        LinkKind::Tun(known) => *known = tun,
+        _ => {}
     }
     kind
+}
+
+/// The crates know no attributes of a TUN yet: `IFLA_TUN_*` of linux/if_link.h.
+fn note_tun(tun: &mut Tun, attribute: &InfoTun) {
+    const OWNER: u16 = 1;
+    const TYPE: u16 = 3;
+    const PERSIST: u16 = 6;
+    const MULTI_QUEUE: u16 = 7;
+    let mut value = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut value);
+    match (attribute.kind(), value.as_slice()) {
+        (OWNER, &[a, b, c, d]) => tun.owner = Some(u32::from_ne_bytes([a, b, c, d])),
+        // IFF_TAP.
+        (TYPE, &[kind]) => tun.is_tap = kind == 2,
+        (PERSIST, &[on]) => tun.is_persistent = on != 0,
+        (MULTI_QUEUE, &[on]) => tun.is_multi_queue = on != 0,
+        _ => {}
+    }
 }
 
 pub(super) fn losses(message: &LinkMessage) -> Option<DeviceLosses> {
