@@ -199,6 +199,8 @@ fn the_tun_is_what_it_must_be_and_goes_with_down() {
     let link = &shown(&bed[0])[0];
     assert_eq!(link["linkinfo"]["info_kind"], "tun");
     assert_eq!(link["linkinfo"]["info_data"]["persist"], true);
+    // Whoever else could open it would be taken for the agent.
+    assert_eq!(link["linkinfo"]["info_data"]["user"], "root", "{link}");
     assert_eq!((&link["mtu"], &link["inet6_addr_gen_mode"]), (&1472.into(), &"none".into()));
     assert_eq!(json(&bed[0], &["status"])["mode"], "udp");
     assert_eq!(json(&bed[0], &["peers"])[0]["vtep_mac"], Value::Null);
@@ -211,4 +213,57 @@ fn the_tun_is_what_it_must_be_and_goes_with_down() {
     bed[0].restart_agent().unwrap();
     bed.wait_for_peers(1);
     bed.assert_all_reached();
+}
+
+/// Deleted under an agent that reads it: made anew, with its programs, and read again.
+#[test]
+fn d3_a_tun_that_is_deleted_comes_back_and_is_relayed_to_again() {
+    let bed = bed(Kind::Folder);
+    bed.learn_all();
+    let (a, b) = bed.pair();
+    let (here, there) = (&bed[0].host, &bed[1]);
+    let listener = b.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:4000")?)).unwrap();
+    listener.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut buffer = [0; 4000];
+    for _ in 0..2 {
+        there.host.namespace().ip("link delete overlay0").unwrap();
+        wait_for("overlay0 to be back, and fragments to be relayed", || {
+            send_wrapped(here.namespace(), there.host.address(), packet(a.address(), b.address(), LARGE));
+            listener.recv_from(&mut buffer).is_ok()
+        });
+        // The stack's tier both ways, from hosts, which have no endpoints.
+        for (member, to) in [(&bed[0], b), (&bed[1], a)] {
+            member.host.exec(&format!("ping -n -c 2 -i 0.1 -W 5 {}", to.address())).unwrap();
+        }
+    }
+}
+
+/// A container that is an end of a tunnel of its own: its frames are marked as encapsulated before we see them.
+#[test]
+fn a_tunnel_between_containers_goes_through_ours() {
+    let bed = bed(Kind::Folder);
+    bed.learn_all();
+    let (a, b) = bed.pair();
+    for (container, peer, inner) in [(a, b, "192.0.2.1/24"), (b, a, "192.0.2.2/24")] {
+        let namespace = container.namespace();
+        let (local, remote) = (container.address(), peer.address());
+        let link =
+            format!("link add vx0 mtu 1422 type vxlan id 7 dstport 4789 local {local} remote {remote}");
+        for command in [link.as_str(), &format!("address add {inner} dev vx0"), "link set vx0 up"] {
+            namespace.ip(command).unwrap();
+        }
+    }
+    a.exec("ping -n -c 3 -i 0.1 -W 5 192.0.2.2").unwrap();
+    let server = b.namespace().enter(|| Ok(std::net::TcpListener::bind("192.0.2.2:0")?)).unwrap();
+    let to = server.local_addr().unwrap();
+    let sender = a.namespace().thread(move || {
+        let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(10))?;
+        Ok(std::io::Write::write_all(&mut stream, &vec![0x5a; 2 << 20])?)
+    });
+    let (mut stream, _) = server.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut received = Vec::new();
+    std::io::Read::read_to_end(&mut stream, &mut received).unwrap();
+    sender.join().unwrap().unwrap();
+    assert!(received.len() == 2 << 20 && received.iter().all(|byte| *byte == 0x5a));
 }
