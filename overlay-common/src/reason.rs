@@ -120,7 +120,8 @@ reasons! {
     Failed = 27, "helper-failed", Drop;
     /// A VNI that is not ours arrived at overlay0 (kernels without vnifilter).
     ForeignVni = 28, "foreign-vni", Drop;
-    /// A container sent a tunnel packet of its own making, to a peer or in a peer's name.
+    /// A container sent a tunnel packet of its own making, to a peer or in a peer's name; or this host's own was routed into
+    /// its tunnel.
     ForgedTunnel = 29, "forged-tunnel", Drop;
     /// The table of noted flows is full: a connection through the stack may break.
     FlowsFull = 30, "flow-table-full", Event;

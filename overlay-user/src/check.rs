@@ -1,4 +1,5 @@
 //! `overlay check`: what of this host's kernel, rights, settings and firewall suits the overlay, and what to do.
+mod datagrams;
 pub mod features;
 mod firewall;
 mod kernel;
@@ -91,6 +92,10 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     }
     if let Some(underlay) = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref()) {
         findings.push(xdp(netlink, underlay, &XdpLink::new(&spec.pins)).await?);
+    }
+    if spec.mode.encapsulation() == ENCAPSULATION_UDP {
+        let underlay = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref());
+        findings.extend(datagrams::findings(underlay, &read_sysctl).await);
     }
     let sockets = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
     findings.push(port(spec, &links, &sockets));
