@@ -87,10 +87,8 @@ pub(crate) fn header(frame: &impl Frame, offset: usize) -> Result<Ipv4, BadIpv4>
     if (length as usize) < IPV4 || u32::from(length) > available {
         return Err(BadIpv4::Malformed);
     }
-    if frame.gso_size() == 0 {
-        if checksum::finish(checksum::sum_words(&header, 0, IPV4)) != 0 {
-            return Err(BadIpv4::Malformed);
-        }
+    if frame.gso_size() == 0 && checksum::finish(checksum::sum_words(&header, 0, IPV4)) != 0 {
+        return Err(BadIpv4::Malformed);
     }
     // Left to the receiver they would be delivered, and a frame within the MTU by its header would leave beyond it. In a frame
     // of datagrams that GRO has merged they are the other datagrams.

@@ -67,6 +67,29 @@ fn every_size_arrives_or_is_told_the_mtu_of_its_path_and_none_is_lost_that_flann
     }
 }
 
+/// Without flannel's word on it: its relay cuts off what it cannot take, its host-gw reaches nobody behind a router.
+#[test]
+fn every_size_arrives_or_is_told_in_the_other_modes_too() {
+    for backend in [Backend::Udp, Backend::HostGw] {
+        println!("{}", backend.name());
+        let bed = Bed::new(Carrier::Ours(&[]), backend, false);
+        let before = bed.dropped();
+        let mut answered = 0;
+        for route in [Route::Silent, Route::Locked] {
+            bed.set_routes(route);
+            for index in [1, 2] {
+                let fits = if route == Route::Locked { bed.inner(index) } else { UNDERLAY - bed.overhead };
+                for df in [true, false] {
+                    let found = fates(&bed, index, df);
+                    assert_eq!(found, expected(&bed, index, df, fits), "{route:?}, host {index}, df {df}");
+                    answered += told(&found);
+                }
+            }
+        }
+        assert_eq!((bed.counted(Hook::Encap, Reason::TooBig), bed.dropped() - before), (answered, answered));
+    }
+}
+
 #[test]
 fn icmp_that_is_lost_makes_no_black_hole_unless_outer_packets_have_df() {
     for (carrier, vanishes) in
@@ -89,15 +112,24 @@ fn icmp_that_is_lost_makes_no_black_hole_unless_outer_packets_have_df() {
 
 #[test]
 fn under_outer_df_the_host_learns_what_routers_say_and_tells_its_containers() {
-    let bed = Bed::new(Carrier::Ours(&["--outer-df"]), Backend::Vxlan, false);
+    for (backend, port) in [(Backend::Vxlan, 8472), (Backend::Udp, 8285), (Backend::HostGw, 8285)] {
+        println!("{}", backend.name());
+        learn(backend, port);
+    }
+}
+
+fn learn(backend: Backend, port: u16) {
+    let bed = Bed::new(Carrier::Ours(&["--outer-df"]), backend, false);
     let from = &bed.wide[0];
-    let capture = bed.sender().capture("eth0", "udp port 8472 and src 10.99.0.1").unwrap();
+    // Later fragments have no port.
+    let filter = format!("src 10.99.0.1 and (udp port {port} or ip[6:2] & 0x1fff != 0)");
+    let capture = bed.sender().capture("eth0", &filter).unwrap();
     for index in [1, 2] {
         let (to, fits) = (bed.wide[index].address(), bed.inner(index));
         for df in [true, false] {
             assert_eq!(probe(from, to, fits, df), Fate::Arrived);
         }
-        // The router's answer goes to the host, whose kernel takes it as one about its Backend::Vxlan socket's packets.
+        // The router's answer goes to the host, whose kernel takes it as one about the packets of the tunnel's socket.
         assert_eq!(probe(from, to, fits + 1, true), Fate::Lost);
         assert_eq!(probe(from, to, fits + 1, true), Fate::Told(fits));
         assert_eq!(fates(&bed, index, true), expected(&bed, index, true, fits));
