@@ -61,6 +61,8 @@ pub enum Command {
     DockerOpts(DockerOpts),
     /// Removes every trace of a network from this host, once its agent has ended. Its traffic ends; subnet.env stays
     Down(Down),
+    /// Moves this host from flannel to the overlay in place, or back: same subnet, VtepMAC and public IP, under traffic
+    AdoptFlannel(Box<AdoptFlannel>),
 }
 
 /// Which network on this host.
@@ -214,6 +216,35 @@ pub struct Down {
     /// Name of the kernel's tunnel device
     #[arg(long, default_value = "overlay0")]
     pub device: String,
+}
+
+const AFTER_ADOPT_FLANNEL: &str = "\
+End flanneld first: it would put back what is removed. Traffic goes on without it. The other options are those that the
+agent is to be started with afterwards; without --ip-masq it is taken over from flannel.
+
+Examples:
+  overlay adopt-flannel --etcd-endpoints http://10.0.0.5:2379 --iface eth0 --dry-run
+  overlay adopt-flannel --etcd-endpoints http://10.0.0.5:2379 --iface eth0
+  overlay adopt-flannel --etcd-endpoints http://10.0.0.5:2379 --iface eth0 --back     then start flanneld again
+
+Exit codes: 0 done, or done before; 1 failed, and flannel is as it was; 2 wrong usage.";
+
+/// `overlay adopt-flannel`
+#[derive(Debug, Args)]
+#[command(
+    after_help = AFTER_ADOPT_FLANNEL,
+    mut_arg("dry_run", |arg| arg.help("Prints the plan and changes nothing, neither here nor in the store"))
+)]
+pub struct AdoptFlannel {
+    /// What the agent will run with.
+    #[command(flatten)]
+    pub agent: Agent,
+    /// Returns the host to flannel, as it was noted when it was moved; end the agent first
+    #[arg(long)]
+    pub back: bool,
+    /// JSON instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which interface reaches the other hosts.

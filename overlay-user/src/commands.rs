@@ -1,4 +1,5 @@
 //! The commands of the `overlay` binary, one file each; the only code that names both the traits and their details.
+mod adopt;
 mod agent;
 mod check;
 mod config;
@@ -46,6 +47,7 @@ pub async fn run(cli: Cli) -> Result<Ended> {
         Command::Check(options) => return check::check(&options).await,
         Command::DockerOpts(options) => docker_opts::docker_opts(&options).await?,
         Command::Down(options) => down::down(&options).await?,
+        Command::AdoptFlannel(options) => adopt::adopt(&options).await?,
     }
     Ok(Ended::Done)
 }

@@ -11,6 +11,7 @@ pub mod decided;
 pub mod device;
 pub mod docker_opts;
 pub mod endpoints;
+pub mod flannel;
 pub mod guard;
 pub mod health;
 pub mod history;

@@ -1,6 +1,8 @@
 //! Links, addresses, routes and neighbours of the current network namespace, in domain words. The only place that
 //! knows rtnetlink.
 mod change;
+mod classic;
+pub mod conntrack;
 mod decode;
 mod dump;
 pub mod generic;
@@ -23,6 +25,7 @@ use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
 pub use change::{LinkChange, NewTunnel};
+pub use classic::{ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour};
 pub use monitor::{Event, Monitor};
 pub use nftables::Nftables;
 

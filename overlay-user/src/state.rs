@@ -299,6 +299,11 @@ impl Paths {
         self.state.join("origin")
     }
 
+    /// Where [`crate::flannel::record`] is noted.
+    pub fn flannel_path(&self) -> PathBuf {
+        self.state.join("flannel.json")
+    }
+
     fn write(&self, record: &Record) -> Result<(), StateError> {
         let path = self.record_path();
         let text =

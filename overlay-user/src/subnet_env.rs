@@ -71,7 +71,7 @@ pub fn read(path: &Path) -> Earlier {
     fs::read_to_string(path).map(|text| parse(&text)).unwrap_or_default()
 }
 
-fn parse(text: &str) -> Earlier {
+pub(crate) fn parse(text: &str) -> Earlier {
     let value = |name: &str| -> Option<Ipv4Net> {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='))?;
         let net: Ipv4Net = line.trim_matches('"').parse().ok()?;

@@ -7,6 +7,7 @@ mod flannel {
     #[allow(dead_code, reason = "each test binary uses its own part")]
     mod cluster;
 
+    mod adopt;
     mod bed;
     mod defects;
     mod files;
@@ -15,6 +16,7 @@ mod flannel {
     mod modes;
     mod packets;
     mod relay;
+    mod rules;
     mod standin;
     mod store;
     mod udp;

@@ -33,6 +33,13 @@ fn check(cli: &Cli) -> Result<(), String> {
                 .to_owned());
         }
         super::Command::Agent(agent) => Some(&agent.store),
+        super::Command::AdoptFlannel(adopt) if adopt.agent.kube_subnet_mgr => {
+            return Err(
+                "--kube-subnet-mgr is not supported yet: only hosts that keep leases in etcd can be moved"
+                    .to_owned(),
+            );
+        }
+        super::Command::AdoptFlannel(adopt) => Some(&adopt.agent.store),
         super::Command::Config(Config::Show { store, .. } | Config::Set { store, .. }) => Some(store),
         _ => None,
     };

@@ -9,7 +9,7 @@ use crate::{
     device,
     netlink::Netlink,
     rules,
-    state::Record,
+    state::{Lock, Paths, Record},
 };
 
 pub(super) async fn down(options: &Down) -> Result<()> {
@@ -26,6 +26,23 @@ pub(super) async fn down(options: &Down) -> Result<()> {
             record.netns
         );
     }
+    let failures = take_away(&paths, &options.device, lock).await;
+    if !failures.is_empty() {
+        bail!("network {} is not wholly gone: {}", paths.network, failures.join("; "));
+    }
+    if options.show.json {
+        println!("{}", json!({ "removed": paths.network }));
+    } else {
+        println!(
+            "network {} is gone from this host: programs, maps, {}, routes, rules. Its lease stays in the store until it ends",
+            paths.network, options.device
+        );
+    }
+    Ok(())
+}
+
+/// Removes the network from this host; returns what stayed, and why.
+pub(super) async fn take_away(paths: &Paths, device: &str, lock: Lock) -> Vec<String> {
     // What can go goes, whatever else fails.
     let mut failures = Vec::new();
     // XDP first: what it has unwrapped needs TC's program behind it.
@@ -33,7 +50,7 @@ pub(super) async fn down(options: &Down) -> Result<()> {
         failures.push(error.to_string());
     }
     // The device before the programs that check what it takes in.
-    if let Err(error) = remove_device(&options.device).await {
+    if let Err(error) = remove_device(device).await {
         failures.push(format!("{error:#}"));
     }
     // Before the pins go, which would only end the links among them.
@@ -52,18 +69,7 @@ pub(super) async fn down(options: &Down) -> Result<()> {
     if let Err(error) = paths.remove(lock) {
         failures.push(error.to_string());
     }
-    if !failures.is_empty() {
-        bail!("network {} is not wholly gone: {}", paths.network, failures.join("; "));
-    }
-    if options.show.json {
-        println!("{}", json!({ "removed": paths.network }));
-    } else {
-        println!(
-            "network {} is gone from this host: programs, maps, {}, routes, rules. Its lease stays in the store until it ends",
-            paths.network, options.device
-        );
-    }
-    Ok(())
+    failures
 }
 
 async fn remove_device(name: &str) -> Result<()> {

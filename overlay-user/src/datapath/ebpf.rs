@@ -75,7 +75,12 @@ impl EbpfDatapath {
     ///
     /// # Errors
     /// The verifier's log if the kernel refuses a program; a pin that cannot be read or made.
-    pub fn load(mut options: Options) -> Result<Self, DatapathError> {
+    pub fn load(options: Options) -> Result<Self, DatapathError> {
+        Self::load_knowing(options, &[])
+    }
+
+    /// The same with peers that are known from the first packet on: the programs drop what comes from others.
+    pub fn load_knowing(mut options: Options, peers: &[(Ipv4Net, Peer)]) -> Result<Self, DatapathError> {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
@@ -113,6 +118,9 @@ impl EbpfDatapath {
             slots,
             device,
         };
+        for (subnet, peer) in peers {
+            datapath.put_peer(*subnet, peer)?;
+        }
         datapath.adopt()?;
         for older in &datapath.options.older {
             layouts::merge_notes(older, &mut datapath.tables);

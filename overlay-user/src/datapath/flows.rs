@@ -1,10 +1,10 @@
 //! When a noted connection may be forgotten: not before the stack's connection tracking has forgotten it.
-use std::{fs, time::Duration};
+use std::{fs, net::Ipv4Addr, time::Duration};
 
 use aya::maps::{HashMap, MapData};
 use log::debug;
 use nix::time::{ClockId, clock_gettime};
-use overlay_common::{FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey};
+use overlay_common::{Addr4, FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey};
 
 use super::DatapathError;
 
@@ -127,6 +127,24 @@ impl Lifetimes {
         }
         Ok(gone)
     }
+}
+
+/// Notes a connection as the stack's, as the programs do when the stack hands over its first packet: for one that the stack
+/// carried before there were programs.
+pub fn note(
+    flows: &mut HashMap<MapData, FlowKey, Flow>,
+    from: (Ipv4Addr, u16),
+    to: (Ipv4Addr, u16),
+    protocol: u8,
+    answered: bool,
+) -> Result<(), DatapathError> {
+    let end = |(address, port): (Ipv4Addr, u16)| (Addr4::new(address.octets()), port.to_be_bytes());
+    let (source, destination) = (end(from), end(to));
+    let key = FlowKey::new(source.0, destination.0, [source.1, destination.1], protocol);
+    let first = if key.addresses[0] == source.0.octets { FLOW_FORWARD } else { FLOW_BACKWARD };
+    let state = if answered { FLOW_FORWARD | FLOW_BACKWARD } else { first };
+    let flow = Flow { seen_ns: now()?.as_nanos() as u64, state, reserved: 0 };
+    flows.insert(key, flow, 0).map_err(|error| DatapathError::failed("note a connection", &error))
 }
 
 /// As the programs stamp their notes.

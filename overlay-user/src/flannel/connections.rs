@@ -1,0 +1,85 @@
+//! Connections that live through a move, and the host's connection tracking.
+//!
+//! Those that this host translates are noted as the stack's before the fast path begins, or it would take over one direction of
+//! them and hand it on untranslated; afterwards the programs at overlay0 and at the containers' veths note such ones
+//! themselves. On the way back, connection tracking forgets what it has last seen before the fast path took over: a TCP
+//! connection has gone on since, its packets would count as INVALID, and many hosts drop those. It takes up what it does
+//! not know in the middle (`nf_conntrack_tcp_loose`, which is on unless switched off).
+use ipnet::Ipv4Net;
+
+use crate::{
+    datapath::{DatapathError, flows, tables::Tables},
+    netlink::{
+        NetlinkError,
+        conntrack::{self, Tracked, Tuple},
+    },
+};
+
+/// Notes those of them that are of the overlay on either side of the translation. Returns how many notes were made.
+///
+/// # Errors
+/// When the table of connections is full, or cannot be written.
+pub fn note(tables: &mut Tables, tracked: &[Tracked], network: Ipv4Net) -> Result<usize, DatapathError> {
+    let mut noted = 0;
+    for (tuple, answered) in of_overlay(tracked, network) {
+        let Tuple { source, destination, ports, protocol } = tuple;
+        flows::note(&mut tables.flows, (source, ports.0), (destination, ports.1), protocol, answered)?;
+        noted += 1;
+    }
+    Ok(noted)
+}
+
+/// Has connection tracking forget those within the overlay that it does not translate.
+///
+/// # Errors
+/// When it does not.
+pub fn forget_plain(tracked: &[Tracked], network: Ipv4Net) -> Result<(), NetlinkError> {
+    tracked.iter().filter(|it| is_plain(it, network)).try_for_each(|it| conntrack::forget(&it.original))
+}
+
+fn is_plain(connection: &Tracked, network: Ipv4Net) -> bool {
+    const TCP: u8 = 6;
+    let Tuple { source, destination, protocol, .. } = &connection.original;
+    // Of other protocols nothing is ever out of turn.
+    *protocol == TCP
+        && !connection.is_translated()
+        && network.contains(source)
+        && network.contains(destination)
+}
+
+/// A connection has two forms, one on each side of the translation. What a container or a peer sees has both ends in the
+/// overlay; a key is the same for both directions.
+fn of_overlay(tracked: &[Tracked], network: Ipv4Net) -> impl Iterator<Item = (Tuple, bool)> {
+    let translated = tracked.iter().filter(|connection| connection.is_translated());
+    let forms = translated.flat_map(|it| [(it.original, it.answered), (it.reply, it.answered)]);
+    forms.filter(move |(form, _)| network.contains(&form.source) && network.contains(&form.destination))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuple(source: [u8; 4], destination: [u8; 4]) -> Tuple {
+        Tuple { source: source.into(), destination: destination.into(), ports: (1, 2), protocol: 6 }
+    }
+
+    #[test]
+    fn the_form_that_the_overlay_sees_is_noted_and_plain_connections_are_not() {
+        let network = "10.244.0.0/16".parse().unwrap();
+        let (a, service, b) = ([10, 244, 1, 2], [10, 96, 0, 1], [10, 244, 2, 2]);
+        let own = [10, 244, 1, 1];
+        let turned = |of: Tuple| Tuple { ports: (of.ports.1, of.ports.0), ..of };
+        let connection = |original, reply| Tracked { original, reply: turned(reply), answered: true };
+        // A container here and a service whose backend is elsewhere.
+        let asked = connection(tuple(a, service), tuple(b, a));
+        // A container elsewhere and a port that is published here.
+        let published = connection(tuple(b, own), tuple(a, b));
+        let plain = connection(tuple(a, b), tuple(b, a));
+        let noted: Vec<_> = of_overlay(&[asked, published, plain], network).map(|(form, _)| form).collect();
+        assert_eq!(noted, [asked.reply, published.original, published.reply]);
+        let plains = [asked, published, plain].map(|connection| is_plain(&connection, network));
+        assert_eq!(plains, [false, false, true]);
+        let outside = connection(tuple(a, [192, 0, 2, 1]), tuple([192, 0, 2, 1], a));
+        assert!(!is_plain(&outside, network));
+    }
+}

@@ -1,0 +1,336 @@
+//! What flannel left here, held against the leases: taken over is only what is of one piece. Pure: no kernel, no store.
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::{Flannel, rules::Rules};
+use crate::{
+    iface::Underlay,
+    lease::{Backend, Lease},
+    mac::Mac,
+    netlink::{ClassicTunnel, Forwarding, GatewayRoute, Netlink, NetlinkError, StaticNeighbour},
+    subnet_env,
+};
+
+/// All that was looked at on the host.
+#[derive(Clone, Debug, Default)]
+pub struct Sight {
+    /// VXLAN devices with a VNI of their own, by interface index.
+    pub tunnels: Vec<(u32, ClassicTunnel)>,
+    /// Addresses of each: interface index and address.
+    pub addresses: Vec<(u32, Ipv4Net)>,
+    /// Static neighbours of flannel's device.
+    pub neighbours: Vec<StaticNeighbour>,
+    /// Forwarding entries of flannel's device.
+    pub forwarding: Vec<Forwarding>,
+    /// Routes with a gateway.
+    pub routes: Vec<GatewayRoute>,
+    /// flannel's rules.
+    pub rules: Rules,
+    /// The text of subnet.env.
+    pub subnet_env: Option<String>,
+}
+
+/// What flannel's entries must fit.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// The whole overlay.
+    pub network: Ipv4Net,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// The interface that reaches the peers.
+    pub underlay: Underlay,
+    /// This host's identity in the store.
+    pub public_ip: Ipv4Addr,
+    /// All leases, with their keys.
+    pub leases: Vec<(String, Lease)>,
+}
+
+/// What is to be taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovered {
+    /// As it is here.
+    pub flannel: Flannel,
+    /// Interface index of flannel's device.
+    pub link: u32,
+    /// This host's lease.
+    pub lease: Lease,
+    /// Its VtepMAC.
+    pub mac: Mac,
+    /// What is not as the leases say, and is put right by the move: in words.
+    pub notes: Vec<String>,
+}
+
+/// Why nothing can be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    /// There is no such device.
+    #[error(
+        "no flannel here: there is no vxlan device {name} (vni {vni}, port {port}, as the network's config says){others}"
+    )]
+    NoDevice {
+        /// What it would be called.
+        name: String,
+        /// Its VNI.
+        vni: u32,
+        /// Its port.
+        port: u16,
+        /// What there is instead, in words.
+        others: String,
+    },
+    /// Some of it contradicts the rest.
+    #[error("flannel's parts do not fit together: {}", .0.join("; "))]
+    Inconsistent(Vec<String>),
+}
+
+/// Name of flannel's device.
+pub fn device_name(vni: u32) -> String {
+    format!("flannel.{vni}")
+}
+
+impl Sight {
+    /// Looks at the host. `name` is the device's.
+    pub async fn look(
+        netlink: &Netlink,
+        name: &str,
+        rules: Rules,
+        subnet_env: Option<String>,
+    ) -> Result<Self, NetlinkError> {
+        let tunnels = netlink.classic_tunnels().await?;
+        let link = tunnels.iter().find(|(_, tunnel)| tunnel.name == name).map(|(link, _)| *link);
+        let addresses = netlink.addresses().await?.into_iter();
+        let net = |address: Ipv4Addr, length| Ipv4Net::new(address, length).ok();
+        let mut sight = Self {
+            addresses: addresses
+                .filter_map(|address| Some((address.link, net(address.address, address.prefix_len)?)))
+                .collect(),
+            routes: netlink.gateway_routes().await?,
+            tunnels,
+            rules,
+            subnet_env,
+            ..Self::default()
+        };
+        if let Some(link) = link {
+            sight.neighbours = netlink.static_neighbours(link).await?;
+            sight.forwarding = netlink.forwarding(link).await?;
+        }
+        Ok(sight)
+    }
+}
+
+/// Puts together what is to be taken over.
+///
+/// # Errors
+/// No flannel, or all that does not fit together, each with what to do.
+pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, DiscoverError> {
+    let name = device_name(expected.vni);
+    let found = sight.tunnels.iter().find(|(_, tunnel)| tunnel.name == name);
+    let Some((link, device)) = found.cloned() else {
+        return Err(no_device(&sight, expected, name));
+    };
+    let mut problems = Vec::new();
+    check_device(&sight, expected, &device, &mut problems);
+    let own = expected.leases.iter().filter(|(_, lease)| lease.public_ip == expected.public_ip);
+    let own: Vec<_> = own.collect();
+    let lease = match own[..] {
+        [(key, lease)] => check_lease(key, lease, &device, &mut problems),
+        [] => {
+            problems.push(format!(
+                "no lease carries {}, this host's public IP: if flannel used another one, give it by --public-ip; if the lease \
+                 has ended, start flanneld once more, which takes it anew, and end it again",
+                expected.public_ip
+            ));
+            None
+        }
+        [(first, _), (second, _), ..] => {
+            problems.push(format!(
+                "{} has two leases, {first} and {second}: delete the wrong one",
+                expected.public_ip
+            ));
+            None
+        }
+    };
+    let Some((lease, mac)) = lease else { return Err(DiscoverError::Inconsistent(problems)) };
+    let addresses: Vec<_> =
+        sight.addresses.iter().filter(|(index, _)| *index == link).map(|(_, net)| *net).collect();
+    if !addresses.iter().any(|net| net.addr() == lease.subnet.network()) {
+        let has = match addresses[..] {
+            [] => "no address".to_owned(),
+            _ => addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        };
+        problems.push(format!("{name} has {has}, but the lease is for {}", lease.subnet));
+    }
+    check_subnet_env(sight.subnet_env.as_deref(), expected, &lease, &mut problems);
+    let peers: Vec<&Lease> =
+        expected.leases.iter().map(|(_, lease)| lease).filter(|it| it.subnet != lease.subnet).collect();
+    let routes = check_routes(&sight.routes, expected, &device, &peers, &mut problems);
+    if !problems.is_empty() {
+        return Err(DiscoverError::Inconsistent(problems));
+    }
+    let notes = differences(&sight, &routes, &device, &peers);
+    let Sight { neighbours, forwarding, rules, subnet_env, .. } = sight;
+    let flannel = Flannel { device, addresses, neighbours, forwarding, routes, rules, subnet_env };
+    Ok(Discovered { flannel, link, lease, mac, notes })
+}
+
+fn no_device(sight: &Sight, expected: &Expected, name: String) -> DiscoverError {
+    let flannels = sight.tunnels.iter().map(|(_, tunnel)| tunnel);
+    let flannels: Vec<String> = flannels
+        .filter(|tunnel| tunnel.name.starts_with("flannel.") || tunnel.port == expected.port)
+        .map(|tunnel| format!("{} (vni {}, port {})", tunnel.name, tunnel.vni, tunnel.port))
+        .collect();
+    let others = match flannels[..] {
+        [] => ". `overlay agent` joins the network without more ado".to_owned(),
+        _ => format!(", but {}: the config in the store is another network's", flannels.join(", ")),
+    };
+    DiscoverError::NoDevice { name, vni: expected.vni, port: expected.port, others }
+}
+
+fn check_device(sight: &Sight, expected: &Expected, device: &ClassicTunnel, problems: &mut Vec<String>) {
+    let Expected { vni, port, underlay, .. } = expected;
+    if (device.vni, device.port) != (*vni, *port) {
+        problems.push(format!(
+            "{} has vni {} and port {}, the network's config vni {vni} and port {port}: flanneld was started before the \
+             config was altered",
+            device.name, device.vni, device.port
+        ));
+    }
+    if device.local.is_some_and(|local| local != underlay.address) {
+        let local = device.local.map(|local| local.to_string()).unwrap_or_default();
+        problems.push(format!(
+            "{} sends from {local}, and the underlay chosen here is {} with {}: choose flannel's by --iface {local}",
+            device.name, underlay.name, underlay.address
+        ));
+    }
+    for (_, other) in &sight.tunnels {
+        if other.port == *port && other.name != device.name {
+            problems.push(format!(
+                "{} (vni {}) has udp port {port} too, which would not be free for the overlay when {} is gone: move it to \
+                 another port, or delete it",
+                other.name, other.vni, device.name
+            ));
+        }
+    }
+    let v6 = format!("flannel-v6.{vni}");
+    if sight.tunnels.iter().any(|(_, tunnel)| tunnel.name == v6) {
+        problems.push(format!("flannel carries IPv6 here as well ({v6}), which the overlay does not yet"));
+    }
+}
+
+fn check_lease(
+    key: &str,
+    lease: &Lease,
+    device: &ClassicTunnel,
+    problems: &mut Vec<String>,
+) -> Option<(Lease, Mac)> {
+    if key != lease.key() {
+        problems.push(format!("lease {key} is for IPv6 as well, which the overlay does not carry yet"));
+    }
+    let Backend::Vxlan { vtep_mac, .. } = lease.backend else {
+        problems.push(format!(
+            "lease {key} is not of flannel's vxlan backend: start flanneld once more, and end it"
+        ));
+        return None;
+    };
+    if vtep_mac != device.mac {
+        problems.push(format!(
+            "{} has MAC address {}, and lease {key} tells the other hosts {vtep_mac}, which nobody answers to: start \
+             flanneld once more, which writes the device's address into the lease, and end it again",
+            device.name, device.mac
+        ));
+    }
+    Some((lease.clone(), vtep_mac))
+}
+
+fn check_subnet_env(text: Option<&str>, expected: &Expected, lease: &Lease, problems: &mut Vec<String>) {
+    // The agent writes it, should it be missing.
+    let told = text.map(subnet_env::parse).unwrap_or_default();
+    if told.subnet.is_some_and(|subnet| subnet != lease.subnet) {
+        let subnet = told.subnet.unwrap_or_default();
+        problems.push(format!(
+            "subnet.env says {subnet}, the lease is for {}: containers may have addresses of either; move those that are not \
+             of {}, start flanneld once more, and end it",
+            lease.subnet, lease.subnet
+        ));
+    }
+    if told.network.is_some_and(|network| network != expected.network) {
+        let network = told.network.unwrap_or_default();
+        problems.push(format!("subnet.env says Network {network}, the config {}", expected.network));
+    }
+}
+
+/// The routes that are flannel's. One to a peer's subnet that leads elsewhere would be followed before ours.
+fn check_routes(
+    routes: &[GatewayRoute],
+    expected: &Expected,
+    device: &ClassicTunnel,
+    peers: &[&Lease],
+    problems: &mut Vec<String>,
+) -> Vec<GatewayRoute> {
+    let mut flannels = Vec::new();
+    for route in routes {
+        let peer = peers.iter().find(|lease| lease.subnet.contains(&route.destination));
+        let direct = peer.is_some_and(|lease| {
+            (lease.subnet, lease.public_ip) == (route.destination, route.gateway)
+                && route.interface == expected.underlay.name
+        });
+        if route.interface == device.name || direct {
+            flannels.push(route.clone());
+        } else if let Some(lease) = peer {
+            problems.push(format!(
+                "{} is routed via {} dev {}, and its lease is of {}: `ip route delete {} via {}`",
+                route.destination,
+                route.gateway,
+                route.interface,
+                lease.public_ip,
+                route.destination,
+                route.gateway
+            ));
+        }
+    }
+    flannels
+}
+
+/// What flannel's tables say of the peers and the leases do not, and the other way round.
+fn differences(
+    sight: &Sight,
+    routes: &[GatewayRoute],
+    device: &ClassicTunnel,
+    peers: &[&Lease],
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    for lease in peers {
+        let Backend::Vxlan { vtep_mac: mac, .. } = lease.backend else {
+            notes.push(format!("{} is leased by {} for another backend", lease.subnet, lease.public_ip));
+            continue;
+        };
+        let route = routes.iter().find(|route| route.destination == lease.subnet);
+        let known = match route {
+            Some(route) if route.interface == device.name => {
+                let next_hop = StaticNeighbour { address: route.gateway, mac };
+                let entry = Forwarding { mac, to: lease.public_ip };
+                sight.neighbours.contains(&next_hop) && sight.forwarding.contains(&entry)
+            }
+            Some(_) => true,
+            None => false,
+        };
+        if !known {
+            notes.push(format!(
+                "{} of {} ({mac}) is not in flannel's tables, or otherwise: it is reached after the move",
+                lease.subnet, lease.public_ip
+            ));
+        }
+    }
+    for route in routes {
+        if !peers.iter().any(|lease| lease.subnet == route.destination) {
+            notes.push(format!("{} is in flannel's routes and leased by nobody: it goes", route.destination));
+        }
+    }
+    notes
+}
+
+#[cfg(test)]
+#[path = "discover_tests.rs"]
+mod tests;

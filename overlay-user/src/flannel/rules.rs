@@ -1,0 +1,366 @@
+//! flannel's rules in the packet filter: its chains of iptables, in whichever variant, and its tables of nftables
+//! (flannel's pkg/trafficmngr).
+//!
+//! iptables' rules are found in the text of `iptables-save`, and taken away and put back by `iptables-restore`, as in
+//! [`crate::rules::forward`]; a table of nftables is kept as the text that `nft` lists, which `nft -f` reads again.
+use std::{collections::BTreeMap, fmt::Write as _, io::ErrorKind, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
+
+/// All of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// Those of iptables.
+    pub iptables: Vec<Iptables>,
+    /// Those of nftables.
+    pub nftables: Vec<Nftables>,
+}
+
+/// The chains in one variant of iptables: a host may have both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Iptables {
+    /// `iptables-nft`, `iptables-legacy`, or plain `iptables`: what `-save` and `-restore` are appended to.
+    pub variant: String,
+    /// The tables that have any.
+    pub tables: Vec<Table>,
+}
+
+/// The chains in one table of iptables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// `nat`, `filter`.
+    pub name: String,
+    /// Names of the chains.
+    pub chains: Vec<String>,
+    /// Their rules, as `iptables-save` prints them, without `-A`.
+    pub rules: Vec<String>,
+    /// The rules elsewhere that lead to them.
+    pub jumps: Vec<Jump>,
+}
+
+/// A rule in a chain that is not flannel's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jump {
+    /// The chain.
+    pub chain: String,
+    /// The how-manieth it is in there, from 1.
+    pub position: usize,
+    /// The rule, without `-A` and the chain.
+    pub rule: String,
+}
+
+/// One table of nftables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nftables {
+    /// `ip` or `ip6`.
+    pub family: String,
+    /// Its name.
+    pub name: String,
+    /// What `nft list table` prints, which `nft -f` reads.
+    pub text: String,
+}
+
+/// How flannel's chains begin; nobody else's do.
+const CHAIN: &str = "FLANNEL-";
+/// In front of what flannel's rules are for, in their comments.
+const COMMENT: &str = "--comment \"flanneld ";
+/// flannel's tables of nftables.
+const TABLES: [(&str, &str); 2] = [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")];
+/// Whatever plain `iptables` is, it is one of these.
+const VARIANTS: [&str; 2] = ["iptables-nft", "iptables-legacy"];
+/// How long `nft` or `iptables` may take: each waits for others of its kind.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Rules {
+    /// Looks for them. Commands that are not installed have made no rules.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub async fn find() -> Result<Self> {
+        let mut rules = Self::default();
+        let mut known = false;
+        for variant in VARIANTS {
+            known |= rules.find_iptables(variant).await?;
+        }
+        if !known {
+            rules.find_iptables("iptables").await?;
+        }
+        for (family, name) in TABLES {
+            if let Some(text) = list(family, name).await? {
+                rules.nftables.push(Nftables { family: family.into(), name: name.into(), text });
+            }
+        }
+        Ok(rules)
+    }
+
+    /// Whether there is such a command.
+    async fn find_iptables(&mut self, variant: &str) -> Result<bool> {
+        let Some(saved) = save(variant).await? else { return Ok(false) };
+        let tables = read(&saved);
+        if !tables.is_empty() {
+            self.iptables.push(Iptables { variant: variant.into(), tables });
+        }
+        Ok(true)
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.iptables.is_empty() && self.nftables.is_empty()
+    }
+
+    /// They masquerade: flanneld ran with `--ip-masq`.
+    pub fn masquerade(&self) -> bool {
+        let by_iptables = self.iptables.iter().flat_map(|iptables| &iptables.tables);
+        by_iptables
+            .flat_map(|table| table.rules.iter().chain(table.jumps.iter().map(|jump| &jump.rule)))
+            .any(|rule| rule.contains("-j MASQUERADE"))
+            || self.nftables.iter().any(|table| table.text.contains("masquerade"))
+    }
+
+    /// What they are, for people: `iptables-nft nat FLANNEL-POSTRTG`.
+    pub fn names(&self) -> Vec<String> {
+        let chains = self.iptables.iter().flat_map(|iptables| {
+            iptables.tables.iter().flat_map(|table| {
+                table.chains.iter().map(|chain| format!("{} {} {chain}", iptables.variant, table.name))
+            })
+        });
+        let tables = self.nftables.iter().map(|table| format!("nftables {} {}", table.family, table.name));
+        chains.chain(tables).collect()
+    }
+
+    /// Takes them away. What is gone already is as good.
+    ///
+    /// # Errors
+    /// What is left, and why.
+    pub async fn remove(&self) -> Result<()> {
+        for Iptables { variant, tables } in &self.iptables {
+            let saved = save(variant).await?.with_context(|| format!("{variant}-save is gone"))?;
+            let present: Vec<Table> = read(&saved);
+            let present = present.into_iter().filter(|it| tables.iter().any(|table| table.name == it.name));
+            restore(variant, &removal(&present.collect::<Vec<_>>())).await?;
+        }
+        for Nftables { family, name, .. } in &self.nftables {
+            if list(family, name).await?.is_some() {
+                nft(&["delete", "table", family, name], "").await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts back what of them is not there.
+    ///
+    /// # Errors
+    /// What is missing, and why.
+    pub async fn put_back(&self) -> Result<()> {
+        for Iptables { variant, tables } in &self.iptables {
+            let saved = save(variant)
+                .await?
+                .with_context(|| format!("there is no {variant}-save any more: install iptables"))?;
+            restore(variant, &restoration(tables, &saved)).await?;
+        }
+        for Nftables { family, name, text } in &self.nftables {
+            if list(family, name).await?.is_none() {
+                nft(&["-f", "-"], text).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Table {
+    /// Whether all of `other` is in it.
+    fn holds(&self, other: &Self) -> bool {
+        let has =
+            |jump: &Jump| self.jumps.iter().any(|it| (&it.chain, &it.rule) == (&jump.chain, &jump.rule));
+        (&self.name, &self.chains, &self.rules) == (&other.name, &other.chains, &other.rules)
+            && other.jumps.iter().all(has)
+    }
+}
+
+/// What of flannel's is in the text of `iptables-save`.
+fn read(saved: &str) -> Vec<Table> {
+    let mut tables = Vec::new();
+    let mut table = Table::default();
+    let mut lengths = BTreeMap::<String, usize>::new();
+    for line in saved.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = Table { name: name.to_owned(), ..Table::default() };
+            lengths.clear();
+        } else if let Some(chain) = line.strip_prefix(':').filter(|chain| chain.starts_with(CHAIN)) {
+            table.chains.extend(chain.split(' ').next().map(str::to_owned));
+        } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
+            let length = lengths.entry(chain.to_owned()).or_default();
+            *length += 1;
+            if chain.starts_with(CHAIN) {
+                table.rules.push(format!("{chain} {rule}"));
+            } else if rule.contains(&format!("-j {CHAIN}")) || rule.contains(COMMENT) {
+                let (chain, rule) = (chain.to_owned(), rule.to_owned());
+                table.jumps.push(Jump { chain, position: *length, rule });
+            }
+        } else if line == "COMMIT" {
+            let found = std::mem::take(&mut table);
+            if !found.chains.is_empty() || !found.jumps.is_empty() {
+                tables.push(found);
+            }
+        }
+    }
+    tables
+}
+
+/// For `iptables-restore --noflush`, which takes each table whole or not at all.
+fn removal(tables: &[Table]) -> String {
+    let mut script = String::new();
+    for Table { name, chains, jumps, .. } in tables {
+        // Writing to a string does not fail.
+        let _ = writeln!(script, "*{name}");
+        for Jump { chain, rule, .. } in jumps {
+            let _ = writeln!(script, "-D {chain} {rule}");
+        }
+        for (command, chain) in ["-F", "-X"].iter().flat_map(|it| chains.iter().map(move |chain| (it, chain)))
+        {
+            let _ = writeln!(script, "{command} {chain}");
+        }
+        script += "COMMIT\n";
+    }
+    script
+}
+
+/// The same the other way. `saved` is what there is now: chains of flannel's are filled anew, a jump that is there stays
+/// where it is, one that is not comes to its old place, or to the end of what is shorter now.
+fn restoration(tables: &[Table], saved: &str) -> String {
+    let present = read(saved);
+    let mut script = String::new();
+    let is_whole = |table: &Table| present.iter().any(|now| now.holds(table));
+    for Table { name, chains, rules, jumps } in tables.iter().filter(|table| !is_whole(table)) {
+        let _ = writeln!(script, "*{name}");
+        for chain in chains {
+            let _ = writeln!(script, ":{chain} - [0:0]");
+        }
+        for rule in rules {
+            let _ = writeln!(script, "-A {rule}");
+        }
+        let mut lengths = lengths(saved, name);
+        for Jump { chain, position, rule } in jumps {
+            let same = |jump: &Jump| (&jump.chain, &jump.rule) == (chain, rule);
+            if present.iter().any(|table| table.name == *name && table.jumps.iter().any(same)) {
+                continue;
+            }
+            let length = lengths.entry(chain.clone()).or_default();
+            let _ = writeln!(script, "-I {chain} {} {rule}", (*position).min(*length + 1));
+            *length += 1;
+        }
+        script += "COMMIT\n";
+    }
+    script
+}
+
+/// How many rules each chain of a table has.
+fn lengths(saved: &str, table: &str) -> BTreeMap<String, usize> {
+    let mut lengths = BTreeMap::new();
+    let mut inside = false;
+    for line in saved.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            inside = name == table;
+        } else if let Some(rule) = line.strip_prefix("-A ").filter(|_| inside) {
+            let chain = rule.split(' ').next().unwrap_or_default();
+            *lengths.entry(chain.to_owned()).or_default() += 1;
+        }
+    }
+    lengths
+}
+
+/// All tables in use; naming one would bring it into being. Nothing if there is no such command.
+async fn save(variant: &str) -> Result<Option<String>> {
+    match run(&format!("{variant}-save"), &[], "").await {
+        Ok(text) => Ok(Some(text)),
+        Err(Failed::Missing) => Ok(None),
+        // The older variant, on a kernel without it.
+        Err(Failed::With(error)) if variant == "iptables-legacy" => {
+            log::debug!("{error:#}");
+            Ok(None)
+        }
+        Err(Failed::With(error)) => Err(error),
+    }
+}
+
+async fn restore(variant: &str, script: &str) -> Result<()> {
+    if script.is_empty() {
+        return Ok(());
+    }
+    let program = format!("{variant}-restore");
+    match run(&program, &["--noflush", "--wait", "5"], script).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.named(&program)),
+    }
+}
+
+/// Nothing if there is no such table, or no `nft`.
+async fn list(family: &str, name: &str) -> Result<Option<String>> {
+    let tables = match run("nft", &["list", "tables", family], "").await {
+        Ok(tables) => tables,
+        Err(Failed::Missing) => return Ok(None),
+        Err(Failed::With(error)) => {
+            log::debug!("{error:#}");
+            return Ok(None);
+        }
+    };
+    if !tables.lines().any(|line| line.trim() == format!("table {family} {name}")) {
+        return Ok(None);
+    }
+    nft(&["list", "table", family, name], "").await.map(Some)
+}
+
+async fn nft(words: &[&str], input: &str) -> Result<String> {
+    run("nft", words, input).await.map_err(|error| error.named("nft"))
+}
+
+/// Why a command did not do it.
+enum Failed {
+    /// It is not installed.
+    Missing,
+    /// What it said.
+    With(anyhow::Error),
+}
+
+impl Failed {
+    fn named(self, program: &str) -> anyhow::Error {
+        match self {
+            Self::Missing => anyhow!("there is no {program}"),
+            Self::With(error) => error,
+        }
+    }
+}
+
+async fn run(program: &str, words: &[&str], input: &str) -> Result<String, Failed> {
+    let run = async {
+        let mut child = Command::new(program)
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = match timeout(PATIENCE, run).await {
+        Ok(Err(error)) if error.kind() == ErrorKind::NotFound => return Err(Failed::Missing),
+        Ok(Err(error)) => return Err(Failed::With(anyhow!(error).context(program.to_owned()))),
+        Ok(Ok(output)) => output,
+        Err(_) => return Err(Failed::With(anyhow!("{program} did not end within {PATIENCE:?}"))),
+    };
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let told = || -> Result<String> { bail!("{program} {}: {}", words.join(" "), said.trim()) };
+    told().map_err(Failed::With)
+}
+
+#[cfg(test)]
+#[path = "rules_tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+//! The moments of a move in which the port has no owner: one tunnel device down, the other up with its routes. What can
+//! be done before is done before.
+use std::{net::Ipv4Addr, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use ipnet::Ipv4Net;
+use tokio::time::Instant;
+
+use super::Flannel;
+use crate::{
+    device::{self, Device, DeviceSpec},
+    netlink::{Address, ClassicTunnel, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
+};
+
+/// What had to be waited for, and what came of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Switched<T> {
+    /// From the request that takes the old device down to the answer that the last route of the new one is there.
+    pub interruption: Duration,
+    /// What is there now.
+    pub now: T,
+}
+
+const UP: LinkChange = LinkChange { mac: None, mtu: None, up: Some(true), arp: None };
+const DOWN: LinkChange = LinkChange { up: Some(false), ..UP };
+
+/// From flannel's device (`flannel`) to ours (`tunnel`), which is there and down. flannel's stays, down, without its routes
+/// and neighbours. `edge` is called right before and right after.
+///
+/// # Errors
+/// What failed; the one device may be down, and the other not yet up.
+pub async fn to_overlay(
+    netlink: &Netlink,
+    spec: &DeviceSpec,
+    tunnel: u32,
+    flannel: u32,
+    mut edge: impl FnMut() -> Result<()>,
+) -> Result<Switched<Device>> {
+    let link = netlink.link_named(&spec.name).await?.context("our tunnel device went away")?;
+    if let Err(error) = netlink.no_generated_addresses(tunnel).await {
+        // Without IPv6 there is nothing to generate.
+        log::debug!("{error}");
+    }
+    if matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.vnifilter) {
+        netlink.add_vni(tunnel, spec.vni)?;
+    }
+    // A device that is down can have its address already; a route it cannot.
+    let address = spec.subnet.network();
+    netlink.put_address(Address { link: tunnel, address, prefix_len: 32 }).await?;
+    let route = Route {
+        destination: spec.network,
+        link: Some(tunnel),
+        gateway: None,
+        source: Some(address),
+        metric: 0,
+        table: TABLE_MAIN,
+    };
+    netlink.drop_unrouted(spec.network).await?;
+    edge()?;
+    let begun = Instant::now();
+    netlink.change_link(flannel, DOWN).await?;
+    let down = begun.elapsed();
+    netlink.change_link(tunnel, UP).await.context("the port is free, and our device cannot have it")?;
+    let up = begun.elapsed();
+    netlink.put_route(&route).await?;
+    let interruption = begun.elapsed();
+    edge()?;
+    log::debug!(
+        "flannel's device was down after {down:?}, ours up after {up:?}, the route there after {interruption:?}"
+    );
+    netlink.stop_dropping_unrouted(spec.network).await?;
+    // Whatever else the agent asks of it.
+    let now = device::ensure(netlink, spec).await?;
+    Ok(Switched { interruption, now })
+}
+
+/// From our device, if it is there, to flannel's, which is made if it is not, with all its entries. Ours stays, down. What
+/// is there already is no error. `edge` as above.
+///
+/// # Errors
+/// What failed.
+pub async fn to_flannel(
+    netlink: &Netlink,
+    flannel: &Flannel,
+    ours: &str,
+    network: Ipv4Net,
+    mut edge: impl FnMut() -> Result<()>,
+) -> Result<Switched<u32>> {
+    let link = present(netlink, &flannel.device).await?;
+    for net in &flannel.addresses {
+        netlink.put_address(Address { link, address: net.addr(), prefix_len: net.prefix_len() }).await?;
+    }
+    // These outlive that the device is down, but not neighbours and routes.
+    for entry in &flannel.forwarding {
+        netlink.put_forwarding(link, *entry).await?;
+    }
+    let links = netlink.links().await?;
+    let index = |name: &str| links.iter().find(|link| link.name == name).map(|link| link.index);
+    netlink.drop_unrouted(network).await?;
+    edge()?;
+    let begun = Instant::now();
+    if let Some(ours) = index(ours) {
+        netlink.change_link(ours, DOWN).await?;
+    }
+    netlink.change_link(link, UP).await?;
+    for entry in &flannel.neighbours {
+        netlink.put_static_neighbour(link, *entry).await?;
+    }
+    for route in &flannel.routes {
+        let Some(through) = index(&route.interface) else {
+            bail!("the route to {} leads through {}, which is gone", route.destination, route.interface);
+        };
+        netlink.put_gateway_route(through, route).await?;
+    }
+    let interruption = begun.elapsed();
+    edge()?;
+    netlink.stop_dropping_unrouted(network).await?;
+    Ok(Switched { interruption, now: link })
+}
+
+/// flannel's device, made if need be.
+async fn present(netlink: &Netlink, wanted: &ClassicTunnel) -> Result<u32> {
+    let find = async || {
+        let tunnels = netlink.classic_tunnels().await?;
+        anyhow::Ok(tunnels.into_iter().find(|(_, tunnel)| tunnel.name == wanted.name))
+    };
+    match find().await? {
+        Some((link, found)) if found == *wanted => return Ok(link),
+        Some((_, found)) => bail!(
+            "there is a {} already, and it is not as it was (vni {}, port {}, {}): delete it, and try again",
+            found.name,
+            found.vni,
+            found.port,
+            found.mac
+        ),
+        None => {}
+    }
+    netlink.create_classic(wanted).await?;
+    let (link, made) = find().await?.with_context(|| format!("{} went away again", wanted.name))?;
+    if made != *wanted {
+        log::warn!("{} is not wholly as it was: {made:?} instead of {wanted:?}", made.name);
+    }
+    Ok(link)
+}
+
+/// Whether a host is reached without a router: what flannel's `DirectRouting` asks.
+pub async fn is_neighbour(netlink: &Netlink, host: Ipv4Addr) -> bool {
+    netlink.route_to(host).await.is_ok_and(|route| route.gateway.is_none())
+}
