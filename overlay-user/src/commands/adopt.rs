@@ -9,7 +9,7 @@ use nix::unistd::Uid;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Opened, open, vxlan::Vxlan};
+use super::{Opened, open};
 use crate::{
     cli::AdoptFlannel,
     flannel::{
@@ -22,6 +22,7 @@ use crate::{
     },
     iface::{self, Underlay},
     lease::{self, Lease},
+    mode::Mode,
     netlink::Netlink,
     network::NetworkConfig,
     state::Paths,
@@ -47,7 +48,8 @@ struct Site<S> {
     underlay: Underlay,
     public_ip: Ipv4Addr,
     network: NetworkConfig,
-    vxlan: Vxlan,
+    mode: Mode,
+    vni: u32,
     snapshot: Snapshot,
 }
 
@@ -131,16 +133,27 @@ impl<S: Store> Site<S> {
         let text =
             store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
         let network = NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()))?;
-        let vxlan = Vxlan::of(&network)?;
+        let mode = Mode::of(&network)?;
+        let vni = match mode {
+            Mode::Vxlan { vni, .. } => vni,
+            Mode::Udp { .. } => bail!(
+                "flannel's udp backend leaves nothing to adopt: its device goes with flanneld. End flanneld, and start \
+                 `overlay agent`, which finds the lease"
+            ),
+            Mode::HostGw => bail!(
+                "flannel's host-gw backend has no device to adopt, but routes, which are found before ours: end flanneld, start \
+                 `overlay agent`, which finds the lease, and remove flannel's routes (`ip route delete SUBNET via HOST`)"
+            ),
+        };
         let snapshot = store.snapshot(false).await?;
-        Ok(Self { store, netlink, paths, underlay, public_ip, network, vxlan, snapshot })
+        Ok(Self { store, netlink, paths, underlay, public_ip, network, mode, vni, snapshot })
     }
 
     fn expected(&self) -> Expected {
         Expected {
             network: self.network.network,
-            vni: self.vxlan.vni,
-            port: self.vxlan.port,
+            vni: self.vni,
+            port: self.mode.port(),
             underlay: self.underlay.clone(),
             public_ip: self.public_ip,
             leases: leases(&self.snapshot),
@@ -150,7 +163,7 @@ impl<S: Store> Site<S> {
     async fn sight(&self, options: &AdoptFlannel) -> Result<Sight> {
         let subnet_env = std::fs::read_to_string(&options.agent.subnet_file).ok();
         let rules = Rules::find().await.context("look for flannel's rules")?;
-        Ok(Sight::look(&self.netlink, &device_name(self.vxlan.vni), rules, subnet_env).await?)
+        Ok(Sight::look(&self.netlink, &device_name(self.vni), rules, subnet_env).await?)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use ipnet::Ipv4Net;
 use log::{info, warn};
 use overlay_common::{
     ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_OUTER_DF, SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings,
@@ -13,6 +14,7 @@ use crate::{
     acquire::{self, AcquireError, Held, Request, TIME_TO_LIVE},
     cli::{self, Agent, AttachBy, PeerCheck, Switch},
     datapath::{
+        Peer,
         ebpf::{EbpfDatapath, Options},
         layouts::Older,
         links::{Links, TcWay},
@@ -154,6 +156,16 @@ impl Joined {
     /// Loads the programs, attaches those of the underlay and of the device, which may be down still. An earlier agent's are
     /// adopted.
     pub(super) fn load(&self, options: &Agent, device: &Prepared) -> Result<EbpfDatapath> {
+        self.load_knowing(options, device, &[])
+    }
+
+    /// The same with peers that are known from the first packet on: the programs drop what comes from others.
+    pub(super) fn load_knowing(
+        &self,
+        options: &Agent,
+        device: &Prepared,
+        peers: &[(Ipv4Net, Peer)],
+    ) -> Result<EbpfDatapath> {
         let options = Options {
             settings: self.settings(options, device.ifindex),
             pins: self.paths.pins.clone(),
@@ -164,7 +176,7 @@ impl Joined {
             older: self.older.clone(),
             filling: self.paths.filling.clone(),
         };
-        let datapath = EbpfDatapath::load(options)?;
+        let datapath = EbpfDatapath::load_knowing(options, peers)?;
         self.paths.forget_older(&self.older)?;
         Ok(datapath)
     }

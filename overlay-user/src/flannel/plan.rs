@@ -35,6 +35,8 @@ pub struct Means {
     pub masquerade: bool,
     /// The agent is to accept the overlay's packets where FORWARD drops.
     pub forward: bool,
+    /// `--fast-path on`
+    pub fast_path: bool,
     /// Where it is noted what flannel was.
     pub record: String,
 }
@@ -43,10 +45,21 @@ impl Plan {
     /// The plan for moving over what was found.
     pub fn new(found: &Discovered, means: &Means) -> Self {
         let flannel = &found.flannel;
-        let DeviceSpec { name, port, mtu, subnet, network, .. } = &means.spec;
+        let DeviceSpec { name, mtu, subnet, network, .. } = &means.spec;
+        let port = flannel.device.port;
         let (device, mac) = (&flannel.device.name, found.mac);
         let direct: Vec<String> = flannel.direct_routes().map(|it| it.destination.to_string()).collect();
         let rules = flannel.rules.names();
+        let veths = format!("attach to {} veths of containers", means.ports);
+        let attaching = if means.fast_path {
+            format!(
+                "note connections that this host translates; {veths}, of which {} addresses are known: from here on the fast \
+                 path carries them",
+                means.endpoints
+            )
+        } else {
+            format!("{veths}, which leave everything to the stack (--fast-path off)")
+        };
         let kept = vec![
             format!("subnet {subnet}"),
             format!("VtepMAC {mac}"),
@@ -58,13 +71,10 @@ impl Plan {
             format!("note what flannel is here in {}, for the way back", means.record),
             format!("make {name} (port {port}, MAC address {mac}, MTU {mtu}), down"),
             format!(
-                "load the programs with {} peers, attach them to {} and {name}",
+                "load the programs, which know {} peers; attach them to {} and {name}",
                 means.peers, means.underlay
             ),
-            format!(
-                "attach {} ports of containers: the fast path carries {} addresses",
-                means.ports, means.endpoints
-            ),
+            attaching,
         ];
         if means.masquerade {
             steps.push("masquerade by a table of nftables of our own".to_owned());

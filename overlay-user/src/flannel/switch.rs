@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Flannel;
 use crate::{
-    device::{self, Device, DeviceSpec},
+    device::{self, Device, DeviceSpec, Kind},
     netlink::{Address, ClassicTunnel, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
 };
 
@@ -37,12 +37,15 @@ pub async fn to_overlay(
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<Device>> {
     let link = netlink.link_named(&spec.name).await?.context("our tunnel device went away")?;
+    let (LinkKind::Vxlan(vxlan), Kind::Vxlan { vni, .. }) = (link.kind, spec.kind) else {
+        bail!("{} is no vxlan device", spec.name);
+    };
     if let Err(error) = netlink.no_generated_addresses(tunnel).await {
         // Without IPv6 there is nothing to generate.
         log::debug!("{error}");
     }
-    if matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.vnifilter) {
-        netlink.add_vni(tunnel, spec.vni)?;
+    if vxlan.vnifilter {
+        netlink.add_vni(tunnel, vni)?;
     }
     // A device that is down can have its address already; a route it cannot.
     let address = spec.subnet.network();

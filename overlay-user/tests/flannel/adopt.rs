@@ -396,7 +396,8 @@ fn plain_routes_of_direct_routing_go_and_come_back() {
         let direct = format!("{} via 10.99.0.2 dev eth0", scene.other().subnet);
         assert!(before.0["routes"].contains(&direct), "{before:?}");
         let traffic = Traffic::start(&scene);
-        let plan = scene.done(&[]);
+        // Where the kernel has no better way to attach.
+        let plan = scene.done(&["--attach", "clsact"]);
         traffic.finish();
         assert!(plan.contains(&format!("remove flannel's plain routes: {}", scene.other().subnet)), "{plan}");
         let (a, b) = scene.containers();
@@ -496,6 +497,17 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         host.namespace().ip("link add other type vxlan id 9 dev eth0 dstport 8472").unwrap();
         scene.refused(&[], &["other (vni 9) has udp port 8472 too"]);
         host.namespace().ip("link delete other").unwrap();
+        before.same(&Picture::of(&host), "refused");
+
+        // Backends that leave no device.
+        for (backend, says) in
+            [("udp", "leaves nothing to adopt"), ("host-gw", "no device to adopt, but routes")]
+        {
+            let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+            scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", &config]).unwrap();
+            scene.refused(&[], &[says]);
+        }
+        scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", CONFIG]).unwrap();
         before.same(&Picture::of(&host), "refused");
 
         host.namespace().ip("link delete flannel.1").unwrap();

@@ -118,13 +118,13 @@ async fn of_leases<S: Store>(site: &Site<S>, options: &AdoptFlannel) -> Result<R
         bail!("the lease {} is of another backend than vxlan", own.key());
     };
     let device = ClassicTunnel {
-        name: device_name(site.vxlan.vni),
-        vni: site.vxlan.vni,
-        port: site.vxlan.port,
+        name: device_name(site.vni),
+        vni: site.vni,
+        port: site.mode.port(),
         local: Some(site.underlay.address),
         underlay: Some(site.underlay.name.clone()),
         mac: vtep_mac,
-        mtu: crate::device::mtu(site.vxlan.mtu.unwrap_or(site.underlay.mtu)),
+        mtu: site.mode.overlay_mtu(site.underlay.mtu),
         queue_length: 1000,
         learning: false,
         udp_checksum: true,
@@ -132,7 +132,7 @@ async fn of_leases<S: Store>(site: &Site<S>, options: &AdoptFlannel) -> Result<R
         source_ports: (0, 0),
     };
     let mut direct = Vec::new();
-    if site.vxlan.direct_routing {
+    if site.mode.is_direct() {
         for peer in &peers {
             if switch::is_neighbour(&site.netlink, peer.public_ip).await {
                 direct.push(peer.public_ip);

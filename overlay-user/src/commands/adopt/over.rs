@@ -8,16 +8,10 @@ use tokio::sync::watch;
 
 use super::{Site, back};
 use crate::{
-    acquire::{Request, TIME_TO_LIVE},
     cli::{AdoptFlannel, Switch},
-    commands::agent,
-    datapath::{
-        Change, Datapath as _, DatapathError, Installed, Peer, PortKind,
-        ebpf::{EbpfDatapath, Options},
-        tables::Tables,
-        xdp::XdpLink,
-    },
-    device::{self, DeviceSpec},
+    commands::start::{self, Joined},
+    datapath::{Change, Datapath as _, DatapathError, Installed, Peer, PortKind, tables::Tables},
+    device::{self, DeviceSpec, Kind},
     endpoints::{self, Learner},
     flannel::{
         connections,
@@ -27,11 +21,9 @@ use crate::{
         switch,
         toll::{Meter, Toll},
     },
-    lease::Backend,
     netlink::{Netlink, conntrack},
     peers::{PeerTable, Scope},
     rules::{self, Keeper, RuleState, Wanted},
-    state,
     status::Status,
     store::Store,
 };
@@ -56,7 +48,7 @@ impl Work {
         let mut table = PeerTable::new(Scope {
             network: site.network.network,
             subnet_len: site.network.subnet_len,
-            vni: site.vxlan.vni,
+            mode: site.mode,
             own_ip: site.public_ip,
             own_subnet: subnet,
         });
@@ -66,10 +58,8 @@ impl Work {
         let peers: Vec<_> = table.wanted().map(|(subnet, peer, _)| (subnet, peer)).collect();
         let spec = DeviceSpec {
             name: options.agent.device.clone(),
-            port: site.vxlan.port,
-            vni: site.vxlan.vni,
-            mac: Some(found.mac),
-            mtu: device::mtu(site.vxlan.mtu.unwrap_or(site.underlay.mtu)),
+            kind: Kind::of(site.mode, Some(found.mac)),
+            mtu: site.mode.overlay_mtu(site.underlay.mtu),
             subnet,
             network: site.network.network,
         };
@@ -99,6 +89,7 @@ impl Work {
             endpoints: count(|change| matches!(change, Change::PutEndpoint(..))),
             masquerade,
             forward: options.agent.forward_rules,
+            fast_path: options.agent.fast_path == Switch::On,
             record: site.paths.flannel_path().display().to_string(),
         };
         Ok(Self { plan: Plan::new(&found, &means), masquerade, found, spec, peers })
@@ -112,12 +103,14 @@ pub(super) async fn carry_out<S: Store>(
     options: &AdoptFlannel,
     work: Work,
 ) -> Result<Toll> {
-    site.paths.create()?;
-    let lock = site.paths.lock()?;
-    // What is undone below is ours by this.
-    let ours = state::Record::current(site.public_ip, work.spec.subnet)?;
-    let fast_path = options.agent.fast_path == Switch::On;
-    site.paths.adopt(&state::Record { fast_path, ..ours })?;
+    // The lease is written again as it stands. In the kernel nothing is changed yet.
+    let joined = start::join(&mut site.store, private, &options.agent).await?;
+    if joined.spec != work.spec {
+        bail!(
+            "lease or config has changed meanwhile ({} is this host's now): run this again",
+            joined.spec.subnet
+        );
+    }
     super::ignore_signals()?;
     let mut record = Record {
         finished: false,
@@ -125,49 +118,47 @@ pub(super) async fn carry_out<S: Store>(
         network: work.spec.network,
         flannel: work.found.flannel.clone(),
     };
-    record.write(&site.paths)?;
-    match steps(&mut site, private, options, &work).await {
+    record.write(&joined.paths)?;
+    match steps(&joined, options, &work).await {
         Ok(toll) => {
             record.finished = true;
-            record.write(&site.paths)?;
+            record.write(&joined.paths)?;
             Ok(toll)
         }
-        Err(error) => match back::put_back(&site.netlink, &site.paths, &record, lock).await {
-            Ok(_) => bail!("{error:#}. Nothing has changed: all is flannel's again"),
-            Err(second) => bail!(
-                "{error:#}; and not all is flannel's again: {second:#}. `overlay adopt-flannel --back` tries once more"
-            ),
-        },
+        Err(error) => {
+            let Joined { netlink, paths, lock, .. } = joined;
+            match back::put_back(&netlink, &paths, &record, lock).await {
+                Ok(_) => bail!("{error:#}. Nothing has changed: all is flannel's again"),
+                Err(second) => bail!(
+                    "{error:#}; and not all is flannel's again: {second:#}. `overlay adopt-flannel --back` tries once more"
+                ),
+            }
+        }
     }
 }
 
-async fn steps<S: Store>(
-    site: &mut Site<S>,
-    private: Option<&Path>,
-    options: &AdoptFlannel,
-    work: &Work,
-) -> Result<Toll> {
-    let Work { found, spec, .. } = work;
-    let lost_before = site.netlink.losses().await?;
-    renew(site, private, work).await?;
-    let prepared = device::prepare(&site.netlink, spec).await?;
-    let mut datapath = load(site, options, work, prepared.ifindex).await?;
-    let mut tables = Tables::open(&site.paths.pins)?;
+async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<Toll> {
+    let Joined { netlink, paths, spec, .. } = joined;
+    let found = &work.found;
+    let lost_before = netlink.losses().await?;
+    let prepared = device::prepare(netlink, spec).await?;
+    let mut datapath = joined.load_knowing(&options.agent, &prepared, &work.peers)?;
+    let mut tables = Tables::open(&paths.pins)?;
     let begun = Meter::read(&tables)?;
 
     // Before the fast path knows the containers: it would take over one direction of what is translated.
     connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
-    for change in learned(&site.netlink, spec.subnet, options).await? {
+    for change in learned(netlink, spec.subnet, options).await? {
         match datapath.apply(&change) {
             // It left just now; the agent hears of it.
             Ok(()) | Err(DatapathError::Gone(_)) => {}
             Err(error) => warn!("{change}: {error}; its packets take the stack"),
         }
     }
-    enforce_rules(site, options, work).await?;
+    enforce_rules(joined, options, work.masquerade).await?;
 
     let mut edges = Vec::with_capacity(2);
-    let switched = switch::to_overlay(&site.netlink, spec, prepared.ifindex, found.link, || {
+    let switched = switch::to_overlay(netlink, spec, prepared.ifindex, found.link, || {
         edges.push(Meter::read(&tables)?);
         Ok(())
     })
@@ -175,12 +166,12 @@ async fn steps<S: Store>(
     // What began meanwhile, and what overlay0 has not seen yet.
     connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
     for route in found.flannel.direct_routes() {
-        site.netlink.remove_gateway_route(site.underlay.ifindex, route).await?;
+        netlink.remove_gateway_route(joined.underlay.ifindex, route).await?;
     }
-    let (ended, lost_after) = (Meter::read(&tables)?, site.netlink.losses().await?);
+    let (ended, lost_after) = (Meter::read(&tables)?, netlink.losses().await?);
     found.flannel.rules.remove().await.context("remove flannel's rules")?;
     // Last: what has failed until here finds it, with its forwarding entries.
-    site.netlink.remove_link(found.link).await?;
+    netlink.remove_link(found.link).await?;
     let [before, after] = edges[..] else { bail!("the counters were not read") };
     Ok(Toll::new(switched.interruption, before, after).with_whole_move(
         begun,
@@ -188,57 +179,6 @@ async fn steps<S: Store>(
         &lost_before,
         &lost_after,
     ))
-}
-
-/// The lease, as the agent will find it: written again as it stands, so that it does not end meanwhile.
-async fn renew<S: Store>(site: &mut Site<S>, private: Option<&Path>, work: &Work) -> Result<()> {
-    let request = Request {
-        public_ip: site.public_ip,
-        vni: site.vxlan.vni,
-        vtep_mac: Some(work.found.mac),
-        preferred: Some(work.spec.subnet),
-        time_to_live: TIME_TO_LIVE,
-    };
-    let (held, _) = agent::lease(&mut site.store, private, &site.network, &request).await?;
-    let same = matches!(held.lease.backend, Backend::Vxlan { vtep_mac, .. } if vtep_mac == work.found.mac);
-    if held.lease.subnet != work.spec.subnet || !same {
-        bail!("the lease has changed meanwhile: {} is this host's now; run this again", held.lease.key());
-    }
-    Ok(())
-}
-
-async fn load<S: Store>(
-    site: &Site<S>,
-    options: &AdoptFlannel,
-    work: &Work,
-    device: u32,
-) -> Result<EbpfDatapath> {
-    let options = &options.agent;
-    let older = site.paths.older()?;
-    let ours = XdpLink::new(&site.paths.pins);
-    let ingress = agent::choose_ingress(&site.netlink, options, &site.underlay, &ours).await?;
-    let settings = agent::settings(
-        options,
-        &site.network,
-        &site.vxlan,
-        work.spec.subnet,
-        &site.underlay,
-        device,
-        work.found.mac,
-    );
-    let load = Options {
-        settings,
-        pins: site.paths.pins.clone(),
-        tc: agent::tc_way(options.attach)?,
-        ingress,
-        max_peers: options.max_peers,
-        max_flows: options.max_flows,
-        older: older.clone(),
-        filling: site.paths.filling.clone(),
-    };
-    let datapath = EbpfDatapath::load_knowing(load, &work.peers)?;
-    site.paths.forget_older(&older)?;
-    Ok(datapath)
 }
 
 /// Which containers are here, as the agent learns them. Addresses before ports: a port with programs whose address is not
@@ -253,14 +193,14 @@ async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &AdoptFlannel) -> 
 }
 
 /// Ours before flannel's go.
-async fn enforce_rules<S: Store>(site: &Site<S>, options: &AdoptFlannel, work: &Work) -> Result<()> {
-    let DeviceSpec { subnet, network, vni, .. } = work.spec;
-    let (status_to, status) = watch::channel(Status::new(site.public_ip, subnet, network, vni));
+async fn enforce_rules(joined: &Joined, options: &AdoptFlannel, masquerade: bool) -> Result<()> {
+    let DeviceSpec { subnet, network, .. } = joined.spec;
+    let (status_to, status) = watch::channel(Status::new(joined.public_ip(), subnet, network, joined.mode));
     let wanted = Wanted {
         name: options.agent.place.network.clone(),
         network,
         subnet,
-        masquerade: work.masquerade,
+        masquerade,
         forward: options.agent.forward_rules,
     };
     drop(Keeper::start(&wanted, status_to).await);
