@@ -203,7 +203,11 @@ fn port(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
             // Filtering devices share a port.
             LinkKind::Vxlan(vxlan) if vxlan.port == port && !vxlan.vnifilter && link.name != spec.device => {
                 let detail = format!("vxlan device {} (vni {}) has it", link.name, vxlan.vni);
-                let remedy = format!("stop what manages it, then `ip link delete {}`", link.name);
+                let remedy = if link.name.starts_with("flannel.") {
+                    "`overlay adopt-flannel` moves the host over under traffic".to_owned()
+                } else {
+                    format!("stop what manages it, then `ip link delete {}`", link.name)
+                };
                 return Finding::new(&what, Level::Fail, detail, remedy);
             }
             _ => {}
@@ -327,7 +331,9 @@ mod tests {
         assert_eq!(port(&spec(), &[], &table.replace("2118", "2119")).level, Level::Ok);
         let vxlan = LinkKind::Vxlan(Vxlan { vni: 1, port: 8472, collect_metadata: false, vnifilter: false });
         let found = port(&spec(), &[link("flannel.1", vxlan.clone(), 1450)], "");
-        assert_eq!(found.remedy, "stop what manages it, then `ip link delete flannel.1`");
+        assert!(found.remedy.starts_with("`overlay adopt-flannel`"), "{}", found.remedy);
+        let found = port(&spec(), &[link("vx9", vxlan.clone(), 1450)], "");
+        assert_eq!(found.remedy, "stop what manages it, then `ip link delete vx9`");
         let ours = link("overlay0", vxlan, 1450);
         assert_eq!(
             port(&spec(), std::slice::from_ref(&ours), table).level,

@@ -77,8 +77,9 @@ pub struct Device {
 pub enum DeviceError {
     /// Another VXLAN device has the port.
     #[error(
-        "udp port {port} belongs to vxlan device {holder} (vni {vni}): a host has one owner per port. To move over, stop \
-         what manages it (flannel: `systemctl stop flanneld`), run `ip link delete {holder}`, and start the agent again"
+        "udp port {port} belongs to vxlan device {holder} (vni {vni}): a host has one owner per port. If flannel made \
+         it, `overlay adopt-flannel` moves the host over under traffic; else stop what manages it, run `ip link delete \
+         {holder}`, and start the agent again"
     )]
     PortTaken {
         /// The port, in the machine's order.

@@ -1,5 +1,8 @@
 //! What flannel left here, held against the leases: taken over is only what is of one piece. Pure: no kernel, no store.
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 
@@ -85,6 +88,9 @@ pub enum DiscoverError {
     Inconsistent(Vec<String>),
 }
 
+/// The other hosts' leases by their subnets.
+type Peers<'a> = BTreeMap<Ipv4Net, &'a Lease>;
+
 /// Name of flannel's device.
 pub fn device_name(vni: u32) -> String {
     format!("flannel.{vni}")
@@ -163,8 +169,12 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
         problems.push(format!("{name} has {has}, but the lease is for {}", lease.subnet));
     }
     check_subnet_env(sight.subnet_env.as_deref(), expected, &lease, &mut problems);
-    let peers: Vec<&Lease> =
-        expected.leases.iter().map(|(_, lease)| lease).filter(|it| it.subnet != lease.subnet).collect();
+    let peers: Peers<'_> = expected
+        .leases
+        .iter()
+        .filter(|(_, other)| other.subnet != lease.subnet)
+        .map(|(_, peer)| (peer.subnet, peer))
+        .collect();
     let routes = check_routes(&sight.routes, expected, &device, &peers, &mut problems);
     if !problems.is_empty() {
         return Err(DiscoverError::Inconsistent(problems));
@@ -261,17 +271,19 @@ fn check_subnet_env(text: Option<&str>, expected: &Expected, lease: &Lease, prob
     }
 }
 
-/// The routes that are flannel's. One to a peer's subnet that leads elsewhere would be followed before ours.
+/// The routes that are flannel's. One to a peer's subnet, or a part of it, that leads elsewhere would be followed before
+/// ours.
 fn check_routes(
     routes: &[GatewayRoute],
     expected: &Expected,
     device: &ClassicTunnel,
-    peers: &[&Lease],
+    peers: &Peers<'_>,
     problems: &mut Vec<String>,
 ) -> Vec<GatewayRoute> {
     let mut flannels = Vec::new();
     for route in routes {
-        let peer = peers.iter().find(|lease| lease.subnet.contains(&route.destination));
+        let peer = peers.range(..=route.destination).next_back().map(|(_, lease)| *lease);
+        let peer = peer.filter(|lease| lease.subnet.contains(&route.destination));
         let direct = peer.is_some_and(|lease| {
             (lease.subnet, lease.public_ip) == (route.destination, route.gateway)
                 && route.interface == expected.underlay.name
@@ -298,20 +310,21 @@ fn differences(
     sight: &Sight,
     routes: &[GatewayRoute],
     device: &ClassicTunnel,
-    peers: &[&Lease],
+    peers: &Peers<'_>,
 ) -> Vec<String> {
     let mut notes = Vec::new();
-    for lease in peers {
+    let routed: BTreeMap<_, _> = routes.iter().map(|route| (route.destination, route)).collect();
+    let neighbours: BTreeSet<_> = sight.neighbours.iter().collect();
+    let forwarding: BTreeSet<_> = sight.forwarding.iter().collect();
+    for lease in peers.values() {
         let Backend::Vxlan { vtep_mac: mac, .. } = lease.backend else {
             notes.push(format!("{} is leased by {} for another backend", lease.subnet, lease.public_ip));
             continue;
         };
-        let route = routes.iter().find(|route| route.destination == lease.subnet);
-        let known = match route {
+        let known = match routed.get(&lease.subnet) {
             Some(route) if route.interface == device.name => {
-                let next_hop = StaticNeighbour { address: route.gateway, mac };
-                let entry = Forwarding { mac, to: lease.public_ip };
-                sight.neighbours.contains(&next_hop) && sight.forwarding.contains(&entry)
+                neighbours.contains(&StaticNeighbour { address: route.gateway, mac })
+                    && forwarding.contains(&Forwarding { mac, to: lease.public_ip })
             }
             Some(_) => true,
             None => false,
@@ -323,10 +336,8 @@ fn differences(
             ));
         }
     }
-    for route in routes {
-        if !peers.iter().any(|lease| lease.subnet == route.destination) {
-            notes.push(format!("{} is in flannel's routes and leased by nobody: it goes", route.destination));
-        }
+    for route in routes.iter().filter(|route| !peers.contains_key(&route.destination)) {
+        notes.push(format!("{} is in flannel's routes and leased by nobody: it goes", route.destination));
     }
     notes
 }

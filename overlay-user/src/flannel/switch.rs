@@ -93,7 +93,10 @@ pub async fn to_flannel(
     for net in &flannel.addresses {
         netlink.put_address(Address { link, address: net.addr(), prefix_len: net.prefix_len() }).await?;
     }
-    // These outlive that the device is down, but not neighbours and routes.
+    // A device that is down can have these, but no routes.
+    for entry in &flannel.neighbours {
+        netlink.put_static_neighbour(link, *entry).await?;
+    }
     for entry in &flannel.forwarding {
         netlink.put_forwarding(link, *entry).await?;
     }
@@ -106,13 +109,9 @@ pub async fn to_flannel(
         netlink.change_link(ours, DOWN).await?;
     }
     netlink.change_link(link, UP).await?;
-    for entry in &flannel.neighbours {
-        netlink.put_static_neighbour(link, *entry).await?;
-    }
     for route in &flannel.routes {
-        let Some(through) = index(&route.interface) else {
-            bail!("the route to {} leads through {}, which is gone", route.destination, route.interface);
-        };
+        let through = index(&route.interface)
+            .with_context(|| format!("{}, which routes {}, is gone", route.interface, route.destination))?;
         netlink.put_gateway_route(through, route).await?;
     }
     let interruption = begun.elapsed();

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::Duration,
 };
 
@@ -15,12 +15,13 @@ use xtask::lab::{Container, Host, Numbered, NumberedReport, Options, Steady};
 
 use super::{
     bed::{
-        Bed, CONFIG, Flannel, FlannelHost, assert_reaches, flannels, lease_key, overlay, subnet_env, wait_for,
+        Bed, Flannel, FlannelHost, Mode, assert_reaches, flannels, lease_key, overlay, subnet_env, wait_for,
     },
     rules::{self, By},
 };
 
-/// Longest a move may leave the kernel's stack without a way, on a machine under load; seen are 1 to 15 ms.
+/// Longest that a move may leave the kernel's stack without a way, in microseconds, on a machine that does other things as
+/// well. Seen are 8,000 to 20,000, and once 265,000 when the machine was busy.
 const LONGEST: u64 = 1_000_000;
 
 /// Two hosts of flannel's, whose containers have met, and the first of which is to be moved.
@@ -31,7 +32,7 @@ struct Scene {
 
 impl Scene {
     fn new(flannel: &Flannel) -> Self {
-        Self::with(flannel, CONFIG)
+        Self::with(flannel, Mode::Vxlan.config())
     }
 
     fn with(flannel: &Flannel, config: &str) -> Self {
@@ -258,7 +259,8 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
     let back = json(&scene.done(&["--back", "--json"]));
     traffic.finish();
     for steady in through {
-        println!("silent for {:?} at most", steady.finish().unwrap().longest_gap);
+        let silent = steady.finish().unwrap().longest_gap;
+        assert!(silent < Duration::from_secs(5), "nothing for {silent:?}");
     }
     assert!(back["toll"]["interruption_us"].as_u64().unwrap() < LONGEST, "{back:#}");
     before.same(&Picture::of(&scene.moved().host), "--back");
@@ -337,7 +339,8 @@ fn a_move_that_fails_half_way_is_undone() {
         before.same(&Picture::of(&scene.moved().host), "undone");
         assert_eq!(scene.lease(), lease);
         assert!(!scene.moved().host.folder().join("state/default").exists());
-        println!("lost over there and back: {} and {}", lost[0].lost, lost[1].lost);
+        // The fast path went on, there and back.
+        assert_eq!((lost[0].lost, lost[1].lost), (0, 0), "{lost:?}");
         // And then it can be done.
         scene.done(&[]);
     }
@@ -354,7 +357,8 @@ fn a_move_that_is_cut_off_can_be_taken_back() {
         let does = format!("touch {}; while kill -0 $PPID; do sleep 0.05; done", there.display());
         let path = in_place_of(&scene.moved().host, "iptables-nft-restore", &does);
         let traffic = Traffic::start(&scene);
-        let mut cut_off = scene.command(&[], Some(&path)).spawn().unwrap();
+        let mut command = scene.command(&[], Some(&path));
+        let mut cut_off = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         wait_for("the last step", || there.exists());
         cut_off.kill().unwrap();
         cut_off.wait().unwrap();
@@ -507,7 +511,7 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
             scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", &config]).unwrap();
             scene.refused(&[], &[says]);
         }
-        scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", CONFIG]).unwrap();
+        scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", Mode::Vxlan.config()]).unwrap();
         before.same(&Picture::of(&host), "refused");
 
         host.namespace().ip("link delete flannel.1").unwrap();
