@@ -19,18 +19,18 @@ use crate::{
     netlink::{ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour},
 };
 
-/// What flannel's VXLAN backend and its rules are on a host: enough to make all of it again.
+/// What flannel's VXLAN or host-gw backend and its rules are on a host: enough to make all of it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flannel {
-    /// `flannel.<VNI>`
-    pub device: ClassicTunnel,
-    /// Its addresses.
+    /// `flannel.<VNI>`; host-gw has no device.
+    pub device: Option<ClassicTunnel>,
+    /// The device's addresses.
     pub addresses: Vec<Ipv4Net>,
-    /// Its neighbours: a peer's `.0` and VtepMAC.
+    /// The device's neighbours: a peer's `.0` and VtepMAC.
     pub neighbours: Vec<StaticNeighbour>,
-    /// Its forwarding entries: a peer's VtepMAC and public IP.
+    /// The device's forwarding entries: a peer's VtepMAC and public IP.
     pub forwarding: Vec<Forwarding>,
-    /// Routes to peers' subnets: through the device, or plain ones (`DirectRouting`).
+    /// Routes to peers' subnets: through the device, or plain ones (`DirectRouting`, host-gw).
     pub routes: Vec<GatewayRoute>,
     /// Its rules in the packet filter.
     pub rules: Rules,
@@ -40,15 +40,16 @@ pub struct Flannel {
 
 impl Flannel {
     /// What flannel makes for these leases, for a host from which nothing else is known. `direct` are the peers that
-    /// it reaches by plain routes, through the device that `device` sends through.
+    /// it reaches by plain routes, through `underlay`.
     pub fn of_leases(
-        device: ClassicTunnel,
+        device: Option<ClassicTunnel>,
+        underlay: &str,
         own: &Lease,
         peers: &[Lease],
         direct: impl Fn(Ipv4Addr) -> bool,
     ) -> Self {
         let mut flannel = Self {
-            addresses: vec![host_net(own.subnet.network())],
+            addresses: device.iter().map(|_| host_net(own.subnet.network())).collect(),
             neighbours: Vec::new(),
             forwarding: Vec::new(),
             routes: Vec::new(),
@@ -57,17 +58,16 @@ impl Flannel {
             device,
         };
         for peer in peers {
-            let Backend::Vxlan { vtep_mac: mac, .. } = peer.backend else { continue };
-            let direct = direct(peer.public_ip);
-            let (gateway, interface) = match (&flannel.device.underlay, direct) {
-                (Some(underlay), true) => (peer.public_ip, underlay.clone()),
-                _ => (peer.subnet.network(), flannel.device.name.clone()),
+            let (gateway, interface, onlink) = match (&flannel.device, &peer.backend) {
+                _ if direct(peer.public_ip) => (peer.public_ip, underlay.to_owned(), false),
+                (Some(device), &Backend::Vxlan { vtep_mac: mac, .. }) => {
+                    let address = peer.subnet.network();
+                    flannel.neighbours.push(StaticNeighbour { address, mac });
+                    flannel.forwarding.push(Forwarding { mac, to: peer.public_ip });
+                    (address, device.name.clone(), true)
+                }
+                _ => continue,
             };
-            let onlink = gateway != peer.public_ip;
-            if onlink {
-                flannel.neighbours.push(StaticNeighbour { address: gateway, mac });
-                flannel.forwarding.push(Forwarding { mac, to: peer.public_ip });
-            }
             let destination = peer.subnet;
             flannel.routes.push(GatewayRoute { destination, gateway, interface, onlink, protocol: BOOT });
         }
@@ -76,7 +76,8 @@ impl Flannel {
 
     /// Routes that do not go with the device.
     pub fn direct_routes(&self) -> impl Iterator<Item = &GatewayRoute> {
-        self.routes.iter().filter(|route| route.interface != self.device.name)
+        let device = self.device.as_ref().map(|device| &device.name);
+        self.routes.iter().filter(move |route| Some(&route.interface) != device)
     }
 }
 

@@ -49,7 +49,6 @@ struct Site<S> {
     public_ip: Ipv4Addr,
     network: NetworkConfig,
     mode: Mode,
-    vni: u32,
     snapshot: Snapshot,
 }
 
@@ -87,7 +86,7 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     let expected = site.expected();
     let sight = site.sight(options).await?;
     let found = match discover(sight, &expected) {
-        Err(DiscoverError::NoDevice { .. }) if record.is_some() => {
+        Err(DiscoverError::NoDevice { .. } | DiscoverError::NoRoute) if record.is_some() => {
             say(options, &Report { moved: false, plan: None, toll: None, next: None }, || {
                 "nothing to adopt: this host was moved from flannel before; `--back` returns it".to_owned()
             });
@@ -134,26 +133,20 @@ impl<S: Store> Site<S> {
             store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
         let network = NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()))?;
         let mode = Mode::of(&network)?;
-        let vni = match mode {
-            Mode::Vxlan { vni, .. } => vni,
-            Mode::Udp { .. } => bail!(
+        if matches!(mode, Mode::Udp { .. }) {
+            bail!(
                 "flannel's udp backend leaves nothing to adopt: its device goes with flanneld. End flanneld, and start \
                  `overlay agent`, which finds the lease"
-            ),
-            Mode::HostGw => bail!(
-                "flannel's host-gw backend has no device to adopt, but routes, which are found before ours: end flanneld, start \
-                 `overlay agent`, which finds the lease, and remove flannel's routes (`ip route delete SUBNET via HOST`)"
-            ),
-        };
+            );
+        }
         let snapshot = store.snapshot(false).await?;
-        Ok(Self { store, netlink, paths, underlay, public_ip, network, mode, vni, snapshot })
+        Ok(Self { store, netlink, paths, underlay, public_ip, network, mode, snapshot })
     }
 
     fn expected(&self) -> Expected {
         Expected {
             network: self.network.network,
-            vni: self.vni,
-            port: self.mode.port(),
+            mode: self.mode,
             underlay: self.underlay.clone(),
             public_ip: self.public_ip,
             leases: leases(&self.snapshot),
@@ -163,7 +156,8 @@ impl<S: Store> Site<S> {
     async fn sight(&self, options: &AdoptFlannel) -> Result<Sight> {
         let subnet_env = std::fs::read_to_string(&options.agent.subnet_file).ok();
         let rules = Rules::find().await.context("look for flannel's rules")?;
-        Ok(Sight::look(&self.netlink, &device_name(self.vni), rules, subnet_env).await?)
+        let device = self.mode.vni().map(device_name);
+        Ok(Sight::look(&self.netlink, device.as_deref(), rules, subnet_env).await?)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     iface::Underlay,
     lease::{Backend, Lease},
     mac::Mac,
+    mode::Mode,
     netlink::{ClassicTunnel, Forwarding, GatewayRoute, Netlink, NetlinkError, StaticNeighbour},
     subnet_env,
 };
@@ -39,10 +40,8 @@ pub struct Sight {
 pub struct Expected {
     /// The whole overlay.
     pub network: Ipv4Net,
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// UDP port.
-    pub port: u16,
+    /// How packets travel.
+    pub mode: Mode,
     /// The interface that reaches the peers.
     pub underlay: Underlay,
     /// This host's identity in the store.
@@ -57,11 +56,11 @@ pub struct Discovered {
     /// As it is here.
     pub flannel: Flannel,
     /// Interface index of flannel's device.
-    pub link: u32,
+    pub link: Option<u32>,
     /// This host's lease.
     pub lease: Lease,
-    /// Its VtepMAC.
-    pub mac: Mac,
+    /// Its VtepMAC, if it has one.
+    pub mac: Option<Mac>,
     /// What is not as the leases say, and is put right by the move: in words.
     pub notes: Vec<String>,
 }
@@ -83,6 +82,12 @@ pub enum DiscoverError {
         /// What there is instead, in words.
         others: String,
     },
+    /// There is no such route.
+    #[error(
+        "no flannel here: there is neither a route of its host-gw backend nor a rule of its. `overlay agent` joins the network \
+         without more ado"
+    )]
+    NoRoute,
     /// Some of it contradicts the rest.
     #[error("flannel's parts do not fit together: {}", .0.join("; "))]
     Inconsistent(Vec<String>),
@@ -97,15 +102,16 @@ pub fn device_name(vni: u32) -> String {
 }
 
 impl Sight {
-    /// Looks at the host. `name` is the device's.
+    /// Looks at the host. `name` is the device's, if the backend has one.
     pub async fn look(
         netlink: &Netlink,
-        name: &str,
+        name: Option<&str>,
         rules: Rules,
         subnet_env: Option<String>,
     ) -> Result<Self, NetlinkError> {
         let tunnels = netlink.classic_tunnels().await?;
-        let link = tunnels.iter().find(|(_, tunnel)| tunnel.name == name).map(|(link, _)| *link);
+        let named = |(_, tunnel): &&(u32, ClassicTunnel)| Some(tunnel.name.as_str()) == name;
+        let link = tunnels.iter().find(named).map(|(link, _)| *link);
         let addresses = netlink.addresses().await?.into_iter();
         let net = |address: Ipv4Addr, length| Ipv4Net::new(address, length).ok();
         let mut sight = Self {
@@ -131,17 +137,22 @@ impl Sight {
 /// # Errors
 /// No flannel, or all that does not fit together, each with what to do.
 pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, DiscoverError> {
-    let name = device_name(expected.vni);
-    let found = sight.tunnels.iter().find(|(_, tunnel)| tunnel.name == name);
-    let Some((link, device)) = found.cloned() else {
-        return Err(no_device(&sight, expected, name));
-    };
     let mut problems = Vec::new();
-    check_device(&sight, expected, &device, &mut problems);
+    let found = match expected.mode.vni() {
+        Some(vni) => {
+            let name = device_name(vni);
+            let found = sight.tunnels.iter().find(|(_, tunnel)| tunnel.name == name);
+            let Some((link, device)) = found else { return Err(no_device(&sight, expected, name, vni)) };
+            check_device(&sight, expected, device, vni, &mut problems);
+            Some((*link, device.clone()))
+        }
+        None => None,
+    };
+    let (link, device) = found.unzip();
     let own = expected.leases.iter().filter(|(_, lease)| lease.public_ip == expected.public_ip);
     let own: Vec<_> = own.collect();
     let lease = match own[..] {
-        [(key, lease)] => check_lease(key, lease, &device, &mut problems),
+        [(key, lease)] => check_lease(key, lease, device.as_ref(), &mut problems),
         [] => {
             problems.push(format!(
                 "no lease carries {}, this host's public IP: if flannel used another one, give it by --public-ip; if the lease \
@@ -160,13 +171,15 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
     };
     let Some((lease, mac)) = lease else { return Err(DiscoverError::Inconsistent(problems)) };
     let addresses: Vec<_> =
-        sight.addresses.iter().filter(|(index, _)| *index == link).map(|(_, net)| *net).collect();
-    if !addresses.iter().any(|net| net.addr() == lease.subnet.network()) {
+        sight.addresses.iter().filter(|(index, _)| Some(*index) == link).map(|(_, net)| *net).collect();
+    if let Some(device) = &device
+        && !addresses.iter().any(|net| net.addr() == lease.subnet.network())
+    {
         let has = match addresses[..] {
             [] => "no address".to_owned(),
             _ => addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         };
-        problems.push(format!("{name} has {has}, but the lease is for {}", lease.subnet));
+        problems.push(format!("{} has {has}, but the lease is for {}", device.name, lease.subnet));
     }
     check_subnet_env(sight.subnet_env.as_deref(), expected, &lease, &mut problems);
     let peers: Peers<'_> = expected
@@ -175,32 +188,42 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
         .filter(|(_, other)| other.subnet != lease.subnet)
         .map(|(_, peer)| (peer.subnet, peer))
         .collect();
-    let routes = check_routes(&sight.routes, expected, &device, &peers, &mut problems);
+    let routes = check_routes(&sight.routes, expected, device.as_ref(), &peers, &mut problems);
+    if device.is_none() && problems.is_empty() && routes.is_empty() && sight.rules.is_empty() {
+        return Err(DiscoverError::NoRoute);
+    }
     if !problems.is_empty() {
         return Err(DiscoverError::Inconsistent(problems));
     }
-    let notes = differences(&sight, &routes, &device, &peers);
+    let notes = differences(&sight, &routes, device.as_ref(), &peers);
     let Sight { neighbours, forwarding, rules, subnet_env, .. } = sight;
     let flannel = Flannel { device, addresses, neighbours, forwarding, routes, rules, subnet_env };
     Ok(Discovered { flannel, link, lease, mac, notes })
 }
 
-fn no_device(sight: &Sight, expected: &Expected, name: String) -> DiscoverError {
+fn no_device(sight: &Sight, expected: &Expected, name: String, vni: u32) -> DiscoverError {
+    let port = expected.mode.port();
     let flannels = sight.tunnels.iter().map(|(_, tunnel)| tunnel);
     let flannels: Vec<String> = flannels
-        .filter(|tunnel| tunnel.name.starts_with("flannel.") || tunnel.port == expected.port)
+        .filter(|tunnel| tunnel.name.starts_with("flannel.") || tunnel.port == port)
         .map(|tunnel| format!("{} (vni {}, port {})", tunnel.name, tunnel.vni, tunnel.port))
         .collect();
     let others = match flannels[..] {
         [] => ". `overlay agent` joins the network without more ado".to_owned(),
         _ => format!(", but {}: the config in the store is another network's", flannels.join(", ")),
     };
-    DiscoverError::NoDevice { name, vni: expected.vni, port: expected.port, others }
+    DiscoverError::NoDevice { name, vni, port, others }
 }
 
-fn check_device(sight: &Sight, expected: &Expected, device: &ClassicTunnel, problems: &mut Vec<String>) {
-    let Expected { vni, port, underlay, .. } = expected;
-    if (device.vni, device.port) != (*vni, *port) {
+fn check_device(
+    sight: &Sight,
+    expected: &Expected,
+    device: &ClassicTunnel,
+    vni: u32,
+    problems: &mut Vec<String>,
+) {
+    let (Expected { underlay, .. }, port) = (expected, expected.mode.port());
+    if (device.vni, device.port) != (vni, port) {
         problems.push(format!(
             "{} has vni {} and port {}, the network's config vni {vni} and port {port}: flanneld was started before the \
              config was altered",
@@ -215,7 +238,7 @@ fn check_device(sight: &Sight, expected: &Expected, device: &ClassicTunnel, prob
         ));
     }
     for (_, other) in &sight.tunnels {
-        if other.port == *port && other.name != device.name {
+        if other.port == port && other.name != device.name {
             problems.push(format!(
                 "{} (vni {}) has udp port {port} too, which would not be free for the overlay when {} is gone: move it to \
                  another port, or delete it",
@@ -232,12 +255,20 @@ fn check_device(sight: &Sight, expected: &Expected, device: &ClassicTunnel, prob
 fn check_lease(
     key: &str,
     lease: &Lease,
-    device: &ClassicTunnel,
+    device: Option<&ClassicTunnel>,
     problems: &mut Vec<String>,
-) -> Option<(Lease, Mac)> {
+) -> Option<(Lease, Option<Mac>)> {
     if key != lease.key() {
         problems.push(format!("lease {key} is for IPv6 as well, which the overlay does not carry yet"));
     }
+    let Some(device) = device else {
+        if lease.backend != Backend::Other("host-gw".to_owned()) {
+            problems.push(format!(
+                "lease {key} is not of flannel's host-gw backend: start flanneld once more, and end it"
+            ));
+        }
+        return Some((lease.clone(), None));
+    };
     let Backend::Vxlan { vtep_mac, .. } = lease.backend else {
         problems.push(format!(
             "lease {key} is not of flannel's vxlan backend: start flanneld once more, and end it"
@@ -251,7 +282,7 @@ fn check_lease(
             device.name, device.mac
         ));
     }
-    Some((lease.clone(), vtep_mac))
+    Some((lease.clone(), Some(vtep_mac)))
 }
 
 fn check_subnet_env(text: Option<&str>, expected: &Expected, lease: &Lease, problems: &mut Vec<String>) {
@@ -276,7 +307,7 @@ fn check_subnet_env(text: Option<&str>, expected: &Expected, lease: &Lease, prob
 fn check_routes(
     routes: &[GatewayRoute],
     expected: &Expected,
-    device: &ClassicTunnel,
+    device: Option<&ClassicTunnel>,
     peers: &Peers<'_>,
     problems: &mut Vec<String>,
 ) -> Vec<GatewayRoute> {
@@ -288,7 +319,7 @@ fn check_routes(
             (lease.subnet, lease.public_ip) == (route.destination, route.gateway)
                 && route.interface == expected.underlay.name
         });
-        if route.interface == device.name || direct {
+        if device.is_some_and(|device| route.interface == device.name) || direct {
             flannels.push(route.clone());
         } else if let Some(lease) = peer {
             problems.push(format!(
@@ -309,7 +340,7 @@ fn check_routes(
 fn differences(
     sight: &Sight,
     routes: &[GatewayRoute],
-    device: &ClassicTunnel,
+    device: Option<&ClassicTunnel>,
     peers: &Peers<'_>,
 ) -> Vec<String> {
     let mut notes = Vec::new();
@@ -317,21 +348,18 @@ fn differences(
     let neighbours: BTreeSet<_> = sight.neighbours.iter().collect();
     let forwarding: BTreeSet<_> = sight.forwarding.iter().collect();
     for lease in peers.values() {
-        let Backend::Vxlan { vtep_mac: mac, .. } = lease.backend else {
-            notes.push(format!("{} is leased by {} for another backend", lease.subnet, lease.public_ip));
-            continue;
-        };
-        let known = match routed.get(&lease.subnet) {
-            Some(route) if route.interface == device.name => {
+        let tunnelled = |route: &GatewayRoute| device.is_some_and(|device| route.interface == device.name);
+        let known = match (routed.get(&lease.subnet), &lease.backend) {
+            (Some(route), &Backend::Vxlan { vtep_mac: mac, .. }) if tunnelled(route) => {
                 neighbours.contains(&StaticNeighbour { address: route.gateway, mac })
                     && forwarding.contains(&Forwarding { mac, to: lease.public_ip })
             }
-            Some(_) => true,
-            None => false,
+            (Some(route), _) => !tunnelled(route),
+            (None, _) => false,
         };
         if !known {
             notes.push(format!(
-                "{} of {} ({mac}) is not in flannel's tables, or otherwise: it is reached after the move",
+                "{} of {} is not in flannel's tables, or otherwise: the leases say how it is reached after the move",
                 lease.subnet, lease.public_ip
             ));
         }

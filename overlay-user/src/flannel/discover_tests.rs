@@ -24,8 +24,7 @@ fn lease(host: usize) -> (String, Lease) {
 fn expected() -> Expected {
     Expected {
         network: net("10.244.0.0/16"),
-        vni: 1,
-        port: 8472,
+        mode: Mode::DEFAULT,
         underlay: Underlay { name: "eth0".into(), ifindex: 2, mac: None, mtu: 1500, address: public_ip(1) },
         public_ip: public_ip(1),
         leases: (1..=3).map(lease).collect(),
@@ -83,7 +82,7 @@ fn refused(sight: Sight, expected: &Expected, says: &[&str]) {
 #[test]
 fn a_host_of_one_piece_is_taken_over_whole() {
     let found = discover(sight(), &expected()).unwrap();
-    assert_eq!((found.link, found.mac, found.lease.subnet), (7, mac(1), net("10.244.1.0/24")));
+    assert_eq!((found.link, found.mac, found.lease.subnet), (Some(7), Some(mac(1)), net("10.244.1.0/24")));
     assert_eq!(found.flannel.addresses, [net("10.244.1.0/32")]);
     assert_eq!(found.flannel.routes, sight().routes[1..]);
     let direct: Vec<_> = found.flannel.direct_routes().map(|route| route.destination).collect();
@@ -91,7 +90,9 @@ fn a_host_of_one_piece_is_taken_over_whole() {
     assert_eq!(found.notes, Vec::<String>::new());
     // As it would be made from the leases alone.
     let peers: Vec<_> = [2, 3].map(|host| lease(host).1).into();
-    let made = Flannel::of_leases(tunnel("flannel.1", 1, 8472), &lease(1).1, &peers, |it| it == public_ip(3));
+    let made = Flannel::of_leases(Some(tunnel("flannel.1", 1, 8472)), "eth0", &lease(1).1, &peers, |it| {
+        it == public_ip(3)
+    });
     let subnet_env = sight().subnet_env;
     assert_eq!(Flannel { subnet_env, ..made }, found.flannel);
 }
@@ -102,7 +103,7 @@ fn what_the_leases_do_not_say_is_noted() {
     altered.forwarding[0].to = public_ip(9);
     altered.routes.push(route("10.244.9.0/24", [10, 244, 9, 0], "flannel.1"));
     let notes = discover(altered, &expected()).unwrap().notes;
-    assert!(notes[0].starts_with("10.244.2.0/24 of 10.99.0.2"), "{notes:?}");
+    assert!(notes[0].starts_with("10.244.2.0/24 of 10.99.0.2 is not in flannel's tables"), "{notes:?}");
     assert!(notes[1].starts_with("10.244.9.0/24 is in flannel's routes"), "{notes:?}");
     assert_eq!(notes.len(), 2);
 }
@@ -123,7 +124,7 @@ fn what_does_not_fit_together_is_named() {
         refused(sight, &expected, says);
     };
     altered(
-        |_, expected| expected.port = 4789,
+        |_, expected| expected.mode = Mode::Vxlan { vni: 1, port: 4789, mtu: None, direct: false },
         &["flannel.1 has vni 1 and port 8472", "vni 1 and port 4789"],
     );
     altered(|_, expected| drop(expected.leases.remove(0)), &["no lease carries 10.99.0.1", "--public-ip"]);
@@ -169,4 +170,27 @@ fn what_does_not_fit_together_is_named() {
         |_, expected| expected.leases[0].0 += "&fd00::-64",
         &["10.244.1.0-24&fd00::-64 is for IPv6 as well"],
     );
+}
+
+#[test]
+fn host_gw_leaves_routes_alone() {
+    let host_gw =
+        |(key, lease): (String, Lease)| (key, Lease { backend: Backend::Other("host-gw".into()), ..lease });
+    let expected = Expected {
+        mode: Mode::HostGw,
+        leases: (1..=3).map(|host| host_gw(lease(host))).collect(),
+        ..expected()
+    };
+    let routes =
+        vec![route("10.244.2.0/24", [10, 99, 0, 2], "eth0"), route("10.244.3.0/24", [10, 99, 0, 3], "eth0")];
+    let sight = Sight { routes: routes.clone(), ..Sight::default() };
+    let found = discover(sight, &expected).unwrap();
+    assert_eq!((found.link, found.mac, found.notes.len()), (None, None, 0));
+    assert_eq!((found.flannel.device.clone(), found.flannel.routes.clone()), (None, routes));
+    let leases: Vec<_> = expected.leases.iter().map(|(_, lease)| lease.clone()).collect();
+    let made = Flannel::of_leases(None, "eth0", &leases[0], &leases[1..], |_| true);
+    assert_eq!(made, found.flannel);
+    refused(Sight::default(), &expected, &["no flannel here", "host-gw"]);
+    let other = Expected { leases: (1..=3).map(lease).collect(), ..expected };
+    refused(Sight::default(), &other, &["10.244.1.0-24 is not of flannel's host-gw backend"]);
 }

@@ -1,11 +1,10 @@
 //! What a move will do, step by step, before it does anything.
 use std::fmt;
 
-use ipnet::Ipv4Net;
 use serde::Serialize;
 
-use super::discover::Discovered;
-use crate::device::DeviceSpec;
+use super::{discover::Discovered, record::Record};
+use crate::{device::DeviceSpec, netlink::ClassicTunnel};
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,8 +45,6 @@ impl Plan {
     pub fn new(found: &Discovered, means: &Means) -> Self {
         let flannel = &found.flannel;
         let DeviceSpec { name, mtu, subnet, network, .. } = &means.spec;
-        let port = flannel.device.port;
-        let (device, mac) = (&flannel.device.name, found.mac);
         let direct: Vec<String> = flannel.direct_routes().map(|it| it.destination.to_string()).collect();
         let rules = flannel.rules.names();
         let veths = format!("attach to {} veths of containers", means.ports);
@@ -60,42 +57,49 @@ impl Plan {
         } else {
             format!("{veths}, which leave everything to the stack (--fast-path off)")
         };
-        let kept = vec![
-            format!("subnet {subnet}"),
-            format!("VtepMAC {mac}"),
-            format!("public IP {}", found.lease.public_ip),
-            "bridges, containers, subnet.env".to_owned(),
+        let mut kept = vec![format!("subnet {subnet}"), format!("public IP {}", found.lease.public_ip)];
+        kept.extend(found.mac.map(|mac| format!("VtepMAC {mac}")));
+        kept.push("bridges, containers, subnet.env".to_owned());
+        let up = format!("with {}/32 and the route to {network}", subnet.network());
+        let load = format!(
+            "load the programs, which know {} peers; attach them to {} and {name}",
+            means.peers, means.underlay
+        );
+        let plain = match direct[..] {
+            [] => None,
+            _ => Some(format!("remove flannel's plain routes: {}", list(&direct))),
+        };
+        let rules_of_ours = [
+            (means.masquerade, "masquerade by a table of nftables of our own"),
+            (means.forward, "accept the overlay's packets where iptables' FORWARD drops"),
         ];
+        let rules_of_ours =
+            rules_of_ours.iter().filter(|(wanted, _)| *wanted).map(|(_, step)| (*step).to_owned());
         let mut steps = vec![
             format!("renew lease {} as it stands", found.lease.key()),
             format!("note what flannel is here in {}, for the way back", means.record),
-            format!("make {name} (port {port}, MAC address {mac}, MTU {mtu}), down"),
-            format!(
-                "load the programs, which know {} peers; attach them to {} and {name}",
-                means.peers, means.underlay
-            ),
-            attaching,
         ];
-        if means.masquerade {
-            steps.push("masquerade by a table of nftables of our own".to_owned());
+        if let Some(device) = &flannel.device {
+            let ClassicTunnel { name: old, port, mac, .. } = device;
+            steps.push(format!("make {name} (port {port}, MAC address {mac}, MTU {mtu}), down"));
+            steps.extend([load, attaching]);
+            steps.extend(rules_of_ours);
+            steps.push(format!(
+                "{old} down; {name} up {up} (milliseconds without a way for what the kernel's stack carries)"
+            ));
+            steps.extend(plain);
+            steps.push(format!(
+                "remove {old}, with {} routes, {} neighbours, {} forwarding entries",
+                flannel.routes.len() - direct.len(),
+                flannel.neighbours.len(),
+                flannel.forwarding.len()
+            ));
+        } else {
+            steps.extend([format!("make {name} (MTU {mtu}), up {up}"), load]);
+            steps.extend(plain);
+            steps.push(attaching);
+            steps.extend(rules_of_ours);
         }
-        if means.forward {
-            steps.push("accept the overlay's packets where iptables' FORWARD drops".to_owned());
-        }
-        steps.push(format!(
-            "{device} down; {name} up with {}/32 and the route to {network} (milliseconds without a way for what the \
-             kernel's stack carries)",
-            subnet.network()
-        ));
-        if !direct.is_empty() {
-            steps.push(format!("remove flannel's plain routes: {}", list(&direct)));
-        }
-        steps.push(format!(
-            "remove {device}, with {} routes, {} neighbours, {} forwarding entries",
-            flannel.routes.len() - direct.len(),
-            flannel.neighbours.len(),
-            flannel.forwarding.len()
-        ));
         if !rules.is_empty() {
             steps.push(format!("remove flannel's rules: {}", list(&rules)));
         }
@@ -103,16 +107,26 @@ impl Plan {
     }
 
     /// The plan for going back.
-    pub fn back(device: &str, ours: &str, network: Ipv4Net, entries: usize, rules: &[String]) -> Self {
-        let mut steps = vec![
-            format!("make {device} as it was, with its addresses and forwarding entries, down"),
-            format!("{ours} down; {device} up with {entries} neighbours and routes"),
-        ];
+    pub fn back(record: &Record) -> Self {
+        let Record { tunnel, network, flannel, .. } = record;
+        let (routes, rules) = (flannel.routes.len(), flannel.rules.names());
+        let mut steps = match &flannel.device {
+            Some(device) => vec![
+                format!(
+                    "make {} as it was, with {} neighbours and {} forwarding entries, down",
+                    device.name,
+                    flannel.neighbours.len(),
+                    flannel.forwarding.len()
+                ),
+                format!("{tunnel} down; {} up with {routes} routes", device.name),
+            ],
+            None => vec![format!("put back {routes} routes")],
+        };
         if !rules.is_empty() {
-            steps.push(format!("put back flannel's rules: {}", list(rules)));
+            steps.push(format!("put back flannel's rules: {}", list(&rules)));
         }
-        steps.push(format!("remove what carries {network} now: {ours}, programs, maps, rules"));
-        Self { kept: vec!["subnet, VtepMAC and public IP".to_owned()], steps, notes: Vec::new() }
+        steps.push(format!("remove what carries {network} now: {tunnel}, programs, maps, rules"));
+        Self { kept: vec!["subnet, VtepMAC, public IP".to_owned()], steps, notes: Vec::new() }
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Flannel;
 use crate::{
     device::{self, Device, DeviceSpec, Kind},
-    netlink::{Address, ClassicTunnel, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
+    netlink::{Address, ClassicTunnel, GatewayRoute, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
 };
 
 /// What had to be waited for, and what came of it.
@@ -24,7 +24,7 @@ pub struct Switched<T> {
 const UP: LinkChange = LinkChange { mac: None, mtu: None, up: Some(true), arp: None };
 const DOWN: LinkChange = LinkChange { up: Some(false), ..UP };
 
-/// From flannel's device (`flannel`) to ours (`tunnel`), which is there and down. flannel's stays, down, without its routes
+/// From flannel's device (`flannel`, if there is one) to ours (`tunnel`), which is there and down. flannel's stays, down, without its routes
 /// and neighbours. `edge` is called right before and right after.
 ///
 /// # Errors
@@ -33,9 +33,16 @@ pub async fn to_overlay(
     netlink: &Netlink,
     spec: &DeviceSpec,
     tunnel: u32,
-    flannel: u32,
+    flannel: Option<u32>,
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<Device>> {
+    let Some(flannel) = flannel else {
+        // Nothing has to go first. Plain routes are found before ours, until they are removed.
+        edge()?;
+        let now = device::ensure(netlink, spec).await?;
+        edge()?;
+        return Ok(Switched { interruption: Duration::ZERO, now });
+    };
     let link = netlink.link_named(&spec.name).await?.context("our tunnel device went away")?;
     let (LinkKind::Vxlan(vxlan), Kind::Vxlan { vni, .. }) = (link.kind, spec.kind) else {
         bail!("{} is no vxlan device", spec.name);
@@ -88,8 +95,25 @@ pub async fn to_flannel(
     ours: &str,
     network: Ipv4Net,
     mut edge: impl FnMut() -> Result<()>,
-) -> Result<Switched<u32>> {
-    let link = present(netlink, &flannel.device).await?;
+) -> Result<Switched<()>> {
+    if let Some(device) = &flannel.device {
+        return to_device(netlink, flannel, device, ours, network, edge).await;
+    }
+    edge()?;
+    put_routes(netlink, &flannel.routes).await?;
+    edge()?;
+    Ok(Switched { interruption: Duration::ZERO, now: () })
+}
+
+async fn to_device(
+    netlink: &Netlink,
+    flannel: &Flannel,
+    device: &ClassicTunnel,
+    ours: &str,
+    network: Ipv4Net,
+    mut edge: impl FnMut() -> Result<()>,
+) -> Result<Switched<()>> {
+    let link = present(netlink, device).await?;
     for net in &flannel.addresses {
         netlink.put_address(Address { link, address: net.addr(), prefix_len: net.prefix_len() }).await?;
     }
@@ -100,24 +124,31 @@ pub async fn to_flannel(
     for entry in &flannel.forwarding {
         netlink.put_forwarding(link, *entry).await?;
     }
-    let links = netlink.links().await?;
-    let index = |name: &str| links.iter().find(|link| link.name == name).map(|link| link.index);
+    let ours = netlink.link_named(ours).await?;
     netlink.drop_unrouted(network).await?;
     edge()?;
     let begun = Instant::now();
-    if let Some(ours) = index(ours) {
-        netlink.change_link(ours, DOWN).await?;
+    if let Some(ours) = ours {
+        netlink.change_link(ours.index, DOWN).await?;
     }
     netlink.change_link(link, UP).await?;
-    for route in &flannel.routes {
-        let through = index(&route.interface)
-            .with_context(|| format!("{}, which routes {}, is gone", route.interface, route.destination))?;
-        netlink.put_gateway_route(through, route).await?;
-    }
+    put_routes(netlink, &flannel.routes).await?;
     let interruption = begun.elapsed();
     edge()?;
     netlink.stop_dropping_unrouted(network).await?;
-    Ok(Switched { interruption, now: link })
+    Ok(Switched { interruption, now: () })
+}
+
+async fn put_routes(netlink: &Netlink, routes: &[GatewayRoute]) -> Result<()> {
+    let links = netlink.links().await?;
+    for route in routes {
+        let through = links
+            .iter()
+            .find(|link| link.name == route.interface)
+            .with_context(|| format!("{}, which routes {}, is gone", route.interface, route.destination))?;
+        netlink.put_gateway_route(through.index, route).await?;
+    }
+    Ok(())
 }
 
 /// flannel's device, made if need be.

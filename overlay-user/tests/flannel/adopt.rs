@@ -411,6 +411,41 @@ fn plain_routes_of_direct_routing_go_and_come_back() {
     }
 }
 
+#[test]
+fn a_host_of_the_host_gw_backend_is_moved_without_a_gap() {
+    for flannel in flannels() {
+        let mut scene = Scene::with(&flannel, Mode::HostGw.config());
+        rules::write(&scene.moved().host, By::Nftables, &scene.moved().subnet);
+        scene.bed.flannel[0].stop();
+        let (lease, elsewhere) = (scene.lease(), scene.other().route(&scene.moved().subnet));
+        let before = Picture::of(&scene.moved().host);
+        let traffic = Traffic::start(&scene);
+        let report = json(&scene.done(&["--json"]));
+        let lost = traffic.finish().map(|numbered| numbered.lost);
+        assert_eq!(lost, [0, 0], "{report:#}");
+        assert_eq!(report["toll"]["interruption_us"], 0, "{report:#}");
+        assert_eq!((scene.lease(), scene.other().route(&scene.moved().subnet)), (lease, elsewhere));
+        let after = Picture::of(&scene.moved().host);
+        assert!(!after.0["routes"].contains(" via 10.99.0.2 "), "{after:?}");
+        assert!(scene.done(&[]).contains("nothing to adopt"));
+
+        let etcd = scene.etcd.clone();
+        let arguments = ["--etcd-endpoints", &etcd, "--ip-masq"];
+        let mut agent = scene.moved().host.start_agent(overlay(), &arguments).unwrap();
+        agent.wait_ready(Duration::from_secs(60)).unwrap();
+        assert!(agent.log().contains("adopting what an earlier agent left"), "{}", agent.log());
+        agent.terminate().unwrap();
+        let traffic = Traffic::start(&scene);
+        scene.done(&["--back"]);
+        for report in traffic.finish() {
+            assert_eq!(report.lost, 0, "{report:?}");
+        }
+        before.same(&Picture::of(&scene.moved().host), "--back");
+        scene.bed.flannel[0].start_again();
+        scene.bed.know_each_other();
+    }
+}
+
 /// Both ends of a connection that a host translates.
 struct Translated {
     client: TcpStream,
@@ -503,9 +538,9 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         host.namespace().ip("link delete other").unwrap();
         before.same(&Picture::of(&host), "refused");
 
-        // Backends that leave no device.
+        // Another backend than flannel was started with.
         for (backend, says) in
-            [("udp", "leaves nothing to adopt"), ("host-gw", "no device to adopt, but routes")]
+            [("udp", "leaves nothing to adopt"), ("host-gw", "is not of flannel's host-gw backend")]
         {
             let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
             scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", &config]).unwrap();

@@ -15,7 +15,7 @@ use crate::{
         switch,
         toll::{Meter, Toll},
     },
-    lease::{Backend, Lease},
+    lease::Lease,
     netlink::{ClassicTunnel, Netlink, conntrack},
     state::{Lock, Paths},
     store::Store,
@@ -34,9 +34,7 @@ pub(super) async fn back(
         None => of_leases(&Site::look(store, options, paths.clone()).await?, options).await?,
     };
     let flannel = &record.flannel;
-    let rules = flannel.rules.names();
-    let entries = flannel.neighbours.len() + flannel.routes.len();
-    let mut plan = Plan::back(&flannel.device.name, &record.tunnel, record.network, entries, &rules);
+    let mut plan = Plan::back(&record);
     if options.agent.dry_run {
         plan.notes.extend(obstacle);
         say(options, &Report { moved: false, plan: Some(&plan), toll: None, next: None }, || {
@@ -114,23 +112,21 @@ async fn of_leases<S: Store>(site: &Site<S>, options: &AdoptFlannel) -> Result<R
     let [ref own] = own[..] else {
         bail!("there is no note of what flannel was here, and {} leases of {}", own.len(), site.public_ip);
     };
-    let Backend::Vxlan { vtep_mac, .. } = own.backend else {
-        bail!("the lease {} is of another backend than vxlan", own.key());
-    };
-    let device = ClassicTunnel {
-        name: device_name(site.vni),
-        vni: site.vni,
+    let mac = site.mode.peer_mac(own).map_err(|why| anyhow!("lease {}: {why}", own.key()))?;
+    let device = site.mode.vni().zip(mac).map(|(vni, mac)| ClassicTunnel {
+        name: device_name(vni),
+        vni,
         port: site.mode.port(),
         local: Some(site.underlay.address),
         underlay: Some(site.underlay.name.clone()),
-        mac: vtep_mac,
+        mac,
         mtu: site.mode.overlay_mtu(site.underlay.mtu),
         queue_length: 1000,
         learning: false,
         udp_checksum: true,
         group_policy: false,
         source_ports: (0, 0),
-    };
+    });
     let mut direct = Vec::new();
     if site.mode.is_direct() {
         for peer in &peers {
@@ -139,7 +135,7 @@ async fn of_leases<S: Store>(site: &Site<S>, options: &AdoptFlannel) -> Result<R
             }
         }
     }
-    let flannel = Flannel::of_leases(device, own, &peers, |host| direct.contains(&host));
+    let flannel = Flannel::of_leases(device, &site.underlay.name, own, &peers, |host| direct.contains(&host));
     Ok(Record {
         finished: true,
         tunnel: options.agent.device.clone(),

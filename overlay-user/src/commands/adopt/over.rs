@@ -58,15 +58,15 @@ impl Work {
         let peers: Vec<_> = table.wanted().map(|(subnet, peer, _)| (subnet, peer)).collect();
         let spec = DeviceSpec {
             name: options.agent.device.clone(),
-            kind: Kind::of(site.mode, Some(found.mac)),
+            kind: Kind::of(site.mode, found.mac),
             mtu: site.mode.overlay_mtu(site.underlay.mtu),
             subnet,
             network: site.network.network,
         };
-        if spec.mtu != found.flannel.device.mtu {
+        if let Some(device) = found.flannel.device.as_ref().filter(|device| device.mtu != spec.mtu) {
             found.notes.push(format!(
                 "{} has MTU {}, {} will have {}: containers that are there keep theirs",
-                found.flannel.device.name, found.flannel.device.mtu, spec.name, spec.mtu
+                device.name, device.mtu, spec.name, spec.mtu
             ));
         }
         let masquerades = found.flannel.rules.masquerade();
@@ -142,7 +142,16 @@ async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<T
     let found = &work.found;
     let lost_before = netlink.losses().await?;
     let prepared = device::prepare(netlink, spec).await?;
+    let has_device = found.link.is_some();
+    if !has_device {
+        // A TUN takes in only what our programs hand it, which they do from the first packet on: it must be up by then.
+        joined.raise().await?;
+    }
     let mut datapath = joined.load_knowing(&options.agent, &prepared, &work.peers)?;
+    if !has_device {
+        // As soon as there is another way: a strict rp_filter drops what comes by overlay0 and would be answered by them.
+        remove_plain_routes(joined, found).await?;
+    }
     let mut tables = Tables::open(&paths.pins)?;
     let begun = Meter::read(&tables)?;
 
@@ -165,13 +174,15 @@ async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<T
     .await?;
     // What began meanwhile, and what overlay0 has not seen yet.
     connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
-    for route in found.flannel.direct_routes() {
-        netlink.remove_gateway_route(joined.underlay.ifindex, route).await?;
+    if has_device {
+        remove_plain_routes(joined, found).await?;
     }
     let (ended, lost_after) = (Meter::read(&tables)?, netlink.losses().await?);
     found.flannel.rules.remove().await.context("remove flannel's rules")?;
     // Last: what has failed until here finds it, with its forwarding entries.
-    netlink.remove_link(found.link).await?;
+    if let Some(link) = found.link {
+        netlink.remove_link(link).await?;
+    }
     let [before, after] = edges[..] else { bail!("the counters were not read") };
     Ok(Toll::new(switched.interruption, before, after).with_whole_move(
         begun,
@@ -179,6 +190,13 @@ async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<T
         &lost_before,
         &lost_after,
     ))
+}
+
+async fn remove_plain_routes(joined: &Joined, found: &Discovered) -> Result<()> {
+    for route in found.flannel.direct_routes() {
+        joined.netlink.remove_gateway_route(joined.underlay.ifindex, route).await?;
+    }
+    Ok(())
 }
 
 /// Which containers are here, as the agent learns them. Addresses before ports: a port with programs whose address is not
