@@ -120,7 +120,7 @@ async fn of_leases<S: Store>(site: &Site<S>, options: &AdoptFlannel) -> Result<R
         local: Some(site.underlay.address),
         underlay: Some(site.underlay.name.clone()),
         mac,
-        mtu: site.mode.overlay_mtu(site.underlay.mtu),
+        mtu: site.mode.device_mtu(site.underlay.mtu),
         queue_length: 1000,
         learning: false,
         udp_checksum: true,

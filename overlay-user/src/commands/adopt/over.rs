@@ -59,7 +59,7 @@ impl Work {
         let spec = DeviceSpec {
             name: options.agent.device.clone(),
             kind: Kind::of(site.mode, found.mac),
-            mtu: site.mode.overlay_mtu(site.underlay.mtu),
+            mtu: site.mode.device_mtu(site.underlay.mtu),
             subnet,
             network: site.network.network,
         };
@@ -144,7 +144,8 @@ async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<T
     let prepared = device::prepare(netlink, spec).await?;
     let has_device = found.link.is_some();
     if !has_device {
-        // A TUN takes in only what our programs hand it, which they do from the first packet on: it must be up by then.
+        // Our programs hand it what they leave to the stack, from the first packet on: it must be up by then. Nobody else
+        // can: only root may open this TUN.
         joined.raise().await?;
     }
     let mut datapath = joined.load_knowing(&options.agent, &prepared, &work.peers)?;
