@@ -25,7 +25,7 @@ const UP: LinkChange = LinkChange { mac: None, mtu: None, up: Some(true), arp: N
 const DOWN: LinkChange = LinkChange { up: Some(false), ..UP };
 
 /// From flannel's device (`flannel`, if there is one) to ours (`tunnel`), which is there and down. flannel's stays, down, without its routes
-/// and neighbours. `edge` is called right before and right after.
+/// and neighbours. `edge` is called just before and right after.
 ///
 /// # Errors
 /// What failed; the one device may be down, and the other not yet up.
@@ -65,8 +65,9 @@ pub async fn to_overlay(
         metric: 0,
         table: TABLE_MAIN,
     };
-    netlink.drop_unrouted(spec.network).await?;
+    // Before the last that takes time: a packet that is on its way through the old device now is counted, too.
     edge()?;
+    netlink.drop_unrouted(spec.network).await?;
     let begun = Instant::now();
     netlink.change_link(flannel, DOWN).await?;
     let down = begun.elapsed();
@@ -125,8 +126,8 @@ async fn to_device(
         netlink.put_forwarding(link, *entry).await?;
     }
     let ours = netlink.link_named(ours).await?;
-    netlink.drop_unrouted(network).await?;
     edge()?;
+    netlink.drop_unrouted(network).await?;
     let begun = Instant::now();
     if let Some(ours) = ours {
         netlink.change_link(ours.index, DOWN).await?;
