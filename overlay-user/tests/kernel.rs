@@ -4,8 +4,12 @@
 mod kernel {
     mod bed;
     mod decap;
+    mod direct;
     mod encap;
+    mod frames;
     mod stack;
+    mod udp;
+    mod udp_decap;
     mod xdp;
 }
 mod support;

@@ -393,7 +393,7 @@ fn the_fast_path_can_be_switched_off() {
 
 /// An ICMP destination unreachable to the container, from its gateway, quoting `quote` bytes of `packet`.
 #[track_caller]
-fn assert_answer(frame: &[u8], packet: &[u8], quote: usize, code: u8, mtu: u16) {
+pub(super) fn assert_answer(frame: &[u8], packet: &[u8], quote: usize, code: u8, mtu: u16) {
     assert_eq!(frame.len(), 14 + 28 + quote);
     assert_eq!(frame[..6], CONTAINER_MAC);
     assert_eq!(frame[6..12], GATEWAY_MAC);
