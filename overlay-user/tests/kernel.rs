@@ -5,9 +5,13 @@ mod kernel {
     mod bed;
     mod decap;
     mod direct;
+    mod direct_decap;
     mod encap;
     mod frames;
+    mod overlay0;
     mod stack;
+    mod tun_receive;
+    mod tun_send;
     mod udp;
     mod udp_decap;
     mod xdp;

@@ -4,8 +4,8 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},
 };
 use overlay_common::{
-    Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, Endpoint, Flow, FlowKey, Hook, Peer, Reason, Settings,
-    Vtep,
+    Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, Endpoint, Flow, FlowKey, Hook, Peer, Reason,
+    SETTING_DIRECT, Settings, Vtep,
 };
 use overlay_user::datapath::{ebpf, tables::Tables, xdp::Receivers};
 
@@ -32,6 +32,8 @@ pub const GATEWAY: [u8; 4] = [10, 244, 1, 1];
 pub const GATEWAY_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x01];
 /// A container of the peer.
 pub const REMOTE: [u8; 4] = [10, 244, 2, 7];
+/// A container of the second peer.
+pub const FAR: [u8; 4] = [10, 244, 3, 9];
 pub const PORT: u16 = 8472;
 pub const VNI: u32 = 1;
 /// Of flannel's udp backend.
@@ -335,3 +337,54 @@ const _: () = {
     const fn pod<T: Pod>() {}
     pod::<Settings>();
 };
+
+/// What stands in for direct routing where the peer is not on the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    Vxlan,
+    Udp,
+}
+
+impl Fallback {
+    /// Bytes that encapsulation adds.
+    pub const fn overhead(self) -> usize {
+        match self {
+            Self::Vxlan => 50,
+            Self::Udp => 28,
+        }
+    }
+
+    pub fn wrap(self, packet: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Vxlan => Tunnel::default().wrap(packet),
+            Self::Udp => Datagram::default().wrap(packet),
+        }
+    }
+
+    /// What becomes of a frame that overlay0 gets: a VXLAN device wants its own MAC address in it.
+    pub fn handed_over(self, mut frame: Vec<u8>) -> Vec<u8> {
+        if self == Self::Vxlan {
+            frame[..6].copy_from_slice(&VTEP_MAC);
+        }
+        frame
+    }
+}
+
+pub fn with_direct(flags: u32, test: fn(&mut Bed, Fallback)) {
+    for fallback in [Fallback::Vxlan, Fallback::Udp] {
+        with_settings(
+            |settings| {
+                if fallback == Fallback::Udp {
+                    bare(settings);
+                }
+                settings.flags = flags | SETTING_DIRECT;
+            },
+            |bed| test(bed, fallback),
+        );
+    }
+}
+
+/// Moves the second peer, whose container is [`FAR`], away from the link.
+pub fn behind_a_gateway() {
+    ip("route add 10.99.0.3/32 via 10.99.0.2 dev eth0");
+}
