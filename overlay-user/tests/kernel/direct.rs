@@ -30,6 +30,10 @@ fn to_a_peer_on_the_link_a_packet_leaves_as_it_is() {
         assert_eq!((traffic.sent_packets, traffic.sent_bytes), (2, 2 * 128));
         // What is not learned yet, and the like, is the stack's all the same.
         encap(bed, &udp(UNLEARNED, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::Unlearned)]);
+        // Such a next hop is no neighbour of ours to name (RFC 5549).
+        ip("route add 10.99.0.2/32 via inet6 fe80::2 dev eth0");
+        encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
+        ip("route del 10.99.0.2/32");
         ip("addr del 10.99.0.1/24 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
     });
@@ -57,14 +61,17 @@ fn to_a_peer_behind_a_gateway_a_packet_leaves_encapsulated() {
 fn on_the_link_packets_may_be_as_large_as_its_mtu() {
     with_direct(0, |bed, _| {
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 1500 - 28)).assert(REDIRECT, &[SENT]);
-        let packet = udp(CONTAINER, REMOTE, [1, 2], 1501 - 28);
-        let outcome = encap(bed, &packet);
-        outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);
-        assert_answer(&outcome.frame, &packet, 40, 4, 1500);
-        let packet = without_df(packet);
-        let outcome = encap(bed, &packet);
-        outcome.assert(NEXT, &[(Encap, Reason::NeedsFragmentation)]);
-        assert_eq!(outcome.frame, from_container(&packet));
+        // The kernel's own judgement of a frame has four bytes more to give away, a VLAN tag's.
+        for length in [1501, 1600] {
+            let packet = udp(CONTAINER, REMOTE, [1, 2], length - 28);
+            let outcome = encap(bed, &packet);
+            outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);
+            assert_answer(&outcome.frame, &packet, 40, 4, 1500);
+            let packet = without_df(packet);
+            let outcome = encap(bed, &packet);
+            outcome.assert(NEXT, &[(Encap, Reason::NeedsFragmentation)]);
+            assert_eq!(outcome.frame, from_container(&packet));
+        }
         // A path MTU that the kernel knows of, to the peer itself.
         ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
         let packet = udp(CONTAINER, REMOTE, [1, 2], 1401 - 28);

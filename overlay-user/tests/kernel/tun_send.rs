@@ -10,15 +10,24 @@ fn numbered(source: [u8; 4], destination: [u8; 4], length: usize, tos: u8) -> Ve
     udp_with(source, destination, [4000, 5000], length, |ip| (ip[1], ip[5]) = (tos, 0x99))
 }
 
+/// The same with eight bytes of options, which do nothing (RFC 791 section 3.1).
+fn with_options(source: [u8; 4], destination: [u8; 4], length: usize) -> Vec<u8> {
+    let mut packet = numbered(source, destination, length, 0);
+    packet.splice(20..20, [1; 8]);
+    let total = (packet.len() as u16).to_be_bytes();
+    packet[0] = 0x47;
+    packet[2..4].copy_from_slice(&total);
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..28]).to_be_bytes();
+    packet[10..12].copy_from_slice(&sum);
+    packet
+}
+
 /// The packet in a frame as it left by the underlay device, whose headers must be right.
 #[track_caller]
 fn unwrapped(frame: &[u8], peer: [u8; 4], tos: u8, df: bool) -> &[u8] {
     assert_eq!(frame[..14], ethernet(NEXT_HOP_MAC, UNDERLAY_MAC, &[]));
-    datagram(&frame[14..], peer, tos, df)
-}
-
-#[track_caller]
-fn datagram(packet: &[u8], peer: [u8; 4], tos: u8, df: bool) -> &[u8] {
+    let packet = &frame[14..];
     let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
     let Some(etherparse::NetSlice::Ipv4(ip)) = sliced.net else { panic!("{packet:02x?}") };
     let header = ip.header();
@@ -47,15 +56,10 @@ fn the_stacks_packets_leave_wrapped_and_are_noted() {
             assert_eq!(unwrapped(&host.wire.next(), PEER, packet[1] & 3, false), packet);
             assert_eq!(host.bed.flows().len(), flows, "the host's own connections need no note");
         }
+        let count = host.bed.tables.counter(Send, Reason::Carried).unwrap();
+        assert_eq!((count.packets, count.bytes), (5, 4 * 38 + 1472));
         // With options, which the fast path knows nothing of.
-        let mut packet = numbered(CONTAINER, REMOTE, 10, 0);
-        packet.splice(20..20, [1; 8]);
-        (packet[0], packet[3]) = (0x47, packet.len() as u8);
-        let [high, low] = {
-            packet[10..12].fill(0);
-            checksum(&packet[..28]).to_be_bytes()
-        };
-        (packet[10], packet[11]) = (high, low);
+        let packet = with_options(CONTAINER, REMOTE, 10);
         assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
         assert_eq!(unwrapped(&host.wire.next(), PEER, 0, false), packet);
     });
@@ -91,7 +95,7 @@ fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
         // But what the link does not take.
         ip("link set eth0 mtu 1400");
         assert_eq!(host.route(&packet()), [(Send, Reason::NeedsFragmentation)]);
-        assert_eq!(datagram(&host.read(), PEER, 2, false), packet());
+        assert_eq!(host.read(), packet());
         let fits = numbered(CONTAINER, REMOTE, 1400 - 28 - 28, 2);
         assert_eq!(host.route(&fits), [(Send, Reason::Carried)]);
         assert_eq!(unwrapped(&host.wire.next(), PEER, 2, false), fits);
@@ -99,10 +103,48 @@ fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
     with_tun(SETTING_OUTER_DF, |host| {
         ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
         assert_eq!(host.route(&packet()), [(Send, Reason::NeedsFragmentation)]);
-        assert_eq!(datagram(&host.read(), PEER, 2, true), packet());
+        assert_eq!(host.read(), packet());
+        let options = with_options(CONTAINER, REMOTE, 1401 - 28 - 28 - 8);
+        assert_eq!(host.route(&options), [(Send, Reason::NeedsFragmentation)]);
+        assert_eq!(host.read(), options);
         let fits = numbered(CONTAINER, REMOTE, 1400 - 28 - 28, 2);
         assert_eq!(host.route(&fits), [(Send, Reason::Carried)]);
         assert_eq!(unwrapped(&host.wire.next(), PEER, 2, true), fits);
+    });
+}
+
+/// The peers' own addresses inside Network, or a route to them that leads into the tunnel.
+#[test]
+fn what_is_wrapped_is_not_wrapped_again() {
+    with_tun(0, |host| {
+        let ours = udp_with(LOCAL, REMOTE, [50000, UDP_PORT], 40, |ip| ip[5] = 0x99);
+        assert_eq!(host.route(&ours), [(Send, Reason::ForgedTunnel)]);
+        for honest in [
+            udp_with(LOCAL, REMOTE, [50000, PORT], 40, |ip| ip[5] = 0x99),
+            udp_with(STRANGER, REMOTE, [50000, UDP_PORT], 40, |ip| ip[5] = 0x99),
+            udp_with(LOCAL, REMOTE, [50000, UDP_PORT], 40, |ip| (ip[5], ip[9]) = (0x99, 132)),
+        ] {
+            assert_eq!(host.route(&honest), [(Send, Reason::Carried)]);
+            assert_eq!(unwrapped(&host.wire.next(), PEER, 0, false), honest);
+        }
+        ip("route add 10.99.0.2/32 dev overlay0");
+        let packet = numbered(CONTAINER, REMOTE, 10, 0);
+        assert_eq!(host.route(&packet), [(Send, Reason::NoNextHop)]);
+        assert_eq!(host.read(), packet);
+    });
+}
+
+/// The underlay's MTU may have been lowered since overlay0 got its own.
+#[test]
+fn directly_what_the_link_does_not_take_goes_on_to_the_agent() {
+    with_tun(SETTING_DIRECT, |host| {
+        ip("link set eth0 mtu 1400");
+        let packet = numbered(CONTAINER, REMOTE, 1401 - 28, 0);
+        assert_eq!(host.route(&packet), [(Send, Reason::NeedsFragmentation)]);
+        assert_eq!(host.read(), packet);
+        let packet = numbered(CONTAINER, REMOTE, 1400 - 28, 0);
+        assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+        assert_eq!(host.wire.next()[14..], packet);
     });
 }
 
