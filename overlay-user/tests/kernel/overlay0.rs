@@ -17,7 +17,7 @@ use nix::{
         time::{TimeVal, TimeValLike as _},
     },
 };
-use overlay_common::{Hook, Reason, SETTING_DIRECT};
+use overlay_common::{Hook, Reason};
 use tokio::runtime::Runtime;
 use tokio_tun::Tun;
 
@@ -103,14 +103,14 @@ pub fn with_tun(flags: u32, test: fn(&mut Host<'_>)) {
 }
 
 /// overlay0 is a VXLAN device, as the agent makes it.
-pub fn with_vxlan_direct(test: fn(&mut Host<'_>)) {
+pub fn with_vxlan(flags: u32, test: fn(&mut Host<'_>)) {
     with_settings(
         |settings| {
             ip(
                 "link add overlay0 address 02:00:00:00:00:01 mtu 1450 type vxlan external dstport 8472 nolearning",
             );
             ip("link set overlay0 arp off");
-            settings.flags = SETTING_DIRECT;
+            settings.flags = flags;
             settings.device = nix::net::if_::if_nametoindex("overlay0").unwrap();
         },
         |bed| test(&mut Host::up(bed, None)),

@@ -120,7 +120,7 @@ fn what_decapsulation_hands_over_reaches_a_socket() {
     with_tun(0, wrapped);
     with_tun(SETTING_DIRECT, wrapped);
     with_tun(SETTING_DIRECT, plain);
-    with_vxlan_direct(plain);
+    with_vxlan(SETTING_DIRECT, plain);
 }
 
 fn reaches_a_socket(host: &mut Host<'_>, wrap: fn(&[u8]) -> Vec<u8>) {

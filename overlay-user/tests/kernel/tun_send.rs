@@ -113,6 +113,23 @@ fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
     });
 }
 
+/// The kernel would drop it with DF, and tell nobody but itself.
+#[test]
+fn a_vxlan_device_sets_df_outside_where_the_path_takes_it() {
+    with_vxlan(SETTING_OUTER_DF, |host| {
+        // Not by a route's MTU: where that is locked the kernel leaves DF out itself (iptunnel_xmit).
+        ip("link set eth0 mtu 1400");
+        for (length, flags) in [(1400 - 50 - 28, 0x40), (1401 - 50 - 28, 0x20)] {
+            assert_eq!(host.route(&numbered(CONTAINER, REMOTE, length, 0)), [(Send, Reason::Carried)]);
+            assert_eq!(host.wire.next()[20] & 0x60, flags, "whole with DF, or the first of two fragments");
+        }
+    });
+    with_vxlan(0, |host| {
+        assert_eq!(host.route(&numbered(CONTAINER, REMOTE, 10, 0)), [(Send, Reason::Carried)]);
+        assert_eq!(host.wire.next()[20] & 0x60, 0);
+    });
+}
+
 /// The peers' own addresses inside Network, or a route to them that leads into the tunnel.
 #[test]
 fn what_is_wrapped_is_not_wrapped_again() {
@@ -165,7 +182,7 @@ fn directly_the_stacks_packets_leave_plain_to_a_peer_on_the_link() {
 
 #[test]
 fn directly_a_vxlan_devices_packets_leave_plain_to_a_peer_on_the_link() {
-    with_vxlan_direct(plain_or_wrapped);
+    with_vxlan(SETTING_DIRECT, plain_or_wrapped);
 }
 
 fn plain_or_wrapped(host: &mut Host<'_>) {
@@ -222,5 +239,5 @@ fn a_packet_that_had_to_wait_for_its_neighbour_has_a_whole_ethernet_header() {
     }
     with_tun(0, resolve);
     with_tun(SETTING_DIRECT, resolve);
-    with_vxlan_direct(resolve);
+    with_vxlan(SETTING_DIRECT, resolve);
 }

@@ -101,6 +101,19 @@ fn anything_but_our_datagrams_passes_untouched_and_uncounted() {
     });
 }
 
+/// The socket that holds the port takes them apart again.
+#[test]
+fn datagrams_that_gro_has_merged_pass_untouched() {
+    with_udp(0, |bed| {
+        let packet = udp(REMOTE, CONTAINER, [1, 2], 472);
+        let frame = OURS.wrap(&[packet.clone(), packet].concat());
+        let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500 };
+        let outcome = bed.run_with("overlay_decap", skb, &frame);
+        outcome.assert(NEXT, &[]);
+        assert_eq!(outcome.frame, frame);
+    });
+}
+
 #[test]
 fn every_truncation_is_left_alone_or_dropped() {
     with_udp(0, |bed| {
@@ -186,14 +199,15 @@ fn what_the_stack_must_see_is_handed_over_in_its_wrapping() {
         is_handed_over(bed, OURS, &udp(REMOTE, CONTAINER, [5000, 4000], 10), Reason::StackFlow);
         bed.take_in(&OURS.wrap(&udp(REMOTE, CONTAINER, [5000, 4001], 10))).assert(REDIRECT, &[CARRIED]);
 
-        // A test run's GSO frame has no type, so the kernel refuses to take the room away.
-        let frame = OURS.wrap(&udp(REMOTE, CONTAINER, [1, 2], 1000));
-        let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500 };
-        let outcome = bed.run_with("overlay_decap", skb, &frame);
-        outcome.assert(REDIRECT, &[(Decap, Reason::RoomRefused)]);
-        assert_eq!(outcome.frame, frame);
-        let count = bed.tables.counter(Decap, Reason::RoomRefused).unwrap();
-        assert_eq!(count.packets, 2, "two segments");
+        // A test run's GSO frame has no type, so the kernel refuses to take the room away; that of datagrams nobody asks.
+        for packet in [tcp(REMOTE, CONTAINER, [1, 2], 0x10, 1000), udp(REMOTE, CONTAINER, [1, 2], 1000)] {
+            let frame = OURS.wrap(&packet);
+            let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500 };
+            let outcome = bed.run_with("overlay_decap", skb, &frame);
+            outcome.assert(REDIRECT, &[(Decap, Reason::RoomRefused)]);
+            assert_eq!(outcome.frame, frame);
+        }
+        assert_eq!(bed.tables.counter(Decap, Reason::RoomRefused).unwrap().packets, 4, "segments");
 
         let packet = udp(REMOTE, CONTAINER, [1, 2], 500);
         ip("link set c1 mtu 527");
