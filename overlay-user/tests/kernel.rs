@@ -4,8 +4,16 @@
 mod kernel {
     mod bed;
     mod decap;
+    mod direct;
+    mod direct_decap;
     mod encap;
+    mod frames;
+    mod overlay0;
     mod stack;
+    mod tun_receive;
+    mod tun_send;
+    mod udp;
+    mod udp_decap;
     mod xdp;
 }
 mod support;

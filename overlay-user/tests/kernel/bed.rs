@@ -1,14 +1,15 @@
-//! The bed of the kernel rung: one host's programs and maps, and the frames around them.
+//! The bed of the kernel rung: one host's programs and maps, and what they make of a frame.
 use aya::{
     Ebpf, Pod, TestRunResult,
-    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+    programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},
 };
-use etherparse::{IpNumber, PacketBuilder};
 use overlay_common::{
-    Addr4, ENCAPSULATION_VXLAN, Endpoint, Flow, FlowKey, Hook, Peer, Reason, Settings, Vtep, wire,
+    Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, Endpoint, Flow, FlowKey, Hook, Peer, Reason,
+    SETTING_DIRECT, Settings, Vtep,
 };
 use overlay_user::datapath::{ebpf, tables::Tables, xdp::Receivers};
 
+pub use super::frames::*;
 use crate::support::{in_own_namespace, ip, sysctl};
 
 pub const NETWORK: [u8; 4] = [10, 244, 0, 0];
@@ -31,8 +32,12 @@ pub const GATEWAY: [u8; 4] = [10, 244, 1, 1];
 pub const GATEWAY_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x01];
 /// A container of the peer.
 pub const REMOTE: [u8; 4] = [10, 244, 2, 7];
+/// A container of the second peer.
+pub const FAR: [u8; 4] = [10, 244, 3, 9];
 pub const PORT: u16 = 8472;
 pub const VNI: u32 = 1;
+/// Of flannel's udp backend.
+pub const UDP_PORT: u16 = 8285;
 
 pub const SHOT: i32 = 2;
 pub const NEXT: i32 = -1;
@@ -79,6 +84,18 @@ pub fn with_bed(test: impl FnOnce(&mut Bed) + Send) {
 /// Runs `test` on a host of its own whose settings were altered by `alter`.
 pub fn with_settings(alter: impl FnOnce(&mut Settings) + Send, test: impl FnOnce(&mut Bed) + Send) {
     in_own_namespace(|| test(&mut Bed::new(alter)));
+}
+
+/// Runs `test` on a host whose network is bare IPv4 in UDP, with these settings.
+pub fn with_udp(flags: u32, test: impl FnOnce(&mut Bed) + Send) {
+    with_settings(|settings| (settings.flags, _) = (flags, bare(settings)), test);
+}
+
+/// Bare IPv4 in UDP.
+pub fn bare(settings: &mut Settings) {
+    settings.encapsulation = ENCAPSULATION_UDP;
+    settings.port = UDP_PORT.to_be_bytes();
+    settings.vni = 0;
 }
 
 fn index(name: &str) -> u32 {
@@ -203,8 +220,14 @@ impl Bed {
     }
 
     fn counted(&mut self, run: impl FnOnce(&mut Self) -> (i32, Vec<u8>)) -> Outcome {
+        let ((verdict, frame), counted) = self.counting(run);
+        Outcome { verdict, frame, counted }
+    }
+
+    /// What `run` gives, and what was counted meanwhile.
+    pub fn counting<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> (T, Vec<(Hook, Reason)>) {
         let before = self.counts();
-        let (verdict, frame) = run(self);
+        let result = run(self);
         let counted = self
             .counts()
             .into_iter()
@@ -212,34 +235,64 @@ impl Bed {
             .filter(|((_, now), (_, before))| now != before)
             .map(|((key, _), _)| key)
             .collect();
-        Outcome { verdict, frame, counted }
+        (result, counted)
+    }
+
+    /// Attaches a program to an interface of this host, so that what happens there meets it.
+    pub fn attach(&mut self, program: &str, interface: &str, side: TcAttachType) {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        // Attached by TCX where the kernel has it, and by this qdisc before Linux 6.6. It may be there already.
+        let _ = tc::qdisc_add_clsact(interface);
+        program.attach(interface, side).unwrap_or_else(|error| panic!("attach to {interface}: {error}"));
     }
 
     /// Runs `frame` through the programs of the underlay device, and returns what TC's made of it. Whatever TC does not
     /// deliver, XDP must leave as it is, for TC to count; what TC does, XDP must too (what it cannot is in xdp.rs).
     #[track_caller]
     pub fn take_in(&mut self, frame: &[u8]) -> Outcome {
-        let outcome = self.run("overlay_decap", self.underlay, frame);
-        let redirected = self.run_xdp("overlay_xdp", frame);
+        let outcome = self.take_in_redirecting(frame);
         // A device may have vouched for an outer checksum; strip leaves such frames alone.
         let mut unchecked = frame.to_vec();
         if let Some(sum) = unchecked.get_mut(40..42) {
             sum.fill(0);
         }
-        let stripped = self.run_xdp("overlay_xdp_strip", &unchecked);
         if outcome.counted == [(Hook::Decap, Reason::Carried)] {
-            redirected.assert(XDP_REDIRECT, &[(Hook::Xdp, Reason::Carried)]);
-            assert_eq!(redirected.frame, outcome.frame);
+            let stripped = self.run_xdp("overlay_xdp_strip", &unchecked);
             stripped.assert(XDP_PASS, &[]);
             let (note, stripped) = stripped.frame.split_at(16);
             assert!(note.starts_with(b"ov") && stripped == outcome.frame);
         } else {
-            for (left, frame) in [(redirected, frame), (stripped, unchecked.as_slice())] {
-                left.assert(XDP_PASS, &[]);
-                assert_eq!(left.frame, frame, "XDP changed a frame that it leaves to TC");
-            }
+            self.is_left("overlay_xdp_strip", &unchecked, "not delivered by TC");
         }
         outcome
+    }
+
+    /// The same of a frame without outer headers, from which strip has nothing to take.
+    #[track_caller]
+    pub fn take_in_plain(&mut self, frame: &[u8]) -> Outcome {
+        self.is_left("overlay_xdp_strip", frame, "nothing to strip");
+        self.take_in_redirecting(frame)
+    }
+
+    #[track_caller]
+    fn take_in_redirecting(&mut self, frame: &[u8]) -> Outcome {
+        let outcome = self.run("overlay_decap", self.underlay, frame);
+        if outcome.counted == [(Hook::Decap, Reason::Carried)] {
+            let redirected = self.run_xdp("overlay_xdp", frame);
+            redirected.assert(XDP_REDIRECT, &[(Hook::Xdp, Reason::Carried)]);
+            assert_eq!(redirected.frame, outcome.frame);
+        } else {
+            self.is_left("overlay_xdp", frame, "not delivered by TC");
+        }
+        outcome
+    }
+
+    /// The frame is TC's: an XDP program passes it on as it is, and does not count it.
+    #[track_caller]
+    pub fn is_left(&mut self, program: &str, frame: &[u8], name: &str) {
+        let outcome = self.run_xdp(program, frame);
+        assert_eq!((outcome.verdict, outcome.counted), (XDP_PASS, vec![]), "{name}");
+        assert_eq!(outcome.frame, frame, "{name}");
     }
 }
 
@@ -285,130 +338,53 @@ const _: () = {
     pod::<Settings>();
 };
 
-/// An IPv4 packet of `length` bytes of payload behind a UDP header, by a library that nobody here wrote.
-pub fn udp(source: [u8; 4], destination: [u8; 4], ports: [u16; 2], length: usize) -> Vec<u8> {
-    udp_with(source, destination, ports, length, |_| {})
+/// What stands in for direct routing where the peer is not on the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    Vxlan,
+    Udp,
 }
 
-/// As [`udp`], with the 20 bytes of the IPv4 header altered before its checksum is made.
-pub fn udp_with(
-    source: [u8; 4],
-    destination: [u8; 4],
-    ports: [u16; 2],
-    length: usize,
-    alter: impl FnOnce(&mut [u8]),
-) -> Vec<u8> {
-    let mut packet = Vec::new();
-    let payload: Vec<u8> = (0..length).map(|at| at as u8).collect();
-    PacketBuilder::ipv4(source, destination, 64)
-        .udp(ports[0], ports[1])
-        .write(&mut packet, &payload)
-        .unwrap();
-    alter(&mut packet[..20]);
-    seal(&mut packet);
-    packet
-}
-
-/// A TCP packet with these flags (byte 13).
-pub fn tcp(source: [u8; 4], destination: [u8; 4], ports: [u16; 2], flags: u8, length: usize) -> Vec<u8> {
-    let mut packet = Vec::new();
-    PacketBuilder::ipv4(source, destination, 64)
-        .tcp(ports[0], ports[1], 1000, 512)
-        .write(&mut packet, &vec![0x5a; length])
-        .unwrap();
-    packet[33] = flags;
-    packet[36..38].fill(0);
-    let length = (packet.len() as u16 - 20).to_be_bytes();
-    let sum = checksum(&[&packet[12..20], &[0, 6], &length, &packet[20..]].concat());
-    packet[36..38].copy_from_slice(&sum.to_be_bytes());
-    packet
-}
-
-/// An ICMP packet of type `kind` about `payload`.
-pub fn icmp(source: [u8; 4], destination: [u8; 4], kind: u8, payload: &[u8]) -> Vec<u8> {
-    let mut body = vec![kind, 0, 0, 0, 0x12, 0x34, 0, 1];
-    body.extend_from_slice(payload);
-    let mut packet = Vec::new();
-    PacketBuilder::ipv4(source, destination, 64).write(&mut packet, IpNumber::ICMP, &body).unwrap();
-    packet
-}
-
-/// Writes the IPv4 header's checksum anew.
-pub fn seal(packet: &mut [u8]) {
-    packet[10..12].fill(0);
-    let sum = checksum(&packet[..20]);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-}
-
-/// The Internet checksum, the plain way (RFC 1071 section 4.1).
-pub fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-/// `packet` behind an Ethernet header.
-pub fn ethernet(destination: [u8; 6], source: [u8; 6], packet: &[u8]) -> Vec<u8> {
-    [destination.as_slice(), &source, &wire::ETHERTYPE_IPV4, packet].concat()
-}
-
-/// `packet` as the container sends it to its gateway.
-pub fn from_container(packet: &[u8]) -> Vec<u8> {
-    ethernet(GATEWAY_MAC, CONTAINER_MAC, packet)
-}
-
-/// What `overlay_xdp_strip` writes in front of the frame of the peer with this slot: magic, port, VNI, address, slot.
-pub fn note(slot: u32) -> Vec<u8> {
-    [b"ov".as_slice(), &PORT.to_be_bytes(), &VNI.to_ne_bytes(), &LOCAL, &slot.to_ne_bytes()].concat()
-}
-
-/// What can differ in a frame that arrives on the underlay.
-#[derive(Clone, Copy)]
-pub struct Tunnel {
-    pub source: [u8; 4],
-    pub destination: [u8; 4],
-    pub port: u16,
-    pub vni: u32,
-    pub flags: u8,
-    pub tos: u8,
-    pub inner_destination_mac: [u8; 6],
-    pub inner_type: [u8; 2],
-}
-
-impl Default for Tunnel {
-    fn default() -> Self {
-        Self {
-            source: PEER,
-            destination: LOCAL,
-            port: PORT,
-            vni: VNI,
-            flags: wire::VXLAN_VNI_VALID,
-            tos: 0,
-            inner_destination_mac: VTEP_MAC,
-            inner_type: wire::ETHERTYPE_IPV4,
+impl Fallback {
+    /// Bytes that encapsulation adds.
+    pub const fn overhead(self) -> usize {
+        match self {
+            Self::Vxlan => 50,
+            Self::Udp => 28,
         }
     }
+
+    pub fn wrap(self, packet: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Vxlan => Tunnel::default().wrap(packet),
+            Self::Udp => Datagram::default().wrap(packet),
+        }
+    }
+
+    /// What becomes of a frame that overlay0 gets: a VXLAN device wants its own MAC address in it.
+    pub fn handed_over(self, mut frame: Vec<u8>) -> Vec<u8> {
+        if self == Self::Vxlan {
+            frame[..6].copy_from_slice(&VTEP_MAC);
+        }
+        frame
+    }
 }
 
-impl Tunnel {
-    /// `packet` in VXLAN, as it arrives on the underlay device.
-    pub fn wrap(&self, packet: &[u8]) -> Vec<u8> {
-        let vni = self.vni.to_be_bytes();
-        let vxlan = [self.flags, 0, 0, 0, vni[1], vni[2], vni[3], 0];
-        let inner = [&vxlan, self.inner_destination_mac.as_slice(), &PEER_VTEP_MAC, &self.inner_type, packet]
-            .concat();
-        let mut outer = Vec::new();
-        PacketBuilder::ipv4(self.source, self.destination, 64)
-            .udp(51234, self.port)
-            .write(&mut outer, &inner)
-            .unwrap();
-        outer[1] = self.tos;
-        seal(&mut outer);
-        ethernet(UNDERLAY_MAC, NEXT_HOP_MAC, &outer)
+pub fn with_direct(flags: u32, test: fn(&mut Bed, Fallback)) {
+    for fallback in [Fallback::Vxlan, Fallback::Udp] {
+        with_settings(
+            |settings| {
+                if fallback == Fallback::Udp {
+                    bare(settings);
+                }
+                settings.flags = flags | SETTING_DIRECT;
+            },
+            |bed| test(bed, fallback),
+        );
     }
+}
+
+/// Moves the second peer, whose container is [`FAR`], away from the link.
+pub fn behind_a_gateway() {
+    ip("route add 10.99.0.3/32 via 10.99.0.2 dev eth0");
 }

@@ -30,13 +30,11 @@ fn a_packet_for_a_container_arrives_bare() {
 /// unfinished, as veth hands it over), but for the addresses' being those of the bed.
 #[test]
 fn a_frame_of_the_kernels_own_vxlan_device_is_understood() {
-    let captured = "ee411aa19c0bc2f1cadb71990800 4500008605dc000040115fc30a6300010a630002 d87a21180072154c \
+    let frame =
+        hex("ee411aa19c0bc2f1cadb71990800 4500008605dc000040115fc30a6300010a630002 d87a21180072154c \
         0800000000000100 fa3c344c9cf0524af52a76bf0800 4500005483824000 3f015f3b0af43b020af40802 \
         0800969156600001 65c0026b00000000dc0e080000000000 101112131415161718191a1b1c1d1e1f \
-        202122232425262728292a2b2c2d2e2f 3031323334353637";
-    let hex: String = captured.split_whitespace().collect();
-    let frame: Vec<u8> =
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+        202122232425262728292a2b2c2d2e2f 3031323334353637");
     assert_eq!(frame.len(), 14 + 134);
     with_settings(
         |settings| {

@@ -275,6 +275,10 @@ fn what_the_stack_does_better_goes_to_the_stack_untouched() {
         // A neighbour that is not resolved yet is resolved on the way, by the fast path.
         ip("neigh del 10.99.0.2 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(REDIRECT, &[CARRIED]);
+        // A next hop with an IPv6 address (RFC 5549) is the kernel's to reach.
+        ip("route add 10.99.0.2/32 via inet6 fe80::2 dev eth0");
+        encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
+        ip("route del 10.99.0.2/32");
         ip("addr del 10.99.0.1/24 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
     });
@@ -393,7 +397,7 @@ fn the_fast_path_can_be_switched_off() {
 
 /// An ICMP destination unreachable to the container, from its gateway, quoting `quote` bytes of `packet`.
 #[track_caller]
-fn assert_answer(frame: &[u8], packet: &[u8], quote: usize, code: u8, mtu: u16) {
+pub(super) fn assert_answer(frame: &[u8], packet: &[u8], quote: usize, code: u8, mtu: u16) {
     assert_eq!(frame.len(), 14 + 28 + quote);
     assert_eq!(frame[..6], CONTAINER_MAC);
     assert_eq!(frame[6..12], GATEWAY_MAC);

@@ -2,7 +2,7 @@
 use overlay_common::{
     Addr4, FlowKey,
     Hook::{Note, Receive, Send},
-    Reason,
+    Reason, SETTING_DIRECT,
 };
 
 use super::bed::*;
@@ -89,4 +89,61 @@ fn a_full_table_of_flows_is_counted_and_nothing_is_dropped() {
         let frame = ethernet(CONTAINER_MAC, GATEWAY_MAC, &udp(REMOTE, CONTAINER, [80, 4000], 10));
         bed.run("overlay_note", bed.container, &frame).assert(NEXT, &[(Note, Reason::FlowsFull)]);
     });
+}
+
+/// At a VXLAN device; a TUN's packets are in tun_send.rs.
+#[test]
+fn the_stacks_packets_leave_plain_to_a_peer_on_the_link() {
+    with_settings(
+        |settings| settings.flags = SETTING_DIRECT,
+        |bed| {
+            behind_a_gateway();
+            let send = |bed: &mut Bed, packet: &[u8]| {
+                bed.run("overlay_send", bed.underlay, &ethernet(VTEP_MAC, VTEP_MAC, packet))
+            };
+            let packet = udp(CONTAINER, REMOTE, [4000, 5000], 10);
+            let outcome = send(bed, &packet);
+            outcome.assert(REDIRECT, &[(Send, Reason::Carried)]);
+            assert_eq!(outcome.frame, ethernet(VTEP_MAC, VTEP_MAC, &packet));
+            assert_eq!(bed.flows().len(), 1);
+            // The kernel's tunnel writes the headers.
+            let packet = udp(CONTAINER, FAR, [4000, 5000], 10);
+            let outcome = send(bed, &packet);
+            outcome.assert(NEXT, &[(Send, Reason::Carried)]);
+            assert_eq!(outcome.frame, ethernet([2, 0, 0, 0, 0, 3], VTEP_MAC, &packet));
+            assert_eq!(bed.flows().len(), 2);
+            send(bed, &udp(REMOTE, REMOTE, [1, 2], 10)).assert(SHOT, &[(Send, Reason::SourceNotOurs)]);
+            send(bed, &udp(CONTAINER, UNLEARNED, [1, 2], 10)).assert(SHOT, &[(Send, Reason::NoPeer)]);
+            assert_eq!(bed.flows().len(), 2);
+        },
+    );
+}
+
+/// What has no tunnel key, at a VXLAN device.
+#[test]
+fn plain_packets_enter_the_stack_in_their_peers_names_only() {
+    with_settings(
+        |settings| settings.flags = SETTING_DIRECT,
+        |bed| {
+            let receive = |bed: &mut Bed, packet: &[u8]| {
+                bed.run("overlay_receive", bed.underlay, &ethernet(VTEP_MAC, NEXT_HOP_MAC, packet))
+            };
+            let packet = udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[7] = 1);
+            let outcome = receive(bed, &packet);
+            outcome.assert(NEXT, &[(Receive, Reason::Carried)]);
+            assert_eq!(outcome.frame, ethernet(VTEP_MAC, NEXT_HOP_MAC, &packet));
+            for (source, destination, reason) in [
+                (UNLEARNED, CONTAINER, Reason::PeerMismatch),
+                ([10, 244, 99, 1], CONTAINER, Reason::UnknownPeer),
+                ([192, 0, 2, 1], CONTAINER, Reason::UnknownPeer),
+                (REMOTE, FAR, Reason::NotOurSubnet),
+                (REMOTE, LOCAL, Reason::NotOurSubnet),
+            ] {
+                receive(bed, &udp(source, destination, [1, 2], 10)).assert(SHOT, &[(Receive, reason)]);
+            }
+            let mut arp = ethernet(VTEP_MAC, NEXT_HOP_MAC, &packet);
+            arp[12..14].copy_from_slice(&[8, 6]);
+            bed.run("overlay_receive", bed.underlay, &arp).assert(SHOT, &[(Receive, Reason::UnknownPeer)]);
+        },
+    );
 }

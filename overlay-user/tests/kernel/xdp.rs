@@ -19,14 +19,6 @@ fn unchecked(packet: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The frame is TC's: passed on as it is, and not counted.
-#[track_caller]
-fn is_left(bed: &mut Bed, program: &str, frame: &[u8], name: &str) {
-    let outcome = bed.run_xdp(program, frame);
-    assert_eq!((outcome.verdict, outcome.counted), (XDP_PASS, vec![]), "{name}");
-    assert_eq!(outcome.frame, frame, "{name}");
-}
-
 #[test]
 fn a_packet_for_a_container_is_handed_to_its_veth() {
     with_bed(|bed| {
@@ -60,7 +52,7 @@ fn a_packet_for_a_container_is_unwrapped_and_marked() {
             let delivered = ethernet(CONTAINER_MAC, GATEWAY_MAC, packet);
             assert_eq!(outcome.frame, [note(slot), delivered].concat());
         }
-        is_left(bed, "overlay_xdp_strip", &wrapped(&tcp), "outer checksum not zero");
+        bed.is_left("overlay_xdp_strip", &wrapped(&tcp), "outer checksum not zero");
     });
 }
 
@@ -80,7 +72,7 @@ fn congestion_marks_are_carried_inwards() {
         }
         let packet = udp(REMOTE, CONTAINER, [1, 2], 10);
         let lost = Tunnel { tos: 3, ..Tunnel::default() }.wrap(&packet);
-        is_left(bed, "overlay_xdp", &lost, "CE outside, Not-ECT inside: TC drops and counts it");
+        bed.is_left("overlay_xdp", &lost, "CE outside, Not-ECT inside: TC drops and counts it");
     });
 }
 
@@ -89,15 +81,15 @@ fn only_interfaces_that_take_frames_are_handed_any() {
     with_bed(|bed| {
         let frame = wrapped(&udp(REMOTE, CONTAINER, [1, 2], 500));
         bed.receivers.set(bed.container, false).unwrap();
-        is_left(bed, "overlay_xdp", &frame, "not proven");
+        bed.is_left("overlay_xdp", &frame, "not proven");
         bed.receivers.set(bed.container, true).unwrap();
         bed.run_xdp("overlay_xdp", &frame).assert(XDP_REDIRECT, CARRIED);
         ip("link set c1 mtu 527");
-        is_left(bed, "overlay_xdp", &frame, "too small");
+        bed.is_left("overlay_xdp", &frame, "too small");
         ip("link set c1 mtu 528");
         bed.run_xdp("overlay_xdp", &frame).assert(XDP_REDIRECT, CARRIED);
         ip("link del c1");
-        is_left(bed, "overlay_xdp", &frame, "gone");
+        bed.is_left("overlay_xdp", &frame, "gone");
         assert!(bed.receivers.list().unwrap().is_empty(), "the kernel removes what is gone");
     });
 }
@@ -128,8 +120,8 @@ fn what_is_not_understood_to_the_end_is_left_to_tc() {
             ("a VLAN's", tagged),
             ("another host's", other_mac),
         ] {
-            is_left(bed, "overlay_xdp", &frame, name);
-            is_left(bed, "overlay_xdp_strip", &frame, name);
+            bed.is_left("overlay_xdp", &frame, name);
+            bed.is_left("overlay_xdp_strip", &frame, name);
         }
     });
 }
@@ -149,12 +141,12 @@ fn a_checksum_that_a_device_was_to_finish_is_not_taken_for_one() {
             bed.run_xdp("overlay_xdp", &wrapped(&packet)).assert(XDP_REDIRECT, CARRIED);
             let unfinished = pseudo(&packet, protocol);
             packet[at..at + 2].copy_from_slice(&unfinished.to_be_bytes());
-            is_left(bed, "overlay_xdp", &wrapped(&packet), "unfinished");
-            is_left(bed, "overlay_xdp_strip", &unchecked(&packet), "unfinished");
+            bed.is_left("overlay_xdp", &wrapped(&packet), "unfinished");
+            bed.is_left("overlay_xdp_strip", &unchecked(&packet), "unfinished");
             // Wrong by one is wrong: the container finds out what is redirected, but not what GRO believes.
             packet[at + 1] ^= 1;
             bed.run_xdp("overlay_xdp", &wrapped(&packet)).assert(XDP_REDIRECT, CARRIED);
-            is_left(bed, "overlay_xdp_strip", &unchecked(&packet), "wrong");
+            bed.is_left("overlay_xdp_strip", &unchecked(&packet), "wrong");
         }
         let mut none = udp(REMOTE, CONTAINER, [1, 2], 100);
         none[26..28].fill(0);
@@ -178,7 +170,7 @@ fn only_data_that_fits_its_checksum_is_unwrapped() {
                 assert_eq!(outcome.frame, [note(0), delivered].concat(), "{length} bytes");
                 let mut broken = packet.clone();
                 *broken.last_mut().unwrap() ^= 0x40;
-                is_left(bed, "overlay_xdp_strip", &unchecked(&broken), "broken");
+                bed.is_left("overlay_xdp_strip", &unchecked(&broken), "broken");
             }
         }
     });
@@ -202,6 +194,6 @@ fn a_frame_in_several_buffers_is_carried_whole() {
         outcome.assert(XDP_REDIRECT, CARRIED);
         assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet));
         // Strip has to look at all of the data.
-        is_left(bed, "overlay_xdp_strip", &unchecked(&packet), "in several buffers");
+        bed.is_left("overlay_xdp_strip", &unchecked(&packet), "in several buffers");
     });
 }

@@ -1,0 +1,243 @@
+//! `overlay_send` at a real overlay0: where the stack's packets leave, and in what.
+use nix::sys::socket::SockProtocol;
+use overlay_common::{Hook::Send, Reason, SETTING_DIRECT, SETTING_OUTER_DF, wire::DATAGRAM};
+
+use super::{bed::*, overlay0::*};
+use crate::support::ip;
+
+/// With an identification, which the stack would give it otherwise.
+fn numbered(source: [u8; 4], destination: [u8; 4], length: usize, tos: u8) -> Vec<u8> {
+    udp_with(source, destination, [4000, 5000], length, |ip| (ip[1], ip[5]) = (tos, 0x99))
+}
+
+/// The same with eight bytes of options, which do nothing (RFC 791 section 3.1).
+fn with_options(source: [u8; 4], destination: [u8; 4], length: usize) -> Vec<u8> {
+    let mut packet = numbered(source, destination, length, 0);
+    packet.splice(20..20, [1; 8]);
+    let total = (packet.len() as u16).to_be_bytes();
+    packet[0] = 0x47;
+    packet[2..4].copy_from_slice(&total);
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..28]).to_be_bytes();
+    packet[10..12].copy_from_slice(&sum);
+    packet
+}
+
+/// The packet in a frame as it left by the underlay device, whose headers must be right.
+#[track_caller]
+fn unwrapped(frame: &[u8], peer: [u8; 4], tos: u8, df: bool) -> &[u8] {
+    assert_eq!(frame[..14], ethernet(NEXT_HOP_MAC, UNDERLAY_MAC, &[]));
+    let packet = &frame[14..];
+    let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
+    let Some(etherparse::NetSlice::Ipv4(ip)) = sliced.net else { panic!("{packet:02x?}") };
+    let header = ip.header();
+    assert_eq!((header.source(), header.destination(), header.ttl()), (LOCAL, peer, 64));
+    assert_eq!((packet[1], header.dont_fragment()), (tos, df));
+    assert_eq!(checksum(&packet[..20]), 0);
+    assert_eq!(usize::from(header.total_len()), packet.len());
+    let Some(etherparse::TransportSlice::Udp(udp)) = sliced.transport else { panic!("no UDP") };
+    assert_eq!((udp.destination_port(), udp.checksum()), (UDP_PORT, 0));
+    assert!(udp.source_port() >= 49152);
+    assert_eq!(usize::from(udp.length()) + 20, packet.len());
+    &packet[DATAGRAM..]
+}
+
+#[test]
+fn the_stacks_packets_leave_wrapped_and_are_noted() {
+    with_tun(0, |host| {
+        for (packet, flows) in [
+            (numbered(CONTAINER, REMOTE, 10, 0xbb), 1),
+            (numbered(CONTAINER, REMOTE, 1472 - 28, 0), 1),
+            (numbered([10, 244, 1, 0], REMOTE, 10, 1), 1),
+            (numbered(GATEWAY, REMOTE, 10, 1), 1),
+            (numbered(CONTAINER, [10, 244, 2, 8], 10, 1), 2),
+        ] {
+            assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+            assert_eq!(unwrapped(&host.wire.next(), PEER, packet[1] & 3, false), packet);
+            assert_eq!(host.bed.flows().len(), flows, "the host's own connections need no note");
+        }
+        let count = host.bed.tables.counter(Send, Reason::Carried).unwrap();
+        assert_eq!((count.packets, count.bytes), (5, 4 * 38 + 1472));
+        // With options, which the fast path knows nothing of.
+        let packet = with_options(CONTAINER, REMOTE, 10);
+        assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+        assert_eq!(unwrapped(&host.wire.next(), PEER, 0, false), packet);
+    });
+}
+
+#[test]
+fn the_stack_cannot_send_in_others_names_or_to_nobody() {
+    with_tun(0, |host| {
+        for (source, destination, reason) in [
+            (FAR, REMOTE, Reason::SourceNotOurs),
+            (CONTAINER, [10, 244, 77, 1], Reason::NoPeer),
+            (CONTAINER, UNLEARNED, Reason::NoPeer),
+        ] {
+            assert_eq!(host.route(&numbered(source, destination, 10, 0)), [(Send, reason)]);
+        }
+        assert!(host.bed.flows().is_empty());
+        let packet = numbered(CONTAINER, REMOTE, 10, 0);
+        host.route(&packet);
+        assert_eq!(unwrapped(&host.wire.next(), PEER, 0, false), packet, "nothing before it");
+    });
+}
+
+/// A path MTU that the kernel knows of: a router on the way fragments, or the agent's socket.
+#[test]
+fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
+    fn packet() -> Vec<u8> {
+        numbered(CONTAINER, REMOTE, 1401 - 28 - 28, 2)
+    }
+    with_tun(0, |host| {
+        ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
+        assert_eq!(host.route(&packet()), [(Send, Reason::Carried)]);
+        assert_eq!(unwrapped(&host.wire.next(), PEER, 2, false), packet());
+        // But what the link does not take.
+        ip("link set eth0 mtu 1400");
+        assert_eq!(host.route(&packet()), [(Send, Reason::NeedsFragmentation)]);
+        assert_eq!(host.read(), packet());
+        let fits = numbered(CONTAINER, REMOTE, 1400 - 28 - 28, 2);
+        assert_eq!(host.route(&fits), [(Send, Reason::Carried)]);
+        assert_eq!(unwrapped(&host.wire.next(), PEER, 2, false), fits);
+    });
+    with_tun(SETTING_OUTER_DF, |host| {
+        ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
+        assert_eq!(host.route(&packet()), [(Send, Reason::NeedsFragmentation)]);
+        assert_eq!(host.read(), packet());
+        let options = with_options(CONTAINER, REMOTE, 1401 - 28 - 28 - 8);
+        assert_eq!(host.route(&options), [(Send, Reason::NeedsFragmentation)]);
+        assert_eq!(host.read(), options);
+        let fits = numbered(CONTAINER, REMOTE, 1400 - 28 - 28, 2);
+        assert_eq!(host.route(&fits), [(Send, Reason::Carried)]);
+        assert_eq!(unwrapped(&host.wire.next(), PEER, 2, true), fits);
+    });
+}
+
+/// The kernel would drop it with DF, and tell nobody but itself.
+#[test]
+fn a_vxlan_device_sets_df_outside_where_the_path_takes_it() {
+    with_vxlan(SETTING_OUTER_DF, |host| {
+        // Not by a route's MTU: where that is locked the kernel leaves DF out itself (iptunnel_xmit).
+        ip("link set eth0 mtu 1400");
+        for (length, flags) in [(1400 - 50 - 28, 0x40), (1401 - 50 - 28, 0x20)] {
+            assert_eq!(host.route(&numbered(CONTAINER, REMOTE, length, 0)), [(Send, Reason::Carried)]);
+            assert_eq!(host.wire.next()[20] & 0x60, flags, "whole with DF, or the first of two fragments");
+        }
+    });
+    with_vxlan(0, |host| {
+        assert_eq!(host.route(&numbered(CONTAINER, REMOTE, 10, 0)), [(Send, Reason::Carried)]);
+        assert_eq!(host.wire.next()[20] & 0x60, 0);
+    });
+}
+
+/// The peers' own addresses inside Network, or a route to them that leads into the tunnel.
+#[test]
+fn what_is_wrapped_is_not_wrapped_again() {
+    with_tun(0, |host| {
+        let ours = udp_with(LOCAL, REMOTE, [50000, UDP_PORT], 40, |ip| ip[5] = 0x99);
+        assert_eq!(host.route(&ours), [(Send, Reason::ForgedTunnel)]);
+        for honest in [
+            udp_with(LOCAL, REMOTE, [50000, PORT], 40, |ip| ip[5] = 0x99),
+            udp_with(STRANGER, REMOTE, [50000, UDP_PORT], 40, |ip| ip[5] = 0x99),
+            udp_with(LOCAL, REMOTE, [50000, UDP_PORT], 40, |ip| (ip[5], ip[9]) = (0x99, 132)),
+        ] {
+            assert_eq!(host.route(&honest), [(Send, Reason::Carried)]);
+            assert_eq!(unwrapped(&host.wire.next(), PEER, 0, false), honest);
+        }
+        ip("route add 10.99.0.2/32 dev overlay0");
+        let packet = numbered(CONTAINER, REMOTE, 10, 0);
+        assert_eq!(host.route(&packet), [(Send, Reason::NoNextHop)]);
+        assert_eq!(host.read(), packet);
+    });
+}
+
+/// The underlay's MTU may have been lowered since overlay0 got its own.
+#[test]
+fn directly_what_the_link_does_not_take_goes_on_to_the_agent() {
+    with_tun(SETTING_DIRECT, |host| {
+        ip("link set eth0 mtu 1400");
+        let packet = numbered(CONTAINER, REMOTE, 1401 - 28, 0);
+        assert_eq!(host.route(&packet), [(Send, Reason::NeedsFragmentation)]);
+        assert_eq!(host.read(), packet);
+        let packet = numbered(CONTAINER, REMOTE, 1400 - 28, 0);
+        assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+        assert_eq!(host.wire.next()[14..], packet);
+    });
+}
+
+#[test]
+fn without_a_route_to_the_peer_the_packet_goes_on_to_the_agent_as_it_is() {
+    with_tun(0, |host| {
+        ip("addr del 10.99.0.1/24 dev eth0");
+        let packet = numbered(CONTAINER, REMOTE, 10, 0);
+        assert_eq!(host.route(&packet), [(Send, Reason::NoNextHop)]);
+        assert_eq!(host.read(), packet);
+    });
+}
+
+#[test]
+fn directly_the_stacks_packets_leave_plain_to_a_peer_on_the_link() {
+    with_tun(SETTING_DIRECT, plain_or_wrapped);
+}
+
+#[test]
+fn directly_a_vxlan_devices_packets_leave_plain_to_a_peer_on_the_link() {
+    with_vxlan(SETTING_DIRECT, plain_or_wrapped);
+}
+
+fn plain_or_wrapped(host: &mut Host<'_>) {
+    behind_a_gateway();
+    let packet = numbered(CONTAINER, REMOTE, 10, 0);
+    assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+    assert_eq!(host.wire.next(), ethernet(NEXT_HOP_MAC, UNDERLAY_MAC, &packet));
+    assert_eq!(host.bed.flows().len(), 1);
+    let packet = numbered(CONTAINER, FAR, 10, 0);
+    assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+    let frame = host.wire.next();
+    if host.agent.is_some() {
+        assert_eq!(unwrapped(&frame, OTHER_PEER, 0, false), packet);
+    } else {
+        assert_eq!(frame[14 + 50..], packet);
+        assert_eq!(
+            (&frame[26..34], &frame[36..38]),
+            ([LOCAL, OTHER_PEER].as_flattened(), &PORT.to_be_bytes()[..])
+        );
+    }
+    assert_eq!(host.bed.flows().len(), 2);
+    assert_eq!(host.route(&numbered(FAR, REMOTE, 10, 0)), [(Send, Reason::SourceNotOurs)]);
+    assert_eq!(host.route(&numbered(CONTAINER, UNLEARNED, 10, 0)), [(Send, Reason::NoPeer)]);
+}
+
+/// A packet that waits for its neighbour still has the stack's route, by overlay0, unless that is taken off.
+#[test]
+fn a_packet_that_had_to_wait_for_its_neighbour_has_a_whole_ethernet_header() {
+    fn resolve(host: &mut Host<'_>) {
+        ip("neigh del 10.99.0.2 dev eth0");
+        let arp = Wire::on("wire", SockProtocol::EthAll);
+        let packet = numbered(CONTAINER, REMOTE, 10, 0);
+        assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+        let question = loop {
+            let frame = arp.next();
+            if frame[12..14] == [8, 6] {
+                break frame;
+            }
+        };
+        // RFC 826: an Ethernet address for an IPv4 address, reply.
+        let reply = [
+            &UNDERLAY_MAC[..],
+            &NEXT_HOP_MAC,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2],
+            &NEXT_HOP_MAC,
+            &PEER,
+            &question[22..32],
+        ]
+        .concat();
+        arp.send(&reply);
+        let frame = host.wire.next();
+        assert_eq!(frame[..14], ethernet(NEXT_HOP_MAC, UNDERLAY_MAC, &[]));
+        assert!(frame.ends_with(&packet));
+    }
+    with_tun(0, resolve);
+    with_tun(SETTING_DIRECT, resolve);
+    with_vxlan(SETTING_DIRECT, resolve);
+}
