@@ -5,7 +5,6 @@ use overlay_common::{
 };
 
 use crate::{
-    frame::Frame as _,
     ipv4::Ipv4,
     packet::{self, Packet},
     settings,
@@ -14,9 +13,6 @@ use crate::{
 /// The part of the inner IPv4 header that a router changes (TTL and checksum), and what stands before it: written in one
 /// piece with the outer headers.
 const CHANGED: usize = 12;
-
-/// Protocol number of TCP.
-const TCP: u8 = 6;
 
 /// Makes room behind the Ethernet header and writes all headers into it, the inner one with a TTL of one less.
 /// On [`Reason::RoomRefused`] the frame is as it was.
@@ -59,12 +55,8 @@ pub(crate) fn wrap_routed(
     source_port: u16,
 ) -> Result<(), Reason> {
     // Refused (EALREADY) where the packet is marked as one in a tunnel. One that has come out of ours is marked still: a
-    // veth carries the sender's mark over, which a wire does not; its segmentation knows all it must. A container's own
-    // tunnel's GSO frame is another matter: one more tunnel around it is more than segmentation can be told.
+    // veth carries the sender's mark over, which a wire does not. Its segmentation knows all it must.
     if packet.make_datagram_room().is_err() {
-        if packet.gso_size() != 0 && header[9] != TCP {
-            return Err(Reason::RoomRefused);
-        }
         packet.push_keeping_segments(DATAGRAM)?;
     }
     let length = u16::from_be_bytes([header[2], header[3]]);

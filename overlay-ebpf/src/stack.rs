@@ -19,6 +19,9 @@ use crate::{
     settings,
 };
 
+/// Protocol number of TCP.
+const TCP: u8 = 6;
+
 /// overlay0's egress: which peer, by which way; notes the connection.
 #[inline(always)]
 pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
@@ -68,8 +71,8 @@ fn fits(packet: &Packet<'_>, peer: &Peer) -> bool {
 }
 
 /// A packet at a TUN: to the peer by our own doing, so that it needs no agent. The rest goes on to the agent as it is, one
-/// segment after the other: what the link cannot take whole, which the kernel fragments behind the agent's socket, and
-/// tunnels' GSO frames, whose segmentation cannot be told of one more tunnel around them.
+/// segment after the other: what the link cannot take whole, which the kernel fragments behind the agent's socket, and GSO
+/// frames of anything but TCP.
 #[inline(always)]
 fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Result<Outcome, Reason> {
     if is_wrapped_by_us(packet, header) {
@@ -82,6 +85,11 @@ fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Resul
     {
         packet.push_link_header()?;
         return leave_by(packet, &next_hop);
+    }
+    // A TUN has no checksum offload, so what a socket sends many at once (UDP_SEGMENT, Linux 6.11) has its checksums' place
+    // noted where it will no longer be; and a container's own tunnel's frame cannot be told of one more tunnel around it.
+    if packet.gso_size() != 0 && header[9] != TCP {
+        return Err(Reason::RoomRefused);
     }
     let next_hop = match fib::way(packet, peer, source_port, length) {
         Ok(Way::Wrapped(next_hop)) => next_hop,

@@ -267,3 +267,26 @@ fn a_tunnel_between_containers_goes_through_ours() {
     sender.join().unwrap().unwrap();
     assert!(received.len() == 2 << 20 && received.iter().all(|byte| *byte == 0x5a));
 }
+
+/// One send, many datagrams (UDP_SEGMENT): a TUN's checksums are nobody's to finish, so the agent gets them one by one.
+#[test]
+fn datagrams_sent_at_once_by_a_host_arrive() {
+    use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+    const EACH: i32 = 1000;
+    let bed = bed(Kind::Folder);
+    bed.learn_all();
+    let b = &bed[1].containers[0];
+    let listener = b.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:4000")?)).unwrap();
+    listener.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let to = b.address();
+    let sent = bed[0].host.namespace().enter(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        setsockopt(&socket, UdpGsoSegment, &EACH)?;
+        Ok(socket.send_to(&[0x5a; 3 * EACH as usize], (to, 4000))?)
+    });
+    assert_eq!(sent.unwrap(), 3 * EACH as usize);
+    let mut buffer = [0; 4000];
+    for _ in 0..3 {
+        assert_eq!(listener.recv_from(&mut buffer).unwrap().0, EACH as usize);
+    }
+}
