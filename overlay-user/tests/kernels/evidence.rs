@@ -50,9 +50,11 @@ impl Evidence {
 /// What `overlay status` says of the kernel. Where the kernel can be asked by others, it must say the same.
 fn features(member: &Member, status: &Value) -> Vec<(String, String)> {
     let overlay0 = json(member, "ip -j -d link show dev overlay0");
+    let kind = &overlay0[0]["linkinfo"]["info_kind"];
     let seen = |name: &str| match name {
         "TCX" => Some(tcx(member, "eth0").is_some()),
-        "vnifilter" => Some(overlay0[0]["linkinfo"]["info_data"]["vnifilter"] == true),
+        // Only a VXLAN device tells.
+        "vnifilter" => (kind == "vxlan").then(|| overlay0[0]["linkinfo"]["info_data"]["vnifilter"] == true),
         _ => None,
     };
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -66,7 +68,9 @@ fn features(member: &Member, status: &Value) -> Vec<(String, String)> {
         };
         (name, how)
     };
-    status["features"].as_array().unwrap().iter().map(feature).collect()
+    // What this mode has no part in another shows.
+    let says = |feature: &&Value| kind == "vxlan" || feature["name"] != "vnifilter";
+    status["features"].as_array().unwrap().iter().filter(says).map(feature).collect()
 }
 
 /// How a program hangs at the ingress of an interface, if it does.

@@ -2,7 +2,7 @@
 use std::{path::Path, thread, time::Duration};
 
 use overlay_common::{Hook, Reason};
-use xtask::lab::{self, Container, Lab, Member, Options, PingOptions, Store, transfer, wait_until};
+use xtask::lab::{self, Backend, Container, Lab, Member, Options, PingOptions, Store, transfer, wait_until};
 
 use super::{connection::Connection, evidence};
 
@@ -18,16 +18,28 @@ fn fact(section: &str, what: &str, how: &str) {
     println!("fact: {section} / {what} = {how}");
 }
 
-pub fn run(ingress: &str, attach: &str, options: &[&str]) {
-    let way = format!("--ingress {ingress} --attach {attach}");
+pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
+    let mode = if backend == Backend::Vxlan { String::new() } else { format!("{}: ", backend.name()) };
+    let way = format!("{mode}--ingress {ingress} --attach {attach}");
     let seen = |what: &str, how: &str| fact(&way, what, how);
     // As between real NICs: an XDP program takes unfinished checksums for finished ones.
     let lab = Lab::new(Options { wire_like: true, ..Options::default() }).unwrap();
     let store = Store::folder(&lab);
     let options = [&["--ingress", ingress, "--attach", attach], options].concat();
     let binary = Path::new(env!("CARGO_BIN_EXE_overlay"));
-    let mut members = lab::populate(&lab, binary, &store, &options).unwrap();
+    let mut members = lab::populate_with(&lab, binary, &store, &backend.config(), &options).unwrap();
     learn_all(&members);
+    if ingress == "xdp" && evidence::kernel() >= (6, 3) {
+        // Containers are learned first, and then looked at.
+        let receive = |member: &Member| {
+            let status: serde_json::Value = serde_json::from_str(&member.overlay(&["status", "--json"])?)?;
+            anyhow::Ok(status["agent"]["datapath"]["receivers"] == 2)
+        };
+        wait_until("the containers' veths to take frames", PATIENCE, || {
+            Ok(receive(&members[0])? && receive(&members[1])?)
+        })
+        .unwrap();
+    }
     let [a, b] = [0, 1].map(|host| members[host].containers[0].clone());
 
     assert_reaches(&a, &b);
