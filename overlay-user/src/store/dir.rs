@@ -216,8 +216,8 @@ impl Store for DirStore {
         self.locked(|books| books.write(&books.folder.join("config"), &value))
     }
 
-    async fn snapshot(&mut self, lifetimes: bool) -> Result<Snapshot, StoreError> {
-        self.locked(|books| Ok(books.ledger.snapshot(now()).with_lifetimes(lifetimes)))
+    async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
+        self.locked(|books| Ok(books.ledger.snapshot()))
     }
 
     async fn follow(&mut self, revision: Revision) -> Result<DirFollow, StoreError> {

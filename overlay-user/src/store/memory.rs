@@ -170,9 +170,9 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn snapshot(&mut self, lifetimes: bool) -> Result<Snapshot, StoreError> {
+    async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
         let shared = self.reach().await?;
-        Ok(shared.ledger.snapshot(shared.now()).with_lifetimes(lifetimes))
+        Ok(shared.ledger.snapshot())
     }
 
     async fn follow(&mut self, revision: Revision) -> Result<MemoryFollow, StoreError> {
