@@ -152,6 +152,8 @@ pub trait Store: Send {
     fn config(&mut self) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
     /// Writes the network's config.
     fn set_config(&mut self, value: Bytes) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Which history the store tells, and how far that has got.
+    fn origin(&mut self) -> impl Future<Output = Result<Origin, StoreError>> + Send;
     /// All keys below `<prefix>/subnets/`, all pages at one revision.
     fn snapshot(&mut self) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
     /// Every change after `revision`, in order, none left out, or an error.

@@ -92,6 +92,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     let snapshot = b.snapshot().await.unwrap();
     assert_eq!(snapshot.cluster, empty.cluster);
     assert!(snapshot.revision >= made);
+    assert_eq!(b.origin().await.unwrap(), snapshot.origin());
     let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
     assert_eq!((&*entry.key, &*entry.value, entry.modified), (KEY, &b"one"[..], made));
     assert_eq!(entry.lifetime, Some(Lifetime::Limited));

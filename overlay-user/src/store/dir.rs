@@ -19,7 +19,7 @@ use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    Batch, Follow, Revision, Snapshot, Store, StoreError, Written,
+    Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Written,
     ledger::{Ledger, Millis},
 };
 
@@ -214,6 +214,10 @@ impl Store for DirStore {
 
     async fn set_config(&mut self, value: Bytes) -> Result<(), StoreError> {
         self.locked(|books| books.write(&books.folder.join("config"), &value))
+    }
+
+    async fn origin(&mut self) -> Result<Origin, StoreError> {
+        Ok(self.snapshot().await?.origin())
     }
 
     async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {

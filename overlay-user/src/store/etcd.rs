@@ -16,7 +16,7 @@ use etcd_client::{
     TxnOpResponse, TxnResponse, WatchOptions, WatchResponse, WatchStream,
 };
 
-use super::{Batch, Change, Entry, Follow, Lifetime, Revision, Snapshot, Store, StoreError, Written};
+use super::{Batch, Change, Entry, Follow, Lifetime, Origin, Revision, Snapshot, Store, StoreError, Written};
 
 /// How long one request may take, connecting and logging in included.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -211,6 +211,15 @@ impl Store for EtcdStore {
         let mut client = self.client().await?;
         self.ask(client.put(self.config_key(), value, None)).await?;
         Ok(())
+    }
+
+    async fn origin(&mut self) -> Result<Origin, StoreError> {
+        let mut client = self.client().await?;
+        // Every answer says so; this one holds nothing else.
+        let quietly = GetOptions::new().with_keys_only();
+        let answer = self.ask(client.get(self.config_key(), Some(quietly))).await?;
+        let header = answer.header().ok_or_else(|| unavailable(&self.name, "an answer without a header"))?;
+        Ok(Origin { cluster: header.cluster_id(), revision: Revision(header.revision()) })
     }
 
     async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {

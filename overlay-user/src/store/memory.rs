@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Batch, Follow, Revision, Snapshot, Store, StoreError, Written,
+    Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Written,
     ledger::{Edit, Ledger, Millis, Value},
 };
 
@@ -168,6 +168,10 @@ impl Store for MemoryStore {
     async fn set_config(&mut self, value: Bytes) -> Result<(), StoreError> {
         self.reach().await?.config = Some(value);
         Ok(())
+    }
+
+    async fn origin(&mut self) -> Result<Origin, StoreError> {
+        Ok(self.snapshot().await?.origin())
     }
 
     async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
