@@ -47,6 +47,8 @@ pub struct Report {
     pub cold_starts: Vec<ColdStart>,
     /// From etcd's answer to the map entry, all kinds of changes together.
     pub change: Percentiles,
+    /// The same from asking etcd: some changes are in the map before etcd's answer is here.
+    pub change_from_asking: Percentiles,
     /// A lease that was not there.
     pub change_comes: Percentiles,
     /// A lease with other addresses in it.
@@ -117,7 +119,7 @@ pub fn measure(binary: &Path, plan: &Plan, mut said: impl FnMut(&str)) -> Result
 
     said(&format!("{} changes, one at a time", plan.changes));
     let changed = bed.leases.one_by_one(bed.pins(), plan.peers, plan.changes);
-    let Latencies { comes, moves, leaves } = changed.with_context(|| bed.last_words())?;
+    let Latencies { comes, moves, leaves, asked } = changed.with_context(|| bed.last_words())?;
     let all = [&comes[..], &moves, &leaves].concat();
 
     said(&format!("{} changes a second for {} s", plan.rate, plan.watch.as_secs()));
@@ -131,6 +133,7 @@ pub fn measure(binary: &Path, plan: &Plan, mut said: impl FnMut(&str)) -> Result
         peers: plan.peers,
         cold_starts,
         change: Percentiles::of(all)?,
+        change_from_asking: Percentiles::of(asked)?,
         change_comes: Percentiles::of(comes)?,
         change_moves: Percentiles::of(moves)?,
         change_leaves: Percentiles::of(leaves)?,

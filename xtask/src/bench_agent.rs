@@ -11,7 +11,7 @@ use xtask::{
 #[derive(Args)]
 pub(crate) struct Options {
     /// How many other hosts have leases.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(peer::MOST)))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1000..=i64::from(peer::MOST)))]
     peers: u32,
     /// How many changes are made one at a time.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(3..))]
@@ -69,6 +69,7 @@ fn show(report: &Report) {
         );
     };
     row("etcd's answer to map entry", &report.change, &target(report.change.p99_ms, 10.0, "ms (p99)"));
+    row("... from asking etcd", &report.change_from_asking, "");
     row("... a host comes", &report.change_comes, "");
     row("... a host moves", &report.change_moves, "");
     row("... a host leaves", &report.change_leaves, "");

@@ -46,6 +46,8 @@ pub(super) struct Latencies {
     pub(super) moves: Vec<Duration>,
     /// A lease that is deleted.
     pub(super) leaves: Vec<Duration>,
+    /// Of all kinds, from asking etcd.
+    pub(super) asked: Vec<Duration>,
 }
 
 impl Leases {
@@ -82,14 +84,23 @@ impl Leases {
             for number in 0..changes.div_ceil(3) {
                 let came = Stranger::new(peers + number % 100);
                 let moved = Stranger { moves: 1, ..came };
+
+                let asked = Instant::now();
                 client.put(came.key(), came.value(), None).await?;
                 latencies.comes.push(seen("a new lease", came, || map.hold(came))?);
+                latencies.asked.push(asked.elapsed());
                 tokio::time::sleep(REST).await;
+
+                let asked = Instant::now();
                 client.put(moved.key(), moved.value(), None).await?;
                 latencies.moves.push(seen("an altered lease", moved, || map.hold(moved))?);
+                latencies.asked.push(asked.elapsed());
                 tokio::time::sleep(REST).await;
+
+                let asked = Instant::now();
                 client.delete(moved.key(), None).await?;
                 latencies.leaves.push(seen("a deleted lease", moved, || map.lack(moved))?);
+                latencies.asked.push(asked.elapsed());
                 tokio::time::sleep(REST).await;
             }
             Ok(latencies)
