@@ -178,7 +178,7 @@ pub async fn acquire(
 
 /// For a store that is meant for one host alone: an error if another host has a lease in it.
 pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> Result<(), AcquireError> {
-    let snapshot = store.snapshot(false).await?;
+    let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     match leases.into_iter().find(|(_, lease)| lease.public_ip != public_ip) {
         None => Ok(()),
@@ -203,7 +203,7 @@ pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewE
             held.renewed = renewed;
             return Ok(());
         }
-        let snapshot = store.snapshot(false).await?;
+        let snapshot = store.snapshot().await?;
         match snapshot.entries.into_iter().find(|entry| entry.key == key) {
             Some(entry) if entry.value == value => modified = entry.modified,
             Some(entry) => {
@@ -223,7 +223,7 @@ async fn try_acquire(
     config: &NetworkConfig,
     request: &Request,
 ) -> Result<Option<Held>, AcquireError> {
-    let snapshot = store.snapshot(true).await?;
+    let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     let (own, others): (Vec<_>, Vec<_>) =
         leases.iter().partition(|(_, lease)| lease.public_ip == request.public_ip);

@@ -109,7 +109,7 @@ async fn round<D: Datapath>(
     local: &mut Local<D>,
     audit: Duration,
 ) -> Result<(), Stop> {
-    let snapshot = local.meanwhile(store.snapshot(false)).await??;
+    let snapshot = local.meanwhile(store.snapshot()).await??;
     own.snapshot(&snapshot);
     local.reconcile(&snapshot)?;
     let mut changes = local.meanwhile(store.follow(snapshot.revision)).await??;

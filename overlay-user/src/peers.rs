@@ -2,6 +2,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use ipnet::Ipv4Net;
@@ -45,17 +46,18 @@ pub struct Skipped {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
     modified: Revision,
-    key: String,
+    key: Arc<str>,
 }
 
 /// The peers that the leases ask for, kept up to date change by change.
 #[derive(Debug)]
 pub struct PeerTable {
     scope: Scope,
-    /// Every claim to every subnet, with the peer it names; the last entry of each holds.
-    claims: BTreeMap<Ipv4Net, BTreeMap<Claim, Peer>>,
+    /// Every claim to every subnet in order, with the peer it names; the last of each holds. There is one nearly always:
+    /// a map in the map would take half a KiB for it.
+    claims: BTreeMap<Ipv4Net, Vec<(Claim, Peer)>>,
     /// What each accepted key claims, to take it back when the key changes or goes.
-    keys: BTreeMap<String, (Claim, Vec<Ipv4Net>)>,
+    keys: BTreeMap<Arc<str>, Box<[Ipv4Net]>>,
     /// Keys that give no peer.
     refused: BTreeMap<String, String>,
     /// Subnets with more than one claim.
@@ -99,13 +101,13 @@ impl PeerTable {
 
     /// The peer that holds a subnet.
     pub fn get(&self, subnet: &Ipv4Net) -> Option<&Peer> {
-        self.claims.get(subnet)?.values().next_back()
+        self.claims.get(subnet)?.last().map(|(_, peer)| peer)
     }
 
     /// Every peer by its subnet, with the revision that gave it.
     pub fn wanted(&self) -> impl Iterator<Item = (Ipv4Net, Peer, Revision)> {
         self.claims.iter().filter_map(|(&subnet, claims)| {
-            claims.last_key_value().map(|(c, &peer)| (subnet, peer, c.modified))
+            claims.last().map(|(claim, peer)| (subnet, *peer, claim.modified))
         })
     }
 
@@ -124,9 +126,9 @@ impl PeerTable {
         let refused = self.refused.iter().map(|(key, why)| Skipped { key: key.clone(), why: why.clone() });
         let lost = self.contested.iter().flat_map(|subnet| {
             let claims = &self.claims[subnet];
-            let winner = claims.keys().next_back().map_or("", |claim| &claim.key);
-            claims.keys().rev().skip(1).map(move |claim| Skipped {
-                key: claim.key.clone(),
+            let winner = claims.last().map_or("", |(claim, _)| &claim.key);
+            claims.iter().rev().skip(1).map(move |(claim, _)| Skipped {
+                key: claim.key.to_string(),
                 why: format!("{subnet} is leased twice; {winner} was written later and holds it"),
             })
         });
@@ -137,15 +139,16 @@ impl PeerTable {
         let read = lease::decode(&entry.key, &entry.value).map_err(|bad| bad.problem);
         match read.and_then(|lease| self.scope.peers_of(&lease)) {
             Ok((peer, subnets)) => {
-                let claim = Claim { modified: entry.modified, key: entry.key.clone() };
+                let claim = Claim { modified: entry.modified, key: entry.key.as_str().into() };
                 for &subnet in &subnets {
-                    let claims = self.claims.entry(subnet).or_default();
-                    claims.insert(claim.clone(), peer);
+                    let claims = self.claims.entry(subnet).or_insert_with(|| Vec::with_capacity(1));
+                    let place = claims.partition_point(|(other, _)| *other < claim);
+                    claims.insert(place, (claim.clone(), peer));
                     if claims.len() > 1 {
                         self.contested.insert(subnet);
                     }
                 }
-                self.keys.insert(entry.key.clone(), (claim, subnets.clone()));
+                self.keys.insert(claim.key, subnets.as_slice().into());
                 subnets
             }
             Err(why) => {
@@ -159,12 +162,12 @@ impl PeerTable {
 
     fn remove(&mut self, key: &str) -> Vec<Ipv4Net> {
         self.refused.remove(key);
-        let Some((claim, subnets)) = self.keys.remove(key) else {
+        let Some(subnets) = self.keys.remove(key) else {
             return Vec::new();
         };
         for subnet in &subnets {
             if let Some(claims) = self.claims.get_mut(subnet) {
-                claims.remove(&claim);
+                claims.retain(|(claim, _)| &*claim.key != key);
                 if claims.len() < 2 {
                     self.contested.remove(subnet);
                 }
@@ -173,7 +176,7 @@ impl PeerTable {
                 }
             }
         }
-        subnets
+        subnets.into_vec()
     }
 }
 

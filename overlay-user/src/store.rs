@@ -18,13 +18,13 @@ impl fmt::Display for Revision {
     }
 }
 
-/// How long a key lives when nobody renews it.
+/// Whether a key lives on when nobody renews it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
     /// Without an end: a reservation, put there by an operator (flannel's Documentation/reservations.md).
     Reserved,
-    /// What is left of its time to live, as far as the store could tell.
-    Left(Duration),
+    /// Until its time to live is over.
+    Limited,
 }
 
 /// One key below `<prefix>/subnets/`, undecoded: a bad value is the loop's business, not the store's.
@@ -36,7 +36,7 @@ pub struct Entry {
     pub value: Bytes,
     /// When the key was last written; the guard of [`Store::renew`] and [`Store::release`].
     pub modified: Revision,
-    /// How long it lives. Only [`Store::snapshot`] with `lifetimes` knows; elsewhere `None`.
+    /// Whether it ends by itself. Only [`Store::snapshot`] knows; elsewhere `None`.
     pub lifetime: Option<Lifetime>,
 }
 
@@ -72,13 +72,6 @@ impl Snapshot {
     /// Where it comes from.
     pub fn origin(&self) -> Origin {
         Origin { cluster: self.cluster, revision: self.revision }
-    }
-
-    fn with_lifetimes(mut self, lifetimes: bool) -> Self {
-        if !lifetimes {
-            self.entries.iter_mut().for_each(|entry| entry.lifetime = None);
-        }
-        self
     }
 }
 
@@ -159,9 +152,10 @@ pub trait Store: Send {
     fn config(&mut self) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
     /// Writes the network's config.
     fn set_config(&mut self, value: Bytes) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// All keys below `<prefix>/subnets/`, all pages at one revision. `lifetimes` asks for [`Entry::lifetime`] too,
-    /// which may cost one request per key.
-    fn snapshot(&mut self, lifetimes: bool) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
+    /// Which history the store tells, and how far that has got.
+    fn origin(&mut self) -> impl Future<Output = Result<Origin, StoreError>> + Send;
+    /// All keys below `<prefix>/subnets/`, all pages at one revision.
+    fn snapshot(&mut self) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
     /// Every change after `revision`, in order, none left out, or an error.
     fn follow(&mut self, revision: Revision)
     -> impl Future<Output = Result<Self::Follow, StoreError>> + Send;

@@ -53,7 +53,7 @@ fn mac(held: &Held) -> String {
 }
 
 async fn keys(store: &mut impl Store) -> Vec<String> {
-    let snapshot = store.snapshot(false).await.unwrap();
+    let snapshot = store.snapshot().await.unwrap();
     snapshot.entries.into_iter().map(|entry| entry.key).collect()
 }
 
@@ -63,11 +63,11 @@ async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
     let first = acquire(&mut store, &small(), &request(1)).await.unwrap();
     assert!(small().fits(first.lease.subnet));
     assert_eq!(first.time_to_live, Some(acquire::TIME_TO_LIVE));
-    let snapshot = store.snapshot(true).await.unwrap();
+    let snapshot = store.snapshot().await.unwrap();
     let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
     assert_eq!(decode(&entry.key, &entry.value).unwrap(), first.lease);
     assert_eq!(entry.modified, first.modified);
-    assert!(matches!(entry.lifetime, Some(Lifetime::Left(_))));
+    assert_eq!(entry.lifetime, Some(Lifetime::Limited));
 
     // Another MAC is wanted and another subnet preferred: what peers know goes before both.
     let again = Request {
@@ -121,7 +121,7 @@ async fn a_reservation_stays_a_reservation() {
     assert_eq!((held.lease.key().as_str(), held.time_to_live), ("10.0.2.0-24", None));
     assert_eq!(held.ends_at(), None);
     renew(&mut store, &mut held).await.unwrap();
-    let snapshot = store.snapshot(true).await.unwrap();
+    let snapshot = store.snapshot().await.unwrap();
     assert_eq!(snapshot.entries[0].lifetime, Some(Lifetime::Reserved));
     assert_eq!(snapshot.entries[0].value, held.lease.value());
 

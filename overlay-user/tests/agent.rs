@@ -344,7 +344,7 @@ async fn another_cluster_removes_nobody_and_gets_our_lease() {
     host.until("the own lease", |status| status.lease.state == LeaseState::Held && status.store.following)
         .await;
     assert_eq!(host.installed(), [2, 3]);
-    let own = host.store.snapshot(false).await.unwrap().entries;
+    let own = host.store.snapshot().await.unwrap().entries;
     assert_eq!((own[0].key.as_str(), &own[0].value), (OWN, &lease(1).value()));
     // A peer that finds its way to the new cluster is no longer held.
     host.put(2, &lease(2)).await;
@@ -381,7 +381,7 @@ async fn the_own_key_deleted_from_outside_is_claimed_again_at_once() {
     })
     .await;
     assert!(start.elapsed() < Duration::from_secs(2));
-    let entries = host.store.snapshot(false).await.unwrap().entries;
+    let entries = host.store.snapshot().await.unwrap().entries;
     assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease(1).value()));
     assert_eq!(host.installed(), [2]);
     stopped_without_a_trace(host).await;
@@ -397,7 +397,7 @@ async fn the_own_key_in_other_hands_is_reported_and_taken_back_when_free() {
     assert_eq!(host.installed(), [2], "the thief of the own subnet is no peer for it");
     // The margin passes, audits pass: the other's key is not touched.
     sleep(LIFE * 2).await;
-    let entries = host.store.snapshot(false).await.unwrap().entries;
+    let entries = host.store.snapshot().await.unwrap().entries;
     assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease_of(1, peer(9)).value()));
     host.delete([1]).await;
     host.until("the lease", |status| status.lease.state == LeaseState::Held).await;
@@ -425,7 +425,7 @@ async fn the_lease_is_renewed_by_its_margin_also_after_an_outage() {
     sleep(LIFE * 3).await;
     let renewals = host.status.borrow().store.revision - revision;
     assert!((2..=4).contains(&renewals), "{renewals} renewals in three lives");
-    let entries = host.store.snapshot(false).await.unwrap().entries;
+    let entries = host.store.snapshot().await.unwrap().entries;
     assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease(1).value()));
     stopped_without_a_trace(host).await;
 }

@@ -69,7 +69,7 @@ fn deleted(batch: &Batch) -> &str {
 }
 
 async fn lifetime(store: &mut impl Store, key: &str) -> Option<Lifetime> {
-    let snapshot = store.snapshot(true).await.unwrap();
+    let snapshot = store.snapshot().await.unwrap();
     let entry = snapshot.entries.into_iter().find(|entry| entry.key == key);
     entry.expect("the key is there").lifetime
 }
@@ -80,7 +80,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     a.set_config(Bytes::from_static(b"{}")).await.unwrap();
     assert_eq!(b.config().await.unwrap(), Some(Bytes::from_static(b"{}")));
 
-    let empty = b.snapshot(true).await.unwrap();
+    let empty = b.snapshot().await.unwrap();
     assert!(empty.entries.is_empty(), "the config is no lease");
     let mut follow = b.follow(empty.revision).await.unwrap();
 
@@ -89,16 +89,13 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert!(made > empty.revision);
     let lost = b.claim(KEY, Bytes::from_static(b"two"), HOUR).await.unwrap();
     assert_eq!(lost, Written::Lost);
-    let snapshot = b.snapshot(false).await.unwrap();
+    let snapshot = b.snapshot().await.unwrap();
     assert_eq!(snapshot.cluster, empty.cluster);
     assert!(snapshot.revision >= made);
+    assert_eq!(b.origin().await.unwrap(), snapshot.origin());
     let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
     assert_eq!((&*entry.key, &*entry.value, entry.modified), (KEY, &b"one"[..], made));
-    assert_eq!(entry.lifetime, None, "nobody asked for it");
-    match lifetime(&mut b, KEY).await {
-        Some(Lifetime::Left(left)) => assert!((3500..=3600).contains(&left.as_secs()), "{left:?}"),
-        other => panic!("{other:?}"),
-    }
+    assert_eq!(entry.lifetime, Some(Lifetime::Limited));
 
     // Renew and release: only what one has seen.
     let stale = Revision(made.0 - 1);
@@ -131,7 +128,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     at(a.release(KEY, at(again)).await.unwrap());
 
     // Expiry is a deletion that followers see, and renewal puts it off.
-    let now = b.snapshot(false).await.unwrap().revision;
+    let now = b.snapshot().await.unwrap().revision;
     let mut follow = b.follow(now).await.unwrap();
     let second = Some(Duration::from_secs(1));
     let start = Instant::now();
@@ -143,7 +140,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     }
     assert_eq!(deleted(&next(&mut follow).await.unwrap()), "10.244.2.0-24");
     assert!(start.elapsed() >= Duration::from_secs(1));
-    let left = b.snapshot(false).await.unwrap().entries;
+    let left = b.snapshot().await.unwrap().entries;
     assert_eq!(left.len(), 1);
     at(b.release("10.244.3.0-24", left[0].modified).await.unwrap());
 }
@@ -157,7 +154,7 @@ async fn race<S: Store + Clone>(store: &S) {
     let won = join_all(claims).await;
     let won: Vec<_> = won.into_iter().enumerate().filter(|(_, w)| *w != Written::Lost).collect();
     let [(winner, written)] = won[..] else { panic!("{won:?}") };
-    let snapshot = store.clone().snapshot(false).await.unwrap();
+    let snapshot = store.clone().snapshot().await.unwrap();
     assert_eq!(*snapshot.entries[0].value, *winner.to_string().as_bytes());
     at(store.clone().release(KEY, at(written)).await.unwrap());
 }
@@ -165,7 +162,7 @@ async fn race<S: Store + Clone>(store: &S) {
 /// Keys of more than two pages, and the end of a history that began before `start`.
 async fn many_and_behind<S: Store + Clone>(store: &S, start: Revision, count: usize) {
     let mut store = store.clone();
-    let snapshot = store.snapshot(false).await.unwrap();
+    let snapshot = store.snapshot().await.unwrap();
     let mut keys: Vec<_> = snapshot.entries.iter().map(|entry| entry.key.clone()).collect();
     keys.sort();
     keys.dedup();
@@ -202,7 +199,7 @@ async fn memory_store() {
     let store = MemoryStore::default();
     contract(store.clone(), store.clone()).await;
     race(&store).await;
-    let start = store.clone().snapshot(false).await.unwrap().revision;
+    let start = store.clone().snapshot().await.unwrap().revision;
     store.commit((0..1200).map(|n| (key(n), Some(Bytes::new()))));
     store.compact();
     many_and_behind(&store, start, 1200).await;
@@ -211,7 +208,7 @@ async fn memory_store() {
 #[tokio::test]
 async fn memory_store_fails_on_demand() {
     let store = MemoryStore::default();
-    let start = store.clone().snapshot(false).await.unwrap().revision;
+    let start = store.clone().snapshot().await.unwrap().revision;
     let mut follow = store.clone().follow(start).await.unwrap();
     let both = store.commit([(key(1), Some(Bytes::new())), (key(2), Some(Bytes::new()))]);
     let batch = next(&mut follow).await.unwrap();
@@ -219,12 +216,12 @@ async fn memory_store_fails_on_demand() {
     store.cut_watches();
     assert!(matches!(next(&mut follow).await, Err(StoreError::Unavailable { .. })));
     store.set_fault(Some(Fault::Refused));
-    let refused = store.clone().snapshot(false).await;
+    let refused = store.clone().snapshot().await;
     assert!(matches!(refused, Err(StoreError::Refused { .. })));
     store.set_fault(None);
-    let before = store.clone().snapshot(false).await.unwrap();
+    let before = store.clone().snapshot().await.unwrap();
     store.wipe();
-    assert_ne!(store.clone().snapshot(false).await.unwrap().cluster, before.cluster);
+    assert_ne!(store.clone().snapshot().await.unwrap().cluster, before.cluster);
 }
 
 #[tokio::test]
@@ -234,7 +231,7 @@ async fn dir_store() {
     contract(store.clone(), DirStore::new(folder.path())).await;
     race(&store).await;
     // More changes than its history holds.
-    let start = store.clone().snapshot(false).await.unwrap().revision;
+    let start = store.clone().snapshot().await.unwrap().revision;
     for n in 0..1200 {
         fs::write(folder.path().join("subnets").join(key(n)), "").unwrap();
     }
@@ -246,7 +243,7 @@ async fn dir_store_is_edited_by_hand() {
     let folder = tempfile::tempdir().unwrap();
     let subnets = folder.path().join("subnets");
     let mut store = DirStore::new(folder.path());
-    let start = store.snapshot(false).await.unwrap().revision;
+    let start = store.snapshot().await.unwrap().revision;
     let mut follow = store.follow(start).await.unwrap();
 
     let file = subnets.join(KEY);
@@ -263,10 +260,10 @@ async fn dir_store_is_edited_by_hand() {
     next(&mut follow).await.unwrap();
     fs::write(&file, "edited").unwrap();
     assert_eq!(put_of(&next(&mut follow).await.unwrap()).1, b"edited");
-    assert!(matches!(lifetime(&mut store, KEY).await, Some(Lifetime::Left(_))));
+    assert_eq!(lifetime(&mut store, KEY).await, Some(Lifetime::Limited));
 
     fs::write(folder.path().join(".ledger.json"), "{").unwrap();
-    let damaged = store.snapshot(false).await.unwrap_err().to_string();
+    let damaged = store.snapshot().await.unwrap_err().to_string();
     assert!(damaged.contains(".ledger.json is damaged"), "{damaged}");
 }
 
@@ -279,7 +276,7 @@ async fn etcd_store() {
     assert_eq!(leases(&etcd), 0, "every etcd lease was revoked with its key");
     // A neighbour's keys that flannel's own prefix would match.
     etcd.ctl(&["put", "/coreos.com/network/subnetsX/10.244.9.0-24", "x"]).unwrap();
-    let start = store.clone().snapshot(false).await.unwrap().revision;
+    let start = store.clone().snapshot().await.unwrap().revision;
     let fill = (0..16).map(|lane: usize| {
         let mut store = store.clone();
         async move {
@@ -314,7 +311,7 @@ async fn etcd_leases_do_not_pile_up() {
     let id = format!("--lease={}", grant.split_whitespace().nth(1).unwrap());
     etcd.ctl(&["put", &id, "/other", "x"]).unwrap();
     etcd.ctl(&["put", &id, "/coreos.com/network/subnets/10.244.1.0-24", ""]).unwrap();
-    let modified = store.snapshot(false).await.unwrap().entries[0].modified;
+    let modified = store.snapshot().await.unwrap().entries[0].modified;
     at(store.renew(KEY, Bytes::new(), modified, HOUR).await.unwrap());
     assert!(etcd.ctl(&["get", "/other"]).unwrap().contains("/other"));
 }
@@ -326,7 +323,7 @@ async fn one_revision_of_etcd_is_one_batch() {
     for n in 0..50 {
         at(store.claim(&key(n), Bytes::new(), None).await.unwrap());
     }
-    let start = store.snapshot(false).await.unwrap().revision;
+    let start = store.snapshot().await.unwrap().revision;
     let mut follow = store.follow(start).await.unwrap();
     etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]).unwrap();
     let batch = next(&mut follow).await.unwrap();
@@ -347,13 +344,13 @@ async fn etcd_hangs_stops_and_comes_back() {
 
     etcd.pause().unwrap();
     let start = Instant::now();
-    let hangs = store.snapshot(true).await;
+    let hangs = store.snapshot().await;
     assert!(matches!(hangs, Err(StoreError::Unavailable { .. })), "{hangs:?}");
     assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
     let cut = next(&mut follow).await;
     assert!(matches!(cut, Err(StoreError::Unavailable { .. })), "{cut:?}");
     etcd.resume().unwrap();
-    let before = store.snapshot(true).await.unwrap();
+    let before = store.snapshot().await.unwrap();
     assert_eq!(before.entries.len(), 1);
 
     let mut follow = store.follow(made).await.unwrap();
@@ -363,7 +360,7 @@ async fn etcd_hangs_stops_and_comes_back() {
     let down = store.config().await;
     assert!(matches!(down, Err(StoreError::Unavailable { .. })), "{down:?}");
     etcd.restart().unwrap();
-    assert_eq!(store.snapshot(false).await.unwrap().entries, without_lifetimes(before.entries));
+    assert_eq!(store.snapshot().await.unwrap().entries, before.entries);
     let mut follow = store.follow(made).await.unwrap();
     at(store.renew(KEY, Bytes::new(), made, HOUR).await.unwrap());
     assert_eq!(put_of(&next(&mut follow).await.unwrap()).0, KEY);
@@ -378,11 +375,6 @@ async fn etcd_hangs_stops_and_comes_back() {
     assert!(matches!(wiped, Some(StoreError::Behind { .. })), "{wiped:?}");
 }
 
-fn without_lifetimes(mut entries: Vec<overlay_user::store::Entry>) -> Vec<overlay_user::store::Entry> {
-    entries.iter_mut().for_each(|entry| entry.lifetime = None);
-    entries
-}
-
 #[tokio::test]
 async fn dead_endpoints_are_passed_over() {
     let (_folder, etcd) = etcd();
@@ -393,10 +385,10 @@ async fn dead_endpoints_are_passed_over() {
     options.endpoints.splice(0..0, ["http://127.0.0.1:1".to_owned(), mute]);
     let mut store = EtcdStore::new(&options).unwrap();
     for _ in 0..10 {
-        store.snapshot(false).await.unwrap();
+        store.snapshot().await.unwrap();
     }
     options.endpoints.truncate(1);
-    let none = EtcdStore::new(&options).unwrap().snapshot(false).await;
+    let none = EtcdStore::new(&options).unwrap().snapshot().await;
     assert!(matches!(none, Err(StoreError::Unavailable { .. })), "{none:?}");
 }
 
@@ -409,7 +401,7 @@ async fn etcd_refuses() {
         password: Some(password.to_owned()),
         ..open.clone()
     };
-    let refusal = async |options: EtcdOptions| match EtcdStore::new(&options).unwrap().snapshot(false).await {
+    let refusal = async |options: EtcdOptions| match EtcdStore::new(&options).unwrap().snapshot().await {
         Err(error @ StoreError::Refused { .. }) => error.to_string(),
         other => panic!("{other:?}"),
     };
@@ -466,7 +458,7 @@ async fn etcd_with_tls() {
             keyfile: own.map(|own| own.key.clone()),
             ..options(&etcd)
         };
-        EtcdStore::new(&options).unwrap().snapshot(false).await
+        EtcdStore::new(&options).unwrap().snapshot().await
     };
     snapshot(&ours, Some(&ours)).await.unwrap();
     let stranger = snapshot(&other, Some(&ours)).await.unwrap_err();

@@ -3,6 +3,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench_agent;
 mod ci;
 mod demo;
 mod docker_demo;
@@ -36,6 +37,8 @@ enum Command {
     Run(run::Options),
     /// First, rough figures beside a bare route, the kernel's VXLAN device and a userspace relay.
     Figures(figures::Options),
+    /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
+    BenchAgent(bench_agent::Options),
     /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
     Fuzz(xtask::fuzz::Options),
     /// Agents that come and go under packets: counts what is lost.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Lab(command) => play::play(&command),
         Command::Run(options) => run::run(&options),
         Command::Figures(options) => figures::figures(&options),
+        Command::BenchAgent(options) => bench_agent::bench_agent(&options),
         Command::Fuzz(options) => fuzzing::fuzzing(&options),
         Command::Endure(options) => endure::endure(&options),
         Command::Ci => ci::ci(),

@@ -38,6 +38,19 @@ pub fn build_overlay() -> Result<PathBuf> {
     Ok(target().join("debug/overlay"))
 }
 
+/// Builds the `overlay` binary as users have it, optimised, and returns its path: what is measured.
+pub fn build_release() -> Result<PathBuf> {
+    command::pass_through(&mut cargo(&[
+        "build",
+        "--release",
+        "--package",
+        "overlay-user",
+        "--bin",
+        "overlay",
+    ]))?;
+    Ok(target().join("release/overlay"))
+}
+
 /// An agent that comes after the present one, for upgrades.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {

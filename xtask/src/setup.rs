@@ -84,7 +84,7 @@ impl Progress {
     }
 
     pub(crate) fn say(&self, text: &str) {
-        println!("[setup {:6.1} s] {text}", self.0.elapsed().as_secs_f32());
+        eprintln!("[setup {:6.1} s] {text}", self.0.elapsed().as_secs_f32());
     }
 }
 

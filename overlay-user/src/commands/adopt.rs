@@ -139,7 +139,7 @@ impl<S: Store> Site<S> {
                  `overlay agent`, which finds the lease"
             );
         }
-        let snapshot = store.snapshot(false).await?;
+        let snapshot = store.snapshot().await?;
         Ok(Self { store, netlink, paths, underlay, public_ip, network, mode, snapshot })
     }
 

@@ -31,7 +31,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     let text = store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
     let network = NetworkConfig::parse(&text)?;
     let mode = Mode::of(&network)?;
-    let snapshot = store.snapshot(false).await?;
+    let snapshot = store.snapshot().await?;
     let own = snapshot.entries.iter().find_map(|entry| {
         lease::decode(&entry.key, &entry.value).ok().filter(|lease| lease.public_ip == own_ip)
     });

@@ -323,7 +323,7 @@ async fn lease(
                     .with_context(|| format!("use {} as this host's store", folder.display()))?;
             }
             let held = acquire::acquire(store, network, request).await?;
-            anyhow::Ok((held, store.snapshot(false).await?.origin()))
+            anyhow::Ok((held, store.origin().await?))
         };
         match acquired.await {
             Err(error) if is_passing(&error) => warn!("{error:#}; trying again in {pause:?}"),

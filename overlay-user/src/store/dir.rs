@@ -19,7 +19,7 @@ use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{
-    Batch, Follow, Revision, Snapshot, Store, StoreError, Written,
+    Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Written,
     ledger::{Ledger, Millis},
 };
 
@@ -216,8 +216,12 @@ impl Store for DirStore {
         self.locked(|books| books.write(&books.folder.join("config"), &value))
     }
 
-    async fn snapshot(&mut self, lifetimes: bool) -> Result<Snapshot, StoreError> {
-        self.locked(|books| Ok(books.ledger.snapshot(now()).with_lifetimes(lifetimes)))
+    async fn origin(&mut self) -> Result<Origin, StoreError> {
+        Ok(self.snapshot().await?.origin())
+    }
+
+    async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
+        self.locked(|books| Ok(books.ledger.snapshot()))
     }
 
     async fn follow(&mut self, revision: Revision) -> Result<DirFollow, StoreError> {

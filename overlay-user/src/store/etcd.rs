@@ -15,9 +15,8 @@ use etcd_client::{
     GetOptions, Identity, KeyValue, LeaseTimeToLiveOptions, PutOptions, TlsOptions, Txn, TxnOp,
     TxnOpResponse, TxnResponse, WatchOptions, WatchResponse, WatchStream,
 };
-use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::{Batch, Change, Entry, Follow, Lifetime, Revision, Snapshot, Store, StoreError, Written};
+use super::{Batch, Change, Entry, Follow, Lifetime, Origin, Revision, Snapshot, Store, StoreError, Written};
 
 /// How long one request may take, connecting and logging in included.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,8 +24,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(10);
 /// Keys in one page of a snapshot.
 const PAGE: i64 = 500;
-/// Requests under way at once when a snapshot asks for lifetimes.
-const PARALLEL: usize = 64;
 
 /// Where etcd is and who we are to it: flannel's `--etcd-*` flags.
 #[derive(Clone, Debug, Default)]
@@ -195,30 +192,6 @@ impl EtcdStore {
         let revision = answer.header().map_or(0, |header| header.revision());
         Ok((Written::At(Revision(revision)), old_lease(&answer)))
     }
-
-    /// Fills in how long each entry lives, given the etcd lease of each.
-    async fn add_lifetimes(&mut self, entries: &mut [Entry], leases: &[i64]) -> Result<(), StoreError> {
-        let client = self.client().await?.lease_client();
-        let name = &self.name;
-        let lifetime = |&lease: &i64| {
-            let mut client = client.clone();
-            async move {
-                if lease == 0 {
-                    return Ok(Lifetime::Reserved);
-                }
-                let answer = within(name, client.time_to_live(lease, None)).await?;
-                // -1 stands for a lease that has ended since the key was read.
-                let seconds = u64::try_from(answer.ttl()).unwrap_or(0);
-                Ok::<_, StoreError>(Lifetime::Left(Duration::from_secs(seconds)))
-            }
-        };
-        let requests: Vec<_> = leases.iter().map(lifetime).collect();
-        let lifetimes: Vec<_> = futures::stream::iter(requests).buffered(PARALLEL).try_collect().await?;
-        for (entry, lifetime) in entries.iter_mut().zip(lifetimes) {
-            entry.lifetime = Some(lifetime);
-        }
-        Ok(())
-    }
 }
 
 impl Store for EtcdStore {
@@ -240,13 +213,21 @@ impl Store for EtcdStore {
         Ok(())
     }
 
-    async fn snapshot(&mut self, lifetimes: bool) -> Result<Snapshot, StoreError> {
+    async fn origin(&mut self) -> Result<Origin, StoreError> {
+        let mut client = self.client().await?;
+        // Every answer says so; this one holds nothing else.
+        let quietly = GetOptions::new().with_keys_only();
+        let answer = self.ask(client.get(self.config_key(), Some(quietly))).await?;
+        let header = answer.header().ok_or_else(|| unavailable(&self.name, "an answer without a header"))?;
+        Ok(Origin { cluster: header.cluster_id(), revision: Revision(header.revision()) })
+    }
+
+    async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
         let mut client = self.client().await?;
         let subnets = self.subnets();
         let end = end_of(&subnets);
         let mut start = subnets.clone().into_bytes();
         let mut snapshot = Snapshot::default();
-        let mut leases = Vec::new();
         loop {
             // Revision 0 is the newest: the first page decides, the others are read as they were then.
             let options =
@@ -257,16 +238,14 @@ impl Store for EtcdStore {
                 snapshot.cluster = header.cluster_id();
             }
             for kv in page.kvs() {
-                leases.push(kv.lease());
-                snapshot.entries.push(entry(kv, &subnets));
+                // A key without an etcd lease has no end.
+                let lifetime = if kv.lease() == 0 { Lifetime::Reserved } else { Lifetime::Limited };
+                snapshot.entries.push(Entry { lifetime: Some(lifetime), ..entry(kv, &subnets) });
             }
             match page.kvs().last() {
                 Some(last) if page.more() => start = [last.key(), b"\0"].concat(),
                 _ => break,
             }
-        }
-        if lifetimes {
-            self.add_lifetimes(&mut snapshot.entries, &leases).await?;
         }
         Ok(snapshot)
     }

@@ -130,14 +130,12 @@ impl Ledger {
         self.records.get(key).is_some_and(|record| record.modified == modified.0)
     }
 
-    pub(super) fn snapshot(&self, now: Millis) -> Snapshot {
+    pub(super) fn snapshot(&self) -> Snapshot {
         let entry = |(key, record): (&String, &Record)| Entry {
             key: key.clone(),
             value: record.value.clone(),
             modified: Revision(record.modified),
-            lifetime: Some(record.expires.map_or(Lifetime::Reserved, |expires| {
-                Lifetime::Left(std::time::Duration::from_millis(expires.saturating_sub(now)))
-            })),
+            lifetime: Some(if record.expires.is_some() { Lifetime::Limited } else { Lifetime::Reserved }),
         };
         Snapshot {
             revision: Revision(self.revision),
@@ -220,14 +218,14 @@ mod tests {
     #[test]
     fn history_is_bounded_and_says_so() {
         let mut ledger = Ledger::new(7);
-        let start = ledger.snapshot(0).revision;
+        let start = ledger.snapshot().revision;
         for _ in 0..HISTORY {
             ledger.put("a", Bytes::new(), None);
         }
         assert_eq!(ledger.after(start).unwrap().unwrap().revision, Revision(start.0 + 1));
         ledger.delete("a");
         assert_eq!(ledger.after(start), Err(Revision(start.0 + 1)));
-        let now = ledger.snapshot(0).revision;
+        let now = ledger.snapshot().revision;
         assert_eq!(ledger.after(now), Ok(None));
         assert!(ledger.after(Revision(now.0 + 1)).is_err());
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Batch, Follow, Revision, Snapshot, Store, StoreError, Written,
+    Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Written,
     ledger::{Edit, Ledger, Millis, Value},
 };
 
@@ -170,9 +170,13 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn snapshot(&mut self, lifetimes: bool) -> Result<Snapshot, StoreError> {
+    async fn origin(&mut self) -> Result<Origin, StoreError> {
+        Ok(self.snapshot().await?.origin())
+    }
+
+    async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
         let shared = self.reach().await?;
-        Ok(shared.ledger.snapshot(shared.now()).with_lifetimes(lifetimes))
+        Ok(shared.ledger.snapshot())
     }
 
     async fn follow(&mut self, revision: Revision) -> Result<MemoryFollow, StoreError> {
