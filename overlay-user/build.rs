@@ -28,12 +28,15 @@ fn main() -> Result<()> {
         prepend("PATH", &[kept.join("bin")]);
         Toolchain::Nightly
     };
-    // The programs of the agents that tests of upgrades start in place of the present one.
-    let features: Vec<_> =
-        [("CARGO_FEATURE_NEXT_PROGRAM", "next-program"), ("CARGO_FEATURE_NEXT_LAYOUT", "next-layout")]
-            .into_iter()
-            .filter_map(|(variable, feature)| env::var_os(variable).map(|_| feature))
-            .collect();
+    // The programs of the agents that tests of upgrades start in place of the present one; overlay-bench's.
+    let features: Vec<_> = [
+        ("CARGO_FEATURE_NEXT_PROGRAM", "next-program"),
+        ("CARGO_FEATURE_NEXT_LAYOUT", "next-layout"),
+        ("CARGO_FEATURE_BENCH", "bench"),
+    ]
+    .into_iter()
+    .filter_map(|(variable, feature)| env::var_os(variable).map(|_| feature))
+    .collect();
     let package = Package {
         name: "overlay-ebpf",
         root_dir: programs.to_str().context("the workspace's path is not UTF-8")?,

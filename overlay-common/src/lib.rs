@@ -5,6 +5,8 @@
 //! Nothing here does I/O, knows aya (but for the `Pod` marks), tokio or etcd.
 #![no_std]
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod checksum;
 #[cfg(test)]
 mod documents;

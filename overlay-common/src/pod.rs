@@ -10,3 +10,5 @@ macro_rules! pod {
 }
 
 pod!(Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep);
+#[cfg(feature = "bench")]
+pod!(crate::bench::Arrived, crate::bench::First, crate::bench::Shape);

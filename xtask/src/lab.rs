@@ -47,9 +47,12 @@ pub use self::{
     visitor::Guesthouse,
 };
 
+pub(crate) use self::namespace::join;
+
 mod agent;
 mod container;
 mod counters;
+mod direct;
 mod docker;
 mod flannel;
 mod foreign;

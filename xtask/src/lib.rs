@@ -2,6 +2,7 @@
 //! tests.
 
 pub mod agent_bench;
+pub mod bench;
 pub mod command;
 pub mod endurance;
 pub mod etcd;

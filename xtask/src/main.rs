@@ -8,7 +8,6 @@ mod ci;
 mod demo;
 mod docker_demo;
 mod endure;
-mod figures;
 mod fuzzing;
 mod play;
 mod run;
@@ -35,10 +34,10 @@ enum Command {
     Lab(play::Command),
     /// Builds the agent and starts it on this machine with the given arguments.
     Run(run::Options),
-    /// First, rough figures beside a bare route, the kernel's VXLAN device and a userspace relay.
-    Figures(figures::Options),
     /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
     BenchAgent(bench_agent::Options),
+    /// Measures ours beside a bare route, the kernel's VXLAN device and a userspace relay.
+    Bench(xtask::bench::Options),
     /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
     Fuzz(xtask::fuzz::Options),
     /// Agents that come and go under packets: counts what is lost.
@@ -54,8 +53,8 @@ fn main() -> ExitCode {
         Command::Test(options) => test::test(&options),
         Command::Lab(command) => play::play(&command),
         Command::Run(options) => run::run(&options),
-        Command::Figures(options) => figures::figures(&options),
         Command::BenchAgent(options) => bench_agent::bench_agent(&options),
+        Command::Bench(options) => xtask::bench::bench(&options),
         Command::Fuzz(options) => fuzzing::fuzzing(&options),
         Command::Endure(options) => endure::endure(&options),
         Command::Ci => ci::ci(),

@@ -107,7 +107,7 @@ impl Namespace {
 }
 
 /// The result of a thread; a panic in it is an error like any other.
-pub(super) fn join<T>(handle: JoinHandle<Result<T>>) -> Result<T> {
+pub(crate) fn join<T>(handle: JoinHandle<Result<T>>) -> Result<T> {
     match handle.join() {
         Ok(result) => result,
         Err(_) => bail!("a thread of the lab panicked"),

@@ -1,0 +1,225 @@
+//! Frames sent by live test runs of an XDP program, as fast as one CPU goes, and counted where they arrive.
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::{
+    Ebpf, include_bytes_aligned,
+    maps::{Array, MapData, PerCpuArray},
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp,
+        tc::TcAttachOptions,
+    },
+};
+use nix::{
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
+    unistd::Pid,
+};
+use overlay_common::bench::{Arrived, First, HEAD, Shape, TRAILER, Varied};
+use serde::{Deserialize, Serialize};
+
+#[derive(Deserialize)]
+pub(crate) struct Specification {
+    /// The interface that the frames come from, in the network namespace this program was started in.
+    from: String,
+    /// Up the stack of `from`, as if it had received them; or sent by `from`, to be received by its peer's driver.
+    way: Way,
+    /// The first bytes of each frame: 60, 88 or 110.
+    head: Vec<u8>,
+    /// Bytes of each frame, without its checksum.
+    length: usize,
+    /// Connections that take turns.
+    flows: u32,
+    /// Where their source ports stand.
+    ports: [u32; 2],
+    first_port: u16,
+    /// Peers that take turns, and what differs between them.
+    #[serde(default)]
+    peers: u32,
+    #[serde(default)]
+    varied: Vec<Variation>,
+    /// Where they are counted.
+    to: String,
+    to_namespace: PathBuf,
+    /// Frames that may be on their way at once.
+    window: u32,
+    /// Ends after this many frames, or this time.
+    frames: u64,
+    milliseconds: u64,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Way {
+    Receive,
+    Send,
+}
+
+#[derive(Deserialize)]
+struct Variation {
+    header: u32,
+    field: u32,
+    base: u32,
+    step: u32,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Report {
+    sent: u64,
+    arrived: u64,
+    /// Whether the numbers that arrived are those that were sent, each once.
+    each_once: bool,
+    nanoseconds: u64,
+    /// Length and first bytes of the first frame that arrived.
+    first_length: u32,
+    first: Vec<u8>,
+}
+
+/// How long frames may be on their way.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Frames that the kernel sends at once: what a NIC's driver hands up in one poll.
+const BATCH: u32 = 64;
+
+pub(crate) fn send(specification: &Specification) -> Result<Report> {
+    let mut ebpf = Ebpf::load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-bench")))
+        .context("load the benchmark's programs")?;
+    let mut shapes: Array<_, Shape> =
+        Array::try_from(ebpf.map_mut("SHAPE").context("no map SHAPE")?).context("map SHAPE")?;
+    shapes.set(0, shape(specification)?, 0).context("write the frames' shape")?;
+    attach(&mut ebpf, &specification.to_namespace, &specification.to)?;
+    let sender: &mut Xdp = ebpf.program_mut("send").context("no program send")?.try_into()?;
+    sender.load().context("load the program that sends")?;
+
+    let ebpf = &ebpf;
+    let arrived: PerCpuArray<_, Arrived> =
+        PerCpuArray::try_from(ebpf.map("ARRIVED").context("no map ARRIVED")?).context("map ARRIVED")?;
+    let sender: &Xdp = ebpf.program("send").context("no program send")?.try_into()?;
+    let context = context(&specification.from, specification.length)?;
+    let mut frame = vec![0; specification.length];
+    frame[..specification.head.len()].copy_from_slice(&specification.head);
+    let mut cpus = CpuSet::new();
+    cpus.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("pin to CPU 0")?;
+
+    let (mut sent, mut counted) = (0, Arrived::default());
+    let started = Instant::now();
+    while sent < specification.frames && started.elapsed() < Duration::from_millis(specification.milliseconds)
+    {
+        let window = u64::from(specification.window).min(specification.frames - sent);
+        sender
+            .test_run(TestRunOptions {
+                data_in: Some(&frame),
+                ctx_in: Some(&context),
+                repeat: window.try_into()?,
+                attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(window.try_into()?)),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("send frames from {}", specification.from))?;
+        sent += window;
+        counted = wait(&arrived, sent)?;
+        if counted.frames != sent {
+            break;
+        }
+    }
+    let nanoseconds = started.elapsed().as_nanos().try_into()?;
+    let first: Array<_, First> =
+        Array::try_from(ebpf.map("FIRST").context("no map FIRST")?).context("map FIRST")?;
+    let first = first.get(&0, 0)?;
+    // 0 + 1 + ... + (sent - 1).
+    let numbers = (u128::from(sent) * u128::from(sent.saturating_sub(1)) / 2) as u64;
+    Ok(Report {
+        sent,
+        arrived: counted.frames,
+        each_once: counted.frames == sent && counted.numbers == numbers,
+        nanoseconds,
+        first_length: first.length,
+        first: first.bytes.to_vec(),
+    })
+}
+
+/// What had arrived when all had, or when patience ended.
+fn wait(arrived: &PerCpuArray<&MapData, Arrived>, sent: u64) -> Result<Arrived> {
+    let started = Instant::now();
+    loop {
+        let sum = |sum: Arrived, cpu: &Arrived| Arrived {
+            frames: sum.frames + cpu.frames,
+            numbers: sum.numbers.wrapping_add(cpu.numbers),
+        };
+        let counted = arrived.get(&0, 0).context("read what arrived")?.iter().fold(Arrived::default(), sum);
+        if counted.frames >= sent || started.elapsed() > PATIENCE {
+            return Ok(counted);
+        }
+        thread::yield_now();
+    }
+}
+
+fn shape(specification: &Specification) -> Result<Shape> {
+    let Specification { head, length, ports, .. } = specification;
+    ensure!([60, 88, 110].contains(&head.len()), "a header of {} bytes", head.len());
+    ensure!(*length >= head.len() && *length < 2048 - TRAILER, "frames of {length} bytes");
+    let mut template = [0; HEAD];
+    template[..head.len()].copy_from_slice(head);
+    let mut varied = [Varied::default(); 2];
+    ensure!(specification.varied.len() <= varied.len(), "more than {} addresses that vary", varied.len());
+    for (into, &Variation { header, field, base, step }) in varied.iter_mut().zip(&specification.varied) {
+        let sum = header_sum(head, header, field).with_context(|| format!("no IPv4 header at {header}"))?;
+        *into = Varied { header, field, base, step, sum };
+    }
+    Ok(Shape {
+        template,
+        head: head.len().try_into()?,
+        trailer: (length - TRAILER).try_into()?,
+        // linux/bpf.h: XDP_PASS, XDP_TX.
+        verdict: match specification.way {
+            Way::Receive => 2,
+            Way::Send => 3,
+        },
+        flows: specification.flows,
+        ports: *ports,
+        first_port: specification.first_port.into(),
+        peers: specification.peers,
+        varied,
+    })
+}
+
+/// Sum of an IPv4 header's words, but for its checksum and the address at `field`.
+fn header_sum(head: &[u8], header: u32, field: u32) -> Option<u32> {
+    let (at, field) = (usize::try_from(header).ok()?, usize::try_from(field).ok()?);
+    let words = head.get(at..at + 20)?.chunks_exact(2).enumerate();
+    let others = words.filter(|(index, _)| ![10, field, field + 2].contains(&(index * 2)));
+    Some(others.map(|(_, word)| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum())
+}
+
+/// The fields of `struct xdp_md` (linux/bpf.h) that a test run takes.
+fn context(from: &str, length: usize) -> Result<[u8; 24]> {
+    let index = if_nametoindex(from).with_context(|| format!("no interface {from}"))?;
+    let mut context = [0; 24];
+    context[4..8].copy_from_slice(&u32::try_from(length)?.to_ne_bytes());
+    context[12..16].copy_from_slice(&index.to_ne_bytes());
+    Ok(context)
+}
+
+/// Attaches the program that counts, for as long as `ebpf` lives.
+fn attach(ebpf: &mut Ebpf, namespace: &Path, interface: &str) -> Result<()> {
+    let program: &mut SchedClassifier =
+        ebpf.program_mut("finish").context("no program finish")?.try_into()?;
+    program.load().context("load the program that counts")?;
+    let attached = thread::scope(|scope| {
+        let attaching = scope.spawn(|| {
+            let file = File::open(namespace).with_context(|| format!("open {}", namespace.display()))?;
+            setns(file, CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("enter {}", namespace.display()))?;
+            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+            program
+                .attach_with_options(interface, TcAttachType::Ingress, order)
+                .with_context(|| format!("attach to {interface} (takes TCX: Linux 6.6)"))
+        });
+        attaching.join().map_err(|_| anyhow!("the thread that attaches panicked"))?
+    });
+    attached.map(drop)
+}

@@ -1,0 +1,53 @@
+//! Peers by the thousand, written straight into a network's pinned maps.
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
+};
+use overlay_common::{Addr4, Peer, Vtep};
+use serde::{Deserialize, Serialize};
+
+#[derive(Deserialize)]
+pub(crate) struct Specification {
+    /// Where the network's maps are pinned.
+    pins: PathBuf,
+    /// How many.
+    count: u32,
+    /// The first one's subnet.
+    subnet: Ipv4Addr,
+    /// Addresses in each subnet.
+    step: u32,
+    /// The first one's underlay address; the others' follow.
+    outer: Ipv4Addr,
+    vtep_mac: [u8; 6],
+}
+
+#[derive(Serialize)]
+pub(crate) struct Filled {
+    peers: u32,
+}
+
+pub(crate) fn fill(specification: &Specification) -> Result<Filled> {
+    let Specification { pins, count, subnet, step, outer, vtep_mac } = specification;
+    let mut peers = open::<Peer>(&pins.join("peers"))?;
+    let mut vteps = open::<Vtep>(&pins.join("vteps"))?;
+    for index in 0..*count {
+        let key = Addr4::new((u32::from(*subnet) + index * step).to_be_bytes());
+        let outer = (u32::from(*outer) + index).to_be_bytes();
+        // Slot 0 is the real peer's. Each has its own, as in life: cache lines of the counters are part of the cost.
+        let slot = index + 1;
+        let peer = Peer { outer, vtep_mac: *vtep_mac, slot, ..Peer::default() };
+        peers.insert(key, peer, 0).with_context(|| format!("write peer {index} of {count}"))?;
+        vteps
+            .insert(Addr4::new(outer), Vtep { slot }, 0)
+            .with_context(|| format!("write vtep {index} of {count}"))?;
+    }
+    Ok(Filled { peers: *count })
+}
+
+fn open<V: Pod>(path: &std::path::Path) -> Result<HashMap<MapData, Addr4, V>> {
+    let data = MapData::from_pin(path).with_context(|| format!("open {}", path.display()))?;
+    Map::HashMap(data).try_into().with_context(|| format!("{} is another kind of map", path.display()))
+}

@@ -1,0 +1,281 @@
+//! `cargo xtask bench`: networks between two containers side by side, every measure taken from one after the other, round by
+//! round, so that what else the machine does hits all of them alike.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, ValueEnum};
+
+use self::{
+    jobs::{Group, Job},
+    network::{Case, Network},
+    packets::{Part, Until},
+    peers::Crowd,
+    progress::Progress,
+    results::{FORM, Results, twin},
+};
+use crate::{command, project, setup};
+
+mod compare;
+mod exchange;
+mod frame;
+mod jobs;
+mod network;
+mod packets;
+mod peers;
+mod plots;
+mod programs;
+mod progress;
+mod report;
+mod results;
+mod statistics;
+mod streams;
+
+/// How the benchmark runs.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes, for a look.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds [default: 7, with --quick 3].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Milliseconds of each sample [default: 1000, with --quick 100].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
+    milliseconds: Option<u64>,
+    /// Only these measures.
+    #[arg(long, value_name = "MEASURE", value_delimiter = ',')]
+    only: Vec<Group>,
+    /// Only these networks, beside the bare route and its twin.
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
+    networks: Vec<Case>,
+    /// How frames cross between the hosts [default: both, with --quick veth].
+    #[arg(long, value_delimiter = ',')]
+    underlay: Vec<Underlay>,
+    /// Numbers of peers to compare; 1 is always among them [default with --quick: 100000].
+    #[arg(long, value_delimiter = ',', default_value = "1,1000,10000,100000")]
+    peers: Vec<u32>,
+    /// Says what changed since the run that wrote this file.
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
+    /// Where results go.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+/// Offloads decide what a veth is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Underlay {
+    /// veth's default: 64 KiB frames cross whole, with unfinished checksums.
+    Veth,
+    /// `tso off gso off tx off`, `gro on`: one frame per segment, as behind a NIC without offloads.
+    WireLike,
+}
+
+impl Underlay {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::WireLike => "wire-like",
+        }
+    }
+}
+
+/// What a run works with.
+struct Bench<'a> {
+    options: &'a Options,
+    overlay: PathBuf,
+    /// overlay-bench.
+    program: PathBuf,
+    results: Results,
+}
+
+/// Runs it all, writes the results, prints the tables. Fails, after that, if a case had no figure to give.
+pub fn bench(options: &Options) -> Result<()> {
+    // Before half an hour of measuring.
+    let old = options.compare.as_deref().map(Results::read).transpose()?;
+    setup::setup()?;
+    let program = build_program()?;
+    let mut bench = Bench { options, overlay: project::build_overlay()?, program, results: empty(options)? };
+    let default = if options.quick { vec![Underlay::Veth] } else { vec![Underlay::Veth, Underlay::WireLike] };
+    for underlay in chosen(&options.underlay, default) {
+        bench.compare_networks(underlay)?;
+        bench.compare_crowds(underlay)?;
+    }
+    let Bench { mut results, .. } = bench;
+    results.measures.iter_mut().for_each(results::Measured::conclude);
+    let mut text = report::markdown(&results);
+    if let (Some(old), Some(path)) = (old, &options.compare) {
+        let changes = compare::changes(&old, &results);
+        text += &report::comparison(&changes, &path.display().to_string());
+    }
+    println!("{text}");
+    let folder = options.out.clone().unwrap_or_else(|| project::target().join("bench"));
+    write(&results, &text, &folder).with_context(|| format!("write results to {}", folder.display()))?;
+    println!("\nwritten to {}: results.json, results.md, plots as SVG and PNG", folder.display());
+    let errors = results.errors().len();
+    ensure!(errors == 0, "{errors} cases have no figure (see above)");
+    Ok(())
+}
+
+fn chosen<T: Clone>(asked: &[T], default: Vec<T>) -> Vec<T> {
+    if asked.is_empty() { default } else { asked.to_vec() }
+}
+
+fn empty(options: &Options) -> Result<Results> {
+    let kernel = command::run("uname", ["-r", "-m"])?;
+    let cpus = std::thread::available_parallelism()?;
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 7 });
+    let machine = format!("Linux {}, {cpus} CPUs", kernel.trim());
+    Ok(Results { form: FORM, machine, rounds, quick: options.quick, measures: Vec::new() })
+}
+
+/// Optimised, unlike the agent: what it does between frames is part of the figures.
+fn build_program() -> Result<PathBuf> {
+    command::pass_through(&mut project::cargo(&["build", "--release", "--package", "overlay-bench"]))?;
+    Ok(project::target().join("release/overlay-bench"))
+}
+
+fn write(results: &Results, text: &str, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("results.json"), serde_json::to_string_pretty(results)?)?;
+    fs::write(folder.join("results.md"), text)?;
+    plots::draw(results, folder)
+}
+
+impl Bench<'_> {
+    fn time(&self) -> Duration {
+        Duration::from_millis(self.options.milliseconds.unwrap_or(if self.options.quick {
+            100
+        } else {
+            1000
+        }))
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        chosen(&self.options.only, Group::value_variants().to_vec())
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        let asked = chosen(&self.options.networks, Case::value_variants().to_vec());
+        let wanted = |case: &Case| asked.contains(case) || [Case::Bare, Case::BareAgain].contains(case);
+        Case::value_variants().iter().copied().filter(wanted).collect()
+    }
+
+    /// All networks stand at once; job by job, round by round, each has its turn.
+    fn compare_networks(&mut self, underlay: Underlay) -> Result<()> {
+        let jobs: Vec<_> =
+            self.groups().into_iter().flat_map(|group| Job::of(group, self.options.quick)).collect();
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let mut networks = Vec::new();
+        for case in self.cases() {
+            eprintln!("{}: building {}", underlay.name(), case.name());
+            networks.push(Network::build(case, &self.overlay, underlay == Underlay::WireLike)?);
+        }
+        let (rounds, time) = (self.results.rounds, self.time());
+        let mut progress = Progress::new(jobs.len() * rounds as usize);
+        for job in jobs {
+            let _napi = job.takes_frames_from_drivers().then(|| Napi::on(networks.iter())).transpose()?;
+            for round in 1..=rounds {
+                progress.step(&format!("{}: {}, round {round}", underlay.name(), job.name()));
+                for network in networks.iter().filter(|network| job.is_of(network.case)) {
+                    self.sample(underlay, job, network, time);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, underlay: Underlay, job: Job, network: &Network, time: Duration) {
+        let case = network.case.name();
+        match job.run(network, &self.program, time) {
+            Ok(figures) => {
+                for figure in figures {
+                    self.results
+                        .measured(underlay.name(), &figure.name, figure.unit, figure.more_is_better)
+                        .add(case, Ok(figure.value));
+                }
+            }
+            Err(error) => {
+                eprintln!("{case}: {error:#}");
+                // Every figure of the job lacks this sample.
+                for (name, unit, more_is_better) in job.figures() {
+                    self.results
+                        .measured(underlay.name(), &name, unit, more_is_better)
+                        .add(case, Err(format!("{error:#}")));
+                }
+            }
+        }
+    }
+
+    /// Hosts with few peers and many, in turns.
+    fn compare_crowds(&mut self, underlay: Underlay) -> Result<()> {
+        if !self.groups().contains(&Group::Peers) {
+            return Ok(());
+        }
+        let mut counts = self.options.peers.clone();
+        if self.options.quick {
+            counts.retain(|count| Some(count) == self.options.peers.iter().max());
+        }
+        counts.retain(|&count| count != 1);
+        let named = |count: u32| if count == 1 { "1 peer".to_owned() } else { format!("{count} peers") };
+        let names: Vec<_> =
+            [named(1), twin(&named(1))].into_iter().chain(counts.iter().copied().map(named)).collect();
+        let mut crowds = Vec::new();
+        for (name, count) in names.into_iter().zip([1, 1].into_iter().chain(counts)) {
+            eprintln!("{}: building hosts with {name}", underlay.name());
+            let wire_like = underlay == Underlay::WireLike;
+            crowds.push((name, Crowd::build(&self.overlay, &self.program, wire_like, count)?));
+        }
+        let _napi = Napi::on(crowds.iter().map(|(_, crowd)| crowd.network()))?;
+        let (rounds, until) = (self.results.rounds, Until::Time(self.time()));
+        let mut progress = Progress::new(2 * rounds as usize);
+        for part in [Part::Out, Part::In] {
+            let measure = format!("packets of 64 bytes by peers, {}", part.name());
+            for round in 1..=rounds {
+                progress.step(&format!("{}: {measure}, round {round}", underlay.name()));
+                for (name, crowd) in &crowds {
+                    let rate = crowd.rate(&self.program, part, until);
+                    let measured = self.results.measured(underlay.name(), &measure, "10^3/s", true);
+                    measured.basis = named(1);
+                    measured.add(name, rate.map(|rate| rate / 1e3).map_err(|error| format!("{error:#}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// GRO, and with it NAPI, at the receiving hosts' underlay devices, as every NIC has it: a veth's driver takes no frames
+/// without.
+struct Napi {
+    switched: Vec<crate::lab::Host>,
+}
+
+impl Napi {
+    fn on<'a>(networks: impl Iterator<Item = &'a Network>) -> Result<Self> {
+        let mut napi = Self { switched: Vec::new() };
+        for network in networks.filter(|network| !network.wire_like) {
+            if let Some(host) = network.receiver() {
+                host.exec("ethtool -K eth0 gro on")?;
+                napi.switched.push(host.clone());
+            }
+        }
+        Ok(napi)
+    }
+}
+
+impl Drop for Napi {
+    fn drop(&mut self) {
+        for host in &self.switched {
+            if let Err(error) = host.exec("ethtool -K eth0 gro off") {
+                eprintln!("{}: {error:#}", host.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What is measured: each job is one run over one network, and gives one figure or more.
+use std::{path::Path, time::Duration};
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use super::{
+    exchange::{Protocol, connections, exchanges},
+    network::{Case, Network},
+    packets::{Load, Part, Until, send},
+    programs::nanoseconds,
+    streams::streams,
+};
+
+/// Jobs that belong together: what `--only` selects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Group {
+    /// Packets per second by live XDP frames.
+    Packets,
+    /// Nanoseconds per run of each program.
+    Programs,
+    /// Request and response.
+    Exchange,
+    /// Connect, request, response.
+    Connect,
+    /// TCP streams, and CPU seconds per gigabyte.
+    Streams,
+    /// Packets per second by the number of connections.
+    Flows,
+    /// Packets per second by the number of peers.
+    Peers,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    /// Frames of this size, of so many connections.
+    Packets(Part, usize, u32),
+    /// The programs' own time, under frames of 64 bytes.
+    Programs,
+    /// So many connections.
+    Exchange(Protocol, u32),
+    /// One after the other.
+    Connect,
+    /// So many at once.
+    Streams(u32),
+}
+
+/// One quantity of one sample.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Figure {
+    /// What.
+    pub(super) name: String,
+    /// In what.
+    pub(super) unit: &'static str,
+    /// Whether more is better.
+    pub(super) more_is_better: bool,
+    /// How much.
+    pub(super) value: f64,
+}
+
+impl Job {
+    /// All jobs of a group; fewer under `--quick`.
+    pub(super) fn of(group: Group, quick: bool) -> Vec<Self> {
+        let some = |all: &[u32], few: &[u32]| if quick { few.to_vec() } else { all.to_vec() };
+        match group {
+            Group::Packets => {
+                let mut jobs = vec![
+                    Self::Packets(Part::Whole, 64, 1),
+                    Self::Packets(Part::Out, 64, 1),
+                    Self::Packets(Part::In, 64, 1),
+                    Self::Packets(Part::Whole, 1400, 1),
+                ];
+                if !quick {
+                    jobs.push(Self::Packets(Part::Out, 1400, 1));
+                    jobs.push(Self::Packets(Part::In, 1400, 1));
+                }
+                jobs
+            }
+            Group::Programs => vec![Self::Programs],
+            Group::Exchange => [Protocol::Tcp, Protocol::Udp]
+                .into_iter()
+                .flat_map(|protocol| {
+                    some(&[1, 8, 32, 64], &[1, 32])
+                        .into_iter()
+                        .map(move |flows| Self::Exchange(protocol, flows))
+                })
+                .collect(),
+            Group::Connect => vec![Self::Connect],
+            Group::Streams => some(&[1, 4, 16], &[1, 4]).into_iter().map(Self::Streams).collect(),
+            // One connection is among the packets.
+            Group::Flows => some(&[16, 256, 4096], &[4096])
+                .into_iter()
+                .map(|flows| Self::Packets(Part::Whole, 64, flows))
+                .collect(),
+            // Takes hosts of its own.
+            Group::Peers => Vec::new(),
+        }
+    }
+
+    /// What it is called while it runs, and in errors.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Packets(part, size, 1) => format!("packets of {size} bytes, {}", part.name()),
+            Self::Packets(part, size, flows) => {
+                format!("packets of {size} bytes, {}, {flows} flows", part.name())
+            }
+            Self::Programs => "programs".to_owned(),
+            Self::Exchange(protocol, flows) => {
+                let protocol = match protocol {
+                    Protocol::Tcp => "TCP",
+                    Protocol::Udp => "UDP",
+                };
+                format!("{protocol} request/response, {}", counted(flows, "flow"))
+            }
+            Self::Connect => "TCP connect/request/response".to_owned(),
+            Self::Streams(count) => counted(count, "TCP stream"),
+        }
+    }
+
+    /// Whether the case has it.
+    pub(super) fn is_of(self, case: Case) -> bool {
+        match self {
+            Self::Packets(part, ..) => part.is_of(case),
+            Self::Programs => case.has_programs(),
+            Self::Exchange(..) | Self::Connect | Self::Streams(_) => true,
+        }
+    }
+
+    /// Whether it hands frames to drivers.
+    pub(super) fn takes_frames_from_drivers(self) -> bool {
+        matches!(self, Self::Packets(Part::In, ..))
+    }
+
+    /// What it gives, one by one: name, unit, whether more is better. The programs' names are known when they have run.
+    pub(super) fn figures(self) -> Vec<(String, &'static str, bool)> {
+        let name = self.name();
+        match self {
+            Self::Packets(..) => vec![(name, "10^3/s", true)],
+            Self::Programs => vec![(name, "ns", false)],
+            Self::Exchange(..) | Self::Connect => {
+                vec![(format!("{name}, p50"), "us", false), (format!("{name}, p99"), "us", false)]
+            }
+            Self::Streams(_) => vec![(name.clone(), "Mbit/s", true), (format!("{name}, CPU"), "s/GB", false)],
+        }
+    }
+
+    /// Takes one sample.
+    pub(super) fn run(self, network: &Network, program: &Path, time: Duration) -> Result<Vec<Figure>> {
+        let load = |size, flows| Load { size, flows, peers: None, until: Until::Time(time) };
+        let values = match self {
+            Self::Packets(part, size, flows) => {
+                vec![send(network, program, part, load(size, flows))?.rate() / 1e3]
+            }
+            Self::Programs => {
+                let work = || send(network, program, Part::Whole, load(64, 1)).map(|sent| sent.rate());
+                let taken = nanoseconds(network, work)?.into_iter();
+                let figure = |(name, value)| Figure {
+                    name: format!("one run of {name}"),
+                    unit: "ns",
+                    more_is_better: false,
+                    value,
+                };
+                return Ok(taken.map(figure).collect());
+            }
+            Self::Exchange(protocol, flows) => {
+                let taken = exchanges(network, protocol, flows, time)?;
+                vec![taken.p50_us, taken.p99_us]
+            }
+            Self::Connect => {
+                let taken = connections(network, time)?;
+                vec![taken.p50_us, taken.p99_us]
+            }
+            Self::Streams(count) => {
+                let taken = streams(network, count, time)?;
+                vec![taken.megabits_per_second, taken.cpu_seconds_per_gigabyte]
+            }
+        };
+        let figures = self.figures().into_iter().zip(values);
+        let figure = |((name, unit, more_is_better), value)| Figure { name, unit, more_is_better, value };
+        Ok(figures.map(figure).collect())
+    }
+}
+
+fn counted(count: u32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}

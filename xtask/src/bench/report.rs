@@ -1,0 +1,160 @@
+//! The results as a Markdown table: ratios first, for they are what another machine can be asked for too.
+use std::fmt::Write as _;
+
+use super::{
+    compare::Change,
+    results::{Measured, Results, Samples},
+    statistics::Summary,
+};
+
+/// The whole report.
+pub(super) fn markdown(results: &Results) -> String {
+    let mut text = format!(
+        "# `cargo xtask bench`{}\n\n{}, {} rounds. Each cell: ratio to the bare route, or to one peer (median of the rounds' \
+         ratios, quartiles), then the median itself. Noise: how far the quartiles of the twin's ratio, of the same \
+         case measured twice, lie from 1.\n",
+        if results.quick { " --quick" } else { "" },
+        results.machine,
+        results.rounds
+    );
+    let mut underlays: Vec<&str> =
+        results.measures.iter().map(|measured| measured.underlay.as_str()).collect();
+    underlays.dedup();
+    for underlay in underlays {
+        let measures: Vec<_> =
+            results.measures.iter().filter(|measured| measured.underlay == underlay).collect();
+        // Cases that have nothing in common need tables of their own: peers are counted up, not compared to a route.
+        let mut rest = &measures[..];
+        while let Some(first) = rest.first() {
+            let columns = columns(rest, first);
+            let same = rest.iter().take_while(|measured| fits(measured, &columns)).count();
+            table(&mut text, underlay, &columns, &rest[..same]);
+            rest = &rest[same..];
+        }
+    }
+    let errors = results.errors();
+    if !errors.is_empty() {
+        text.push_str("\nErrors, in place of figures:\n");
+        errors.iter().for_each(|error| {
+            let _ = writeln!(text, "- {}", error.replace('\n', " "));
+        });
+    }
+    text
+}
+
+/// All cases of the measures from the first on that share one with it, in order of their first appearance.
+fn columns<'a>(measures: &[&'a Measured], first: &Measured) -> Vec<&'a str> {
+    let mut columns: Vec<&str> = Vec::new();
+    let sharing =
+        measures.iter().filter(|measured| measured.cases.iter().any(|case| first.case(&case.case).is_some()));
+    // The fullest first, for its order is that of all cases.
+    let fullest = sharing.clone().max_by_key(|measured| measured.cases.len());
+    for measured in fullest.into_iter().chain(sharing) {
+        for case in &measured.cases {
+            if !columns.contains(&case.case.as_str()) {
+                columns.push(&case.case);
+            }
+        }
+    }
+    columns
+}
+
+fn fits(measured: &Measured, columns: &[&str]) -> bool {
+    measured.cases.iter().all(|case| columns.contains(&case.case.as_str()))
+}
+
+fn table(text: &mut String, underlay: &str, columns: &[&str], measures: &[&Measured]) {
+    let _ = writeln!(text, "\n## {underlay}\n");
+    let _ = writeln!(text, "| measure | {} | noise |", columns.join(" | "));
+    let _ = writeln!(text, "|---|{}---|", "---|".repeat(columns.len()));
+    for measured in measures {
+        let cells: Vec<_> =
+            columns.iter().map(|case| measured.case(case).map_or(String::new(), cell)).collect();
+        let noise = measured.noise().map_or("-".to_owned(), |noise| format!("±{:.1} %", noise * 100.0));
+        let sign = if measured.more_is_better { "more is better" } else { "less is better" };
+        let (name, unit) = (&measured.name, &measured.unit);
+        let _ = writeln!(text, "| {name}, {unit} ({sign}) | {} | {noise} |", cells.join(" | "));
+    }
+}
+
+fn cell(samples: &Samples) -> String {
+    let median = samples.summary.map(|Summary { median, .. }| short(median));
+    match (median, samples.ratio) {
+        _ if !samples.errors.is_empty() => "error".to_owned(),
+        (Some(median), Some(Summary { lower_quartile, median: ratio, upper_quartile })) => {
+            format!("**{ratio:.2}** ({lower_quartile:.2}-{upper_quartile:.2}) {median}")
+        }
+        (Some(median), None) => median,
+        (None, _) => String::new(),
+    }
+}
+
+/// Three figures, or all before the point.
+fn short(value: f64) -> String {
+    match value.abs() {
+        ..10.0 => format!("{value:.2}"),
+        10.0..100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// What changed since another run.
+pub(super) fn comparison(changes: &[Change], name: &str) -> String {
+    if changes.is_empty() {
+        return format!("\nNothing changed beyond the noise since {name}.\n");
+    }
+    let mut text = format!("\nRatios that changed beyond the noise since {name}:\n\n");
+    text.push_str("| measure | case | before | now | change | noise |\n|---|---|---|---|---|---|\n");
+    for Change { measure, case, ratios: [before, now], better, noise } in changes {
+        let sign = if *better { "better" } else { "WORSE" };
+        let _ = writeln!(
+            text,
+            "| {measure} | {case} | {before:.3} | {now:.3} | {:+.1} % {sign} | ±{:.1} % |",
+            (now / before - 1.0) * 100.0,
+            noise * 100.0
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::results::{BASIS, TWIN};
+
+    #[test]
+    fn a_table_has_a_cell_for_each_case() {
+        let mut results = Results { machine: "Linux 6.18, 2 CPUs".into(), rounds: 1, ..Results::default() };
+        let packets = results.measured("veth", "packets", "10^3/s", true);
+        for (case, sample) in [(BASIS, 100.0), (TWIN, 98.0), ("vxlan", 123.4)] {
+            packets.add(case, Ok(sample));
+        }
+        packets.add("relay", Err("3 of 4 arrived".into()));
+        packets.conclude();
+        let runs = results.measured("veth", "one run of overlay_encap", "ns", false);
+        runs.add("vxlan", Ok(99.94));
+        runs.conclude();
+        let text = markdown(&results);
+        assert!(
+            text.contains("| measure | bare route | bare route again | vxlan | relay | noise |"),
+            "{text}"
+        );
+        assert!(text.contains(" | **1.23** (1.23-1.23) 123 | error | ±2.0 % |"), "{text}");
+        assert!(text.contains("ns (less is better) |  |  | 99.9 |  | - |"), "{text}");
+        assert!(text.contains("- veth, packets, relay: 3 of 4 arrived"), "{text}");
+    }
+
+    #[test]
+    fn a_change_says_its_direction() {
+        let change = Change {
+            measure: "veth, p50".into(),
+            case: "vxlan".into(),
+            ratios: [1.0, 1.1],
+            better: false,
+            noise: 0.02,
+        };
+        let text = comparison(&[change], "old.json");
+        assert!(text.contains("| veth, p50 | vxlan | 1.000 | 1.100 | +10.0 % WORSE | ±2.0 % |"), "{text}");
+        assert!(comparison(&[], "old.json").contains("Nothing changed"));
+    }
+}

@@ -1,0 +1,112 @@
+//! Medians, quartiles and ratios of samples that were taken in turns.
+use serde::{Deserialize, Serialize};
+
+/// What is said of samples.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Summary {
+    /// A quarter of the samples is not above.
+    pub(super) lower_quartile: f64,
+    /// Half.
+    pub(super) median: f64,
+    /// Three quarters.
+    pub(super) upper_quartile: f64,
+}
+
+impl Summary {
+    /// Of at least one sample, none of which is NaN.
+    pub(super) fn of(samples: &[f64]) -> Option<Self> {
+        if samples.is_empty() || samples.iter().any(|sample| sample.is_nan()) {
+            return None;
+        }
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let at = |share| quantile(&sorted, share);
+        Some(Self { lower_quartile: at(0.25), median: at(0.5), upper_quartile: at(0.75) })
+    }
+
+    /// Of the ratios round by round: what slows a whole round is in both, and cancels. Nothing if the two were not taken
+    /// equally often, or a divisor is zero.
+    pub(super) fn of_ratios(samples: &[f64], basis: &[f64]) -> Option<Self> {
+        if samples.len() != basis.len() || basis.contains(&0.0) {
+            return None;
+        }
+        Self::of(&samples.iter().zip(basis).map(|(sample, basis)| sample / basis).collect::<Vec<_>>())
+    }
+
+    /// How far from 1 the quartiles lie: of the same thing measured twice, the noise.
+    pub(super) fn distance_from_one(&self) -> f64 {
+        (self.lower_quartile - 1.0).abs().max((self.upper_quartile - 1.0).abs())
+    }
+
+    /// Whether the middle halves of two have something in common.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        self.lower_quartile <= other.upper_quartile && other.lower_quartile <= self.upper_quartile
+    }
+}
+
+/// Interpolated between the two nearest (Hyndman and Fan, 1996, definition 7).
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = (sorted.len() - 1) as f64 * share;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    below + (above - below) * place.fract()
+}
+
+/// The sample that `percent` of 100 do not exceed: one that was measured, for the tails of latencies.
+pub(super) fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    sorted.get((last * percent).div_ceil(100)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quartiles_are_interpolated() {
+        let summary = Summary::of(&[4.0, 1.0, 3.0, 2.0]).unwrap();
+        assert_eq!((summary.lower_quartile, summary.median, summary.upper_quartile), (1.75, 2.5, 3.25));
+        let summary = Summary::of(&[5.0, 1.0, 4.0, 2.0, 3.0]).unwrap();
+        assert_eq!((summary.lower_quartile, summary.median, summary.upper_quartile), (2.0, 3.0, 4.0));
+        let one = Summary::of(&[7.0]).unwrap();
+        assert_eq!((one.lower_quartile, one.median, one.upper_quartile), (7.0, 7.0, 7.0));
+        assert_eq!(Summary::of(&[]), None);
+        assert_eq!(Summary::of(&[1.0, f64::NAN]), None);
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        // The second round was slow for both: of the medians 22/10 would be said.
+        let ratios = Summary::of_ratios(&[20.0, 5.0, 22.0], &[10.0, 2.5, 11.0]).unwrap();
+        assert_eq!((ratios.lower_quartile, ratios.median, ratios.upper_quartile), (2.0, 2.0, 2.0));
+        assert_eq!(Summary::of_ratios(&[1.0], &[1.0, 2.0]), None);
+        assert_eq!(Summary::of_ratios(&[1.0], &[0.0]), None);
+    }
+
+    #[test]
+    fn noise_is_the_farther_quartile() {
+        let summary = Summary { lower_quartile: 0.96, median: 1.0, upper_quartile: 1.02 };
+        assert!((summary.distance_from_one() - 0.04).abs() < 1e-9);
+    }
+
+    #[test]
+    fn halves_overlap_or_do_not() {
+        let half = |lower_quartile, upper_quartile| Summary {
+            lower_quartile,
+            median: f64::midpoint(lower_quartile, upper_quartile),
+            upper_quartile,
+        };
+        assert!(half(1.0, 2.0).overlaps(&half(2.0, 3.0)));
+        assert!(half(1.0, 4.0).overlaps(&half(2.0, 3.0)));
+        assert!(!half(1.0, 2.0).overlaps(&half(2.1, 3.0)));
+        assert!(!half(2.1, 3.0).overlaps(&half(1.0, 2.0)));
+    }
+
+    #[test]
+    fn percentiles_were_measured() {
+        let hundred: Vec<_> = (1..=100).map(f64::from).collect();
+        assert_eq!(percentile(&hundred, 50), Some(51.0));
+        assert_eq!(percentile(&hundred, 99), Some(100.0));
+        assert_eq!(percentile(&[3.0], 99), Some(3.0));
+        assert_eq!(percentile(&[], 50), None);
+    }
+}
