@@ -46,10 +46,9 @@ pub(crate) struct Specification {
     /// Where they are counted.
     to: String,
     to_namespace: PathBuf,
-    /// Frames that may be on their way at once.
+    /// Frames that are sent in one go, before all of them have arrived; a power of two.
     window: u32,
-    /// Ends after this many frames, or this time.
-    frames: u64,
+    /// Goes on with another, until this has passed.
     milliseconds: u64,
 }
 
@@ -74,6 +73,8 @@ pub(crate) struct Report {
     arrived: u64,
     /// Whether the numbers that arrived are those that were sent, each once.
     each_once: bool,
+    /// From the first of each go to the arrival of its last, added up: what the kernel takes to start and to end a test
+    /// run, milliseconds, is not the frames'.
     nanoseconds: u64,
     /// Length and first bytes of the first frame that arrived.
     first_length: u32,
@@ -106,27 +107,23 @@ pub(crate) fn send(specification: &Specification) -> Result<Report> {
     cpus.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("pin to CPU 0")?;
 
-    let (mut sent, mut counted) = (0, Arrived::default());
-    let started = Instant::now();
-    while sent < specification.frames && started.elapsed() < Duration::from_millis(specification.milliseconds)
-    {
-        let window = u64::from(specification.window).min(specification.frames - sent);
+    let (mut sent, started) = (0, Instant::now());
+    let counted = loop {
         sender
             .test_run(TestRunOptions {
                 data_in: Some(&frame),
                 ctx_in: Some(&context),
-                repeat: window.try_into()?,
-                attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(window.try_into()?)),
+                repeat: specification.window,
+                attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(specification.window)),
                 ..TestRunOptions::default()
             })
             .with_context(|| format!("send frames from {}", specification.from))?;
-        sent += window;
-        counted = wait(&arrived, sent)?;
-        if counted.frames != sent {
-            break;
+        sent += u64::from(specification.window);
+        let counted = wait(&arrived, sent)?;
+        if counted.frames != sent || started.elapsed() >= Duration::from_millis(specification.milliseconds) {
+            break counted;
         }
-    }
-    let nanoseconds = started.elapsed().as_nanos().try_into()?;
+    };
     let first: Array<_, First> =
         Array::try_from(ebpf.map("FIRST").context("no map FIRST")?).context("map FIRST")?;
     let first = first.get(&0, 0)?;
@@ -136,7 +133,7 @@ pub(crate) fn send(specification: &Specification) -> Result<Report> {
         sent,
         arrived: counted.frames,
         each_once: counted.frames == sent && counted.numbers == numbers,
-        nanoseconds,
+        nanoseconds: counted.nanoseconds,
         first_length: first.length,
         first: first.bytes.to_vec(),
     })
@@ -149,6 +146,7 @@ fn wait(arrived: &PerCpuArray<&MapData, Arrived>, sent: u64) -> Result<Arrived> 
         let sum = |sum: Arrived, cpu: &Arrived| Arrived {
             frames: sum.frames + cpu.frames,
             numbers: sum.numbers.wrapping_add(cpu.numbers),
+            nanoseconds: sum.nanoseconds + cpu.nanoseconds,
         };
         let counted = arrived.get(&0, 0).context("read what arrived")?.iter().fold(Arrived::default(), sum);
         if counted.frames >= sent || started.elapsed() > PATIENCE {
@@ -161,6 +159,7 @@ fn wait(arrived: &PerCpuArray<&MapData, Arrived>, sent: u64) -> Result<Arrived> 
 fn shape(specification: &Specification) -> Result<Shape> {
     let Specification { head, length, ports, .. } = specification;
     ensure!([60, 88, 110].contains(&head.len()), "a header of {} bytes", head.len());
+    ensure!(specification.window.is_power_of_two(), "{} frames in one go", specification.window);
     ensure!(*length >= head.len() && *length < 2048 - TRAILER, "frames of {length} bytes");
     let mut template = [0; HEAD];
     template[..head.len()].copy_from_slice(head);
@@ -183,6 +182,7 @@ fn shape(specification: &Specification) -> Result<Shape> {
         ports: *ports,
         first_port: specification.first_port.into(),
         peers: specification.peers,
+        window_mask: u64::from(specification.window) - 1,
         varied,
     })
 }

@@ -27,6 +27,8 @@ pub struct Shape {
     pub first_port: u32,
     /// How many peers take turns.
     pub peers: u32,
+    /// Frames that are sent in one go, less 1; of a power of two.
+    pub window_mask: u64,
     /// Addresses that differ from peer to peer.
     pub varied: [Varied; 2],
 }
@@ -55,6 +57,8 @@ pub struct Arrived {
     pub frames: u64,
     /// Their numbers added up: with the right count of frames a loss and a duplicate at once are told by it.
     pub numbers: u64,
+    /// From the first frame of each go to the arrival of its last, added up.
+    pub nanoseconds: u64,
 }
 
 /// The first frame that arrived.
@@ -70,7 +74,7 @@ pub struct First {
 const _: () = {
     assert!(HEAD >= 127 + 4 && HEAD >= 110);
     assert!(size_of::<Varied>() == 20);
-    assert!(size_of::<Shape>() == HEAD + 32 + 2 * 20);
-    assert!(size_of::<Arrived>() == 16);
+    assert!(size_of::<Shape>() == HEAD + 40 + 2 * 20);
+    assert!(size_of::<Arrived>() == 24);
     assert!(size_of::<First>() == 4 + HEAD);
 };

@@ -15,7 +15,7 @@ mod programs {
         EbpfContext as _,
         bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_ABORTED},
         btf_maps::{Array, PerCpuArray},
-        helpers::bpf_skb_load_bytes,
+        helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes},
         macros::{btf_map, classifier, xdp},
         programs::{TcContext, XdpContext},
     };
@@ -27,6 +27,10 @@ mod programs {
     /// Frames sent so far: the next one's number.
     #[btf_map]
     static SENT: Array<u64, 1> = Array::new();
+
+    /// When the first frame of this go was made: CLOCK_MONOTONIC nanoseconds.
+    #[btf_map]
+    static BEGUN: Array<u64, 1> = Array::new();
 
     #[btf_map]
     static ARRIVED: PerCpuArray<Arrived, 1> = PerCpuArray::new();
@@ -44,6 +48,10 @@ mod programs {
         let (shape, sent) = unsafe { (&mut *SHAPE.get_ptr_mut(0)?, &mut *SENT.get_ptr_mut(0)?) };
         let number = *sent;
         *sent += 1;
+        if number & shape.window_mask == 0 {
+            // SAFETY: as above; the program that counts reads it.
+            unsafe { *BEGUN.get_ptr_mut(0)? = bpf_ktime_get_ns() };
+        }
         let flow = (number % u64::from(shape.flows.max(1))) as u32;
         for offset in shape.ports {
             if offset != 0 {
@@ -120,8 +128,15 @@ mod programs {
         }
         // SAFETY: this CPU's own slot.
         let arrived = unsafe { &mut *ARRIVED.get_ptr_mut(0)? };
+        let number = u64::from_ne_bytes(number);
         arrived.frames += 1;
-        arrived.numbers = arrived.numbers.wrapping_add(u64::from_ne_bytes(number));
+        arrived.numbers = arrived.numbers.wrapping_add(number);
+        // SAFETY: written before the first run.
+        let window_mask = unsafe { (*SHAPE.get_ptr(0)?).window_mask };
+        if number & window_mask == window_mask {
+            // SAFETY: written by the first frame of this go, long before.
+            arrived.nanoseconds += unsafe { bpf_ktime_get_ns() - *BEGUN.get_ptr(0)? };
+        }
         // SAFETY: written by the first frame alone, read by user space after the run.
         let first = unsafe { &mut *FIRST.get_ptr_mut(0)? };
         if first.length == 0 {

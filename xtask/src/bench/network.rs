@@ -103,10 +103,17 @@ const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
 
 /// What a host with containers has in its packet filter, whoever makes it: connection tracking, a rule that wants to know
 /// the state, masquerading of what leaves the overlay.
-const FILTER: &str = "table ip bench { \
-    chain forward { type filter hook forward priority 0; ct state invalid drop; ct state established,related accept; } \
-    chain postrouting { type nat hook postrouting priority 100; \
-        ip saddr 10.128.0.0/9 ip daddr != 10.128.0.0/9 masquerade; } }";
+const FILTER: &str = "table ip bench {
+    chain forward {
+        type filter hook forward priority 0;
+        ct state invalid drop
+        ct state established,related accept
+    }
+    chain postrouting {
+        type nat hook postrouting priority 100;
+        ip saddr 10.128.0.0/9 ip daddr != 10.128.0.0/9 masquerade
+    }
+}";
 
 impl Network {
     /// Ours by VXLAN with this config and, beside the case's, these options of the agents.

@@ -50,7 +50,7 @@ pub(super) struct Load<'a> {
     pub(super) flows: u32,
     /// Peers that take turns, and addresses that differ between them.
     pub(super) peers: Option<(u32, &'a [Varied])>,
-    /// How long, or how many frames.
+    /// When to end.
     pub(super) until: Until,
 }
 
@@ -70,9 +70,9 @@ pub(super) struct Varied {
 /// When to end.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Until {
-    /// After so many.
-    Frames(u64),
-    /// After so long.
+    /// After one.
+    OneFrame,
+    /// After so long, in whole goes.
     Time(Duration),
 }
 
@@ -103,7 +103,7 @@ pub(super) fn send(network: &Network, program: &Path, part: Part, load: Load<'_>
     match part {
         Part::Whole | Part::Out => out(network, program, part, &plain, load),
         Part::In => {
-            let one = Load { flows: 1, peers: None, until: Until::Frames(1), ..load };
+            let one = Load { flows: 1, peers: None, until: Until::OneFrame, ..load };
             let seen = out(network, program, Part::Out, &plain, one).context("see a frame on the wire")?;
             let head = Head::seen(&seen.first, seen.first_length, plain.length)?;
             let interface = "h2";
@@ -134,10 +134,10 @@ fn out(network: &Network, program: &Path, part: Part, head: &Head, load: Load<'_
     run(program, at, from, head, to, window(network.case), load)
 }
 
-/// Frames on their way at once: as many as the kernel carries in one go, and as many as the queues of a relay's TUN and
-/// socket hold.
+/// Frames in one go: of a relay as many as its socket takes (frames of a page each, in 208 KiB). In the kernel each batch of 64 runs
+/// to its end before the next.
 fn window(case: Case) -> u32 {
-    if case == Case::Relay { 128 } else { 4096 }
+    if case == Case::Relay { 32 } else { 1 << 15 }
 }
 
 fn run(
@@ -149,16 +149,16 @@ fn run(
     window: u32,
     load: Load<'_>,
 ) -> Result<Sent> {
-    let (frames, time) = match load.until {
-        Until::Frames(frames) => (frames, Duration::from_secs(10)),
-        Until::Time(time) => (u64::MAX, time),
+    let (window, time) = match load.until {
+        Until::OneFrame => (1, Duration::ZERO),
+        Until::Time(time) => (window, time),
     };
     let (peers, varied) = load.peers.unwrap_or((0, &[]));
     let more = json!({
         "head": head.bytes, "length": head.length, "ports": head.ports,
         "flows": load.flows, "first_port": FIRST_PORT, "peers": peers, "varied": varied,
         "to": interface, "to_namespace": format!("/run/netns/{}", namespace.name()),
-        "window": window, "frames": frames, "milliseconds": u64::try_from(time.as_millis())?,
+        "window": window, "milliseconds": u64::try_from(time.as_millis())?,
     });
     let (Some(all), Value::Object(more)) = (specification.as_object_mut(), more) else {
         anyhow::bail!("a specification that is no object");
