@@ -14,6 +14,7 @@ use aya::{
         LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp,
         tc::TcAttachOptions,
     },
+    sys::{Stats, enable_stats},
 };
 use nix::{
     net::if_::if_nametoindex,
@@ -48,6 +49,9 @@ pub(crate) struct Specification {
     to_namespace: PathBuf,
     /// Frames that are sent in one go, before all of them have arrived; a power of two.
     window: u32,
+    /// Whether the kernel counts runs and time of all programs meanwhile (BPF_ENABLE_STATS, Linux 5.8).
+    #[serde(default)]
+    statistics: bool,
     /// Goes on with another, until this has passed.
     milliseconds: u64,
 }
@@ -107,6 +111,12 @@ pub(crate) fn send(specification: &Specification) -> Result<Report> {
     cpus.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("pin to CPU 0")?;
 
+    // Ends with this process, however that ends.
+    let _statistics = specification
+        .statistics
+        .then(|| enable_stats(Stats::RunTime))
+        .transpose()
+        .context("have the kernel count programs' time")?;
     let (mut sent, started) = (0, Instant::now());
     let counted = loop {
         sender

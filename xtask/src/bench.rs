@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use self::{
     jobs::{Group, Job},
     network::{Case, Network},
-    packets::{Part, Until},
+    packets::{Load, Part, Until},
     peers::Crowd,
     progress::Progress,
     results::{FORM, Results, twin},
@@ -40,10 +40,10 @@ pub struct Options {
     /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes, for a look.
     #[arg(long)]
     quick: bool,
-    /// Rounds [default: 7, with --quick 3].
+    /// Rounds [default: 5, with --quick 3].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Milliseconds of each sample [default: 1000, with --quick 100].
+    /// Milliseconds of each sample [default: 500, with --quick 100].
     #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
     milliseconds: Option<u64>,
     /// Only these measures.
@@ -82,6 +82,12 @@ impl Underlay {
             Self::WireLike => "wire-like",
         }
     }
+}
+
+/// Forwards and backwards, by turns: nobody is always first, or always behind the same other.
+fn in_turn<T>(all: &[T], round: u32) -> impl Iterator<Item = &T> {
+    let (forwards, backwards) = if round % 2 == 1 { (all, &all[..0]) } else { (&all[..0], all) };
+    forwards.iter().chain(backwards.iter().rev())
 }
 
 /// What a run works with.
@@ -128,7 +134,7 @@ fn chosen<T: Clone>(asked: &[T], default: Vec<T>) -> Vec<T> {
 fn empty(options: &Options) -> Result<Results> {
     let kernel = command::run("uname", ["-r", "-m"])?;
     let cpus = std::thread::available_parallelism()?;
-    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 7 });
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });
     let machine = format!("Linux {}, {cpus} CPUs", kernel.trim());
     Ok(Results { form: FORM, machine, rounds, quick: options.quick, measures: Vec::new() })
 }
@@ -170,7 +176,7 @@ impl Bench<'_> {
     fn compare_networks(&mut self, underlay: Underlay) -> Result<()> {
         let jobs: Vec<_> =
             self.groups().into_iter().flat_map(|group| Job::of(group, self.options.quick)).collect();
-        if jobs.is_empty() {
+        if jobs.is_empty() && !self.groups().contains(&Group::Flows) {
             return Ok(());
         }
         let mut networks = Vec::new();
@@ -184,8 +190,36 @@ impl Bench<'_> {
             let _napi = job.takes_frames_from_drivers().then(|| Napi::on(networks.iter())).transpose()?;
             for round in 1..=rounds {
                 progress.step(&format!("{}: {}, round {round}", underlay.name(), job.name()));
-                for network in networks.iter().filter(|network| job.is_of(network.case)) {
+                for network in in_turn(&networks, round).filter(|network| job.is_of(network.case)) {
                     self.sample(underlay, job, network, time);
+                }
+            }
+        }
+        self.compare_flows(underlay, &networks)
+    }
+
+    /// Each network with one connection and with many, in turns.
+    fn compare_flows(&mut self, underlay: Underlay, networks: &[Network]) -> Result<()> {
+        if !self.groups().contains(&Group::Flows) {
+            return Ok(());
+        }
+        let one = "1 flow".to_owned();
+        let many: &[u32] = if self.options.quick { &[4096] } else { &[8, 64, 512, 4096] };
+        let mut loads = vec![(one.clone(), 1), (twin(&one), 1)];
+        loads.extend(many.iter().map(|&flows| (format!("{flows} flows"), flows)));
+        let (rounds, until) = (self.results.rounds, Until::Time(self.time()));
+        let mut progress = Progress::new(networks.len() * rounds as usize);
+        for network in networks {
+            let measure = format!("packets of 64 bytes by flows, {}", network.case.name());
+            for round in 1..=rounds {
+                progress.step(&format!("{}: {measure}, round {round}", underlay.name()));
+                for (name, flows) in in_turn(&loads, round) {
+                    let load = Load { size: 64, flows: *flows, peers: None, until, statistics: false };
+                    let rate = packets::send(network, &self.program, Part::Whole, load);
+                    let measured = self.results.measured(underlay.name(), &measure, "10^3/s", true);
+                    measured.basis.clone_from(&one);
+                    measured
+                        .add(name, rate.map(|sent| sent.rate() / 1e3).map_err(|error| format!("{error:#}")));
                 }
             }
         }
@@ -240,7 +274,7 @@ impl Bench<'_> {
             let measure = format!("packets of 64 bytes by peers, {}", part.name());
             for round in 1..=rounds {
                 progress.step(&format!("{}: {measure}, round {round}", underlay.name()));
-                for (name, crowd) in &crowds {
+                for (name, crowd) in in_turn(&crowds, round) {
                     let rate = crowd.rate(&self.program, part, until);
                     let measured = self.results.measured(underlay.name(), &measure, "10^3/s", true);
                     measured.basis = named(1);
@@ -278,5 +312,16 @@ impl Drop for Napi {
                 eprintln!("{}: {error:#}", host.name());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_go_both_ways() {
+        let order = |round| in_turn(&[1, 2, 3], round).copied().collect::<Vec<_>>();
+        assert_eq!((order(1), order(2), order(3)), (vec![1, 2, 3], vec![3, 2, 1], vec![1, 2, 3]));
     }
 }

@@ -34,8 +34,8 @@ pub(super) enum Group {
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
-    /// Frames of this size, of so many connections.
-    Packets(Part, usize, u32),
+    /// Frames of this size.
+    Packets(Part, usize),
     /// The programs' own time, under frames of 64 bytes.
     Programs,
     /// So many connections.
@@ -66,14 +66,14 @@ impl Job {
         match group {
             Group::Packets => {
                 let mut jobs = vec![
-                    Self::Packets(Part::Whole, 64, 1),
-                    Self::Packets(Part::Out, 64, 1),
-                    Self::Packets(Part::In, 64, 1),
-                    Self::Packets(Part::Whole, 1400, 1),
+                    Self::Packets(Part::Whole, 64),
+                    Self::Packets(Part::Out, 64),
+                    Self::Packets(Part::In, 64),
+                    Self::Packets(Part::Whole, 1400),
                 ];
                 if !quick {
-                    jobs.push(Self::Packets(Part::Out, 1400, 1));
-                    jobs.push(Self::Packets(Part::In, 1400, 1));
+                    jobs.push(Self::Packets(Part::Out, 1400));
+                    jobs.push(Self::Packets(Part::In, 1400));
                 }
                 jobs
             }
@@ -88,23 +88,15 @@ impl Job {
                 .collect(),
             Group::Connect => vec![Self::Connect],
             Group::Streams => some(&[1, 4, 16], &[1, 4]).into_iter().map(Self::Streams).collect(),
-            // One connection is among the packets.
-            Group::Flows => some(&[16, 256, 4096], &[4096])
-                .into_iter()
-                .map(|flows| Self::Packets(Part::Whole, 64, flows))
-                .collect(),
-            // Takes hosts of its own.
-            Group::Peers => Vec::new(),
+            // Compared with themselves.
+            Group::Flows | Group::Peers => Vec::new(),
         }
     }
 
     /// What it is called while it runs, and in errors.
     pub(super) fn name(self) -> String {
         match self {
-            Self::Packets(part, size, 1) => format!("packets of {size} bytes, {}", part.name()),
-            Self::Packets(part, size, flows) => {
-                format!("packets of {size} bytes, {}, {flows} flows", part.name())
-            }
+            Self::Packets(part, size) => format!("packets of {size} bytes, {}", part.name()),
             Self::Programs => "programs".to_owned(),
             Self::Exchange(protocol, flows) => {
                 let protocol = match protocol {
@@ -147,13 +139,14 @@ impl Job {
 
     /// Takes one sample.
     pub(super) fn run(self, network: &Network, program: &Path, time: Duration) -> Result<Vec<Figure>> {
-        let load = |size, flows| Load { size, flows, peers: None, until: Until::Time(time) };
+        let load =
+            |size, statistics| Load { size, flows: 1, peers: None, until: Until::Time(time), statistics };
         let values = match self {
-            Self::Packets(part, size, flows) => {
-                vec![send(network, program, part, load(size, flows))?.rate() / 1e3]
+            Self::Packets(part, size) => {
+                vec![send(network, program, part, load(size, false))?.rate() / 1e3]
             }
             Self::Programs => {
-                let work = || send(network, program, Part::Whole, load(64, 1)).map(|sent| sent.rate());
+                let work = || send(network, program, Part::Whole, load(64, true)).map(|sent| sent.rate());
                 let taken = nanoseconds(network, work)?.into_iter();
                 let figure = |(name, value)| Figure {
                     name: format!("one run of {name}"),
@@ -172,7 +165,7 @@ impl Job {
                 vec![taken.p50_us, taken.p99_us]
             }
             Self::Streams(count) => {
-                let taken = streams(network, count, time)?;
+                let taken = streams(network, count, time * STREAMS_TAKE)?;
                 vec![taken.megabits_per_second, taken.cpu_seconds_per_gigabyte]
             }
         };
@@ -181,6 +174,9 @@ impl Job {
         Ok(figures.map(figure).collect())
     }
 }
+
+/// Times as long as other samples: TCP takes its time to find its window, and a CPU's time is counted in 1/100 s.
+const STREAMS_TAKE: u32 = 3;
 
 fn counted(count: u32, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })

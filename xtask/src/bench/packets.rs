@@ -52,6 +52,8 @@ pub(super) struct Load<'a> {
     pub(super) peers: Option<(u32, &'a [Varied])>,
     /// When to end.
     pub(super) until: Until,
+    /// Whether the kernel counts every program's time meanwhile, which takes some of it.
+    pub(super) statistics: bool,
 }
 
 /// An address that differs from peer to peer, in a template.
@@ -157,6 +159,7 @@ fn run(
     let more = json!({
         "head": head.bytes, "length": head.length, "ports": head.ports,
         "flows": load.flows, "first_port": FIRST_PORT, "peers": peers, "varied": varied,
+        "statistics": load.statistics,
         "to": interface, "to_namespace": format!("/run/netns/{}", namespace.name()),
         "window": window, "milliseconds": u64::try_from(time.as_millis())?,
     });

@@ -66,11 +66,11 @@ impl Crowd {
             Varied { header: IPV4 + 50, field: 12, base: container, step: STEP },
         ];
         let varied: &[_] = if part == Part::In { &from_each } else { &to_each };
-        let load = Load { size: 64, flows: 1, peers: Some((self.peers, varied)), until };
+        let load = Load { size: 64, flows: 1, peers: Some((self.peers, varied)), until, statistics: false };
         Ok(send(&self.network, program, part, load)?.rate())
     }
 
-    /// GRO at the receiving host's underlay device, and with it NAPI.
+    /// What they stand on.
     pub(super) fn network(&self) -> &Network {
         &self.network
     }

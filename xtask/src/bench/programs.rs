@@ -7,39 +7,14 @@ use serde_json::Value;
 use super::network::Network;
 use crate::command;
 
-/// The kernel's statistics of programs, on for as long as this lives.
-struct Statistics {
-    before: String,
-}
-
-const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
-
-impl Statistics {
-    fn on() -> Result<Self> {
-        let before = fs::read_to_string(SWITCH).with_context(|| format!("read {SWITCH}"))?;
-        fs::write(SWITCH, "1").with_context(|| format!("write {SWITCH}"))?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Statistics {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(SWITCH, self.before.trim()) {
-            eprintln!("write {} to {SWITCH}: {error}", self.before.trim());
-        }
-    }
-}
-
 /// Runs and their time in nanoseconds, by program.
 type Runs = BTreeMap<u64, (String, u64, u64)>;
 
-/// Nanoseconds per run of each program of the network's hosts that `work` had run often.
+/// Nanoseconds per run of each program of the network's hosts that `work`, which has the kernel count, had run often.
 pub(super) fn nanoseconds(
     network: &Network,
     work: impl FnOnce() -> Result<f64>,
 ) -> Result<Vec<(String, f64)>> {
-    // Switched on for each sample alone: it costs every program of the machine some nanoseconds.
-    let _statistics = Statistics::on()?;
     let attached = attached(network)?;
     let before = runs(&attached)?;
     work()?;
