@@ -11,11 +11,13 @@ use clap::{Args, ValueEnum};
 
 use self::{
     jobs::{Group, Job},
-    network::{Case, Network},
-    packets::{Load, Part, Until},
     peers::Crowd,
     progress::Progress,
     results::{FORM, Results, twin},
+};
+pub use self::{
+    network::{Case, Network},
+    packets::{Load, Part, Sent, Until, Varied, send},
 };
 use crate::{command, project, setup};
 
@@ -139,9 +141,9 @@ fn empty(options: &Options) -> Result<Results> {
     Ok(Results { form: FORM, machine, rounds, quick: options.quick, measures: Vec::new() })
 }
 
-/// Not optimised, as the agent: between thousands of frames, which are the kernel's and its own program's, it does next to
+/// Builds overlay-bench, and returns its path. Not optimised, as the agent: between thousands of frames, which are the kernel's and its own program's, it does next to
 /// nothing.
-fn build_program() -> Result<PathBuf> {
+pub fn build_program() -> Result<PathBuf> {
     command::pass_through(&mut project::cargo(&["build", "--package", "overlay-bench"]))?;
     Ok(project::target().join("debug/overlay-bench"))
 }
@@ -215,7 +217,7 @@ impl Bench<'_> {
                 progress.step(&format!("{}: {measure}, round {round}", underlay.name()));
                 for (name, flows) in in_turn(&loads, round) {
                     let load = Load { size: 64, flows: *flows, peers: None, until, statistics: false };
-                    let rate = packets::send(network, &self.program, Part::Whole, load);
+                    let rate = send(network, &self.program, Part::Whole, load);
                     let measured = self.results.measured(underlay.name(), &measure, "10^3/s", true);
                     measured.basis.clone_from(&one);
                     measured

@@ -11,7 +11,7 @@ use crate::test;
 pub(crate) fn ci() -> Result<()> {
     setup::setup()?;
     pass_through(&mut cargo(&["fmt", "--check"])).context("run `cargo fmt`")?;
-    pass_through(&mut cargo(&["clippy", "--all-targets", "--", "--deny", "warnings"]))?;
+    pass_through(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     clippy_of_programs()?;
     test::test(&test::Options::default())
 }
@@ -27,7 +27,15 @@ fn clippy_of_programs() -> Result<()> {
         .env("CARGO_TARGET_DIR", target().join("ebpf-clippy"))
         // What aya-build passes too: which machine's register layouts the programs see.
         .env("RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH))
-        .args(["clippy", "--package", "overlay-ebpf", "--target", "bpfel-unknown-none"])
+        .args([
+            "clippy",
+            "--package",
+            "overlay-ebpf",
+            "--features",
+            "bench",
+            "--target",
+            "bpfel-unknown-none",
+        ])
         .args(["--", "--deny", "warnings"]);
     pass_through(&mut clippy)
 }

@@ -60,6 +60,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Units, "overlay-user", "store"),
     (Rung::Kernel, "overlay-user", "kernel"),
     (Rung::Hosts, "xtask", "lab"),
+    (Rung::Hosts, "xtask", "bench"),
     (Rung::Hosts, "overlay-user", "host"),
     (Rung::Hosts, "overlay-user", "bad_input_host"),
     (Rung::Hosts, "overlay-user", "bad_input_store"),

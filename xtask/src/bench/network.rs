@@ -13,7 +13,7 @@ use crate::lab::{
 
 /// What is between the containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Case {
+pub enum Case {
     /// One veth: the limit.
     Direct,
     /// Plain routes between the hosts, no overlay: what ratios are taken to.
@@ -42,7 +42,7 @@ pub(super) enum Case {
 
 impl Case {
     /// Its name in tables and files.
-    pub(super) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct veth",
             Self::Bare => BASIS,
@@ -60,7 +60,7 @@ impl Case {
     }
 
     /// Whether it is one of ours.
-    pub(super) const fn has_programs(self) -> bool {
+    pub const fn has_programs(self) -> bool {
         self.ours().is_some()
     }
 
@@ -80,15 +80,15 @@ impl Case {
 }
 
 /// A case that stands.
-pub(super) struct Network {
+pub struct Network {
     /// Which.
-    pub(super) case: Case,
+    pub case: Case,
     /// The container that sends, or asks.
-    pub(super) from: Container,
+    pub from: Container,
     /// The one that receives, or answers.
-    pub(super) to: Container,
+    pub to: Container,
     /// Whether one frame stands for one segment on its underlay.
-    pub(super) wire_like: bool,
+    pub wire_like: bool,
     members: Vec<Member>,
     _relays: Vec<Relay>,
     lab: Lab,
@@ -137,7 +137,7 @@ impl Network {
     }
 
     /// Builds it, and has seen the containers talk over what it is said to be.
-    pub(super) fn build(case: Case, overlay: &Path, wire_like: bool) -> Result<Self> {
+    pub fn build(case: Case, overlay: &Path, wire_like: bool) -> Result<Self> {
         let hosts = if case == Case::Direct { 0 } else { 2 };
         let lab = Lab::new(lab::Options { hosts, wire_like, ..lab::Options::default() })?;
         let mut relays = Vec::new();
@@ -165,22 +165,22 @@ impl Network {
     }
 
     /// The sending host, if there are hosts.
-    pub(super) fn sender(&self) -> Option<&Host> {
+    pub fn sender(&self) -> Option<&Host> {
         self.lab.hosts().first()
     }
 
     /// The receiving host.
-    pub(super) fn receiver(&self) -> Option<&Host> {
+    pub fn receiver(&self) -> Option<&Host> {
         self.lab.hosts().get(1)
     }
 
     /// What is between the hosts.
-    pub(super) fn lab(&self) -> &Lab {
+    pub fn lab(&self) -> &Lab {
         &self.lab
     }
 
     /// Where our network's maps and links are pinned, on both hosts.
-    pub(super) fn pins(&self) -> Vec<std::path::PathBuf> {
+    pub fn pins(&self) -> Vec<std::path::PathBuf> {
         self.members.iter().map(|member| pins(&member.host)).collect()
     }
 

@@ -16,7 +16,7 @@ use crate::{
 
 /// Which part of the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub enum Part {
     /// From the sending container's veth, as its host has received the frame, into the receiving container.
     Whole,
     /// The same, up to where the frame has left the sending host.
@@ -27,7 +27,7 @@ pub(super) enum Part {
 
 impl Part {
     /// As tables call it.
-    pub(super) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Whole => "container to container",
             Self::Out => "encapsulation alone",
@@ -36,42 +36,42 @@ impl Part {
     }
 
     /// Whether there is such a part.
-    pub(super) fn is_of(self, case: Case) -> bool {
+    pub fn is_of(self, case: Case) -> bool {
         self == Self::Whole || case != Case::Direct
     }
 }
 
 /// How the frames are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Load<'a> {
+pub struct Load<'a> {
     /// Bytes of the container's frame, its checksum included: 64 is Ethernet's least.
-    pub(super) size: usize,
+    pub size: usize,
     /// Connections that take turns.
-    pub(super) flows: u32,
+    pub flows: u32,
     /// Peers that take turns, and addresses that differ between them.
-    pub(super) peers: Option<(u32, &'a [Varied])>,
+    pub peers: Option<(u32, &'a [Varied])>,
     /// When to end.
-    pub(super) until: Until,
+    pub until: Until,
     /// Whether the kernel counts every program's time meanwhile, which takes some of it.
-    pub(super) statistics: bool,
+    pub statistics: bool,
 }
 
 /// An address that differs from peer to peer, in a template.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-pub(super) struct Varied {
+pub struct Varied {
     /// Where the IPv4 header stands.
-    pub(super) header: u32,
+    pub header: u32,
     /// Where in it the address stands.
-    pub(super) field: u32,
+    pub field: u32,
     /// The first peer's.
-    pub(super) base: u32,
+    pub base: u32,
     /// From one to the next.
-    pub(super) step: u32,
+    pub step: u32,
 }
 
 /// When to end.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Until {
+pub enum Until {
     /// After one.
     OneFrame,
     /// After so long, in whole goes.
@@ -80,7 +80,7 @@ pub(super) enum Until {
 
 /// What became of them.
 #[derive(Debug, Deserialize)]
-pub(super) struct Sent {
+pub struct Sent {
     sent: u64,
     arrived: u64,
     each_once: bool,
@@ -91,7 +91,7 @@ pub(super) struct Sent {
 
 impl Sent {
     /// Frames per second.
-    pub(super) fn rate(&self) -> f64 {
+    pub fn rate(&self) -> f64 {
         self.sent as f64 / (self.nanoseconds as f64 / 1e9)
     }
 }
@@ -100,7 +100,7 @@ impl Sent {
 const FIRST_PORT: u16 = 20_000;
 
 /// Sends, and has counted that each frame arrived once.
-pub(super) fn send(network: &Network, program: &Path, part: Part, load: Load<'_>) -> Result<Sent> {
+pub fn send(network: &Network, program: &Path, part: Part, load: Load<'_>) -> Result<Sent> {
     let plain = plain(network, load.size - 4)?;
     match part {
         Part::Whole | Part::Out => out(network, program, part, &plain, load),

@@ -10,7 +10,7 @@ use super::{
 /// The whole report.
 pub(super) fn markdown(results: &Results) -> String {
     let mut text = format!(
-        "# `cargo xtask bench`{}\n\n{}, {} rounds. Each cell: ratio to the bare route, or to one peer (median of the rounds' \
+        "# `cargo xtask bench`{}\n\n{}, {} rounds. Each cell: ratio (median of the rounds' \
          ratios, quartiles), then the median itself. Noise: how far the quartiles of the twin's ratio, of the same \
          case measured twice, lie from 1.\n",
         if results.quick { " --quick" } else { "" },
@@ -23,13 +23,8 @@ pub(super) fn markdown(results: &Results) -> String {
     for underlay in underlays {
         let measures: Vec<_> =
             results.measures.iter().filter(|measured| measured.underlay == underlay).collect();
-        // Cases that have nothing in common need tables of their own: peers are counted up, not compared to a route.
-        let mut rest = &measures[..];
-        while let Some(first) = rest.first() {
-            let columns = columns(rest, first);
-            let same = rest.iter().take_while(|measured| fits(measured, &columns)).count();
-            table(&mut text, underlay, &columns, &rest[..same]);
-            rest = &rest[same..];
+        for same in measures.chunk_by(|one, next| one.basis == next.basis) {
+            table(&mut text, underlay, same);
         }
     }
     let errors = results.errors();
@@ -42,29 +37,23 @@ pub(super) fn markdown(results: &Results) -> String {
     text
 }
 
-/// All cases of the measures from the first on that share one with it, in order of their first appearance.
-fn columns<'a>(measures: &[&'a Measured], first: &Measured) -> Vec<&'a str> {
+/// All cases, in the order of the measure that has most of them: not every case has everything.
+fn columns<'a>(measures: &[&'a Measured]) -> Vec<&'a str> {
+    let fullest = measures.iter().max_by_key(|measured| measured.cases.len());
     let mut columns: Vec<&str> = Vec::new();
-    let sharing =
-        measures.iter().filter(|measured| measured.cases.iter().any(|case| first.case(&case.case).is_some()));
-    // The fullest first, for its order is that of all cases.
-    let fullest = sharing.clone().max_by_key(|measured| measured.cases.len());
-    for measured in fullest.into_iter().chain(sharing) {
-        for case in &measured.cases {
-            if !columns.contains(&case.case.as_str()) {
-                columns.push(&case.case);
-            }
+    for case in fullest.into_iter().chain(measures).flat_map(|measured| &measured.cases) {
+        if !columns.contains(&case.case.as_str()) {
+            columns.push(&case.case);
         }
     }
     columns
 }
 
-fn fits(measured: &Measured, columns: &[&str]) -> bool {
-    measured.cases.iter().all(|case| columns.contains(&case.case.as_str()))
-}
-
-fn table(text: &mut String, underlay: &str, columns: &[&str], measures: &[&Measured]) {
-    let _ = writeln!(text, "\n## {underlay}\n");
+/// Of measures whose ratios are to the same case.
+fn table(text: &mut String, underlay: &str, measures: &[&Measured]) {
+    let columns = columns(measures);
+    let basis = measures.first().map_or("", |measured| &measured.basis);
+    let _ = writeln!(text, "\n## {underlay}, ratios to {basis}\n");
     let _ = writeln!(text, "| measure | {} | noise |", columns.join(" | "));
     let _ = writeln!(text, "|---|{}---|", "---|".repeat(columns.len()));
     for measured in measures {

@@ -1,0 +1,76 @@
+//! The benchmark itself: that it runs, and that it notices what would make its figures worthless. No speed is judged here.
+use std::{fs, time::Duration};
+
+use clap::Parser as _;
+use serde_json::Value;
+use xtask::{
+    bench::{self, Case, Load, Network, Part, Until, bench},
+    project,
+};
+
+#[derive(clap::Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: bench::Options,
+}
+
+fn run(words: &[&str]) -> anyhow::Result<()> {
+    let short = ["bench", "--rounds", "1", "--milliseconds", "20", "--quick"];
+    bench(&Arguments::try_parse_from(short.iter().chain(words))?.options)
+}
+
+/// Every measure, of few networks; the files; and that a run does not differ from itself.
+#[test]
+fn each_measure_has_a_figure() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap();
+    let out = folder.path().to_str().unwrap();
+    run(&["--networks", "direct,relay,vxlan-strip", "--peers", "50", "--out", out]).unwrap();
+    let results: Value = serde_json::from_str(&text("results.json")).unwrap();
+    let measures = results["measures"].as_array().unwrap();
+    let of = |name: &str| {
+        let measured = measures.iter().find(|measured| measured["name"] == name);
+        measured.unwrap_or_else(|| panic!("no {name}"))["cases"].as_array().unwrap()
+    };
+    for (name, cases) in [
+        ("packets of 64 bytes, container to container", 5),
+        ("packets of 64 bytes, encapsulation alone", 4),
+        ("packets of 64 bytes, decapsulation alone", 4),
+        ("packets of 1400 bytes, container to container", 5),
+        ("one run of overlay_encap", 1),
+        ("one run of overlay_xdp_strip", 1),
+        ("one run of overlay_decap", 1),
+        ("TCP request/response, 32 flows, p50", 5),
+        ("UDP request/response, 1 flow, p99", 5),
+        ("TCP connect/request/response, p50", 5),
+        ("4 TCP streams", 5),
+        ("1 TCP stream, CPU", 5),
+        ("packets of 64 bytes by flows, vxlan, xdp-strip", 3),
+        ("packets of 64 bytes by peers, encapsulation alone", 3),
+        ("packets of 64 bytes by peers, decapsulation alone", 3),
+    ] {
+        let found = of(name);
+        assert_eq!(found.len(), cases, "{name}: {found:?}");
+        for case in found {
+            assert!(case["samples"][0].as_f64().unwrap() > 0.0, "{name}: {case}");
+        }
+    }
+    assert!(text("results.md").contains("| TCP request/response, 1 flow, p50, us"));
+    assert!(text("veth.svg").contains("4 TCP streams"));
+    assert_eq!(fs::read(folder.path().join("veth.png")).unwrap()[1..4], *b"PNG");
+}
+
+#[test]
+fn a_lost_frame_is_an_error_and_no_figure() {
+    let overlay = project::build_overlay().unwrap();
+    let program = bench::build_program().unwrap();
+    let network = Network::build(Case::Bare, &overlay, false).unwrap();
+    let until = Until::Time(Duration::from_millis(10));
+    let load = Load { size: 64, flows: 4, peers: None, until, statistics: false };
+    assert!(bench::send(&network, &program, Part::Whole, load).unwrap().rate() > 0.0);
+    // One in thirty thousand.
+    let host = network.receiver().unwrap();
+    host.exec("nft insert rule ip bench forward udp dport 9 numgen inc mod 30000 == 0 drop").unwrap();
+    let error = bench::send(&network, &program, Part::Whole, load).unwrap_err().to_string();
+    assert!(error.starts_with("32768 frames were sent, 327"), "{error}");
+}
