@@ -86,6 +86,15 @@ impl Underlay {
     }
 }
 
+/// One of something, one again, and the numbers above one.
+fn with_twin(what: &str, numbers: &[u32]) -> Vec<(String, u32)> {
+    let one = format!("1 {what}");
+    let again = twin(&one);
+    let more = numbers.iter().filter(|&&number| number > 1);
+    let more = more.map(|&number| (format!("{number} {what}s"), number));
+    [(one, 1), (again, 1)].into_iter().chain(more).collect()
+}
+
 /// Forwards and backwards, by turns: nobody is always first, or always behind the same other.
 fn in_turn<T>(all: &[T], round: u32) -> impl Iterator<Item = &T> {
     let (forwards, backwards) = if round % 2 == 1 { (all, &all[..0]) } else { (&all[..0], all) };
@@ -99,6 +108,7 @@ struct Bench<'a> {
     /// overlay-bench.
     program: PathBuf,
     results: Results,
+    progress: Progress,
 }
 
 /// Runs it all, writes the results, prints the tables. Fails, after that, if a case had no figure to give.
@@ -107,9 +117,13 @@ pub fn bench(options: &Options) -> Result<()> {
     let old = options.compare.as_deref().map(Results::read).transpose()?;
     setup::setup()?;
     let program = build_program()?;
-    let mut bench = Bench { options, overlay: project::build_overlay()?, program, results: empty(options)? };
     let default = if options.quick { vec![Underlay::Veth] } else { vec![Underlay::Veth, Underlay::WireLike] };
-    for underlay in chosen(&options.underlay, default) {
+    let underlays = chosen(&options.underlay, default);
+    let overlay = project::build_overlay()?;
+    let progress = Progress::new(0);
+    let mut bench = Bench { options, overlay, program, results: empty(options)?, progress };
+    bench.progress = Progress::new(bench.samples() * underlays.len());
+    for underlay in underlays {
         bench.compare_networks(underlay)?;
         bench.compare_crowds(underlay)?;
     }
@@ -174,10 +188,34 @@ impl Bench<'_> {
         Case::value_variants().iter().copied().filter(wanted).collect()
     }
 
+    fn jobs(&self) -> Vec<Job> {
+        self.groups().into_iter().flat_map(|group| Job::of(group, self.options.quick)).collect()
+    }
+
+    /// Numbers of flows, and their names: one, twice, and more.
+    fn flows(&self) -> Vec<(String, u32)> {
+        with_twin("flow", if self.options.quick { &[4096] } else { &[8, 64, 512, 4096] })
+    }
+
+    /// The same of peers.
+    fn peers(&self) -> Vec<(String, u32)> {
+        let all = &self.options.peers;
+        let most: Vec<_> = all.iter().copied().max().into_iter().collect();
+        with_twin("peer", if self.options.quick { &most } else { all })
+    }
+
+    /// Samples for one underlay, so that progress can be told.
+    fn samples(&self) -> usize {
+        let groups = self.groups();
+        let networks = self.cases().len();
+        let flows = if groups.contains(&Group::Flows) { networks * self.flows().len() } else { 0 };
+        let peers = if groups.contains(&Group::Peers) { 2 * self.peers().len() } else { 0 };
+        self.results.rounds as usize * (self.jobs().len() * networks + flows + peers)
+    }
+
     /// All networks stand at once; job by job, round by round, each has its turn.
     fn compare_networks(&mut self, underlay: Underlay) -> Result<()> {
-        let jobs: Vec<_> =
-            self.groups().into_iter().flat_map(|group| Job::of(group, self.options.quick)).collect();
+        let jobs = self.jobs();
         if jobs.is_empty() && !self.groups().contains(&Group::Flows) {
             return Ok(());
         }
@@ -187,11 +225,11 @@ impl Bench<'_> {
             networks.push(Network::build(case, &self.overlay, underlay == Underlay::WireLike)?);
         }
         let (rounds, time) = (self.results.rounds, self.time());
-        let mut progress = Progress::new(jobs.len() * rounds as usize);
         for job in jobs {
             let _napi = job.takes_frames_from_drivers().then(|| Napi::on(networks.iter())).transpose()?;
             for round in 1..=rounds {
-                progress.step(&format!("{}: {}, round {round}", underlay.name(), job.name()));
+                let what = format!("{}: {}, round {round}", underlay.name(), job.name());
+                self.progress.next(&what, networks.len());
                 for network in in_turn(&networks, round).filter(|network| job.is_of(network.case)) {
                     self.sample(underlay, job, network, time);
                 }
@@ -205,21 +243,18 @@ impl Bench<'_> {
         if !self.groups().contains(&Group::Flows) {
             return Ok(());
         }
-        let one = "1 flow".to_owned();
-        let many: &[u32] = if self.options.quick { &[4096] } else { &[8, 64, 512, 4096] };
-        let mut loads = vec![(one.clone(), 1), (twin(&one), 1)];
-        loads.extend(many.iter().map(|&flows| (format!("{flows} flows"), flows)));
+        let loads = self.flows();
         let (rounds, until) = (self.results.rounds, Until::Time(self.time()));
-        let mut progress = Progress::new(networks.len() * rounds as usize);
         for network in networks {
             let measure = format!("packets of 64 bytes by flows, {}", network.case.name());
             for round in 1..=rounds {
-                progress.step(&format!("{}: {measure}, round {round}", underlay.name()));
+                let what = format!("{}: {measure}, round {round}", underlay.name());
+                self.progress.next(&what, loads.len());
                 for (name, flows) in in_turn(&loads, round) {
                     let load = Load { size: 64, flows: *flows, peers: None, until, statistics: false };
                     let rate = send(network, &self.program, Part::Whole, load);
                     let measured = self.results.measured(underlay.name(), &measure, "10^3/s", true);
-                    measured.basis.clone_from(&one);
+                    measured.basis.clone_from(&loads[0].0);
                     measured
                         .add(name, rate.map(|sent| sent.rate() / 1e3).map_err(|error| format!("{error:#}")));
                 }
@@ -255,31 +290,23 @@ impl Bench<'_> {
         if !self.groups().contains(&Group::Peers) {
             return Ok(());
         }
-        let mut counts = self.options.peers.clone();
-        if self.options.quick {
-            counts.retain(|count| Some(count) == self.options.peers.iter().max());
-        }
-        counts.retain(|&count| count != 1);
-        let named = |count: u32| if count == 1 { "1 peer".to_owned() } else { format!("{count} peers") };
-        let names: Vec<_> =
-            [named(1), twin(&named(1))].into_iter().chain(counts.iter().copied().map(named)).collect();
         let mut crowds = Vec::new();
-        for (name, count) in names.into_iter().zip([1, 1].into_iter().chain(counts)) {
+        for (name, count) in self.peers() {
             eprintln!("{}: building hosts with {name}", underlay.name());
             let wire_like = underlay == Underlay::WireLike;
             crowds.push((name, Crowd::build(&self.overlay, &self.program, wire_like, count)?));
         }
         let _napi = Napi::on(crowds.iter().map(|(_, crowd)| crowd.network()))?;
         let (rounds, until) = (self.results.rounds, Until::Time(self.time()));
-        let mut progress = Progress::new(2 * rounds as usize);
         for part in [Part::Out, Part::In] {
             let measure = format!("packets of 64 bytes by peers, {}", part.name());
             for round in 1..=rounds {
-                progress.step(&format!("{}: {measure}, round {round}", underlay.name()));
+                let what = format!("{}: {measure}, round {round}", underlay.name());
+                self.progress.next(&what, crowds.len());
                 for (name, crowd) in in_turn(&crowds, round) {
                     let rate = crowd.rate(&self.program, part, until);
                     let measured = self.results.measured(underlay.name(), &measure, "10^3/s", true);
-                    measured.basis = named(1);
+                    measured.basis.clone_from(&crowds[0].0);
                     measured.add(name, rate.map(|rate| rate / 1e3).map_err(|error| format!("{error:#}")));
                 }
             }
@@ -320,6 +347,14 @@ impl Drop for Napi {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_always_there_twice() {
+        let names =
+            |numbers| with_twin("peer", numbers).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(&[1, 1000]), ["1 peer", "1 peer again", "1000 peers"]);
+        assert_eq!(names(&[]), ["1 peer", "1 peer again"]);
+    }
 
     #[test]
     fn rounds_go_both_ways() {

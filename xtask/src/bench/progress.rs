@@ -1,31 +1,31 @@
-//! What is on screen meanwhile: where it is, and how much time is left, by what the steps so far have taken.
+//! What is on screen meanwhile: where it is, and how much time is left, by what the samples so far have taken.
 use std::time::{Duration, Instant};
 
-/// Of a known number of steps.
+/// Of a known number of samples.
 pub(super) struct Progress {
     started: Instant,
-    steps: usize,
+    samples: usize,
     done: usize,
 }
 
 impl Progress {
     /// Begins.
-    pub(super) fn new(steps: usize) -> Self {
-        Self { started: Instant::now(), steps, done: 0 }
+    pub(super) fn new(samples: usize) -> Self {
+        Self { started: Instant::now(), samples, done: 0 }
     }
 
-    /// One more step is done; `what` comes next.
-    pub(super) fn step(&mut self, what: &str) {
-        let left = left(self.started.elapsed(), self.done, self.steps);
+    /// `what` comes next, that many samples.
+    pub(super) fn next(&mut self, what: &str, samples: usize) {
+        let left = left(self.started.elapsed(), self.done, self.samples);
         let left = left.map_or(String::new(), |left| format!(", {} s left", left.as_secs()));
-        self.done += 1;
-        eprintln!("[{}/{}{left}] {what}", self.done, self.steps);
+        eprintln!("[{:3} %{left}] {what}", self.done * 100 / self.samples.max(1));
+        self.done += samples;
     }
 }
 
-fn left(elapsed: Duration, done: usize, steps: usize) -> Option<Duration> {
+fn left(elapsed: Duration, done: usize, all: usize) -> Option<Duration> {
     let each = elapsed.checked_div(done.try_into().ok()?)?;
-    Some(each * u32::try_from(steps.saturating_sub(done)).ok()?)
+    Some(each * u32::try_from(all.saturating_sub(done)).ok()?)
 }
 
 #[cfg(test)]
