@@ -17,7 +17,8 @@ pub(super) struct Change {
 }
 
 /// Changes of ratios to the basis, for another machine's run, or this one's under another load, has other absolute
-/// figures. Said of a ratio only where the two middle halves do not touch and the medians are farther apart than the noise.
+/// figures. Said of a ratio only where no round's of one run lies among the other's, and the medians are farther apart than
+/// the noise.
 pub(super) fn changes(old: &Results, new: &Results) -> Vec<Change> {
     let pairs = new.measures.iter().filter_map(|new| Some((find(old, new)?, new)));
     let cases = pairs.flat_map(|(old, new)| new.cases.iter().map(move |case| (old, new, case)));

@@ -70,7 +70,7 @@ fn cell(samples: &Samples) -> String {
     let median = samples.summary.map(|Summary { median, .. }| short(median));
     match (median, samples.ratio) {
         _ if !samples.errors.is_empty() => "error".to_owned(),
-        (Some(median), Some(Summary { lower_quartile, median: ratio, upper_quartile })) => {
+        (Some(median), Some(Summary { lower_quartile, median: ratio, upper_quartile, .. })) => {
             format!("**{ratio:.2}** ({lower_quartile:.2}-{upper_quartile:.2}) {median}")
         }
         (Some(median), None) => median,
@@ -87,12 +87,16 @@ fn short(value: f64) -> String {
     }
 }
 
-/// What changed since another run.
-pub(super) fn comparison(changes: &[Change], name: &str) -> String {
+/// What changed since another run; `chance` is that of a ratio which has not changed to be in the list.
+pub(super) fn comparison(changes: &[Change], name: &str, chance: f64) -> String {
     if changes.is_empty() {
         return format!("\nNothing changed beyond the noise since {name}.\n");
     }
-    let mut text = format!("\nRatios that changed beyond the noise since {name}:\n\n");
+    let mut text = format!(
+        "\nRatios that changed beyond the noise since {name} (of so few rounds, up to {:.1} % of those that did not \
+         change are here by chance):\n\n",
+        chance * 100.0
+    );
     text.push_str("| measure | case | before | now | change | noise |\n|---|---|---|---|---|---|\n");
     for Change { measure, case, ratios: [before, now], better, noise } in changes {
         let sign = if *better { "better" } else { "WORSE" };
@@ -142,8 +146,8 @@ mod tests {
             better: false,
             noise: 0.02,
         };
-        let text = comparison(&[change], "old.json");
+        let text = comparison(&[change], "old.json", 0.1);
         assert!(text.contains("| veth, p50 | vxlan | 1.000 | 1.100 | +10.0 % WORSE | ±2.0 % |"), "{text}");
-        assert!(comparison(&[], "old.json").contains("Nothing changed"));
+        assert!(comparison(&[], "old.json", 0.1).contains("Nothing changed"));
     }
 }

@@ -4,12 +4,16 @@ use serde::{Deserialize, Serialize};
 /// What is said of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Summary {
+    /// No sample is below.
+    pub(super) least: f64,
     /// A quarter of the samples is not above.
     pub(super) lower_quartile: f64,
     /// Half.
     pub(super) median: f64,
     /// Three quarters.
     pub(super) upper_quartile: f64,
+    /// No sample is above.
+    pub(super) most: f64,
 }
 
 impl Summary {
@@ -21,7 +25,13 @@ impl Summary {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |share| quantile(&sorted, share);
-        Some(Self { lower_quartile: at(0.25), median: at(0.5), upper_quartile: at(0.75) })
+        Some(Self {
+            least: at(0.0),
+            lower_quartile: at(0.25),
+            median: at(0.5),
+            upper_quartile: at(0.75),
+            most: at(1.0),
+        })
     }
 
     /// Of the ratios round by round: what slows a whole round is in both, and cancels. Nothing if the two were not taken
@@ -38,10 +48,17 @@ impl Summary {
         (self.lower_quartile - 1.0).abs().max((self.upper_quartile - 1.0).abs())
     }
 
-    /// Whether the middle halves of two have something in common.
+    /// Whether a sample of one lies among the other's.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
-        self.lower_quartile <= other.upper_quartile && other.lower_quartile <= self.upper_quartile
+        self.least <= other.most && other.least <= self.most
     }
+}
+
+/// How probable it is that two times as many samples of the same thing do not overlap: of the orders in which they may
+/// come, all equally probable, two have one's all below the other's.
+pub(super) fn chance_to_separate(one: u32, other: u32) -> f64 {
+    let orders: f64 = (1..=one).map(|index| f64::from(other + index) / f64::from(index)).product();
+    (2.0 / orders).min(1.0)
 }
 
 /// Interpolated between the two nearest (Hyndman and Fan, 1996, definition 7).
@@ -84,21 +101,25 @@ mod tests {
 
     #[test]
     fn noise_is_the_farther_quartile() {
-        let summary = Summary { lower_quartile: 0.96, median: 1.0, upper_quartile: 1.02 };
+        let summary = Summary::of(&[0.92, 0.96, 1.0, 1.02, 1.5]).unwrap();
         assert!((summary.distance_from_one() - 0.04).abs() < 1e-9);
     }
 
     #[test]
-    fn halves_overlap_or_do_not() {
-        let half = |lower_quartile, upper_quartile| Summary {
-            lower_quartile,
-            median: f64::midpoint(lower_quartile, upper_quartile),
-            upper_quartile,
-        };
-        assert!(half(1.0, 2.0).overlaps(&half(2.0, 3.0)));
-        assert!(half(1.0, 4.0).overlaps(&half(2.0, 3.0)));
-        assert!(!half(1.0, 2.0).overlaps(&half(2.1, 3.0)));
-        assert!(!half(2.1, 3.0).overlaps(&half(1.0, 2.0)));
+    fn samples_overlap_or_do_not() {
+        let of = |samples: &[f64]| Summary::of(samples).unwrap();
+        assert!(of(&[1.0, 2.0]).overlaps(&of(&[2.0, 3.0])));
+        assert!(of(&[1.0, 4.0]).overlaps(&of(&[2.0, 3.0])));
+        assert!(!of(&[1.0, 2.0]).overlaps(&of(&[2.1, 3.0])));
+        assert!(!of(&[2.1, 3.0]).overlaps(&of(&[1.0, 2.0])));
+    }
+
+    #[test]
+    fn few_samples_separate_by_chance() {
+        // 6 over 3 is 20, 10 over 5 is 252.
+        assert!((chance_to_separate(3, 3) - 0.1).abs() < 1e-9);
+        assert!((chance_to_separate(5, 5) - 2.0 / 252.0).abs() < 1e-9);
+        assert!((chance_to_separate(1, 1) - 1.0).abs() < 1e-9);
     }
 
     #[test]
