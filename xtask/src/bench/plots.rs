@@ -14,6 +14,9 @@ use super::results::{Measured, Results};
 const FONT: &str = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
 const PANEL: (u32, u32) = (560, 320);
 const COLUMNS: usize = 3;
+/// A bar that is longer ends here, and only its number says how long it is: a relay's CPU time, or a veth's packets, would
+/// make all others look the same.
+const LONGEST: f64 = 4.0;
 
 /// Writes `<folder>/<underlay>.svg` and `.png`.
 pub(super) fn draw(results: &Results, folder: &Path) -> Result<()> {
@@ -59,7 +62,11 @@ fn sheet<B: DrawingBackend>(area: &DrawingArea<B, Shift>, rows: usize, measures:
 fn bars<B: DrawingBackend>(area: &DrawingArea<B, Shift>, measured: &Measured) -> Result<()> {
     let cases: Vec<_> =
         measured.cases.iter().filter_map(|case| Some((case.case.as_str(), case.ratio?))).collect();
-    let most = cases.iter().map(|(_, ratio)| ratio.upper_quartile.max(ratio.median)).fold(1.0, f64::max);
+    let most = cases
+        .iter()
+        .map(|(_, ratio)| ratio.upper_quartile.max(ratio.median))
+        .fold(1.0, f64::max)
+        .min(LONGEST);
     let sign = if measured.more_is_better { "more is better" } else { "less is better" };
     let title = format!("{} ({sign})", measured.name);
     let last = cases.len().saturating_sub(1);
@@ -92,13 +99,13 @@ fn bars<B: DrawingBackend>(area: &DrawingArea<B, Shift>, measured: &Measured) ->
         let index = last - index;
         let colour = if measured.is_basis(name) { RGBColor(150, 150, 150) } else { RGBColor(70, 120, 180) };
         let (below, above) = (SegmentValue::Exact(index), SegmentValue::Exact(index + 1));
-        let mut bar = Rectangle::new([(0.0, below), (ratio.median, above)], colour.filled());
+        let mut bar = Rectangle::new([(0.0, below), (ratio.median.min(LONGEST), above)], colour.filled());
         bar.set_margin(4, 4, 0, 0);
         let middle = SegmentValue::CenterOf(index);
-        let half = [(ratio.lower_quartile, middle.clone()), (ratio.upper_quartile, middle.clone())];
+        let half = [ratio.lower_quartile, ratio.upper_quartile].map(|end| (end.min(LONGEST), middle.clone()));
         let text = Text::new(
             format!(" {:.2}", ratio.median),
-            (ratio.upper_quartile.max(ratio.median), middle),
+            (ratio.upper_quartile.max(ratio.median).min(LONGEST), middle),
             ("sans-serif", 12),
         );
         let plot = chart.plotting_area();
