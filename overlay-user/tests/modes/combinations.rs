@@ -14,6 +14,10 @@ fn carry(backend: Backend, ingress: &[&str], wire_like: bool) {
     bed.learn_all();
     let (a, b) = bed.pair();
     let redirects = ingress.contains(&"xdp");
+    let status = json(&bed[0], &["status"]);
+    let tiers = status["tiers"].as_array().unwrap();
+    let xdp = tiers.iter().find(|tier| tier["name"] == "xdp").unwrap();
+    assert_eq!(xdp["in_use"], ingress[1] != "tc", "{}", xdp["why"]);
     if redirects {
         wait_for("the containers' veths to take frames", || {
             let receivers = |member| json(member, &["status"])["agent"]["datapath"]["receivers"].clone();
@@ -23,6 +27,13 @@ fn carry(backend: Backend, ingress: &[&str], wire_like: bool) {
     let before = bed.members.iter().map(|member| member.counters().unwrap()).collect::<Vec<_>>();
     let times = [(a, b), (b, a)].map(|(from, to)| transfer(from, to, BYTES).unwrap().time);
     println!("{}, {}, wire-like {wire_like}: {times:?}", backend.name(), ingress[1]);
+    if ingress[1] == "xdp-strip" && wire_like {
+        // As the stack's taps see the underlay device: what XDP has unwrapped, and what never was wrapped.
+        let filter = format!("ip src {} and tcp", b.address());
+        let capture = bed[0].host.capture("eth0", &filter).unwrap();
+        transfer(b, a, 2 << 20).unwrap();
+        assert!(capture.lines().unwrap().len() > 10, "nothing was unwrapped before TC");
+    }
     for (member, before) in bed.members.iter().zip(before) {
         let after = member.counters().unwrap();
         let (now, then) = (after.carried(), before.carried());
