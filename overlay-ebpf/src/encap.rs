@@ -1,7 +1,7 @@
 //! Container to underlay, top to bottom; the steps are those of docs/packet-flow.md, "Out".
 use overlay_common::{
     Addr4, Reason, SETTING_STACK_ONLY,
-    wire::{self, ETHERNET, IPV4},
+    wire::{ETHERNET, IPV4},
 };
 
 use crate::{
@@ -71,7 +71,7 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     }
 
     // Out 6. Next hop and path MTU, by the length of one segment; encapsulated, unless the peer is the next hop itself.
-    let source_port = wire::source_port(packet.hash(), settings::port_min(), settings::port_count());
+    let source_port = outer::source_port(packet);
     let way = match fib::way(packet, &peer, source_port, segment_length(packet, ETHERNET, &inner)) {
         Ok(way) => way,
         Err(NoWay::Stack) => return Err(Reason::NoNextHop),
@@ -106,10 +106,10 @@ pub(crate) fn bridge(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     not_wrapped(packet)
 }
 
-/// Not ours, unless a container plays another host's, or the host: what it wraps itself and sends to a peer is masqueraded, like all that
-/// leaves the host, and arrives from this host's address; what it wraps in a peer's name and sends to this host is taken
-/// by the tunnel's socket, which listens on every address. Either would pass the peer check at its destination. The
-/// header must be readable.
+/// Not ours, unless a container plays another host's container, or the host: what it wraps itself and sends to a peer is
+/// masqueraded, like all that leaves the host, and arrives from this host's address; what it wraps in a peer's name and
+/// sends to this host is taken by the tunnel's socket, which listens on every address. Either would pass the peer check at
+/// its destination. The header must be readable.
 #[inline(always)]
 fn not_wrapped(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     let Some(header) = packet.read::<[u8; IPV4]>(ETHERNET) else {
@@ -118,7 +118,7 @@ fn not_wrapped(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     // Whomever it is to, a container of the same bridge too: the answers would be kept to the stack (overlay_note).
     let [.., a, b, c, d, e, f, g, h] = header;
     let source = Addr4::new([a, b, c, d]);
-    if settings::in_network(source) && !settings::in_subnet(source) {
+    if settings::is_another_hosts(source) {
         return Err(Reason::SourceNotOurs);
     }
     let is_later_fragment = (header[6] & 0x1f) | header[7] != 0;

@@ -5,11 +5,16 @@ use overlay_common::{
     wire::{ETHERNET, IPV4},
 };
 
-use crate::{count, frame::Frame, ipv4::Ipv4, maps, packet::Packet, settings};
+use crate::{
+    count,
+    frame::Frame,
+    ipv4::{IPPROTO_TCP as TCP, IPPROTO_UDP as UDP, Ipv4},
+    maps,
+    packet::Packet,
+    settings,
+};
 
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 const SCTP: u8 = 132;
 /// SYN in byte 13 of a TCP header (RFC 9293 section 3.1).
 const TCP_SYN: u8 = 0x02;
@@ -109,7 +114,7 @@ pub(crate) fn note_delivery(packet: &Packet<'_>) {
         return;
     }
     let Ok(ip) = packet.ipv4(ETHERNET) else { return };
-    if settings::in_network(ip.source) && !settings::in_subnet(ip.source) {
+    if settings::is_another_hosts(ip.source) {
         note(packet, Hook::Note, ETHERNET, &ip);
     }
 }

@@ -1,7 +1,7 @@
 //! Wrapping a packet: the room, and the headers that go into it, in either format.
 use overlay_common::{
     Peer, Reason, SETTING_OUTER_DF, checksum,
-    wire::{DATAGRAM, ETHERNET, IPV4, OVERHEAD, Outer, VXLAN, Vxlan},
+    wire::{self, DATAGRAM, ETHERNET, IPV4, OVERHEAD, Outer, VXLAN, Vxlan},
 };
 
 use crate::{
@@ -64,6 +64,12 @@ pub(crate) fn wrap_routed(
     datagram(header[1], u32::from(length), peer, source_port).write(&mut bytes);
     packet.push_link_header()?;
     packet.store(ETHERNET, &bytes)
+}
+
+/// Source port of the outer UDP header: the inner flow's hash, so that its packets stay in order and flows spread.
+#[inline(always)]
+pub(crate) fn source_port(packet: &Packet<'_>) -> u16 {
+    wire::source_port(packet.hash(), settings::port_min(), settings::port_count())
 }
 
 /// Takes one from the TTL of a packet that leaves as it is.

@@ -99,6 +99,12 @@ pub(crate) fn in_subnet(address: Addr4) -> bool {
     address.raw() & subnet_mask() == subnet()
 }
 
+/// Inside Network, and not in this host's own subnet.
+#[inline(always)]
+pub(crate) fn is_another_hosts(address: Addr4) -> bool {
+    in_network(address) && !in_subnet(address)
+}
+
 /// Inside this host's own subnet, and neither its base (overlay0's address) nor its gateway.
 #[inline(always)]
 pub(crate) fn is_container(address: Addr4) -> bool {

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
     Addr4, Hook, Peer, Reason, SETTING_DIRECT, SETTING_OUTER_DF, checksum,
-    wire::{self, DATAGRAM, ETHERNET, IPV4, OUTER_TTL},
+    wire::{DATAGRAM, ETHERNET, IPV4, OUTER_TTL},
 };
 
 use crate::{
@@ -12,15 +12,12 @@ use crate::{
     fib::{self, NextHop, NoWay, Way},
     flow,
     frame::Frame as _,
-    ipv4::{IPPROTO_UDP, segment_length},
+    ipv4::{IPPROTO_TCP, IPPROTO_UDP, segment_length},
     maps, outer,
     packet::Packet,
     programs::Outcome,
     settings,
 };
-
-/// Protocol number of TCP.
-const TCP: u8 = 6;
 
 /// overlay0's egress: which peer, by which way; notes the connection.
 #[inline(always)]
@@ -34,7 +31,7 @@ pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return Ok(Outcome::NotOurs);
     };
     let (source, destination) = addresses(&header);
-    if settings::in_network(source) && !settings::in_subnet(source) {
+    if settings::is_another_hosts(source) {
         return Err(Reason::SourceNotOurs);
     }
     // No peer is ever in the own subnet: what the route to Network catches when the bridge is gone ends here.
@@ -50,7 +47,7 @@ pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return send_datagram(packet, &header, &peer);
     }
     if settings::has(SETTING_DIRECT)
-        && let Some(next_hop) = fib::neighbour(packet, &peer, source_port(packet))
+        && let Some(next_hop) = fib::neighbour(packet, &peer, outer::source_port(packet))
     {
         // It has a link header, the device's own, and a router has had it.
         return leave_by(packet, &next_hop);
@@ -67,7 +64,7 @@ pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 #[inline(always)]
 fn fits(packet: &Packet<'_>, peer: &Peer) -> bool {
     let Ok(ip) = packet.ipv4(ETHERNET) else { return false };
-    fib::way(packet, peer, source_port(packet), segment_length(packet, ETHERNET, &ip)).is_ok()
+    fib::way(packet, peer, outer::source_port(packet), segment_length(packet, ETHERNET, &ip)).is_ok()
 }
 
 /// A packet at a TUN: to the peer by our own doing, so that it needs no agent. The rest goes on to the agent as it is, one
@@ -78,7 +75,7 @@ fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Resul
     if is_wrapped_by_us(packet, header) {
         return Err(Reason::ForgedTunnel);
     }
-    let source_port = source_port(packet);
+    let source_port = outer::source_port(packet);
     let length = segment(packet, header);
     if let Some(next_hop) = fib::neighbour(packet, peer, source_port)
         && length <= packet.mtu_of(next_hop.ifindex)
@@ -88,7 +85,7 @@ fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Resul
     }
     // A TUN has no checksum offload, so what a socket sends many at once (UDP_SEGMENT, Linux 6.11) has its checksums' place
     // noted where it will no longer be; and a container's own tunnel's frame cannot be told of one more tunnel around it.
-    if packet.gso_size() != 0 && header[9] != TCP {
+    if packet.gso_size() != 0 && header[9] != IPPROTO_TCP {
         return Err(Reason::RoomRefused);
     }
     let next_hop = match fib::way(packet, peer, source_port, length) {
@@ -128,11 +125,6 @@ fn segment(packet: &Packet<'_>, header: &[u8; IPV4]) -> u32 {
         }
         Err(_) => u32::from(u16::from_be_bytes([header[2], header[3]])),
     }
-}
-
-#[inline(always)]
-fn source_port(packet: &Packet<'_>) -> u16 {
-    wire::source_port(packet.hash(), settings::port_min(), settings::port_count())
 }
 
 #[inline(always)]

@@ -18,15 +18,13 @@ use crate::{
     count,
     decap::{self, Delivery},
     frame::Frame,
-    ipv4::Ipv4,
+    ipv4::{IPPROTO_TCP as TCP, IPPROTO_UDP as UDP, Ipv4},
     maps,
     packet::Size,
     settings,
 };
 
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 /// A frame at an XDP hook; its Ethernet header is at offset 0.
 pub(crate) struct XdpFrame<'a> {

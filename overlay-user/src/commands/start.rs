@@ -51,7 +51,6 @@ pub(super) struct Joined {
     adoption: Adoption,
     older: Vec<Older>,
     tc: TcWay,
-    vtep_mac: Mac,
 }
 
 /// Takes the network for this process, and the subnet for this host. `private` is the folder of a store that is meant for
@@ -112,7 +111,6 @@ pub(super) async fn join(store: &mut impl Store, private: Option<&Path>, options
     };
     let tc = tc_way(options.attach)?;
     let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
-    let vtep_mac = vtep_mac.unwrap_or(Mac([0; 6]));
     Ok(Joined {
         netlink,
         paths,
@@ -127,7 +125,6 @@ pub(super) async fn join(store: &mut impl Store, private: Option<&Path>, options
         adoption,
         older,
         tc,
-        vtep_mac,
     })
 }
 
@@ -232,7 +229,7 @@ impl Joined {
             device,
             vni: self.mode.vni().unwrap_or_default(),
             port: self.mode.port().to_be_bytes(),
-            vtep_mac: self.vtep_mac.0,
+            vtep_mac: self.spec.kind.mac().map_or([0; 6], |mac| mac.0),
             flags: flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum(),
             port_min,
             port_count,
@@ -346,7 +343,7 @@ fn is_passing(error: &anyhow::Error) -> bool {
 }
 
 /// The MAC address of a tunnel device that is there already: peers know it.
-async fn present_mac(netlink: &Netlink, name: &str) -> Result<Option<crate::mac::Mac>> {
+async fn present_mac(netlink: &Netlink, name: &str) -> Result<Option<Mac>> {
     let link = netlink.link_named(name).await?;
     Ok(link.filter(|link| matches!(link.kind, LinkKind::Vxlan(_))).and_then(|link| link.mac))
 }
