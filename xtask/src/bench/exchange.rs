@@ -94,7 +94,7 @@ fn by_udp(network: &Network, time: Duration) -> Result<Pair> {
     let inbox = network.to.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
     let target = (network.to.address(), inbox.local_addr()?.port());
     let answering = network.to.namespace().thread(move || {
-        pin()?;
+        pin(0)?;
         inbox.set_read_timeout(Some(PATIENCE))?;
         let mut requests = 0;
         loop {
@@ -108,7 +108,7 @@ fn by_udp(network: &Network, time: Duration) -> Result<Pair> {
         }
     });
     let asking = network.from.namespace().thread(move || {
-        pin()?;
+        pin(0)?;
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(target)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -128,7 +128,7 @@ const LAST: u8 = 1;
 fn by_tcp(network: &Network, time: Duration) -> Result<Pair> {
     let (mut client, mut server) = connected(network)?;
     let answering = network.to.namespace().thread(move || {
-        pin()?;
+        pin(0)?;
         let mut requests = 0;
         let mut byte = [0];
         while server.read(&mut byte).context("wait for a request")? == 1 {
@@ -138,7 +138,7 @@ fn by_tcp(network: &Network, time: Duration) -> Result<Pair> {
         Ok(requests)
     });
     let asking = network.from.namespace().thread(move || {
-        pin()?;
+        pin(0)?;
         repeat(time, || {
             client.write_all(&[0])?;
             client.read_exact(&mut [0]).context("wait for the response")
@@ -183,7 +183,7 @@ pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges
     let patience = TimeVal::seconds(PATIENCE.as_secs().try_into()?);
     setsockopt(&listener.as_fd(), sockopt::ReceiveTimeout, &patience)?;
     let answering = network.to.namespace().thread(move || {
-        pin()?;
+        pin(0)?;
         let mut requests = 0;
         loop {
             let (mut stream, _) = listener.accept().context("accept")?;
@@ -199,7 +199,7 @@ pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges
         }
     });
     let asking = network.from.namespace().thread(move || {
-        pin()?;
+        pin(0)?;
         let connect = || {
             let stream = TcpStream::connect_timeout(&target.into(), PATIENCE).context("connect")?;
             stream.set_nodelay(true)?;
@@ -224,9 +224,10 @@ pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges
     figures(&asked, time)
 }
 
-fn pin() -> Result<()> {
+/// The calling thread runs on this CPU from now on.
+pub(super) fn pin(cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
-    cpus.set(0)?;
+    cpus.set(cpu)?;
     // Process 0 means the calling thread.
-    sched_setaffinity(Pid::from_raw(0), &cpus).context("pin to CPU 0")
+    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("pin to CPU {cpu}"))
 }

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{exchange::connected, network::Network};
+use super::{
+    exchange::{connected, pin},
+    network::Network,
+};
 use crate::lab::join;
 
 /// What streams did together.
@@ -23,12 +26,17 @@ pub(super) struct Streams {
 
 const BLOCK: usize = 128 * 1024;
 
-/// Sends as many streams for so long; every byte that was sent has arrived.
+/// Sends as many streams for so long; every byte that was sent has arrived. The ends of a stream are pinned to two CPUs, by
+/// turns: placement alone changes a single stream by a tenth.
 pub(super) fn streams(network: &Network, count: u32, time: Duration) -> Result<Streams> {
     let connected = (0..count).map(|_| connected(network)).collect::<Result<Vec<_>>>()?;
     let (started, before) = (Instant::now(), busy()?);
-    let pairs: Vec<_> =
-        connected.into_iter().map(|(sender, receiver)| pair(sender, receiver, time)).collect();
+    let cpus = thread::available_parallelism().context("how many CPUs are there")?.get();
+    let ends = |index| [index % cpus, (index + 1) % cpus];
+    let pairs: Vec<_> = (0..)
+        .zip(connected)
+        .map(|(index, (sender, receiver))| pair(sender, receiver, ends(index), time))
+        .collect();
     let joined: Vec<_> =
         pairs.into_iter().map(|(sending, receiving)| (join(sending), join(receiving))).collect();
     let (elapsed, after) = (started.elapsed(), busy()?);
@@ -48,8 +56,9 @@ pub(super) fn streams(network: &Network, count: u32, time: Duration) -> Result<S
 /// Bytes that were sent, and that arrived.
 type Pair = (JoinHandle<Result<u64>>, JoinHandle<Result<u64>>);
 
-fn pair(mut sender: TcpStream, mut receiver: TcpStream, time: Duration) -> Pair {
+fn pair(mut sender: TcpStream, mut receiver: TcpStream, [here, there]: [usize; 2], time: Duration) -> Pair {
     let receiving = thread::spawn(move || {
+        pin(there)?;
         let (mut block, mut received) = (vec![0; BLOCK], 0_u64);
         loop {
             match receiver.read(&mut block).context("receive")? {
@@ -59,6 +68,7 @@ fn pair(mut sender: TcpStream, mut receiver: TcpStream, time: Duration) -> Pair 
         }
     });
     let sending = thread::spawn(move || {
+        pin(here)?;
         let (block, mut sent, begun) = (vec![0; BLOCK], 0_u64, Instant::now());
         while begun.elapsed() < time {
             sender.write_all(&block).context("send")?;
