@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
 };
 use overlay_common::{Addr4, Peer, Vtep};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Specification {
     /// Where the network's maps are pinned.
     pins: PathBuf,
+    /// The whole overlay's base address.
+    network: Ipv4Addr,
     /// How many.
     count: u32,
     /// The first one's subnet.
@@ -30,16 +32,25 @@ pub(crate) struct Filled {
 }
 
 pub(crate) fn fill(specification: &Specification) -> Result<Filled> {
-    let Specification { pins, count, subnet, step, outer, vtep_mac } = specification;
+    let Specification { pins, network, count, subnet, step, outer, vtep_mac } = specification;
     let mut peers = open::<Peer>(&pins.join("peers"))?;
     let mut vteps = open::<Vtep>(&pins.join("vteps"))?;
+    let path = pins.join("peer_index");
+    let mut by_number: Array<_, Peer> =
+        Map::Array(MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?)
+            .try_into()
+            .with_context(|| format!("{} is another kind of map", path.display()))?;
     for index in 0..*count {
-        let key = Addr4::new((u32::from(*subnet) + index * step).to_be_bytes());
+        let base = u32::from(*subnet) + index * step;
+        let key = Addr4::new(base.to_be_bytes());
         let outer = (u32::from(*outer) + index).to_be_bytes();
         // Slot 0 is the real peer's. Each has its own, as in life: cache lines of the counters are part of the cost.
         let slot = index + 1;
         let peer = Peer { outer, vtep_mac: *vtep_mac, slot, ..Peer::default() };
         peers.insert(key, peer, 0).with_context(|| format!("write peer {index} of {count}"))?;
+        by_number
+            .set((base - u32::from(*network)) / step, peer, 0)
+            .with_context(|| format!("write peer {index} of {count} into the programs' index"))?;
         vteps
             .insert(Addr4::new(outer), Vtep { slot }, 0)
             .with_context(|| format!("write vtep {index} of {count}"))?;

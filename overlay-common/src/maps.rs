@@ -48,8 +48,8 @@ pub struct Settings {
     pub underlay_mac: [u8; 6],
     /// What packets to peers are wrapped in: an `ENCAPSULATION_*`.
     pub encapsulation: u8,
-    /// Always zero.
-    pub reserved: u8,
+    /// Bits of an address behind the prefix of every leased subnet: 32 - SubnetLen.
+    pub host_bits: u8,
 }
 
 /// VXLAN (RFC 7348): overlay0 is a VXLAN device in collect-metadata mode.
@@ -65,6 +65,45 @@ pub const SETTING_STRICT_PEERS: u32 = 1 << 1;
 pub const SETTING_STACK_ONLY: u32 = 1 << 2;
 /// Reach peers on the same link without encapsulation (`DirectRouting`, host-gw), and take in what they send so.
 pub const SETTING_DIRECT: u32 = 1 << 3;
+/// Peers are found in `PEER_INDEX`, by the number of their subnet in Network. The loader sets it where that has room.
+pub const SETTING_PEER_INDEX: u32 = 1 << 4;
+/// Endpoints are found in `ENDPOINT_INDEX`, by the number of their address in the subnet. The loader sets it where that has
+/// room.
+pub const SETTING_ENDPOINT_INDEX: u32 = 1 << 5;
+
+impl Settings {
+    /// How many subnets Network has: the length of `PEER_INDEX`.
+    pub const fn subnets(&self) -> u64 {
+        1 << (32 - prefix(self.network_mask)).saturating_sub(32 - prefix(self.subnet_mask))
+    }
+
+    /// How many addresses the own subnet has: the length of `ENDPOINT_INDEX`.
+    pub const fn addresses(&self) -> u64 {
+        1 << (32 - prefix(self.subnet_mask))
+    }
+
+    /// The number in Network of the subnet that holds `address`; nothing for one outside Network.
+    #[inline(always)]
+    pub const fn subnet_number(&self, address: Addr4) -> Option<u32> {
+        number(address, self.network, self.network_mask, prefix(self.subnet_mask))
+    }
+
+    /// The number of `address` in the own subnet; nothing for one outside.
+    #[inline(always)]
+    pub const fn address_number(&self, address: Addr4) -> Option<u32> {
+        number(address, self.subnet, self.subnet_mask, 32)
+    }
+}
+
+const fn prefix(mask: [u8; 4]) -> u32 {
+    u32::from_be_bytes(mask).count_ones()
+}
+
+/// The bits of `address` between the prefix of `network` and bit `end` from the left, as a number.
+const fn number(address: Addr4, network: [u8; 4], mask: [u8; 4], end: u32) -> Option<u32> {
+    let (bits, mask) = (u32::from_be_bytes(address.octets), u32::from_be_bytes(mask));
+    if bits & mask == u32::from_be_bytes(network) { (bits & !mask).checked_shr(32 - end) } else { None }
+}
 
 /// An IPv4 address, or the base address of a subnet of SubnetLen: the key of peers, vteps and endpoints.
 #[repr(C, align(4))]
@@ -199,6 +238,10 @@ const _: () = {
 pub const MAX_PEERS: u32 = 4096;
 /// Capacity of `ENDPOINTS` as compiled; the agent sizes it to the subnet.
 pub const MAX_ENDPOINTS: u32 = 1024;
+/// Networks of more subnets have no `PEER_INDEX`: at 16 bytes each it would be of more than 16 MiB.
+pub const MAX_PEER_INDEX: u32 = 1 << 20;
+/// Subnets of more addresses have no `ENDPOINT_INDEX`.
+pub const MAX_ENDPOINT_INDEX: u32 = 1 << 16;
 /// Capacity of `RECEIVERS` as compiled; the agent sizes it like `ENDPOINTS`.
 pub const MAX_RECEIVERS: u32 = 1024;
 /// Default of `--max-flows`.
@@ -216,6 +259,25 @@ mod tests {
         assert_eq!(FlowKey::new(a, a, [p, q], 6), FlowKey::new(a, a, [q, p], 6));
         assert_ne!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(a, b, [q, p], 6));
         assert_ne!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(a, b, [p, q], 17));
+    }
+
+    #[test]
+    fn subnets_and_addresses_are_numbered() {
+        let settings = Settings {
+            network: [10, 128, 0, 0],
+            network_mask: [255, 128, 0, 0],
+            subnet: [10, 129, 2, 64],
+            subnet_mask: [255, 255, 255, 192],
+            ..Settings::default()
+        };
+        assert_eq!((settings.subnets(), settings.addresses()), (1 << 17, 64));
+        assert_eq!(settings.subnet_number(Addr4::new([10, 128, 0, 63])), Some(0));
+        assert_eq!(settings.subnet_number(Addr4::new([10, 255, 255, 192])), Some((1 << 17) - 1));
+        assert_eq!(settings.subnet_number(Addr4::new([10, 127, 0, 64])), None);
+        assert_eq!(settings.address_number(Addr4::new([10, 129, 2, 66])), Some(2));
+        assert_eq!(settings.address_number(Addr4::new([10, 129, 2, 128])), None);
+        let whole = Settings { subnet_mask: [255, 0, 0, 0], network_mask: [255, 0, 0, 0], ..settings };
+        assert_eq!((whole.subnets(), whole.addresses()), (1, 1 << 24));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{maps, settings};
 /// One look-up answers the common case: the inner source's subnet belongs to the outer source.
 #[inline(always)]
 pub(crate) fn peer(outer: Addr4, source: Addr4) -> Result<u32, Reason> {
-    if let Some(peer) = maps::peer(settings::subnet_of(source))
+    if let Some(peer) = maps::peer(source)
         && Addr4::new(peer.outer) == outer
     {
         return Ok(peer.slot);
@@ -39,5 +39,5 @@ pub(crate) fn plain(source: Addr4) -> Result<Option<u32>, Reason> {
     if settings::in_subnet(source) {
         return Err(Reason::PeerMismatch);
     }
-    maps::peer(settings::subnet_of(source)).map(|peer| Some(peer.slot)).ok_or(Reason::UnknownPeer)
+    maps::peer(source).map(|peer| Some(peer.slot)).ok_or(Reason::UnknownPeer)
 }

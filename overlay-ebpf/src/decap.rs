@@ -207,7 +207,7 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         packet.store(ETHERNET + 1, &[tos])?;
         packet.store(ETHERNET + 10, &marked(&inner, tos))?;
     }
-    packet.accept();
+    // Addressed to this host already: overlay_decap takes no other (`is_for_us`).
     count::add_received(slot, size);
     Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
 }

@@ -61,7 +61,7 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     }
 
     // Out 4. Whose subnet is it?
-    let Some(peer) = maps::peer(settings::subnet_of(destination)) else {
+    let Some(peer) = maps::peer(destination) else {
         return icmp::network_unreachable(packet, &inner);
     };
 

@@ -30,7 +30,8 @@ pub(crate) fn key(frame: &impl Frame, offset: usize, ip: &Ipv4) -> FlowKey {
     let transport = offset + IPV4;
     match ip.protocol {
         TCP | UDP | SCTP => {
-            let ports = frame.load::<4>(transport).unwrap_or([0; 4]);
+            // Without a helper's call where they lie in the linear part, as they do but for odd drivers.
+            let ports = frame.read(transport).or_else(|| frame.load(transport)).unwrap_or([0; 4]);
             FlowKey::new(ip.source, ip.destination, split(ports), ip.protocol)
         }
         ICMP => match frame.load::<8>(transport) {

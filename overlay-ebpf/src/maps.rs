@@ -1,18 +1,29 @@
 //! Every map, and the look-ups in them: the only file that names a map.
 use aya_ebpf::{
     bindings::xdp_action::XDP_PASS,
-    btf_maps::{DevMapHash, HashMap, PerCpuArray},
+    btf_maps::{Array, DevMapHash, HashMap, PerCpuArray},
     macros::btf_map,
 };
 use overlay_common::{
     Addr4, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_RECEIVERS, Peer,
-    PeerCount, Vtep,
+    PeerCount, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
     reason::{HOOKS, REASONS},
 };
+
+use crate::settings;
 
 /// Which host holds a subnet. Preallocated: an update never fails for want of memory, a look-up never meets a half-made entry.
 #[btf_map]
 static PEERS: HashMap<Addr4, Peer, { MAX_PEERS as usize }> = HashMap::new();
+
+/// The same peers, by the number of their subnet in Network: one read where a hash takes a function's call, a bucket and a
+/// chain, each of which is a cache miss where peers are many. Made anew, and as long as Network has subnets, by each agent.
+#[btf_map]
+static PEER_INDEX: Array<Peer, 1> = Array::new();
+
+/// The same endpoints, by the number of their address in the subnet.
+#[btf_map]
+static ENDPOINT_INDEX: Array<Endpoint, 1> = Array::new();
 
 /// Which underlay addresses are peers' at all.
 #[btf_map]
@@ -54,12 +65,18 @@ pub(crate) struct Pace {
     pub(crate) tokens: u64,
 }
 
-/// The peer that holds the subnet with this base address.
+/// The peer whose subnet holds this address of Network.
 #[inline(always)]
-pub(crate) fn peer(subnet: Addr4) -> Option<Peer> {
+pub(crate) fn peer(address: Addr4) -> Option<Peer> {
+    if settings::has(SETTING_PEER_INDEX) {
+        // A number is one of Network's only for an address inside.
+        let indexed = settings::in_network(address).then(|| PEER_INDEX.get(settings::subnet_number(address)))??;
+        let peer = *indexed;
+        return (u32::from_ne_bytes(peer.outer) != 0).then_some(peer);
+    }
     // SAFETY: copied out at once. User space replaces entries whole; a torn read across a replacement sends one packet
     // to the old or the new address with the other's MAC, which that host drops.
-    unsafe { PEERS.get(subnet) }.copied()
+    unsafe { PEERS.get(settings::subnet_of(address)) }.copied()
 }
 
 /// The peer behind an underlay address.
@@ -72,6 +89,11 @@ pub(crate) fn vtep(outer: Addr4) -> Option<Vtep> {
 /// The endpoint with this address.
 #[inline(always)]
 pub(crate) fn endpoint(address: Addr4) -> Option<Endpoint> {
+    if settings::has(SETTING_ENDPOINT_INDEX) {
+        let indexed = settings::in_subnet(address).then(|| ENDPOINT_INDEX.get(settings::address_number(address)))??;
+        let endpoint = *indexed;
+        return (endpoint.ifindex != 0).then_some(endpoint);
+    }
     // SAFETY: as in `peer`.
     unsafe { ENDPOINTS.get(address) }.copied()
 }

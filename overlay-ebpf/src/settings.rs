@@ -25,7 +25,7 @@ static SETTINGS: Settings = Settings {
     gateway: [0; 4],
     underlay_mac: [0; 6],
     encapsulation: 0,
-    reserved: 0,
+    host_bits: 0,
 };
 
 macro_rules! field {
@@ -68,6 +68,7 @@ field!(underlay_mac: [u8; 6]);
 field!(flags: u32);
 field!(port_min: u16);
 field!(port_count: u16);
+field!(host_bits: u8);
 
 /// Bare IPv4 in UDP. The verifier knows the answer, and leaves the other format's code out of what it loads.
 #[inline(always)]
@@ -115,6 +116,18 @@ pub(crate) fn is_container(address: Addr4) -> bool {
 #[inline(always)]
 pub(crate) fn subnet_of(address: Addr4) -> Addr4 {
     Addr4::new((address.raw() & subnet_mask()).to_ne_bytes())
+}
+
+/// The number in Network of the subnet that holds `address`, which is inside Network.
+#[inline(always)]
+pub(crate) fn subnet_number(address: Addr4) -> u32 {
+    u32::from_be(address.raw() & !network_mask()) >> host_bits()
+}
+
+/// The number of `address` in the own subnet, which holds it.
+#[inline(always)]
+pub(crate) fn address_number(address: Addr4) -> u32 {
+    u32::from_be(address.raw() & !subnet_mask())
 }
 
 /// The note that this network's programs put in front of a frame they have unwrapped.

@@ -35,7 +35,7 @@ pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return Err(Reason::SourceNotOurs);
     }
     // No peer is ever in the own subnet: what the route to Network catches when the bridge is gone ends here.
-    let peer = maps::peer(settings::subnet_of(destination)).ok_or(Reason::NoPeer)?;
+    let peer = maps::peer(destination).ok_or(Reason::NoPeer)?;
     // Only what may also go by the fast path needs a note: containers' connections, but not those of the host, whose
     // addresses are never an endpoint's. IPv4 options are no reason to stop here, and have no place in the fast path.
     if settings::is_container(source)

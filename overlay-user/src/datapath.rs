@@ -2,6 +2,7 @@
 pub mod dry_run;
 pub mod ebpf;
 pub mod flows;
+mod index;
 pub mod layouts;
 pub mod links;
 pub mod memory;

@@ -1,6 +1,6 @@
 //! Values of the tables of peers, endpoints and connections: what the programs look up for each packet.
 
-/// Value of `PEERS`: the host that leased the subnet which is the key.
+/// Value of `PEERS`: the host that leased the subnet which is the key. In `PEER_INDEX` an underlay address of zero is no peer.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
@@ -15,7 +15,8 @@ pub struct Peer {
     pub slot: u32,
 }
 
-/// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives.
+/// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives. In `ENDPOINT_INDEX` an interface of zero
+/// is no endpoint.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {

@@ -237,7 +237,7 @@ impl Joined {
             gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
             underlay_mac: self.underlay.mac.map_or([0; 6], |mac| mac.0),
             encapsulation: self.mode.encapsulation(),
-            reserved: 0,
+            host_bits: 32 - subnet.prefix_len(),
         }
     }
 }

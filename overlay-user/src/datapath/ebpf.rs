@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::{
     Change, Datapath, DatapathError, Endpoint, Installed, Peer, PortKind,
     flows::Lifetimes,
+    index,
     layouts::{self, Older},
     links::{Attachment, Links, TcWay},
     slots::Slots,
@@ -89,6 +90,7 @@ impl EbpfDatapath {
             Some(older) if !layouts::is_filled(&options.pins)? => take_over(older, &options)?,
             _ => {
                 tables::check(&options.pins)?;
+                index::unpin(&options.pins)?;
                 load_object(&options, &options.pins)?
             }
         };
@@ -102,6 +104,7 @@ impl EbpfDatapath {
         let taken = tables.peer_entries()?.into_values().map(|peer| (peer.slot, peer.outer));
         let slots = Slots::new(options.max_peers, taken);
         forget_strangers(&mut tables, &slots)?;
+        tables.fill_index()?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let ingress = Ingress::default();
         let (tried, device) = (None, watch::Sender::new(0));
@@ -240,7 +243,7 @@ impl EbpfDatapath {
 
     fn put_peer(&mut self, subnet: Ipv4Net, peer: &Peer) -> Result<(), DatapathError> {
         let key = Addr4::new(subnet.network().octets());
-        let old = self.tables.peers.get(&key, 0).ok();
+        let old = self.tables.peer(key);
         let slot = match old {
             Some(old) => old.slot,
             None => self.free_slot()?,
@@ -253,7 +256,7 @@ impl EbpfDatapath {
             .insert(Addr4::new(outer), Vtep { slot }, 0)
             .map_err(|error| self.write_failed("peers", format!("add VTEP {}", peer.public_ip), &error))?;
         self.slots.take(slot, outer);
-        if let Err(error) = self.tables.peers.insert(key, new, 0) {
+        if let Err(error) = self.tables.put_peer(key, new) {
             if old.is_none_or(|old| old.outer != outer) {
                 self.forget_vtep(slot, outer)?;
             }
@@ -270,10 +273,9 @@ impl EbpfDatapath {
 
     fn remove_peer(&mut self, subnet: Ipv4Net) -> Result<(), DatapathError> {
         let key = Addr4::new(subnet.network().octets());
-        let Ok(old) = self.tables.peers.get(&key, 0) else { return Ok(()) };
+        let Some(old) = self.tables.peer(key) else { return Ok(()) };
         self.tables
-            .peers
-            .remove(&key)
+            .remove_peer(key)
             .map_err(|error| DatapathError::failed(format!("remove peer {subnet}"), &error))?;
         self.forget_vtep(old.slot, old.outer)?;
         self.slots.release(old.slot);
@@ -305,8 +307,7 @@ impl EbpfDatapath {
 
     fn put_endpoint(&mut self, address: Ipv4Addr, endpoint: &Endpoint) -> Result<(), DatapathError> {
         self.tables
-            .endpoints
-            .insert(Addr4::new(address.octets()), tables::endpoint_entry(endpoint), 0)
+            .put_endpoint(Addr4::new(address.octets()), tables::endpoint_entry(endpoint))
             .map_err(|error| self.write_failed("endpoints", format!("add endpoint {address}"), &error))
     }
 
@@ -325,11 +326,18 @@ impl EbpfDatapath {
 
 impl Datapath for EbpfDatapath {
     fn installed(&self) -> Result<Installed, DatapathError> {
+        // What the programs do not find is not in force, whatever the tables say.
         let peers = self.tables.peer_entries()?.into_iter().filter_map(|(base, peer)| {
+            if !self.tables.is_peer_found(base, &peer) {
+                return None;
+            }
             let subnet = Ipv4Net::new(base, self.prefix_len).ok()?;
             Some((subnet, tables::peer_of(&peer)))
         });
-        let endpoints = self.tables.endpoint_entries()?.into_iter().map(|(address, endpoint)| {
+        let endpoints = self.tables.endpoint_entries()?.into_iter();
+        let endpoints =
+            endpoints.filter(|(address, endpoint)| self.tables.is_endpoint_found(*address, endpoint));
+        let endpoints = endpoints.map(|(address, endpoint)| {
             let pinned = endpoint.flags & ENDPOINT_PINNED != 0;
             let (mac, gateway_mac) = (Mac(endpoint.mac), Mac(endpoint.gateway_mac));
             (address, Endpoint { port: endpoint.ifindex, mac, gateway_mac, pinned })
@@ -349,7 +357,7 @@ impl Datapath for EbpfDatapath {
             Change::RemovePeer(subnet) => self.remove_peer(*subnet),
             Change::PutEndpoint(address, endpoint) => self.put_endpoint(*address, endpoint),
             Change::RemoveEndpoint(address) => {
-                gone(self.tables.endpoints.remove(&Addr4::new(address.octets())))
+                gone(self.tables.remove_endpoint(Addr4::new(address.octets())))
                     .map_err(|error| DatapathError::failed(format!("remove endpoint {address}"), &error))
             }
             Change::Attach(ifindex, kind) => self.attach(*ifindex, *kind),
@@ -387,11 +395,13 @@ fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Tables), Datapat
 /// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
 fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
-    let paths: Vec<(&str, PathBuf)> =
-        MAPS.iter().chain([&Receivers::MAP]).map(|(name, pin)| (*name, folder.join(pin))).collect();
+    let settings = index::settings(&options.settings);
+    let all = MAPS.iter().chain([&Receivers::MAP]).chain(&index::MAPS);
+    let paths: Vec<(&str, PathBuf)> = all.map(|(name, pin)| (*name, folder.join(pin))).collect();
     let mut loader = EbpfLoader::new();
+    index::size(&mut loader, &settings);
     loader
-        .override_global("SETTINGS", &options.settings, true)
+        .override_global("SETTINGS", &settings, true)
         .map_max_entries("PEERS", options.max_peers)
         .map_max_entries("VTEPS", options.max_peers)
         .map_max_entries("PEER_COUNTERS", options.max_peers)
@@ -405,7 +415,7 @@ fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), Datap
     if let Some(mode) = options.ingress.xdp {
         mode.load(&mut ebpf)?;
     }
-    let tables = Tables::take(&mut ebpf)?;
+    let tables = Tables::take(&mut ebpf, &settings)?;
     Ok((ebpf, tables))
 }
 
@@ -423,11 +433,14 @@ fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
 /// # Errors
 /// As [`EbpfDatapath::load`].
 pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), DatapathError> {
-    let mut ebpf = load_all(EbpfLoader::new().override_global("SETTINGS", settings, true))?;
+    let settings = index::settings(settings);
+    let mut loader = EbpfLoader::new();
+    index::size(&mut loader, &settings);
+    let mut ebpf = load_all(loader.override_global("SETTINGS", &settings, true))?;
     for mode in XdpMode::ALL {
         mode.load(&mut ebpf)?;
     }
-    let tables = Tables::take(&mut ebpf)?;
+    let tables = Tables::take(&mut ebpf, &settings)?;
     let receivers = Receivers::take(&mut ebpf)?;
     Ok((ebpf, tables, receivers))
 }

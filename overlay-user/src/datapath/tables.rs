@@ -7,11 +7,12 @@ use aya::{
     util::nr_cpus,
 };
 use overlay_common::{
-    ABI, Addr4, Count, ENDPOINT_PINNED, Endpoint, Flow, FlowKey, Hook, Peer, PeerCount, Reason, Verdict, Vtep,
+    ABI, Addr4, Count, ENDPOINT_PINNED, Endpoint, Flow, FlowKey, Hook, Peer, PeerCount, Reason, Settings,
+    Verdict, Vtep,
 };
 use serde::Serialize;
 
-use super::{self as domain, DatapathError};
+use super::{self as domain, DatapathError, index::Index};
 use crate::mac::Mac;
 
 /// Names of the maps in the programs, and of their pins.
@@ -27,11 +28,13 @@ pub const MAPS: [(&str, &str); 6] = [
 /// The maps of one network on this host.
 pub struct Tables {
     /// Peers by base address of their subnet.
-    pub peers: HashMap<MapData, Addr4, Peer>,
+    peers: HashMap<MapData, Addr4, Peer>,
     /// Peers by underlay address.
     pub vteps: HashMap<MapData, Addr4, Vtep>,
     /// Containers by address.
-    pub endpoints: HashMap<MapData, Addr4, Endpoint>,
+    endpoints: HashMap<MapData, Addr4, Endpoint>,
+    /// The same to the programs, where they are this process's own: who only opens the pins does not write peers or endpoints.
+    index: Option<Index>,
     /// Connections of the stack.
     pub flows: HashMap<MapData, FlowKey, Flow>,
     counters: PerCpuArray<MapData, Count>,
@@ -68,11 +71,12 @@ pub struct PeerTraffic {
 
 impl Tables {
     /// The maps of freshly loaded programs.
-    pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
-        Self::build(|name, _| {
+    pub(super) fn take(ebpf: &mut Ebpf, settings: &Settings) -> Result<Self, DatapathError> {
+        let tables = Self::build(|name, _| {
             ebpf.take_map(name)
                 .ok_or_else(|| DatapathError::missing(format!("find map {name}"), "not in the object"))
-        })
+        })?;
+        Ok(Self { index: Some(Index::take(ebpf, settings)?), ..tables })
     }
 
     /// The maps pinned in `folder`.
@@ -100,7 +104,61 @@ impl Tables {
             flows: map(flows.0, flows.1)?.try_into().map_err(wrong)?,
             counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
             peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
+            index: None,
         })
+    }
+
+    /// The peer that holds the subnet with this base address.
+    pub fn peer(&self, base: Addr4) -> Option<Peer> {
+        self.peers.get(&base, 0).ok()
+    }
+
+    /// Adds or replaces a peer.
+    pub fn put_peer(&mut self, base: Addr4, peer: Peer) -> Result<(), MapError> {
+        self.peers.insert(base, peer, 0)?;
+        self.index.as_mut().map_or(Ok(()), |index| index.put_peer(base, peer))
+    }
+
+    /// Removes a peer.
+    pub(super) fn remove_peer(&mut self, base: Addr4) -> Result<(), MapError> {
+        self.index.as_mut().map_or(Ok(()), |index| index.remove_peer(base))?;
+        self.peers.remove(&base)
+    }
+
+    /// Adds or replaces an endpoint.
+    pub fn put_endpoint(&mut self, address: Addr4, endpoint: Endpoint) -> Result<(), MapError> {
+        self.endpoints.insert(address, endpoint, 0)?;
+        self.index.as_mut().map_or(Ok(()), |index| index.put_endpoint(address, endpoint))
+    }
+
+    /// Removes an endpoint.
+    pub(super) fn remove_endpoint(&mut self, address: Addr4) -> Result<(), MapError> {
+        self.index.as_mut().map_or(Ok(()), |index| index.remove_endpoint(address))?;
+        self.endpoints.remove(&address)
+    }
+
+    /// Has the programs find all that the tables hold.
+    pub(super) fn fill_index(&mut self) -> Result<(), DatapathError> {
+        let (peers, endpoints) = (self.peer_entries()?, self.endpoint_entries()?);
+        let Some(index) = &mut self.index else { return Ok(()) };
+        let failed = |error: MapError| DatapathError::failed("fill the programs' index", &error);
+        for (base, peer) in peers {
+            index.put_peer(Addr4::new(base.octets()), peer).map_err(failed)?;
+        }
+        for (address, endpoint) in endpoints {
+            index.put_endpoint(Addr4::new(address.octets()), endpoint).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the programs find this peer too.
+    pub(super) fn is_peer_found(&self, base: Ipv4Addr, peer: &Peer) -> bool {
+        self.index.as_ref().is_none_or(|index| index.has_peer(Addr4::new(base.octets()), peer))
+    }
+
+    /// Whether they find this endpoint.
+    pub(super) fn is_endpoint_found(&self, address: Ipv4Addr, endpoint: &Endpoint) -> bool {
+        self.index.as_ref().is_none_or(|index| index.has_endpoint(Addr4::new(address.octets()), endpoint))
     }
 
     /// All counters that are not zero.

@@ -138,7 +138,7 @@ impl Bed {
             gateway: GATEWAY,
             underlay_mac: UNDERLAY_MAC,
             encapsulation: ENCAPSULATION_VXLAN,
-            reserved: 0,
+            host_bits: 8,
         };
         alter(&mut settings);
         let (ebpf, mut tables, receivers) =
@@ -150,7 +150,7 @@ impl Bed {
         {
             let slot = slot as u32;
             let peer = Peer { outer, vtep_mac, reserved: [0; 2], slot };
-            tables.peers.insert(Addr4::new(subnet), peer, 0).unwrap();
+            tables.put_peer(Addr4::new(subnet), peer).unwrap();
             tables.vteps.insert(Addr4::new(outer), Vtep { slot }, 0).unwrap();
         }
         let mut bed = Self {
@@ -170,7 +170,7 @@ impl Bed {
     /// Makes `address` an endpoint on interface `ifindex`.
     pub fn learn(&mut self, address: [u8; 4], ifindex: u32) {
         let endpoint = Endpoint { ifindex, mac: CONTAINER_MAC, gateway_mac: GATEWAY_MAC, flags: 0 };
-        self.tables.endpoints.insert(Addr4::new(address), endpoint, 0).unwrap();
+        self.tables.put_endpoint(Addr4::new(address), endpoint).unwrap();
     }
 
     /// The noted connections.

@@ -21,6 +21,7 @@ pub(super) struct Crowd {
 
 /// SubnetLen 26 of a /9 has room for 131,072 subnets. Real leases keep to the first two.
 const CONFIG: &str = r#"{"Network":"10.128.0.0/9","SubnetLen":26,"SubnetMin":"10.128.0.64","SubnetMax":"10.128.0.128","Backend":{"Type":"vxlan"}}"#;
+const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
 /// The first peer's subnet, and addresses in each.
 const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 129, 0, 0);
 const STEP: u32 = 64;
@@ -45,7 +46,7 @@ impl Crowd {
         }
         for pins in network.pins() {
             let specification = json!({ "peers": {
-                "pins": pins, "count": peers, "subnet": SUBNET, "step": STEP, "outer": OUTER,
+                "pins": pins, "network": NETWORK, "count": peers, "subnet": SUBNET, "step": STEP, "outer": OUTER,
                 "vtep_mac": [2, 0, 0, 0, 0, 1],
             }});
             let path = program.to_str().context("the path of overlay-bench is not UTF-8")?;
