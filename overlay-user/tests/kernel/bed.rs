@@ -86,6 +86,23 @@ pub fn with_settings(alter: impl FnOnce(&mut Settings) + Send, test: impl FnOnce
     in_own_namespace(|| test(&mut Bed::new(alter)));
 }
 
+/// Runs `test` on hosts that find peers and endpoints in each way there is: both by number, a network of too many subnets for
+/// that, a subnet of too many addresses. It is told a peer's container.
+pub fn with_each_way_to_find(test: impl Fn(&mut Bed, [u8; 4]) + Send + Sync) {
+    with_bed(|bed| test(bed, REMOTE));
+    let many = |settings: &mut Settings| (settings.network, settings.network_mask) = ([0; 4], [0xe0, 0, 0, 0]);
+    with_settings(many, |bed| test(bed, REMOTE));
+    let large = |settings: &mut Settings| {
+        (settings.network, settings.network_mask) = ([10, 0, 0, 0], [255, 0, 0, 0]);
+        (settings.subnet, settings.subnet_mask, settings.host_bits) = (NETWORK, [255, 254, 0, 0], 17);
+    };
+    with_settings(large, |bed| {
+        let peer = Peer { outer: PEER, vtep_mac: PEER_VTEP_MAC, ..Peer::default() };
+        bed.tables.put_peer(Addr4::new([10, 246, 0, 0]), peer).unwrap();
+        test(bed, [10, 247, 255, 7]);
+    });
+}
+
 /// Runs `test` on a host whose network is bare IPv4 in UDP, with these settings.
 pub fn with_udp(flags: u32, test: impl FnOnce(&mut Bed) + Send) {
     with_settings(|settings| (settings.flags, _) = (flags, bare(settings)), test);

@@ -16,8 +16,8 @@ fn plain(bed: &mut Bed, packet: &[u8]) -> Outcome {
 
 #[test]
 fn a_packet_for_a_container_arrives_bare() {
-    with_bed(|bed| {
-        let packet = udp(REMOTE, CONTAINER, [5000, 4000], 100);
+    with_each_way_to_find(|bed, remote| {
+        let packet = udp(remote, CONTAINER, [5000, 4000], 100);
         let outcome = bed.run("overlay_decap", bed.underlay, &Tunnel::default().wrap(&packet));
         outcome.assert(REDIRECT, &[CARRIED]);
         assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet));

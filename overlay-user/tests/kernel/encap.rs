@@ -23,8 +23,8 @@ fn flood(bed: &mut Bed, packet: &[u8], count: usize) -> Vec<i32> {
 
 #[test]
 fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
-    with_bed(|bed| {
-        let packet = udp(CONTAINER, REMOTE, [4000, 5000], 100);
+    with_each_way_to_find(|bed, remote| {
+        let packet = udp(CONTAINER, remote, [4000, 5000], 100);
         let outcome = encap(bed, &packet);
         outcome.assert(REDIRECT, &[CARRIED]);
         let frame = &outcome.frame;
