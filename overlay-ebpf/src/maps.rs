@@ -5,8 +5,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Addr4, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_RECEIVERS, Peer,
-    PeerCount, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
+    Addr4, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_RECEIVERS, NOTED_BUCKETS,
+    Peer, PeerCount, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
     reason::{HOOKS, REASONS},
 };
 
@@ -36,6 +36,15 @@ static ENDPOINTS: HashMap<Addr4, Endpoint, { MAX_ENDPOINTS as usize }> = HashMap
 /// Connections that belong to the stack. A plain hash and no LRU: an evicted note is a broken connection.
 #[btf_map]
 static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
+
+/// Marks, by [`FlowKey::bucket`], of what `FLOWS` may hold: without one it need not be asked. Two halves, of which one counts:
+/// programs set marks in both and clear none; the agent makes the other half anew when notes have gone, then has it count.
+#[btf_map]
+static NOTED: Array<u32, { 2 * NOTED_BUCKETS as usize }> = Array::new();
+
+/// Which half counts: 0 or 1.
+#[btf_map]
+static NOTED_HALF: Array<u32, 1> = Array::new();
 
 /// Interfaces, by their index, to which XDP may redirect: those whose other end takes such frames. The kernel removes an
 /// interface that goes.
@@ -70,7 +79,8 @@ pub(crate) struct Pace {
 pub(crate) fn peer(address: Addr4) -> Option<Peer> {
     if settings::has(SETTING_PEER_INDEX) {
         // A number is one of Network's only for an address inside.
-        let indexed = settings::in_network(address).then(|| PEER_INDEX.get(settings::subnet_number(address)))??;
+        let indexed =
+            settings::in_network(address).then(|| PEER_INDEX.get(settings::subnet_number(address)))??;
         let peer = *indexed;
         return (u32::from_ne_bytes(peer.outer) != 0).then_some(peer);
     }
@@ -90,7 +100,8 @@ pub(crate) fn vtep(outer: Addr4) -> Option<Vtep> {
 #[inline(always)]
 pub(crate) fn endpoint(address: Addr4) -> Option<Endpoint> {
     if settings::has(SETTING_ENDPOINT_INDEX) {
-        let indexed = settings::in_subnet(address).then(|| ENDPOINT_INDEX.get(settings::address_number(address)))??;
+        let indexed =
+            settings::in_subnet(address).then(|| ENDPOINT_INDEX.get(settings::address_number(address)))??;
         let endpoint = *indexed;
         return (endpoint.ifindex != 0).then_some(endpoint);
     }
@@ -108,6 +119,9 @@ pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
 /// The note of a connection.
 #[inline(always)]
 pub(crate) fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
+    if !is_marked(key) {
+        return None;
+    }
     // SAFETY: hash entries are preallocated and never freed while the program runs; `Flow` is two words that several
     // CPUs may write: the last writer wins, and both wrote the present second.
     FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
@@ -116,7 +130,29 @@ pub(crate) fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
 /// Notes a connection. Fails when the table is full.
 #[inline(always)]
 pub(crate) fn insert_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
-    FLOWS.insert(key, flow, 0)
+    // Before, so that no packet misses the note once it is there; after, for the half that the agent may have cleared in
+    // between: what it reads of the table after clearing lacks this note only if the note, and so this mark, comes later.
+    mark(key);
+    let inserted = FLOWS.insert(key, flow, 0);
+    mark(key);
+    inserted
+}
+
+/// Whether there may be a note of this connection, or of one with the same mark.
+#[inline(always)]
+fn is_marked(key: &FlowKey) -> bool {
+    let half = NOTED_HALF.get(0).copied().unwrap_or(0) & 1;
+    NOTED.get(half * NOTED_BUCKETS + key.bucket()).is_none_or(|mark| *mark != 0)
+}
+
+#[inline(always)]
+fn mark(key: &FlowKey) {
+    for half in [0, 1] {
+        if let Some(mark) = NOTED.get_ptr_mut(half * NOTED_BUCKETS + key.bucket()) {
+            // SAFETY: a word of a map that is never freed while the program runs; programs write nothing but this.
+            unsafe { mark.write_volatile(1) };
+        }
+    }
 }
 
 /// This CPU's counter.

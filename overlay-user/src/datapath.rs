@@ -6,6 +6,7 @@ mod index;
 pub mod layouts;
 pub mod links;
 pub mod memory;
+pub mod notes;
 pub mod programs_log;
 mod slots;
 pub mod tables;

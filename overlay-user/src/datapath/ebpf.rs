@@ -105,6 +105,7 @@ impl EbpfDatapath {
         let slots = Slots::new(options.max_peers, taken);
         forget_strangers(&mut tables, &slots)?;
         tables.fill_index()?;
+        tables.flows.mark_all()?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let ingress = Ingress::default();
         let (tried, device) = (None, watch::Sender::new(0));
@@ -125,6 +126,8 @@ impl EbpfDatapath {
             datapath.put_peer(*subnet, peer)?;
         }
         datapath.adopt()?;
+        // Programs of before there were marks made notes until a moment ago.
+        datapath.tables.flows.mark_all()?;
         for older in &datapath.options.older {
             layouts::merge_notes(older, &mut datapath.tables);
         }
@@ -372,7 +375,11 @@ impl Datapath for EbpfDatapath {
     }
 
     fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError> {
-        Lifetimes::of_this_host().expire(&mut self.tables.flows)
+        let (gone, left) = Lifetimes::of_this_host().expire(&mut self.tables.flows)?;
+        if gone > 0 {
+            self.tables.flows.renew_marks()?;
+        }
+        Ok((gone, left))
     }
 }
 

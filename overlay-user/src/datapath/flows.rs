@@ -1,12 +1,11 @@
 //! When a noted connection may be forgotten: not before the stack's connection tracking has forgotten it.
 use std::{fs, net::Ipv4Addr, time::Duration};
 
-use aya::maps::{HashMap, MapData};
 use log::debug;
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{Addr4, FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey};
 
-use super::DatapathError;
+use super::{DatapathError, notes::Notes};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -82,20 +81,14 @@ impl Lifetimes {
     }
 
     /// Removes what is over; returns how many went and how many stay.
-    pub fn expire(
-        &self,
-        flows: &mut HashMap<MapData, FlowKey, Flow>,
-    ) -> Result<(usize, usize), DatapathError> {
+    pub fn expire(&self, flows: &mut Notes) -> Result<(usize, usize), DatapathError> {
         let (over, stay) = self.sort(flows)?;
         let gone = self.forget(flows, &over)?;
         Ok((gone, stay + over.len() - gone))
     }
 
     /// Which are over, and how many are not.
-    pub fn sort(
-        &self,
-        flows: &HashMap<MapData, FlowKey, Flow>,
-    ) -> Result<(Vec<FlowKey>, usize), DatapathError> {
+    pub fn sort(&self, flows: &Notes) -> Result<(Vec<FlowKey>, usize), DatapathError> {
         let now = now()?;
         let mut over = Vec::new();
         let mut stay = 0;
@@ -107,16 +100,12 @@ impl Lifetimes {
     }
 
     /// Removes those of `over` that still are: ports are used again, and sorting many takes a while. Returns how many went.
-    pub fn forget(
-        &self,
-        flows: &mut HashMap<MapData, FlowKey, Flow>,
-        over: &[FlowKey],
-    ) -> Result<usize, DatapathError> {
+    pub fn forget(&self, flows: &mut Notes, over: &[FlowKey]) -> Result<usize, DatapathError> {
         let mut gone = 0;
         for key in over {
             let now = now()?;
             let still =
-                flows.get(key, 0).is_ok_and(|flow| self.is_over(key.protocol, flow.state, idle(now, &flow)));
+                flows.get(key).is_some_and(|flow| self.is_over(key.protocol, flow.state, idle(now, &flow)));
             if still {
                 gone += 1;
                 // Gone already is as good.
@@ -132,7 +121,7 @@ impl Lifetimes {
 /// Notes a connection as the stack's, as the programs do when the stack hands over its first packet: for one that the stack
 /// carried before there were programs.
 pub fn note(
-    flows: &mut HashMap<MapData, FlowKey, Flow>,
+    flows: &mut Notes,
     from: (Ipv4Addr, u16),
     to: (Ipv4Addr, u16),
     protocol: u8,
@@ -144,7 +133,7 @@ pub fn note(
     let first = if key.addresses[0] == source.0.octets { FLOW_FORWARD } else { FLOW_BACKWARD };
     let state = if answered { FLOW_FORWARD | FLOW_BACKWARD } else { first };
     let flow = Flow { seen_ns: now()?.as_nanos() as u64, state, reserved: 0 };
-    flows.insert(key, flow, 0).map_err(|error| DatapathError::failed("note a connection", &error))
+    flows.insert(key, flow).map_err(|error| DatapathError::failed("note a connection", &error))
 }
 
 /// As the programs stamp their notes.

@@ -101,7 +101,8 @@ impl Index {
 
     /// Whether the programs find this peer.
     pub(super) fn has_peer(&self, base: Addr4, peer: &Peer) -> bool {
-        self.peer_number(base).is_none_or(|number| self.peers.get(&number, 0).is_ok_and(|found| found == *peer))
+        self.peer_number(base)
+            .is_none_or(|number| self.peers.get(&number, 0).is_ok_and(|found| found == *peer))
     }
 
     /// Whether they find this endpoint.

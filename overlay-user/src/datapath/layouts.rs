@@ -180,7 +180,7 @@ pub(super) fn fill(older: &Older, tables: &mut Tables) -> Result<(), DatapathErr
         tables.put_endpoint(key, tables::endpoint_entry(endpoint)).map_err(|error| wrong(&error))?;
     }
     for (key, note) in &notes {
-        tables.flows.insert(key, note, 0).map_err(|error| wrong(&error))?;
+        tables.flows.insert(*key, *note).map_err(|error| wrong(&error))?;
     }
     may_crash("filled");
     Ok(())
@@ -233,10 +233,10 @@ pub(super) fn merge_notes(older: &Older, tables: &mut Tables) {
         Err(error) => return info!("notes of connections in {}: {error}", older.pins.display()),
     };
     for (key, note) in notes {
-        let ours = tables.flows.get(&key, 0).ok();
+        let ours = tables.flows.get(&key);
         if ours.is_none_or(|ours| ours.seen_ns < note.seen_ns) {
             let state = note.state | ours.map_or(0, |ours| ours.state);
-            if let Err(error) = tables.flows.insert(key, Flow { state, ..note }, 0) {
+            if let Err(error) = tables.flows.insert(key, Flow { state, ..note }) {
                 warn!("a connection's note is not taken over: {error}");
             }
         }

@@ -12,15 +12,17 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{self as domain, DatapathError, index::Index};
+use super::{self as domain, DatapathError, index::Index, notes::Notes};
 use crate::mac::Mac;
 
 /// Names of the maps in the programs, and of their pins.
-pub const MAPS: [(&str, &str); 6] = [
+pub const MAPS: [(&str, &str); 8] = [
     ("PEERS", "peers"),
     ("VTEPS", "vteps"),
     ("ENDPOINTS", "endpoints"),
     ("FLOWS", "flows"),
+    ("NOTED", "noted"),
+    ("NOTED_HALF", "noted_half"),
     ("COUNTERS", "counters"),
     ("PEER_COUNTERS", "peer_counters"),
 ];
@@ -36,7 +38,7 @@ pub struct Tables {
     /// The same to the programs, where they are this process's own: who only opens the pins does not write peers or endpoints.
     index: Option<Index>,
     /// Connections of the stack.
-    pub flows: HashMap<MapData, FlowKey, Flow>,
+    pub flows: Notes,
     counters: PerCpuArray<MapData, Count>,
     peer_counters: PerCpuArray<MapData, PeerCount>,
 }
@@ -96,12 +98,16 @@ impl Tables {
         mut map: impl FnMut(&'static str, &'static str) -> Result<Map, DatapathError>,
     ) -> Result<Self, DatapathError> {
         let wrong = |error: MapError| DatapathError::failed("use the maps", &error);
-        let [peers, vteps, endpoints, flows, counters, peer_counters] = MAPS;
+        let [peers, vteps, endpoints, flows, noted, noted_half, counters, peer_counters] = MAPS;
         Ok(Self {
             peers: map(peers.0, peers.1)?.try_into().map_err(wrong)?,
             vteps: map(vteps.0, vteps.1)?.try_into().map_err(wrong)?,
             endpoints: map(endpoints.0, endpoints.1)?.try_into().map_err(wrong)?,
-            flows: map(flows.0, flows.1)?.try_into().map_err(wrong)?,
+            flows: Notes {
+                flows: map(flows.0, flows.1)?.try_into().map_err(wrong)?,
+                marks: map(noted.0, noted.1)?.try_into().map_err(wrong)?,
+                half: map(noted_half.0, noted_half.1)?.try_into().map_err(wrong)?,
+            },
             counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
             peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
             index: None,
@@ -269,6 +275,7 @@ pub fn check(folder: &Path) -> Result<(), DatapathError> {
             "vteps" => (MapType::Hash, size_of::<Addr4>(), size_of::<Vtep>()),
             "endpoints" => (MapType::Hash, size_of::<Addr4>(), size_of::<Endpoint>()),
             "flows" => (MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>()),
+            "noted" | "noted_half" => (MapType::Array, size_of::<u32>(), size_of::<u32>()),
             "counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<Count>()),
             "peer_counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<PeerCount>()),
             _ => return None,

@@ -90,7 +90,8 @@ pub fn with_settings(alter: impl FnOnce(&mut Settings) + Send, test: impl FnOnce
 /// that, a subnet of too many addresses. It is told a peer's container.
 pub fn with_each_way_to_find(test: impl Fn(&mut Bed, [u8; 4]) + Send + Sync) {
     with_bed(|bed| test(bed, REMOTE));
-    let many = |settings: &mut Settings| (settings.network, settings.network_mask) = ([0; 4], [0xe0, 0, 0, 0]);
+    let many =
+        |settings: &mut Settings| (settings.network, settings.network_mask) = ([0; 4], [0xe0, 0, 0, 0]);
     with_settings(many, |bed| test(bed, REMOTE));
     let large = |settings: &mut Settings| {
         (settings.network, settings.network_mask) = ([10, 0, 0, 0], [255, 0, 0, 0]);
@@ -199,7 +200,7 @@ impl Bed {
     pub fn note(&mut self, source: [u8; 4], destination: [u8; 4], ports: [u16; 2], protocol: u8) {
         let ports = ports.map(u16::to_be_bytes);
         let key = FlowKey::new(Addr4::new(source), Addr4::new(destination), ports, protocol);
-        self.tables.flows.insert(key, Flow::default(), 0).unwrap();
+        self.tables.flows.insert(key, Flow::default()).unwrap();
     }
 
     fn counts(&self) -> Vec<((Hook, Reason), u64)> {

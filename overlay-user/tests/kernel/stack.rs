@@ -78,7 +78,7 @@ fn a_full_table_of_flows_is_counted_and_nothing_is_dropped() {
         let mut inserted = 0u32;
         loop {
             let key = FlowKey { addresses: [[9; 4], inserted.to_be_bytes()], ..FlowKey::default() };
-            if bed.tables.flows.insert(key, overlay_common::Flow::default(), 0).is_err() {
+            if bed.tables.flows.insert(key, overlay_common::Flow::default()).is_err() {
                 break;
             }
             inserted += 1;

@@ -33,7 +33,7 @@ fn age(member: &Member, seconds: u64) {
     let mut tables = Tables::open(&pins(member)).unwrap();
     for (key, flow) in flows(member) {
         let seen_ns = flow.seen_ns.saturating_sub(seconds * 1_000_000_000);
-        tables.flows.insert(key, Flow { seen_ns, ..flow }, 0).unwrap();
+        tables.flows.insert(key, Flow { seen_ns, ..flow }).unwrap();
     }
 }
 
@@ -90,7 +90,7 @@ fn ten_idle_minutes_change_nothing() {
         let mut tables = Tables::open(&pins(&bed[host])).unwrap();
         let attempt = FlowKey::new(Addr4::new([10, 244, 1, 9]), Addr4::new([10, 244, 2, 9]), [[1, 2]; 2], 6);
         let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
-        tables.flows.insert(attempt, seen, 0).unwrap();
+        tables.flows.insert(attempt, seen).unwrap();
         age(&bed[host], 600);
         let before = flows(&bed[host]);
         restart(&mut bed[host]);
@@ -135,7 +135,7 @@ fn a_note_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
     let [stale, used] = [stranger(1), stranger(2)];
     for key in [stale, used] {
         let old = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
-        tables.flows.insert(key, old, 0).unwrap();
+        tables.flows.insert(key, old).unwrap();
     }
     // No lifetime at all: what is over does not depend on how long this machine runs.
     let none = Duration::ZERO;
@@ -144,9 +144,9 @@ fn a_note_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
     assert!(over.contains(&stale) && over.contains(&used), "{over:?}");
     // Its ports are used again, by a packet that passes meanwhile.
     let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
-    tables.flows.insert(used, seen, 0).unwrap();
+    tables.flows.insert(used, seen).unwrap();
     assert_eq!(lifetimes.forget(&mut tables.flows, &over).unwrap(), 1);
-    assert!(tables.flows.get(&stale, 0).is_err() && tables.flows.get(&used, 0).is_ok());
+    assert!(tables.flows.get(&stale).is_none() && tables.flows.get(&used).is_some());
 }
 
 /// A connection of protocol 6 that is none of this test's.
@@ -167,10 +167,10 @@ fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
         let used = flows(&bed[host]).len() as u32;
         let established = Flow { seen_ns: now_ns(), state: FLOW_FORWARD | FLOW_BACKWARD, reserved: 0 };
         for number in 0..MANY - used {
-            tables.flows.insert(stranger(number), established, 0).unwrap();
+            tables.flows.insert(stranger(number), established).unwrap();
         }
         // No room for one more.
-        assert!(tables.flows.insert(stranger(MANY), established, 0).is_err());
+        assert!(tables.flows.insert(stranger(MANY), established).is_err());
     }
     ask_all(&bed, &mut talks);
     assert_eq!(restart(&mut bed[0]), u64::from(MANY));
@@ -192,7 +192,7 @@ fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
     let mut tables = Tables::open(&pins(&bed[0])).unwrap();
     for number in 0..1000 {
         let over = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
-        tables.flows.insert(stranger(number), over, 0).unwrap();
+        tables.flows.insert(stranger(number), over).unwrap();
     }
     bed[0].host.namespace().sysctl("netfilter/nf_conntrack_tcp_timeout_syn_sent", "1").unwrap();
     assert_eq!(restart(&mut bed[0]), u64::from(MANY - 1000));
