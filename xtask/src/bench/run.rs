@@ -57,11 +57,7 @@ impl<'a> Run<'a> {
     }
 
     fn time(&self) -> Duration {
-        Duration::from_millis(self.options.milliseconds.unwrap_or(if self.options.quick {
-            100
-        } else {
-            1000
-        }))
+        Duration::from_millis(self.options.milliseconds.unwrap_or(if self.options.quick { 100 } else { 400 }))
     }
 
     fn groups(&self) -> Vec<Group> {
