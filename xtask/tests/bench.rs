@@ -4,6 +4,7 @@ use std::{fs, time::Duration};
 use clap::Parser as _;
 use serde_json::Value;
 use xtask::{
+    agent_bench::{self, Plan},
     bench::{self, Case, Load, Network, Part, Until, bench},
     project,
 };
@@ -19,13 +20,14 @@ fn run(words: &[&str]) -> anyhow::Result<()> {
     bench(&Arguments::try_parse_from(short.iter().chain(words))?.options)
 }
 
-/// Every measure, of few networks; the files; and that a run does not differ from itself.
+/// Every measure but the agent's, whose optimised build takes minutes, of few networks; the files; and that a run does not differ from itself.
 #[test]
 fn each_measure_has_a_figure() {
     let folder = tempfile::tempdir().unwrap();
     let text = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap();
     let out = folder.path().to_str().unwrap();
-    run(&["--networks", "direct,relay,vxlan-strip", "--peers", "50", "--out", out]).unwrap();
+    let only = "packets,programs,exchange,connect,streams,flows,peers";
+    run(&["--only", only, "--networks", "direct,relay,vxlan-strip", "--peers", "50", "--out", out]).unwrap();
     let results: Value = serde_json::from_str(&text("results.json")).unwrap();
     let measures = results["measures"].as_array().unwrap();
     let of = |name: &str| {
@@ -58,6 +60,22 @@ fn each_measure_has_a_figure() {
     assert!(text("results.md").contains("| TCP request/response, 1 flow, p50, us"));
     assert!(text("veth.svg").contains("4 TCP streams"));
     assert_eq!(fs::read(folder.path().join("veth.png")).unwrap()[1..4], *b"PNG");
+}
+
+/// Of the agent that tests have: what comes out is plausible, and all of it.
+#[test]
+fn the_agent_has_figures() {
+    let overlay = project::build_overlay().unwrap();
+    let plan = Plan { peers: 1000, changes: 3, starts: 2, watch: Duration::from_millis(300), rate: 100 };
+    let report = agent_bench::measure(&overlay, &plan, |_| ()).unwrap();
+    assert_eq!((report.peers, report.cold_starts.len(), report.change.count), (1000, 2, 3));
+    for start in &report.cold_starts {
+        assert!(0.0 < start.maps_ms && start.maps_ms < start.last_peer_ms, "{start:?}");
+    }
+    assert!(0.0 < report.change.p50_ms && report.change.p50_ms <= report.change.p99_ms, "{report:?}");
+    assert!(report.memory_at_rest.resident_kib > 1000, "{report:?}");
+    assert!(report.maps.iter().any(|map| map.name == "peers" && map.bytes > 0), "{report:?}");
+    assert!(report.cpu_at_rate_percent > 0.0, "{report:?}");
 }
 
 #[test]
