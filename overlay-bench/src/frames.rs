@@ -137,16 +137,22 @@ pub(crate) fn send(specification: &Specification) -> Result<Report> {
     let first: Array<_, First> =
         Array::try_from(ebpf.map("FIRST").context("no map FIRST")?).context("map FIRST")?;
     let first = first.get(&0, 0)?;
-    // 0 + 1 + ... + (sent - 1).
-    let numbers = (u128::from(sent) * u128::from(sent.saturating_sub(1)) / 2) as u64;
     Ok(Report {
         sent,
         arrived: counted.frames,
-        each_once: counted.frames == sent && counted.numbers == numbers,
+        each_once: each_once(sent, &counted),
         nanoseconds: counted.nanoseconds,
         first_length: first.length,
         first: first.bytes.to_vec(),
     })
+}
+
+/// Whether as many arrived as were sent, with the numbers 0 to `sent` - 1 by their sum: a lost frame and another one that
+/// came twice leave the count as it is, but not the sum.
+fn each_once(sent: u64, arrived: &Arrived) -> bool {
+    // Wraps as the sum of what arrived does.
+    let numbers = (u128::from(sent) * u128::from(sent.saturating_sub(1)) / 2) as u64;
+    arrived.frames == sent && arrived.numbers == numbers
 }
 
 /// What had arrived when all had, or when patience ended.
@@ -232,4 +238,49 @@ fn attach(ebpf: &mut Ebpf, namespace: &Path, interface: &str) -> Result<()> {
         attaching.join().map_err(|_| anyhow!("the thread that attaches panicked"))?
     });
     attached.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of four frames that were sent, these numbers arrived.
+    fn of_four(numbers: &[u64]) -> bool {
+        let arrived =
+            Arrived { frames: numbers.len() as u64, numbers: numbers.iter().sum(), ..Arrived::default() };
+        each_once(4, &arrived)
+    }
+
+    #[test]
+    fn each_number_once_in_any_order_is_well() {
+        assert!(of_four(&[0, 1, 2, 3]));
+        assert!(of_four(&[3, 0, 2, 1]));
+        assert!(each_once(0, &Arrived::default()));
+    }
+
+    #[test]
+    fn a_lost_frame_is_noticed() {
+        assert!(!of_four(&[0, 1, 2]));
+        // Number 0 adds nothing to the sum.
+        assert!(!of_four(&[1, 2, 3]));
+    }
+
+    #[test]
+    fn a_frame_that_came_twice_is_noticed() {
+        assert!(!of_four(&[0, 1, 2, 2, 3]));
+        assert!(!of_four(&[0, 0, 1, 2, 3]));
+    }
+
+    #[test]
+    fn a_lost_frame_is_not_made_good_by_another_s_duplicate() {
+        assert!(!of_four(&[0, 1, 2, 2]));
+        assert!(!of_four(&[1, 1, 2, 3]));
+    }
+
+    #[test]
+    fn the_sum_may_wrap() {
+        // 2^33 * (2^33 - 1) / 2 = 2^65 - 2^32.
+        let (sent, numbers) = (1 << 33, 0_u64.wrapping_sub(1 << 32));
+        assert!(each_once(sent, &Arrived { frames: sent, numbers, nanoseconds: 1 }));
+    }
 }

@@ -13,8 +13,10 @@ use serde::Serialize;
 use crate::lab::{self, Agent, Lab, Store};
 
 use leases::{Latencies, Leases};
-use map::{MapSize, Peers};
-use process::{Memory, cpu_time};
+pub use map::MapSize;
+use map::Peers;
+pub use process::Memory;
+use process::cpu_time;
 use samples::{Percentiles, milliseconds};
 
 mod leases;
@@ -36,6 +38,14 @@ pub struct Plan {
     pub watch: Duration,
     /// Changes per second then.
     pub rate: u32,
+}
+
+impl Plan {
+    /// For the record.
+    pub const FULL: Self =
+        Self { peers: 10_000, changes: 1000, starts: 5, watch: Duration::from_secs(10), rate: 1000 };
+    /// For a look, of the same quantities: within 12 seconds.
+    pub const QUICK: Self = Self { changes: 100, starts: 2, watch: Duration::from_secs(3), ..Self::FULL };
 }
 
 /// What came out.

@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: networks between two containers side by side, every measure taken from one after the other, round by
-//! round, so that what else the machine does hits all of them alike.
+//! round, so that what else the machine does hits all of them alike; and the agent, once.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -19,6 +19,7 @@ pub use self::{
 };
 use crate::{command, project, setup};
 
+mod agent;
 mod compare;
 mod exchange;
 mod frame;
@@ -38,13 +39,13 @@ mod streams;
 /// How the benchmark runs.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes, for a look.
+    /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes once the agent is built, for a look.
     #[arg(long)]
     quick: bool,
     /// Rounds [default: 5, with --quick 3].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Milliseconds of each sample [default: 500, with --quick 100].
+    /// Milliseconds of each sample [default: 400, with --quick 100].
     #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
     milliseconds: Option<u64>,
     /// Only these measures.
@@ -65,6 +66,12 @@ pub struct Options {
     /// Where results go.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+}
+
+impl Options {
+    fn groups(&self) -> Vec<Group> {
+        chosen(&self.only, Group::value_variants().to_vec())
+    }
 }
 
 /// Offloads decide what a veth is.
@@ -91,21 +98,30 @@ pub fn bench(options: &Options) -> Result<()> {
     let old = options.compare.as_deref().map(Results::read).transpose()?;
     setup::setup()?;
     let program = build_program()?;
+    let agent = options.groups().contains(&Group::Agent).then(project::build_release).transpose()?;
     let default = if options.quick { vec![Underlay::Veth] } else { vec![Underlay::Veth, Underlay::WireLike] };
     let underlays = chosen(&options.underlay, default);
     let mut results =
         Run::new(options, project::build_overlay()?, program, empty(options)?).over(&underlays)?;
+    if let Some(agent) = agent {
+        agent::measure(&agent, options.quick, &mut results);
+    }
     results.measures.iter_mut().for_each(results::Measured::conclude);
     let mut text = report::markdown(&results);
     if let (Some(old), Some(path)) = (old, &options.compare) {
         let changes = compare::changes(&old, &results);
         let chance = statistics::chance_to_separate(old.rounds, results.rounds);
-        text += &report::comparison(&changes, &path.display().to_string(), chance);
+        let name = path.display().to_string();
+        text += &report::comparison(&changes, &name, chance);
+        text += &report::absolutes(&compare::absolutes(&old, &results), &name);
     }
     println!("{text}");
     let folder = options.out.clone().unwrap_or_else(|| project::target().join("bench"));
     write(&results, &text, &folder).with_context(|| format!("write results to {}", folder.display()))?;
-    println!("\nwritten to {}: results.json, results.md, plots as SVG and PNG", folder.display());
+    println!(
+        "\nwritten to {}: results.json, results.md, plots of the ratios as SVG and PNG",
+        folder.display()
+    );
     let errors = results.errors().len();
     ensure!(errors == 0, "{errors} cases have no figure (see above)");
     Ok(())

@@ -1,6 +1,4 @@
 //! `cargo xtask bench-agent`: how fast and how large the agent is with many peers, as a table beside the targets.
-use std::time::Duration;
-
 use anyhow::Result;
 use clap::Args;
 use xtask::{
@@ -11,29 +9,24 @@ use xtask::{
 #[derive(Args)]
 pub(crate) struct Options {
     /// How many other hosts have leases.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1000..=i64::from(peer::MOST)))]
+    #[arg(long, default_value_t = Plan::FULL.peers, value_parser = clap::value_parser!(u32).range(1000..=i64::from(peer::MOST)))]
     peers: u32,
     /// How many changes are made one at a time.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(3..))]
+    #[arg(long, default_value_t = Plan::FULL.changes, value_parser = clap::value_parser!(u32).range(3..))]
     changes: u32,
     /// How many cold starts.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = Plan::FULL.starts, value_parser = clap::value_parser!(u32).range(1..))]
     starts: u32,
     /// Prints the figures as JSON, and no progress.
     #[arg(long)]
     json: bool,
 }
 
-/// How long the agent's CPU time is watched, at rest and under changes.
-const WATCH: Duration = Duration::from_secs(10);
-/// Changes per second then.
-const RATE: u32 = 1000;
-
 pub(crate) fn bench_agent(options: &Options) -> Result<()> {
     setup::setup()?;
     let overlay = project::build_release()?;
     let Options { peers, changes, starts, json } = *options;
-    let plan = Plan { peers, changes, starts, watch: WATCH, rate: RATE };
+    let plan = Plan { peers, changes, starts, ..Plan::FULL };
     let report = agent_bench::measure(&overlay, &plan, |step| {
         if !json {
             eprintln!("{step}");

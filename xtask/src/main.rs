@@ -36,7 +36,7 @@ enum Command {
     Run(run::Options),
     /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
     BenchAgent(bench_agent::Options),
-    /// Measures ours beside a bare route, the kernel's VXLAN device and a userspace relay.
+    /// Measures ours beside a bare route, the kernel's VXLAN device and a userspace relay; and the agent with 10,000 peers.
     Bench(xtask::bench::Options),
     /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
     Fuzz(xtask::fuzz::Options),

@@ -25,6 +25,30 @@ pub(super) fn changes(old: &Results, new: &Results) -> Vec<Change> {
     cases.filter_map(|(old, new, case)| change(old, new, case)).collect()
 }
 
+/// A figure without a basis, of both runs.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Absolute {
+    /// `agent, 10000 peers, resident memory at rest`.
+    pub(super) measure: String,
+    /// Of the figures.
+    pub(super) unit: String,
+    /// Of the former run, of this one.
+    pub(super) medians: [f64; 2],
+}
+
+/// All figures without a basis that both runs have: no twin says what the noise is, so none is left out.
+pub(super) fn absolutes(old: &Results, new: &Results) -> Vec<Absolute> {
+    let pairs = new.measures.iter().filter_map(|new| Some((find(old, new)?, new)));
+    let pairs = pairs.filter(|(old, new)| new.is_absolute() && old.unit == new.unit);
+    let cases = pairs.flat_map(|(old, new)| new.cases.iter().map(move |case| (old, new, case)));
+    let both = cases.filter_map(|(old, new, case)| {
+        let medians = [old.case(&case.case)?.summary?.median, case.summary?.median];
+        let measure = format!("{}, {}", new.underlay, new.name);
+        Some(Absolute { measure, unit: new.unit.clone(), medians })
+    });
+    both.collect()
+}
+
 fn find<'a>(old: &'a Results, new: &Measured) -> Option<&'a Measured> {
     old.measures.iter().find(|old| old.underlay == new.underlay && old.name == new.name)
 }
@@ -81,6 +105,25 @@ mod tests {
         let old = run(false, [109.0, 110.0, 111.0], QUIET);
         assert!(changes(&old, &run(false, [89.0, 90.0, 91.0], QUIET))[0].better);
         assert!(!changes(&old, &run(false, [129.0, 130.0, 131.0], QUIET))[0].better);
+    }
+
+    #[test]
+    fn absolute_figures_are_beside_each_other_not_among_the_changes() {
+        let run = |sample: Result<f64, String>| {
+            let mut results = run(true, [110.0; 3], QUIET);
+            let measured = results.measured("agent, 10 peers", "resident memory", "MiB", false);
+            measured.basis.clear();
+            measured.add("agent", sample);
+            measured.conclude();
+            results
+        };
+        let (old, new) = (run(Ok(20.0)), run(Ok(30.0)));
+        assert_eq!(changes(&old, &new), []);
+        let measure = "agent, 10 peers, resident memory".to_owned();
+        let found = Absolute { measure, unit: "MiB".to_owned(), medians: [20.0, 30.0] };
+        assert_eq!(absolutes(&old, &new), [found]);
+        assert_eq!(absolutes(&old, &run(Err("it ended".into()))), []);
+        assert_eq!(absolutes(&Results::default(), &new), []);
     }
 
     #[test]

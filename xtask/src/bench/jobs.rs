@@ -29,6 +29,8 @@ pub(super) enum Group {
     Flows,
     /// Packets per second by the number of peers.
     Peers,
+    /// The agent with 10,000 peers: start, changes, memory, CPU.
+    Agent,
 }
 
 /// One of them.
@@ -88,8 +90,8 @@ impl Job {
                 .collect(),
             Group::Connect => vec![Self::Connect],
             Group::Streams => some(&[1, 4, 16], &[1, 4]).into_iter().map(Self::Streams).collect(),
-            // Compared with themselves.
-            Group::Flows | Group::Peers => Vec::new(),
+            // Compared with themselves, or with nothing.
+            Group::Flows | Group::Peers | Group::Agent => Vec::new(),
         }
     }
 

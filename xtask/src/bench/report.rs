@@ -2,7 +2,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    compare::Change,
+    compare::{Absolute, Change},
     results::{Measured, Results, Samples},
     statistics::Summary,
 };
@@ -24,7 +24,11 @@ pub(super) fn markdown(results: &Results) -> String {
         let measures: Vec<_> =
             results.measures.iter().filter(|measured| measured.underlay == underlay).collect();
         for same in measures.chunk_by(|one, next| one.basis == next.basis) {
-            table(&mut text, underlay, same);
+            if same.iter().all(|measured| measured.is_absolute()) {
+                list(&mut text, underlay, same);
+            } else {
+                table(&mut text, underlay, same);
+            }
         }
     }
     let errors = results.errors();
@@ -60,9 +64,22 @@ fn table(text: &mut String, underlay: &str, measures: &[&Measured]) {
         let cells: Vec<_> =
             columns.iter().map(|case| measured.case(case).map_or(String::new(), cell)).collect();
         let noise = measured.noise().map_or("-".to_owned(), |noise| format!("±{:.1} %", noise * 100.0));
-        let sign = if measured.more_is_better { "more is better" } else { "less is better" };
-        let (name, unit) = (&measured.name, &measured.unit);
-        let _ = writeln!(text, "| {name}, {unit} ({sign}) | {} | {noise} |", cells.join(" | "));
+        let _ = writeln!(text, "| {} | {} | {noise} |", heading(measured), cells.join(" | "));
+    }
+}
+
+fn heading(Measured { name, unit, more_is_better, .. }: &Measured) -> String {
+    format!("{name}, {unit} ({} is better)", if *more_is_better { "more" } else { "less" })
+}
+
+/// Of measures without ratios.
+fn list(text: &mut String, section: &str, measures: &[&Measured]) {
+    let _ = writeln!(text, "\n## {section}\n\nAbsolute figures of this machine.\n");
+    text.push_str("| figure | median | samples |\n|---|---|---|\n");
+    for measured in measures {
+        for case in &measured.cases {
+            let _ = writeln!(text, "| {} | {} | {} |", heading(measured), cell(case), case.samples.len());
+        }
     }
 }
 
@@ -110,6 +127,25 @@ pub(super) fn comparison(changes: &[Change], name: &str, chance: f64) -> String 
     text
 }
 
+/// Figures without ratios beside another run's.
+pub(super) fn absolutes(figures: &[Absolute], name: &str) -> String {
+    if figures.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\nAll absolute figures beside those of {name}. They are of one agent per run, so nothing says how much of a \
+         difference is noise; between different machines they say nothing.\n\n"
+    );
+    text.push_str("| figure | unit | before | now | change |\n|---|---|---|---|---|\n");
+    for Absolute { measure, unit, medians: [before, now] } in figures {
+        // An agent at rest may use no time at all.
+        let change =
+            if *before > 0.0 { format!("{:+.1} %", (now / before - 1.0) * 100.0) } else { "-".to_owned() };
+        let _ = writeln!(text, "| {measure} | {unit} | {} | {} | {change} |", short(*before), short(*now));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +171,33 @@ mod tests {
         assert!(text.contains(" | **1.23** (1.23-1.23) 123 | error | ±2.0 % |"), "{text}");
         assert!(text.contains("ns (less is better) |  |  | 99.9 |  | - |"), "{text}");
         assert!(text.contains("- veth, packets, relay: 3 of 4 arrived"), "{text}");
+    }
+
+    #[test]
+    fn figures_without_a_basis_are_a_list() {
+        let mut results = Results::default();
+        let starts = results.measured("agent, 10 peers", "cold start", "ms", false);
+        starts.basis.clear();
+        [300.0, 200.0, 250.0].into_iter().for_each(|sample| starts.add("agent", Ok(sample)));
+        starts.conclude();
+        let memory = results.measured("agent, 10 peers", "resident memory", "MiB", false);
+        memory.basis.clear();
+        memory.add("agent", Err("it ended".into()));
+        memory.conclude();
+        let text = markdown(&results);
+        assert!(text.contains("\n## agent, 10 peers\n"), "{text}");
+        assert!(text.contains("| cold start, ms (less is better) | 250 | 3 |"), "{text}");
+        assert!(text.contains("| resident memory, MiB (less is better) | error | 0 |"), "{text}");
+        assert!(!text.contains("ratios to"), "{text}");
+    }
+
+    #[test]
+    fn absolute_figures_stand_beside_each_other() {
+        let figure = |medians| Absolute { measure: "agent, p99".into(), unit: "ms".into(), medians };
+        let text = absolutes(&[figure([2.0, 2.5]), figure([0.0, 0.1])], "old.json");
+        assert!(text.contains("| agent, p99 | ms | 2.00 | 2.50 | +25.0 % |"), "{text}");
+        assert!(text.contains("| agent, p99 | ms | 0.00 | 0.10 | - |"), "{text}");
+        assert_eq!(absolutes(&[], "old.json"), "");
     }
 
     #[test]

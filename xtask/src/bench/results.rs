@@ -27,7 +27,7 @@ pub(super) struct Results {
 /// One quantity, of every case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Measured {
-    /// `veth` or `wire-like`.
+    /// `veth` or `wire-like`; `agent, 10000 peers` for what depends on neither.
     pub(super) underlay: String,
     /// `TCP request/response, 8 flows, p50`.
     pub(super) name: String,
@@ -35,7 +35,8 @@ pub(super) struct Measured {
     pub(super) unit: String,
     /// Whether more is better.
     pub(super) more_is_better: bool,
-    /// The case that ratios are taken to. Its twin's ratio is the machine's noise.
+    /// The case that ratios are taken to. Its twin's ratio is the machine's noise. Empty where there is none: the figures
+    /// are absolute.
     pub(super) basis: String,
     /// In the order of the table.
     pub(super) cases: Vec<Samples>,
@@ -100,6 +101,11 @@ impl Measured {
     /// How far the same thing measured twice lies apart.
     pub(super) fn noise(&self) -> Option<f64> {
         Some(self.case(&twin(&self.basis))?.ratio?.distance_from_one())
+    }
+
+    /// Whether its figures stand for themselves, without ratios and noise.
+    pub(super) fn is_absolute(&self) -> bool {
+        self.basis.is_empty()
     }
 
     /// Whether a case is there to be compared with.

@@ -57,15 +57,7 @@ impl<'a> Run<'a> {
     }
 
     fn time(&self) -> Duration {
-        Duration::from_millis(self.options.milliseconds.unwrap_or(if self.options.quick {
-            100
-        } else {
-            1000
-        }))
-    }
-
-    fn groups(&self) -> Vec<Group> {
-        chosen(&self.options.only, Group::value_variants().to_vec())
+        Duration::from_millis(self.options.milliseconds.unwrap_or(if self.options.quick { 100 } else { 400 }))
     }
 
     fn cases(&self) -> Vec<Case> {
@@ -75,7 +67,7 @@ impl<'a> Run<'a> {
     }
 
     fn jobs(&self) -> Vec<Job> {
-        self.groups().into_iter().flat_map(|group| Job::of(group, self.options.quick)).collect()
+        self.options.groups().into_iter().flat_map(|group| Job::of(group, self.options.quick)).collect()
     }
 
     /// Numbers of flows, and their names: one, twice, and more.
@@ -92,7 +84,7 @@ impl<'a> Run<'a> {
 
     /// Samples for one underlay, so that progress can be told.
     fn samples(&self) -> usize {
-        let groups = self.groups();
+        let groups = self.options.groups();
         let networks = self.cases().len();
         let flows = if groups.contains(&Group::Flows) { networks * self.flows().len() } else { 0 };
         let peers = if groups.contains(&Group::Peers) { 2 * self.peers().len() } else { 0 };
@@ -102,7 +94,7 @@ impl<'a> Run<'a> {
     /// All networks stand at once; job by job, round by round, each has its turn.
     fn compare_networks(&mut self, underlay: Underlay) -> Result<()> {
         let jobs = self.jobs();
-        if jobs.is_empty() && !self.groups().contains(&Group::Flows) {
+        if jobs.is_empty() && !self.options.groups().contains(&Group::Flows) {
             return Ok(());
         }
         let mut networks = Vec::new();
@@ -126,7 +118,7 @@ impl<'a> Run<'a> {
 
     /// Each network with one connection and with many, in turns.
     fn compare_flows(&mut self, underlay: Underlay, networks: &[Network]) -> Result<()> {
-        if !self.groups().contains(&Group::Flows) {
+        if !self.options.groups().contains(&Group::Flows) {
             return Ok(());
         }
         let loads = self.flows();
@@ -173,7 +165,7 @@ impl<'a> Run<'a> {
 
     /// Hosts with few peers and many, in turns.
     fn compare_crowds(&mut self, underlay: Underlay) -> Result<()> {
-        if !self.groups().contains(&Group::Peers) {
+        if !self.options.groups().contains(&Group::Peers) {
             return Ok(());
         }
         let mut crowds = Vec::new();
