@@ -7,6 +7,9 @@ mod bed;
 
 mod modes {
     mod combinations;
+    mod count;
     mod datagrams;
     mod direct;
+    mod large;
+    mod offloads;
 }

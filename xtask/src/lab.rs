@@ -42,7 +42,7 @@ pub use self::{
     path::Path as RoutedPath,
     relay::Relay,
     steady::{Steady, SteadyReport},
-    stream::{Transfer, iperf3, transfer},
+    stream::{Transfer, iperf3, transfer, transfer_by},
     sweep::{interrupted, leaks, orphans, sweep},
     visitor::Guesthouse,
 };

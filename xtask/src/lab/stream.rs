@@ -1,13 +1,13 @@
 //! TCP streams between containers: one whose every byte is compared, one that measures.
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Container, namespace::join, wait_until};
+use super::{Container, Namespace, namespace::join, wait_until};
 use crate::command;
 
 /// A finished transfer, every byte of which arrived as it was sent.
@@ -26,9 +26,14 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Sends `bytes` (rounded up to 64 KiB) from one container to another by TCP. The receiver makes the same pseudo-random
 /// bytes itself and compares them all, which is what a hash would only approximate.
 pub fn transfer(from: &Container, to: &Container, bytes: u64) -> Result<Transfer> {
+    transfer_by(from, to.address(), to.namespace(), bytes)
+}
+
+/// The same to whoever listens at last behind `address`: a container may forward what is sent to it.
+pub fn transfer_by(from: &Container, address: Ipv4Addr, to: &Namespace, bytes: u64) -> Result<Transfer> {
     let blocks = bytes.div_ceil(BLOCK as u64);
-    let listener = to.namespace().enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
-    let target = (to.address(), listener.local_addr()?.port());
+    let listener = to.enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
+    let target = (address, listener.local_addr()?.port());
     let started = Instant::now();
     let sender = from.namespace().thread(move || {
         let mut stream = TcpStream::connect_timeout(&target.into(), PATIENCE)
@@ -41,7 +46,7 @@ pub fn transfer(from: &Container, to: &Container, bytes: u64) -> Result<Transfer
         }
         Ok(())
     });
-    let receiver = to.namespace().thread(move || {
+    let receiver = to.thread(move || {
         let mut stream = accept(&listener)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let (mut expected, mut block) = (vec![0; BLOCK], vec![0; BLOCK]);
