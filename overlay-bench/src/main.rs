@@ -5,12 +5,14 @@ use serde::Deserialize;
 
 mod frames;
 mod peers;
+mod wire;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Specification {
     Frames(frames::Specification),
     Peers(peers::Specification),
+    Wire(wire::Specification),
 }
 
 fn main() -> Result<()> {
@@ -20,6 +22,7 @@ fn main() -> Result<()> {
     let answer = match serde_json::from_str(&specification).context("read the specification")? {
         Specification::Frames(specification) => serde_json::to_string(&frames::send(&specification)?)?,
         Specification::Peers(specification) => serde_json::to_string(&peers::fill(&specification)?)?,
+        Specification::Wire(specification) => serde_json::to_string(&wire::lay(&specification)?)?,
     };
     println!("{answer}");
     Ok(())

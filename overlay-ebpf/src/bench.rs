@@ -1,8 +1,10 @@
-//! The benchmark's programs: one sends frames, one counts them where they arrive and ends them there.
+//! The benchmark's programs: one sends frames, one counts them where they arrive and ends them there, one is the wire between
+//! the hosts.
 //!
 //! | program  | hook                                        | what it does                                      |
 //! |----------|---------------------------------------------|---------------------------------------------------|
 //! | `send`   | XDP, by test runs with live frames          | writes the next frame's header and number         |
+//! | `wire`   | TC ingress of both hosts' ports             | passes frames on to the other port                |
 //! | `finish` | TC ingress where the measured way ends      | counts numbered frames, drops them; passes others |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
@@ -15,7 +17,7 @@ mod programs {
         EbpfContext as _,
         bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_ABORTED},
         btf_maps::{Array, PerCpuArray},
-        helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes},
+        helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes, generated::bpf_redirect},
         macros::{btf_map, classifier, xdp},
         programs::{TcContext, XdpContext},
     };
@@ -97,7 +99,7 @@ mod programs {
 
     #[inline(always)]
     fn write<const N: usize>(context: &XdpContext, shape: &Shape) -> Option<()> {
-        const { assert!(N <= HEAD && N % 2 == 0) };
+        const { assert!(N <= HEAD && N.is_multiple_of(2)) };
         if context.data() + N > context.data_end() {
             return None;
         }
@@ -123,6 +125,18 @@ mod programs {
     unsafe fn copy<T: Copy>(to: usize, from: usize) {
         // SAFETY: as the caller says.
         unsafe { (to as *mut T).write((from as *const T).read()) };
+    }
+
+    /// Both ends' interface indexes, combined by exclusive or: with the one the other comes out.
+    #[unsafe(no_mangle)]
+    static WIRE: u32 = 0;
+
+    #[classifier]
+    fn wire(context: TcContext) -> i32 {
+        // SAFETY: a static that the loader writes before the kernel freezes it; hence volatile.
+        let ends = unsafe { (&raw const WIRE).read_volatile() };
+        // SAFETY: a field of the context that the verifier allows; the helper takes numbers only.
+        unsafe { bpf_redirect((*context.skb.skb).ifindex ^ ends, 0) as i32 }
     }
 
     #[classifier]

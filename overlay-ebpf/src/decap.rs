@@ -181,7 +181,7 @@ fn receiver(frame: &impl Frame, inner: &Ipv4, taken: usize) -> Result<Endpoint, 
 
 #[inline(always)]
 pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    let Delivery { inner, endpoint, slot, tos, taken, .. } = match judge(packet) {
+    let Delivery { inner, endpoint, slot, tos, is_unchecked, taken } = match judge(packet) {
         Ok(Some(delivery)) => delivery,
         Ok(None) => return Ok(Outcome::NotOurs),
         Err(reason) => return leave(packet, reason),
@@ -195,7 +195,13 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         if packet.gso_size() != 0 && inner.protocol == IPPROTO_UDP {
             return leave(packet, Reason::RoomRefused);
         }
-        if let Err(reason) = packet.take_room(taken) {
+        let start =
+            if settings::is_udp() && !is_unchecked { packet.read::<[u8; 8]>(ETHERNET + taken) } else { None };
+        let took = match start {
+            Some(start) => packet.take_datagram_room(&start),
+            None => packet.take_room(taken),
+        };
+        if let Err(reason) = took {
             return leave(packet, reason);
         }
         packet.distrust_checksum();
@@ -219,6 +225,13 @@ fn leave(packet: &Packet<'_>, reason: Reason) -> Result<Outcome, Reason> {
     if !matches!(reason.verdict(), Verdict::Stack) || !(settings::is_udp() || is_plain(packet)) {
         return Err(reason);
     }
+    // The datagrams of one frame: taken apart by us they would keep the tunnel's marks (In 4). Before the agent's socket
+    // gets them the kernel cuts them, outer headers and all.
+    let is_datagrams =
+        packet.gso_size() != 0 && packet.read::<[u8; 1]>(ETHERNET + IPV4 + UDP + 9) == Some([IPPROTO_UDP]);
+    if is_datagrams && !is_plain(packet) {
+        return Err(reason);
+    }
     stack::hand_over(packet).map(|action| Outcome::Instead(action, reason))
 }
 
@@ -229,8 +242,9 @@ pub(crate) fn deliver(packet: &Packet<'_>, slot: u32) -> Result<Outcome, Reason>
     if !packet.pull(ETHERNET + IPV4) {
         return Err(Reason::Failed);
     }
-    let inner = packet.ipv4(ETHERNET).map_err(|_| Reason::Failed)?;
-    let endpoint = maps::endpoint(inner.destination).ok_or(Reason::Failed)?;
+    // Judged it has been, packet by packet: merged beyond 65,535 bytes its length is zero (BIG TCP).
+    let destination = packet.read(ETHERNET + 16).map(Addr4::new).ok_or(Reason::Failed)?;
+    let endpoint = maps::endpoint(destination).ok_or(Reason::Failed)?;
     if !packet.takes(endpoint.ifindex, 0) {
         return Err(Reason::Failed);
     }

@@ -112,7 +112,7 @@ pub(crate) fn header(frame: &impl Frame, offset: usize) -> Result<Ipv4, BadIpv4>
 
 /// Bytes of the transport header that the kernel repeats in every segment.
 #[inline(always)]
-fn transport_length(frame: &impl Frame, offset: usize, protocol: u8) -> u32 {
+pub(crate) fn transport_length(frame: &impl Frame, offset: usize, protocol: u8) -> u32 {
     if protocol == IPPROTO_TCP {
         // Data offset: 32-bit words, in the upper half of byte 12 (RFC 9293 section 3.1).
         frame.load::<1>(offset + 12).map_or(20, |byte| u32::from(byte[0] >> 4) * 4)

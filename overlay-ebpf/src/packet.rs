@@ -7,7 +7,7 @@ use aya_ebpf::{
         __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC,
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET, BPF_F_DONT_FRAGMENT, BPF_F_INGRESS,
-        BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode, bpf_redir_neigh, bpf_tunnel_key,
+        BPF_F_RECOMPUTE_CSUM, BPF_F_ZERO_CSUM_TX, bpf_adj_room_mode, bpf_redir_neigh, bpf_tunnel_key,
     },
     helpers::generated::{
         bpf_check_mtu, bpf_csum_diff, bpf_csum_level, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_redirect,
@@ -205,6 +205,27 @@ impl<'a> Packet<'a> {
         // Without FIXED_GSO the kernel raises gso_size by what is taken away, and segments no longer fit.
         const FLAGS: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) as u64;
         self.adjust_room(-(length as i32), FLAGS)
+    }
+
+    /// The same for a datagram's headers with a checksum that a device is still to finish (CHECKSUM_PARTIAL; nothing says so
+    /// here): its place would then be in the Ethernet header, and be written to by the first device that the container sends
+    /// the packet on by. Taken away with it, it is forgotten; what is taken too much is written anew.
+    #[inline(always)]
+    pub(crate) fn take_datagram_room(&self, start: &[u8; 8]) -> Result<(), Reason> {
+        self.take_room(DATAGRAM + 8)?;
+        // Half changed from here on.
+        self.push_keeping_segments(8).map_err(|_| Reason::Failed)?;
+        // SAFETY: the buffer is 8 bytes long; no pointer into the frame is held across the call.
+        let result = unsafe {
+            bpf_skb_store_bytes(
+                self.skb(),
+                ETHERNET as u32,
+                start.as_ptr().cast(),
+                8,
+                u64::from(BPF_F_RECOMPUTE_CSUM),
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(Reason::Failed) }
     }
 
     /// Gives a packet without link header, such as a TUN's, the room for one, which a neighbour's will be written into.

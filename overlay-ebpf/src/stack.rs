@@ -12,7 +12,7 @@ use crate::{
     fib::{self, NextHop, NoWay, Way},
     flow,
     frame::Frame as _,
-    ipv4::{IPPROTO_TCP, IPPROTO_UDP, segment_length},
+    ipv4::{IPPROTO_TCP, IPPROTO_UDP, segment_length, transport_length},
     maps, outer,
     packet::Packet,
     programs::Outcome,
@@ -85,7 +85,8 @@ fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Resul
     }
     // A TUN has no checksum offload, so what a socket sends many at once (UDP_SEGMENT, Linux 6.11) has its checksums' place
     // noted where it will no longer be; and a container's own tunnel's frame cannot be told of one more tunnel around it.
-    if packet.gso_size() != 0 && header[9] != IPPROTO_TCP {
+    // Nor do outer headers hold the length of one beyond 65,535 bytes (BIG TCP).
+    if packet.gso_size() != 0 && (header[9] != IPPROTO_TCP || header[2..4] == [0; 2]) {
         return Err(Reason::RoomRefused);
     }
     let next_hop = match fib::way(packet, peer, source_port, length) {
@@ -121,7 +122,7 @@ fn segment(packet: &Packet<'_>, header: &[u8; IPV4]) -> u32 {
         Ok(ip) => segment_length(packet, 0, &ip),
         Err(_) if header[0] == 0x45 && packet.gso_size() != 0 => {
             // BIG TCP: the header's length is zero, the segments' will not be.
-            packet.gso_size() + IPV4 as u32 + 60
+            packet.gso_size() + IPV4 as u32 + transport_length(packet, IPV4, header[9])
         }
         Err(_) => u32::from(u16::from_be_bytes([header[2], header[3]])),
     }

@@ -45,7 +45,7 @@ pub struct Options {
     /// Rounds [default: 5, with --quick 3].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Milliseconds of each sample [default: 400, with --quick 100].
+    /// Milliseconds of each sample [default: 300, with --quick 100].
     #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
     milliseconds: Option<u64>,
     /// Only these measures.

@@ -82,7 +82,7 @@ fn the_agent_has_figures() {
 fn a_lost_frame_or_one_that_comes_twice_is_an_error_and_no_figure() {
     let overlay = project::build_overlay().unwrap();
     let program = bench::build_program().unwrap();
-    let network = Network::build(Case::Bare, &overlay, false).unwrap();
+    let network = Network::build(Case::Bare, &overlay, &program, false).unwrap();
     let until = Until::Time(Duration::from_millis(10));
     let load = Load { size: 64, flows: 4, peers: None, until, statistics: false };
     let send = || bench::send(&network, &program, Part::Whole, load);

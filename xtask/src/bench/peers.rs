@@ -36,7 +36,8 @@ impl Crowd {
     /// Starts them, and fills the maps.
     pub(super) fn build(overlay: &Path, program: &Path, wire_like: bool, peers: u32) -> Result<Self> {
         ensure!((1..=MOST).contains(&peers), "{peers} peers: 1 to {MOST} can be had");
-        let mut network = Network::with_config(overlay, wire_like, CONFIG, &["--max-peers", MAX_PEERS])?;
+        let mut network =
+            Network::with_config(overlay, program, wire_like, CONFIG, &["--max-peers", MAX_PEERS])?;
         // An agent would take away what stands in no store.
         network.kill_agents()?;
         let hosts: Vec<_> = network.lab().hosts().to_vec();

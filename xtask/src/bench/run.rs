@@ -57,7 +57,7 @@ impl<'a> Run<'a> {
     }
 
     fn time(&self) -> Duration {
-        Duration::from_millis(self.options.milliseconds.unwrap_or(if self.options.quick { 100 } else { 400 }))
+        Duration::from_millis(self.options.milliseconds.unwrap_or(if self.options.quick { 100 } else { 300 }))
     }
 
     fn cases(&self) -> Vec<Case> {
@@ -100,7 +100,12 @@ impl<'a> Run<'a> {
         let mut networks = Vec::new();
         for case in self.cases() {
             eprintln!("{}: building {}", underlay.name(), case.name());
-            networks.push(Network::build(case, &self.overlay, underlay == Underlay::WireLike)?);
+            networks.push(Network::build(
+                case,
+                &self.overlay,
+                &self.program,
+                underlay == Underlay::WireLike,
+            )?);
         }
         let (rounds, time) = (self.results.rounds, self.time());
         for job in jobs {

@@ -1,0 +1,44 @@
+//! A wire between two interfaces: what arrives at one leaves by the other, past any bridge they are ports of.
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use aya::{
+    EbpfLoader, include_bytes_aligned,
+    programs::{SchedClassifier, TcAttachType, links::FdLink},
+};
+use nix::net::if_::if_nametoindex;
+use serde::{Deserialize, Serialize};
+
+#[derive(Deserialize)]
+pub(crate) struct Specification {
+    /// Its ends, in the network namespace this program was started in.
+    interfaces: [String; 2],
+    /// Where the programs' links are pinned: the wire is there as long as they are.
+    pins: PathBuf,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Laid {
+    ends: usize,
+}
+
+pub(crate) fn lay(specification: &Specification) -> Result<Laid> {
+    let Specification { interfaces, pins } = specification;
+    let index = |name: &String| if_nametoindex(name.as_str()).with_context(|| format!("no interface {name}"));
+    let ends = index(&interfaces[0])? ^ index(&interfaces[1])?;
+    let mut ebpf = EbpfLoader::new()
+        .override_global("WIRE", &ends, true)
+        .load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-bench")))
+        .context("load the benchmark's programs")?;
+    let program: &mut SchedClassifier = ebpf.program_mut("wire").context("no program wire")?.try_into()?;
+    program.load().context("load the wire's program")?;
+    for interface in interfaces {
+        let id = program
+            .attach(interface, TcAttachType::Ingress)
+            .with_context(|| format!("attach the wire to {interface}"))?;
+        let link: FdLink = program.take_link(id)?.try_into().context("the wire takes TCX (Linux 6.6)")?;
+        link.pin(pins.join(format!("wire-{interface}")))
+            .with_context(|| format!("pin the wire in {}", pins.display()))?;
+    }
+    Ok(Laid { ends: interfaces.len() })
+}
