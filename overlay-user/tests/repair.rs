@@ -139,6 +139,34 @@ fn programs_that_somebody_detached_are_attached_again_by_the_audit() {
     assert!(carried(&a.host, "decap") >= before + 10, "{before}");
 }
 
+/// What the tables say is not in force where the programs do not find it.
+#[test]
+fn what_somebody_empties_in_the_programs_indexes_is_filled_again() {
+    let lab = lab(2);
+    let (a, b) = members(&lab, &[]);
+    let before = carried(&a.host, "encap");
+    a.reaches(&b);
+    assert!(carried(&a.host, "encap") >= before + 10);
+    let empty = |map: &str, length: usize| {
+        let (pin, zeros) =
+            (a.host.bpf_root().join("overlay/v1/default").join(map), vec!["0"; length].join(" "));
+        for number in 0..256 {
+            let update = format!("map update pinned {} key {number} 0 0 0 value {zeros}", pin.display());
+            xtask::command::sh(&format!("bpftool {update}")).unwrap();
+        }
+    };
+    empty("endpoint_index", 20);
+    let before = carried(&a.host, "encap");
+    // The container is not known: the stack carries its packets.
+    a.reaches(&b);
+    assert_eq!(carried(&a.host, "encap"), before);
+    empty("peer_index", 16);
+    overlay(&a.host, &["peers", "--resync"]).is(0, &["read again"]);
+    until(&a.host, "two repairs", |status| status["agent"]["datapath"]["repaired"].as_u64() >= Some(2));
+    a.reaches(&b);
+    assert!(carried(&a.host, "encap") >= before + 10);
+}
+
 #[test]
 fn an_underlay_device_that_is_made_anew_gets_its_programs() {
     let lab = lab(2);

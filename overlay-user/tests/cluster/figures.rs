@@ -181,10 +181,8 @@ fn every_packet_sent_is_accounted_for() {
 
     // The receiver's container is gone from its table: the stack delivers.
     bed[1].kill_agent().unwrap();
-    let [c, d, e, f] = b.address().octets();
-    let pin = pins(&bed[1]).join("endpoints");
-    let key = format!("map delete pinned {} key {c} {d} {e} {f}", pin.display());
-    xtask::command::sh(&format!("bpftool {key}")).unwrap();
+    let [.., number] = b.address().octets();
+    forget(&bed, "endpoint_index", number, 20);
     let [_, receiver] = check(&bed, "receiver not learned");
     let stack = receiver.of(Hook::Receive, Reason::Carried);
     assert!(stack > 4000 && stack == receiver.of(Hook::Decap, Reason::Unlearned), "{stack}");
@@ -193,10 +191,9 @@ fn every_packet_sent_is_accounted_for() {
     let pin = pins(&bed[1]).join("vteps");
     let vteps = bed[0].host.address().octets().map(|octet| octet.to_string()).join(" ");
     xtask::command::sh(&format!("bpftool map delete pinned {} key {vteps}", pin.display())).unwrap();
-    let peer = pins(&bed[1]).join("peers");
     let base: Ipv4Addr = bed[0].subnet.trim_end_matches("/24").parse().unwrap();
-    let base = base.octets().map(|octet| octet.to_string()).join(" ");
-    xtask::command::sh(&format!("bpftool map delete pinned {} key {base}", peer.display())).unwrap();
+    let [_, _, number, _] = base.octets();
+    forget(&bed, "peer_index", number, 16);
     let [_, receiver] = check(&bed, "sender not known");
     assert!(receiver.of(Hook::Decap, Reason::UnknownPeer) > 4000);
 
@@ -211,4 +208,11 @@ fn every_packet_sent_is_accounted_for() {
     bed[1].restart_agent().unwrap();
     bed.wait_for_peers(1);
     assert_reaches(&a, b.address());
+}
+
+/// The second host's programs find nothing any more at this number.
+fn forget(bed: &Bed, index: &str, number: u8, length: usize) {
+    let (pin, zeros) = (pins(&bed[1]).join(index), vec!["0"; length].join(" "));
+    let update = format!("map update pinned {} key {number} 0 0 0 value {zeros}", pin.display());
+    xtask::command::sh(&format!("bpftool {update}")).unwrap();
 }
