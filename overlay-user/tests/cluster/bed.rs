@@ -160,10 +160,11 @@ pub fn bpftool(words: &[&str], pin: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("bpftool {words:?} {pin}: {error}: {text}"))
 }
 
-/// Ids of everything pinned: maps, links, and the programs behind the links; by pin.
+/// Ids of everything pinned: maps, those that each agent makes anew, links, and the programs behind the links; by pin.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ids {
     pub maps: Vec<(String, u64)>,
+    pub indexes: Vec<(String, u64)>,
     pub links: Vec<(String, u64)>,
     pub programs: Vec<(String, u64)>,
 }
@@ -186,9 +187,11 @@ pub fn ids_in(pins: &Path) -> Ids {
         paths
     };
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-    let mut found = Ids { maps: Vec::new(), links: Vec::new(), programs: Vec::new() };
+    let (maps, indexes, links, programs) = Default::default();
+    let mut found = Ids { maps, indexes, links, programs };
     for path in names(pins, |path| path.is_file()) {
-        found.maps.push((name(&path), id(&bpftool(&["map", "show"], &path), "id")));
+        let (name, id) = (name(&path), id(&bpftool(&["map", "show"], &path), "id"));
+        if name.ends_with("_index") { &mut found.indexes } else { &mut found.maps }.push((name, id));
     }
     for path in names(&pins.join("links"), |_| true) {
         let link = bpftool(&["link", "show"], &path);

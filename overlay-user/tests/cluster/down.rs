@@ -26,7 +26,9 @@ fn down_leaves_no_trace_and_up_again_works() {
     assert!(said.contains("network default is gone from this host"), "{said}");
     assert!(host.exec("ip link show dev overlay0").is_err());
     assert_eq!(host.exec("ip route show 10.244.0.0/16").unwrap(), "");
-    for (kind, objects) in [("map", &loaded.maps), ("link", &loaded.links), ("prog", &loaded.programs)] {
+    for (kind, objects) in
+        [("map", &loaded.maps), ("map", &loaded.indexes), ("link", &loaded.links), ("prog", &loaded.programs)]
+    {
         for (name, id) in objects {
             // The kernel frees what nobody holds any more a moment later.
             wait_for(&format!("the end of {kind} {name}"), || !exists(kind, *id));
