@@ -28,6 +28,7 @@ mod network;
 mod packets;
 mod peers;
 mod plots;
+mod program;
 mod programs;
 mod progress;
 mod report;

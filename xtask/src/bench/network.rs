@@ -4,16 +4,15 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use overlay_common::ABI;
-
 use serde_json::{Value, json};
 
-use super::results::{BASIS, TWIN};
-use crate::{
-    command,
-    lab::{
-        self, Backend, Carried, Container, ForeignVxlan, Host, Lab, Member, PingOptions, Relay, Store,
-        populate_with,
-    },
+use super::{
+    program::ask,
+    results::{BASIS, TWIN},
+};
+use crate::lab::{
+    self, Backend, Carried, Container, ForeignVxlan, Host, Lab, Member, PingOptions, Relay, Store,
+    populate_with,
 };
 
 /// What is between the containers.
@@ -234,12 +233,8 @@ impl Network {
 fn lay_wire(lab: &Lab, program: &Path) -> Result<()> {
     let pins = lab.folder().join("bpf");
     let specification = json!({ "wire": { "interfaces": ["h1", "h2"], "pins": pins } });
-    let mut command = lab.switch().command(&[
-        program.to_str().context("the path of overlay-bench is not UTF-8")?,
-        &specification.to_string(),
-    ])?;
-    let answer = command::output(&mut command).context("lay the wire between the hosts")?;
-    let answer: Value = serde_json::from_str(&answer).context("read overlay-bench's answer")?;
+    let answer: Value =
+        ask(program, lab.switch(), &specification).context("lay the wire between the hosts")?;
     ensure!(answer["ends"] == 2, "the wire has not two ends: {answer}");
     Ok(())
 }

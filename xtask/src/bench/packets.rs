@@ -8,11 +8,9 @@ use serde_json::{Value, json};
 use super::{
     frame::Head,
     network::{Case, Network},
+    program::ask,
 };
-use crate::{
-    command,
-    lab::{Container, Namespace},
-};
+use crate::lab::{Container, Namespace};
 
 /// Which part of the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,10 +165,7 @@ fn run(
         anyhow::bail!("a specification that is no object");
     };
     all.extend(more);
-    let specification = json!({ "frames": specification }).to_string();
-    let path = program.to_str().context("the path of overlay-bench is not UTF-8")?;
-    let answer = command::output(&mut at.command(&[path, &specification])?)?;
-    let sent: Sent = serde_json::from_str(&answer).context("read overlay-bench's answer")?;
+    let sent: Sent = ask(program, at, &json!({ "frames": specification }))?;
     ensure!(
         sent.each_once,
         "{} frames were sent, {} arrived{}",

@@ -2,15 +2,15 @@
 //! every round of the frames.
 use std::{net::Ipv4Addr, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
     frame::IPV4,
     network::Network,
     packets::{Load, Part, Until, Varied, send},
+    program::ask,
 };
-use crate::command;
 
 /// Hosts with so many peers, all but one of which are only in the maps.
 pub(super) struct Crowd {
@@ -50,9 +50,7 @@ impl Crowd {
                 "pins": pins, "network": NETWORK, "count": peers, "subnet": SUBNET, "step": STEP, "outer": OUTER,
                 "vtep_mac": [2, 0, 0, 0, 0, 1],
             }});
-            let path = program.to_str().context("the path of overlay-bench is not UTF-8")?;
-            let answer = command::run(path, [specification.to_string()])?;
-            let answer: Value = serde_json::from_str(&answer).context("read overlay-bench's answer")?;
+            let answer: Value = ask(program, network.lab().switch(), &specification)?;
             ensure!(answer["peers"] == peers, "not all peers were written: {answer}");
         }
         Ok(Self { peers, network })

@@ -1,0 +1,15 @@
+//! Asking overlay-bench: a specification in, an answer out, both JSON.
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{command, lab::Namespace};
+
+/// Has overlay-bench do what `specification` says, in this network namespace.
+pub(super) fn ask<T: DeserializeOwned>(program: &Path, at: &Namespace, specification: &Value) -> Result<T> {
+    let path = program.to_str().context("the path of overlay-bench is not UTF-8")?;
+    let answer = command::output(&mut at.command(&[path, &specification.to_string()])?)?;
+    serde_json::from_str(&answer).context("read overlay-bench's answer")
+}
