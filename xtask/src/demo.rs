@@ -101,7 +101,7 @@ pub(crate) fn populate(
     backend: lab::Backend,
     agent: &[&str],
 ) -> Result<Vec<Member>> {
-    let members = lab::populate_with(lab, overlay, store, &backend.config(), agent)?;
+    let members = lab::populate_with(lab, overlay, store, backend.config(), agent)?;
     for Member { host, subnet, mtu, .. } in &members {
         println!("  {}  underlay {}  subnet {subnet}  mtu {mtu}", host.name(), host.address());
     }

@@ -51,7 +51,7 @@ pub(crate) fn demo(mode: lab::Backend, ingress: &str, keep: bool) -> Result<()> 
 
 fn show(lab: &Lab, overlay: &Path, (mode, ingress): (lab::Backend, &str), step: &dyn Fn(&str)) -> Result<()> {
     let store = lab::Store::folder(lab);
-    lab::configure(lab, overlay, &store, &mode.config())?;
+    lab::configure(lab, overlay, &store, mode.config())?;
     let mut members = Vec::new();
     for host in lab.hosts() {
         let member = Member::join(host, overlay, &store, &["--ip-masq", "--ingress", ingress])?;

@@ -36,7 +36,7 @@ pub use self::{
     host::{Capture, Host},
     latency::{Latency, latency},
     ledger::{Accounts, Ledger, Traffic},
-    member::{Backend, Member, Store, configure, populate, populate_some, populate_with},
+    member::{Backend, DIRECT_VXLAN, Member, Store, configure, populate, populate_some, populate_with},
     namespace::{MARK, Namespace, Running},
     numbered::{Numbered, NumberedReport, queue_overflows},
     path::Path as RoutedPath,

@@ -40,7 +40,7 @@ impl Bed {
 
     /// The same on another underlay, with other options for the agents.
     pub fn with(kind: Kind, options: Options, agent: &[&str]) -> Self {
-        Self::with_config(kind, options, &Backend::Vxlan.config(), agent)
+        Self::with_config(kind, options, Backend::Vxlan.config(), agent)
     }
 
     /// The same with another config.

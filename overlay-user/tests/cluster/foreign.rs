@@ -53,7 +53,7 @@ pub fn mixed(wire_like: bool) -> Mixed {
 pub fn mixed_with(wire_like: bool, agent: &[&str]) -> Mixed {
     let lab = Lab::new(Options { wire_like, ..Options::default() }).unwrap();
     let mut store = Store::etcd(&lab).unwrap();
-    configure(&lab, overlay(), &store, &Backend::Vxlan.config()).unwrap();
+    configure(&lab, overlay(), &store, Backend::Vxlan.config()).unwrap();
     let ours = populate_some(&lab.hosts()[..1], overlay(), &store, agent).unwrap().remove(0);
 
     // What flannel would do on the other host, by hand: device, lease, peer; then what its user does.

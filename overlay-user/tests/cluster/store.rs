@@ -5,7 +5,7 @@ use std::{
 };
 
 use overlay_user::status::unix_now;
-use xtask::lab::{Lab, Numbered, Options, wait_until};
+use xtask::lab::{Backend, Lab, Numbered, Options, wait_until};
 
 use super::bed::{
     Bed, Kind, assert_reaches, flannel_lease, json, lease_key, overlay, peers, pings, wait_for,
@@ -225,8 +225,9 @@ fn a_shared_folder_serves_two_hosts_and_one_that_is_not_serves_one() {
 
     let lab = Lab::new(Options::default()).unwrap();
     let folder = lab.folder().join("mine").display().to_string();
-    let config = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
-    lab.host(0).overlay(overlay(), &["config", "set", config, "--store-dir", &folder]).unwrap();
+    lab.host(0)
+        .overlay(overlay(), &["config", "set", Backend::Vxlan.config(), "--store-dir", &folder])
+        .unwrap();
     let mut first = lab.host(0).start_agent(overlay(), &["--store-dir", &folder]).unwrap();
     first.wait_ready(Duration::from_secs(20)).unwrap();
     let mut second = lab.host(1).start_agent(overlay(), &["--store-dir", &folder]).unwrap();

@@ -11,7 +11,7 @@ use crate::bed::{Bed, endpoint, json, overlay, wait_for};
 pub fn agents(backend: Backend) -> Bed {
     let lab = Lab::new(Options::default()).unwrap();
     let store = Store::folder(&lab);
-    lab::configure(&lab, overlay(), &store, &backend.config()).unwrap();
+    lab::configure(&lab, overlay(), &store, backend.config()).unwrap();
     for host in lab.hosts() {
         // Docker has FORWARD drop by default where it is Docker that switches forwarding on.
         host.namespace().sysctl("ipv4/ip_forward", "0").unwrap();

@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::Value;
-use xtask::lab::{Container, Host, Numbered, NumberedReport, Options, Steady};
+use xtask::lab::{Container, DIRECT_VXLAN, Host, Numbered, NumberedReport, Options, Steady};
 
 use super::{
     bed::{
@@ -392,9 +392,8 @@ fn the_way_back_is_found_by_the_leases_too() {
 
 #[test]
 fn plain_routes_of_direct_routing_go_and_come_back() {
-    const DIRECT: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
     for flannel in flannels() {
-        let mut scene = Scene::with(&flannel, DIRECT);
+        let mut scene = Scene::with(&flannel, DIRECT_VXLAN);
         scene.bed.flannel[0].stop();
         let before = Picture::of(&scene.moved().host);
         let direct = format!("{} via 10.99.0.2 dev eth0", scene.other().subnet);
@@ -539,11 +538,10 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         before.same(&Picture::of(&host), "refused");
 
         // Another backend than flannel was started with.
-        for (backend, says) in
-            [("udp", "leaves nothing to adopt"), ("host-gw", "is not of flannel's host-gw backend")]
+        for (mode, says) in
+            [(Mode::Udp, "leaves nothing to adopt"), (Mode::HostGw, "is not of flannel's host-gw backend")]
         {
-            let config = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
-            scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", &config]).unwrap();
+            scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", mode.config()]).unwrap();
             scene.refused(&[], &[says]);
         }
         scene.bed.etcd().ctl(&["put", "/coreos.com/network/config", Mode::Vxlan.config()]).unwrap();

@@ -1,7 +1,7 @@
 //! Leases and packets: each side reads what the other wrote, and gets what the other sent.
 use std::{thread, time::Duration};
 
-use xtask::lab::{Numbered, Options, transfer};
+use xtask::lab::{DIRECT_VXLAN, Numbered, Options, transfer};
 
 use super::bed::{
     Bed, Mode, assert_reaches, bpftool, cases, datagram_arrives, endpoint, flannel_lease, flannels, ids,
@@ -9,8 +9,7 @@ use super::bed::{
 };
 
 /// Other cases, host bits, unknown fields: all that flannel lets pass.
-const ODD: &str =
-    r#"{"network":"10.244.3.4/16","comment":{"by":"hand"},"BACKEND":{"type":"VxLAN","vni":1,"Unknown":[]}}"#;
+const ODD: &str = r#"{"network":"10.244.3.4/16","subnetmax":"10.244.63.0","comment":{"by":"hand"},"BACKEND":{"type":"VxLAN","vni":1,"Unknown":[]}}"#;
 
 #[test]
 fn i1_configs_and_leases_are_read_and_written_byte_for_byte() {
@@ -172,7 +171,6 @@ fn assert_plain(bed: &Bed, port: u16) {
 
 #[test]
 fn i9_any_mixture_of_hosts_talks_also_when_flannel_routes_directly() {
-    let direct = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
     for (flannel, mode) in cases(&Mode::ALL) {
         let bed = Bed::of(mode, &flannel, 1, 2);
         bed.learn_all();
@@ -182,7 +180,7 @@ fn i9_any_mixture_of_hosts_talks_also_when_flannel_routes_directly() {
     }
     for flannel in flannels() {
         // Loose, as systemd sets it: what the stack sends goes by another way than it comes.
-        let bed = Bed::with(&flannel, 2, 1, direct, Options { rp_filter: 2, ..Options::default() });
+        let bed = Bed::with(&flannel, 2, 1, DIRECT_VXLAN, Options { rp_filter: 2, ..Options::default() });
         bed.learn_all();
         let theirs = &bed.flannel[0];
         for ours in &bed.ours {

@@ -1,7 +1,7 @@
 //! The backends that both sides have, and what differs between them.
 use std::net::Ipv4Addr;
 
-use xtask::lab::Options;
+use xtask::lab::{Backend, Options};
 
 use super::cluster::flannel_lease;
 
@@ -27,9 +27,9 @@ impl Mode {
 
     pub fn config(self) -> &'static str {
         match self {
-            Self::Vxlan => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#,
-            Self::Udp => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#,
-            Self::HostGw => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#,
+            Self::Vxlan => Backend::Vxlan.config(),
+            Self::Udp => Backend::Udp.config(),
+            Self::HostGw => Backend::HostGw.config(),
         }
     }
 

@@ -9,8 +9,11 @@ fn value(last: u8, more: &str) -> String {
 #[test]
 fn i1_leases_of_udp_mode_and_host_gw_are_read_and_written_byte_for_byte() {
     // In other cases, and without what flannel does without.
-    let udp = (Mode::Udp, r#"{"network":"10.244.3.4/16","SubnetLen":24}"#);
-    let host_gw = (Mode::HostGw, r#"{"NETWORK":"10.244.3.4/16","backend":{"type":"Host-GW","Unknown":1}}"#);
+    let udp = (Mode::Udp, r#"{"network":"10.244.3.4/16","SubnetLen":24,"SUBNETMAX":"10.244.63.0"}"#);
+    let host_gw = (
+        Mode::HostGw,
+        r#"{"NETWORK":"10.244.3.4/16","SubnetMax":"10.244.63.0","backend":{"type":"Host-GW","Unknown":1}}"#,
+    );
     let vxlan = r#","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"7a:75:0d:2d:88:95"}"#;
     let ipip = r#","BackendType":"ipip""#;
     for (flannel, (mode, config)) in

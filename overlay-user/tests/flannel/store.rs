@@ -158,7 +158,12 @@ fn i11_d1_a_reservation_survives_the_first_start_and_every_other() {
         bed.ours[0].overlay(&["down"]).unwrap();
         let before = bed.ours[0].subnet.clone();
         bed.delete_lease(&before);
-        let (reserved, key) = ("10.244.177.0/24", lease_key("10.244.177.0/24"));
+        // Of those that hosts draw; flannel's has drawn one.
+        let free =
+            ["10.244.50", "10.244.51"].into_iter().find(|free| !bed.flannel[0].subnet.starts_with(free));
+        let base = free.unwrap();
+        let reserved = format!("{base}.0/24");
+        let key = lease_key(&reserved);
         let value = format!(r#"{{"PublicIP":"{}"}}"#, bed.ours[0].host.address());
         bed.etcd().ctl(&["put", &key, &value]).unwrap();
         let lease_of = |bed: &mut Bed| {
@@ -174,10 +179,10 @@ fn i11_d1_a_reservation_survives_the_first_start_and_every_other() {
             assert_eq!(bed.ours[0].agent().unwrap().subnet().unwrap().0, reserved);
             assert_eq!(lease_of(&mut bed), 0, "start {start} gave the reservation an end");
             assert_eq!(bed.get(&key), flannel_lease(bed.ours[0].host.address(), &vtep_mac(&bed.ours[0])));
-            assert!(subnet_env(&bed.ours[0].host).contains("FLANNEL_SUBNET=10.244.177.1/24\n"));
+            assert!(subnet_env(&bed.ours[0].host).contains(&format!("FLANNEL_SUBNET={base}.1/24\n")));
             bed.ours[0].end_agent().unwrap();
         }
         // For flannel it is a host like any other.
-        wait_for("the reserved subnet on flannel's side", || bed.flannel[0].knows(reserved));
+        wait_for("the reserved subnet on flannel's side", || bed.flannel[0].knows(&reserved));
     }
 }

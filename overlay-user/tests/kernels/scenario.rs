@@ -27,7 +27,7 @@ pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
     let store = Store::folder(&lab);
     let options = [&["--ingress", ingress, "--attach", attach], options].concat();
     let binary = Path::new(env!("CARGO_BIN_EXE_overlay"));
-    let mut members = lab::populate_with(&lab, binary, &store, &backend.config(), &options).unwrap();
+    let mut members = lab::populate_with(&lab, binary, &store, backend.config(), &options).unwrap();
     learn_all(&members);
     if ingress == "xdp" && evidence::kernel() >= (6, 3) {
         // Containers are learned first, and then looked at.

@@ -10,7 +10,7 @@ const INGRESSES: [&[&str]; 3] =
 
 fn carry(backend: Backend, ingress: &[&str], wire_like: bool) {
     let options = Options { wire_like, ..Options::default() };
-    let bed = Bed::with_config(Kind::Folder, options, &backend.config(), ingress);
+    let bed = Bed::with_config(Kind::Folder, options, backend.config(), ingress);
     bed.learn_all();
     let (a, b) = bed.pair();
     let redirects = ingress.contains(&"xdp");

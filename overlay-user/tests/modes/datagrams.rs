@@ -16,7 +16,7 @@ const PORT: u16 = 8285;
 const LARGE: usize = 3000;
 
 fn bed(kind: Kind) -> Bed {
-    Bed::with_config(kind, Options::default(), &Backend::Udp.config(), &[])
+    Bed::with_config(kind, Options::default(), Backend::Udp.config(), &[])
 }
 
 /// A UDP packet from `source` to port 4000 of `destination`.

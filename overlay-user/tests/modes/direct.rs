@@ -1,15 +1,13 @@
 //! Plain routing to peers on the same link (host-gw, `DirectRouting`), encapsulation to the others, and the change from
 //! one to the other while packets flow.
 use overlay_common::{Hook::Decap, Reason};
-use xtask::lab::{Backend, Container, Lab, Member, Numbered, Options, transfer};
+use xtask::lab::{Backend, Container, DIRECT_VXLAN, Lab, Member, Numbered, Options, transfer};
 
 use crate::bed::{Bed, Kind, assert_reaches, ping_df};
 
-const DIRECT_VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
-
 /// What a direct network falls back to: the filter of its encapsulated packets, and the MTU left.
 struct Fallback {
-    config: String,
+    config: &'static str,
     port: u16,
     mtu: u32,
     fallback_mtu: u32,
@@ -18,7 +16,7 @@ struct Fallback {
 fn all() -> [Fallback; 2] {
     [
         Fallback { config: Backend::HostGw.config(), port: 8285, mtu: 1500, fallback_mtu: 1472 },
-        Fallback { config: DIRECT_VXLAN.to_owned(), port: 8472, mtu: 1450, fallback_mtu: 1450 },
+        Fallback { config: DIRECT_VXLAN, port: 8472, mtu: 1450, fallback_mtu: 1450 },
     ]
 }
 
@@ -68,7 +66,7 @@ fn ten(from: &Container, to: &Container) {
 fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
     for Fallback { config, port, mtu, fallback_mtu } in all() {
         println!("{config}");
-        let bed = bed(&config);
+        let bed = bed(config);
         make_router(&bed);
         bed.learn_all();
         let (a, b) = bed.pair();
@@ -111,7 +109,7 @@ fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
 fn what_takes_the_stack_is_plain_too_and_passes_strict_filters() {
     for Fallback { config, port, .. } in all() {
         println!("{config}");
-        let bed = bed(&config);
+        let bed = bed(config);
         bed.learn_all();
         let b = &bed[1].containers[0];
         let (subnet, mtu) = (bed[0].subnet.clone(), bed[0].mtu);
@@ -132,7 +130,7 @@ fn what_takes_the_stack_is_plain_too_and_passes_strict_filters() {
 fn plain_packets_of_nobody_are_dropped_and_the_underlays_own_pass() {
     for Fallback { config, .. } in all() {
         println!("{config}");
-        let bed = bed(&config);
+        let bed = bed(config);
         bed.learn_all();
         let stranger = bed.lab.switch();
         let to = bed[0].containers[0].address();

@@ -51,7 +51,7 @@ fn jumbo_packets_take_the_fast_path_in_every_combination() {
         [(Backend::Vxlan, 8950, 8950), (Backend::Udp, 8972, 8972), (Backend::HostGw, 9000, 8972)]
     {
         let options = Options { mtu: JUMBO, ..Options::default() };
-        let mut bed = Bed::with_config(Kind::Folder, options, &backend.config(), TC);
+        let mut bed = Bed::with_config(Kind::Folder, options, backend.config(), TC);
         bed.learn_all();
         for member in &bed.members {
             // The former is subnet.env's, and the containers'.
@@ -115,7 +115,7 @@ fn allow(namespace: &Namespace, devices: &[&str], size: u32) {
 /// All devices between two containers take BIG TCP: what the fast path does not carry the stack does. Without time-outs,
 /// but where the agent relays: its queue may overflow.
 fn big(backend: Backend, bytes: u64, no_timeouts: bool) {
-    let mut bed = Bed::with_config(Kind::Folder, Options::default(), &backend.config(), TC);
+    let mut bed = Bed::with_config(Kind::Folder, Options::default(), backend.config(), TC);
     bed.learn_all();
     for member in &bed.members {
         allow(member.host.namespace(), &["eth0", "br0", "va", "vb"], BIG);

@@ -110,7 +110,7 @@ impl Forwarder {
 #[test]
 fn segments_are_right_whoever_cuts_them() {
     for backend in Backend::ALL {
-        let bed = Bed::with_config(Kind::Folder, Options::default(), &backend.config(), &[]);
+        let bed = Bed::with_config(Kind::Folder, Options::default(), backend.config(), &[]);
         bed.learn_all();
         be_patient(bed.pair().0);
         let forwarder = Forwarder::new(&bed);
@@ -184,7 +184,7 @@ fn summed(backend: Backend) -> Bed {
         lab.host(host).exec("ethtool -K eth0 gro off").unwrap();
     }
     let store = Store::folder(&lab);
-    let members = lab::populate_with(&lab, overlay(), &store, &backend.config(), &[]).unwrap();
+    let members = lab::populate_with(&lab, overlay(), &store, backend.config(), &[]).unwrap();
     let mut bed = Bed { members, store, lab };
     bed.wait_for_peers(1);
     bed
@@ -222,7 +222,7 @@ fn a_sum_over_the_whole_frame_holds_for_what_was_inside() {
 #[test]
 fn an_unfinished_outer_checksum_is_forgotten_with_the_outer_headers() {
     const EACH: usize = 900;
-    let bed = Bed::with_config(Kind::Folder, Options::default(), &Backend::Udp.config(), &[]);
+    let bed = Bed::with_config(Kind::Folder, Options::default(), Backend::Udp.config(), &[]);
     bed.learn_all();
     let (a, b) = bed.pair();
     let forwarder = Forwarder::new(&bed);

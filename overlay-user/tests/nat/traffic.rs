@@ -231,7 +231,7 @@ pub fn strict_bed(rp_filter: u8, agent: &[&str]) -> Bed {
 pub fn strict_bed_of(backend: Backend, rp_filter: u8, agent: &[&str]) -> Bed {
     println!("backend {}", backend.name());
     let options = Options { rp_filter, ..Options::default() };
-    let bed = Bed::with_config(Kind::Folder, options, &backend.config(), agent);
+    let bed = Bed::with_config(Kind::Folder, options, backend.config(), agent);
     bed.learn_all();
     for member in &bed.members {
         nft(

@@ -95,7 +95,7 @@ impl Bed {
 
     fn start_agents(&mut self, backend: Backend, options: &[&str]) {
         let store = Store::folder(&self.lab);
-        self.members = populate_with(&self.lab, overlay(), &store, &backend.config(), options).unwrap();
+        self.members = populate_with(&self.lab, overlay(), &store, backend.config(), options).unwrap();
         for member in &self.members {
             self.containers.push(member.containers[0].clone());
             self.wide.push(member.host.add_container("wide", &member.subnet, 9, UNDERLAY).unwrap());

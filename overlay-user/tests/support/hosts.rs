@@ -1,12 +1,12 @@
 //! Whole hosts for tests: the real binary on hosts of the lab, with a store and containers.
 use std::{path::Path, time::Duration};
 
-use xtask::lab::{Agent, Container, Host, Lab, Options, PingOptions, wait_until};
+use xtask::lab::{Agent, Backend, Container, Host, Lab, Options, PingOptions, wait_until};
 
 /// The binary under test.
 pub(crate) const OVERLAY: &str = env!("CARGO_BIN_EXE_overlay");
 /// The config of most tests' network.
-pub(crate) const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const CONFIG: &str = Backend::Vxlan.config();
 /// How long anything may take that should come soon; generous, for machines under load.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 

@@ -154,7 +154,7 @@ impl Network {
         let (from, to) = match (case, case.ours()) {
             (_, Some((backend, options))) => {
                 let store = Store::folder(&lab);
-                members = populate_with(&lab, overlay, &store, &backend.config(), options)?;
+                members = populate_with(&lab, overlay, &store, backend.config(), options)?;
                 (members[0].containers[0].clone(), members[1].containers[0].clone())
             }
             (Case::Direct, None) => lab.connect_directly()?.into(),

@@ -109,7 +109,7 @@ fn alone() -> Result<Lab> {
 
 fn ours(lab: &Lab, overlay: &Path, agent: &[&str]) -> Result<Member> {
     let store = Store::folder(lab);
-    lab::configure(lab, overlay, &store, &lab::Backend::Vxlan.config())?;
+    lab::configure(lab, overlay, &store, lab::Backend::Vxlan.config())?;
     // Leases that are there already: an agent keeps subnet and VtepMAC of the one with its address.
     let subnets = lab.folder().join("store/subnets");
     let lease = |[a, b, c]: [u8; 3], address: [u8; 4], mac: String| {

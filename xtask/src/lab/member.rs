@@ -58,11 +58,23 @@ impl Backend {
         }
     }
 
-    /// The config of 10.244.0.0/16.
-    pub fn config(self) -> String {
-        format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{}"}}}}"#, self.name())
+    /// The config of 10.244.0.0/16. Hosts draw their subnets below 10.244.64.0: those above are for who hands out subnets
+    /// by hand, and never meet a drawn one.
+    pub const fn config(self) -> &'static str {
+        match self {
+            Self::Vxlan => {
+                r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"vxlan"}}"#
+            }
+            Self::Udp => r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"udp"}}"#,
+            Self::HostGw => {
+                r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"host-gw"}}"#
+            }
+        }
     }
 }
+
+/// VXLAN, and plain routes to peers on the same link; else as [`Backend::config`].
+pub const DIRECT_VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
 
 /// How long an agent may take to be ready; a VM without KVM on a busy machine needs most of it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -95,7 +107,7 @@ impl Store {
 /// Writes the config of 10.244.0.0/16 by VXLAN, and has every host of `lab` take part, with the agent's `options` beside the
 /// store's.
 pub fn populate(lab: &Lab, binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
-    populate_with(lab, binary, store, &Backend::Vxlan.config(), options)
+    populate_with(lab, binary, store, Backend::Vxlan.config(), options)
 }
 
 /// The same with another config.
