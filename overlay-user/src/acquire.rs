@@ -113,15 +113,20 @@ pub enum AcquireError {
     },
     /// An operator reserved for us what the config does not allow.
     #[error(
-        "reservation {key} for {public_ip} does not fit {network}: alter or delete the reservation or the network config"
+        "reservation {key} for {public_ip} is none of the network config's /{subnet_len} subnets from {first} to {last}: \
+         alter or delete the reservation, or alter Network, SubnetLen, SubnetMin or SubnetMax"
     )]
     Misfit {
         /// The reservation's key.
         key: String,
         /// Ours.
         public_ip: Ipv4Addr,
-        /// The whole overlay.
-        network: Ipv4Net,
+        /// Length of the subnets' prefix, in bits.
+        subnet_len: u8,
+        /// The first subnet that hosts may lease.
+        first: Ipv4Addr,
+        /// The last of them.
+        last: Ipv4Addr,
     },
     /// A folder that is not declared shared holds a lease of another host.
     #[error(
@@ -279,7 +284,9 @@ async fn release_misfit(
         return Err(AcquireError::Misfit {
             key: entry.key.clone(),
             public_ip: lease.public_ip,
-            network: config.network,
+            subnet_len: config.subnet_len,
+            first: config.subnet_min,
+            last: config.subnet_max,
         });
     }
     log::info!("give back our lease {}, which does not fit the network config", entry.key);

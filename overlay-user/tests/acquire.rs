@@ -128,6 +128,7 @@ async fn a_reservation_stays_a_reservation() {
     store.put("10.9.9.0-24", r#"{"PublicIP":"192.168.0.2"}"#, None);
     let misfit = acquire(&mut store, &small(), &request(2)).await.unwrap_err();
     assert!(matches!(misfit, AcquireError::Misfit { .. }), "{misfit}");
+    assert!(misfit.to_string().contains("/24 subnets from 10.0.1.0 to 10.0.3.0"), "{misfit}");
     assert_eq!(keys(&mut store).await.len(), 2, "and it is still there");
 }
 
