@@ -5,6 +5,7 @@ pub mod flows;
 mod index;
 pub mod layouts;
 pub mod links;
+pub mod load;
 pub mod memory;
 pub mod notes;
 pub mod programs_log;

@@ -174,7 +174,7 @@ impl Routes {
 
     fn peer_of(&self, packet: &[u8]) -> Option<Ipv4Addr> {
         let key = subnet_of(packet, self.subnet.netmask())?;
-        self.tables.peer(key).map(|peer| peer.outer.into())
+        self.tables.peers.get(key).map(|peer| peer.outer.into())
     }
 }
 

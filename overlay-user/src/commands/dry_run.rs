@@ -65,7 +65,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
 
 /// Peers of an agent that ran here, if one did.
 fn pinned(options: &Agent, subnet_len: u8) -> Installed {
-    let entries = Tables::open(&options.place.paths().pins).and_then(|tables| tables.peer_entries());
+    let entries = Tables::open(&options.place.paths().pins).and_then(|tables| tables.peers.entries());
     let peers = entries
         .unwrap_or_default()
         .into_iter()

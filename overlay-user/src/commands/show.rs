@@ -103,8 +103,8 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         record,
         agent,
         agent_error,
-        peers: tables.peer_entries()?.len(),
-        endpoints: tables.endpoint_entries()?.len(),
+        peers: tables.peers.entries()?.len(),
+        endpoints: tables.endpoints.entries()?.len(),
         counters,
         device_losses,
         device_losses_error,
@@ -316,7 +316,7 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
     let tables =
         Tables::open(&paths.pins).with_context(|| format!("show the peers of network {}", paths.network))?;
     let mut rows = BTreeMap::new();
-    for (subnet, peer) in tables.peer_entries()? {
+    for (subnet, peer) in tables.peers.entries()? {
         let row = PeerRow {
             subnet,
             public_ip: Ipv4Addr::from(peer.outer),
@@ -384,7 +384,8 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
         .map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned()))
         .collect();
     let rows: Vec<Row> = tables
-        .endpoint_entries()?
+        .endpoints
+        .entries()?
         .into_iter()
         .map(|(address, endpoint)| Row {
             address,

@@ -15,9 +15,10 @@ use crate::{
     cli::{self, Agent, AttachBy, PeerCheck, Switch},
     datapath::{
         Peer,
-        ebpf::{EbpfDatapath, Options},
+        ebpf::EbpfDatapath,
         layouts::Older,
         links::{Links, TcWay},
+        load::Options,
         xdp::{XdpLink, XdpMode},
     },
     device::{self, Device, DeviceSpec, Kind, Prepared},

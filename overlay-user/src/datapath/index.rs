@@ -1,13 +1,13 @@
-//! Where the programs find peers and endpoints: arrays by the number of a subnet in Network, and of an address in the subnet.
+//! Peers and endpoints: the table that people and agents read, and beside it an array that says the same to the programs, by
+//! the number of a subnet in Network, or of an address in the subnet.
 //!
-//! The tables of peers and endpoints are what people and agents read; an index says the same to the programs. It holds nothing
-//! that its table does not: entries come after the table's and go before it. Each agent makes its own at the start, and fills
-//! it before its programs take the place of the last agent's, which go on with theirs.
-use std::{fs, io, path::Path};
+//! An index holds nothing that its table does not: entries come after the table's and go before it. Each agent makes its own
+//! at the start, and fills it before its programs take the place of the last agent's, which go on with theirs.
+use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, MapData, MapError},
+    maps::{Array, HashMap, MapData, MapError},
 };
 use overlay_common::{
     Addr4, Endpoint, MAX_ENDPOINT_INDEX, MAX_PEER_INDEX, Peer, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX,
@@ -16,35 +16,99 @@ use overlay_common::{
 
 use super::DatapathError;
 
-/// Names of the maps in the programs, and of their pins.
-pub(super) const MAPS: [(&str, &str); 2] =
-    [("PEER_INDEX", "peer_index"), ("ENDPOINT_INDEX", "endpoint_index")];
+/// Names of the arrays in the programs, and of their pins.
+pub(super) const MAPS: [(&str, &str); 2] = [Peer::INDEX, Endpoint::INDEX];
 
-/// Both indexes of one network on this host.
-pub(super) struct Index {
-    peers: Array<MapData, Peer>,
-    endpoints: Array<MapData, Endpoint>,
-    settings: Settings,
+/// What has a table and an index.
+pub trait Entry: Pod + Default + PartialEq {
+    /// What they are called.
+    const PLURAL: &str;
+    /// Name of the array in the programs, and of its pin.
+    const INDEX: (&str, &str);
+    /// Which of the settings' flags says that there is an index.
+    const FLAG: u32;
+    /// The longest index.
+    const MAX_INDEX: u32;
+
+    /// How long the index of a network is.
+    fn places(settings: &Settings) -> u64;
+
+    /// Its place in the index. None for what is outside Network: the programs ask no table about it.
+    fn number(settings: &Settings, key: Addr4) -> Option<u32>;
+
+    /// Whether there is one: an array has zeros where there is none.
+    fn exists(&self) -> bool;
+
+    /// The same, and counts as none.
+    fn hidden(self) -> Self;
+}
+
+impl Entry for Peer {
+    const PLURAL: &str = "peers";
+    const INDEX: (&str, &str) = ("PEER_INDEX", "peer_index");
+    const FLAG: u32 = SETTING_PEER_INDEX;
+    const MAX_INDEX: u32 = MAX_PEER_INDEX;
+
+    fn places(settings: &Settings) -> u64 {
+        settings.subnets()
+    }
+
+    fn number(settings: &Settings, base: Addr4) -> Option<u32> {
+        settings.subnet_number(base)
+    }
+
+    fn exists(&self) -> bool {
+        self.outer != [0; 4]
+    }
+
+    fn hidden(self) -> Self {
+        Self { outer: [0; 4], ..self }
+    }
+}
+
+impl Entry for Endpoint {
+    const PLURAL: &str = "endpoints";
+    const INDEX: (&str, &str) = ("ENDPOINT_INDEX", "endpoint_index");
+    const FLAG: u32 = SETTING_ENDPOINT_INDEX;
+    const MAX_INDEX: u32 = MAX_ENDPOINT_INDEX;
+
+    fn places(settings: &Settings) -> u64 {
+        settings.addresses()
+    }
+
+    fn number(settings: &Settings, address: Addr4) -> Option<u32> {
+        settings.address_number(address)
+    }
+
+    fn exists(&self) -> bool {
+        self.ifindex != 0
+    }
+
+    fn hidden(self) -> Self {
+        Self { ifindex: 0, ..self }
+    }
 }
 
 /// Settings that say which indexes there are: none for more than the programs' arrays may hold, whose table is asked then.
 pub(super) fn settings(settings: &Settings) -> Settings {
-    let mut indexed = *settings;
-    indexed.flags &= !(SETTING_PEER_INDEX | SETTING_ENDPOINT_INDEX);
-    if settings.subnets() <= MAX_PEER_INDEX.into() {
-        indexed.flags |= SETTING_PEER_INDEX;
-    }
-    if settings.addresses() <= MAX_ENDPOINT_INDEX.into() {
-        indexed.flags |= SETTING_ENDPOINT_INDEX;
-    }
-    indexed
+    let flag = |fits: bool, flag: u32| if fits { flag } else { 0 };
+    let flags = flag(fits::<Peer>(settings), Peer::FLAG) | flag(fits::<Endpoint>(settings), Endpoint::FLAG);
+    Settings { flags: settings.flags & !(Peer::FLAG | Endpoint::FLAG) | flags, ..*settings }
+}
+
+fn fits<V: Entry>(settings: &Settings) -> bool {
+    V::places(settings) <= V::MAX_INDEX.into()
 }
 
 /// Tells the loader how long they are.
 pub(super) fn size(loader: &mut EbpfLoader<'_>, settings: &Settings) {
-    let length = |flag, entries: u64| if settings.flags & flag == 0 { 1 } else { entries as u32 };
-    loader.map_max_entries("PEER_INDEX", length(SETTING_PEER_INDEX, settings.subnets()));
-    loader.map_max_entries("ENDPOINT_INDEX", length(SETTING_ENDPOINT_INDEX, settings.addresses()));
+    fn one<V: Entry>(loader: &mut EbpfLoader<'_>, settings: &Settings) {
+        // The programs name it whether they use it or not.
+        let places = if settings.flags & V::FLAG == 0 { 1 } else { V::places(settings) as u32 };
+        loader.map_max_entries(V::INDEX.0, places);
+    }
+    one::<Peer>(loader, settings);
+    one::<Endpoint>(loader, settings);
 }
 
 /// Forgets the last agent's, whose programs keep them until they are replaced.
@@ -61,81 +125,109 @@ pub(super) fn unpin(pins: &Path) -> Result<(), DatapathError> {
     Ok(())
 }
 
-impl Index {
-    /// Those of freshly loaded programs.
-    pub(super) fn take(ebpf: &mut Ebpf, settings: &Settings) -> Result<Self, DatapathError> {
-        let [peers, endpoints] = MAPS;
-        Ok(Self { peers: array(ebpf, peers.0)?, endpoints: array(ebpf, endpoints.0)?, settings: *settings })
+/// A table and its index.
+pub struct Indexed<V: Entry> {
+    table: HashMap<MapData, Addr4, V>,
+    /// Where the programs are this process's own: who only opens the pins does not write.
+    index: Option<Index<V>>,
+}
+
+struct Index<V: Entry> {
+    array: Array<MapData, V>,
+    settings: Settings,
+}
+
+impl<V: Entry> Indexed<V> {
+    /// A table to be read.
+    pub(super) fn read_only(table: HashMap<MapData, Addr4, V>) -> Self {
+        Self { table, index: None }
     }
 
-    /// Has the programs find this peer for the subnet with this base address.
-    pub(super) fn put_peer(&mut self, base: Addr4, peer: Peer) -> Result<(), MapError> {
-        let Some(number) = self.peer_number(base) else { return Ok(()) };
-        if !is_peer(&self.peers.get(&number, 0)?) {
+    /// Adds the index of freshly loaded programs.
+    pub(super) fn take_index(&mut self, ebpf: &mut Ebpf, settings: &Settings) -> Result<(), DatapathError> {
+        let (name, _) = V::INDEX;
+        let map = ebpf
+            .take_map(name)
+            .ok_or_else(|| DatapathError::missing(format!("find map {name}"), "not in the object"))?;
+        let array = map
+            .try_into()
+            .map_err(|error: MapError| DatapathError::failed(format!("use map {name}"), &error))?;
+        self.index = Some(Index { array, settings: *settings });
+        Ok(())
+    }
+
+    /// Has the programs find all that the table holds.
+    pub(super) fn fill_index(&mut self) -> Result<(), DatapathError> {
+        let failed =
+            |error| DatapathError::failed(format!("fill the programs' index of {}", V::PLURAL), &error);
+        let Some(index) = &mut self.index else { return Ok(()) };
+        self.table
+            .iter()
+            .try_for_each(|entry| entry.and_then(|(key, value)| index.put(key, value)))
+            .map_err(failed)
+    }
+
+    /// The entry of this address: of a container, or the first of a peer's subnet.
+    pub fn get(&self, key: Addr4) -> Option<V> {
+        self.table.get(&key, 0).ok()
+    }
+
+    /// Adds or replaces an entry.
+    ///
+    /// # Errors
+    /// When the table is full.
+    pub fn put(&mut self, key: Addr4, value: V) -> Result<(), MapError> {
+        self.table.insert(key, value, 0)?;
+        self.index.as_mut().map_or(Ok(()), |index| index.put(key, value))
+    }
+
+    /// Removes an entry.
+    pub(super) fn remove(&mut self, key: Addr4) -> Result<(), MapError> {
+        self.index.as_mut().map_or(Ok(()), |index| index.remove(key))?;
+        self.table.remove(&key)
+    }
+
+    /// Every entry.
+    pub fn entries(&self) -> Result<BTreeMap<Ipv4Addr, V>, DatapathError> {
+        self.table
+            .iter()
+            .map(|entry| entry.map(|(key, value)| (Ipv4Addr::from(key.octets), value)))
+            .collect::<Result<_, _>>()
+            .map_err(|error| DatapathError::failed(format!("read the table of {}", V::PLURAL), &error))
+    }
+
+    /// Every entry that the programs find, which is what counts.
+    pub(super) fn found(&self) -> Result<BTreeMap<Ipv4Addr, V>, DatapathError> {
+        let mut entries = self.entries()?;
+        if let Some(index) = &self.index {
+            entries.retain(|key, value| index.holds(Addr4::new(key.octets()), value));
+        }
+        Ok(entries)
+    }
+}
+
+impl<V: Entry> Index<V> {
+    fn put(&mut self, key: Addr4, value: V) -> Result<(), MapError> {
+        let Some(number) = self.number(key) else { return Ok(()) };
+        if !self.array.get(&number, 0)?.exists() {
             // The kernel copies eight bytes at a time: no packet may see an address whose MAC is still to come.
-            self.peers.set(number, Peer { outer: [0; 4], ..peer }, 0)?;
+            self.array.set(number, value.hidden(), 0)?;
         }
-        self.peers.set(number, peer, 0)
+        self.array.set(number, value, 0)
     }
 
-    /// Has them find none.
-    pub(super) fn remove_peer(&mut self, base: Addr4) -> Result<(), MapError> {
-        self.peer_number(base).map_or(Ok(()), |number| self.peers.set(number, Peer::default(), 0))
+    fn remove(&mut self, key: Addr4) -> Result<(), MapError> {
+        self.number(key).map_or(Ok(()), |number| self.array.set(number, V::default(), 0))
     }
 
-    /// Has the programs find this endpoint.
-    pub(super) fn put_endpoint(&mut self, address: Addr4, endpoint: Endpoint) -> Result<(), MapError> {
-        let Some(number) = self.endpoint_number(address) else { return Ok(()) };
-        if !is_endpoint(&self.endpoints.get(&number, 0)?) {
-            // As for peers.
-            self.endpoints.set(number, Endpoint { ifindex: 0, ..endpoint }, 0)?;
-        }
-        self.endpoints.set(number, endpoint, 0)
+    /// Also where it has no place for it: the programs ask the table then, or nobody.
+    fn holds(&self, key: Addr4, value: &V) -> bool {
+        self.number(key).is_none_or(|number| self.array.get(&number, 0).is_ok_and(|found| found == *value))
     }
 
-    /// Has them find none.
-    pub(super) fn remove_endpoint(&mut self, address: Addr4) -> Result<(), MapError> {
-        self.endpoint_number(address)
-            .map_or(Ok(()), |number| self.endpoints.set(number, Endpoint::default(), 0))
+    fn number(&self, key: Addr4) -> Option<u32> {
+        (self.settings.flags & V::FLAG != 0).then(|| V::number(&self.settings, key))?
     }
-
-    /// Whether the programs find this peer.
-    pub(super) fn has_peer(&self, base: Addr4, peer: &Peer) -> bool {
-        self.peer_number(base)
-            .is_none_or(|number| self.peers.get(&number, 0).is_ok_and(|found| found == *peer))
-    }
-
-    /// Whether they find this endpoint.
-    pub(super) fn has_endpoint(&self, address: Addr4, endpoint: &Endpoint) -> bool {
-        self.endpoint_number(address)
-            .is_none_or(|number| self.endpoints.get(&number, 0).is_ok_and(|found| found == *endpoint))
-    }
-
-    /// Nothing where there is no index, or no place in it: what is outside Network the programs ask no table about.
-    fn peer_number(&self, base: Addr4) -> Option<u32> {
-        let is_there = self.settings.flags & SETTING_PEER_INDEX != 0;
-        is_there.then(|| self.settings.subnet_number(base))?
-    }
-
-    fn endpoint_number(&self, address: Addr4) -> Option<u32> {
-        let is_there = self.settings.flags & SETTING_ENDPOINT_INDEX != 0;
-        is_there.then(|| self.settings.address_number(address))?
-    }
-}
-
-fn is_peer(entry: &Peer) -> bool {
-    entry.outer != [0; 4]
-}
-
-fn is_endpoint(entry: &Endpoint) -> bool {
-    entry.ifindex != 0
-}
-
-fn array<V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Array<MapData, V>, DatapathError> {
-    let map = ebpf
-        .take_map(name)
-        .ok_or_else(|| DatapathError::missing(format!("find map {name}"), "not in the object"))?;
-    map.try_into().map_err(|error: MapError| DatapathError::failed(format!("use map {name}"), &error))
 }
 
 #[cfg(test)]

@@ -173,11 +173,11 @@ pub(super) fn fill(older: &Older, tables: &mut Tables) -> Result<(), DatapathErr
     info!("{} peers, {} endpoints, {} notes of connections", peers.len(), endpoints.len(), notes.len());
     for (base, peer, slot) in &peers {
         let key = Addr4::new(base.octets());
-        tables.put_peer(key, tables::peer_entry(peer, *slot)).map_err(|error| wrong(&error))?;
+        tables.peers.put(key, tables::peer_entry(peer, *slot)).map_err(|error| wrong(&error))?;
     }
     for (address, endpoint) in &endpoints {
         let key = Addr4::new(address.octets());
-        tables.put_endpoint(key, tables::endpoint_entry(endpoint)).map_err(|error| wrong(&error))?;
+        tables.endpoints.put(key, tables::endpoint_entry(endpoint)).map_err(|error| wrong(&error))?;
     }
     for (key, note) in &notes {
         tables.flows.insert(*key, *note).map_err(|error| wrong(&error))?;

@@ -1,5 +1,5 @@
 //! The pinned maps, read and written: the only file that knows the names of their pins. Works with no agent running.
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path};
+use std::path::Path;
 
 use aya::{
     Ebpf,
@@ -12,7 +12,7 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{self as domain, DatapathError, index::Index, notes::Notes};
+use super::{self as domain, DatapathError, index::Indexed, notes::Notes};
 use crate::mac::Mac;
 
 /// Names of the maps in the programs, and of their pins.
@@ -30,13 +30,11 @@ pub const MAPS: [(&str, &str); 8] = [
 /// The maps of one network on this host.
 pub struct Tables {
     /// Peers by base address of their subnet.
-    peers: HashMap<MapData, Addr4, Peer>,
+    pub peers: Indexed<Peer>,
     /// Peers by underlay address.
     pub vteps: HashMap<MapData, Addr4, Vtep>,
     /// Containers by address.
-    endpoints: HashMap<MapData, Addr4, Endpoint>,
-    /// The same to the programs, where they are this process's own: who only opens the pins does not write peers or endpoints.
-    index: Option<Index>,
+    pub endpoints: Indexed<Endpoint>,
     /// Connections of the stack.
     pub flows: Notes,
     counters: PerCpuArray<MapData, Count>,
@@ -74,11 +72,13 @@ pub struct PeerTraffic {
 impl Tables {
     /// The maps of freshly loaded programs.
     pub(super) fn take(ebpf: &mut Ebpf, settings: &Settings) -> Result<Self, DatapathError> {
-        let tables = Self::build(|name, _| {
+        let mut tables = Self::build(|name, _| {
             ebpf.take_map(name)
                 .ok_or_else(|| DatapathError::missing(format!("find map {name}"), "not in the object"))
         })?;
-        Ok(Self { index: Some(Index::take(ebpf, settings)?), ..tables })
+        tables.peers.take_index(ebpf, settings)?;
+        tables.endpoints.take_index(ebpf, settings)?;
+        Ok(tables)
     }
 
     /// The maps pinned in `folder`.
@@ -100,9 +100,9 @@ impl Tables {
         let wrong = |error: MapError| DatapathError::failed("use the maps", &error);
         let [peers, vteps, endpoints, flows, noted, noted_half, counters, peer_counters] = MAPS;
         Ok(Self {
-            peers: map(peers.0, peers.1)?.try_into().map_err(wrong)?,
+            peers: Indexed::read_only(map(peers.0, peers.1)?.try_into().map_err(wrong)?),
             vteps: map(vteps.0, vteps.1)?.try_into().map_err(wrong)?,
-            endpoints: map(endpoints.0, endpoints.1)?.try_into().map_err(wrong)?,
+            endpoints: Indexed::read_only(map(endpoints.0, endpoints.1)?.try_into().map_err(wrong)?),
             flows: Notes {
                 flows: map(flows.0, flows.1)?.try_into().map_err(wrong)?,
                 marks: map(noted.0, noted.1)?.try_into().map_err(wrong)?,
@@ -110,61 +110,7 @@ impl Tables {
             },
             counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
             peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
-            index: None,
         })
-    }
-
-    /// The peer that holds the subnet with this base address.
-    pub fn peer(&self, base: Addr4) -> Option<Peer> {
-        self.peers.get(&base, 0).ok()
-    }
-
-    /// Adds or replaces a peer.
-    pub fn put_peer(&mut self, base: Addr4, peer: Peer) -> Result<(), MapError> {
-        self.peers.insert(base, peer, 0)?;
-        self.index.as_mut().map_or(Ok(()), |index| index.put_peer(base, peer))
-    }
-
-    /// Removes a peer.
-    pub(super) fn remove_peer(&mut self, base: Addr4) -> Result<(), MapError> {
-        self.index.as_mut().map_or(Ok(()), |index| index.remove_peer(base))?;
-        self.peers.remove(&base)
-    }
-
-    /// Adds or replaces an endpoint.
-    pub fn put_endpoint(&mut self, address: Addr4, endpoint: Endpoint) -> Result<(), MapError> {
-        self.endpoints.insert(address, endpoint, 0)?;
-        self.index.as_mut().map_or(Ok(()), |index| index.put_endpoint(address, endpoint))
-    }
-
-    /// Removes an endpoint.
-    pub(super) fn remove_endpoint(&mut self, address: Addr4) -> Result<(), MapError> {
-        self.index.as_mut().map_or(Ok(()), |index| index.remove_endpoint(address))?;
-        self.endpoints.remove(&address)
-    }
-
-    /// Has the programs find all that the tables hold.
-    pub(super) fn fill_index(&mut self) -> Result<(), DatapathError> {
-        let (peers, endpoints) = (self.peer_entries()?, self.endpoint_entries()?);
-        let Some(index) = &mut self.index else { return Ok(()) };
-        let failed = |error: MapError| DatapathError::failed("fill the programs' index", &error);
-        for (base, peer) in peers {
-            index.put_peer(Addr4::new(base.octets()), peer).map_err(failed)?;
-        }
-        for (address, endpoint) in endpoints {
-            index.put_endpoint(Addr4::new(address.octets()), endpoint).map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    /// Whether the programs find this peer too.
-    pub(super) fn is_peer_found(&self, base: Ipv4Addr, peer: &Peer) -> bool {
-        self.index.as_ref().is_none_or(|index| index.has_peer(Addr4::new(base.octets()), peer))
-    }
-
-    /// Whether they find this endpoint.
-    pub(super) fn is_endpoint_found(&self, address: Ipv4Addr, endpoint: &Endpoint) -> bool {
-        self.index.as_ref().is_none_or(|index| index.has_endpoint(Addr4::new(address.octets()), endpoint))
     }
 
     /// All counters that are not zero.
@@ -226,16 +172,6 @@ impl Tables {
                 })
             })
     }
-
-    /// Every peer by the base address of its subnet.
-    pub fn peer_entries(&self) -> Result<BTreeMap<Ipv4Addr, Peer>, DatapathError> {
-        entries(self.peers.iter(), "peers")
-    }
-
-    /// Every endpoint by address.
-    pub fn endpoint_entries(&self) -> Result<BTreeMap<Ipv4Addr, Endpoint>, DatapathError> {
-        entries(self.endpoints.iter(), "endpoints")
-    }
 }
 
 /// A peer as `PEERS` holds it, with its counters at `slot`.
@@ -296,16 +232,6 @@ pub fn check(folder: &Path) -> Result<(), DatapathError> {
         }
     }
     Ok(())
-}
-
-fn entries<V>(
-    entries: impl Iterator<Item = Result<(Addr4, V), MapError>>,
-    table: &str,
-) -> Result<BTreeMap<Ipv4Addr, V>, DatapathError> {
-    entries
-        .map(|entry| entry.map(|(key, value)| (Ipv4Addr::from(key.octets), value)))
-        .collect::<Result<_, _>>()
-        .map_err(|error| DatapathError::failed(format!("read the table of {table}"), &error))
 }
 
 fn add(sum: Count, one: &Count) -> Count {

@@ -108,7 +108,7 @@ fn a_change_in_etcd_is_in_the_maps_at_once() {
             let asked = Instant::now();
             runtime.block_on(client.put(lease_key(&subnet), value, None))?;
             let committed = Instant::now();
-            while tables.peer(Addr4::new([10, 244, 200 + number, 0])).is_none() {
+            while tables.peers.get(Addr4::new([10, 244, 200 + number, 0])).is_none() {
                 anyhow::ensure!(asked.elapsed() < Duration::from_secs(5), "{subnet} never came");
                 std::thread::sleep(Duration::from_micros(50));
             }

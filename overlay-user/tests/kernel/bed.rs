@@ -7,7 +7,7 @@ use overlay_common::{
     Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, Endpoint, Flow, FlowKey, Hook, Peer, Reason,
     SETTING_DIRECT, Settings, Vtep,
 };
-use overlay_user::datapath::{ebpf, tables::Tables, xdp::Receivers};
+use overlay_user::datapath::{load, tables::Tables, xdp::Receivers};
 
 pub use super::frames::*;
 use crate::support::{in_own_namespace, ip, sysctl};
@@ -99,7 +99,7 @@ pub fn with_each_way_to_find(test: impl Fn(&mut Bed, [u8; 4]) + Send + Sync) {
     };
     with_settings(large, |bed| {
         let peer = Peer { outer: PEER, vtep_mac: PEER_VTEP_MAC, ..Peer::default() };
-        bed.tables.put_peer(Addr4::new([10, 246, 0, 0]), peer).unwrap();
+        bed.tables.peers.put(Addr4::new([10, 246, 0, 0]), peer).unwrap();
         test(bed, [10, 247, 255, 7]);
     });
 }
@@ -160,7 +160,7 @@ impl Bed {
         };
         alter(&mut settings);
         let (ebpf, mut tables, receivers) =
-            ebpf::load_unpinned(&settings).unwrap_or_else(|error| panic!("{error}"));
+            load::load_unpinned(&settings).unwrap_or_else(|error| panic!("{error}"));
         for (slot, (subnet, outer, vtep_mac)) in
             [([10, 244, 2, 0], PEER, PEER_VTEP_MAC), ([10, 244, 3, 0], OTHER_PEER, [2, 0, 0, 0, 0, 3])]
                 .into_iter()
@@ -168,7 +168,7 @@ impl Bed {
         {
             let slot = slot as u32;
             let peer = Peer { outer, vtep_mac, reserved: [0; 2], slot };
-            tables.put_peer(Addr4::new(subnet), peer).unwrap();
+            tables.peers.put(Addr4::new(subnet), peer).unwrap();
             tables.vteps.insert(Addr4::new(outer), Vtep { slot }, 0).unwrap();
         }
         let mut bed = Self {
@@ -188,7 +188,7 @@ impl Bed {
     /// Makes `address` an endpoint on interface `ifindex`.
     pub fn learn(&mut self, address: [u8; 4], ifindex: u32) {
         let endpoint = Endpoint { ifindex, mac: CONTAINER_MAC, gateway_mac: GATEWAY_MAC, flags: 0 };
-        self.tables.put_endpoint(Addr4::new(address), endpoint).unwrap();
+        self.tables.endpoints.put(Addr4::new(address), endpoint).unwrap();
     }
 
     /// The noted connections.

@@ -44,7 +44,7 @@ fn a_frame_of_the_kernels_own_vxlan_device_is_understood() {
         },
         |bed| {
             let peer = overlay_common::Peer { outer: [10, 99, 0, 1], slot: 2, ..Default::default() };
-            bed.tables.put_peer(overlay_common::Addr4::new([10, 244, 59, 0]), peer).unwrap();
+            bed.tables.peers.put(overlay_common::Addr4::new([10, 244, 59, 0]), peer).unwrap();
             bed.learn([10, 244, 8, 2], bed.container);
             // A frame for another host's MAC address, seen because the interface is promiscuous, is not ours.
             let outcome = bed.take_in(&frame);

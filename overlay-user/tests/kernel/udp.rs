@@ -34,7 +34,7 @@ fn a_packet_to_a_peer_leaves_as_flannels_udp_backend_sends_it() {
         },
         |bed| {
             let peer = Peer { outer: PEER, slot: 2, ..Peer::default() };
-            bed.tables.put_peer(Addr4::new([10, 244, 31, 0]), peer).unwrap();
+            bed.tables.peers.put(Addr4::new([10, 244, 31, 0]), peer).unwrap();
             bed.learn([10, 244, 66, 2], bed.container);
             // One hop earlier.
             let mut packet = frame[INSIDE..].to_vec();

@@ -59,7 +59,7 @@ fn a_frame_of_flannels_udp_backend_is_understood() {
         },
         |bed| {
             let peer = Peer { outer: LOCAL, slot: 2, ..Peer::default() };
-            bed.tables.put_peer(Addr4::new([10, 244, 66, 0]), peer).unwrap();
+            bed.tables.peers.put(Addr4::new([10, 244, 66, 0]), peer).unwrap();
             bed.learn([10, 244, 31, 2], bed.container);
             let outcome = bed.take_in(&frame);
             outcome.assert(REDIRECT, &[CARRIED]);

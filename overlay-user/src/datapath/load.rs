@@ -1,0 +1,134 @@
+//! Loading the programs: what they are told before, and the maps they get.
+use std::path::{Path, PathBuf};
+
+use aya::{Ebpf, EbpfLoader, maps::MapInfo};
+use log::warn;
+use overlay_common::Settings;
+
+use super::{
+    DatapathError, index,
+    layouts::{self, Older},
+    links::{Attachment, TcWay},
+    tables::{MAPS, Tables},
+    xdp::{Receivers, XdpMode},
+};
+use crate::ingress::Ingress;
+
+/// The programs as built by this crate's build script.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay"));
+
+/// What to load, and how large.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Constants of the programs.
+    pub settings: Settings,
+    /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v1/default`.
+    pub pins: PathBuf,
+    /// How programs are attached at TC.
+    pub tc: TcWay,
+    /// What XDP is to do before TC, or why nothing.
+    pub ingress: Ingress,
+    /// Capacity of the peer table.
+    pub max_peers: u32,
+    /// Capacity of the table of the stack's connections.
+    pub max_flows: u32,
+    /// What agents with older map layouts left of this network, oldest first: taken over if `pins` holds nothing yet.
+    pub older: Vec<Older>,
+    /// Where maps are filled before they become `pins`, below the same bpffs.
+    pub filling: PathBuf,
+}
+
+/// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's: what
+/// ends before that leaves the older layout in force.
+pub(super) fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Tables), DatapathError> {
+    let filled = || {
+        layouts::stage(older, &options.filling)?;
+        // As large as they were: counters that are shared have no more slots.
+        let (max_peers, max_flows) = (size(&older.pins, "peers")?, size(&older.pins, "flows")?);
+        let options = Options { max_peers, max_flows, ..options.clone() };
+        let (ebpf, mut tables) = load_object(&options, &options.filling)?;
+        layouts::fill(older, &mut tables)?;
+        layouts::commit(&options.filling, &options.pins)?;
+        Ok((ebpf, tables))
+    };
+    filled().inspect_err(|_| layouts::forget(&options.filling))
+}
+
+/// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
+pub(super) fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
+    let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
+    let settings = index::settings(&options.settings);
+    let all = MAPS.iter().chain([&Receivers::MAP]).chain(&index::MAPS);
+    let paths: Vec<(&str, PathBuf)> = all.map(|(name, pin)| (*name, folder.join(pin))).collect();
+    let mut loader = EbpfLoader::new();
+    index::size(&mut loader, &settings);
+    loader
+        .override_global("SETTINGS", &settings, true)
+        .map_max_entries("PEERS", options.max_peers)
+        .map_max_entries("VTEPS", options.max_peers)
+        .map_max_entries("PEER_COUNTERS", options.max_peers)
+        .map_max_entries("FLOWS", options.max_flows)
+        .map_max_entries("RECEIVERS", endpoint_capacity(prefix_len))
+        .map_max_entries("ENDPOINTS", endpoint_capacity(prefix_len));
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let mut ebpf = load_all(&mut loader)?;
+    if let Some(mode) = options.ingress.xdp {
+        mode.load(&mut ebpf)?;
+    }
+    let tables = Tables::take(&mut ebpf, &settings)?;
+    Ok((ebpf, tables))
+}
+
+/// Loads the object, and every program in it into the kernel, where the verifier has its say.
+fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
+    let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::failed("load the maps", &error))?;
+    for attachment in Attachment::ALL {
+        attachment.load(&mut ebpf)?;
+    }
+    Ok(ebpf)
+}
+
+/// Loads the programs without pins or attachments, for test runs.
+///
+/// # Errors
+/// As [`EbpfDatapath::load`].
+pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), DatapathError> {
+    let settings = index::settings(settings);
+    let mut loader = EbpfLoader::new();
+    index::size(&mut loader, &settings);
+    let mut ebpf = load_all(loader.override_global("SETTINGS", &settings, true))?;
+    for mode in XdpMode::ALL {
+        mode.load(&mut ebpf)?;
+    }
+    let tables = Tables::take(&mut ebpf, &settings)?;
+    let receivers = Receivers::take(&mut ebpf)?;
+    Ok((ebpf, tables, receivers))
+}
+
+/// How many entries the pinned table has room for. An adopted one keeps the size it was made with.
+pub(super) fn capacity(pins: &Path, table: &str, wanted: u32) -> Result<u32, DatapathError> {
+    let found = size(pins, table)?;
+    if found != wanted {
+        warn!(
+            "the table of {table} keeps room for {found}: --max-{table} {wanted} takes effect after `overlay down`"
+        );
+    }
+    Ok(found)
+}
+
+fn size(pins: &Path, table: &str) -> Result<u32, DatapathError> {
+    let info = MapInfo::from_pin(pins.join(table)).map_err(|error| {
+        DatapathError::failed(
+            format!("ask for the size of the table of {table} in {}", pins.display()),
+            &error,
+        )
+    })?;
+    Ok(info.max_entries())
+}
+
+/// One entry for every address of the subnet, up to 65,536.
+pub(super) fn endpoint_capacity(prefix_len: u8) -> u32 {
+    1 << (32 - u32::from(prefix_len)).clamp(4, 16)
+}
