@@ -76,7 +76,7 @@ reasons! {
     InnerFragment = 3, "inner-fragment", Stack;
     /// Larger than the path, and for the stack to fragment or (beyond the rate of our own answers) to answer.
     NeedsFragmentation = 4, "needs-fragmentation", Stack;
-    /// No next hop on the underlay that can be used right now (neighbour not resolved yet, another device, a policy).
+    /// No next hop that can be used: no route, one that the stack knows better, a next hop of IPv6, or overlay0 itself.
     NoNextHop = 5, "no-next-hop", Stack;
     /// TTL of 0 or 1: the stack answers time exceeded.
     TtlExpired = 6, "ttl-expired", Stack;

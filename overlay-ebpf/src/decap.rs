@@ -1,12 +1,12 @@
 //! Underlay to container, top to bottom; the steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the judgement,
 //! which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
-    Addr4, Endpoint, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict, checksum,
+    Addr4, Endpoint, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict,
     wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, UDP, VXLAN, VXLAN_VNI_VALID},
 };
 
 use crate::{
-    check, count, flow,
+    check, count, ecn, flow,
     frame::Frame,
     ipv4::{IPPROTO_UDP, Ipv4},
     maps,
@@ -14,12 +14,6 @@ use crate::{
     programs::Outcome,
     settings, stack,
 };
-
-/// ECN field (RFC 3168 section 5): not capable, capable (two codepoints), congestion experienced.
-const NOT_ECT: u8 = 0;
-const ECT_1: u8 = 1;
-const ECT_0: u8 = 2;
-const CE: u8 = 3;
 
 /// A packet that is for a container here, and to be delivered past the stack.
 pub(crate) struct Delivery {
@@ -70,8 +64,7 @@ pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
 
     // In 3. For a container here that is learned, whose connection is not the stack's, and whose veth still exists.
     let endpoint = receiver(frame, &inner, taken)?;
-    let ecn = combined(outer.tos & 0x03, inner.tos & 0x03).ok_or(Reason::NotEctMarked)?;
-    let tos = (inner.tos & !0x03) | ecn;
+    let tos = ecn::unwrapped(outer.tos, inner.tos)?;
     Ok(Some(Delivery { inner, endpoint, slot, tos, is_unchecked: udp[6] | udp[7] == 0, taken }))
 }
 
@@ -265,18 +258,5 @@ pub(crate) fn macs(endpoint: &Endpoint) -> [u8; 12] {
 /// The inner header's checksum once its type of service byte is `tos`.
 #[inline(always)]
 pub(crate) fn marked(inner: &Ipv4, tos: u8) -> [u8; 2] {
-    let word = |tos| u16::from_be_bytes([0x45, tos]);
-    checksum::update(inner.checksum, word(inner.tos), word(tos)).to_be_bytes()
-}
-
-/// The ECN field to deliver (RFC 6040 figure 4); nothing for the one combination that must be dropped: "If the inner ECN
-/// field is Not-ECT [and] the outer ECN field is CE, the decapsulator MUST drop the packet" (section 4.2).
-#[inline(always)]
-pub(crate) fn combined(outer: u8, inner: u8) -> Option<u8> {
-    match (outer, inner) {
-        (CE, NOT_ECT) => None,
-        (CE, _) => Some(CE),
-        (ECT_1, ECT_0) => Some(ECT_1),
-        _ => Some(inner),
-    }
+    ecn::checksum(inner.checksum, 0x45, inner.tos, tos)
 }

@@ -1,4 +1,4 @@
-//! Reading and changing a frame: the only raw pointers into packets, and the only packet helpers.
+//! Reading and changing a frame at TC: the raw pointers into it, and the helpers that move it. XDP's are in `xdp.rs`.
 //!
 //! Everything is copied out, so that nothing outlives a helper that moves the frame (which invalidates all pointers).
 use aya_ebpf::{
@@ -48,6 +48,18 @@ pub(crate) fn random() -> u32 {
     unsafe { bpf_get_prandom_u32() }
 }
 
+/// Copies a value out of the frame between `data` and `data_end`. `T` must be made of bytes.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(data: usize, data_end: usize, offset: usize) -> Option<T> {
+    let start = data + offset;
+    if start + size_of::<T>() > data_end {
+        return None;
+    }
+    // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); callers read byte
+    // arrays only, for which every bit pattern is valid.
+    Some(unsafe { (start as *const T).read_unaligned() })
+}
+
 /// A frame at a TC hook; its Ethernet header is at offset 0.
 pub(crate) struct Packet<'a> {
     ctx: &'a TcContext,
@@ -92,13 +104,7 @@ impl Frame for Packet<'_> {
 
     #[inline(always)]
     fn read<T: Copy>(&self, offset: usize) -> Option<T> {
-        let start = self.ctx.data() + offset;
-        if start + size_of::<T>() > self.ctx.data_end() {
-            return None;
-        }
-        // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); callers read
-        // byte arrays only, for which every bit pattern is valid.
-        Some(unsafe { (start as *const T).read_unaligned() })
+        read(self.ctx.data(), self.ctx.data_end(), offset)
     }
 
     #[inline(always)]

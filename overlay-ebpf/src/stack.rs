@@ -2,13 +2,12 @@
 //! with bare IPv4 in UDP a TUN, whose packets these programs take to the peer themselves.
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
-    Addr4, Hook, Peer, Reason, SETTING_DIRECT, SETTING_OUTER_DF, checksum,
+    Addr4, Hook, Peer, Reason, SETTING_DIRECT, SETTING_OUTER_DF,
     wire::{DATAGRAM, ETHERNET, IPV4, OUTER_TTL},
 };
 
 use crate::{
-    check,
-    decap::combined,
+    check, ecn,
     fib::{self, NextHop, NoWay, Way},
     flow,
     frame::Frame as _,
@@ -208,15 +207,13 @@ fn receive_datagram(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     if !settings::in_subnet(destination) {
         return Err(Reason::NotOurSubnet);
     }
-    let ecn = combined(header[1] & 0x03, inner[1] & 0x03).ok_or(Reason::NotEctMarked)?;
+    let tos = ecn::unwrapped(header[1], inner[1])?;
     packet.take_room(INSIDE).map_err(|_| Reason::Failed)?;
     packet.distrust_checksum();
-    let tos = (inner[1] & !0x03) | ecn;
     if tos != inner[1] {
-        let word = |tos| u16::from_be_bytes([inner[0], tos]);
         let sum = u16::from_be_bytes([inner[10], inner[11]]);
         packet.store(1, &[tos])?;
-        packet.store(10, &checksum::update(sum, word(inner[1]), word(tos)).to_be_bytes())?;
+        packet.store(10, &ecn::checksum(sum, inner[0], inner[1], tos))?;
     }
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
 }

@@ -20,7 +20,7 @@ use crate::{
     frame::Frame,
     ipv4::{IPPROTO_TCP as TCP, IPPROTO_UDP as UDP, Ipv4},
     maps,
-    packet::Size,
+    packet::{self, Size},
     settings,
 };
 
@@ -198,13 +198,7 @@ impl Frame for XdpFrame<'_> {
 
     #[inline(always)]
     fn read<T: Copy>(&self, offset: usize) -> Option<T> {
-        let start = self.ctx.data() + offset;
-        if start + size_of::<T>() > self.ctx.data_end() {
-            return None;
-        }
-        // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); callers read
-        // byte arrays only, for which every bit pattern is valid.
-        Some(unsafe { (start as *const T).read_unaligned() })
+        packet::read(self.ctx.data(), self.ctx.data_end(), offset)
     }
 
     // The first buffer alone: what has its headers elsewhere is left to TC.
