@@ -59,7 +59,8 @@ pub enum Command {
     Check(Check),
     /// Prints or writes the Docker daemon's options from subnet.env, as flannel's mk-docker-opts.sh does
     DockerOpts(DockerOpts),
-    /// Removes every trace of a network from this host, once its agent has ended. Its traffic ends; subnet.env stays
+    /// Removes every trace of a network from this host, once its agent has ended. Its traffic ends; subnet.env stays,
+    /// and on a host that was flannel's the note for the way back
     Down(Down),
     /// Moves this host from flannel to the overlay in place, or back: same subnet, VtepMAC and public IP, under traffic
     AdoptFlannel(Box<AdoptFlannel>),

@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: exactly what CI runs.
+//! `cargo xtask ci`: format and lints, then the tests that CI runs.
 use anyhow::{Context as _, Result};
 use xtask::{
     command::pass_through,

@@ -42,7 +42,7 @@ enum Command {
     Fuzz(xtask::fuzz::Options),
     /// Agents that come and go under packets: counts what is lost.
     Endure(endure::Options),
-    /// What CI runs: format, lints, all tests.
+    /// Before a push: format and lints, then what CI runs, all tests.
     Ci,
 }
 

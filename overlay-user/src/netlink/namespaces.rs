@@ -1,4 +1,4 @@
-//! The network namespace at the other end of a veth, entered to switch something on there.
+//! The network namespace at the other end of a veth, entered to look at what is on there, or to switch it on.
 use std::{
     collections::BTreeSet,
     fs::{self, File},
