@@ -206,6 +206,11 @@ impl DatapathError {
 
 /// What carries packets between the containers here and the peers. Calls are single system calls, hence not async.
 pub trait Datapath: Send {
+    /// Puts right where parts of it contradict each other; returns how many entries that were. Before anything of it is
+    /// read back: it is then what the tables say.
+    fn mend(&mut self) -> Result<usize, DatapathError> {
+        Ok(0)
+    }
     /// Reads back what is in force.
     fn installed(&self) -> Result<Installed, DatapathError>;
     /// Makes one change. On error nothing of it is in force.

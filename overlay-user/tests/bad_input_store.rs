@@ -181,11 +181,29 @@ fn a_full_table_of_peers() {
     assert!(text.contains("3 wanted, 2 installed"), "{text}");
     a.reaches(&b);
 
+    // One that moves needs no more room than it has.
+    put(&etcd, "10.244.201.0-24", &format!(r#"{{"PublicIP":"10.99.0.211",{MAC}}}"#));
+    until(lab.host(0), "the peer's other address", |_| {
+        let said = lab.host(0).overlay(Path::new(OVERLAY), &["peers", "--json"]).unwrap();
+        said.contains("10.99.0.211")
+            && status(lab.host(0))["agent"]["peers"]["failed"].as_array().is_some_and(|all| all.len() == 1)
+    });
+
     etcd.ctl(&["del", &format!("{SUBNETS}/10.244.201.0-24")]).unwrap();
     until(lab.host(0), "the peer that found no room", |status| {
         status["peers"] == 2 && status["agent"]["peers"]["failed"].as_array().is_some_and(Vec::is_empty)
     });
     assert!(in_force(lab.host(0)).contains(&"10.244.202.0".to_owned()));
+    a.reaches(&b);
+
+    // Asked for less at the next start, the table keeps the room it has, and so do the peers' counters.
+    etcd.ctl(&["del", &format!("{SUBNETS}/10.244.202.0-24")]).unwrap();
+    until(lab.host(0), "one peer", |status| status["peers"] == 1);
+    let a = a.restarted(&["--etcd-endpoints", &url, "--max-peers", "1"]);
+    logged(lab.host(0), "the table of peers keeps room for 2");
+    lease(&etcd, 203);
+    until(lab.host(0), "a second peer", |status| status["peers"] == 2);
+    assert!(in_force(lab.host(0)).contains(&"10.244.203.0".to_owned()));
     a.reaches(&b);
 }
 

@@ -139,20 +139,31 @@ fn programs_that_somebody_detached_are_attached_again_by_the_audit() {
     assert!(carried(&a.host, "decap") >= before + 10, "{before}");
 }
 
+/// One command of bpftool's about a map: `lookup peers key 10 244 7 0`.
+fn bpftool(host: &Host, command: &str, map: &str, rest: &str) -> anyhow::Result<String> {
+    let pin = host.bpf_root().join("overlay/v1/default").join(map);
+    host.exec(&format!("bpftool -j map {command} pinned {} {rest}", pin.display()))
+}
+
+/// Entries that the agent says it has put right.
+fn repaired(host: &Host) -> u64 {
+    status(host)["agent"]["datapath"]["repaired"].as_u64().unwrap()
+}
+
 /// What the tables say is not in force where the programs do not find it.
 #[test]
 fn what_somebody_empties_in_the_programs_indexes_is_filled_again() {
     let lab = lab(2);
     let (a, b) = members(&lab, &[]);
+    // The endpoints are those of an agent before: this one has adopted them, and decided nothing.
+    let a = a.restarted(&["--store-dir", &store(&lab), "--store-shared"]);
     let before = carried(&a.host, "encap");
     a.reaches(&b);
     assert!(carried(&a.host, "encap") >= before + 10);
     let empty = |map: &str, length: usize| {
-        let (pin, zeros) =
-            (a.host.bpf_root().join("overlay/v1/default").join(map), vec!["0"; length].join(" "));
+        let zeros = vec!["0"; length].join(" ");
         for number in 0..256 {
-            let update = format!("map update pinned {} key {number} 0 0 0 value {zeros}", pin.display());
-            xtask::command::sh(&format!("bpftool {update}")).unwrap();
+            bpftool(&a.host, "update", map, &format!("key {number} 0 0 0 value {zeros}")).unwrap();
         }
     };
     empty("endpoint_index", 20);
@@ -165,6 +176,61 @@ fn what_somebody_empties_in_the_programs_indexes_is_filled_again() {
     until(&a.host, "two repairs", |status| status["agent"]["datapath"]["repaired"].as_u64() >= Some(2));
     a.reaches(&b);
     assert!(carried(&a.host, "encap") >= before + 10);
+}
+
+#[test]
+fn what_somebody_writes_into_the_tables_of_peers_is_put_right() {
+    let lab = lab(2);
+    let (a, b) = members(&lab, &[]);
+    let host = &a.host;
+    let resync = |why: &str, entries: u64| {
+        let before = repaired(host);
+        overlay(host, &["peers", "--resync"]).is(0, &["read again"]);
+        until(host, why, |status| status["agent"]["datapath"]["repaired"].as_u64() == Some(before + entries));
+    };
+    let lease = lab.folder().join("store/subnets/10.244.201.0-24");
+    let value = r#"{"PublicIP":"10.99.0.201","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:c9"}}"#;
+    std::fs::write(&lease, value).unwrap();
+    until(host, "two peers", |status| status["peers"] == 2);
+    let is_zero = |text: &str| {
+        let found: serde_json::Value = serde_json::from_str(text).unwrap();
+        found["value"].as_array().unwrap().iter().all(|byte| byte == "0x00")
+    };
+    let index = || bpftool(host, "lookup", "peer_index", "key 201 0 0 0").unwrap();
+    assert!(!is_zero(&index()));
+
+    // Deleted by hand, and then nobody's: it goes from wherever programs look.
+    bpftool(host, "delete", "peers", "key 10 244 201 0").unwrap();
+    std::fs::remove_file(&lease).unwrap();
+    wait_until("the peer's end", SOON, || Ok(is_zero(&index()))).unwrap();
+    wait_until("its address's", SOON, || Ok(bpftool(host, "lookup", "vteps", "key 10 99 0 201").is_err()))
+        .unwrap();
+
+    // Deleted by hand, and a peer's all the same: it comes back, with the counters it had.
+    let traffic = || {
+        let peers: serde_json::Value =
+            serde_json::from_str(&host.overlay(Path::new(OVERLAY), &["peers", "--json"]).unwrap()).unwrap();
+        peers[0]["sent_packets"].as_u64()
+    };
+    let sent = traffic();
+    assert!(sent >= Some(10), "{sent:?}");
+    let base = b.subnet.split('/').next().unwrap().replace('.', " ");
+    bpftool(host, "delete", "peers", &format!("key {base}")).unwrap();
+    // From the table, and from what the programs find.
+    resync("the peer", 2);
+    assert_eq!(traffic(), sent);
+
+    // Added by hand: no lease says so.
+    bpftool(host, "update", "peers", "key 10 244 99 0 value 10 99 0 77 2 0 0 0 0 9 0 0 40 0 0 0").unwrap();
+    resync("a peer by hand", 2);
+    assert!(bpftool(host, "lookup", "peers", "key 10 244 99 0").is_err());
+
+    // The underlay address alone.
+    bpftool(host, "delete", "vteps", "key 10 99 0 2").unwrap();
+    bpftool(host, "update", "vteps", "key 10 99 0 66 value 3 0 0 0").unwrap();
+    resync("the VTEPs", 2);
+    assert!(bpftool(host, "lookup", "vteps", "key 10 99 0 66").is_err());
+    a.reaches(&b);
 }
 
 #[test]
@@ -193,6 +259,16 @@ fn an_underlay_device_that_is_made_anew_gets_its_programs() {
     a.reaches(&b);
     assert!(carried(&a.host, "encap") >= sent + 10 && carried(&a.host, "decap") >= received + 10);
     assert!(!pin(&a.host, &format!("decap-{before}")).exists());
+
+    // The programs were loaded anew, and are still listened to: here about VXLAN from somebody who is no peer.
+    let mut frame = vec![8, 0, 0, 0, 0, 0, 1, 0];
+    frame.extend([[0x02; 14].as_slice(), &[0; 46]].concat());
+    let sent = lab.switch().enter(move || {
+        let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+        Ok(socket.send_to(&frame, ("10.99.0.1", 8472))?)
+    });
+    sent.unwrap();
+    logged(&a.host, "decap: unknown-peer (a packet was dropped");
 }
 
 #[test]

@@ -107,8 +107,9 @@ impl<D: Datapath> Local<D> {
         self.history.snapshot(snapshot);
         self.heard(snapshot.revision, Some(snapshot.cluster));
         self.table.snapshot(snapshot);
+        let mended = self.datapath.mend()?;
         let remembered = std::mem::replace(&mut self.installed, self.datapath.installed()?);
-        let drift = drift(&remembered, &self.installed);
+        let drift = mended + drift(&remembered, &self.installed);
         if drift > 0 {
             warn!("audit: {drift} entries of the data path were altered by another hand: putting them right");
         }

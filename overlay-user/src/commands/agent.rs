@@ -18,7 +18,7 @@ use crate::{
     agent::{self, Inputs, Setup},
     cli::{Agent, Switch},
     control::{self, Server},
-    datapath::{Datapath as _, PortKind, programs_log, xdp::XdpMode},
+    datapath::{Datapath as _, PortKind, xdp::XdpMode},
     device::Kind,
     endpoints, health, keep, losses,
     netlink::Netlink,
@@ -91,7 +91,7 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
         }
         Kind::Vxlan { .. } => None,
     };
-    let mut datapath = joined.attach(options).await?;
+    let datapath = joined.attach(options).await?;
     let public_ip = joined.public_ip();
     let Joined { netlink, paths, lock: _lock, underlay, network, mode, held, origin, spec, ingress, .. } =
         joined;
@@ -128,11 +128,8 @@ async fn with_store(mut store: impl Store, private: Option<&Path>, options: &Age
 
     // Everything below ends with this function: nothing outlives the agent but the data path.
     let mut tasks = JoinSet::new();
-    match programs_log::follow(datapath.ebpf()) {
-        Ok(lines) => drop(tasks.spawn(lines)),
-        // Counters say the same, if less promptly.
-        Err(error) => warn!("the programs' log cannot be read: {error:#}"),
-    }
+    let log = datapath.log();
+    tasks.spawn(async move { match log.follow().await {} });
     let pins = paths.pins.clone();
     tasks.spawn(rules.keep());
     tasks.spawn(origin::keep_noted(paths, status_to.clone()));

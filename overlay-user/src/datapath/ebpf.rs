@@ -15,7 +15,8 @@ use super::{
     flows::Lifetimes,
     index, layouts,
     links::{Attachment, Links},
-    load::{Options, capacity, endpoint_capacity, load_object, take_over},
+    load::{Options, endpoint_capacity, load_object, take_over},
+    programs_log::ProgramsLog,
     slots::Slots,
     tables::{self, Tables},
     xdp::{Receivers, XdpLink},
@@ -25,6 +26,7 @@ use crate::{ingress::Ingress, mac::Mac};
 /// The programs and maps of one network on this host.
 pub struct EbpfDatapath {
     ebpf: Ebpf,
+    log: ProgramsLog,
     tables: Tables,
     links: Links,
     receivers: Receivers,
@@ -57,10 +59,15 @@ impl EbpfDatapath {
         })?;
         layouts::check_links(&options.pins)?;
         let (mut ebpf, mut tables) = match options.older.last() {
-            Some(older) if !layouts::is_filled(&options.pins)? => take_over(older, &options)?,
+            Some(older) if !layouts::is_filled(&options.pins)? => {
+                let loaded = take_over(older, &options)?;
+                options.keep_sizes()?;
+                loaded
+            }
             _ => {
                 tables::check(&options.pins)?;
                 index::unpin(&options.pins)?;
+                options.keep_sizes()?;
                 load_object(&options, &options.pins)?
             }
         };
@@ -69,19 +76,20 @@ impl EbpfDatapath {
         for older in &options.older {
             layouts::move_links(older, &options.pins)?;
         }
-        options.max_peers = capacity(&options.pins, "peers", options.max_peers)?;
-        options.max_flows = capacity(&options.pins, "flows", options.max_flows)?;
-        let taken = tables.peers.entries()?.into_values().map(|peer| (peer.slot, peer.outer));
+        let taken = tables.peers.entries()?.into_iter();
+        let taken = taken.map(|(base, peer)| (Addr4::new(base.octets()), peer.slot, peer.outer));
         let slots = Slots::new(options.max_peers, taken);
-        peers::forget_strangers(&mut tables, &slots)?;
-        tables.peers.fill_index()?;
-        tables.endpoints.fill_index()?;
+        peers::mend_vteps(&mut tables, &slots)?;
+        tables.mend_indexes()?;
         tables.flows.mark_all()?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let ingress = Ingress::default();
         let (tried, device) = (None, watch::Sender::new(0));
+        let log = ProgramsLog::default();
+        log.read_from(&mut ebpf);
         let mut datapath = Self {
             ebpf,
+            log,
             tables,
             links,
             receivers,
@@ -103,9 +111,9 @@ impl EbpfDatapath {
         Ok(datapath)
     }
 
-    /// The loaded object, for the programs' log.
-    pub fn ebpf(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    /// The log of the programs, whichever are loaded.
+    pub fn log(&self) -> ProgramsLog {
+        self.log.clone()
     }
 
     /// Index of the tunnel device whose programs are in place: before that no frame may come in there.
@@ -207,10 +215,14 @@ impl EbpfDatapath {
     /// every one in place.
     fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
         let options = Options { settings, ..self.options.clone() };
-        let (mut ebpf, tables) = load_object(&options, &options.pins)?;
-        self.receivers = Receivers::take(&mut ebpf)?;
-        (self.ebpf, self.tables, self.options) = (ebpf, tables, options);
-        self.links.adopt(&mut self.ebpf).map(drop)
+        let (mut ebpf, mut tables) = load_object(&options, &options.pins)?;
+        tables.mend_indexes()?;
+        let receivers = Receivers::take(&mut ebpf)?;
+        // Only once every program is replaced is it done: else it is to be tried again, all of it.
+        self.links.adopt(&mut ebpf)?;
+        self.log.read_from(&mut ebpf);
+        (self.ebpf, self.tables, self.receivers, self.options) = (ebpf, tables, receivers, options);
+        Ok(())
     }
 
     fn put_endpoint(&mut self, address: Ipv4Addr, endpoint: &Endpoint) -> Result<(), DatapathError> {
@@ -234,12 +246,16 @@ impl EbpfDatapath {
 }
 
 impl Datapath for EbpfDatapath {
+    fn mend(&mut self) -> Result<usize, DatapathError> {
+        Ok(peers::mend_vteps(&mut self.tables, &self.slots)? + self.tables.mend_indexes()?)
+    }
+
     fn installed(&self) -> Result<Installed, DatapathError> {
-        let peers = self.tables.peers.found()?.into_iter().filter_map(|(base, peer)| {
+        let peers = self.tables.peers.entries()?.into_iter().filter_map(|(base, peer)| {
             let subnet = Ipv4Net::new(base, self.prefix_len).ok()?;
             Some((subnet, tables::peer_of(&peer)))
         });
-        let endpoints = self.tables.endpoints.found()?.into_iter().map(|(address, endpoint)| {
+        let endpoints = self.tables.endpoints.entries()?.into_iter().map(|(address, endpoint)| {
             let pinned = endpoint.flags & ENDPOINT_PINNED != 0;
             let (mac, gateway_mac) = (Mac(endpoint.mac), Mac(endpoint.gateway_mac));
             (address, Endpoint { port: endpoint.ifindex, mac, gateway_mac, pinned })

@@ -3,7 +3,12 @@
 //!
 //! An index holds nothing that its table does not: entries come after the table's and go before it. Each agent makes its own
 //! at the start, and fills it before its programs take the place of the last agent's, which go on with theirs.
-use std::{collections::BTreeMap, fs, io, net::Ipv4Addr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::Ipv4Addr,
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
@@ -134,6 +139,8 @@ pub struct Indexed<V: Entry> {
 
 struct Index<V: Entry> {
     array: Array<MapData, V>,
+    /// Whose places are not empty: nobody else writes the array.
+    placed: BTreeSet<Addr4>,
     settings: Settings,
 }
 
@@ -152,19 +159,17 @@ impl<V: Entry> Indexed<V> {
         let array = map
             .try_into()
             .map_err(|error: MapError| DatapathError::failed(format!("use map {name}"), &error))?;
-        self.index = Some(Index { array, settings: *settings });
+        self.index = Some(Index { array, placed: BTreeSet::new(), settings: *settings });
         Ok(())
     }
 
-    /// Has the programs find all that the table holds.
-    pub(super) fn fill_index(&mut self) -> Result<(), DatapathError> {
-        let failed =
-            |error| DatapathError::failed(format!("fill the programs' index of {}", V::PLURAL), &error);
-        let Some(index) = &mut self.index else { return Ok(()) };
-        self.table
-            .iter()
-            .try_for_each(|entry| entry.and_then(|(key, value)| index.put(key, value)))
-            .map_err(failed)
+    /// Has the programs find what the table holds, and nothing else; returns how much of it they did not.
+    pub(super) fn mend(&mut self) -> Result<usize, DatapathError> {
+        let entries = self.entries()?;
+        let Some(index) = &mut self.index else { return Ok(0) };
+        index.mend(&entries).map_err(|error| {
+            DatapathError::failed(format!("put right the programs' index of {}", V::PLURAL), &error)
+        })
     }
 
     /// The entry of this address: of a container, or the first of a peer's subnet.
@@ -195,15 +200,6 @@ impl<V: Entry> Indexed<V> {
             .collect::<Result<_, _>>()
             .map_err(|error| DatapathError::failed(format!("read the table of {}", V::PLURAL), &error))
     }
-
-    /// Every entry that the programs find, which is what counts.
-    pub(super) fn found(&self) -> Result<BTreeMap<Ipv4Addr, V>, DatapathError> {
-        let mut entries = self.entries()?;
-        if let Some(index) = &self.index {
-            entries.retain(|key, value| index.holds(Addr4::new(key.octets()), value));
-        }
-        Ok(entries)
-    }
 }
 
 impl<V: Entry> Index<V> {
@@ -213,11 +209,33 @@ impl<V: Entry> Index<V> {
             // The kernel copies eight bytes at a time: no packet may see an address whose MAC is still to come.
             self.array.set(number, value.hidden(), 0)?;
         }
-        self.array.set(number, value, 0)
+        self.array.set(number, value, 0)?;
+        self.placed.insert(key);
+        Ok(())
     }
 
     fn remove(&mut self, key: Addr4) -> Result<(), MapError> {
-        self.number(key).map_or(Ok(()), |number| self.array.set(number, V::default(), 0))
+        let Some(number) = self.number(key) else { return Ok(()) };
+        self.array.set(number, V::default(), 0)?;
+        self.placed.remove(&key);
+        Ok(())
+    }
+
+    fn mend(&mut self, entries: &BTreeMap<Ipv4Addr, V>) -> Result<usize, MapError> {
+        let is_stale = |key: &&Addr4| !entries.contains_key(&key.octets.into());
+        let stale: Vec<_> = self.placed.iter().filter(is_stale).copied().collect();
+        for key in &stale {
+            self.remove(*key)?;
+        }
+        let mut put = 0;
+        for (key, value) in entries {
+            let key = Addr4::new(key.octets());
+            if !self.holds(key, value) {
+                self.put(key, *value)?;
+                put += 1;
+            }
+        }
+        Ok(stale.len() + put)
     }
 
     /// Also where it has no place for it: the programs ask the table then, or nobody.

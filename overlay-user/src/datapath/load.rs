@@ -38,6 +38,25 @@ pub struct Options {
     pub filling: PathBuf,
 }
 
+impl Options {
+    /// Adopted tables keep the size they were made with, and the loader believes what it is told of them.
+    pub(super) fn keep_sizes(&mut self) -> Result<(), DatapathError> {
+        for (table, wanted) in [("peers", &mut self.max_peers), ("flows", &mut self.max_flows)] {
+            if !self.pins.join(table).exists() {
+                continue;
+            }
+            let found = size(&self.pins, table)?;
+            if found != *wanted {
+                warn!(
+                    "the table of {table} keeps room for {found}: --max-{table} {wanted} takes effect after `overlay down`"
+                );
+            }
+            *wanted = found;
+        }
+        Ok(())
+    }
+}
+
 /// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's: what
 /// ends before that leaves the older layout in force.
 pub(super) fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Tables), DatapathError> {
@@ -65,7 +84,8 @@ pub(super) fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tab
     loader
         .override_global("SETTINGS", &settings, true)
         .map_max_entries("PEERS", options.max_peers)
-        .map_max_entries("VTEPS", options.max_peers)
+        // A peer that moves has two addresses for a moment.
+        .map_max_entries("VTEPS", options.max_peers.saturating_add(1))
         .map_max_entries("PEER_COUNTERS", options.max_peers)
         .map_max_entries("FLOWS", options.max_flows)
         .map_max_entries("RECEIVERS", endpoint_capacity(prefix_len))
@@ -105,17 +125,6 @@ pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), D
     let tables = Tables::take(&mut ebpf, &settings)?;
     let receivers = Receivers::take(&mut ebpf)?;
     Ok((ebpf, tables, receivers))
-}
-
-/// How many entries the pinned table has room for. An adopted one keeps the size it was made with.
-pub(super) fn capacity(pins: &Path, table: &str, wanted: u32) -> Result<u32, DatapathError> {
-    let found = size(pins, table)?;
-    if found != wanted {
-        warn!(
-            "the table of {table} keeps room for {found}: --max-{table} {wanted} takes effect after `overlay down`"
-        );
-    }
-    Ok(found)
 }
 
 fn size(pins: &Path, table: &str) -> Result<u32, DatapathError> {

@@ -1,25 +1,46 @@
 //! The programs' log lines, in words: the programs speak in numbers, since they have no room for text.
-use std::{future::Future, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya_log::EbpfLogger;
-use log::{Log, Metadata, Record};
+use log::{Log, Metadata, Record, warn};
 use overlay_common::{Hook, Reason};
 use tokio::time::sleep;
 
 /// How often lines are read: they tell of rare things, and the counters tell at once.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Reads lines until dropped. The programs write at most one line per reason, CPU and second.
-pub fn follow(ebpf: &mut Ebpf) -> Result<impl Future<Output = Result<()>> + use<>> {
-    let mut logger = EbpfLogger::init_with_logger(ebpf, Words).context("open the programs' log")?;
-    Ok(async move {
+/// The log of the programs that are loaded: each object has its own.
+#[derive(Clone, Default)]
+pub struct ProgramsLog(Arc<Mutex<Option<EbpfLogger<Words>>>>);
+
+impl ProgramsLog {
+    /// From now on the log of these programs, once what is left in the last ones' is read.
+    pub(super) fn read_from(&self, ebpf: &mut Ebpf) {
+        self.flush();
+        let logger = EbpfLogger::init_with_logger(ebpf, Words);
+        // Counters say the same, if less promptly.
+        let logger = logger.inspect_err(|error| warn!("the programs' log cannot be read: {error}")).ok();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = logger;
+    }
+
+    /// Reads lines until dropped. The programs write at most one line per reason, CPU and second.
+    pub async fn follow(self) -> Infallible {
         loop {
-            logger.flush();
+            self.flush();
             sleep(LOOK).await;
         }
-    })
+    }
+
+    fn flush(&self) {
+        if let Some(logger) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            logger.flush();
+        }
+    }
 }
 
 /// Passes lines on to the process's logger, `<hook> <reason>` in words.

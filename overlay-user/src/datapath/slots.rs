@@ -1,23 +1,48 @@
-//! Which counter slots are taken, and by which underlay address: so that neither adding nor removing a peer has to read
-//! the whole table again.
+//! Which peer has which counter slot and underlay address, as the agent wrote it: so that neither adding nor removing a peer
+//! has to read the whole table again, or to believe it.
 use std::collections::{BTreeMap, BTreeSet};
+
+use overlay_common::Addr4;
 
 /// The counter slots of the peer table.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     free: BTreeSet<u32>,
+    /// Slot and underlay address by the base address of the peer's subnet.
+    by_base: BTreeMap<Addr4, (u32, [u8; 4])>,
     /// Slots by underlay address; a host that holds several subnets has several.
     by_outer: BTreeMap<[u8; 4], BTreeSet<u32>>,
 }
 
 impl Slots {
-    /// `capacity` slots, of which `taken` are in use by these addresses.
-    pub(super) fn new(capacity: u32, taken: impl IntoIterator<Item = (u32, [u8; 4])>) -> Self {
-        let mut slots = Self { free: (0..capacity).collect(), by_outer: BTreeMap::new() };
-        for (slot, outer) in taken {
+    /// `capacity` slots, of which `taken` are in use by these subnets and addresses.
+    pub(super) fn new(capacity: u32, taken: impl IntoIterator<Item = (Addr4, u32, [u8; 4])>) -> Self {
+        let mut slots = Self { free: (0..capacity).collect(), ..Self::default() };
+        for (base, slot, outer) in taken {
             slots.take(slot, outer);
+            slots.assign(base, slot, outer);
         }
         slots
+    }
+
+    /// Slot and underlay address of the peer with this subnet.
+    pub(super) fn of(&self, base: Addr4) -> Option<(u32, [u8; 4])> {
+        self.by_base.get(&base).copied()
+    }
+
+    /// The peer with this subnet is in the table so.
+    pub(super) fn assign(&mut self, base: Addr4, slot: u32, outer: [u8; 4]) {
+        self.by_base.insert(base, (slot, outer));
+    }
+
+    /// It is not any more.
+    pub(super) fn forget(&mut self, base: Addr4) {
+        self.by_base.remove(&base);
+    }
+
+    /// Every underlay address, with a slot of its.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (Addr4, u32)> {
+        self.by_outer.iter().filter_map(|(outer, slots)| Some((Addr4::new(*outer), *slots.first()?)))
     }
 
     /// Whether some peer is at this underlay address.
@@ -60,7 +85,10 @@ mod tests {
     #[test]
     fn slots_are_reused_lowest_first_and_addresses_counted() {
         let (a, b) = ([10, 0, 0, 1], [10, 0, 0, 2]);
-        let mut slots = Slots::new(4, [(0, a), (2, a)]);
+        let base = |third| Addr4::new([10, 244, third, 0]);
+        let mut slots = Slots::new(4, [(base(1), 0, a), (base(2), 2, a)]);
+        assert_eq!((slots.of(base(2)), slots.of(base(3))), (Some((2, a)), None));
+        assert_eq!(slots.addresses().collect::<Vec<_>>(), [(Addr4::new(a), 0)]);
         assert_eq!(slots.lowest(), Some(1));
         slots.take(1, b);
         assert_eq!(slots.lowest(), Some(3));

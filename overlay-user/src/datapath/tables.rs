@@ -1,4 +1,5 @@
-//! The pinned maps, read and written: the only file that knows the names of their pins. Works with no agent running.
+//! The pinned tables, read and written, and the names of their pins (the indexes' are in `index.rs`, the receivers' in
+//! `xdp.rs`). Works with no agent running.
 use std::path::Path;
 
 use aya::{
@@ -111,6 +112,11 @@ impl Tables {
             counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
             peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
         })
+    }
+
+    /// Has the programs find what the tables of peers and endpoints hold; returns how much of it they did not.
+    pub(super) fn mend_indexes(&mut self) -> Result<usize, DatapathError> {
+        Ok(self.peers.mend()? + self.endpoints.mend()?)
     }
 
     /// All counters that are not zero.

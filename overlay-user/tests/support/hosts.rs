@@ -109,6 +109,14 @@ impl Member {
         Self { host: host.clone(), agent, container, subnet }
     }
 
+    /// Ends the agent and starts one with these arguments.
+    pub(crate) fn restarted(self, arguments: &[&str]) -> Self {
+        self.agent.terminate().unwrap();
+        let mut agent = self.host.start_agent(Path::new(OVERLAY), arguments).unwrap();
+        agent.wait_ready(SOON).unwrap();
+        Self { agent, ..self }
+    }
+
     /// The key of its lease: `10.244.7.0-24`.
     pub(crate) fn key(&self) -> String {
         self.subnet.replace('/', "-")

@@ -1,5 +1,5 @@
 //! A peer in the maps: its subnet, its underlay address among those that the programs take packets from, its counters.
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use aya::maps::MapError;
 use ipnet::Ipv4Net;
@@ -16,9 +16,9 @@ use crate::datapath::{
 impl EbpfDatapath {
     pub(super) fn put_peer(&mut self, subnet: Ipv4Net, peer: &Peer) -> Result<(), DatapathError> {
         let key = Addr4::new(subnet.network().octets());
-        let old = self.tables.peers.get(key);
+        let old = self.slots.of(key);
         let slot = match old {
-            Some(old) => old.slot,
+            Some((slot, _)) => slot,
             None => self.free_slot()?,
         };
         let outer = peer.public_ip.octets();
@@ -29,8 +29,9 @@ impl EbpfDatapath {
             .insert(Addr4::new(outer), Vtep { slot }, 0)
             .map_err(|error| self.write_failed("peers", format!("add VTEP {}", peer.public_ip), &error))?;
         self.slots.take(slot, outer);
+        let moved = old.filter(|(_, before)| *before != outer);
         if let Err(error) = self.tables.peers.put(key, new) {
-            if old.is_none_or(|old| old.outer != outer) {
+            if old.is_none() || moved.is_some() {
                 self.forget_vtep(slot, outer)?;
             }
             if old.is_none() {
@@ -38,22 +39,18 @@ impl EbpfDatapath {
             }
             return Err(self.write_failed("peers", format!("add peer {subnet}"), &error));
         }
-        match old {
-            Some(old) if old.outer != outer => self.forget_vtep(slot, old.outer),
-            _ => Ok(()),
-        }
+        self.slots.assign(key, slot, outer);
+        moved.map_or(Ok(()), |(_, before)| self.forget_vtep(slot, before))
     }
 
     pub(super) fn remove_peer(&mut self, subnet: Ipv4Net) -> Result<(), DatapathError> {
         let key = Addr4::new(subnet.network().octets());
-        let Some(old) = self.tables.peers.get(key) else { return Ok(()) };
-        self.tables
-            .peers
-            .remove(key)
+        gone(self.tables.peers.remove(key))
             .map_err(|error| DatapathError::failed(format!("remove peer {subnet}"), &error))?;
-        self.forget_vtep(old.slot, old.outer)?;
-        self.slots.release(old.slot);
-        Ok(())
+        let Some((slot, outer)) = self.slots.of(key) else { return Ok(()) };
+        self.slots.forget(key);
+        self.slots.release(slot);
+        self.forget_vtep(slot, outer)
     }
 
     /// The peer with `slot` is no longer at underlay address `outer`. The address goes unless another subnet's peer is
@@ -80,14 +77,21 @@ impl EbpfDatapath {
     }
 }
 
-/// Removes underlay addresses that no peer has: an agent that was killed between its two writes leaves one, and it would
-/// count as a known peer for ever.
-pub(super) fn forget_strangers(tables: &mut Tables, slots: &Slots) -> Result<(), DatapathError> {
-    let known: Result<Vec<Addr4>, MapError> = tables.vteps.keys().collect();
-    let known = known.map_err(|error| DatapathError::failed("read the table of VTEPs", &error))?;
-    for address in known.into_iter().filter(|address| !slots.knows(address.octets)) {
+/// Makes the underlay addresses those of the peers; returns how many were not. An agent that was killed between its two
+/// writes leaves one that no peer has, and it would count as a known peer for ever.
+pub(super) fn mend_vteps(tables: &mut Tables, slots: &Slots) -> Result<usize, DatapathError> {
+    let failed = |error| DatapathError::failed("put right the table of VTEPs", &error);
+    let present: BTreeSet<Addr4> = tables.vteps.keys().collect::<Result<_, MapError>>().map_err(failed)?;
+    let mut mended = 0;
+    for address in present.iter().filter(|address| !slots.knows(address.octets)) {
         warn!("VTEP {} belongs to no peer: removing it", Ipv4Addr::from(address.octets));
-        tables.vteps.remove(&address).map_err(|error| DatapathError::failed("remove a VTEP", &error))?;
+        gone(tables.vteps.remove(address)).map_err(failed)?;
+        mended += 1;
     }
-    Ok(())
+    for (address, slot) in slots.addresses().filter(|(address, _)| !present.contains(address)) {
+        warn!("peer {} is no VTEP: adding it", Ipv4Addr::from(address.octets));
+        tables.vteps.insert(address, Vtep { slot }, 0).map_err(failed)?;
+        mended += 1;
+    }
+    Ok(mended)
 }
