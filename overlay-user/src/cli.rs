@@ -166,7 +166,7 @@ pub struct Check {
     #[command(flatten)]
     pub underlay: Underlay,
     /// Name of the kernel's tunnel device
-    #[arg(long, default_value = "overlay0")]
+    #[arg(long, default_value = DEFAULT_DEVICE)]
     pub device: String,
 }
 
@@ -208,15 +208,18 @@ pub struct DockerOpts {
     pub json: bool,
 }
 
+/// The tunnel device's name unless the operator says otherwise.
+pub const DEFAULT_DEVICE: &str = "overlay0";
+
 /// `overlay down`
 #[derive(Debug, Args)]
 pub struct Down {
     /// Which network.
     #[command(flatten)]
     pub show: Show,
-    /// Name of the kernel's tunnel device
-    #[arg(long, default_value = "overlay0")]
-    pub device: String,
+    /// Name of the kernel's tunnel device, if not the one that the network's agent had
+    #[arg(long)]
+    pub device: Option<String>,
 }
 
 const AFTER_ADOPT_FLANNEL: &str = "\
@@ -302,7 +305,7 @@ pub struct Agent {
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub healthz_port: u16,
     /// Name of the kernel's tunnel device, made and kept by the agent
-    #[arg(long, default_value = "overlay0")]
+    #[arg(long, default_value = DEFAULT_DEVICE)]
     pub device: String,
     /// `off` leaves every packet to the kernel's own tunnel, and to every firewall rule
     #[arg(long, value_enum, default_value_t = Switch::On)]

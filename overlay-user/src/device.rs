@@ -215,9 +215,9 @@ pub async fn remove(netlink: &Netlink, name: &str) -> Result<(), DeviceError> {
     }
 }
 
-/// What the network's device may be, in one mode or another.
-fn is_tunnel(kind: &LinkKind) -> bool {
-    matches!(kind, LinkKind::Vxlan(_)) || tun::is_ours(kind)
+/// What the network's device may be, in one mode or another. Not a VXLAN device with a VNI of its own: flannel's is one.
+pub fn is_tunnel(kind: &LinkKind) -> bool {
+    matches!(kind, LinkKind::Vxlan(vxlan) if vxlan.collect_metadata) || tun::is_ours(kind)
 }
 
 fn is_fit(link: &Link, spec: &DeviceSpec) -> bool {
@@ -331,6 +331,9 @@ fn kind_name(kind: &LinkKind) -> String {
     match kind {
         LinkKind::Bridge => "bridge".into(),
         LinkKind::Veth => "veth".into(),
+        LinkKind::Vxlan(vxlan) if !vxlan.collect_metadata => {
+            format!("vxlan device of vni {} that another program made", vxlan.vni)
+        }
         LinkKind::Vxlan(_) => "vxlan device".into(),
         LinkKind::Tun(tun) if tun.is_tap => "tap device".into(),
         LinkKind::Tun(_) => "tun device that another program made".into(),

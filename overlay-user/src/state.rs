@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
     net::Ipv4Addr,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -23,8 +23,12 @@ use nix::{
 use overlay_common::ABI;
 use serde::{Deserialize, Serialize};
 
+use crate::network::NetworkConfig;
+
 /// Where bpffs is mounted by convention; the only place we mount it ourselves.
 pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
+
+const RECORD: &str = "record.json";
 
 /// The folders of one network on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +64,12 @@ pub struct Record {
     /// How packets travel between hosts, as the agent that started last was told: flannel's name of the backend.
     #[serde(default = "vxlan")]
     pub mode: String,
+    /// Name of the tunnel device: which to remove, and which no other network may have.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// The file that tells this host's subnet, which no other network may write.
+    #[serde(default)]
+    pub subnet_file: Option<PathBuf>,
 }
 
 fn vxlan() -> String {
@@ -110,6 +120,32 @@ pub enum StateError {
         owner: String,
         /// Who asks.
         claimant: String,
+        /// The network's name.
+        network: String,
+    },
+    /// Another network of this host has it.
+    #[error(
+        "{what} is network {other}'s on this host: give network {network} its own {option}, or end the other with \
+         `overlay down --network {other}`"
+    )]
+    Shared {
+        /// The device or the file.
+        what: String,
+        /// The other network's name.
+        other: String,
+        /// The network's name.
+        network: String,
+        /// What names another one.
+        option: &'static str,
+    },
+    /// The config has no place any more for what runs here.
+    #[error(
+        "the network's config has no subnet {subnet} any more, with which network {network} runs on this host: traffic goes \
+         on. Put the config back, or let the host move: `overlay down --network {network}`, then start the agent again"
+    )]
+    Moved {
+        /// The subnet of the host's pins and containers.
+        subnet: Ipv4Net,
         /// The network's name.
         network: String,
     },
@@ -171,8 +207,12 @@ impl Paths {
         let path = self.lock_path();
         let failed = |error| StateError::io("lock", &path, error);
         loop {
-            let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
+            // Root's alone: whoever can open it can hold the lock, and keep agents from starting.
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(&path).map_err(failed)?;
+            file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {
                     // Whoever held it before may have removed the file (see `remove`), and another may have made it anew.
                     let locked = lock.metadata().map_err(failed)?.ino();
@@ -227,6 +267,66 @@ impl Paths {
             return Ok(());
         }
         Err(self.foreign(found.owner(), &current))
+    }
+
+    /// Refuses a device that another network of this host has, in this boot and network namespace: two agents would undo each
+    /// other's work for ever.
+    pub fn refuse_shared_device(&self, device: &str) -> Result<(), StateError> {
+        self.refuse_shared(format!("interface {device}"), "--device", |other| {
+            other.device.as_deref() == Some(device)
+        })
+    }
+
+    /// The same for the file that tells the subnet.
+    pub fn refuse_shared_file(&self, subnet_file: &Path) -> Result<(), StateError> {
+        self.refuse_shared(subnet_file.display().to_string(), "--subnet-file", |other| {
+            other.subnet_file.as_deref() == Some(subnet_file)
+        })
+    }
+
+    fn refuse_shared(
+        &self,
+        what: String,
+        option: &'static str,
+        has_it: impl Fn(&Record) -> bool,
+    ) -> Result<(), StateError> {
+        match self.others()?.into_iter().find(|(_, record)| has_it(record)) {
+            Some((other, _)) => {
+                Err(StateError::Shared { what, other, network: self.network.clone(), option })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a config that what runs here has no place in, before the lease is given back which its containers live on.
+    pub fn refuse_moved(&self, public_ip: Ipv4Addr, config: &NetworkConfig) -> Result<(), StateError> {
+        let Some(found) = self.record()? else { return Ok(()) };
+        let is_here = found.is_same_host(&Record::current(public_ip, found.subnet)?);
+        if is_here && !config.fits(found.subnet) {
+            return Err(StateError::Moved { subnet: found.subnet, network: self.network.clone() });
+        }
+        Ok(())
+    }
+
+    /// Records of this host's other networks, by name: of this boot, this network namespace, and the same state folder.
+    fn others(&self) -> Result<Vec<(String, Record)>, StateError> {
+        let folder = self.state.parent().unwrap_or(&self.state);
+        let failed = |error| StateError::io("list", folder, error);
+        let here = Record::current(Ipv4Addr::UNSPECIFIED, Ipv4Net::default())?;
+        let mut others = Vec::new();
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let state = entry.map_err(failed)?.path();
+            let name = state.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let text = fs::read(state.join(RECORD)).unwrap_or_default();
+            // One that cannot be read is its own network's trouble.
+            if let Ok(record) = serde_json::from_slice::<Record>(&text)
+                && name != self.network
+                && (record.netns, &record.boot_id) == (here.netns, &here.boot_id)
+            {
+                others.push((name, record));
+            }
+        }
+        Ok(others)
     }
 
     fn foreign(&self, owner: String, current: &Record) -> StateError {
@@ -291,7 +391,7 @@ impl Paths {
     }
 
     fn record_path(&self) -> PathBuf {
-        self.state.join("record.json")
+        self.state.join(RECORD)
     }
 
     /// Where [`crate::origin`] is noted.
@@ -328,7 +428,22 @@ impl Record {
         let netns = fs::metadata(namespace).map_err(|error| StateError::io("read", namespace, error))?;
         let boot_id = fs::read_to_string(boot).map_err(|error| StateError::io("read", boot, error))?;
         let boot_id = boot_id.trim().to_owned();
-        Ok(Self { netns: netns.ino(), boot_id, public_ip, subnet, abi: ABI, fast_path: true, mode: vxlan() })
+        Ok(Self {
+            netns: netns.ino(),
+            boot_id,
+            public_ip,
+            subnet,
+            abi: ABI,
+            fast_path: true,
+            mode: vxlan(),
+            device: None,
+            subnet_file: None,
+        })
+    }
+
+    /// Of the calling thread's network namespace.
+    pub fn is_in_this_namespace(&self) -> bool {
+        Self::current(self.public_ip, self.subnet).is_ok_and(|here| here.netns == self.netns)
     }
 
     /// Of the same host in the same boot, whatever version the agent was and however it was started.

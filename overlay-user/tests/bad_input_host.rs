@@ -100,6 +100,70 @@ fn a_device_a_port_or_a_route_of_somebody_elses() {
     assert_eq!(member.agent.terminate().unwrap().code(), Some(0));
 }
 
+/// Two networks on one host: neither takes what is the other's, at the start or at the end.
+#[test]
+fn a_device_or_a_subnet_file_of_another_network() {
+    let lab = lab(2);
+    let (host, default) = (lab.host(0), store(&lab));
+    let arguments = ["--store-dir", &default, "--store-shared"];
+    let (a, b) = (Member::join(host, &arguments), Member::join(lab.host(1), &arguments));
+    a.reaches(&b);
+    let blue = lab.folder().join("blue").display().to_string();
+    let config = r#"{"Network":"10.245.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#;
+    overlay(host, &["config", "set", config, "--store-dir", &blue]).is(0, &[]);
+
+    let file = host.folder().join("blue.env").display().to_string();
+    let agent = ["agent", "--network", "blue", "--iface", "eth0", "--store-dir", &blue];
+    overlay(host, &agent).is(1, &["interface overlay0 is network default's on this host", "--device"]);
+    let agent = [&agent[..], &["--device", "overlay1"]].concat();
+    overlay(host, &agent).is(1, &["is network default's on this host", "--subnet-file"]);
+    let agent = [&agent[..], &["--subnet-file", &file]].concat();
+    let places = format!(
+        "env OVERLAY_BPF_ROOT={} OVERLAY_STATE_DIR={} {OVERLAY}",
+        host.bpf_root().display(),
+        host.folder().join("state").display()
+    );
+    let running = host.spawn(&format!("{places} {}", agent.join(" "))).unwrap();
+    wait_until("the second network", SOON, || Ok(Path::new(&file).exists())).unwrap();
+    let is_up = |name: &str| host.exec(&format!("ip link show dev {name}")).is_ok();
+    assert!(is_up("overlay0") && is_up("overlay1"));
+    a.reaches(&b);
+
+    drop(running);
+    let down = ["down", "--network", "blue"];
+    overlay(host, &[&down[..], &["--device", "overlay0"]].concat())
+        .is(1, &["interface overlay0 is network default's on this host"]);
+    assert!(is_up("overlay0") && is_up("overlay1"));
+    overlay(host, &down).is(0, &["network blue is gone from this host: programs, maps, overlay1,"]);
+    assert!(is_up("overlay0") && !is_up("overlay1"));
+    a.reaches(&b);
+}
+
+/// The host keeps its lease and its containers their network, whatever the config says by now.
+#[test]
+fn a_config_without_the_subnet_that_the_host_runs_with() {
+    let lab = lab(2);
+    let (host, store) = (lab.host(0), store(&lab));
+    let arguments = ["--store-dir", &store, "--store-shared"];
+    let (a, b) = (Member::join(host, &arguments), Member::join(lab.host(1), &arguments));
+    a.reaches(&b);
+    let other = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.99.0","Backend":{"Type":"vxlan"}}"#;
+    overlay(host, &["config", "set", other, "--store-dir", &store]).is(0, &[]);
+    let Member { agent, subnet, container, host: member, .. } = a;
+    assert_eq!(agent.terminate().unwrap().code(), Some(0));
+    let says = format!("the network's config has no subnet {subnet} any more");
+    overlay(host, &[&["agent", "--iface", "eth0"], &arguments[..]].concat())
+        .is(1, &[&says, "`overlay down --network default`"]);
+    let lease = Path::new(&store).join("subnets").join(subnet.replace('/', "-"));
+    assert!(lease.exists(), "the lease was given back");
+
+    overlay(host, &["config", "set", CONFIG, "--store-dir", &store]).is(0, &[]);
+    let mut agent = host.start_agent(Path::new(OVERLAY), &arguments).unwrap();
+    agent.wait_ready(SOON).unwrap();
+    let a = Member { agent, subnet, container, host: member };
+    a.reaches(&b);
+}
+
 #[test]
 fn folders_that_cannot_serve() {
     let lab = lab(1);

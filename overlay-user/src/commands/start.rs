@@ -61,6 +61,8 @@ pub(super) async fn join(store: &mut impl Store, private: Option<&Path>, options
     let paths = options.place.paths();
     paths.create()?;
     let lock = paths.lock()?;
+    paths.refuse_shared_device(&options.device)?;
+    paths.refuse_shared_file(&options.subnet_file)?;
     let underlay = iface::choose(&netlink, &options.underlay.choice()).await?;
     let public_ip = options.underlay.public_ip.unwrap_or(underlay.address);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
@@ -68,6 +70,7 @@ pub(super) async fn join(store: &mut impl Store, private: Option<&Path>, options
     let mut older = paths.older()?;
 
     let network = config(store).await?;
+    paths.refuse_moved(public_ip, &network)?;
     let mode = Mode::of(&network)?;
     if mode == Mode::HostGw && public_ip != underlay.address {
         bail!(
@@ -92,7 +95,13 @@ pub(super) async fn join(store: &mut impl Store, private: Option<&Path>, options
     info!("subnet {subnet} is leased to this host, backend {mode}");
 
     let fast_path = options.fast_path == Switch::On;
-    let record = Record { fast_path, mode: mode.name().to_owned(), ..Record::current(public_ip, subnet)? };
+    let record = Record {
+        fast_path,
+        mode: mode.name().to_owned(),
+        device: Some(options.device.clone()),
+        subnet_file: Some(options.subnet_file.clone()),
+        ..Record::current(public_ip, subnet)?
+    };
     let adoption = paths.adopt(&record)?;
     if adoption == Adoption::Fresh {
         older.clear();

@@ -25,6 +25,62 @@ fn the_second_agent_is_told_who_runs() {
 }
 
 #[test]
+fn nobody_else_can_hold_the_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    // Of an agent that made it for all to open.
+    fs::write(paths.lock_path(), "").unwrap();
+    fs::set_permissions(paths.lock_path(), fs::Permissions::from_mode(0o644)).unwrap();
+    let _lock = paths.lock().unwrap();
+    assert_eq!(fs::metadata(paths.lock_path()).unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn what_another_network_of_the_host_has_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    let other = Paths::new(&folder.path().join("bpf"), &folder.path().join("state"), "blue");
+    fs::create_dir_all(&other.state).unwrap();
+    let has = Record { device: Some("overlay0".into()), subnet_file: Some("/run/env".into()), ..record() };
+    other.adopt(&has).unwrap();
+    let refusal = paths.refuse_shared_device("overlay0").unwrap_err().to_string();
+    assert!(refusal.starts_with("interface overlay0 is network blue's on this host: "), "{refusal}");
+    assert!(refusal.contains("--device") && refusal.contains("overlay down --network blue"), "{refusal}");
+    let refusal = paths.refuse_shared_file(Path::new("/run/env")).unwrap_err().to_string();
+    assert!(refusal.contains("/run/env is network blue's") && refusal.contains("--subnet-file"), "{refusal}");
+    paths.refuse_shared_device("overlay1").unwrap();
+    paths.refuse_shared_file(Path::new("/run/other")).unwrap();
+    // Its own is no other's.
+    other.refuse_shared_device("overlay0").unwrap();
+    // Of an earlier boot or another network namespace, and one that cannot be read.
+    for gone in [Record { boot_id: "earlier".into(), ..has.clone() }, Record { netns: 1, ..has }] {
+        other.write(&gone).unwrap();
+        paths.refuse_shared_device("overlay0").unwrap();
+    }
+    fs::write(other.record_path(), "{").unwrap();
+    paths.refuse_shared_device("overlay0").unwrap();
+}
+
+#[test]
+fn a_config_without_room_for_what_runs_here_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = paths(folder.path());
+    let config = |bounds: &str| {
+        let text = format!(r#"{{"Network":"10.244.0.0/16"{bounds},"Backend":{{"Type":"vxlan"}}}}"#);
+        NetworkConfig::parse(text.as_bytes()).unwrap()
+    };
+    let (narrow, ip) = (config(r#","SubnetMin":"10.244.9.0""#), record().public_ip);
+    paths.refuse_moved(ip, &narrow).unwrap();
+    paths.adopt(&record()).unwrap();
+    paths.refuse_moved(ip, &config("")).unwrap();
+    let refusal = paths.refuse_moved(ip, &narrow).unwrap_err().to_string();
+    assert!(refusal.contains("no subnet 10.244.1.0/24 any more"), "{refusal}");
+    assert!(refusal.contains("`overlay down --network default`"), "{refusal}");
+    paths.write(&Record { boot_id: "earlier".into(), ..record() }).unwrap();
+    paths.refuse_moved(ip, &narrow).unwrap();
+}
+
+#[test]
 fn nothing_is_left_of_a_removed_network() {
     let folder = tempfile::tempdir().unwrap();
     let paths = paths(folder.path());

@@ -87,7 +87,7 @@ pub(super) async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, 
     }
     let (begun, lost_after) = (edges.first().copied().unwrap_or_default(), netlink.losses().await?);
     let ended = meter()?;
-    let failures = down::take_away(paths, &record.tunnel, lock).await;
+    let failures = down::take_away(paths, Some(&record.tunnel), lock).await;
     if !failures.is_empty() {
         return Err(anyhow!(
             "flannel's device carries again, but the overlay is not wholly gone: {}",
