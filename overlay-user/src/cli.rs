@@ -69,7 +69,8 @@ pub enum Command {
 /// Which network on this host.
 #[derive(Clone, Debug, Args)]
 pub struct Place {
-    /// Name of the network on this host; a host that is in several networks gives each its own
+    /// Name of the network on this host. A host that is in several gives each its own, with a --device, a --subnet-file and a
+    /// place in the store (--etcd-prefix, --store-dir); networks on one port need different VNIs
     #[arg(long, default_value = "default", value_parser = network_name)]
     pub network: String,
     /// Folder for the agent's lock, control socket and notes; it need not survive a reboot

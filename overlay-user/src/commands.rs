@@ -12,9 +12,13 @@ mod losses;
 mod show;
 mod start;
 
-use std::path::PathBuf;
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     cli::{Cli, Command, Etcd, Place, StoreChoice},
@@ -50,6 +54,18 @@ pub async fn run(cli: Cli) -> Result<Ended> {
         Command::AdoptFlannel(options) => adopt::adopt(&options).await?,
     }
     Ok(Ended::Done)
+}
+
+/// Prints a line, or a text of several. Who reads may have seen enough (`| head`): then the rest is nobody's, and no failure.
+fn say(text: impl Display) -> Result<()> {
+    let text = text.to_string();
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    match write!(io::stdout(), "{text}{end}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Place {

@@ -153,6 +153,12 @@ fn a_config_that_means_nothing_is_not_written() {
         assert!(rows.contains(&row.to_vec()), "{row:?} is not in: {table}");
     }
     assert_eq!(ends(overlay(&show).arg("--json"), 0, &[]).trim(), text);
+
+    // Somebody who has seen enough before the first line.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let unread = overlay(&show).stdout(writer).output().unwrap();
+    assert_eq!((unread.status.code(), String::from_utf8_lossy(&unread.stderr).as_ref()), (Some(0), ""));
 }
 
 #[test]

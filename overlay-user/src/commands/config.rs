@@ -24,12 +24,12 @@ async fn run(store: &mut impl Store, command: Config) -> Result<()> {
                 format!("{} has no network config yet: write one with `overlay config set`", store.name())
             })?;
             if json {
-                println!("{}", String::from_utf8_lossy(&text));
+                super::say(String::from_utf8_lossy(&text))?;
             } else {
                 let config = serde_json::to_value(NetworkConfig::parse(&text)?)?;
                 let mut rows = Vec::new();
                 fields("", &config, &mut rows);
-                println!("{}", table(&["field", "value"], rows));
+                super::say(table(&["field", "value"], rows))?;
             }
         }
         Config::Set { text, json, .. } => {

@@ -110,9 +110,9 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         device_losses_error,
     };
     if show.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        super::say(serde_json::to_string_pretty(&report)?)?;
     } else {
-        print!("{}", text(&report));
+        super::say(text(&report))?;
     }
     Ok(())
 }
@@ -348,7 +348,7 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
     }
     let rows: Vec<_> = rows.into_values().collect();
     if show.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        super::say(serde_json::to_string_pretty(&rows)?)?;
         return Ok(());
     }
     let cells = rows.iter().map(|row| {
@@ -361,7 +361,7 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
             row.traffic.received_packets.to_string(),
         ]
     });
-    println!("{}", table(&["subnet", "public ip", "vtep mac", "in force", "sent", "received"], cells));
+    super::say(table(&["subnet", "public ip", "vtep mac", "in force", "sent", "received"], cells))?;
     Ok(())
 }
 
@@ -397,7 +397,7 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
         })
         .collect();
     if show.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        super::say(serde_json::to_string_pretty(&rows)?)?;
         return Ok(());
     }
     let cells = rows.iter().map(|row| {
@@ -409,7 +409,7 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
             if row.pinned { "pinned" } else { "learned" }.into(),
         ]
     });
-    println!("{}", table(&["address", "port", "mac", "gateway mac", "how known"], cells));
+    super::say(table(&["address", "port", "mac", "gateway mac", "how known"], cells))?;
     Ok(())
 }
 
