@@ -18,6 +18,7 @@ use crate::{
         plan::Plan,
         record::Record,
         rules::Rules,
+        switch,
         toll::Toll,
     },
     iface::{self, Underlay},
@@ -156,8 +157,17 @@ impl<S: Store> Site<S> {
     async fn sight(&self, options: &AdoptFlannel) -> Result<Sight> {
         let subnet_env = std::fs::read_to_string(&options.agent.subnet_file).ok();
         let rules = Rules::find().await.context("look for flannel's rules")?;
-        let device = self.mode.vni().map(device_name);
-        Ok(Sight::look(&self.netlink, device.as_deref(), rules, subnet_env).await?)
+        Ok(Sight::look(&self.netlink, self.device_name().as_deref(), rules, subnet_env).await?)
+    }
+
+    /// flannel's device, if its backend has one.
+    fn device_name(&self) -> Option<String> {
+        self.mode.vni().map(device_name)
+    }
+
+    /// Fails where `device` cannot be ours.
+    async fn refuse_foreign(&self, device: &str) -> Result<()> {
+        switch::refuse_foreign(&self.netlink, device, self.device_name().as_deref()).await
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Flannel;
 use crate::{
     device::{self, Device, DeviceSpec, Kind},
-    netlink::{Address, ClassicTunnel, GatewayRoute, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
+    netlink::{Address, ClassicTunnel, GatewayRoute, Link, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
 };
 
 /// What had to be waited for, and what came of it.
@@ -23,6 +23,32 @@ pub struct Switched<T> {
 
 const UP: LinkChange = LinkChange { mac: None, mtu: None, up: Some(true), arp: None };
 const DOWN: LinkChange = LinkChange { up: Some(false), ..UP };
+
+/// Refuses a name for our device that is flannel's (`flannel`), or that something else has: what the way back takes down
+/// must be ours.
+///
+/// # Errors
+/// Whose it is.
+pub async fn refuse_foreign(netlink: &Netlink, name: &str, flannel: Option<&str>) -> Result<()> {
+    if flannel == Some(name) {
+        bail!("--device {name}: flannel's own device is called so; choose another name");
+    }
+    if netlink.link_named(name).await?.is_some_and(|link| !is_ours(&link)) {
+        bail!(
+            "--device {name}: there is an interface of that name, and it is not of the overlay's making; choose another name"
+        );
+    }
+    Ok(())
+}
+
+/// What [`device::prepare`] makes, in one mode or another: never flannel's device, nor a VPN's.
+pub fn is_ours(link: &Link) -> bool {
+    match &link.kind {
+        LinkKind::Vxlan(vxlan) => vxlan.collect_metadata,
+        LinkKind::Tun(tun) => tun.is_persistent && tun.owner == Some(0) && !tun.is_tap && !tun.is_multi_queue,
+        _ => false,
+    }
+}
 
 /// From flannel's device (`flannel`, if there is one) to ours (`tunnel`), which is there and down. flannel's stays, down, without its routes
 /// and neighbours. `edge` is called just before and right after.
@@ -85,7 +111,7 @@ pub async fn to_overlay(
     Ok(Switched { interruption, now })
 }
 
-/// From our device, if it is there, to flannel's, which is made if it is not, with all its entries. Ours stays, down. What
+/// From our device (`ours`, if it is there) to flannel's, which is made if it is not, with all its entries. Ours stays, down. What
 /// is there already is no error. `edge` as above.
 ///
 /// # Errors
@@ -93,7 +119,7 @@ pub async fn to_overlay(
 pub async fn to_flannel(
     netlink: &Netlink,
     flannel: &Flannel,
-    ours: &str,
+    ours: Option<u32>,
     network: Ipv4Net,
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<()>> {
@@ -110,7 +136,7 @@ async fn to_device(
     netlink: &Netlink,
     flannel: &Flannel,
     device: &ClassicTunnel,
-    ours: &str,
+    ours: Option<u32>,
     network: Ipv4Net,
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<()>> {
@@ -125,12 +151,11 @@ async fn to_device(
     for entry in &flannel.forwarding {
         netlink.put_forwarding(link, *entry).await?;
     }
-    let ours = netlink.link_named(ours).await?;
     edge()?;
     netlink.drop_unrouted(network).await?;
     let begun = Instant::now();
     if let Some(ours) = ours {
-        netlink.change_link(ours.index, DOWN).await?;
+        netlink.change_link(ours, DOWN).await?;
     }
     netlink.change_link(link, UP).await?;
     put_routes(netlink, &flannel.routes).await?;

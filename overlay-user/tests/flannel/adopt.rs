@@ -445,6 +445,56 @@ fn a_host_of_the_host_gw_backend_is_moved_without_a_gap() {
     }
 }
 
+/// All interfaces of a host, and whether they are up.
+fn links(host: &Host) -> String {
+    host.exec("ip -br link").unwrap()
+}
+
+#[test]
+fn an_interface_that_is_not_ours_is_refused_as_device_and_left_alone_by_the_way_back() {
+    for flannel in flannels() {
+        let mut scene = Scene::new(&flannel);
+        scene.bed.flannel[0].stop();
+        let host = scene.moved().host.clone();
+        let note = host.folder().join("state/default/flannel.json");
+        host.namespace().ip("link add other type vxlan id 9 dev eth0 dstport 4000").unwrap();
+        host.namespace().ip("link set other up").unwrap();
+        let (before, up) = (Picture::of(&host), links(&host));
+        let taken = "there is an interface of that name, and it is not of the overlay's making";
+        let flannels = "flannel's own device is called so";
+        for (device, says) in [("eth0", taken), ("br0", taken), ("other", taken), ("flannel.1", flannels)] {
+            for way in ["--dry-run", "--json", "--back"] {
+                scene.refused(&["--device", device, way], &[&format!("--device {device}: {says}")]);
+                assert!(!note.exists(), "{device} {way}");
+            }
+        }
+        assert_eq!(links(&host), up);
+        before.same(&Picture::of(&host), "refused");
+
+        // What versions before this one noted, and could not undo.
+        scene.done(&[]);
+        let mut noted = json(&fs::read_to_string(&note).unwrap());
+        scene.done(&["--back"]);
+        let before = Picture::of(&host);
+        for device in ["eth0", "other", "flannel.1"] {
+            (noted["finished"], noted["tunnel"]) = (false.into(), device.into());
+            fs::create_dir_all(note.parent().unwrap()).unwrap();
+            fs::write(&note, noted.to_string()).unwrap();
+            scene.refused(&[], &["an earlier move was cut off"]);
+            let output = scene.run(&["--back"]);
+            assert!(output.status.success(), "{}", text(&output));
+            let says = format!("{device} is not of the overlay's making: it stays as it is");
+            assert!(text(&output).contains(&says), "{}", text(&output));
+            assert!(!note.exists());
+            for link in ["eth0", "br0", "other", "flannel.1"] {
+                assert!(is_up(&links(&host), link), "{device}: {}", links(&host));
+            }
+            before.same(&Picture::of(&host), device);
+        }
+        scene.done(&[]);
+    }
+}
+
 /// Both ends of a connection that a host translates.
 struct Translated {
     client: TcpStream,
