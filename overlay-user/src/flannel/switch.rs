@@ -54,7 +54,7 @@ pub fn is_ours(link: &Link) -> bool {
 /// and neighbours. `edge` is called just before and right after.
 ///
 /// # Errors
-/// What failed; the one device may be down, and the other not yet up.
+/// What failed; the one device may be down, and the other not yet up. What has no route is dropped until [`to_flannel`].
 pub async fn to_overlay(
     netlink: &Netlink,
     spec: &DeviceSpec,
@@ -112,7 +112,7 @@ pub async fn to_overlay(
 }
 
 /// From our device (`ours`, if it is there) to flannel's, which is made if it is not, with all its entries. Ours stays, down. What
-/// is there already is no error. `edge` as above.
+/// is there already is no error, nor is a route that cannot be put: flanneld makes them of the leases. `edge` as above.
 ///
 /// # Errors
 /// What failed.
@@ -124,7 +124,12 @@ pub async fn to_flannel(
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<()>> {
     if let Some(device) = &flannel.device {
-        return to_device(netlink, flannel, device, ours, network, edge).await;
+        let switched = to_device(netlink, flannel, device, ours, network, edge).await;
+        // Also if that failed: nobody else knows of the route. The move that is undone may have left it, too.
+        let stopped = netlink.stop_dropping_unrouted(network).await;
+        let switched = switched?;
+        stopped?;
+        return Ok(switched);
     }
     edge()?;
     put_routes(netlink, &flannel.routes).await?;
@@ -161,18 +166,25 @@ async fn to_device(
     put_routes(netlink, &flannel.routes).await?;
     let interruption = begun.elapsed();
     edge()?;
-    netlink.stop_dropping_unrouted(network).await?;
     Ok(Switched { interruption, now: () })
 }
 
 async fn put_routes(netlink: &Netlink, routes: &[GatewayRoute]) -> Result<()> {
     let links = netlink.links().await?;
     for route in routes {
-        let through = links
-            .iter()
-            .find(|link| link.name == route.interface)
-            .with_context(|| format!("{}, which routes {}, is gone", route.interface, route.destination))?;
-        netlink.put_gateway_route(through.index, route).await?;
+        let GatewayRoute { destination, gateway, interface, .. } = route;
+        let why = match links.iter().find(|link| link.name == *interface) {
+            Some(link) => {
+                netlink.put_gateway_route(link.index, route).await.err().map(|error| error.to_string())
+            }
+            None => Some(format!("{interface} is gone")),
+        };
+        if let Some(why) = why {
+            log::warn!(
+                "route {destination} via {gateway} dev {interface} is not put back: {why}; flanneld makes its routes anew \
+                 when it starts"
+            );
+        }
     }
     Ok(())
 }
