@@ -68,16 +68,10 @@ pub(super) async fn adopt(options: &AdoptFlannel) -> Result<()> {
 async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFlannel) -> Result<()> {
     let paths = options.agent.place.paths();
     let record = Record::read(&paths)?;
-    let daemons = daemon::running().context("look for flanneld among the processes")?;
-    let obstacle = daemons.first().map(|pid| {
-        format!(
-            "flanneld runs here (pid {pid}) and would put back what is removed: end it first (`systemctl stop flanneld`, or \
-             whatever starts it); traffic goes on without it"
-        )
-    });
     if options.back {
-        return back::back(store, options, paths, record, obstacle).await;
+        return back::back(store, options, paths, record).await;
     }
+    let obstacle = obstacle()?;
     if record.as_ref().is_some_and(|record| !record.finished) {
         bail!(
             "an earlier move was cut off: `overlay adopt-flannel --back` makes the host flannel's again; then run this again"
@@ -123,6 +117,17 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
         },
     );
     Ok(())
+}
+
+/// A flanneld that runs here, and what to do about it. Asked again once the store has answered, which may take any time.
+fn obstacle() -> Result<Option<String>> {
+    let daemons = daemon::running().context("look for flanneld among the processes")?;
+    Ok(daemons.first().map(|pid| {
+        format!(
+            "flanneld runs here (pid {pid}) and would put back what is removed: end it first (`systemctl stop flanneld`, or \
+             whatever starts it); traffic goes on without it"
+        )
+    }))
 }
 
 impl<S: Store> Site<S> {

@@ -635,6 +635,29 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         assert!(scene.done(&["--dry-run"]).contains(&format!("note: {pid}")));
         drop(running);
 
+        // One that starts after the first look, before anything is changed.
+        let (asked, go) = (host.folder().join("asked"), host.folder().join("go"));
+        let does = format!(
+            "touch {}; while kill -0 $PPID && ! [ -e {} ]; do sleep 0.05; done; PATH=${{PATH#*:}}; exec iptables-nft-save \"$@\"",
+            asked.display(),
+            go.display()
+        );
+        let path = in_place_of(&host, "iptables-nft-save", &does);
+        let mut command = scene.command(&[], Some(&path));
+        let moving = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the look for rules", || asked.exists());
+        let running = host.spawn(&line).unwrap();
+        wait_for("a flanneld", || named(running.pid()));
+        fs::write(&go, "").unwrap();
+        let output = moving.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        let pid = format!("flanneld runs here (pid {})", running.pid());
+        assert!(text(&output).contains(&pid), "{}", text(&output));
+        let left = ["flannel.json", "record.json"].map(|it| host.folder().join("state/default").join(it));
+        assert!(left.iter().all(|it| !it.exists()));
+        before.same(&Picture::of(&host), "refused");
+        drop(running);
+
         // Another network's device on the port, which would take it.
         host.namespace().ip("link add other type vxlan id 9 dev eth0 dstport 8472").unwrap();
         scene.refused(&[], &["other (vni 9) has udp port 8472 too"]);

@@ -27,7 +27,6 @@ pub(super) async fn back(
     options: &AdoptFlannel,
     paths: Paths,
     record: Option<Record>,
-    obstacle: Option<String>,
 ) -> Result<()> {
     let record = match record {
         Some(record) => record,
@@ -35,6 +34,7 @@ pub(super) async fn back(
     };
     let flannel = &record.flannel;
     let mut plan = Plan::back(&record);
+    let obstacle = super::obstacle()?;
     if options.agent.dry_run {
         plan.notes.extend(obstacle);
         say(options, &Report { moved: false, plan: Some(&plan), toll: None, next: None }, || {

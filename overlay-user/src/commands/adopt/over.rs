@@ -144,7 +144,8 @@ async fn refuse_changed<S: Store>(site: &Site<S>, joined: &Joined, work: &Work) 
             joined.spec.subnet
         );
     }
-    site.refuse_foreign(&work.spec.name).await
+    site.refuse_foreign(&work.spec.name).await?;
+    super::obstacle()?.map_or(Ok(()), |obstacle| bail!(obstacle))
 }
 
 async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<Toll> {
