@@ -18,6 +18,7 @@ use crate::{
         plan::Plan,
         record::Record,
         rules::Rules,
+        switch,
         toll::Toll,
     },
     iface::{self, Underlay},
@@ -67,16 +68,10 @@ pub(super) async fn adopt(options: &AdoptFlannel) -> Result<()> {
 async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFlannel) -> Result<()> {
     let paths = options.agent.place.paths();
     let record = Record::read(&paths)?;
-    let daemons = daemon::running().context("look for flanneld among the processes")?;
-    let obstacle = daemons.first().map(|pid| {
-        format!(
-            "flanneld runs here (pid {pid}) and would put back what is removed: end it first (`systemctl stop flanneld`, or \
-             whatever starts it); traffic goes on without it"
-        )
-    });
     if options.back {
-        return back::back(store, options, paths, record, obstacle).await;
+        return back::back(store, options, paths, record).await;
     }
+    let obstacle = obstacle()?;
     if record.as_ref().is_some_and(|record| !record.finished) {
         bail!(
             "an earlier move was cut off: `overlay adopt-flannel --back` makes the host flannel's again; then run this again"
@@ -124,6 +119,17 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     Ok(())
 }
 
+/// A flanneld that runs here, and what to do about it. Asked again once the store has answered, which may take any time.
+fn obstacle() -> Result<Option<String>> {
+    let daemons = daemon::running().context("look for flanneld among the processes")?;
+    Ok(daemons.first().map(|pid| {
+        format!(
+            "flanneld runs here (pid {pid}) and would put back what is removed: end it first (`systemctl stop flanneld`, or \
+             whatever starts it); traffic goes on without it"
+        )
+    }))
+}
+
 impl<S: Store> Site<S> {
     async fn look(mut store: S, options: &AdoptFlannel, paths: Paths) -> Result<Self> {
         let netlink = Netlink::open()?;
@@ -156,8 +162,17 @@ impl<S: Store> Site<S> {
     async fn sight(&self, options: &AdoptFlannel) -> Result<Sight> {
         let subnet_env = std::fs::read_to_string(&options.agent.subnet_file).ok();
         let rules = Rules::find().await.context("look for flannel's rules")?;
-        let device = self.mode.vni().map(device_name);
-        Ok(Sight::look(&self.netlink, device.as_deref(), rules, subnet_env).await?)
+        Ok(Sight::look(&self.netlink, self.device_name().as_deref(), rules, subnet_env).await?)
+    }
+
+    /// flannel's device, if its backend has one.
+    fn device_name(&self) -> Option<String> {
+        self.mode.vni().map(device_name)
+    }
+
+    /// Fails where `device` cannot be ours.
+    async fn refuse_foreign(&self, device: &str) -> Result<()> {
+        switch::refuse_foreign(&self.netlink, device, self.device_name().as_deref()).await
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Flannel;
 use crate::{
     device::{self, Device, DeviceSpec, Kind},
-    netlink::{Address, ClassicTunnel, GatewayRoute, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
+    netlink::{Address, ClassicTunnel, GatewayRoute, Link, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
 };
 
 /// What had to be waited for, and what came of it.
@@ -24,11 +24,33 @@ pub struct Switched<T> {
 const UP: LinkChange = LinkChange { mac: None, mtu: None, up: Some(true), arp: None };
 const DOWN: LinkChange = LinkChange { up: Some(false), ..UP };
 
+/// Refuses a name for our device that is flannel's (`flannel`), or that something else has: what the way back takes down
+/// must be ours.
+///
+/// # Errors
+/// Whose it is.
+pub async fn refuse_foreign(netlink: &Netlink, name: &str, flannel: Option<&str>) -> Result<()> {
+    if flannel == Some(name) {
+        bail!("--device {name}: flannel's own device is called so; choose another name");
+    }
+    if netlink.link_named(name).await?.is_some_and(|link| !is_ours(&link)) {
+        bail!(
+            "--device {name}: there is an interface of that name, and it is not of the overlay's making; choose another name"
+        );
+    }
+    Ok(())
+}
+
+/// What [`device::prepare`] makes, in one mode or another: never flannel's device, nor a VPN's.
+pub fn is_ours(link: &Link) -> bool {
+    device::is_tunnel(&link.kind)
+}
+
 /// From flannel's device (`flannel`, if there is one) to ours (`tunnel`), which is there and down. flannel's stays, down, without its routes
 /// and neighbours. `edge` is called just before and right after.
 ///
 /// # Errors
-/// What failed; the one device may be down, and the other not yet up.
+/// What failed; the one device may be down, and the other not yet up. What has no route is dropped until [`to_flannel`].
 pub async fn to_overlay(
     netlink: &Netlink,
     spec: &DeviceSpec,
@@ -85,20 +107,25 @@ pub async fn to_overlay(
     Ok(Switched { interruption, now })
 }
 
-/// From our device, if it is there, to flannel's, which is made if it is not, with all its entries. Ours stays, down. What
-/// is there already is no error. `edge` as above.
+/// From our device (`ours`, if it is there) to flannel's, which is made if it is not, with all its entries. Ours stays, down. What
+/// is there already is no error, nor is a route that cannot be put: flanneld makes them of the leases. `edge` as above.
 ///
 /// # Errors
 /// What failed.
 pub async fn to_flannel(
     netlink: &Netlink,
     flannel: &Flannel,
-    ours: &str,
+    ours: Option<u32>,
     network: Ipv4Net,
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<()>> {
     if let Some(device) = &flannel.device {
-        return to_device(netlink, flannel, device, ours, network, edge).await;
+        let switched = to_device(netlink, flannel, device, ours, network, edge).await;
+        // Also if that failed: nobody else knows of the route. The move that is undone may have left it, too.
+        let stopped = netlink.stop_dropping_unrouted(network).await;
+        let switched = switched?;
+        stopped?;
+        return Ok(switched);
     }
     edge()?;
     put_routes(netlink, &flannel.routes).await?;
@@ -110,7 +137,7 @@ async fn to_device(
     netlink: &Netlink,
     flannel: &Flannel,
     device: &ClassicTunnel,
-    ours: &str,
+    ours: Option<u32>,
     network: Ipv4Net,
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<()>> {
@@ -125,29 +152,35 @@ async fn to_device(
     for entry in &flannel.forwarding {
         netlink.put_forwarding(link, *entry).await?;
     }
-    let ours = netlink.link_named(ours).await?;
     edge()?;
     netlink.drop_unrouted(network).await?;
     let begun = Instant::now();
     if let Some(ours) = ours {
-        netlink.change_link(ours.index, DOWN).await?;
+        netlink.change_link(ours, DOWN).await?;
     }
     netlink.change_link(link, UP).await?;
     put_routes(netlink, &flannel.routes).await?;
     let interruption = begun.elapsed();
     edge()?;
-    netlink.stop_dropping_unrouted(network).await?;
     Ok(Switched { interruption, now: () })
 }
 
 async fn put_routes(netlink: &Netlink, routes: &[GatewayRoute]) -> Result<()> {
     let links = netlink.links().await?;
     for route in routes {
-        let through = links
-            .iter()
-            .find(|link| link.name == route.interface)
-            .with_context(|| format!("{}, which routes {}, is gone", route.interface, route.destination))?;
-        netlink.put_gateway_route(through.index, route).await?;
+        let GatewayRoute { destination, gateway, interface, .. } = route;
+        let why = match links.iter().find(|link| link.name == *interface) {
+            Some(link) => {
+                netlink.put_gateway_route(link.index, route).await.err().map(|error| error.to_string())
+            }
+            None => Some(format!("{interface} is gone")),
+        };
+        if let Some(why) = why {
+            log::warn!(
+                "route {destination} via {gateway} dev {interface} is not put back: {why}; flanneld makes its routes anew \
+                 when it starts"
+            );
+        }
     }
     Ok(())
 }

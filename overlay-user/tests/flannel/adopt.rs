@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::lab::{Container, DIRECT_VXLAN, Host, Numbered, NumberedReport, Options, Steady};
 
 use super::{
@@ -195,7 +195,7 @@ impl Traffic {
     }
 }
 
-fn json(text: &str) -> Value {
+fn parsed(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
@@ -214,7 +214,7 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
     let (a, b) = scene.containers();
     let through = [(a, b), (b, a)].map(|(from, to)| Steady::start(from, to).unwrap());
     let traffic = Traffic::start(&scene);
-    let report = json(&scene.done(&[&["--json"], options].concat()));
+    let report = parsed(&scene.done(&[&["--json"], options].concat()));
     let lost = traffic.finish();
     let toll = &report["toll"];
     assert!(toll["interruption_us"].as_u64().unwrap() < LONGEST, "{report:#}");
@@ -256,7 +256,7 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
     scene.refused(&["--back"], &["end the agent first"]);
     agent.terminate().unwrap();
     let traffic = Traffic::start(&scene);
-    let back = json(&scene.done(&["--back", "--json"]));
+    let back = parsed(&scene.done(&["--back", "--json"]));
     traffic.finish();
     for steady in through {
         let silent = steady.finish().unwrap().longest_gap;
@@ -419,7 +419,7 @@ fn a_host_of_the_host_gw_backend_is_moved_without_a_gap() {
         let (lease, elsewhere) = (scene.lease(), scene.other().route(&scene.moved().subnet));
         let before = Picture::of(&scene.moved().host);
         let traffic = Traffic::start(&scene);
-        let report = json(&scene.done(&["--json"]));
+        let report = parsed(&scene.done(&["--json"]));
         let lost = traffic.finish().map(|numbered| numbered.lost);
         assert_eq!(lost, [0, 0], "{report:#}");
         assert_eq!(report["toll"]["interruption_us"], 0, "{report:#}");
@@ -442,6 +442,110 @@ fn a_host_of_the_host_gw_backend_is_moved_without_a_gap() {
         before.same(&Picture::of(&scene.moved().host), "--back");
         scene.bed.flannel[0].start_again();
         scene.bed.know_each_other();
+    }
+}
+
+/// All interfaces of a host, and whether they are up.
+fn links(host: &Host) -> String {
+    host.exec("ip -br link").unwrap()
+}
+
+#[test]
+fn an_interface_that_is_not_ours_is_refused_as_device_and_left_alone_by_the_way_back() {
+    for flannel in flannels() {
+        let mut scene = Scene::new(&flannel);
+        scene.bed.flannel[0].stop();
+        let host = scene.moved().host.clone();
+        let note = host.folder().join("state/default/flannel.json");
+        host.namespace().ip("link add other type vxlan id 9 dev eth0 dstport 4000").unwrap();
+        host.namespace().ip("link set other up").unwrap();
+        let (before, up) = (Picture::of(&host), links(&host));
+        let taken = "there is an interface of that name, and it is not of the overlay's making";
+        let flannels = "flannel's own device is called so";
+        for (device, says) in [("eth0", taken), ("br0", taken), ("other", taken), ("flannel.1", flannels)] {
+            for way in ["--dry-run", "--json", "--back"] {
+                scene.refused(&["--device", device, way], &[&format!("--device {device}: {says}")]);
+                assert!(!note.exists(), "{device} {way}");
+            }
+        }
+        assert_eq!(links(&host), up);
+        before.same(&Picture::of(&host), "refused");
+
+        // What versions before this one noted, and could not undo.
+        scene.done(&[]);
+        let mut noted = parsed(&fs::read_to_string(&note).unwrap());
+        scene.done(&["--back"]);
+        let before = Picture::of(&host);
+        for device in ["eth0", "other", "flannel.1"] {
+            (noted["finished"], noted["tunnel"]) = (false.into(), device.into());
+            fs::create_dir_all(note.parent().unwrap()).unwrap();
+            fs::write(&note, noted.to_string()).unwrap();
+            scene.refused(&[], &["an earlier move was cut off"]);
+            let output = scene.run(&["--back"]);
+            assert!(output.status.success(), "{}", text(&output));
+            let says = format!("{device} is not of the overlay's making: it stays as it is");
+            assert!(text(&output).contains(&says), "{}", text(&output));
+            assert!(!note.exists());
+            for link in ["eth0", "br0", "other", "flannel.1"] {
+                assert!(is_up(&links(&host), link), "{device}: {}", links(&host));
+            }
+            before.same(&Picture::of(&host), device);
+        }
+        scene.done(&[]);
+    }
+}
+
+#[test]
+fn a_route_that_cannot_be_put_back_is_named_and_stops_nothing() {
+    for flannel in flannels() {
+        for mode in [Mode::Vxlan, Mode::HostGw] {
+            let mut scene = Scene::with(&flannel, mode.config());
+            scene.bed.flannel[0].stop();
+            let host = scene.moved().host.clone();
+            let before = Picture::of(&host);
+            scene.done(&[]);
+            // As after a NIC was renamed, and an address of the underlay's taken away.
+            let note = host.folder().join("state/default/flannel.json");
+            let mut noted = parsed(&fs::read_to_string(&note).unwrap());
+            let route = |destination: &str, gateway: &str, interface: &str| {
+                json!({
+                    "destination": destination, "gateway": gateway, "interface": interface, "onlink": false, "protocol": 3,
+                })
+            };
+            let routes = noted["flannel"]["routes"].as_array_mut().unwrap();
+            routes.insert(0, route("10.244.200.0/24", "10.99.0.9", "gone0"));
+            routes.insert(1, route("10.244.201.0/24", "192.0.2.9", "eth0"));
+            fs::write(&note, noted.to_string()).unwrap();
+
+            let output = scene.run(&["--back"]);
+            assert!(output.status.success(), "{}", text(&output));
+            for says in [
+                "10.244.200.0/24 via 10.99.0.9 dev gone0 is not put back: gone0 is gone",
+                "10.244.201.0/24 via 192.0.2.9 dev eth0 is not put back: add the route",
+            ] {
+                assert!(text(&output).contains(says), "`{says}` is not in: {}", text(&output));
+            }
+            before.same(&Picture::of(&host), "--back");
+            assert!(!note.exists());
+        }
+    }
+}
+
+#[test]
+fn a_way_back_that_fails_leaves_nothing_that_drops_packets() {
+    for flannel in flannels() {
+        let mut scene = Scene::new(&flannel);
+        scene.bed.flannel[0].stop();
+        let host = scene.moved().host.clone();
+        scene.done(&[]);
+        let before = host.exec("ip route show").unwrap();
+        // What a move leaves that is killed between the two devices.
+        host.namespace().ip("route add blackhole 10.244.0.0/16 metric 4294967295 proto static").unwrap();
+        host.namespace().ip("link add flannel.1 type vxlan id 9 dev eth0 dstport 4000").unwrap();
+        scene.refused(&["--back"], &["there is a flannel.1 already, and it is not as it was"]);
+        assert_eq!(host.exec("ip route show").unwrap(), before);
+        host.namespace().ip("link delete flannel.1").unwrap();
+        scene.done(&["--back"]);
     }
 }
 
@@ -529,6 +633,29 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         let pid = format!("flanneld runs here (pid {})", running.pid());
         scene.refused(&[], &[&pid, "end it first"]);
         assert!(scene.done(&["--dry-run"]).contains(&format!("note: {pid}")));
+        drop(running);
+
+        // One that starts after the first look, before anything is changed.
+        let (asked, go) = (host.folder().join("asked"), host.folder().join("go"));
+        let does = format!(
+            "touch {}; while kill -0 $PPID && ! [ -e {} ]; do sleep 0.05; done; PATH=${{PATH#*:}}; exec iptables-nft-save \"$@\"",
+            asked.display(),
+            go.display()
+        );
+        let path = in_place_of(&host, "iptables-nft-save", &does);
+        let mut command = scene.command(&[], Some(&path));
+        let moving = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("the look for rules", || asked.exists());
+        let running = host.spawn(&line).unwrap();
+        wait_for("a flanneld", || named(running.pid()));
+        fs::write(&go, "").unwrap();
+        let output = moving.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        let pid = format!("flanneld runs here (pid {})", running.pid());
+        assert!(text(&output).contains(&pid), "{}", text(&output));
+        let left = ["flannel.json", "record.json"].map(|it| host.folder().join("state/default").join(it));
+        assert!(left.iter().all(|it| !it.exists()));
+        before.same(&Picture::of(&host), "refused");
         drop(running);
 
         // Another network's device on the port, which would take it.

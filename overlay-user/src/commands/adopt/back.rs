@@ -27,7 +27,6 @@ pub(super) async fn back(
     options: &AdoptFlannel,
     paths: Paths,
     record: Option<Record>,
-    obstacle: Option<String>,
 ) -> Result<()> {
     let record = match record {
         Some(record) => record,
@@ -35,6 +34,7 @@ pub(super) async fn back(
     };
     let flannel = &record.flannel;
     let mut plan = Plan::back(&record);
+    let obstacle = super::obstacle()?;
     if options.agent.dry_run {
         plan.notes.extend(obstacle);
         say(options, &Report { moved: false, plan: Some(&plan), toll: None, next: None }, || {
@@ -72,8 +72,14 @@ pub(super) async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, 
     // There may be none: `overlay down`, or nothing was loaded yet.
     let tables = Tables::open(&paths.pins).ok();
     let meter = || tables.as_ref().map_or(Ok(Meter::default()), Meter::read);
+    let there = netlink.link_named(&record.tunnel).await?;
+    let is_foreign = there.as_ref().is_some_and(|link| !switch::is_ours(link));
+    if is_foreign {
+        warn!("{} is not of the overlay's making: it stays as it is", record.tunnel);
+    }
+    let ours = there.filter(|_| !is_foreign).map(|link| link.index);
     let mut edges = Vec::with_capacity(2);
-    let switched = switch::to_flannel(netlink, flannel, &record.tunnel, record.network, || {
+    let switched = switch::to_flannel(netlink, flannel, ours, record.network, || {
         edges.push(meter()?);
         Ok(())
     })
@@ -87,7 +93,8 @@ pub(super) async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, 
     }
     let (begun, lost_after) = (edges.first().copied().unwrap_or_default(), netlink.losses().await?);
     let ended = meter()?;
-    let failures = down::take_away(paths, Some(&record.tunnel), lock).await;
+    let device = Some(record.tunnel.as_str()).filter(|_| !is_foreign);
+    let failures = down::take_away(paths, device, lock).await;
     if !failures.is_empty() {
         return Err(anyhow!(
             "flannel's device carries again, but the overlay is not wholly gone: {}",
@@ -106,6 +113,7 @@ pub(super) async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, 
 
 /// What flannel makes for the leases that there are. Rules are flanneld's to write when it starts.
 async fn of_leases<S: Store>(site: &Site<S>, options: &AdoptFlannel) -> Result<Record> {
+    site.refuse_foreign(&options.agent.device).await?;
     let all = leases(&site.snapshot);
     let (own, peers): (Vec<Lease>, Vec<Lease>) =
         all.into_iter().map(|(_, lease)| lease).partition(|lease| lease.public_ip == site.public_ip);

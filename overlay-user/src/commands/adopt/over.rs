@@ -44,6 +44,7 @@ impl Work {
         options: &AdoptFlannel,
         mut found: Discovered,
     ) -> Result<Self> {
+        site.refuse_foreign(&options.agent.device).await?;
         let subnet = found.lease.subnet;
         let mut table = PeerTable::new(Scope {
             network: site.network.network,
@@ -105,11 +106,9 @@ pub(super) async fn carry_out<S: Store>(
 ) -> Result<Toll> {
     // The lease is written again as it stands. In the kernel nothing is changed yet.
     let joined = start::join(&mut site.store, private, &options.agent).await?;
-    if joined.spec != work.spec {
-        bail!(
-            "lease or config has changed meanwhile ({} is this host's now): run this again",
-            joined.spec.subnet
-        );
+    if let Err(error) = refuse_changed(&site, &joined, &work).await {
+        joined.undo();
+        return Err(error);
     }
     super::ignore_signals()?;
     let mut record = Record {
@@ -135,6 +134,18 @@ pub(super) async fn carry_out<S: Store>(
             }
         }
     }
+}
+
+/// What was looked at before, once more: joining may have waited for the store.
+async fn refuse_changed<S: Store>(site: &Site<S>, joined: &Joined, work: &Work) -> Result<()> {
+    if joined.spec != work.spec {
+        bail!(
+            "lease or config has changed meanwhile ({} is this host's now): run this again",
+            joined.spec.subnet
+        );
+    }
+    site.refuse_foreign(&work.spec.name).await?;
+    super::obstacle()?.map_or(Ok(()), |obstacle| bail!(obstacle))
 }
 
 async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<Toll> {
