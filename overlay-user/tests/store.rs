@@ -312,6 +312,22 @@ async fn a_lock_that_is_never_let_go_is_named_and_blocks_nobody_else() {
 }
 
 #[tokio::test]
+async fn files_that_are_gone_at_one_look_are_one_revision() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = DirStore::new(folder.path());
+    for n in 0..6 {
+        at(store.claim(&key(n), Bytes::new(), HOUR).await.unwrap());
+    }
+    let start = store.snapshot().await.unwrap().revision;
+    let mut follow = store.follow(start).await.unwrap();
+    for n in 0..6 {
+        fs::remove_file(folder.path().join("subnets").join(key(n))).unwrap();
+    }
+    assert_eq!(next(&mut follow).await.unwrap().changes.len(), 6);
+    assert!(store.snapshot().await.unwrap().entries.is_empty());
+}
+
+#[tokio::test]
 async fn etcd_store() {
     let (_folder, etcd) = etcd();
     let store = EtcdStore::new(&options(&etcd)).unwrap();

@@ -155,9 +155,7 @@ impl<'a> Books<'a> {
             files.iter().filter(|(key, value)| wanted.get(key.as_str()) != Some(value)).collect();
         let new: Vec<_> = new.into_iter().map(|(key, value)| (key, value, self.ledger.expiry(key))).collect();
         let changed = !gone.is_empty() || !new.is_empty();
-        for key in gone {
-            self.ledger.delete(&key);
-        }
+        self.ledger.delete(gone);
         // A file that nobody claimed is a reservation; one that was altered keeps its lifetime.
         for (key, value, expires) in new {
             self.ledger.put(key, value.clone(), expires);
