@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::join_all;
+use nix::fcntl::{Flock, FlockArg};
 use overlay_user::store::{
     Batch, Change, Follow, Lifetime, Revision, Store, StoreError, Written,
     dir::DirStore,
@@ -265,6 +267,64 @@ async fn dir_store_is_edited_by_hand() {
     fs::write(folder.path().join(".ledger.json"), "{").unwrap();
     let damaged = store.snapshot().await.unwrap_err().to_string();
     assert!(damaged.contains(".ledger.json is damaged"), "{damaged}");
+}
+
+/// A claim waits for a lock that is let go soon; in paused time.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_never_let_go_is_named_and_blocks_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(".lock");
+    // As an agent before this rule made it.
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let mut store = DirStore::new(folder.path());
+    let start = store.snapshot().await.unwrap().revision;
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut follow = store.follow(start).await.unwrap();
+
+    let hold = || Flock::lock(fs::File::open(&path).unwrap(), FlockArg::LockExclusive).unwrap();
+    let lock = hold();
+    let let_go = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        lock.unlock().unwrap();
+    };
+    let (made, ()) = tokio::join!(store.claim(KEY, Bytes::new(), HOUR), let_go);
+    at(made.unwrap());
+    next(&mut follow).await.unwrap();
+
+    let _lock = hold();
+    let names = |error: StoreError| match error {
+        StoreError::Unavailable { detail, .. } => {
+            assert!(detail.contains(path.to_str().unwrap()), "{detail}")
+        }
+        other => panic!("{other}"),
+    };
+    names(store.snapshot().await.unwrap_err());
+    // The agent's loop looks away every second.
+    let start = tokio::time::Instant::now();
+    let error = loop {
+        if let Ok(ended) = tokio::time::timeout(Duration::from_secs(1), follow.next()).await {
+            break ended.unwrap_err();
+        }
+        assert!(start.elapsed() < Duration::from_secs(60));
+    };
+    names(error);
+}
+
+#[tokio::test]
+async fn files_that_are_gone_at_one_look_are_one_revision() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = DirStore::new(folder.path());
+    for n in 0..6 {
+        at(store.claim(&key(n), Bytes::new(), HOUR).await.unwrap());
+    }
+    let start = store.snapshot().await.unwrap().revision;
+    let mut follow = store.follow(start).await.unwrap();
+    for n in 0..6 {
+        fs::remove_file(folder.path().join("subnets").join(key(n))).unwrap();
+    }
+    assert_eq!(next(&mut follow).await.unwrap().changes.len(), 6);
+    assert!(store.snapshot().await.unwrap().entries.is_empty());
 }
 
 #[tokio::test]

@@ -11,12 +11,18 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, ErrorKind, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    unistd::Uid,
+};
+use tokio::time::Instant;
 
 use super::{
     Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Written,
@@ -25,6 +31,10 @@ use super::{
 
 /// How often a follower looks. An agent sees a new peer at most this late.
 const POLL: Duration = Duration::from_millis(200);
+/// How long a call waits for the lock, which nobody holds for longer than it takes to read and write some files.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it tries.
+const TRY: Duration = Duration::from_millis(10);
 
 /// A folder of lease files. Several agents may use one folder at the same time.
 ///
@@ -41,23 +51,64 @@ impl DirStore {
         Self { folder: folder.into() }
     }
 
-    /// Runs `work` on a ledger that agrees with the files, alone.
-    fn locked<T>(&self, work: impl FnOnce(&mut Books) -> io::Result<T>) -> Result<T, StoreError> {
-        let run = || {
-            fs::create_dir_all(self.folder.join("subnets"))?;
-            let lock =
-                File::options().create(true).truncate(false).write(true).open(self.folder.join(".lock"))?;
-            let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
-            let mut books = Books::open(&self.folder)?;
-            work(&mut books)
+    /// Runs `work` on a ledger that agrees with the files, alone. Cancel-safe.
+    async fn locked<T>(&self, work: impl FnOnce(&mut Books) -> io::Result<T>) -> Result<T, StoreError> {
+        self.locked_by(Instant::now() + PATIENCE, work).await
+    }
+
+    /// The same, for one that has waited before.
+    async fn locked_by<T>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(&mut Books) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
+        let _lock = loop {
+            match self.try_lock().map_err(|error| self.failed(&error))? {
+                Some(lock) => break lock,
+                None if Instant::now() < deadline => tokio::time::sleep(TRY).await,
+                None => {
+                    let lock = self.lock();
+                    let lock = lock.display();
+                    let detail = format!(
+                        "{lock} is held by another process for more than {} s: see which (fuser {lock})",
+                        PATIENCE.as_secs()
+                    );
+                    return Err(StoreError::Unavailable { store: self.name(), detail });
+                }
+            }
         };
-        run().map_err(|error: io::Error| match error.kind() {
+        let run = || work(&mut Books::open(&self.folder)?);
+        run().map_err(|error| self.failed(&error))
+    }
+
+    /// `None` while another has it. Never waits: the agent's thread has other work, and whoever can read the file can
+    /// hold the lock for ever, hence also its mode.
+    fn try_lock(&self) -> io::Result<Option<Flock<File>>> {
+        fs::create_dir_all(self.folder.join("subnets"))?;
+        let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(self.lock())?;
+        let found = lock.metadata()?;
+        if found.mode() & 0o077 != 0 && found.uid() == Uid::effective().as_raw() {
+            lock.set_permissions(fs::Permissions::from_mode(0o600))?;
+        }
+        match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(error.into()),
+        }
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.folder.join(".lock")
+    }
+
+    fn failed(&self, error: &io::Error) -> StoreError {
+        match error.kind() {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => StoreError::Refused {
                 store: self.name(),
                 detail: format!("{error}: give the agent write access to the folder"),
             },
             _ => StoreError::Unavailable { store: self.name(), detail: error.to_string() },
-        })
+        }
     }
 }
 
@@ -104,9 +155,7 @@ impl<'a> Books<'a> {
             files.iter().filter(|(key, value)| wanted.get(key.as_str()) != Some(value)).collect();
         let new: Vec<_> = new.into_iter().map(|(key, value)| (key, value, self.ledger.expiry(key))).collect();
         let changed = !gone.is_empty() || !new.is_empty();
-        for key in gone {
-            self.ledger.delete(&key);
-        }
+        self.ledger.delete(gone);
         // A file that nobody claimed is a reservation; one that was altered keeps its lifetime.
         for (key, value, expires) in new {
             self.ledger.put(key, value.clone(), expires);
@@ -210,10 +259,11 @@ impl Store for DirStore {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         })
+        .await
     }
 
     async fn set_config(&mut self, value: Bytes) -> Result<(), StoreError> {
-        self.locked(|books| books.write(&books.folder.join("config"), &value))
+        self.locked(|books| books.write(&books.folder.join("config"), &value)).await
     }
 
     async fn origin(&mut self) -> Result<Origin, StoreError> {
@@ -221,13 +271,13 @@ impl Store for DirStore {
     }
 
     async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
-        self.locked(|books| Ok(books.ledger.snapshot()))
+        self.locked(|books| Ok(books.ledger.snapshot())).await
     }
 
     async fn follow(&mut self, revision: Revision) -> Result<DirFollow, StoreError> {
-        self.locked(|_| Ok(()))?;
+        self.locked(|_| Ok(())).await?;
         let store = self.clone();
-        Ok(DirFollow { store, revision })
+        Ok(DirFollow { store, revision, waiting: None })
     }
 
     async fn claim(
@@ -239,6 +289,7 @@ impl Store for DirStore {
         self.locked(|books| {
             books.put(key, &value, |ledger| ledger.claim(key, value.clone(), expiry(time_to_live)))
         })
+        .await
     }
 
     async fn renew(
@@ -251,10 +302,11 @@ impl Store for DirStore {
         self.locked(|books| {
             books.put(key, &value, |ledger| ledger.renew(key, value.clone(), modified, expiry(time_to_live)))
         })
+        .await
     }
 
     async fn release(&mut self, key: &str, modified: Revision) -> Result<Written, StoreError> {
-        self.locked(|books| books.release(key, modified))
+        self.locked(|books| books.release(key, modified)).await
     }
 }
 
@@ -263,14 +315,19 @@ impl Store for DirStore {
 pub struct DirFollow {
     store: DirStore,
     revision: Revision,
+    /// Since when it waits for the lock: those who drop the call at every beat of their own must hear of it, too.
+    waiting: Option<Instant>,
 }
 
 impl Follow for DirFollow {
     async fn next(&mut self) -> Result<Batch, StoreError> {
         loop {
-            let found = self.store.locked(|books| Ok(books.ledger.after(self.revision)))?;
+            let since = *self.waiting.get_or_insert_with(Instant::now);
+            let look = |books: &mut Books| Ok(books.ledger.after(self.revision));
+            let found = self.store.locked_by(since + PATIENCE, look).await;
+            self.waiting = None;
             let behind = |oldest| StoreError::Behind { store: self.store.name(), oldest };
-            if let Some(batch) = found.map_err(behind)? {
+            if let Some(batch) = found?.map_err(behind)? {
                 self.revision = batch.revision;
                 return Ok(batch);
             }

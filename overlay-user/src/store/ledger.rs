@@ -80,18 +80,22 @@ impl Ledger {
         self.commit(vec![Edit { key: key.to_owned(), to }])
     }
 
-    pub(super) fn delete(&mut self, key: &str) -> Revision {
-        self.commit(vec![Edit { key: key.to_owned(), to: None }])
+    /// Deletes keys together: what goes at one look must be judged as a whole, or a mass deletion looks like many small
+    /// ones.
+    pub(super) fn delete(&mut self, keys: impl IntoIterator<Item = String>) -> Revision {
+        let edits: Vec<_> = keys.into_iter().map(|key| Edit { key, to: None }).collect();
+        if edits.is_empty() {
+            return Revision(self.revision);
+        }
+        self.commit(edits)
     }
 
-    /// Deletes what has expired, each key at a revision of its own, as etcd does for keys with leases of their own.
+    /// Deletes what has expired, together: many that do so between two looks may be a clock that was set.
     pub(super) fn expire(&mut self, now: Millis) -> Vec<String> {
         let over = |record: &Record| record.expires.is_some_and(|expires| expires <= now);
         let keys: Vec<_> =
             self.records.iter().filter(|(_, record)| over(record)).map(|(key, _)| key.clone()).collect();
-        for key in &keys {
-            self.delete(key);
-        }
+        self.delete(keys.clone());
         keys
     }
 
@@ -123,7 +127,7 @@ impl Ledger {
         if !self.is_at(key, modified) {
             return Written::Lost;
         }
-        Written::At(self.delete(key))
+        Written::At(self.delete([key.to_owned()]))
     }
 
     fn is_at(&self, key: &str, modified: Revision) -> bool {
@@ -216,6 +220,22 @@ mod tests {
     }
 
     #[test]
+    fn what_has_expired_at_one_look_goes_at_one_revision() {
+        let mut ledger = Ledger::new(7);
+        for (key, expires) in [("a", Some(5)), ("b", Some(6)), ("c", Some(9)), ("d", None)] {
+            ledger.put(key, Bytes::new(), expires);
+        }
+        let start = ledger.snapshot().revision;
+        assert_eq!(ledger.expire(7), ["a", "b"]);
+        let delete = |key: &str| Change::Delete { key: key.to_owned() };
+        assert_eq!(ledger.after(start).unwrap().unwrap().changes, [delete("a"), delete("b")]);
+        let now = ledger.snapshot().revision;
+        assert_eq!(now, Revision(start.0 + 1));
+        assert!(ledger.expire(7).is_empty());
+        assert_eq!(ledger.snapshot().revision, now, "nothing expired, nothing happened");
+    }
+
+    #[test]
     fn history_is_bounded_and_says_so() {
         let mut ledger = Ledger::new(7);
         let start = ledger.snapshot().revision;
@@ -223,7 +243,7 @@ mod tests {
             ledger.put("a", Bytes::new(), None);
         }
         assert_eq!(ledger.after(start).unwrap().unwrap().revision, Revision(start.0 + 1));
-        ledger.delete("a");
+        ledger.delete(["a".to_owned()]);
         assert_eq!(ledger.after(start), Err(Revision(start.0 + 1)));
         let now = ledger.snapshot().revision;
         assert_eq!(ledger.after(now), Ok(None));
