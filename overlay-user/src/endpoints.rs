@@ -113,6 +113,8 @@ pub struct Learner {
     ports: BTreeMap<u32, PortKind>,
     endpoints: BTreeMap<Ipv4Addr, Endpoint>,
     claims: BTreeMap<Ipv4Addr, Claim>,
+    /// Addresses whose holder answered since the last [`Self::retry`], or is pinned; and whether a claim was counted.
+    answered: BTreeMap<Ipv4Addr, bool>,
     conflicts_total: u64,
     moves_total: u64,
     changes: Vec<Change>,
@@ -133,6 +135,7 @@ impl Learner {
             ports: installed.ports.clone(),
             endpoints: installed.endpoints.clone(),
             claims: BTreeMap::new(),
+            answered: BTreeMap::new(),
             conflicts_total: 0,
             moves_total: 0,
             changes: Vec::new(),
@@ -189,17 +192,16 @@ impl Learner {
 
     /// The answer to a [`Probe`]: whether the address answered on its old port.
     pub fn probed(&mut self, probe: Probe, answered: bool) {
-        let held = |endpoint: &Endpoint| endpoint.port == probe.port && endpoint.mac == probe.mac;
-        if !self.endpoints.get(&probe.address).is_some_and(held) {
+        let Some(held) = self.endpoints.get(&probe.address).filter(|held| held.port == probe.port) else {
             return;
-        }
-        if !answered {
+        };
+        if answered {
+            self.refuse(probe.address);
+        } else if held.mac == probe.mac {
             self.concede(probe.address);
         } else if let Some(claim) = self.claims.get_mut(&probe.address) {
-            claim.state = Asked::Refused;
-            if !mem::replace(&mut claim.counted, true) {
-                self.conflicts_total += 1;
-            }
+            // Replaced behind its port while it was asked: the new one has not been.
+            claim.state = Asked::NotYet;
         }
         self.settle();
     }
@@ -207,6 +209,7 @@ impl Learner {
     /// Lets refused claims be asked about again: a container that moved slowly is found this way. To be called every
     /// few seconds.
     pub fn retry(&mut self) {
+        self.answered.clear();
         for claim in self.claims.values_mut() {
             if claim.state == Asked::Refused {
                 claim.state = Asked::NotYet;
@@ -232,6 +235,7 @@ impl Learner {
             .ok_or(ClaimError::NoMac(address))?;
         let endpoint = Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: true };
         self.claims.remove(&address);
+        self.answered.remove(&address);
         self.attach_port(port, PortKind::Veth);
         self.put(address, endpoint);
         self.settle();

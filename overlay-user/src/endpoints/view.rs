@@ -41,7 +41,7 @@ pub struct View {
     pub bridges: Vec<Bridge>,
     /// Claims that were refused and still stand.
     pub conflicts: Vec<Conflict>,
-    /// How many claims were refused since the agent started.
+    /// How many claims were refused since the agent started; of one address, one between two rounds of questions.
     pub conflicts_total: u64,
     /// How many endpoints moved to another port after a proof.
     pub moves_total: u64,
