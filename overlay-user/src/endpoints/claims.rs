@@ -11,8 +11,10 @@ use crate::{
 impl Learner {
     /// Compares picture and endpoints until nothing is left to say.
     pub(super) fn settle(&mut self) {
+        self.is_view_stale = true;
         self.find_bridges();
         self.settle_ports();
+        self.forget_own();
         self.follow_gateways();
         let claimed = self.claimed();
         for (address, claims) in &claimed {
@@ -107,10 +109,21 @@ impl Learner {
     }
 
     /// Has endpoints with the port's own MAC as gateway: such a port has no bridge to be taken out of, and an address
-    /// or route that goes for a moment must not end it.
+    /// or route that goes for a moment must not end it. A bridge without a fixed MAC address has that of a port.
     fn was_point_to_point(&self, port: u32) -> bool {
         let own = self.links.get(&port).and_then(|link| link.mac);
-        self.endpoints.values().any(|endpoint| endpoint.port == port && Some(endpoint.gateway_mac) == own)
+        let talks_to_own = |endpoint: &Endpoint| endpoint.port == port && Some(endpoint.gateway_mac) == own;
+        !self.bridged.contains(&port) && self.endpoints.values().any(talks_to_own)
+    }
+
+    /// What was learned of an address that the host has taken for itself since.
+    fn forget_own(&mut self) {
+        let learned = self.endpoints.iter().filter(|(_, endpoint)| !endpoint.pinned);
+        let own: Vec<Ipv4Addr> =
+            learned.map(|(address, _)| *address).filter(|address| !self.is_container(*address)).collect();
+        for address in own {
+            self.forget(address);
+        }
     }
 
     pub(super) fn attach_port(&mut self, index: u32, kind: PortKind) {

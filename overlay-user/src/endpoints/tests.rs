@@ -440,6 +440,72 @@ fn a_point_to_point_veth_is_known_by_its_route() {
 }
 
 #[test]
+fn a_port_that_gave_its_bridge_its_mac_is_no_point_to_point_veth_afterwards() {
+    let veth = |master| Event::Link(Link { mac: Some(mac(0x85)), ..link(7, LinkKind::Veth, master) });
+    let mut taken_out = learner();
+    feed(&mut taken_out, [veth(Some(BRIDGE)), seen(A, 7), neighbour(BRIDGE, C1, A)]);
+    let gone = [Change::RemoveEndpoint(C1), Change::Detach(7)];
+    assert_eq!(feed(&mut taken_out, [veth(None)]), gone);
+
+    // A port already when the agent started, seen in no event.
+    let installed = Installed {
+        endpoints: [(C1, on(7, A))].into(),
+        ports: [(BRIDGE, PortKind::Bridge), (7, PortKind::Veth)].into(),
+        ..Installed::default()
+    };
+    let mut learner = Learner::new(config(), &installed);
+    let Event::Link(port) = veth(Some(BRIDGE)) else { unreachable!("it is a link") };
+    learner.resync(Snapshot {
+        links: vec![bridge(), port],
+        addresses: vec![address(BRIDGE, GATEWAY)],
+        ..Snapshot::default()
+    });
+    learner.take_changes();
+    assert_eq!(feed(&mut learner, [veth(None)]), gone);
+}
+
+#[test]
+fn an_address_that_becomes_the_hosts_own_is_no_container_any_more() {
+    let own = || Event::Address(address(BRIDGE, C1));
+    assert_eq!(feed(&mut learned(), [own()]), [Change::RemoveEndpoint(C1)]);
+    // An operator's word stands.
+    let mut learner = learned();
+    learner.attach(C1, "if7", Some(A)).unwrap();
+    learner.take_changes();
+    assert_eq!(feed(&mut learner, [own()]), []);
+}
+
+#[test]
+fn what_changes_nothing_is_not_thought_about() {
+    let mut learner = learned();
+    assert!(learner.take_view().is_some());
+    let entry = FdbEntry { bridge: BRIDGE, mac: A, port: 9 };
+    let repeated = [
+        Event::Link(bridge()),
+        port(7),
+        Event::Address(address(BRIDGE, GATEWAY)),
+        seen(A, 7),
+        neighbour(BRIDGE, C1, A),
+        // Of other networks, or gone before.
+        Event::Address(address(9, Ipv4Addr::new(192, 168, 0, 1))),
+        Event::AddressGone(address(9, C1)),
+        neighbour(9, Ipv4Addr::new(192, 168, 0, 2), B),
+        Event::NeighbourGone(9, C1),
+        Event::FdbGone(entry),
+    ];
+    for event in repeated {
+        learner.event(event.clone());
+        assert_eq!(learner.take_view(), None, "{event:?}");
+    }
+    for event in [port(8), seen(B, 8), Event::LinkGone(8)] {
+        learner.event(event.clone());
+        assert!(learner.take_view().is_some(), "{event:?}");
+    }
+    learner.retry();
+    assert!(learner.take_view().is_some());
+}
+
+#[test]
 fn a_bridge_with_a_new_mac_is_a_new_gateway() {
     let mut learner = learned();
     let changed = Link { mac: Some(mac(0x77)), ..bridge() };

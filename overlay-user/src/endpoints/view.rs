@@ -1,5 +1,5 @@
 //! What `overlay status` shows of learning.
-use std::net::Ipv4Addr;
+use std::{mem, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,11 @@ pub struct View {
 }
 
 impl Learner {
+    /// What status shows, if it may be another than at the last call.
+    pub fn take_view(&mut self) -> Option<View> {
+        mem::take(&mut self.is_view_stale).then(|| self.view())
+    }
+
     /// What status shows.
     pub fn view(&self) -> View {
         let name = |index: u32| {
