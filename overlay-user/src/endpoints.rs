@@ -20,7 +20,7 @@ pub use view::{Bridge, Conflict, View};
 use crate::{
     datapath::{Change, Endpoint, Installed, PortKind},
     mac::Mac,
-    netlink::{Event, Link, LinkKind, Route, Snapshot},
+    netlink::{Event, FdbEntry, Link, LinkKind, Neighbour, Route, Snapshot},
 };
 
 /// What to learn.
@@ -110,13 +110,19 @@ pub struct Learner {
     fdb: BTreeMap<(u32, Mac), u32>,
     /// Bridges that held an own-subnet address at any time: an address that goes for a moment detaches nobody.
     bridges: BTreeSet<u32>,
+    /// Links that were ports of a bridge at any time, ours or not.
+    bridged: BTreeSet<u32>,
     ports: BTreeMap<u32, PortKind>,
     endpoints: BTreeMap<Ipv4Addr, Endpoint>,
     claims: BTreeMap<Ipv4Addr, Claim>,
+    /// Addresses whose holder answered since the last [`Self::retry`], or is pinned; and whether a claim was counted.
+    answered: BTreeMap<Ipv4Addr, bool>,
     conflicts_total: u64,
     moves_total: u64,
     changes: Vec<Change>,
     probes: Vec<Probe>,
+    /// Something was settled since the view was last taken.
+    is_view_stale: bool,
 }
 
 impl Learner {
@@ -130,13 +136,16 @@ impl Learner {
             neighbours: BTreeMap::new(),
             fdb: BTreeMap::new(),
             bridges: BTreeSet::new(),
+            bridged: BTreeSet::new(),
             ports: installed.ports.clone(),
             endpoints: installed.endpoints.clone(),
             claims: BTreeMap::new(),
+            answered: BTreeMap::new(),
             conflicts_total: 0,
             moves_total: 0,
             changes: Vec::new(),
             probes: Vec::new(),
+            is_view_stale: true,
         }
     }
 
@@ -148,6 +157,10 @@ impl Learner {
         self.neighbours.clear();
         self.fdb.clear();
         self.bridges.retain(|index| self.links.contains_key(index));
+        self.bridged.retain(|index| self.links.contains_key(index));
+        let bridged: Vec<u32> =
+            self.links.values().filter(|link| self.is_bridged(link)).map(|link| link.index).collect();
+        self.bridged.extend(bridged);
         let events = snapshot.addresses.into_iter().map(Event::Address);
         let events = events.chain(snapshot.routes.into_iter().map(Event::Route));
         let events = events.chain(snapshot.neighbours.into_iter().map(Event::Neighbour));
@@ -180,7 +193,10 @@ impl Learner {
             Event::LinkGone(index) => Some(index),
             _ => None,
         };
-        self.note(event);
+        // The kernel repeats itself much more often than it has news.
+        if !self.note(event) {
+            return;
+        }
         if let Some(index) = gone {
             self.end_port(index);
         }
@@ -189,17 +205,16 @@ impl Learner {
 
     /// The answer to a [`Probe`]: whether the address answered on its old port.
     pub fn probed(&mut self, probe: Probe, answered: bool) {
-        let held = |endpoint: &Endpoint| endpoint.port == probe.port && endpoint.mac == probe.mac;
-        if !self.endpoints.get(&probe.address).is_some_and(held) {
+        let Some(held) = self.endpoints.get(&probe.address).filter(|held| held.port == probe.port) else {
             return;
-        }
-        if !answered {
+        };
+        if answered {
+            self.refuse(probe.address);
+        } else if held.mac == probe.mac {
             self.concede(probe.address);
         } else if let Some(claim) = self.claims.get_mut(&probe.address) {
-            claim.state = Asked::Refused;
-            if !mem::replace(&mut claim.counted, true) {
-                self.conflicts_total += 1;
-            }
+            // Replaced behind its port while it was asked: the new one has not been.
+            claim.state = Asked::NotYet;
         }
         self.settle();
     }
@@ -207,6 +222,7 @@ impl Learner {
     /// Lets refused claims be asked about again: a container that moved slowly is found this way. To be called every
     /// few seconds.
     pub fn retry(&mut self) {
+        self.answered.clear();
         for claim in self.claims.values_mut() {
             if claim.state == Asked::Refused {
                 claim.state = Asked::NotYet;
@@ -232,6 +248,7 @@ impl Learner {
             .ok_or(ClaimError::NoMac(address))?;
         let endpoint = Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: true };
         self.claims.remove(&address);
+        self.answered.remove(&address);
         self.attach_port(port, PortKind::Veth);
         self.put(address, endpoint);
         self.settle();
@@ -266,55 +283,57 @@ impl Learner {
         self.links.get(&index).map(|link| link.name.as_str())
     }
 
-    /// Writes an event into the picture, without drawing conclusions.
-    fn note(&mut self, event: Event) {
+    /// Writes an event into the picture, without drawing conclusions; whether it is another picture now.
+    fn note(&mut self, event: Event) -> bool {
         match event {
             Event::Link(link) => {
+                if self.is_bridged(&link) {
+                    self.bridged.insert(link.index);
+                }
+                let is_news = self.links.get(&link.index) != Some(&link);
                 self.links.insert(link.index, link);
+                is_news
             }
             Event::LinkGone(index) => {
                 self.links.remove(&index);
                 self.bridges.remove(&index);
+                self.bridged.remove(&index);
                 self.local.retain(|(link, _)| *link != index);
                 self.routes.retain(|_, link| *link != index);
                 self.neighbours.retain(|(link, _), _| *link != index);
                 self.fdb.retain(|(bridge, _), port| *bridge != index && *port != index);
+                true
             }
-            Event::Address(address) if self.config.subnet.contains(&address.address) => {
-                self.local.insert((address.link, address.address));
+            Event::Address(address) => {
+                self.config.subnet.contains(&address.address)
+                    && self.local.insert((address.link, address.address))
             }
-            Event::AddressGone(address) => {
-                self.local.remove(&(address.link, address.address));
-            }
-            Event::Route(route) => {
-                if let Some((address, link)) = self.host_route(&route) {
-                    self.routes.insert(address, link);
+            Event::AddressGone(address) => self.local.remove(&(address.link, address.address)),
+            Event::Route(route) => self
+                .host_route(&route)
+                .is_some_and(|(address, link)| self.routes.insert(address, link) != Some(link)),
+            Event::RouteGone(route) => match self.host_route(&route) {
+                Some((address, link)) if self.routes.get(&address) == Some(&link) => {
+                    self.routes.remove(&address).is_some()
                 }
+                _ => false,
+            },
+            Event::Neighbour(Neighbour { link, address, mac }) => {
+                self.config.subnet.contains(&address)
+                    && self.neighbours.insert((link, address), mac) != Some(mac)
             }
-            Event::RouteGone(route) => {
-                if let Some((address, link)) = self.host_route(&route)
-                    && self.routes.get(&address) == Some(&link)
-                {
-                    self.routes.remove(&address);
-                }
+            Event::NeighbourGone(link, address) => self.neighbours.remove(&(link, address)).is_some(),
+            Event::Fdb(FdbEntry { bridge, mac, port }) => self.fdb.insert((bridge, mac), port) != Some(port),
+            Event::FdbGone(FdbEntry { bridge, mac, port }) => {
+                self.fdb.get(&(bridge, mac)) == Some(&port) && self.fdb.remove(&(bridge, mac)).is_some()
             }
-            Event::Neighbour(neighbour) if self.config.subnet.contains(&neighbour.address) => {
-                self.neighbours.insert((neighbour.link, neighbour.address), neighbour.mac);
-            }
-            Event::NeighbourGone(link, address) => {
-                self.neighbours.remove(&(link, address));
-            }
-            Event::Fdb(entry) => {
-                self.fdb.insert((entry.bridge, entry.mac), entry.port);
-            }
-            Event::FdbGone(entry) => {
-                let key = (entry.bridge, entry.mac);
-                if self.fdb.get(&key) == Some(&entry.port) {
-                    self.fdb.remove(&key);
-                }
-            }
-            Event::Address(_) | Event::Neighbour(_) | Event::Lost => {}
+            Event::Lost => false,
         }
+    }
+
+    fn is_bridged(&self, link: &Link) -> bool {
+        let master = link.master.and_then(|master| self.links.get(&master));
+        master.is_some_and(|master| master.kind == LinkKind::Bridge)
     }
 
     fn host_route(&self, route: &Route) -> Option<(Ipv4Addr, u32)> {

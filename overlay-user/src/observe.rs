@@ -70,12 +70,13 @@ pub async fn observe(
     loop {
         probes.send(&mut learner);
         let batch = learner.take_changes();
-        view.send_if_modified(|view| {
-            let new = learner.view();
-            let modified = *view != new;
-            *view = new;
-            modified
-        });
+        if let Some(new) = learner.take_view() {
+            view.send_if_modified(|view| {
+                let modified = *view != new;
+                *view = new;
+                modified
+            });
+        }
         if (first || !batch.is_empty()) && changes.send(batch).await.is_err() {
             return Ok(());
         }

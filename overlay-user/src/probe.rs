@@ -12,7 +12,7 @@ use nix::{
     ifaddrs::getifaddrs,
     sys::{
         socket::{
-            AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send,
+            AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recvfrom, send,
             setsockopt, socket, sockopt::ReceiveTimeout,
         },
         time::{TimeVal, TimeValLike as _},
@@ -23,6 +23,8 @@ use crate::{endpoints::Probe, mac::Mac};
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV4: u16 = 0x0800;
+/// What leaves by the port, which the socket is shown too; from linux/if_packet.h.
+const PACKET_OUTGOING: u8 = 4;
 /// How often the question is asked, and how long each answer may take. A container on this host answers in well under
 /// a millisecond; the rest is patience with a busy CPU.
 const ATTEMPTS: u32 = 2;
@@ -66,8 +68,10 @@ impl Prober {
         let deadline = Instant::now() + PATIENCE;
         let mut frame = [0; 64];
         while Instant::now() < deadline {
-            match recv(socket, &mut frame, MsgFlags::empty()) {
-                Ok(length) if proves(&frame[..length], &self.probe) => return Ok(true),
+            match recvfrom::<LinkAddr>(socket, &mut frame) {
+                // Flooded to the port by its bridge: whoever has the address elsewhere, with the same MAC address.
+                Ok((_, Some(from))) if from.pkttype() == PACKET_OUTGOING => {}
+                Ok((length, _)) if proves(&frame[..length], &self.probe) => return Ok(true),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
                 Err(error) => return Err(error),

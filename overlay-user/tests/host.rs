@@ -19,12 +19,13 @@ use overlay_user::{
     check::{self, CheckSpec, Level},
     datapath::{Change, Installed, PortKind},
     device::{self, DeviceSpec, Kind},
-    endpoints::{Config, View},
+    endpoints::{Config, Probe, View},
     iface::{self, Choice},
     mac::Mac,
     mode::Mode,
     netlink::{LinkKind, Netlink},
     observe::{self, observe},
+    probe::Prober,
     state::{Adoption, Paths, Record},
 };
 use tokio::{
@@ -497,6 +498,51 @@ fn an_address_moves_only_when_its_holder_is_silent() {
         claimant.ping_gateway();
         observer.until("moved", puts(C1, veth2)).await;
         assert_eq!(observer.view.borrow().moves_total, 1);
+    });
+}
+
+#[test]
+fn what_is_flooded_to_a_port_proves_nothing_about_who_is_behind_it() {
+    in_namespace(|| async {
+        bridge();
+        let holder = Container::start("veth1", C1);
+        let claimant = Container::start("veth2", C1);
+        let mac = "02:00:00:00:00:0a";
+        for container in [&holder, &claimant] {
+            container.run(&format!("ip link set eth0 address {mac}"));
+        }
+        // It moved with its MAC address, and broadcasts.
+        holder.run("ip address delete 10.244.1.2/24 dev eth0");
+        let sent = || {
+            let links: serde_json::Value =
+                serde_json::from_str(&run("ip -json -statistics link show veth1")).unwrap();
+            links[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
+        };
+        let mut broadcasts = Command::new("nsenter")
+            .args(["--target", &claimant.process.id().to_string(), "--net"])
+            .args(["ping", "-b", "-q", "-i", "0.01", "-w", "20", "10.244.1.255"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let before = sent();
+        while sent() < before + 10 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let probe = Probe {
+            port: index("veth1").await,
+            address: C1,
+            mac: mac.parse().unwrap(),
+            gateway_mac: Mac([2, 0, 0, 0, 0, 1]),
+        };
+        let before = sent();
+        let answered = Prober::open(probe, "veth1").unwrap().ask();
+        let after = sent();
+        broadcasts.kill().unwrap();
+        broadcasts.wait().unwrap();
+        assert!(!answered.unwrap(), "the holder is silent");
+        // Beside the two questions.
+        assert!(after > before + 2, "nothing was flooded");
     });
 }
 

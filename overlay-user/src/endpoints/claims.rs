@@ -1,5 +1,5 @@
 //! The learner's conclusions: which ports to attach, whose claim on an address to believe.
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, mem, net::Ipv4Addr};
 
 use super::{Asked, Claim, Learner, Probe};
 use crate::{
@@ -11,18 +11,17 @@ use crate::{
 impl Learner {
     /// Compares picture and endpoints until nothing is left to say.
     pub(super) fn settle(&mut self) {
+        self.is_view_stale = true;
         self.find_bridges();
         self.settle_ports();
+        self.forget_own();
         self.follow_gateways();
-        for (address, port, mac) in self.claimed() {
-            self.weigh(address, port, mac);
+        let claimed = self.claimed();
+        for (address, claims) in &claimed {
+            self.weigh(*address, claims);
         }
         // A claim that nobody makes any more is settled.
-        let claimed = self.claimed();
-        let stands = |address: &Ipv4Addr, claim: &Claim| {
-            claim.state == Asked::Probing || claimed.contains(&(*address, claim.port, claim.mac))
-        };
-        self.claims.retain(|address, claim| stands(address, claim));
+        self.claims.retain(|address, claim| claim.state == Asked::Probing || claimed.contains_key(address));
     }
 
     pub(super) fn find_bridges(&mut self) {
@@ -110,10 +109,21 @@ impl Learner {
     }
 
     /// Has endpoints with the port's own MAC as gateway: such a port has no bridge to be taken out of, and an address
-    /// or route that goes for a moment must not end it.
+    /// or route that goes for a moment must not end it. A bridge without a fixed MAC address has that of a port.
     fn was_point_to_point(&self, port: u32) -> bool {
         let own = self.links.get(&port).and_then(|link| link.mac);
-        self.endpoints.values().any(|endpoint| endpoint.port == port && Some(endpoint.gateway_mac) == own)
+        let talks_to_own = |endpoint: &Endpoint| endpoint.port == port && Some(endpoint.gateway_mac) == own;
+        !self.bridged.contains(&port) && self.endpoints.values().any(talks_to_own)
+    }
+
+    /// What was learned of an address that the host has taken for itself since.
+    fn forget_own(&mut self) {
+        let learned = self.endpoints.iter().filter(|(_, endpoint)| !endpoint.pinned);
+        let own: Vec<Ipv4Addr> =
+            learned.map(|(address, _)| *address).filter(|address| !self.is_container(*address)).collect();
+        for address in own {
+            self.forget(address);
+        }
     }
 
     pub(super) fn attach_port(&mut self, index: u32, kind: PortKind) {
@@ -142,6 +152,7 @@ impl Learner {
 
     pub(super) fn forget(&mut self, address: Ipv4Addr) {
         self.claims.remove(&address);
+        self.answered.remove(&address);
         if self.endpoints.remove(&address).is_some() {
             self.changes.push(Change::RemoveEndpoint(address));
         }
@@ -149,10 +160,13 @@ impl Learner {
 
     /// The MAC address a container on this port sends to: its bridge's, or the port's own.
     pub(super) fn gateway_mac(&self, port: u32) -> Mac {
-        let link = self.links.get(&port);
-        let segment = link.and_then(|link| link.master).unwrap_or(port);
-        let mac = self.links.get(&segment).and_then(|segment| segment.mac);
+        let mac = self.links.get(&self.segment(port)).and_then(|segment| segment.mac);
         mac.unwrap_or_default()
+    }
+
+    /// The port's bridge, or the port itself.
+    fn segment(&self, port: u32) -> u32 {
+        self.links.get(&port).and_then(|link| link.master).unwrap_or(port)
     }
 
     /// A bridge without a fixed MAC address takes another one as ports come and go.
@@ -171,66 +185,91 @@ impl Learner {
         }
     }
 
-    /// Every claim the picture makes: this address, behind this port, with this MAC address.
-    fn claimed(&self) -> Vec<(Ipv4Addr, u32, Mac)> {
-        let mut claims = Vec::new();
+    /// Every claim the picture makes, by address: behind this port, with this MAC address.
+    fn claimed(&self) -> BTreeMap<Ipv4Addr, Vec<(u32, Mac)>> {
+        let mut claims: BTreeMap<Ipv4Addr, Vec<(u32, Mac)>> = BTreeMap::new();
         for (&(link, address), &mac) in &self.neighbours {
             if !self.is_container(address) || !mac.is_unicast() {
                 continue;
             }
-            if self.bridges.contains(&link) {
-                claims.extend(self.fdb.get(&(link, mac)).map(|port| (address, *port, mac)));
-            } else if self.ports.contains_key(&link) {
-                claims.push((address, link, mac));
+            let port = if self.bridges.contains(&link) {
+                self.fdb.get(&(link, mac)).copied()
+            } else {
+                Some(link).filter(|link| self.ports.contains_key(link))
+            };
+            if let Some(port) = port {
+                claims.entry(address).or_default().push((port, mac));
             }
         }
         claims
     }
 
-    fn weigh(&mut self, address: Ipv4Addr, port: u32, mac: Mac) {
-        let candidate = Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: false };
-        let Some(held) = self.endpoints.get(&address).copied() else {
-            if self.ports.get(&port) == Some(&PortKind::Veth) {
-                self.put(address, candidate);
+    /// Weighs all claims on an address at once: its holder and others may be seen at the same time, on segments of
+    /// their own, and none of them takes back what another says.
+    fn weigh(&mut self, address: Ipv4Addr, claims: &[(u32, Mac)]) {
+        let mut held = match self.endpoints.get(&address) {
+            Some(held) => *held,
+            None => {
+                let is_veth = |(port, _): &&(u32, Mac)| self.ports.get(port) == Some(&PortKind::Veth);
+                let Some(&(port, mac)) = claims.iter().find(is_veth) else { return };
+                let first = self.learned(port, mac);
+                self.put(address, first);
+                first
             }
+        };
+        let (own, rivals): (Vec<_>, Vec<_>) =
+            claims.iter().copied().partition(|(port, _)| *port == held.port);
+        if let Some(&(port, mac)) = own.first()
+            && !held.pinned
+            && !own.contains(&(port, held.mac))
+        {
+            // Another MAC behind the same port: the container was replaced, and the port is the proof.
+            held = self.learned(port, mac);
+            self.put(address, held);
+        }
+        // The one that is known goes first: of several, each would be new whenever it is its turn.
+        let known = self.claims.get(&address).copied();
+        let known_rival = known.filter(|claim| rivals.contains(&(claim.port, claim.mac)));
+        let new =
+            rivals.first().map(|&(port, mac)| Claim { port, mac, state: Asked::NotYet, counted: false });
+        let Some(mut claim) = known_rival.or(new) else {
+            self.claims.remove(&address);
             return;
         };
-        if held.port == port {
-            self.claims.remove(&address);
-            if !held.pinned {
-                // Another MAC behind the same port: the container was replaced, and the port is the proof.
-                self.put(address, candidate);
-            }
-            return;
-        }
         if !held.pinned && self.links.get(&held.port).is_some_and(|link| !link.carrier) {
             // Whoever held it is down: there is nobody to ask, and packets would be lost until the answer did not come.
-            self.claims.insert(address, Claim { port, mac, state: Asked::NotYet, counted: false });
+            self.claims.insert(address, claim);
             self.concede(address);
             return;
         }
-        let known = self.claims.get(&address).copied();
         if known.is_some_and(|claim| claim.state == Asked::Probing) {
             return;
         }
-        let known = known.filter(|claim| claim.port == port && claim.mac == mac);
-        let mut claim = known.unwrap_or(Claim { port, mac, state: Asked::NotYet, counted: false });
-        if claim.state == Asked::NotYet {
-            if held.pinned {
-                claim.state = Asked::Refused;
-                self.conflicts_total += u64::from(!claim.counted);
-                claim.counted = true;
-            } else {
-                claim.state = Asked::Probing;
-                self.probes.push(Probe {
-                    port: held.port,
-                    address,
-                    mac: held.mac,
-                    gateway_mac: held.gateway_mac,
-                });
-            }
+        let is_new = claim.state == Asked::NotYet;
+        let is_settled = held.pinned || self.answered.contains_key(&address);
+        if is_new && !is_settled {
+            claim.state = Asked::Probing;
+            let Endpoint { port, mac, gateway_mac, .. } = held;
+            self.probes.push(Probe { port, address, mac, gateway_mac });
         }
         self.claims.insert(address, claim);
+        if is_new && is_settled {
+            self.refuse(address);
+        }
+    }
+
+    fn learned(&self, port: u32, mac: Mac) -> Endpoint {
+        Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: false }
+    }
+
+    /// The holder answered, or is pinned: whoever claims the address, it is not asked again before [`Learner::retry`].
+    /// Claims may take turns as fast as packets come, and of one that is made again each time one is counted.
+    pub(super) fn refuse(&mut self, address: Ipv4Addr) {
+        let counted = self.answered.entry(address).or_default();
+        let Some(claim) = self.claims.get_mut(&address) else { return };
+        claim.state = Asked::Refused;
+        let (claim_was, address_was) = (mem::replace(&mut claim.counted, true), mem::replace(counted, true));
+        self.conflicts_total += u64::from(!claim_was && !address_was);
     }
 
     /// The holder is silent: the claimant gets the address, or the stack if the claimant's port has no fast path.
@@ -239,16 +278,23 @@ impl Learner {
             return;
         };
         self.moves_total += 1;
+        self.answered.remove(&address);
+        self.disprove(address, claim.port);
         if self.ports.get(&claim.port) == Some(&PortKind::Veth) {
-            let endpoint = Endpoint {
-                port: claim.port,
-                mac: claim.mac,
-                gateway_mac: self.gateway_mac(claim.port),
-                pinned: false,
-            };
-            self.put(address, endpoint);
+            self.put(address, self.learned(claim.port, claim.mac));
         } else {
             self.forget(address);
+        }
+    }
+
+    /// The kernel keeps a neighbour long after it fell silent. On another segment than the claimant's the entry would
+    /// be a claim at once, and two that are silent would take the address from each other for ever.
+    fn disprove(&mut self, address: Ipv4Addr, claimant: u32) {
+        let Some(held) = self.endpoints.get(&address) else { return };
+        let segment = self.segment(held.port);
+        let key = (segment, address);
+        if segment != self.segment(claimant) && self.neighbours.get(&key) == Some(&held.mac) {
+            self.neighbours.remove(&key);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Sequences of kernel events, and what must follow from each.
 use super::*;
-use crate::netlink::{Address, FdbEntry, Neighbour};
+use crate::netlink::{Address, FdbEntry, Neighbour, TABLE_MAIN};
 
 const BRIDGE: u32 = 5;
 const A: Mac = mac(0xa);
@@ -276,6 +276,140 @@ fn a_holder_that_is_down_loses_its_address_unasked() {
     assert_eq!(feed(&mut learner, claim), [Change::Attach(8, PortKind::Veth)]);
 }
 
+/// A point-to-point veth of ours, with `address` seen behind it.
+fn seen_alone(index: u32, address: Ipv4Addr, mac: Mac) -> [Event; 3] {
+    // A route of its own makes it ours, whatever address is seen there.
+    let destination = Ipv4Addr::new(10, 244, 1, 200 + index as u8).into();
+    let route =
+        Route { destination, link: Some(index), gateway: None, source: None, metric: 0, table: TABLE_MAIN };
+    [Event::Link(link(index, LinkKind::Veth, None)), Event::Route(route), neighbour(index, address, mac)]
+}
+
+/// On segments of its own each, since the kernel keeps one neighbour entry per address and segment.
+#[test]
+fn an_address_seen_on_two_segments_is_asked_about_once() {
+    // The bridge is interface 5: a rival below and one above it.
+    for rival in [3, 9] {
+        let mut learner = learned();
+        feed(&mut learner, seen_alone(rival, C1, B));
+        let asked = probe(&mut learner);
+        assert_eq!((asked.port, asked.mac), (7, A));
+        // Whoever is seen meanwhile takes back nothing.
+        feed(&mut learner, [neighbour(BRIDGE, C1, A), neighbour(rival, C1, B)]);
+        learner.probed(asked, true);
+        assert_eq!((learner.take_probes(), learner.take_changes()), (vec![], vec![]), "{rival}");
+        for _ in 0..3 {
+            learner.retry();
+            let asked = probe(&mut learner);
+            learner.probed(asked, true);
+            assert_eq!(learner.take_probes(), [], "{rival}");
+        }
+        let view = learner.view();
+        assert_eq!((view.conflicts_total, view.conflicts.len()), (1, 1), "{rival}");
+    }
+}
+
+#[test]
+fn a_silent_holder_on_another_segment_loses_its_address_for_good() {
+    for rival in [3, 9] {
+        let mut learner = learned();
+        feed(&mut learner, seen_alone(rival, C1, B));
+        let asked = probe(&mut learner);
+        learner.probed(asked, false);
+        let moved = Endpoint { gateway_mac: mac(0x80 | rival as u8), ..on(rival, B) };
+        assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, moved)], "{rival}");
+        // The neighbour entry by which it was known is still in the kernel, and claims nothing.
+        learner.retry();
+        assert_eq!((learner.take_probes(), learner.view().moves_total), (vec![], 1), "{rival}");
+        // Seen again, it does.
+        feed(&mut learner, [Event::NeighbourGone(BRIDGE, C1), neighbour(BRIDGE, C1, A)]);
+        assert_eq!(probe(&mut learner).port, rival);
+    }
+}
+
+#[test]
+fn an_address_seen_on_three_segments_is_asked_about_once_too() {
+    for answers in [true, false] {
+        let mut learner = learned();
+        feed(&mut learner, seen_alone(9, C1, B).into_iter().chain(seen_alone(3, C1, mac(0xc))));
+        let asked = probe(&mut learner);
+        learner.probed(asked, answers);
+        if answers {
+            assert_eq!((learner.take_probes(), learner.view().conflicts_total), (vec![], 1));
+            learner.retry();
+            let asked = probe(&mut learner);
+            learner.probed(asked, true);
+            assert_eq!((learner.take_probes(), learner.view().conflicts_total), (vec![], 1));
+            assert_eq!(learner.endpoints[&C1], on(7, A));
+        } else {
+            // Who came first has it, and is asked about the third.
+            assert_eq!(learner.endpoints[&C1].port, 9);
+            let asked = probe(&mut learner);
+            assert_eq!(asked.port, 9);
+            learner.probed(asked, true);
+            assert_eq!((learner.take_probes(), learner.endpoints[&C1].port), (vec![], 9));
+        }
+    }
+}
+
+#[test]
+fn a_holder_replaced_while_it_was_asked_is_asked_again() {
+    let mut learner = learned();
+    feed(&mut learner, seen_alone(9, C1, B));
+    let old = probe(&mut learner);
+    let replaced = [seen(mac(0xc), 7), neighbour(BRIDGE, C1, mac(0xc))];
+    assert_eq!(feed(&mut learner, replaced), [Change::PutEndpoint(C1, on(7, mac(0xc)))]);
+    assert_eq!(learner.take_probes(), []);
+    learner.probed(old, false);
+    let asked = probe(&mut learner);
+    assert_eq!((asked.port, asked.mac), (7, mac(0xc)));
+    learner.probed(asked, true);
+    assert_eq!(learner.endpoints[&C1], on(7, mac(0xc)));
+}
+
+#[test]
+fn two_containers_with_one_mac_make_no_storm_of_probes() {
+    let c2 = Ipv4Addr::new(10, 244, 1, 3);
+    let mut learner = learned();
+    feed(&mut learner, [port(8), seen(A, 8), neighbour(BRIDGE, c2, A)]);
+    assert_eq!((learner.endpoints[&C1].port, learner.endpoints[&c2].port), (7, 8));
+    let mut asked = Vec::new();
+    // Every answer goes through the bridge, which then has the MAC address on the other port, before it is heard.
+    for _ in 0..20 {
+        for probe in learner.take_probes() {
+            learner.event(seen(A, probe.port));
+            learner.probed(probe, true);
+            asked.push(probe.address);
+        }
+        learner.event(seen(A, 7));
+        learner.event(seen(A, 8));
+    }
+    assert_eq!(asked, [C1, c2]);
+    assert_eq!(learner.view().conflicts_total, 2);
+    assert_eq!((learner.endpoints[&C1].port, learner.endpoints[&c2].port), (7, 8));
+    learner.retry();
+    assert!(learner.take_probes().len() <= 2);
+}
+
+#[test]
+fn claims_with_ever_other_macs_are_asked_about_once() {
+    let mut learner = learned();
+    feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
+    let asked = probe(&mut learner);
+    learner.probed(asked, true);
+    for last in 0x10..0x20 {
+        feed(&mut learner, [seen(mac(last), 8), neighbour(BRIDGE, C1, mac(last)), neighbour(BRIDGE, C1, A)]);
+    }
+    feed(&mut learner, [neighbour(BRIDGE, C1, B)]);
+    let view = learner.view();
+    assert_eq!((learner.take_probes(), view.conflicts_total, view.conflicts.len()), (vec![], 1, 1));
+    // A container that really moves is found after the next round.
+    learner.retry();
+    let asked = probe(&mut learner);
+    learner.probed(asked, false);
+    assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, on(8, B))]);
+}
+
 #[test]
 fn an_address_that_moved_behind_a_tap_goes_to_the_stack() {
     let mut learner = learned();
@@ -303,6 +437,72 @@ fn a_point_to_point_veth_is_known_by_its_route() {
     assert_eq!(changes, [Change::Attach(7, PortKind::Veth), Change::PutEndpoint(C1, endpoint)]);
     // The route going for a moment is not the veth's end.
     assert_eq!(feed(&mut learner, [Event::RouteGone(route), Event::Route(route)]), []);
+}
+
+#[test]
+fn a_port_that_gave_its_bridge_its_mac_is_no_point_to_point_veth_afterwards() {
+    let veth = |master| Event::Link(Link { mac: Some(mac(0x85)), ..link(7, LinkKind::Veth, master) });
+    let mut taken_out = learner();
+    feed(&mut taken_out, [veth(Some(BRIDGE)), seen(A, 7), neighbour(BRIDGE, C1, A)]);
+    let gone = [Change::RemoveEndpoint(C1), Change::Detach(7)];
+    assert_eq!(feed(&mut taken_out, [veth(None)]), gone);
+
+    // A port already when the agent started, seen in no event.
+    let installed = Installed {
+        endpoints: [(C1, on(7, A))].into(),
+        ports: [(BRIDGE, PortKind::Bridge), (7, PortKind::Veth)].into(),
+        ..Installed::default()
+    };
+    let mut learner = Learner::new(config(), &installed);
+    let Event::Link(port) = veth(Some(BRIDGE)) else { unreachable!("it is a link") };
+    learner.resync(Snapshot {
+        links: vec![bridge(), port],
+        addresses: vec![address(BRIDGE, GATEWAY)],
+        ..Snapshot::default()
+    });
+    learner.take_changes();
+    assert_eq!(feed(&mut learner, [veth(None)]), gone);
+}
+
+#[test]
+fn an_address_that_becomes_the_hosts_own_is_no_container_any_more() {
+    let own = || Event::Address(address(BRIDGE, C1));
+    assert_eq!(feed(&mut learned(), [own()]), [Change::RemoveEndpoint(C1)]);
+    // An operator's word stands.
+    let mut learner = learned();
+    learner.attach(C1, "if7", Some(A)).unwrap();
+    learner.take_changes();
+    assert_eq!(feed(&mut learner, [own()]), []);
+}
+
+#[test]
+fn what_changes_nothing_is_not_thought_about() {
+    let mut learner = learned();
+    assert!(learner.take_view().is_some());
+    let entry = FdbEntry { bridge: BRIDGE, mac: A, port: 9 };
+    let repeated = [
+        Event::Link(bridge()),
+        port(7),
+        Event::Address(address(BRIDGE, GATEWAY)),
+        seen(A, 7),
+        neighbour(BRIDGE, C1, A),
+        // Of other networks, or gone before.
+        Event::Address(address(9, Ipv4Addr::new(192, 168, 0, 1))),
+        Event::AddressGone(address(9, C1)),
+        neighbour(9, Ipv4Addr::new(192, 168, 0, 2), B),
+        Event::NeighbourGone(9, C1),
+        Event::FdbGone(entry),
+    ];
+    for event in repeated {
+        learner.event(event.clone());
+        assert_eq!(learner.take_view(), None, "{event:?}");
+    }
+    for event in [port(8), seen(B, 8), Event::LinkGone(8)] {
+        learner.event(event.clone());
+        assert!(learner.take_view().is_some(), "{event:?}");
+    }
+    learner.retry();
+    assert!(learner.take_view().is_some());
 }
 
 #[test]

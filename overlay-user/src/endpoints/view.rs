@@ -1,5 +1,5 @@
 //! What `overlay status` shows of learning.
-use std::net::Ipv4Addr;
+use std::{mem, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,13 +41,18 @@ pub struct View {
     pub bridges: Vec<Bridge>,
     /// Claims that were refused and still stand.
     pub conflicts: Vec<Conflict>,
-    /// How many claims were refused since the agent started.
+    /// How many claims were refused since the agent started; of one address, one between two rounds of questions.
     pub conflicts_total: u64,
     /// How many endpoints moved to another port after a proof.
     pub moves_total: u64,
 }
 
 impl Learner {
+    /// What status shows, if it may be another than at the last call.
+    pub fn take_view(&mut self) -> Option<View> {
+        mem::take(&mut self.is_view_stale).then(|| self.view())
+    }
+
     /// What status shows.
     pub fn view(&self) -> View {
         let name = |index: u32| {

@@ -2,14 +2,14 @@
 use std::net::Ipv4Addr;
 
 use futures::{StreamExt, stream::BoxStream};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{RouteNetlinkMessage, route::RouteMessage};
 use rtnetlink::{
     MulticastGroup, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
     sys::AsyncSocket,
 };
 
-use super::{Address, FdbEntry, Link, Neighbour, NetlinkError, Route, decode};
+use super::{Address, FdbEntry, Link, Neighbour, NetlinkError, Route, TABLE_MAIN, decode};
 
 /// Something changed in this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,9 +22,9 @@ pub enum Event {
     Address(Address),
     /// An IPv4 address went away.
     AddressGone(Address),
-    /// An IPv4 route appeared.
+    /// An IPv4 route of table main appeared.
     Route(Route),
-    /// An IPv4 route went away.
+    /// An IPv4 route of table main went away.
     RouteGone(Route),
     /// A neighbour was resolved, or changed its MAC address.
     Neighbour(Neighbour),
@@ -90,8 +90,8 @@ fn event(message: &RouteNetlinkMessage) -> Option<Event> {
         }
         RouteNetlinkMessage::NewAddress(message) => decode::address(message).map(Event::Address),
         RouteNetlinkMessage::DelAddress(message) => decode::address(message).map(Event::AddressGone),
-        RouteNetlinkMessage::NewRoute(message) => decode::route(message).map(Event::Route),
-        RouteNetlinkMessage::DelRoute(message) => decode::route(message).map(Event::RouteGone),
+        RouteNetlinkMessage::NewRoute(message) => main_route(message).map(Event::Route),
+        RouteNetlinkMessage::DelRoute(message) => main_route(message).map(Event::RouteGone),
         RouteNetlinkMessage::NewNeighbour(message) => decode::neighbour(message)
             .map(Event::Neighbour)
             .or_else(|| decode::fdb_entry(message).map(Event::Fdb)),
@@ -99,5 +99,34 @@ fn event(message: &RouteNetlinkMessage) -> Option<Event> {
             .map(|(link, address)| Event::NeighbourGone(link, address))
             .or_else(|| decode::fdb_entry(message).map(Event::FdbGone)),
         _ => None,
+    }
+}
+
+/// As in a snapshot: what other tables have makes nothing appear, and takes away nothing that is in table main too.
+fn main_route(message: &RouteMessage) -> Option<Route> {
+    decode::route(message).filter(|route| route.table == TABLE_MAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::RouteMessageBuilder;
+
+    use super::*;
+
+    #[test]
+    fn routes_of_other_tables_are_no_events() {
+        let route = |table| {
+            let destination = Ipv4Addr::new(10, 244, 1, 2);
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination, 32);
+            builder.output_interface(7).table_id(table).build()
+        };
+        let new = |table| event(&RouteNetlinkMessage::NewRoute(route(table)));
+        let gone = |table| event(&RouteNetlinkMessage::DelRoute(route(table)));
+        assert!(matches!(new(TABLE_MAIN), Some(Event::Route(_))));
+        assert!(matches!(gone(TABLE_MAIN), Some(Event::RouteGone(_))));
+        // A VRF's, one for policies, one beyond what the header's byte can say.
+        for table in [10, 100, 1000] {
+            assert_eq!((new(table), gone(table)), (None, None), "{table}");
+        }
     }
 }
