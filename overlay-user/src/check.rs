@@ -9,7 +9,7 @@ mod path_mtu;
 use std::{fs, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use overlay_common::ENCAPSULATION_UDP;
+use overlay_common::{ENCAPSULATION_UDP, wire};
 use serde::Serialize;
 
 use crate::{
@@ -51,7 +51,7 @@ pub struct CheckSpec {
     pub underlay: Option<String>,
     /// Name of the tunnel device.
     pub device: String,
-    /// How packets travel, as far as it is known.
+    /// How packets travel, as far as it is known: flannel's defaults, where the tunnel device does not tell.
     pub mode: Mode,
     /// The own subnet, where there is one.
     pub subnet: Option<Ipv4Net>,
@@ -80,6 +80,8 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     };
     let mut findings = kernel::findings(&spec.bpf_root);
     let device = links.iter().find(|link| link.name == spec.device);
+    let underlay = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref());
+    let spec = &CheckSpec { mode: told(spec.mode, device, underlay), ..spec.clone() };
     findings.extend(features::findings(&features::features(device)));
     let interfaces = [spec.underlay.as_deref(), Some(spec.device.as_str())];
     let present = |name: &&str| links.iter().any(|link| link.name == **name);
@@ -87,18 +89,15 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.push(forwarding(&interfaces, &read_sysctl));
     findings.extend(interfaces.iter().map(|name| rp_filter(name, *name == spec.device, &read_sysctl)));
     findings.extend(mtu(spec, &links, &bridges));
-    if let Some(underlay) = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref()) {
+    if let Some(underlay) = underlay {
         findings.push(path_mtu::finding(&underlay.name, underlay.mtu).await);
-    }
-    if let Some(underlay) = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref()) {
         findings.push(xdp(netlink, underlay, &XdpLink::new(&spec.pins)).await?);
     }
     if spec.mode.encapsulation() == ENCAPSULATION_UDP {
-        let underlay = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref());
         findings.extend(datagrams::findings(underlay, &read_sysctl).await);
     }
     let sockets = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
-    findings.push(port(spec, &links, &sockets));
+    findings.push(port(spec, device, &links, &sockets));
     findings.push(bridge_netfilter(&read_sysctl));
     let network = match (device, spec.subnet) {
         (Some(device), Some(subnet)) => networks::network(&netlink.routes().await?, device.index, subnet),
@@ -107,6 +106,20 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.push(networks::others(&netlink.addresses().await?, &links, &spec.device, network, spec.subnet));
     findings.extend(firewall::findings(network, spec.subnet).await);
     Ok(findings)
+}
+
+/// The mode with the network's own port and MTU, which the agent gave to a VXLAN device. A TUN has no port, and a network
+/// with one has no MTU of its own.
+fn told(mode: Mode, device: Option<&Link>, underlay: Option<&Link>) -> Mode {
+    match (mode, device) {
+        (Mode::Vxlan { vni, direct, .. }, Some(&Link { kind: LinkKind::Vxlan(vxlan), mtu, .. })) => {
+            let mtu = mtu.saturating_add(wire::OVERHEAD as u32);
+            // The underlay's may have become smaller since.
+            let mtu = underlay.map_or(mtu, |underlay| mtu.min(underlay.mtu));
+            Mode::Vxlan { vni, port: vxlan.port, mtu: Some(mtu), direct }
+        }
+        _ => mode,
+    }
 }
 
 /// Whether `--ingress` may ask for XDP here. Never a fault: TC does the same work.
@@ -195,7 +208,17 @@ fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
     bridges.iter().map(judge).collect()
 }
 
-fn port(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
+/// The port that the network has, as its device tells, or else the default, which the line says.
+fn port(spec: &CheckSpec, device: Option<&Link>, links: &[Link], sockets: &str) -> Finding {
+    let mut found = port_of(spec, links, sockets);
+    if !matches!(device, Some(Link { kind: LinkKind::Vxlan(_), .. })) {
+        let default = format!("{}'s default: no device tells the network's own", spec.mode.name());
+        found.detail = format!("{}; that is {default}", found.detail);
+    }
+    found
+}
+
+fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
     let port = spec.mode.port();
     let what = format!("udp port {port}");
     for link in links {
@@ -327,6 +350,7 @@ mod tests {
     fn a_port_that_another_has_is_found() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n \
                      11: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0 0\n";
+        let port = |spec: &CheckSpec, links: &[Link], sockets: &str| port(spec, None, links, sockets);
         assert_eq!(port(&spec(), &[], table).level, Level::Fail);
         assert_eq!(port(&spec(), &[], &table.replace("2118", "2119")).level, Level::Ok);
         let vxlan = LinkKind::Vxlan(Vxlan { vni: 1, port: 8472, collect_metadata: false, vnifilter: false });
@@ -341,6 +365,25 @@ mod tests {
             "our device's own socket"
         );
         assert_eq!(port(&spec(), &[Link { up: false, ..ours }], table).level, Level::Fail);
+    }
+
+    #[test]
+    fn the_device_tells_the_networks_port_and_mtu() {
+        let vxlan = LinkKind::Vxlan(Vxlan { vni: 0, port: 4789, collect_metadata: true, vnifilter: true });
+        let device = link("overlay0", vxlan, 1350);
+        let told_by = |device, underlay| {
+            let underlay = link("eth0", LinkKind::Other(String::new()), underlay);
+            CheckSpec { mode: told(Mode::DEFAULT, device, Some(&underlay)), ..spec() }
+        };
+        let known = told_by(Some(&device), 1500);
+        assert_eq!((known.mode.port(), known.mode.overlay_mtu(1500)), (4789, 1350));
+        let found = port(&known, Some(&device), std::slice::from_ref(&device), "");
+        assert_eq!((found.what.as_str(), found.detail.as_str()), ("udp port 4789", "ours: overlay0 has it"));
+        assert_eq!(told_by(Some(&device), 1300).mode.overlay_mtu(1300), 1250);
+        let unknown = told_by(None, 1500);
+        assert_eq!((unknown.mode.port(), unknown.mode.overlay_mtu(1500)), (8472, 1450));
+        let found = port(&unknown, None, &[], "");
+        assert_eq!(found.detail, "free; that is vxlan's default: no device tells the network's own");
     }
 
     #[test]

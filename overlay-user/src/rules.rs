@@ -1,5 +1,7 @@
 //! Our rules in the host's packet filter: put in force, kept in force, told in the status, taken away by `overlay down`.
+pub mod command;
 pub mod forward;
+pub mod iptables;
 pub mod masquerade;
 
 use std::{fmt::Display, time::Duration};
@@ -64,6 +66,8 @@ pub enum RuleState {
     /// Not asked for.
     #[default]
     Off,
+    /// Asked for, and there is no command to look by: it is not known whether there is something for it to do.
+    Absent,
     /// Asked for, and there is nothing for it to do.
     Unneeded,
     /// In force.
@@ -72,9 +76,11 @@ pub enum RuleState {
     Failed,
 }
 
-/// What a look did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a look did; of several the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Looked {
+    /// There is no command to look by.
+    Absent,
     /// There is nothing for the rule to do.
     Unneeded,
     /// It was as it should be.
@@ -161,7 +167,7 @@ async fn within(looked: impl Future<Output = Result<Looked, String>>) -> Result<
 
 fn say(removed: Result<(), impl Display>) {
     if let Err(error) = removed {
-        warn!("rules of an earlier agent stay: {error}");
+        warn!("rules of an earlier agent may stay: {error}");
     }
 }
 
@@ -176,6 +182,7 @@ fn note(
         let rule = which(&mut status.rules);
         let before = rule.clone();
         match looked {
+            Ok(Looked::Absent) => rule.state = RuleState::Absent,
             Ok(Looked::Unneeded) => rule.state = RuleState::Unneeded,
             Ok(Looked::Kept) => rule.state = RuleState::Active,
             Ok(Looked::Written) => {
@@ -225,5 +232,6 @@ mod tests {
         assert_eq!(note(Err("why".into())), (RuleState::Failed, 1, Some("why".into())));
         assert_eq!(note(Ok(Looked::Written)), (RuleState::Active, 1, None));
         assert_eq!(note(Ok(Looked::Unneeded)), (RuleState::Unneeded, 1, None));
+        assert_eq!(note(Ok(Looked::Absent)), (RuleState::Absent, 1, None));
     }
 }

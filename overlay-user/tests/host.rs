@@ -587,6 +587,18 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         let port = findings.iter().find(|finding| finding.what == "udp port 8472").unwrap();
         assert_eq!(port.level, Level::Ok, "{port:?}");
 
+        // The network's own port and MTU, as its device has them.
+        run("ip link delete overlay0");
+        run("ip link add overlay0 mtu 1400 type vxlan external dstport 4789");
+        run("ip link set br0 mtu 1401");
+        let findings = check::check(&Netlink::open().unwrap(), &spec).await.unwrap();
+        let is_there = |what, level| {
+            assert!(findings.iter().any(|it| it.what == what && it.level == level), "{findings:?}");
+        };
+        is_there("udp port 4789", Level::Ok);
+        is_there("mtu of br0", Level::Warn);
+        run("ip link set overlay0 up");
+
         // Network is what leads to our device, and a bridge of others has no place in it.
         run("ip route add 10.244.0.0/16 dev overlay0");
         run("ip link add br1 type bridge");

@@ -1,26 +1,40 @@
 //! Firewall rules and IPsec policies that matter: those the fast path bypasses, those that break what takes the stack.
-use std::process::Stdio;
-
 use ipnet::Ipv4Net;
-use tokio::process::Command;
 
 use super::{Finding, Level, overlaps};
+use crate::rules::{
+    command::{Failed, run},
+    iptables,
+};
 
 pub(super) async fn findings(network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) -> Vec<Finding> {
-    let iptables = output("iptables-save", &[]).await;
-    let nft = output("nft", &["list", "ruleset"]).await;
+    let variants = iptables::variants();
     let mut findings = Vec::new();
-    match &iptables {
-        Ok(rules) => {
-            findings.push(forward(rules, network));
-            findings.push(masquerade(rules, network, subnet));
-            findings.push(direct_access(rules, subnet).await);
+    // Of either variant: what hides or drops need not be in the one that others use.
+    let mut iptables = String::new();
+    for variant in &variants {
+        match iptables::save(variant).await {
+            Ok(rules) => {
+                findings.push(forward(variant, &rules, network));
+                iptables += &rules;
+            }
+            Err(error) => findings.push(not_inspected(variant, &error)),
         }
-        Err(reason) => findings.push(not_inspected("iptables", "iptables-save", reason)),
     }
-    match &nft {
-        Ok(rules) => findings.push(nft_forward(rules)),
-        Err(reason) => findings.push(not_inspected("nftables", "nft list ruleset", reason)),
+    if variants.is_empty() {
+        findings.push(not_inspected("iptables", &Failed::Missing("iptables-save".into())));
+    } else {
+        findings.push(masquerade(&iptables, network, subnet));
+        findings.push(direct_access(&iptables, subnet).await);
+    }
+    // A container may have brought a command of its own.
+    if variants == ["iptables-nft"] && iptables::is_legacy_in_use().unwrap_or(false) {
+        let missing = Failed::Missing(format!("{}-save", iptables::LEGACY));
+        findings.push(not_inspected(iptables::LEGACY, &missing));
+    }
+    match output("nft", &["list", "ruleset"]).await {
+        Ok(rules) => findings.push(nft_forward(&rules, variants.iter().any(|it| *it != iptables::LEGACY))),
+        Err(error) => findings.push(not_inspected("nftables", &error)),
     }
     // An error here is a kernel without IPsec: no policy to bypass.
     findings.push(ipsec(&output("ip", &["xfrm", "policy", "list"]).await.unwrap_or_default()));
@@ -43,24 +57,22 @@ fn ipsec(policies: &str) -> Finding {
     )
 }
 
-pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let ran = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await;
-    match ran {
-        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
+pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, Failed> {
+    run(program, arguments, "").await
 }
 
-fn not_inspected(what: &str, command: &str, reason: &str) -> Finding {
-    let detail = format!("not inspected: {command}: {reason}");
-    let remedy = format!("install {what}, if rules of its kind are used on this host");
-    Finding::new(&format!("{what} rules"), Level::Warn, detail, remedy)
+fn not_inspected(what: &str, error: &Failed) -> Finding {
+    let remedy = match error {
+        Failed::Missing(_) => format!("install {what}, if rules of its kind are used on this host"),
+        Failed::Unsupported(_) => "nothing, if the kernel is meant to be without".to_owned(),
+        Failed::Other(_) => "run this as root; if it is, run that command by hand".to_owned(),
+    };
+    Finding::new(&format!("{what} rules"), Level::Warn, format!("not inspected: {error}"), remedy)
 }
 
 /// Rules of iptables-save's filter table that drop forwarded packets.
-fn forward(rules: &str, network: Option<Ipv4Net>) -> Finding {
-    let what = "iptables forward rules";
+fn forward(variant: &str, rules: &str, network: Option<Ipv4Net>) -> Finding {
+    let what = &format!("{variant} forward rules");
     let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
     let drops = |line: &&str| line.contains("-j DROP") || line.contains("-j REJECT");
     let dropping: Vec<&str> = rules.lines().filter(in_forward).filter(drops).collect();
@@ -80,7 +92,7 @@ fn forward(rules: &str, network: Option<Ipv4Net>) -> Finding {
             "the FORWARD chain drops what no rule accepts: packets that take the stack are lost, unless the agent runs \
              and accepts them",
             format!(
-                "start the agent with --forward-rules on, or: iptables -A FORWARD -s {network} -j ACCEPT; iptables -A \
+                "start the agent with --forward-rules on, or: {variant} -A FORWARD -s {network} -j ACCEPT; {variant} -A \
                  FORWARD -d {network} -j ACCEPT"
             ),
         );
@@ -176,8 +188,9 @@ fn masquerade(rules: &str, network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) ->
     )
 }
 
-/// Chains hooked to forward in `nft list ruleset` that drop or reject. Tables written by iptables were seen above.
-fn nft_forward(rules: &str) -> Finding {
+/// Chains hooked to forward in `nft list ruleset` that drop or reject. Tables written by iptables were seen above, unless
+/// there is no command of that variant here.
+fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
     let what = "nftables forward rules";
     let (mut table, mut chain, mut hooked) = (String::new(), String::new(), false);
     let mut dropping = Vec::new();
@@ -188,7 +201,7 @@ fn nft_forward(rules: &str) -> Finding {
             chain = name.trim_end_matches(" {").to_owned();
             hooked = false;
         } else if line.contains("hook forward") {
-            hooked = chain != "FORWARD";
+            hooked = !(iptables_seen && chain == "FORWARD");
         }
         let verdict = line.split([' ', ';']).any(|word| word == "drop" || word == "reject");
         if hooked && verdict {
@@ -230,18 +243,23 @@ mod tests {
     #[test]
     fn rules_the_fast_path_bypasses_are_quoted() {
         let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A DOCKER-USER -s 10.244.9.0/24 -j DROP\n-A INPUT -j DROP\nCOMMIT\n";
-        let forward = |rules| forward(rules, net("10.244.0.0/16"));
+        let forward = |rules| forward("iptables-nft", rules, net("10.244.0.0/16"));
         let found = forward(rules);
         assert_eq!(found.level, Level::Warn);
         assert_eq!(found.detail, "bypassed by the fast path: -A DOCKER-USER -s 10.244.9.0/24 -j DROP");
         assert_eq!(forward(":FORWARD DROP [0:0]\n-A FORWARD -i eth7 -j ACCEPT\n").level, Level::Warn);
         assert_eq!(forward(":FORWARD ACCEPT [0:0]\n-A INPUT -j DROP\n").level, Level::Ok);
+        let dropping = forward(":FORWARD DROP [0:0]\n");
+        assert_eq!(dropping.what, "iptables-nft forward rules");
+        assert!(dropping.remedy.contains("iptables-nft -A FORWARD -d 10.244.0.0/16"), "{}", dropping.remedy);
     }
 
     #[test]
     fn a_chain_that_drops_is_no_worry_where_the_overlays_packets_are_accepted() {
-        let level =
-            |rules: &str| forward(&format!(":FORWARD DROP [0:0]\n{rules}"), net("10.244.0.0/16")).level;
+        let level = |rules: &str| {
+            let rules = format!(":FORWARD DROP [0:0]\n{rules}");
+            forward("iptables-nft", &rules, net("10.244.0.0/16")).level
+        };
         let of = |end, more| format!("-A FORWARD {end} 10.244.0.0/16 {more}-j ACCEPT\n");
         let comment = "-m comment --comment \"overlay-forward:default\" ";
         assert_eq!(level(&(of("-s", comment) + &of("-d", comment))), Level::Ok);
@@ -277,11 +295,18 @@ mod tests {
         let rules = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\tip saddr 10.0.0.1 drop\n\t}\n\
                      \tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
         assert_eq!(
-            nft_forward(rules).detail,
+            nft_forward(rules, true).detail,
             "bypassed by the fast path: inet fw fwd: ip saddr 10.0.0.1 drop"
         );
         let own = rules.replace("policy accept", "policy drop");
-        assert!(nft_forward(&own).remedy.contains("in that very chain"), "{:?}", nft_forward(&own));
-        assert_eq!(nft_forward("table ip filter {\n chain FORWARD {\n type filter hook forward priority 0; policy drop;\n }\n}").level, Level::Ok);
+        assert!(
+            nft_forward(&own, true).remedy.contains("in that very chain"),
+            "{:?}",
+            nft_forward(&own, true)
+        );
+        let docker =
+            "table ip filter {\n chain FORWARD {\n type filter hook forward priority 0; policy drop;\n }\n}";
+        assert_eq!(nft_forward(docker, true).level, Level::Ok);
+        assert_eq!(nft_forward(docker, false).level, Level::Warn, "nobody else has looked at it");
     }
 }

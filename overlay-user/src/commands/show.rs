@@ -260,6 +260,7 @@ fn text(report: &Report) -> String {
 fn rule_line(rule: &RuleStatus) -> String {
     let state = match rule.state {
         RuleState::Off => "off",
+        RuleState::Absent => "not looked after: there is no iptables on this host",
         RuleState::Unneeded => "not needed: no FORWARD chain of iptables drops by default",
         RuleState::Active => "in force",
         RuleState::Failed => "NOT in force",

@@ -3,11 +3,15 @@
 //!
 //! iptables' rules are found in the text of `iptables-save`, and taken away and put back by `iptables-restore`, as in
 //! [`crate::rules::forward`]; a table of nftables is kept as the text that `nft` lists, which `nft -f` reads again.
-use std::{collections::BTreeMap, fmt::Write as _, io::ErrorKind, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
+
+use crate::rules::{
+    command::{nft_has_table, run},
+    iptables::{self, save},
+};
 
 /// All of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,10 +72,6 @@ const CHAIN: &str = "FLANNEL-";
 const COMMENT: &str = "--comment \"flanneld ";
 /// flannel's tables of nftables.
 const TABLES: [(&str, &str); 2] = [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")];
-/// Whatever plain `iptables` is, it is one of these.
-const VARIANTS: [&str; 2] = ["iptables-nft", "iptables-legacy"];
-/// How long `nft` or `iptables` may take: each waits for others of its kind.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Rules {
     /// Looks for them. Commands that are not installed have made no rules.
@@ -80,12 +80,11 @@ impl Rules {
     /// When a command fails.
     pub async fn find() -> Result<Self> {
         let mut rules = Self::default();
-        let mut known = false;
-        for variant in VARIANTS {
-            known |= rules.find_iptables(variant).await?;
-        }
-        if !known {
-            rules.find_iptables("iptables").await?;
+        for variant in iptables::variants() {
+            let tables = read(&save(variant).await?);
+            if !tables.is_empty() {
+                rules.iptables.push(Iptables { variant: variant.into(), tables });
+            }
         }
         for (family, name) in TABLES {
             if let Some(text) = list(family, name).await? {
@@ -93,16 +92,6 @@ impl Rules {
             }
         }
         Ok(rules)
-    }
-
-    /// Whether there is such a command.
-    async fn find_iptables(&mut self, variant: &str) -> Result<bool> {
-        let Some(saved) = save(variant).await? else { return Ok(false) };
-        let tables = read(&saved);
-        if !tables.is_empty() {
-            self.iptables.push(Iptables { variant: variant.into(), tables });
-        }
-        Ok(true)
     }
 
     /// There are none.
@@ -136,8 +125,7 @@ impl Rules {
     /// What is left, and why.
     pub async fn remove(&self) -> Result<()> {
         for Iptables { variant, tables } in &self.iptables {
-            let saved = save(variant).await?.with_context(|| format!("{variant}-save is gone"))?;
-            let present: Vec<Table> = read(&saved);
+            let present: Vec<Table> = read(&save(variant).await?);
             let present = present.into_iter().filter(|it| tables.iter().any(|table| table.name == it.name));
             restore(variant, &removal(&present.collect::<Vec<_>>())).await?;
         }
@@ -155,9 +143,7 @@ impl Rules {
     /// What is missing, and why.
     pub async fn put_back(&self) -> Result<()> {
         for Iptables { variant, tables } in &self.iptables {
-            let saved = save(variant)
-                .await?
-                .with_context(|| format!("there is no {variant}-save any more: install iptables"))?;
+            let saved = save(variant).await?;
             restore(variant, &restoration(tables, &saved)).await?;
         }
         for Nftables { family, name, text } in &self.nftables {
@@ -271,94 +257,23 @@ fn lengths(saved: &str, table: &str) -> BTreeMap<String, usize> {
     lengths
 }
 
-/// All tables in use; naming one would bring it into being. Nothing if there is no such command.
-async fn save(variant: &str) -> Result<Option<String>> {
-    match run(&format!("{variant}-save"), &[], "").await {
-        Ok(text) => Ok(Some(text)),
-        Err(Failed::Missing) => Ok(None),
-        // The older variant, on a kernel without it.
-        Err(Failed::With(error)) if variant == "iptables-legacy" => {
-            log::debug!("{error:#}");
-            Ok(None)
-        }
-        Err(Failed::With(error)) => Err(error),
-    }
-}
-
 async fn restore(variant: &str, script: &str) -> Result<()> {
-    if script.is_empty() {
-        return Ok(());
+    if !script.is_empty() {
+        iptables::restore(variant, script).await?;
     }
-    let program = format!("{variant}-restore");
-    match run(&program, &["--noflush", "--wait", "5"], script).await {
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.named(&program)),
-    }
+    Ok(())
 }
 
 /// Nothing if there is no such table, or no `nft`.
 async fn list(family: &str, name: &str) -> Result<Option<String>> {
-    let tables = match run("nft", &["list", "tables", family], "").await {
-        Ok(tables) => tables,
-        Err(Failed::Missing) => return Ok(None),
-        Err(Failed::With(error)) => {
-            log::debug!("{error:#}");
-            return Ok(None);
-        }
-    };
-    if !tables.lines().any(|line| line.trim() == format!("table {family} {name}")) {
+    if !nft_has_table(family, name).await? {
         return Ok(None);
     }
     nft(&["list", "table", family, name], "").await.map(Some)
 }
 
 async fn nft(words: &[&str], input: &str) -> Result<String> {
-    run("nft", words, input).await.map_err(|error| error.named("nft"))
-}
-
-/// Why a command did not do it.
-enum Failed {
-    /// It is not installed.
-    Missing,
-    /// What it said.
-    With(anyhow::Error),
-}
-
-impl Failed {
-    fn named(self, program: &str) -> anyhow::Error {
-        match self {
-            Self::Missing => anyhow!("there is no {program}"),
-            Self::With(error) => error,
-        }
-    }
-}
-
-async fn run(program: &str, words: &[&str], input: &str) -> Result<String, Failed> {
-    let run = async {
-        let mut child = Command::new(program)
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).await?;
-        }
-        child.wait_with_output().await
-    };
-    let output = match timeout(PATIENCE, run).await {
-        Ok(Err(error)) if error.kind() == ErrorKind::NotFound => return Err(Failed::Missing),
-        Ok(Err(error)) => return Err(Failed::With(anyhow!(error).context(program.to_owned()))),
-        Ok(Ok(output)) => output,
-        Err(_) => return Err(Failed::With(anyhow!("{program} did not end within {PATIENCE:?}"))),
-    };
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let told = || -> Result<String> { bail!("{program} {}: {}", words.join(" "), said.trim()) };
-    told().map_err(Failed::With)
+    Ok(run("nft", words, input).await?)
 }
 
 #[cfg(test)]

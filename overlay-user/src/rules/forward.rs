@@ -5,19 +5,16 @@
 //! nothing else. Rules of the chain, DOCKER-USER among them, decide before it. Where the policy accepts, nothing is
 //! added; a chain of another nftables table cannot be helped from outside, and `overlay check` names it.
 //!
-//! By `iptables-save` and `iptables-restore`: whichever variant the host's Docker uses is behind these names, and no
-//! library speaks with both.
-use std::{
-    fmt::Write as _,
-    io::{self, ErrorKind},
-    process::Stdio,
-};
+//! Either variant of iptables has such a chain, and a host may use both: the rules are put where a policy drops.
+use std::fmt::Write as _;
 
 use ipnet::Ipv4Net;
-use log::debug;
-use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use super::Looked;
+use super::{
+    Looked,
+    command::Failed,
+    iptables::{self, restore, save},
+};
 
 /// The rules of one network.
 #[derive(Debug)]
@@ -32,15 +29,22 @@ impl Forward {
         Self { tag: tag(name), network: network.trunc() }
     }
 
-    /// Looks whether they are needed and there, and writes them if they are not, all at once.
+    /// Looks whether they are needed and there, and writes them if they are not: of each variant all at once, and of one
+    /// though the other fails.
     pub async fn look(&self) -> Result<Looked, String> {
-        let saved = match save().await {
-            Ok(saved) => saved,
-            // Nobody here sets policies by iptables, then.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Looked::Unneeded),
-            Err(error) => return Err(error.to_string()),
-        };
-        let found = Found::read(&saved, &self.tag);
+        let mut looked = Looked::Absent;
+        let mut failures = Vec::new();
+        for variant in iptables::variants() {
+            match self.look_at(variant).await {
+                Ok(found) => looked = looked.max(found),
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        if failures.is_empty() { Ok(looked) } else { Err(failures.join("; ")) }
+    }
+
+    async fn look_at(&self, variant: &str) -> Result<Looked, Failed> {
+        let found = Found::read(&save(variant).await?, &self.tag);
         if !found.drops {
             return Ok(Looked::Unneeded);
         }
@@ -48,7 +52,7 @@ impl Forward {
         if found.ours == wanted {
             return Ok(Looked::Kept);
         }
-        restore(&script(&found.ours, &wanted)).await?;
+        restore(variant, &script(&found.ours, &wanted)).await?;
         Ok(Looked::Written)
     }
 
@@ -59,22 +63,23 @@ impl Forward {
     }
 }
 
-/// Removes the rules of the network named so, if there are any.
+/// Removes the rules of the network named so, if there are any. Without iptables there are none of its kind.
 ///
 /// # Errors
-/// When they are there and stay.
+/// When they are there and stay, or it is not known whether they are there.
 pub async fn remove(name: &str) -> Result<(), String> {
-    match save().await {
-        Ok(saved) => {
-            let found = Found::read(&saved, &tag(name));
-            if found.ours.is_empty() { Ok(()) } else { restore(&script(&found.ours, &[])).await }
-        }
-        // Without iptables there are no rules of its kind; without its tables in the kernel neither.
-        Err(error) => {
-            debug!("{error}");
-            Ok(())
+    let mut failures = Vec::new();
+    for variant in iptables::variants() {
+        if let Err(error) = remove_from(variant, &tag(name)).await {
+            failures.push(error.to_string());
         }
     }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+}
+
+async fn remove_from(variant: &str, tag: &str) -> Result<(), Failed> {
+    let found = Found::read(&save(variant).await?, tag);
+    if found.ours.is_empty() { Ok(()) } else { restore(variant, &script(&found.ours, &[])).await }
 }
 
 /// What marks our rules.
@@ -123,37 +128,6 @@ fn script(present: &[String], wanted: &[String]) -> String {
         }
     }
     script + "COMMIT\n"
-}
-
-/// All tables that are in use; naming one would bring it into being.
-async fn save() -> io::Result<String> {
-    let output = Command::new("iptables-save").stdin(Stdio::null()).kill_on_drop(true).output().await?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("iptables-save: {}", said.trim())))
-}
-
-async fn restore(script: &str) -> Result<(), String> {
-    let run = async {
-        let mut child = Command::new("iptables-restore")
-            .args(["--noflush", "--wait", "5"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(script.as_bytes()).await?;
-        }
-        child.wait_with_output().await
-    };
-    match run.await {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(format!("iptables-restore: {}", String::from_utf8_lossy(&output.stderr).trim())),
-        Err(error) => Err(format!("iptables-restore: {error}")),
-    }
 }
 
 #[cfg(test)]

@@ -3,21 +3,20 @@
 //! By the crate `nftables`, which speaks JSON with `nft`: every host with nftables has the command, and it hides what
 //! differs among kernels. It is maintained, under our licences, and adds small crates only; libraries that speak
 //! netlink themselves bind C libraries (nftnl) or are under the GPL (rustables).
-use std::{borrow::Cow, io::ErrorKind};
+use std::{borrow::Cow, io::ErrorKind, path::PathBuf};
 
 use ipnet::Ipv4Net;
-use log::debug;
 use nftables::{
     batch::Batch,
     expr::{BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix},
-    helper::{self, DEFAULT_ARGS, DEFAULT_NFT, NftablesError},
+    helper::{self, DEFAULT_ARGS, NftablesError},
     schema::{Chain, NfCmd, NfListObject, Nftables, Rule, Table},
     stmt::{Match, NAT, NATFlag, Operator, Return, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
 };
 use serde_json::Value;
 
-use super::Looked;
+use super::{Looked, command};
 
 /// Not a word of nft's language, such as `masquerade`: what `nft list ruleset` saves, `nft -f` must be able to read.
 const CHAIN: &str = "postrouting";
@@ -50,9 +49,7 @@ impl Masquerade {
             return Ok(Looked::Kept);
         }
         self.written = None;
-        helper::apply_ruleset_with_args_async(&self.batch(), DEFAULT_NFT, DEFAULT_ARGS)
-            .await
-            .map_err(|error| words("write", &self.table, &error))?;
+        apply(&self.batch()).await.map_err(|error| words("write", &self.table, &error))?;
         let listed = list(&self.table).await.map_err(|error| words("read back", &self.table, &error))?;
         let rules = listed
             .as_array()
@@ -113,24 +110,18 @@ impl Masquerade {
     }
 }
 
-/// Removes the table of the network named so, if there is one.
+/// Removes the table of the network named so, if there is one. Without `nft` or nftables there is none.
 ///
 /// # Errors
-/// When it is there and stays.
+/// When it is there and stays, or it is not known whether it is there.
 pub async fn remove(name: &str) -> Result<(), String> {
     let table = table(name);
-    match list(&table).await {
-        Ok(_) => {}
-        // No `nft`, no nftables in the kernel, no such table: nothing to remove.
-        Err(error) => {
-            debug!("{}", words("list", &table, &error));
-            return Ok(());
-        }
+    match command::nft_has_table("ip", &table).await {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
+        Err(error) => return Err(format!("table ip {table} may be there: {error}")),
     }
-    let batch = emptied(&table).to_nftables();
-    helper::apply_ruleset_with_args_async(&batch, DEFAULT_NFT, DEFAULT_ARGS)
-        .await
-        .map_err(|error| words("delete", &table, &error))
+    apply(&emptied(&table).to_nftables()).await.map_err(|error| words("delete", &table, &error))
 }
 
 /// Whether `nft` can be run and the kernel answers it.
@@ -138,7 +129,7 @@ pub async fn remove(name: &str) -> Result<(), String> {
 /// # Errors
 /// Why not, and what to do.
 pub async fn usable() -> Result<(), String> {
-    match helper::get_current_ruleset_raw_async(DEFAULT_NFT, ["list", "tables", "ip"]).await {
+    match ask(["list", "tables", "ip"]).await {
         Ok(_) => Ok(()),
         Err(error) => Err(words("list", "*", &error)),
     }
@@ -160,9 +151,23 @@ fn emptied(table: &str) -> Batch<'_> {
     batch
 }
 
+async fn apply(batch: &Nftables<'_>) -> Result<(), NftablesError> {
+    helper::apply_ruleset_with_args_async(batch, Some(&nft()?), DEFAULT_ARGS).await
+}
+
+async fn ask<const N: usize>(words: [&str; N]) -> Result<String, NftablesError> {
+    helper::get_current_ruleset_raw_async(Some(&nft()?), words).await
+}
+
+/// The library itself would look in PATH alone.
+fn nft() -> Result<PathBuf, NftablesError> {
+    let missing = || NftablesError::NftExecution { program: "nft".into(), inner: ErrorKind::NotFound.into() };
+    command::find("nft").ok_or_else(missing)
+}
+
 /// The table as `nft` lists it; of the library's types, some would leave out what others may have added.
 async fn list(table: &str) -> Result<Value, NftablesError> {
-    let text = helper::get_current_ruleset_raw_async(DEFAULT_NFT, ["list", "table", "ip", table]).await?;
+    let text = ask(["list", "table", "ip", table]).await?;
     let mut listed: Value = serde_json::from_str(&text).map_err(NftablesError::NftInvalidJson)?;
     let mut objects = listed["nftables"].take();
     if let Some(objects) = objects.as_array_mut() {

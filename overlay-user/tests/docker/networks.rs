@@ -49,7 +49,8 @@ fn containers_of_another_network_speak_as_their_host_and_are_reached_by_publishe
     for what in [
         "masquerading",
         "other networks",
-        "iptables forward rules",
+        "iptables-nft forward rules",
+        "iptables-legacy forward rules",
         "nftables forward rules",
         "docker's filters",
     ] {

@@ -36,6 +36,7 @@ fn what_takes_the_stack_passes_a_forward_chain_that_drops() {
     publish(&host, SERVICE, 80, &b);
     assert_eq!(state(&bed[0]).0, "unneeded");
     assert_eq!(host.exec("iptables-save").unwrap(), "", "looking made tables");
+    assert_eq!(host.exec("cat /proc/net/ip_tables_names").unwrap(), "", "looking made tables");
 
     // Docker starts later than the agent.
     host.exec("iptables -N DOCKER-USER").unwrap();
@@ -66,6 +67,51 @@ fn what_takes_the_stack_passes_a_forward_chain_that_drops() {
     bed[0].overlay(&["down"]).unwrap();
     let chain = host.exec("iptables -S FORWARD").unwrap();
     assert_eq!(chain, "-P FORWARD DROP\n-A FORWARD -s 1.2.3.4/32 -j ACCEPT\n");
+}
+
+#[test]
+fn a_packet_passes_the_forward_chains_of_both_variants() {
+    let mut bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
+    let host = bed[0].host.clone();
+    let _server = Server::of(&b);
+    publish(&host, SERVICE, 80, &b);
+    let ours = |variant: &str| {
+        host.exec(&format!("{variant}-save")).unwrap().matches("overlay-forward:default").count()
+    };
+    let levels = |member: &Member| {
+        ["iptables-nft", "iptables-legacy"].map(|variant| {
+            let findings = json(member, &["check", "--iface", "eth0"]);
+            let what = format!("{variant} forward rules");
+            let found = findings.as_array().unwrap().iter().find(|found| found["what"] == what.as_str());
+            found.unwrap_or_else(|| panic!("{findings}"))["level"].as_str().unwrap().to_owned()
+        })
+    };
+    assert_eq!(levels(&bed[0]), ["ok", "ok"]);
+    assert_eq!(host.exec("cat /proc/net/ip_tables_names").unwrap(), "", "checking made tables");
+
+    // The older one tells nobody; a change of nftables is a reason to look at both.
+    host.exec("iptables-legacy -P FORWARD DROP").unwrap();
+    host.exec("nft add table ip other").unwrap();
+    wait_for("the legacy rules", || ours("iptables-legacy") == 2 && state(&bed[0]).0 == "active");
+    assert_eq!(ours("iptables-nft"), 0);
+    host.exec("iptables-nft -P FORWARD DROP").unwrap();
+    wait_for("the other rules", || ours("iptables-nft") == 2);
+    assert_eq!(ours("iptables-legacy"), 2);
+    assert_eq!(talk(&bed, a.namespace(), SERVICE, 80), (a.address(), vec![Stack, Fast]));
+    assert_eq!(levels(&bed[0]), ["ok", "ok"]);
+
+    bed[0].end_agent().unwrap();
+    host.exec("iptables-legacy -F FORWARD").unwrap();
+    assert_eq!(levels(&bed[0]), ["ok", "warn"]);
+    bed[0].restart_agent().unwrap();
+    assert_eq!(ours("iptables-legacy"), 2);
+    bed[0].end_agent().unwrap();
+    bed[0].overlay(&["down"]).unwrap();
+    for variant in ["iptables-nft", "iptables-legacy"] {
+        assert_eq!(host.exec(&format!("{variant} -S FORWARD")).unwrap(), "-P FORWARD DROP\n");
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! `--ip-masq`: who is masqueraded and who is not, and a table that stays as it was written.
 use std::{
+    fs,
     net::Ipv4Addr,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -82,7 +85,7 @@ fn the_table_is_put_back_and_others_are_left_alone() {
     let other = host.exec("nft -a list table ip other").unwrap();
     let written = rules(host);
     assert_eq!((written.len(), status(member)), (5, ("active".to_owned(), 0)));
-    assert!(std::fs::read_to_string(host.subnet_file()).unwrap().contains("FLANNEL_IPMASQ=true\n"));
+    assert!(fs::read_to_string(host.subnet_file()).unwrap().contains("FLANNEL_IPMASQ=true\n"));
     let damages = [
         format!("delete table ip {TABLE}"),
         format!("flush table ip {TABLE}"),
@@ -149,7 +152,7 @@ fn the_next_agent_adopts_it_and_there_is_no_moment_without() {
     bed[0].drop_argument("--ip-masq");
     bed[0].restart_agent().unwrap();
     assert_eq!((rules(&host).len(), status(&bed[0])), (0, ("off".to_owned(), 0)));
-    assert!(std::fs::read_to_string(host.subnet_file()).unwrap().contains("FLANNEL_IPMASQ=false\n"));
+    assert!(fs::read_to_string(host.subnet_file()).unwrap().contains("FLANNEL_IPMASQ=false\n"));
     bed[0].end_agent().unwrap();
     nft(&host, &keep);
     nft(&host, &keep.replace(TABLE, "overlay-other"));
@@ -158,11 +161,48 @@ fn the_next_agent_adopts_it_and_there_is_no_moment_without() {
 }
 
 #[test]
+fn down_finds_what_path_leaves_out_and_calls_nothing_gone_that_it_could_not_look_at() {
+    let mut bed = Bed::with(Kind::Folder, Default::default(), &["--ip-masq"]);
+    bed[0].end_agent().unwrap();
+    let host = bed[0].host.clone();
+    let broken = host.folder().join("broken");
+    fs::create_dir(&broken).unwrap();
+    for name in ["nft", "iptables-nft-save"] {
+        let file = broken.join(name);
+        fs::write(&file, "#!/bin/sh\necho out of order >&2\nexit 1\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let down = |path: &str| {
+        let words = [&format!("PATH={path}"), crate::bed::overlay().to_str().unwrap(), "down"];
+        host.overlay(Path::new("env"), &words)
+    };
+    let said = format!("{:#}", down(&format!("{}:/usr/bin:/bin", broken.display())).unwrap_err());
+    for expected in [
+        "network default is not wholly gone",
+        "table ip overlay-default may be there: nft list tables ip: out of order",
+        "iptables-nft-save: out of order",
+    ] {
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(rules(&host).len(), 5);
+    // As Debian's plain `su` leaves it.
+    down("/usr/local/bin:/usr/bin:/bin").unwrap();
+    assert_eq!(host.exec("nft list tables").unwrap(), "");
+}
+
+#[test]
 fn without_nft_the_agent_says_so_and_changes_nothing() {
     let lab = Lab::new(Default::default()).unwrap();
     let store = lab.folder().join("store").display().to_string();
     // Bounded: an agent that does not refuse goes on.
     let words = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        // Nothing that could be run, wherever it is looked for.
+        "mount --bind /dev/null /usr/sbin/nft && exec \"$@\"",
+        "sh",
         "timeout",
         "20",
         crate::bed::overlay().to_str().unwrap(),
@@ -174,8 +214,7 @@ fn without_nft_the_agent_says_so_and_changes_nothing() {
         "eth0",
     ];
     let mut command = lab.host(0).namespace().command(&words).unwrap();
-    // nsenter and setpriv are in /usr/bin, nft is not.
-    command.env("PATH", "/usr/bin").env("OVERLAY_STATE_DIR", lab.folder().join("state"));
+    command.env("OVERLAY_STATE_DIR", lab.folder().join("state"));
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
