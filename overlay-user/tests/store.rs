@@ -386,6 +386,17 @@ async fn one_revision_of_etcd_is_one_batch() {
     let start = store.snapshot().await.unwrap().revision;
     let mut follow = store.follow(start).await.unwrap();
     etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]).unwrap();
+#[tokio::test]
+async fn values_as_large_as_etcd_takes_them_are_read() {
+    let (_folder, etcd) = etcd();
+    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
+    for n in 0..3 {
+        at(store.claim(&key(n), vec![b'x'; 1_400_000].into(), None).await.unwrap());
+    }
+    let snapshot = store.snapshot().await.unwrap();
+    assert_eq!(snapshot.entries.iter().map(|entry| entry.value.len()).collect::<Vec<_>>(), [1_400_000; 3]);
+}
+
     let batch = next(&mut follow).await.unwrap();
     assert_eq!(batch.changes.len(), 50);
     // Read again later, from history.

@@ -214,7 +214,8 @@ impl Store for EtcdStore {
     }
 
     async fn origin(&mut self) -> Result<Origin, StoreError> {
-        let mut client = self.client().await?;
+        // A page of a few values as large as etcd takes them is more than the client would read unasked.
+        let mut client = self.client().await?.kv_client().max_decoding_message_size(usize::MAX);
         // Every answer says so; this one holds nothing else.
         let quietly = GetOptions::new().with_keys_only();
         let answer = self.ask(client.get(self.config_key(), Some(quietly))).await?;
