@@ -551,6 +551,47 @@ fn etcd_options_are_checked_before_use() {
     };
     assert!(wrong(|o| o.endpoints.clear()).contains("--etcd-endpoints"));
     assert!(wrong(|o| o.cafile = Some("/none".into())).contains("read --etcd-cafile /none"));
+#[tokio::test]
+async fn one_member_with_a_wrong_certificate_is_passed_over_and_renewed_files_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = certificate(folder.path(), "ours");
+    let other = certificate(folder.path(), "other");
+    let place = |name| {
+        let path = folder.path().join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let good = Etcd::start_with_tls(&place("good"), ours.clone()).unwrap();
+    let bad = Etcd::start_with_tls(&place("bad"), other.clone()).unwrap();
+    let mut options = EtcdOptions {
+        endpoints: vec![bad.client_url(), good.client_url()],
+        cafile: Some(ours.ca),
+        certfile: Some(ours.cert.clone()),
+        keyfile: Some(ours.key.clone()),
+        ..options(&good)
+    };
+    let made = at(EtcdStore::new(&options).unwrap().claim(KEY, Bytes::new(), HOUR).await.unwrap());
+    // None answers: the refusal is what an operator can do something about.
+    options.endpoints[1] = "https://127.0.0.1:1".to_owned();
+    let refused = EtcdStore::new(&options).unwrap().snapshot().await;
+    assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+
+    let [cert, key] = ["renewed.pem", "renewed.key"].map(|name| folder.path().join(name));
+    fs::copy(&other.cert, &cert).unwrap();
+    fs::copy(&other.key, &key).unwrap();
+    options.endpoints = vec![good.client_url()];
+    (options.certfile, options.keyfile) = (Some(cert.clone()), Some(key.clone()));
+    let mut store = EtcdStore::new(&options).unwrap();
+    store.snapshot().await.unwrap_err();
+    fs::remove_file(&cert).unwrap();
+    let gone = store.snapshot().await.unwrap_err();
+    assert!(matches!(gone, StoreError::Unavailable { .. }), "{gone}");
+    assert!(gone.to_string().contains("read --etcd-certfile"), "{gone}");
+    fs::copy(&ours.cert, &cert).unwrap();
+    fs::copy(&ours.key, &key).unwrap();
+    assert_eq!(store.snapshot().await.unwrap().entries[0].modified, made);
+}
+
     assert!(wrong(|o| o.keyfile = Some("/none".into())).contains("give both"));
     let plain = wrong(|o| {
         o.endpoints.push("http://127.0.0.1:2379".to_owned());
