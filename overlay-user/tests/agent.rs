@@ -18,7 +18,7 @@ use overlay_user::{
     peers::Scope,
     status::{LeaseState, Status},
     store::{
-        Revision, Store as _, Written,
+        Lifetime, Revision, Store as _, Written,
         memory::{Fault, MemoryStore},
     },
 };
@@ -486,6 +486,20 @@ async fn a_failing_data_path_is_not_ready_and_recovers() {
     host.store.put(&key(3), lease(3).value(), None);
     host.datapath.state().failing = None;
     host.until("the recovery", |status| status.datapath.attached && status.peers.installed == 2).await;
+    stopped_without_a_trace(host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_of_the_own_subnet_stays_one() {
+    let mut host = Host::start([2], Memory::default()).await;
+    for value in [lease(1).value(), r#"{"PublicIP":"10.99.0.1"}"#.into()] {
+        host.store.put(OWN, value, None);
+        sleep(DAY).await;
+        let entries = host.store.snapshot().await.unwrap().entries;
+        let own = entries.iter().find(|entry| entry.key == OWN).unwrap();
+        assert_eq!((own.lifetime, &own.value), (Lifetime::Reserved, &lease(1).value()));
+        assert_eq!(host.status.borrow().lease.expires, None);
+    }
     stopped_without_a_trace(host).await;
 }
 

@@ -63,6 +63,13 @@ fn put_of(batch: &Batch) -> (&str, &[u8], Revision) {
     }
 }
 
+fn lifetime_of(batch: &Batch) -> Lifetime {
+    match &batch.changes[..] {
+        [Change::Put(entry)] => entry.lifetime,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn deleted(batch: &Batch) -> &str {
     match &batch.changes[..] {
         [Change::Delete { key }] => key,
@@ -70,7 +77,7 @@ fn deleted(batch: &Batch) -> &str {
     }
 }
 
-async fn lifetime(store: &mut impl Store, key: &str) -> Option<Lifetime> {
+async fn lifetime(store: &mut impl Store, key: &str) -> Lifetime {
     let snapshot = store.snapshot().await.unwrap();
     let entry = snapshot.entries.into_iter().find(|entry| entry.key == key);
     entry.expect("the key is there").lifetime
@@ -97,7 +104,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert_eq!(b.origin().await.unwrap(), snapshot.origin());
     let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
     assert_eq!((&*entry.key, &*entry.value, entry.modified), (KEY, &b"one"[..], made));
-    assert_eq!(entry.lifetime, Some(Lifetime::Limited));
+    assert_eq!(entry.lifetime, Lifetime::Limited);
 
     // Renew and release: only what one has seen.
     let stale = Revision(made.0 - 1);
@@ -112,7 +119,8 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert_eq!(gone, Written::Lost, "renewing makes no key");
 
     // Every change, in order, with its revision.
-    assert_eq!(put_of(&next(&mut follow).await.unwrap()), (KEY, &b"one"[..], made));
+    let first = next(&mut follow).await.unwrap();
+    assert_eq!((put_of(&first), lifetime_of(&first)), ((KEY, &b"one"[..], made), Lifetime::Limited));
     assert_eq!(put_of(&next(&mut follow).await.unwrap()), (KEY, &b"three"[..], renewed));
     let delete = next(&mut follow).await.unwrap();
     assert_eq!(deleted(&delete), KEY);
@@ -124,9 +132,11 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
 
     // A reservation stays one.
     let reserved = at(a.claim(KEY, Bytes::from_static(b"r"), None).await.unwrap());
-    assert_eq!(lifetime(&mut b, KEY).await, Some(Lifetime::Reserved));
+    assert_eq!(lifetime(&mut b, KEY).await, Lifetime::Reserved);
+    let mut follow = b.follow(Revision(reserved.0 - 1)).await.unwrap();
+    assert_eq!(lifetime_of(&next(&mut follow).await.unwrap()), Lifetime::Reserved);
     let again = a.renew(KEY, Bytes::from_static(b"r"), reserved, None).await.unwrap();
-    assert_eq!(lifetime(&mut b, KEY).await, Some(Lifetime::Reserved));
+    assert_eq!(lifetime(&mut b, KEY).await, Lifetime::Reserved);
     at(a.release(KEY, at(again)).await.unwrap());
 
     // Expiry is a deletion that followers see, and renewal puts it off.
@@ -252,7 +262,7 @@ async fn dir_store_is_edited_by_hand() {
     fs::write(&file, "by hand").unwrap();
     let put = next(&mut follow).await.unwrap();
     assert_eq!(put_of(&put).1, b"by hand");
-    assert_eq!(lifetime(&mut store, KEY).await, Some(Lifetime::Reserved));
+    assert_eq!(lifetime(&mut store, KEY).await, Lifetime::Reserved);
     fs::remove_file(&file).unwrap();
     assert_eq!(deleted(&next(&mut follow).await.unwrap()), KEY);
 
@@ -262,7 +272,7 @@ async fn dir_store_is_edited_by_hand() {
     next(&mut follow).await.unwrap();
     fs::write(&file, "edited").unwrap();
     assert_eq!(put_of(&next(&mut follow).await.unwrap()).1, b"edited");
-    assert_eq!(lifetime(&mut store, KEY).await, Some(Lifetime::Limited));
+    assert_eq!(lifetime(&mut store, KEY).await, Lifetime::Limited);
 
     fs::write(folder.path().join(".ledger.json"), "{").unwrap();
     let damaged = store.snapshot().await.unwrap_err().to_string();
@@ -377,16 +387,6 @@ async fn etcd_leases_do_not_pile_up() {
 }
 
 #[tokio::test]
-async fn one_revision_of_etcd_is_one_batch() {
-    let (_folder, etcd) = etcd();
-    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
-    for n in 0..50 {
-        at(store.claim(&key(n), Bytes::new(), None).await.unwrap());
-    }
-    let start = store.snapshot().await.unwrap().revision;
-    let mut follow = store.follow(start).await.unwrap();
-    etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]).unwrap();
-#[tokio::test]
 async fn values_as_large_as_etcd_takes_them_are_read() {
     let (_folder, etcd) = etcd();
     let mut store = EtcdStore::new(&options(&etcd)).unwrap();
@@ -397,6 +397,16 @@ async fn values_as_large_as_etcd_takes_them_are_read() {
     assert_eq!(snapshot.entries.iter().map(|entry| entry.value.len()).collect::<Vec<_>>(), [1_400_000; 3]);
 }
 
+#[tokio::test]
+async fn one_revision_of_etcd_is_one_batch() {
+    let (_folder, etcd) = etcd();
+    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
+    for n in 0..50 {
+        at(store.claim(&key(n), Bytes::new(), None).await.unwrap());
+    }
+    let start = store.snapshot().await.unwrap().revision;
+    let mut follow = store.follow(start).await.unwrap();
+    etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]).unwrap();
     let batch = next(&mut follow).await.unwrap();
     assert_eq!(batch.changes.len(), 50);
     // Read again later, from history.
@@ -541,16 +551,6 @@ async fn etcd_with_tls() {
     }
 }
 
-#[test]
-fn etcd_options_are_checked_before_use() {
-    let wrong = |change: fn(&mut EtcdOptions)| {
-        let mut options =
-            EtcdOptions { endpoints: vec!["https://127.0.0.1:2379".to_owned()], ..EtcdOptions::default() };
-        change(&mut options);
-        format!("{:#}", EtcdStore::new(&options).err().expect("an error"))
-    };
-    assert!(wrong(|o| o.endpoints.clear()).contains("--etcd-endpoints"));
-    assert!(wrong(|o| o.cafile = Some("/none".into())).contains("read --etcd-cafile /none"));
 #[tokio::test]
 async fn one_member_with_a_wrong_certificate_is_passed_over_and_renewed_files_are_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -592,6 +592,16 @@ async fn one_member_with_a_wrong_certificate_is_passed_over_and_renewed_files_ar
     assert_eq!(store.snapshot().await.unwrap().entries[0].modified, made);
 }
 
+#[test]
+fn etcd_options_are_checked_before_use() {
+    let wrong = |change: fn(&mut EtcdOptions)| {
+        let mut options =
+            EtcdOptions { endpoints: vec!["https://127.0.0.1:2379".to_owned()], ..EtcdOptions::default() };
+        change(&mut options);
+        format!("{:#}", EtcdStore::new(&options).err().expect("an error"))
+    };
+    assert!(wrong(|o| o.endpoints.clear()).contains("--etcd-endpoints"));
+    assert!(wrong(|o| o.cafile = Some("/none".into())).contains("read --etcd-cafile /none"));
     assert!(wrong(|o| o.keyfile = Some("/none".into())).contains("give both"));
     let plain = wrong(|o| {
         o.endpoints.push("http://127.0.0.1:2379".to_owned());

@@ -232,9 +232,7 @@ impl Store for EtcdStore {
                 snapshot.cluster = header.cluster_id();
             }
             for kv in page.kvs() {
-                // A key without an etcd lease has no end.
-                let lifetime = if kv.lease() == 0 { Lifetime::Reserved } else { Lifetime::Limited };
-                snapshot.entries.push(Entry { lifetime: Some(lifetime), ..entry(kv, &subnets) });
+                snapshot.entries.push(entry(kv, &subnets));
             }
             match page.kvs().last() {
                 Some(last) if page.more() => start = [last.key(), b"\0"].concat(),
@@ -364,7 +362,8 @@ fn entry(kv: &KeyValue, subnets: &str) -> Entry {
         key: key.strip_prefix(subnets).unwrap_or(&key).to_owned(),
         value: Bytes::copy_from_slice(kv.value()),
         modified: Revision(kv.mod_revision()),
-        lifetime: None,
+        // A key without an etcd lease has no end.
+        lifetime: if kv.lease() == 0 { Lifetime::Reserved } else { Lifetime::Limited },
     }
 }
 
@@ -480,6 +479,7 @@ fn text(error: &Error) -> String {
     }
     text
 }
+
 fn connect_options(options: &EtcdOptions) -> anyhow::Result<ConnectOptions> {
     let mut connect = ConnectOptions::new()
         .with_connect_timeout(TIMEOUT)
@@ -495,7 +495,6 @@ fn connect_options(options: &EtcdOptions) -> anyhow::Result<ConnectOptions> {
     }
     Ok(connect)
 }
-
 
 /// TLS as the options say, if any endpoint wants it.
 fn tls(options: &EtcdOptions) -> anyhow::Result<Option<TlsOptions>> {
