@@ -515,6 +515,21 @@ async fn the_lease_is_renewed_while_the_data_path_fails() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_cluster_is_news_also_after_a_failure_of_the_data_path() {
+    let mut host = Host::start([2, 3], Memory::default()).await;
+    let before = host.status.borrow().store.cluster;
+    host.datapath.state().failing = Some("made to fail".to_owned());
+    host.store.wipe();
+    host.store.cut_watches();
+    host.until("the failure", |status| !status.datapath.attached).await;
+    assert_eq!(host.status.borrow().store.cluster, before, "an agent that starts now must hear of it, too");
+    host.datapath.state().failing = None;
+    host.until("the held ones", |status| status.peers.held.len() == 2).await;
+    assert_eq!(host.installed(), [2, 3]);
+    stopped_without_a_trace(host).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reservation_of_the_own_subnet_stays_one() {
     let mut host = Host::start([2], Memory::default()).await;
     for value in [lease(1).value(), r#"{"PublicIP":"10.99.0.1"}"#.into()] {
