@@ -59,6 +59,12 @@ impl Held {
         self.renewed + time_to_live.saturating_sub(margin).max(time_to_live / 2)
     }
 
+    /// Takes in what the store says of the own key: a reservation never gets an end again, whoever made it one. Says
+    /// whether that is news.
+    pub fn heed(&mut self, lifetime: Lifetime) -> bool {
+        lifetime == Lifetime::Reserved && self.time_to_live.take().is_some()
+    }
+
     /// When others may take the subnet; never for a reservation.
     pub fn ends_at(&self) -> Option<Instant> {
         self.time_to_live.map(|time_to_live| self.renewed + time_to_live)
@@ -195,7 +201,8 @@ pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> 
     }
 }
 
-/// Renews with a fresh time to live. On [`RenewError::Store`] `held` is as before and may be tried again.
+/// Renews with a fresh time to live. On [`RenewError::Store`] `held` may be tried again. A key
+/// that was made a reservation meanwhile stays one.
 pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewError> {
     let (key, value) = (held.lease.key(), held.lease.value());
     let mut modified = held.modified;
@@ -210,7 +217,10 @@ pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewE
         }
         let snapshot = store.snapshot().await?;
         match snapshot.entries.into_iter().find(|entry| entry.key == key) {
-            Some(entry) if entry.value == value => modified = entry.modified,
+            Some(entry) if entry.value == value => {
+                modified = entry.modified;
+                held.heed(entry.lifetime);
+            }
             Some(entry) => {
                 let holder = lease::decode(&key, &entry.value).ok().map(|lease| lease.public_ip);
                 return Err(RenewError::Lost { key, holder });
@@ -280,7 +290,7 @@ async fn release_misfit(
     entry: &Entry,
     lease: &Lease,
 ) -> Result<(), AcquireError> {
-    if entry.lifetime == Some(Lifetime::Reserved) {
+    if entry.lifetime == Lifetime::Reserved {
         return Err(AcquireError::Misfit {
             key: entry.key.clone(),
             public_ip: lease.public_ip,
@@ -307,8 +317,8 @@ async fn reuse(
     };
     let lease = new_lease(request, lease.subnet, vtep_mac);
     let time_to_live = match entry.lifetime {
-        Some(Lifetime::Reserved) => None,
-        _ => Some(request.time_to_live),
+        Lifetime::Reserved => None,
+        Lifetime::Limited => Some(request.time_to_live),
     };
     let renewed = Instant::now();
     let written = store.renew(&entry.key, lease.value(), entry.modified, time_to_live).await?;

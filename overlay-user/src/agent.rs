@@ -94,7 +94,7 @@ pub async fn run(
             }
         }
         local.publish_lease(&own);
-        if let Err(exit) = local.meanwhile(sleep(pause)).await {
+        if let Err(exit) = rest(&mut store, &mut own, &mut local, pause).await {
             return Ok(exit);
         }
         pause = (pause * 2).min(PAUSE.1);
@@ -134,6 +134,28 @@ async fn round<D: Datapath>(
         }
     }
     Ok(())
+}
+
+/// The pause after a failure. The own lease is kept meanwhile: what fails need not be the store, nor its writes.
+async fn rest<D: Datapath>(
+    store: &mut impl Store,
+    own: &mut Own,
+    local: &mut Local<D>,
+    pause: Duration,
+) -> Result<(), Exit> {
+    let end = sleep(pause);
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            () = &mut end => return Ok(()),
+            // Outrun or not, the next round begins with a snapshot.
+            () = at(own.due()) => {
+                local.meanwhile(own.keep(store)).await?;
+                local.publish_lease(own);
+            }
+            input = local.inputs.next() => local.handle(input)?,
+        }
+    }
 }
 
 /// Waits for a moment, or for ever.

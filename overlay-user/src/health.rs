@@ -3,6 +3,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +16,11 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use log::{debug, warn};
 use serde::Serialize;
-use tokio::{net::TcpListener, sync::watch, time::Instant};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::{Instant, timeout},
+};
 
 use crate::{
     losses::{self, Loss},
@@ -30,6 +35,17 @@ const REACHED: Duration = Duration::from_secs(30);
 /// How long a client may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What clients may take of the agent: the limit of open files is the data path's too.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Connections at once; more wait in the listener's queue.
+    connections: usize,
+    /// How long one may last, whatever it does: a client may ask without end and never read.
+    lasts: Duration,
+}
+
+const LIMITS: Limits = Limits { connections: 64, lasts: Duration::from_secs(30) };
+
 /// Listens on `--healthz-ip` and `--healthz-port`.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address).await;
@@ -38,7 +54,12 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until dropped. `pins` is the network's folder of pins.
 pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>, pins: PathBuf) {
-    loop {
+    serve_within(LIMITS, listener, status, pins).await;
+}
+
+async fn serve_within(limits: Limits, listener: TcpListener, status: watch::Receiver<Status>, pins: PathBuf) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    while let Ok(place) = places.clone().acquire_owned().await {
         let stream = match listener.accept().await {
             Ok((stream, _)) => TokioIo::new(stream),
             Err(error) => {
@@ -49,6 +70,7 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>, pins:
         };
         let (status, pins) = (status.clone(), pins.clone());
         tokio::spawn(async move {
+            let _place = place;
             let service = service_fn(|request: Request<Incoming>| {
                 let (status, pins) = (status.borrow().clone(), &pins);
                 async move {
@@ -62,8 +84,10 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>, pins:
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
                 .serve_connection(stream, service);
-            if let Err(error) = connection.await {
-                debug!("health connection: {error}");
+            match timeout(limits.lasts, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!("health connection: {error}"),
+                Err(_) => debug!("health connection: closed after {:?}", limits.lasts),
             }
         });
     }
@@ -222,6 +246,32 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let error = format!("{:#}", bind(taken.local_addr().unwrap()).await.unwrap_err());
         assert!(error.contains("--healthz-port"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn who_never_reads_has_its_place_for_a_while_only() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_changed, watched) = watch::channel(status());
+        let limits = Limits { connections: 2, lasts: Duration::from_secs(1) };
+        let server = tokio::spawn(serve_within(limits, listener, watched, "/nowhere".into()));
+        let start = Instant::now();
+        let mut held = Vec::new();
+        for _ in 0..limits.connections {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+            // Without end: until the server cuts it off.
+            held.push(tokio::spawn(
+                async move { while stream.write_all(requests.as_bytes()).await.is_ok() {} },
+            ));
+        }
+        // Both are in: they came first.
+        assert_eq!(get(address, "GET /healthz").await.0, 200);
+        assert!(start.elapsed() >= limits.lasts, "{:?}", start.elapsed());
+        for client in held {
+            timeout(PATIENCE, client).await.expect("cut off").unwrap();
+        }
+        server.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -59,11 +59,11 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Entry;
+    use crate::store::{Entry, Lifetime};
 
     fn entry(key: &str, modified: i64) -> Entry {
         let value = bytes::Bytes::new();
-        Entry { key: key.to_owned(), value, modified: Revision(modified), lifetime: None }
+        Entry { key: key.to_owned(), value, modified: Revision(modified), lifetime: Lifetime::Limited }
     }
 
     fn snapshot(revision: i64, entries: &[(&str, i64)]) -> Snapshot {

@@ -87,7 +87,7 @@ impl Own {
         for change in &batch.changes {
             match change {
                 Change::Put(entry) if entry.key == self.key && entry.value == self.value && !self.unsure => {
-                    self.imitated(entry.modified);
+                    self.imitated(entry);
                 }
                 Change::Put(entry) if entry.key == self.key => self.seen(entry),
                 Change::Delete { key } if *key == self.key => self.gone(batch.revision),
@@ -144,7 +144,13 @@ impl Own {
 
     /// Our value, written by another hand after us. Most likely a second host has our public IP, renews the same lease,
     /// and answers every write of ours with its own: hence the pause.
-    fn imitated(&mut self, modified: Revision) {
+    fn imitated(&mut self, entry: &Entry) {
+        self.held.modified = entry.modified;
+        self.state = LeaseState::Held;
+        if self.heed(entry) {
+            self.due = Some(self.held.renew_at(self.margin));
+            return;
+        }
         let ip = self.held.lease.public_ip;
         let why = format!(
             "somebody else wrote lease {}: does another host use public IP {ip}? Give one of them another --public-ip",
@@ -152,15 +158,24 @@ impl Own {
         );
         warn!("{why}");
         self.error = Some(why);
-        self.held.modified = modified;
-        self.state = LeaseState::Held;
         self.due = Some(Instant::now() + RETRY);
+    }
+
+    /// An operator may make a reservation of a running host's lease. Says whether one just did.
+    fn heed(&mut self, entry: &Entry) -> bool {
+        let news = self.held.heed(entry.lifetime);
+        if news {
+            info!("lease {} is a reservation now: it gets no end any more", self.key);
+        }
+        news
     }
 
     fn seen(&mut self, entry: &Entry) {
         if entry.value == self.value {
-            if entry.modified != self.held.modified {
-                // Our value, not our write: whether its time to live is ours too, only a renewal makes sure.
+            self.heed(entry);
+            if entry.modified != self.held.modified || self.unsure {
+                // Our value, not our write: whether its time to live is ours too, only a renewal makes sure. Or our
+                // last write failed, and the store answers again.
                 self.due = Some(Instant::now());
             }
             self.held.modified = entry.modified;
@@ -170,9 +185,13 @@ impl Own {
         self.held.modified = entry.modified;
         let lease = lease::decode(&entry.key, &entry.value);
         if lease.as_ref().is_ok_and(|lease| lease.public_ip == self.held.lease.public_ip) {
-            warn!("lease {} was altered from outside: writing it again", self.key);
+            self.heed(entry);
+            // Two hosts with one public IP and different values would answer each other as fast as the store goes.
+            let due = Instant::now().max(self.held.renewed + RETRY);
+            let pause = due.saturating_duration_since(Instant::now());
+            warn!("lease {} was altered from outside: writing it again in {pause:?}", self.key);
             self.state = LeaseState::Held;
-            self.due = Some(Instant::now());
+            self.due = Some(due);
             return;
         }
         let to = lease.map_or_else(
@@ -200,6 +219,92 @@ impl Own {
             warn!("lease {} was deleted or has expired: claiming it again", self.key);
             self.state = LeaseState::Missing;
             self.due = Some(Instant::now());
+        } else if self.unsure {
+            // Our claim failed, and the store answers again.
+            self.due = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        acquire::TIME_TO_LIVE,
+        lease::{Backend, Lease},
+        store::{
+            Lifetime,
+            memory::{Fault, MemoryStore},
+        },
+    };
+
+    const MARGIN: Duration = Duration::from_secs(3600);
+
+    fn lease(mac: u8) -> Lease {
+        Lease {
+            subnet: "10.244.1.0/24".parse().unwrap(),
+            public_ip: [10, 99, 0, 1].into(),
+            backend: Backend::Vxlan { vni: 1, vtep_mac: crate::mac::Mac([2, 0, 0, 0, 0, mac]) },
+        }
+    }
+
+    /// Just acquired, and the store it is in.
+    async fn acquired() -> (MemoryStore, Own) {
+        let mut store = MemoryStore::default();
+        let (lease, time_to_live) = (lease(1), Some(TIME_TO_LIVE));
+        let written = store.claim(&lease.key(), lease.value(), time_to_live).await.unwrap();
+        let Written::At(modified) = written else { panic!("{written:?}") };
+        let held = Held { lease, modified, time_to_live, renewed: Instant::now() };
+        (store, Own::new(held, MARGIN))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_store_that_was_down_did_not_take_is_tried_as_soon_as_it_answers() {
+        let (mut store, mut own) = acquired().await;
+        for missing in [false, true] {
+            if missing {
+                store.delete(&own.key);
+                own.snapshot(&store.snapshot().await.unwrap());
+            }
+            store.set_fault(Some(Fault::Unavailable));
+            assert_eq!(own.keep(&mut store).await, Kept::Settled);
+            assert_eq!(own.due(), Some(Instant::now() + RETRY));
+            store.set_fault(None);
+            tokio::time::advance(Duration::from_secs(2)).await;
+            own.snapshot(&store.snapshot().await.unwrap());
+            assert_eq!(own.due(), Some(Instant::now()), "missing: {missing}");
+            own.keep(&mut store).await;
+            assert_eq!(own.state, LeaseState::Held);
+            own.snapshot(&store.snapshot().await.unwrap());
+            assert_eq!(own.due(), Some(own.held.renew_at(MARGIN)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_hosts_that_alter_each_others_value_write_once_a_minute() {
+        let (mut store, mut own) = acquired().await;
+        store.put(&own.key, lease(2).value(), Some(TIME_TO_LIVE));
+        own.snapshot(&store.snapshot().await.unwrap());
+        assert_eq!(own.due(), Some(own.held.renewed + RETRY));
+        tokio::time::advance(RETRY * 2).await;
+        own.snapshot(&store.snapshot().await.unwrap());
+        assert_eq!(own.due(), Some(Instant::now()), "the last write is long ago");
+        own.keep(&mut store).await;
+        assert_eq!(store.snapshot().await.unwrap().entries[0].value, lease(1).value());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reservation_made_under_a_running_host_gets_no_end() {
+        for value in [lease(1).value(), r#"{"PublicIP":"10.99.0.1"}"#.into()] {
+            let (mut store, mut own) = acquired().await;
+            let modified = store.put(&own.key, value.clone(), None);
+            let entry = Entry { key: own.key.clone(), value, modified, lifetime: Lifetime::Reserved };
+            own.change(&Batch { revision: modified, changes: vec![Change::Put(entry)] });
+            assert_eq!((own.status().expires, own.status().error), (None, None));
+            tokio::time::sleep_until(own.due().unwrap()).await;
+            assert_eq!(own.keep(&mut store).await, Kept::Settled);
+            let entry = store.snapshot().await.unwrap().entries.remove(0);
+            assert_eq!((entry.value, entry.lifetime), (lease(1).value(), Lifetime::Reserved));
         }
     }
 }

@@ -27,7 +27,7 @@ fn entry(key: &str, value: &str, modified: i64) -> Entry {
         key: key.to_owned(),
         value: Bytes::copy_from_slice(value.as_bytes()),
         modified: Revision(modified),
-        lifetime: None,
+        lifetime: crate::store::Lifetime::Limited,
     }
 }
 

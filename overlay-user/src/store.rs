@@ -36,8 +36,8 @@ pub struct Entry {
     pub value: Bytes,
     /// When the key was last written; the guard of [`Store::renew`] and [`Store::release`].
     pub modified: Revision,
-    /// Whether it ends by itself. Only [`Store::snapshot`] knows; elsewhere `None`.
-    pub lifetime: Option<Lifetime>,
+    /// Whether it ends by itself.
+    pub lifetime: Lifetime,
 }
 
 /// All keys at one revision.

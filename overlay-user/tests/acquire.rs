@@ -67,7 +67,7 @@ async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
     let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
     assert_eq!(decode(&entry.key, &entry.value).unwrap(), first.lease);
     assert_eq!(entry.modified, first.modified);
-    assert_eq!(entry.lifetime, Some(Lifetime::Limited));
+    assert_eq!(entry.lifetime, Lifetime::Limited);
 
     // Another MAC is wanted and another subnet preferred: what peers know goes before both.
     let again = Request {
@@ -122,7 +122,7 @@ async fn a_reservation_stays_a_reservation() {
     assert_eq!(held.ends_at(), None);
     renew(&mut store, &mut held).await.unwrap();
     let snapshot = store.snapshot().await.unwrap();
-    assert_eq!(snapshot.entries[0].lifetime, Some(Lifetime::Reserved));
+    assert_eq!(snapshot.entries[0].lifetime, Lifetime::Reserved);
     assert_eq!(snapshot.entries[0].value, held.lease.value());
 
     store.put("10.9.9.0-24", r#"{"PublicIP":"192.168.0.2"}"#, None);
@@ -154,6 +154,16 @@ async fn doubles_are_errors_that_name_both() {
     store.put("10.0.2.0-24&fd00::-64", value(2), None);
     let twice = acquire(&mut store, &small(), &request(1)).await.unwrap_err().to_string();
     assert!(twice.contains("10.0.2.0-24 and 10.0.2.0-24&fd00::-64 of host 192.168.0.2"), "{twice}");
+}
+
+#[tokio::test]
+async fn a_reservation_made_since_the_last_renewal_stays_one() {
+    let mut store = MemoryStore::default();
+    let mut held = acquire(&mut store, &small(), &request(1)).await.unwrap();
+    store.put(&held.lease.key(), held.lease.value(), None);
+    renew(&mut store, &mut held).await.unwrap();
+    assert_eq!(held.time_to_live, None);
+    assert_eq!(store.snapshot().await.unwrap().entries[0].lifetime, Lifetime::Reserved);
 }
 
 #[tokio::test]

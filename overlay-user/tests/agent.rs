@@ -18,7 +18,7 @@ use overlay_user::{
     peers::Scope,
     status::{LeaseState, Status},
     store::{
-        Revision, Store as _, Written,
+        self, Follow as _, Lifetime, Revision, Store as _, Written,
         memory::{Fault, MemoryStore},
     },
 };
@@ -255,7 +255,8 @@ async fn a_store_that_is_down_takes_nothing_away_and_the_status_says_since_when(
         host.store.set_fault(Some(fault));
         let status = host.until("the outage", |status| !status.store.following).await;
         assert!(status.store.error.is_some() && status.store.since > 0);
-        sleep(HOUR).await;
+        // Both together end before the lease does.
+        sleep(HOUR / 2).await;
         assert_eq!(host.installed(), [2, 3]);
         let not_ready = health::not_ready(&host.status.borrow());
         assert!(not_ready.len() == 1 && not_ready[0].starts_with("store: "), "{not_ready:?}");
@@ -486,6 +487,59 @@ async fn a_failing_data_path_is_not_ready_and_recovers() {
     host.store.put(&key(3), lease(3).value(), None);
     host.datapath.state().failing = None;
     host.until("the recovery", |status| status.datapath.attached && status.peers.installed == 2).await;
+    stopped_without_a_trace(host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_is_renewed_while_the_data_path_fails() {
+    let mut host = Host::start([2], Memory::default()).await;
+    host.datapath.state().failing = Some("made to fail".to_owned());
+    host.until("the failure", |status| !status.datapath.attached).await;
+    let start = host.store.snapshot().await.unwrap().revision;
+    let mut follow = host.store.follow(start).await.unwrap();
+    sleep(LIFE * 3).await;
+    let entries = host.store.snapshot().await.unwrap().entries;
+    assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease(1).value()));
+    // Renewed, not lost and claimed again; and a peer's new lease, which ends the wait.
+    host.store.put(&key(3), lease(3).value(), Some(DAY));
+    loop {
+        match &follow.next().await.unwrap().changes[..] {
+            [store::Change::Put(entry)] if entry.key == OWN => {}
+            [store::Change::Put(entry)] if entry.key == key(3) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    host.datapath.state().failing = None;
+    host.until("the recovery", |status| status.datapath.attached && status.peers.installed == 2).await;
+    stopped_without_a_trace(host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_cluster_is_news_also_after_a_failure_of_the_data_path() {
+    let mut host = Host::start([2, 3], Memory::default()).await;
+    let before = host.status.borrow().store.cluster;
+    host.datapath.state().failing = Some("made to fail".to_owned());
+    host.store.wipe();
+    host.store.cut_watches();
+    host.until("the failure", |status| !status.datapath.attached).await;
+    assert_eq!(host.status.borrow().store.cluster, before, "an agent that starts now must hear of it, too");
+    host.datapath.state().failing = None;
+    host.until("the held ones", |status| status.peers.held.len() == 2).await;
+    assert_eq!(host.installed(), [2, 3]);
+    stopped_without_a_trace(host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_of_the_own_subnet_stays_one() {
+    let mut host = Host::start([2], Memory::default()).await;
+    for value in [lease(1).value(), r#"{"PublicIP":"10.99.0.1"}"#.into()] {
+        host.store.put(OWN, value, None);
+        sleep(DAY).await;
+        let entries = host.store.snapshot().await.unwrap().entries;
+        let own = entries.iter().find(|entry| entry.key == OWN).unwrap();
+        assert_eq!((own.lifetime, &own.value), (Lifetime::Reserved, &lease(1).value()));
+        assert_eq!(host.status.borrow().lease.expires, None);
+    }
     stopped_without_a_trace(host).await;
 }
 

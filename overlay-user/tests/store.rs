@@ -63,6 +63,13 @@ fn put_of(batch: &Batch) -> (&str, &[u8], Revision) {
     }
 }
 
+fn lifetime_of(batch: &Batch) -> Lifetime {
+    match &batch.changes[..] {
+        [Change::Put(entry)] => entry.lifetime,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn deleted(batch: &Batch) -> &str {
     match &batch.changes[..] {
         [Change::Delete { key }] => key,
@@ -70,7 +77,7 @@ fn deleted(batch: &Batch) -> &str {
     }
 }
 
-async fn lifetime(store: &mut impl Store, key: &str) -> Option<Lifetime> {
+async fn lifetime(store: &mut impl Store, key: &str) -> Lifetime {
     let snapshot = store.snapshot().await.unwrap();
     let entry = snapshot.entries.into_iter().find(|entry| entry.key == key);
     entry.expect("the key is there").lifetime
@@ -97,7 +104,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert_eq!(b.origin().await.unwrap(), snapshot.origin());
     let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
     assert_eq!((&*entry.key, &*entry.value, entry.modified), (KEY, &b"one"[..], made));
-    assert_eq!(entry.lifetime, Some(Lifetime::Limited));
+    assert_eq!(entry.lifetime, Lifetime::Limited);
 
     // Renew and release: only what one has seen.
     let stale = Revision(made.0 - 1);
@@ -112,7 +119,8 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert_eq!(gone, Written::Lost, "renewing makes no key");
 
     // Every change, in order, with its revision.
-    assert_eq!(put_of(&next(&mut follow).await.unwrap()), (KEY, &b"one"[..], made));
+    let first = next(&mut follow).await.unwrap();
+    assert_eq!((put_of(&first), lifetime_of(&first)), ((KEY, &b"one"[..], made), Lifetime::Limited));
     assert_eq!(put_of(&next(&mut follow).await.unwrap()), (KEY, &b"three"[..], renewed));
     let delete = next(&mut follow).await.unwrap();
     assert_eq!(deleted(&delete), KEY);
@@ -124,9 +132,11 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
 
     // A reservation stays one.
     let reserved = at(a.claim(KEY, Bytes::from_static(b"r"), None).await.unwrap());
-    assert_eq!(lifetime(&mut b, KEY).await, Some(Lifetime::Reserved));
+    assert_eq!(lifetime(&mut b, KEY).await, Lifetime::Reserved);
+    let mut follow = b.follow(Revision(reserved.0 - 1)).await.unwrap();
+    assert_eq!(lifetime_of(&next(&mut follow).await.unwrap()), Lifetime::Reserved);
     let again = a.renew(KEY, Bytes::from_static(b"r"), reserved, None).await.unwrap();
-    assert_eq!(lifetime(&mut b, KEY).await, Some(Lifetime::Reserved));
+    assert_eq!(lifetime(&mut b, KEY).await, Lifetime::Reserved);
     at(a.release(KEY, at(again)).await.unwrap());
 
     // Expiry is a deletion that followers see, and renewal puts it off.
@@ -252,7 +262,7 @@ async fn dir_store_is_edited_by_hand() {
     fs::write(&file, "by hand").unwrap();
     let put = next(&mut follow).await.unwrap();
     assert_eq!(put_of(&put).1, b"by hand");
-    assert_eq!(lifetime(&mut store, KEY).await, Some(Lifetime::Reserved));
+    assert_eq!(lifetime(&mut store, KEY).await, Lifetime::Reserved);
     fs::remove_file(&file).unwrap();
     assert_eq!(deleted(&next(&mut follow).await.unwrap()), KEY);
 
@@ -262,7 +272,7 @@ async fn dir_store_is_edited_by_hand() {
     next(&mut follow).await.unwrap();
     fs::write(&file, "edited").unwrap();
     assert_eq!(put_of(&next(&mut follow).await.unwrap()).1, b"edited");
-    assert_eq!(lifetime(&mut store, KEY).await, Some(Lifetime::Limited));
+    assert_eq!(lifetime(&mut store, KEY).await, Lifetime::Limited);
 
     fs::write(folder.path().join(".ledger.json"), "{").unwrap();
     let damaged = store.snapshot().await.unwrap_err().to_string();
@@ -374,6 +384,17 @@ async fn etcd_leases_do_not_pile_up() {
     let modified = store.snapshot().await.unwrap().entries[0].modified;
     at(store.renew(KEY, Bytes::new(), modified, HOUR).await.unwrap());
     assert!(etcd.ctl(&["get", "/other"]).unwrap().contains("/other"));
+}
+
+#[tokio::test]
+async fn values_as_large_as_etcd_takes_them_are_read() {
+    let (_folder, etcd) = etcd();
+    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
+    for n in 0..3 {
+        at(store.claim(&key(n), vec![b'x'; 1_400_000].into(), None).await.unwrap());
+    }
+    let snapshot = store.snapshot().await.unwrap();
+    assert_eq!(snapshot.entries.iter().map(|entry| entry.value.len()).collect::<Vec<_>>(), [1_400_000; 3]);
 }
 
 #[tokio::test]
@@ -528,6 +549,47 @@ async fn etcd_with_tls() {
         let error = snapshot(&ours, own).await.unwrap_err().to_string();
         assert!(error.contains("--etcd-certfile and --etcd-keyfile"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn one_member_with_a_wrong_certificate_is_passed_over_and_renewed_files_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = certificate(folder.path(), "ours");
+    let other = certificate(folder.path(), "other");
+    let place = |name| {
+        let path = folder.path().join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let good = Etcd::start_with_tls(&place("good"), ours.clone()).unwrap();
+    let bad = Etcd::start_with_tls(&place("bad"), other.clone()).unwrap();
+    let mut options = EtcdOptions {
+        endpoints: vec![bad.client_url(), good.client_url()],
+        cafile: Some(ours.ca),
+        certfile: Some(ours.cert.clone()),
+        keyfile: Some(ours.key.clone()),
+        ..options(&good)
+    };
+    let made = at(EtcdStore::new(&options).unwrap().claim(KEY, Bytes::new(), HOUR).await.unwrap());
+    // None answers: the refusal is what an operator can do something about.
+    options.endpoints[1] = "https://127.0.0.1:1".to_owned();
+    let refused = EtcdStore::new(&options).unwrap().snapshot().await;
+    assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+
+    let [cert, key] = ["renewed.pem", "renewed.key"].map(|name| folder.path().join(name));
+    fs::copy(&other.cert, &cert).unwrap();
+    fs::copy(&other.key, &key).unwrap();
+    options.endpoints = vec![good.client_url()];
+    (options.certfile, options.keyfile) = (Some(cert.clone()), Some(key.clone()));
+    let mut store = EtcdStore::new(&options).unwrap();
+    store.snapshot().await.unwrap_err();
+    fs::remove_file(&cert).unwrap();
+    let gone = store.snapshot().await.unwrap_err();
+    assert!(matches!(gone, StoreError::Unavailable { .. }), "{gone}");
+    assert!(gone.to_string().contains("read --etcd-certfile"), "{gone}");
+    fs::copy(&ours.cert, &cert).unwrap();
+    fs::copy(&ours.key, &key).unwrap();
+    assert_eq!(store.snapshot().await.unwrap().entries[0].modified, made);
 }
 
 #[test]

@@ -103,12 +103,14 @@ impl<D: Datapath> Local<D> {
     /// Brings the data path to what all leases at one revision say, from what it really has.
     pub(super) fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), DatapathError> {
         let clock = std::time::Instant::now();
+        let mended = self.datapath.mend()?;
+        let remembered = std::mem::replace(&mut self.installed, self.datapath.installed()?);
+        // Not before: if what is in force cannot be read, another history must be news to the next round, too, and to
+        // the agent after this one.
         let other_history = !self.history.goes_on_in(snapshot);
         self.history.snapshot(snapshot);
         self.heard(snapshot.revision, Some(snapshot.cluster));
         self.table.snapshot(snapshot);
-        let mended = self.datapath.mend()?;
-        let remembered = std::mem::replace(&mut self.installed, self.datapath.installed()?);
         let drift = mended + drift(&remembered, &self.installed);
         if drift > 0 {
             warn!("audit: {drift} entries of the data path were altered by another hand: putting them right");

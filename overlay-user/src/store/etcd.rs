@@ -49,33 +49,21 @@ pub struct EtcdOptions {
 pub struct EtcdStore {
     name: String,
     prefix: String,
-    endpoints: Vec<String>,
-    connect: ConnectOptions,
+    /// The endpoint that answered last comes first.
+    options: EtcdOptions,
     client: Option<Client>,
 }
 
 impl EtcdStore {
-    /// Checks the options and reads the files they name; asks nothing of the network yet.
+    /// Checks the options and the files they name; asks nothing of the network yet.
     pub fn new(options: &EtcdOptions) -> anyhow::Result<Self> {
         ensure!(!options.endpoints.is_empty(), "no etcd endpoint: name one with --etcd-endpoints");
+        tls(options)?;
         let prefix = format!("/{}", options.prefix.trim_matches('/'));
-        let mut connect = ConnectOptions::new()
-            .with_connect_timeout(TIMEOUT)
-            .with_keep_alive(SILENCE, TIMEOUT)
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true)
-            .with_auto_token_refresh(true);
-        if let Some(username) = &options.username {
-            connect = connect.with_user(username, options.password.as_deref().unwrap_or_default());
-        }
-        if let Some(tls) = tls(options)? {
-            connect = connect.with_tls(tls);
-        }
         Ok(Self {
             name: format!("etcd at {} below {prefix}", options.endpoints.join(",")),
             prefix,
-            endpoints: options.endpoints.clone(),
-            connect,
+            options: options.clone(),
             client: None,
         })
     }
@@ -98,22 +86,27 @@ impl EtcdStore {
     }
 
     /// The first endpoint that answers, the one that answered last time first. Given all of them, the client would
-    /// spread requests over dead ones too, and flannel's default names one that is dead nearly everywhere.
+    /// spread requests over dead ones too, and flannel's default names one that is dead nearly everywhere. One that
+    /// refuses may be alone in that (a member with a wrong certificate): it has the last word only if none answers.
     async fn connect(&mut self) -> Result<Client, StoreError> {
-        let mut failures = Vec::new();
-        for _ in 0..self.endpoints.len() {
-            match within(&self.name, self.try_endpoint()).await {
+        // Every time: certificates are renewed while agents run.
+        let connect =
+            connect_options(&self.options).map_err(|error| unavailable(&self.name, format!("{error:#}")))?;
+        let (mut failures, mut refusal) = (Vec::new(), None);
+        for _ in 0..self.options.endpoints.len() {
+            match within(&self.name, self.try_endpoint(connect.clone())).await {
+                Ok(client) => return Ok(client),
                 Err(StoreError::Unavailable { detail, .. }) => failures.push(detail),
-                answer => return answer,
+                Err(refused) => refusal = refusal.or(Some(refused)),
             }
-            self.endpoints.rotate_left(1);
+            self.options.endpoints.rotate_left(1);
         }
         failures.dedup();
-        Err(unavailable(&self.name, failures.join("; ")))
+        Err(refusal.unwrap_or_else(|| unavailable(&self.name, failures.join("; "))))
     }
 
-    async fn try_endpoint(&self) -> Result<Client, Error> {
-        let mut client = Client::connect(&self.endpoints[..1], Some(self.connect.clone())).await?;
+    async fn try_endpoint(&self, connect: ConnectOptions) -> Result<Client, Error> {
+        let mut client = Client::connect(&self.options.endpoints[..1], Some(connect)).await?;
         // Connecting itself asks nothing; this asks what every agent may read.
         let quietly = GetOptions::new().with_keys_only();
         client.get(self.config_key(), Some(quietly)).await?;
@@ -223,7 +216,8 @@ impl Store for EtcdStore {
     }
 
     async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
-        let mut client = self.client().await?;
+        // A page of a few values as large as etcd takes them is more than the client would read unasked.
+        let mut client = self.client().await?.kv_client().max_decoding_message_size(usize::MAX);
         let subnets = self.subnets();
         let end = end_of(&subnets);
         let mut start = subnets.clone().into_bytes();
@@ -238,9 +232,7 @@ impl Store for EtcdStore {
                 snapshot.cluster = header.cluster_id();
             }
             for kv in page.kvs() {
-                // A key without an etcd lease has no end.
-                let lifetime = if kv.lease() == 0 { Lifetime::Reserved } else { Lifetime::Limited };
-                snapshot.entries.push(Entry { lifetime: Some(lifetime), ..entry(kv, &subnets) });
+                snapshot.entries.push(entry(kv, &subnets));
             }
             match page.kvs().last() {
                 Some(last) if page.more() => start = [last.key(), b"\0"].concat(),
@@ -370,7 +362,8 @@ fn entry(kv: &KeyValue, subnets: &str) -> Entry {
         key: key.strip_prefix(subnets).unwrap_or(&key).to_owned(),
         value: Bytes::copy_from_slice(kv.value()),
         modified: Revision(kv.mod_revision()),
-        lifetime: None,
+        // A key without an etcd lease has no end.
+        lifetime: if kv.lease() == 0 { Lifetime::Reserved } else { Lifetime::Limited },
     }
 }
 
@@ -485,6 +478,22 @@ fn text(error: &Error) -> String {
         cause = error.source();
     }
     text
+}
+
+fn connect_options(options: &EtcdOptions) -> anyhow::Result<ConnectOptions> {
+    let mut connect = ConnectOptions::new()
+        .with_connect_timeout(TIMEOUT)
+        .with_keep_alive(SILENCE, TIMEOUT)
+        .with_keep_alive_while_idle(false)
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    if let Some(username) = &options.username {
+        connect = connect.with_user(username, options.password.as_deref().unwrap_or_default());
+    }
+    if let Some(tls) = tls(options)? {
+        connect = connect.with_tls(tls);
+    }
+    Ok(connect)
 }
 
 /// TLS as the options say, if any endpoint wants it.

@@ -139,7 +139,7 @@ impl Ledger {
             key: key.clone(),
             value: record.value.clone(),
             modified: Revision(record.modified),
-            lifetime: Some(if record.expires.is_some() { Lifetime::Limited } else { Lifetime::Reserved }),
+            lifetime: lifetime(record.expires),
         };
         Snapshot {
             revision: Revision(self.revision),
@@ -180,11 +180,16 @@ impl Ledger {
 
 fn change(edit: Edit, revision: i64) -> Change {
     match edit.to {
-        Some(Value { value, .. }) => {
-            Change::Put(Entry { key: edit.key, value, modified: Revision(revision), lifetime: None })
+        Some(Value { value, expires }) => {
+            let (modified, lifetime) = (Revision(revision), lifetime(expires));
+            Change::Put(Entry { key: edit.key, value, modified, lifetime })
         }
         None => Change::Delete { key: edit.key },
     }
+}
+
+fn lifetime(expires: Option<Millis>) -> Lifetime {
+    if expires.is_some() { Lifetime::Limited } else { Lifetime::Reserved }
 }
 
 /// Bytes as a string whose characters are the bytes: readable where they are ASCII, exact always.
