@@ -12,6 +12,7 @@ use std::{
 };
 
 use log::{info, warn};
+use nix::errno::Errno;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
@@ -24,7 +25,7 @@ use crate::{
     netlink::{
         Event, Link, LinkKind, Netlink, NetlinkError,
         generic::{XdpEvents, XdpFeatures, offload, switch, xdp_features},
-        namespaces,
+        namespaces::{self, Namespaces},
     },
 };
 
@@ -32,6 +33,8 @@ use crate::{
 const AUDIT: Duration = Duration::from_secs(30);
 /// Between two looks at least: a thousand containers that start make thousands of events.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Before another look where the last was interrupted.
+const RETRY: Duration = Duration::from_secs(1);
 /// The offload that gives a veth NAPI, as ethtool's netlink family names it.
 const GRO: &str = "rx-gro";
 
@@ -61,31 +64,47 @@ pub async fn watch(
             receivers.seen.clear();
             audit = Instant::now() + AUDIT;
         }
-        let ports: BTreeSet<String> = names(&view.borrow_and_update());
-        let links = netlink.links().await?;
-        let ports =
-            links.into_iter().filter(|link| link.kind == LinkKind::Veth && ports.contains(&link.name));
-        let news = receivers.look(ports.collect(), switch_gro).await?;
-        if !news.is_empty() && changes.send(news).await.is_err() {
-            return Ok(());
-        }
-        let looked = Instant::now();
-        tokio::select! {
-            event = events.next() => event.map_err(|error| NetlinkError::events(&error))?,
-            event = monitor.next() => match event {
-                Event::Link(link) => receivers.doubt(link.index),
-                Event::LinkGone(index) => receivers.doubt(index),
-                Event::Lost => {
-                    monitor = netlink.monitor()?;
-                    audit = Instant::now();
+        let names = names(&view.borrow_and_update());
+        let mut due = match netlink.links().await {
+            Ok(links) => {
+                let ports = links.into_iter().filter(|link| link.kind == LinkKind::Veth);
+                let ports = ports.filter(|link| names.contains(&link.name));
+                let news = receivers.look(ports.collect(), switch_gro).await?;
+                if !news.is_empty() && changes.send(news).await.is_err() {
+                    return Ok(());
                 }
-                _ => continue,
-            },
-            Ok(()) = view.changed() => {}
-            () = sleep_until(audit) => {}
-            () = changes.closed() => return Ok(()),
+                audit
+            }
+            // Containers come and go too fast for one look at all of them.
+            Err(error) if error.errno == Errno::EINTR => {
+                warn!("{error}: trying again");
+                Instant::now() + RETRY
+            }
+            Err(error) => return Err(error),
+        };
+        let looked = Instant::now();
+        // All that comes before the next look is taken in: one look is enough for it.
+        loop {
+            tokio::select! {
+                event = events.next() => event.map_err(|error| NetlinkError::events(&error))?,
+                event = monitor.next() => match event {
+                    Event::Link(Link { index, .. }) | Event::LinkGone(index) => {
+                        if !receivers.doubt(index) {
+                            continue;
+                        }
+                    }
+                    Event::Lost => {
+                        monitor = netlink.monitor()?;
+                        audit = Instant::now();
+                    }
+                    _ => continue,
+                },
+                Ok(()) = view.changed() => {}
+                () = sleep_until(due) => break,
+                () = changes.closed() => return Ok(()),
+            }
+            due = due.min(looked + PAUSE);
         }
-        sleep_until(looked + PAUSE).await;
     }
 }
 
@@ -105,19 +124,27 @@ struct Receivers {
 }
 
 impl Receivers {
-    /// The link changed: what is known of its other end may not hold any more.
-    fn doubt(&mut self, index: u32) {
+    /// The link changed: what is known of its other end may not hold any more. Whether it is one that is looked at; of a
+    /// new one the view tells.
+    fn doubt(&mut self, index: u32) -> bool {
         self.seen.remove(&index);
         self.switched.remove(&index);
+        self.told.contains_key(&index)
     }
 
     async fn look(&mut self, ports: Vec<Link>, switch_gro: bool) -> Result<Vec<Change>, NetlinkError> {
         let mut features = xdp_features()?.unwrap_or_default();
+        let mut namespaces = None;
         if switch_gro {
             let silent = ports.iter().filter(|port| !receives(&features, port.index));
             let silent: Vec<Link> = silent.filter(|port| self.switched.insert(port.index)).cloned().collect();
             if !silent.is_empty() {
-                blocking(move || silent.iter().for_each(switch_on)).await?;
+                let shown = blocking(move || {
+                    let shown = Namespaces::read();
+                    silent.iter().for_each(|port| switch_on(&shown, port));
+                    shown
+                });
+                namespaces = Some(shown.await?);
                 features = xdp_features()?.unwrap_or_default();
             }
         }
@@ -128,7 +155,9 @@ impl Receivers {
         if !unseen.is_empty() {
             self.seen.extend(
                 blocking(move || {
-                    unseen.iter().map(|port| (port.index, has_napi(port))).collect::<BTreeMap<_, _>>()
+                    let shown = namespaces.unwrap_or_else(Namespaces::read);
+                    let seen = unseen.iter().map(|port| (port.index, has_napi(&shown, port)));
+                    seen.collect::<BTreeMap<_, _>>()
                 })
                 .await?,
             );
@@ -164,9 +193,9 @@ fn news(told: &mut BTreeMap<u32, bool>, now: BTreeMap<u32, bool>) -> Vec<Change>
 }
 
 /// Whether the other end has NAPI for redirected frames: GRO on, or an XDP program. One that is not to be found has not.
-fn has_napi(port: &Link) -> bool {
+fn has_napi(shown: &Namespaces, port: &Link) -> bool {
     let (Some(peer), Some(namespace)) = (port.peer, port.peer_netns) else { return false };
-    let seen = namespaces::within(namespace, move || Ok(offload(peer, GRO)? || namespaces::runs_xdp(peer)?));
+    let seen = shown.within(namespace, move || Ok(offload(peer, GRO)? || namespaces::runs_xdp(peer)?));
     match seen {
         Ok(seen) => seen.unwrap_or(false),
         Err(error) => {
@@ -177,9 +206,9 @@ fn has_napi(port: &Link) -> bool {
 }
 
 /// Switches GRO on at the other end. If it is on already, the host's end was not told (it came up later): off and on.
-fn switch_on(port: &Link) {
+fn switch_on(shown: &Namespaces, port: &Link) {
     let (Some(peer), Some(namespace)) = (port.peer, port.peer_netns) else { return };
-    let done = namespaces::within(namespace, move || {
+    let done = shown.within(namespace, move || {
         if offload(peer, GRO)? {
             switch(peer, GRO, false)?;
         }
@@ -209,5 +238,15 @@ mod tests {
             news(&mut told, now(&[(8, true)])),
             [Change::Receives(7, false), Change::Receives(8, true)]
         );
+    }
+
+    #[test]
+    fn a_link_that_changes_calls_for_a_look_if_it_is_looked_at() {
+        let mut receivers = Receivers { told: [(7, true)].into(), ..Receivers::default() };
+        receivers.seen.extend([(7, true), (8, true)]);
+        receivers.switched.extend([7, 8]);
+        assert_eq!((receivers.doubt(7), receivers.doubt(8)), (true, false));
+        // One that comes back is looked at from the start.
+        assert!(receivers.seen.is_empty() && receivers.switched.is_empty());
     }
 }

@@ -14,7 +14,7 @@ use aya::{
     programs::{Program, ProgramError, SchedClassifier, TcAttachType},
 };
 use log::{info, warn};
-use nix::{errno::Errno, net::if_::if_nameindex};
+use nix::{errno::Errno, net::if_::if_indextoname};
 use serde::Serialize;
 
 use self::{clsact::Clsact, pins::Pins, tcx::Tcx};
@@ -258,11 +258,11 @@ impl Links {
     /// Ports whose programs are all attached, as the kernel says: what we attached may have lost its interface, or been
     /// detached by somebody.
     pub fn ports(&self, ebpf: &Ebpf) -> Result<BTreeMap<u32, PortKind>, DatapathError> {
-        let names = interface_names()?;
         let mut attached = Vec::new();
         for (attachment, index) in self.found()? {
-            let Some(name) = names.get(&index) else { continue };
-            if self.way().runs(program_id(ebpf, attachment)?, attachment, Interface { index, name })? {
+            let Some(name) = interface_name(index)? else { continue };
+            let interface = Interface { index, name: &name };
+            if self.way().runs(program_id(ebpf, attachment)?, attachment, interface)? {
                 attached.push((attachment, index));
             }
         }
@@ -275,14 +275,15 @@ impl Links {
     }
 
     /// Attaches a program, or replaces the one that is there without a moment in between.
+    ///
+    /// # Errors
+    /// [`DatapathError::Gone`] if there is no interface of that index: whoever is told so does not try again.
     pub fn attach(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
         let way = self.way();
         if way.replace(ebpf, attachment, ifindex)? {
             return Ok(());
         }
-        let names = interface_names()?;
-        let name = names.get(&ifindex).ok_or(DatapathError::Gone(ifindex))?;
-        way.attach(ebpf, attachment, Interface { index: ifindex, name })
+        by_name(ifindex, |interface| way.attach(ebpf, attachment, interface))
     }
 
     /// Detaches a program. One that is not there, or whose interface is gone, is no error.
@@ -350,10 +351,40 @@ fn not_in_object(name: &str) -> DatapathError {
     DatapathError::missing(format!("find program {name}"), "not in the object")
 }
 
-/// Names by index, in this thread's network namespace. Not from /sys, which may show another namespace's.
-fn interface_names() -> Result<BTreeMap<u32, String>, DatapathError> {
-    let interfaces = if_nameindex().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
-    Ok(interfaces.iter().map(|one| (one.index(), one.name().to_string_lossy().into_owned())).collect())
+/// How often an interface is tried that has another name each time.
+const NAMES: usize = 3;
+
+/// Attaches to an interface that aya takes by its name, which may be another's or nobody's by then: "gone" is believed
+/// of an index alone.
+fn by_name(
+    index: u32,
+    mut attach: impl FnMut(Interface<'_>) -> Result<(), DatapathError>,
+) -> Result<(), DatapathError> {
+    for _ in 0..NAMES {
+        let name = interface_name(index)?.ok_or(DatapathError::Gone(index))?;
+        match attach(Interface { index, name: &name }) {
+            Err(DatapathError::Gone(_)) => {}
+            attached => return attached,
+        }
+    }
+    Err(DatapathError::missing(format!("attach to interface {index}"), "its name changed each time"))
+}
+
+/// The name of an interface of this thread's network namespace; nothing if there is none of this index. Not from /sys,
+/// which may show another namespace's.
+fn interface_name(index: u32) -> Result<Option<String>, DatapathError> {
+    let failed =
+        |errno: Errno| DatapathError::failed(format!("ask for the name of interface {index}"), &errno);
+    match if_indextoname(index) {
+        // nix 0.31 takes libc's null pointer for an empty name.
+        Ok(name) if name.is_empty() => match Errno::last() {
+            Errno::ENXIO | Errno::ENODEV => Ok(None),
+            errno => Err(failed(errno)),
+        },
+        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
+        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(failed(errno)),
+    }
 }
 
 /// The direction of a program at TC, as aya says it.
@@ -374,4 +405,33 @@ pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> 
         source = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOPBACK: u32 = 1;
+    /// The kernel counts from one.
+    const NOBODY: u32 = i32::MAX as u32;
+
+    #[test]
+    fn an_interface_that_is_renamed_is_not_gone() {
+        let mut names = Vec::new();
+        let attached = by_name(LOOPBACK, |interface| {
+            names.push(interface.name.to_owned());
+            if names.len() > 1 { Ok(()) } else { Err(DatapathError::Gone(interface.index)) }
+        });
+        assert!(attached.is_ok(), "{attached:?}");
+        assert_eq!(names, ["lo", "lo"]);
+        let never = by_name(LOOPBACK, |interface| Err(DatapathError::Gone(interface.index)));
+        assert!(matches!(never, Err(DatapathError::Failed { .. })), "{never:?}");
+    }
+
+    #[test]
+    fn an_index_that_nobody_has_is_gone() {
+        assert!(matches!(interface_name(NOBODY), Ok(None)));
+        let attached = by_name(NOBODY, |_| Ok(()));
+        assert!(matches!(attached, Err(DatapathError::Gone(NOBODY))), "{attached:?}");
+    }
 }

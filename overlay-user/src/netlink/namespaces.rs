@@ -1,6 +1,6 @@
 //! The network namespace at the other end of a veth, entered to look at what is on there, or to switch it on.
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
@@ -25,20 +25,52 @@ const RTM_GETNSID: u16 = 90;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
 
-/// Runs `work` in the namespace that has this id (`IFLA_LINK_NETNSID`) in the calling thread's, on a thread that ends with
-/// it. Nothing if no process and no mount of an engine shows that namespace.
-pub fn within<T: Send + 'static>(
-    id: i32,
-    work: impl FnOnce() -> Result<T, NetlinkError> + Send + 'static,
-) -> Result<Option<T>, NetlinkError> {
-    let action = || format!("enter network namespace {id}");
-    let Some(namespace) = find_namespace(id) else { return Ok(None) };
-    let entered = thread::spawn(move || {
-        setns(namespace, CloneFlags::CLONE_NEWNET)
-            .map_err(|errno| NetlinkError::io(format!("enter network namespace {id}"), &errno.into()))?;
-        work().map(Some)
-    });
-    entered.join().unwrap_or_else(|_| Err(NetlinkError::io(action(), &io::Error::other("a thread panicked"))))
+/// Where each namespace is shown, by the id (`IFLA_LINK_NETNSID`) it had in the calling thread's when they were read.
+/// Reading means asking for every process of the host.
+#[derive(Debug)]
+pub struct Namespaces(BTreeMap<i32, PathBuf>);
+
+impl Namespaces {
+    /// Those that a process or a mount of an engine shows. The kernel maps namespaces to ids, not back.
+    pub fn read() -> Self {
+        let engines = ["/run/netns", "/run/docker/netns"].into_iter().flat_map(entries);
+        let processes = entries("/proc").into_iter().map(|process| process.join("ns/net"));
+        let mut seen = BTreeSet::new();
+        let mut found = BTreeMap::new();
+        for path in engines.chain(processes) {
+            let Ok(file) = File::open(&path) else { continue };
+            // Processes share namespaces; each is asked about once.
+            if file.metadata().is_ok_and(|metadata| seen.insert(metadata.ino()))
+                && let Ok(Some(id)) = id_of(&file)
+            {
+                found.insert(id, path);
+            }
+        }
+        Self(found)
+    }
+
+    /// Runs `work` in the namespace that has this id, on a thread that ends with it. Nothing if it was not shown, or is
+    /// not there any more.
+    pub fn within<T: Send + 'static>(
+        &self,
+        id: i32,
+        work: impl FnOnce() -> Result<T, NetlinkError> + Send + 'static,
+    ) -> Result<Option<T>, NetlinkError> {
+        let action = || format!("enter network namespace {id}");
+        // A process may have ended since, and another have its number.
+        let is_it = |file: &File| id_of(file).is_ok_and(|found| found == Some(id));
+        let Some(namespace) = self.0.get(&id).and_then(|path| File::open(path).ok()).filter(is_it) else {
+            return Ok(None);
+        };
+        let entered = thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)
+                .map_err(|errno| NetlinkError::io(format!("enter network namespace {id}"), &errno.into()))?;
+            work().map(Some)
+        });
+        entered
+            .join()
+            .unwrap_or_else(|_| Err(NetlinkError::io(action(), &io::Error::other("a thread panicked"))))
+    }
 }
 
 /// Whether an interface of this thread's namespace runs an XDP program in its driver.
@@ -56,19 +88,6 @@ pub fn runs_xdp(ifindex: u32) -> Result<bool, NetlinkError> {
     let xdp = answers.first().and_then(|answer| find(answer.get(16..)?, IFLA_XDP));
     let attached = xdp.and_then(|xdp| find(xdp, IFLA_XDP_ATTACHED)).and_then(<[u8]>::first);
     Ok(attached.is_some_and(|attached| IN_DRIVER.contains(attached)))
-}
-
-/// The kernel maps namespaces to ids, not back: whichever is asked for is among those that somebody has.
-fn find_namespace(id: i32) -> Option<File> {
-    let engines = ["/run/netns", "/run/docker/netns"].into_iter().flat_map(entries);
-    let processes = entries("/proc").into_iter().map(|process| process.join("ns/net"));
-    let mut seen = BTreeSet::new();
-    let mut candidates = engines.chain(processes).filter_map(|path| File::open(path).ok());
-    // Processes share namespaces; each is asked about once.
-    candidates.find(|file| {
-        let inode = file.metadata().ok().map(|metadata| metadata.ino());
-        inode.is_some_and(|inode| seen.insert(inode)) && id_of(file).is_ok_and(|found| found == Some(id))
-    })
 }
 
 fn entries(folder: &str) -> Vec<PathBuf> {

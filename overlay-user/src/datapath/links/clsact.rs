@@ -16,9 +16,9 @@ use aya::{
     },
 };
 use log::info;
-use nix::{errno::Errno, net::if_::if_indextoname};
+use nix::errno::Errno;
 
-use super::{Attachment, DatapathError, Hook, Interface, Way, attach_type, errno, program};
+use super::{Attachment, DatapathError, Hook, Interface, Way, attach_type, errno, interface_name, program};
 use crate::netlink::{
     NetlinkError,
     tc::{self, Direction, Filter, FilterQdisc},
@@ -94,7 +94,7 @@ impl Clsact {
             Direction::Ingress => "ingress",
             Direction::Egress => "egress",
         };
-        let name = name_of(ifindex).unwrap_or_else(|| format!("interface {ifindex}"));
+        let name = interface_name(ifindex).ok().flatten().unwrap_or_else(|| format!("interface {ifindex}"));
         let label = if filter.name.is_empty() { String::new() } else { format!(" `{}`", filter.name) };
         DatapathError::missing(
             format!("attach {} to {name}", attachment.program()),
@@ -210,7 +210,7 @@ impl Way for Clsact {
         if self.at(attachment, ifindex)?.is_none() {
             return Ok(false);
         }
-        let Some(name) = name_of(ifindex) else { return Ok(false) };
+        let Some(name) = interface_name(ifindex)? else { return Ok(false) };
         let action = format!("replace {} at {name}", attachment.program());
         let NlOptions { priority, handle, classid } = self.options(attachment);
         let link = SchedClassifierLink::attached(&name, attach_type(attachment), priority, handle, classid);
@@ -304,10 +304,6 @@ fn hash(bytes: &[u8]) -> u32 {
 
 fn qdisc(ifindex: u32) -> Result<Option<FilterQdisc>, DatapathError> {
     Ok(tc::filter_qdiscs().map_err(failed)?.get(&ifindex).copied())
-}
-
-fn name_of(ifindex: u32) -> Option<String> {
-    if_indextoname(ifindex).ok()?.into_string().ok()
 }
 
 fn failed(error: NetlinkError) -> DatapathError {
