@@ -172,7 +172,8 @@ pub struct Check {
 }
 
 const AFTER_DOCKER_OPTS: &str = "\
-Without -i and -c both forms are written. What the variable KEY holds already stays in front of the combined form.
+Without -i and -c both forms are written. What the variable KEY holds already stays in front of the combined form,
+but for the options that are written: an earlier run's own do not pile up.
 
 Examples:
   overlay docker-opts -c -d /run/docker_opts.env      for docker.service: EnvironmentFile=/run/docker_opts.env

@@ -26,7 +26,7 @@ pub struct Form {
     pub combined: bool,
     /// The name of that one.
     pub key: String,
-    /// What it holds already, to be kept in front.
+    /// What it holds already, to be kept in front; what this says anew is left out.
     pub before: String,
 }
 
@@ -73,7 +73,8 @@ impl DockerOpts {
             text.extend(options.iter().map(|(name, option)| format!("DOCKER_OPT_{name}=\"{option}\"\n")));
         }
         if form.combined {
-            let mut all = form.before.clone();
+            let names = options.iter().filter_map(|(_, option)| option.split_once('=')).map(|(name, _)| name);
+            let mut all = without(&form.before, &names.collect::<Vec<_>>());
             if !all.is_empty() {
                 all.push(' ');
             }
@@ -82,6 +83,18 @@ impl DockerOpts {
         }
         text
     }
+}
+
+/// `before` without these options, and untouched where it has none of them: an earlier run's own are among what systemd gives to
+/// the next (`EnvironmentFile=` holds for `ExecStartPre=`, too), and would stand there once more at each restart.
+fn without(before: &str, names: &[&str]) -> String {
+    let is_anew = |word: &str| word.split_once('=').is_some_and(|(name, _)| names.contains(&name));
+    if !before.split_whitespace().any(is_anew) {
+        return before.to_owned();
+    }
+    // By single spaces: what else stands between words is the user's.
+    let kept: Vec<&str> = before.split(' ').filter(|word| !is_anew(word.trim())).collect();
+    kept.join(" ").trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -108,6 +121,26 @@ mod tests {
         assert_eq!(opts.text(&key), combined.replace("DOCKER_OPTS", "DOCKER_NETWORK_OPTIONS"));
         let before = Form { before: "-H fd://".to_owned(), ..form(false, true) };
         assert_eq!(opts.text(&before), combined.replace("\" --bip", "\"-H fd://  --bip"));
+    }
+
+    #[test]
+    fn what_an_earlier_run_wrote_is_not_kept_in_front() {
+        let value = |text: String| text.trim_end().split_once('=').unwrap().1.trim_matches('"').to_owned();
+        let run = |env: &str, before: &str| {
+            let form = Form { before: before.to_owned(), ..form(false, true) };
+            value(DockerOpts::of(env, true).unwrap().text(&form))
+        };
+        for own in ["", "-H fd://", "-H fd:// --label 'a  b'"] {
+            let first = run(UDP, own);
+            assert_eq!(run(UDP, &first), first);
+            // Another subnet than the one before.
+            let moved = UDP.replace("10.244.61.1", "10.244.62.1");
+            assert_eq!(run(&moved, &first), run(&moved, own));
+        }
+        // What is not said anew is the user's.
+        let silent = DockerOpts::of(UDP, false).unwrap();
+        let form = Form { before: "--ip-masq=true --mtu=1 -D".to_owned(), ..form(false, true) };
+        assert_eq!(value(silent.text(&form)), "--ip-masq=true -D  --bip=10.244.61.1/24 --mtu=1472");
     }
 
     #[test]

@@ -200,18 +200,23 @@ fn say(options: &AdoptFlannel, report: &Report<'_>, text: impl FnOnce() -> Strin
     }
 }
 
-/// The command that starts the agent with the options that this one was given.
+/// The command that starts the agent with the options that this one was given. `masquerade` adds --ip-masq, in the place of
+/// one that says otherwise.
 fn agent_line(arguments: impl Iterator<Item = String>, masquerade: bool) -> String {
+    const PASSWORD: &str = "--etcd-password";
     let mut words = vec!["overlay".to_owned(), "agent".to_owned()];
     let mut secret = false;
     for word in arguments.skip(1) {
-        match word.as_str() {
-            "adopt-flannel" | "--json" => continue,
-            "--etcd-password" => words.push(word),
+        let (option, value) =
+            word.split_once('=').map_or((&*word, None), |(option, value)| (option, Some(value)));
+        match option {
             _ if secret => words.push("...".to_owned()),
-            _ => words.push(word),
+            "adopt-flannel" | "--json" => {}
+            "--ip-masq" if masquerade => {}
+            PASSWORD if value.is_some() => words.push(format!("{PASSWORD}=...")),
+            _ => words.push(word.clone()),
         }
-        secret = words.last().is_some_and(|word| word == "--etcd-password");
+        secret = !secret && word == PASSWORD;
     }
     if masquerade {
         words.push("--ip-masq".to_owned());
@@ -222,13 +227,39 @@ fn agent_line(arguments: impl Iterator<Item = String>, masquerade: bool) -> Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli;
+
+    fn line(given: &str, masquerade: bool) -> String {
+        let line = agent_line(given.split(' ').map(str::to_owned), masquerade);
+        let parsed = cli::parse(line.split(' ').map(Into::into), |_| None);
+        assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        line
+    }
 
     #[test]
     fn the_agents_command_line_has_the_same_options_and_no_password() {
-        let line = "overlay adopt-flannel --json --iface eth0 --etcd-password secret --etcd-username me";
-        let words = || line.split(' ').map(str::to_owned);
+        let given = "overlay adopt-flannel --json --iface eth0 --etcd-password secret --etcd-username me";
         let expected = "overlay agent --iface eth0 --etcd-password ... --etcd-username me";
-        assert_eq!(agent_line(words(), false), expected);
-        assert_eq!(agent_line(words(), true), format!("{expected} --ip-masq"));
+        assert_eq!(line(given, false), expected);
+        assert_eq!(line(given, true), format!("{expected} --ip-masq"));
+        let given = "overlay adopt-flannel --etcd-password=secret=1 --etcd-username=me";
+        assert_eq!(line(given, false), "overlay agent --etcd-password=... --etcd-username=me");
+        // A password that looks like something else.
+        for secret in ["--json", "adopt-flannel", "--ip-masq", "--etcd-password"] {
+            let given = format!("overlay adopt-flannel --etcd-password {secret} --etcd-username me");
+            let line = agent_line(given.split(' ').map(str::to_owned), false);
+            assert_eq!(line, "overlay agent --etcd-password ... --etcd-username me");
+        }
+    }
+
+    #[test]
+    fn masquerading_that_is_taken_over_is_said_once() {
+        for no in ["--ip-masq=false", "--ip-masq=no"] {
+            let given = format!("overlay adopt-flannel {no} --iface eth0");
+            assert_eq!(line(&given, true), "overlay agent --iface eth0 --ip-masq");
+            assert_eq!(line(&given, false), format!("overlay agent {no} --iface eth0"));
+        }
+        let given = "overlay adopt-flannel --ip-masq --iface eth0";
+        assert_eq!(line(given, false), "overlay agent --ip-masq --iface eth0");
     }
 }
