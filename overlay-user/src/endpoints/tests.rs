@@ -531,6 +531,22 @@ fn a_pinned_endpoint_is_neither_moved_nor_altered_by_learning() {
 }
 
 #[test]
+fn an_address_is_pinned_over_whoever_was_first() {
+    // Nobody had the address, or its container was being restarted: whoever claims it, holds it.
+    let mut learner = learned();
+    feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
+    let asked = probe(&mut learner);
+    learner.probed(asked, true);
+    assert_eq!(learner.view().conflicts[0].claimant, "if8");
+    learner.attach(C1, "if8", None).unwrap();
+    assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, Endpoint { pinned: true, ..on(8, B) })]);
+    // The first one's claims are the conflict now.
+    feed(&mut learner, [neighbour(BRIDGE, C1, A)]);
+    let view = learner.view();
+    assert_eq!((view.conflicts[0].claimant.as_str(), learner.take_probes()), ("if7", vec![]));
+}
+
+#[test]
 fn a_veth_outside_our_bridges_is_attached_for_its_pinned_endpoint() {
     let mut learner = learner();
     feed(&mut learner, [Event::Link(link(9, LinkKind::Veth, Some(99)))]);
