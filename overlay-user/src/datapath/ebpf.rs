@@ -21,7 +21,7 @@ use super::{
     tables::{self, Tables},
     xdp::{Receivers, XdpLink},
 };
-use crate::{ingress::Ingress, mac::Mac};
+use crate::{datapath::xdp_fitness::Ingress, model::mac::Mac};
 
 /// The programs and maps of one network on this host.
 pub struct EbpfDatapath {

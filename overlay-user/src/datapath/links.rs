@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use self::{clsact::Clsact, pins::Pins, tcx::Tcx};
 use super::{DatapathError, PortKind};
-use crate::netlink::tc::Direction;
+use crate::host::netlink::tc::Direction;
 
 /// A program at a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

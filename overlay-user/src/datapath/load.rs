@@ -12,7 +12,7 @@ use super::{
     tables::{MAPS, Tables},
     xdp::{Receivers, XdpMode},
 };
-use crate::ingress::Ingress;
+use crate::datapath::xdp_fitness::Ingress;
 
 /// The programs as built by this crate's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay"));

@@ -6,7 +6,7 @@ use overlay_common::{Flow, FlowKey};
 use super::{Contents, Notes, Reader, old_map};
 use crate::{
     datapath::{DatapathError, Endpoint, Peer},
-    mac::Mac,
+    model::mac::Mac,
 };
 
 pub(super) const READER: Reader = Reader {

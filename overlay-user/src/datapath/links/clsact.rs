@@ -19,7 +19,7 @@ use log::info;
 use nix::errno::Errno;
 
 use super::{Attachment, DatapathError, Hook, Interface, Way, attach_type, errno, interface_name, program};
-use crate::netlink::{
+use crate::host::netlink::{
     NetlinkError,
     tc::{self, Direction, Filter, FilterQdisc},
 };

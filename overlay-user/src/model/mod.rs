@@ -1,0 +1,6 @@
+//! What the overlay is about, as plain values: addresses, leases, the network's config, backends. No I/O.
+pub mod backend;
+pub(crate) mod json;
+pub mod lease;
+pub mod mac;
+pub mod network;
