@@ -13,9 +13,10 @@ use overlay_user::{
         reconciler::{self, Exit, Inputs, Setup},
         status::{LeaseState, Status},
     },
-    datapath::{Change, Endpoint, Peer, PortKind, memory::Memory},
+    datapath::{Change, memory::Memory},
     model::{
         backend::Mode,
+        entries::{Endpoint, Peer, PortKind},
         lease::{Backend, Lease},
         mac::Mac,
     },
@@ -575,7 +576,10 @@ async fn what_learning_decides_is_done_and_ends_with_the_link() {
     let foreign = Change::PutPeer(
         net(9),
         host.datapath.state().installed.peers.values().next().copied().unwrap_or(
-            overlay_user::datapath::Peer { public_ip: Ipv4Addr::LOCALHOST, vtep_mac: Some(Mac([2; 6])) },
+            overlay_user::model::entries::Peer {
+                public_ip: Ipv4Addr::LOCALHOST,
+                vtep_mac: Some(Mac([2; 6])),
+            },
         ),
     );
     host.endpoints.send(vec![foreign]).await.unwrap();

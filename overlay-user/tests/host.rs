@@ -18,7 +18,7 @@ use overlay_common::ABI;
 use overlay_user::{
     cli::check::{self, CheckSpec, Level},
     datapath::{
-        Change, Installed, PortKind,
+        Change, Installed,
         state::{Adoption, Paths, Record},
     },
     host::{
@@ -31,7 +31,7 @@ use overlay_user::{
         observe::{self, observe},
         probe::Prober,
     },
-    model::{backend::Mode, mac::Mac},
+    model::{backend::Mode, entries::PortKind, mac::Mac},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},

@@ -19,12 +19,14 @@ use tokio::{
 
 use crate::{
     agent::status::Status,
-    datapath::{Endpoint, Peer},
     learn::{
         learner::{ClaimError, View},
         observe,
     },
-    model::mac::Mac,
+    model::{
+        entries::{Endpoint, Peer},
+        mac::Mac,
+    },
 };
 
 /// No request is longer than this, in bytes.

@@ -1,7 +1,10 @@
 //! What was decided about local endpoints and ports, and what of it is not in force yet. Pure.
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use crate::datapath::{Change, Endpoint, Installed, PortKind};
+use crate::{
+    datapath::{Change, Installed},
+    model::entries::{Endpoint, PortKind},
+};
 
 /// Decisions about endpoints and ports; `None` means "must not be there". What is in force without a decision (adopted
 /// from an earlier run) is left alone.

@@ -10,13 +10,13 @@ use tokio::{
 };
 
 use crate::{
-    datapath::{Change, PortKind},
+    datapath::Change,
     host::{
         device::{self, Device, DeviceSpec},
         netlink::{Event, Netlink, NetlinkError},
         underlay::Underlay,
     },
-    model::mac::Mac,
+    model::{entries::PortKind, mac::Mac},
 };
 
 /// Between two looks at least, so that a quarrel with whoever deletes the device does not take the CPU.

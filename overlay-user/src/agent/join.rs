@@ -13,14 +13,13 @@ use tokio::time::sleep;
 use crate::{
     cli::options::{self, Agent, AttachBy, PeerCheck, Switch},
     datapath::{
-        Peer,
         ebpf::EbpfDatapath,
         layouts::Older,
-        links::{Links, TcWay},
+        links::{AttachMethod, Links},
         load::Options,
         state::{Adoption, Lock, Paths, Record},
-        xdp::{XdpLink, XdpMode},
-        xdp_fitness::{self, Ingress},
+        xdp::XdpLink,
+        xdp_fitness,
     },
     host::{
         device::{self, Device, DeviceSpec, Kind, Prepared},
@@ -28,7 +27,14 @@ use crate::{
         subnet_env,
         underlay::{self, Underlay},
     },
-    model::{backend::Mode, lease::Backend, mac::Mac, network::NetworkConfig},
+    model::{
+        backend::Mode,
+        entries::Peer,
+        ingress::{Ingress, XdpMode},
+        lease::Backend,
+        mac::Mac,
+        network::NetworkConfig,
+    },
     store::{
         Origin, Store, StoreError,
         acquire::{self, AcquireError, Held, Request, TIME_TO_LIVE},
@@ -52,7 +58,7 @@ pub(crate) struct Joined {
     pub(crate) ingress: Ingress,
     adoption: Adoption,
     older: Vec<Older>,
-    tc: TcWay,
+    tc: AttachMethod,
 }
 
 /// Takes the network for this process, and the subnet for this host. `private` is the folder of a store that is meant for
@@ -254,13 +260,13 @@ impl Joined {
 }
 
 /// How programs are attached at TC: as asked, or as the kernel can.
-fn tc_way(asked: AttachBy) -> Result<TcWay> {
+fn tc_way(asked: AttachBy) -> Result<AttachMethod> {
     let way = match asked {
-        AttachBy::Tcx => TcWay::Tcx,
-        AttachBy::Clsact => TcWay::Clsact,
-        AttachBy::Auto => TcWay::best()?,
+        AttachBy::Tcx => AttachMethod::Tcx,
+        AttachBy::Clsact => AttachMethod::Clsact,
+        AttachBy::Auto => AttachMethod::best()?,
     };
-    if asked == AttachBy::Auto && way == TcWay::Clsact {
+    if asked == AttachBy::Auto && way == AttachMethod::Clsact {
         info!("this kernel has no TCX: attaching by clsact filters instead");
     }
     Ok(way)

@@ -9,9 +9,10 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{self, Peer},
+    datapath,
     model::{
         backend::Mode,
+        entries::Peer,
         lease::{self, Lease},
     },
     store::{self, Entry, Revision},

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use crate::{
     agent::peers::Skipped,
-    datapath::{losses::Reading, xdp_fitness::Ingress},
+    datapath::losses::Reading,
     host::firewall::RulesStatus,
     learn::learner::View,
-    model::backend::Mode,
+    model::{backend::Mode, ingress::Ingress},
 };
 
 /// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     datapath::{
-        DatapathError, PortKind,
+        DatapathError,
         links::{Attachment, Links},
     },
     host::netlink::{DeviceLosses, Netlink, NetlinkError},
+    model::entries::PortKind,
 };
 
 /// What a device is to the overlay.

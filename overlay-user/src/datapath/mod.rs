@@ -1,6 +1,8 @@
 //! What carries packets: the trait the agent's loop depends on, in domain words. eBPF is a detail.
+mod crash;
 pub mod dry_run;
 pub mod ebpf;
+pub mod error;
 pub mod flows;
 mod index;
 pub mod layouts;
@@ -24,52 +26,12 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
 
-use crate::{datapath::xdp_fitness::Ingress, model::mac::Mac};
-
-/// Another host of the overlay, as its lease says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Its address on the underlay.
-    pub public_ip: Ipv4Addr,
-    /// MAC address of its tunnel device, where it has one.
-    pub vtep_mac: Option<Mac>,
-}
-
-/// A local container address, and where it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// Interface index of the host side of its veth, in the agent's network namespace.
-    pub port: u32,
-    /// MAC address inside the container.
-    pub mac: Mac,
-    /// MAC address of the gateway it talks to: the bridge's, or the veth's own where there is no bridge.
-    pub gateway_mac: Mac,
-    /// Named by an operator or a CNI plugin rather than learned.
-    pub pinned: bool,
-}
-
-/// Where programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PortKind {
-    /// A bridge that holds an address of the own subnet.
-    Bridge,
-    /// The host side of a container's veth.
-    Veth,
-    /// The device that reaches the peers. One alone.
-    Underlay,
-    /// overlay0. One alone.
-    Device,
-}
-
-impl PortKind {
-    /// On the containers' side, where ports come and go; the others are the host's own.
-    pub const fn is_containers(self) -> bool {
-        matches!(self, Self::Bridge | Self::Veth)
-    }
-}
+pub use self::error::DatapathError;
+use crate::model::{
+    entries::{Endpoint, Peer, PortKind},
+    ingress::Ingress,
+};
 
 /// What is in force now, read back from where it is in force (the kernel's maps), not remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,54 +119,6 @@ impl fmt::Display for Change {
             Self::Receives(port, false) => write!(f, "keep XDP from handing frames to interface {port}"),
             Self::Detach(port) => write!(f, "detach from interface {port}"),
         }
-    }
-}
-
-/// What the loop branches on.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// A table is full; what is in it stays.
-    #[error("the table of {table} is full ({capacity} entries): {remedy}")]
-    Full {
-        /// `peers`, `endpoints` or `flows`.
-        table: &'static str,
-        /// How many fit.
-        capacity: u32,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// The interface went away between decision and change: a link event will follow.
-    #[error("interface {0} is gone")]
-    Gone(u32),
-    /// The kernel refuses.
-    #[error("{action}: {detail}")]
-    Failed {
-        /// Verb and object, lower case: `attach overlay_encap to veth12`.
-        action: String,
-        /// What the kernel said.
-        detail: String,
-    },
-}
-
-impl DatapathError {
-    /// An error with all its causes in one line.
-    pub fn failed(action: impl Into<String>, error: &dyn std::error::Error) -> Self {
-        let mut detail = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            // Some errors repeat their cause's text in their own.
-            if !detail.contains(&text) {
-                detail = format!("{detail}: {text}");
-            }
-            cause = error.source();
-        }
-        Self::Failed { action: action.into(), detail }
-    }
-
-    /// Something that should be there and is not.
-    pub fn missing(action: impl Into<String>, what: &str) -> Self {
-        Self::Failed { action: action.into(), detail: what.into() }
     }
 }
 

@@ -1,26 +1,9 @@
 //! Whether XDP takes packets in, and if not, why: asked for, and fit for this underlay.
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::xdp::{XdpLink, XdpMode, program_name},
+    datapath::xdp::{XdpLink, program_name},
     host::netlink::{Link, LinkKind, Netlink, NetlinkError, generic::xdp_features},
 };
-
-/// What XDP does, or why it does nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ingress {
-    /// What it does.
-    pub xdp: Option<XdpMode>,
-    /// Why it does nothing; empty if it does something.
-    pub why: String,
-}
-
-impl Ingress {
-    /// XDP does nothing.
-    pub fn without(why: impl Into<String>) -> Self {
-        Self { xdp: None, why: why.into() }
-    }
-}
 
 /// Why this interface is none for XDP; nothing if it is one. `ours` is this network's own link.
 pub async fn unfit(netlink: &Netlink, link: &Link, ours: &XdpLink) -> Result<Option<String>, NetlinkError> {

@@ -18,9 +18,12 @@ use ipnet::Ipv4Net;
 pub use view::{Bridge, Conflict, View};
 
 use crate::{
-    datapath::{Change, Endpoint, Installed, PortKind},
+    datapath::{Change, Installed},
     host::netlink::{Event, FdbEntry, Link, LinkKind, Neighbour, Route, Snapshot},
-    model::mac::Mac,
+    model::{
+        entries::{Endpoint, PortKind},
+        mac::Mac,
+    },
 };
 
 /// What to learn.

@@ -11,7 +11,8 @@ use crate::{
         peers::Skipped,
         status::{FailedPeer, unix_now},
     },
-    datapath::{Change, Datapath, DatapathError, Endpoint, PortKind},
+    datapath::{Change, Datapath, DatapathError},
+    model::entries::{Endpoint, PortKind},
     store::{Revision, StoreError, local_lease::Own},
 };
 

@@ -3,7 +3,7 @@ use serde::Serialize;
 
 use super::{Finding, Level};
 use crate::{
-    datapath::links::TcWay,
+    datapath::links::AttachMethod,
     host::netlink::{Link, LinkKind},
 };
 
@@ -23,14 +23,14 @@ pub struct Feature {
 
 /// All of them. Some only the tunnel device can tell.
 pub fn features(device: Option<&Link>) -> Vec<Feature> {
-    vec![tcx(TcWay::best().ok()), vnifilter(device)]
+    vec![tcx(AttachMethod::best().ok()), vnifilter(device)]
 }
 
 /// e420bed02507, Linux 6.6.
-fn tcx(best: Option<TcWay>) -> Feature {
+fn tcx(best: Option<AttachMethod>) -> Feature {
     Feature {
         name: "TCX",
-        present: best.map(|way| way == TcWay::Tcx),
+        present: best.map(|way| way == AttachMethod::Tcx),
         instead: "clsact filters",
         lossy: false,
     }
@@ -72,10 +72,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_with_its_replacement() {
-        let found = findings(&[tcx(Some(TcWay::Clsact))]);
+        let found = findings(&[tcx(Some(AttachMethod::Clsact))]);
         assert_eq!((found[0].what.as_str(), found[0].level), ("TCX", Level::Ok));
         assert_eq!(found[0].detail, "not in this kernel; instead: clsact filters");
-        assert_eq!(findings(&[tcx(Some(TcWay::Tcx))])[0].detail, "the kernel has it");
+        assert_eq!(findings(&[tcx(Some(AttachMethod::Tcx))])[0].detail, "the kernel has it");
         // Neither a right nor a device to find out with: nothing is claimed.
         assert_eq!(findings(&[tcx(None), vnifilter(None)]), []);
     }

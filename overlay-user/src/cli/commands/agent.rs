@@ -11,17 +11,18 @@ use tokio::{
 };
 
 use super::{Opened, open};
-use crate::agent::join::{self, Joined};
 use crate::{
     agent::{
         control::{self, Server},
-        device_keeper, health, origin,
+        device_keeper, health,
+        join::{self, Joined},
+        origin,
         peers::Scope,
         reconciler::{self, Inputs, Setup},
         status::Status,
     },
     cli::options::{Agent, Switch},
-    datapath::{Datapath as _, PortKind, losses, relay, xdp::XdpMode},
+    datapath::{Datapath as _, losses, relay},
     host::{
         device::Kind,
         firewall::{self, Keeper, Wanted},
@@ -29,6 +30,7 @@ use crate::{
         subnet_env::SubnetEnv,
     },
     learn::{learner, observe, xdp_targets},
+    model::{entries::PortKind, ingress::XdpMode},
     store::{Store, local_lease::Own},
 };
 

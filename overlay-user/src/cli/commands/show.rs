@@ -16,17 +16,17 @@ use crate::{
         table::table,
     },
     datapath::{
-        links::TcWay,
+        links::AttachMethod,
         losses::{Loss, judge},
         state::Record,
         tables::{Counter, PeerTraffic, Tables, peer_of},
-        xdp::{XdpLink, XdpMode},
+        xdp::XdpLink,
     },
     host::{
         firewall::{RuleState, RuleStatus},
         netlink::Netlink,
     },
-    model::mac::Mac,
+    model::{ingress::XdpMode, mac::Mac},
 };
 
 /// All of `overlay status`.
@@ -37,7 +37,7 @@ struct Report {
     mode: String,
     tiers: Vec<Tier>,
     /// How the programs are attached at TC; nothing if they are not.
-    attached_by: Option<TcWay>,
+    attached_by: Option<AttachMethod>,
     /// What not every kernel has, and whether this one does.
     features: Vec<Feature>,
     /// Whose pins they are.
@@ -97,7 +97,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
     // What cannot be had does not keep the rest from being shown.
-    let in_use = TcWay::in_use(&paths.pins).ok().flatten();
+    let in_use = AttachMethod::in_use(&paths.pins).ok().flatten();
     let attached_by = in_use.map(|(way, _)| way);
     let links = Netlink::open()?.links().await.unwrap_or_default();
     let report = Report {
@@ -126,7 +126,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
 fn tiers(
     record: Option<&Record>,
     agent: Option<&Status>,
-    attached_by: Option<TcWay>,
+    attached_by: Option<AttachMethod>,
     link: &XdpLink,
 ) -> Vec<Tier> {
     let asked = record.is_none_or(|record| record.fast_path);

@@ -39,7 +39,7 @@ impl Paths {
         for Older { pins, abi } in older {
             log::info!("removing what the agent with map layout {abi} left in {}", pins.display());
             #[cfg(feature = "next-layout")]
-            crate::datapath::layouts::may_crash_removing(pins);
+            crate::datapath::crash::may_crash_removing(pins);
             self.forget_layout(pins)?;
         }
         Ok(())

@@ -3,9 +3,12 @@ use std::{collections::BTreeMap, mem, net::Ipv4Addr};
 
 use super::{Asked, Claim, Learner, Probe};
 use crate::{
-    datapath::{Change, Endpoint, PortKind},
+    datapath::Change,
     host::netlink::{Link, LinkKind},
-    model::mac::Mac,
+    model::{
+        entries::{Endpoint, PortKind},
+        mac::Mac,
+    },
 };
 
 impl Learner {

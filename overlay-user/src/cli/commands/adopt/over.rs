@@ -14,7 +14,7 @@ use crate::{
         status::Status,
     },
     cli::options::{AdoptFlannel, Switch},
-    datapath::{Change, Datapath as _, DatapathError, Installed, Peer, PortKind, tables::Tables},
+    datapath::{Change, Datapath as _, DatapathError, Installed, tables::Tables},
     flannel::{
         connections,
         discover::Discovered,
@@ -29,6 +29,7 @@ use crate::{
         netlink::{Netlink, conntrack},
     },
     learn::learner::{self, Learner},
+    model::entries::{Peer, PortKind},
     store::Store,
 };
 
