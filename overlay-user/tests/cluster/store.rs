@@ -4,7 +4,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use overlay_user::status::unix_now;
+use overlay_user::agent::status::unix_now;
 use xtask::lab::{Backend, Lab, Numbered, Options, wait_until};
 
 use super::bed::{
