@@ -135,12 +135,17 @@ fn files_named_by_architecture_contributing_and_glossary_exist() {
     }
 }
 
+/// Everything in a text that may be a name.
+fn words(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').collect()
+}
+
 /// The third column of the glossary's tables names code: types, functions, maps, constants.
 #[test]
 fn names_behind_the_glossarys_words_exist_in_the_code() {
     let folders = ["overlay-common/src", "overlay-ebpf/src", "overlay-user/src", "xtask/src"];
     let code: String = folders.into_iter().flat_map(sources).map(|(_, text)| text).collect();
-    let known: BTreeSet<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let known = words(&code);
     let glossary = fs::read_to_string(root().join("docs/glossary.md")).unwrap();
     let (tables, _) = glossary.split_once("## Words that are not used").unwrap();
     let mut count = 0;
@@ -152,6 +157,13 @@ fn names_behind_the_glossarys_words_exist_in_the_code() {
                 assert!(known.contains(part), "docs/glossary.md: there is no {word} in the code");
                 count += 1;
             }
+        }
+        // "`Name` in `file`": there, not just anywhere.
+        for (before, after) in place.match_indices("` in `").map(|(at, _)| place.split_at(at)) {
+            let (name, file) = (before.rsplit(['`', ':']).next().unwrap(), after.split('`').nth(2).unwrap());
+            let text =
+                fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(words(&text).contains(name), "docs/glossary.md: {file} has no {name}");
         }
     }
     assert!(count > 30, "only {count} names were found");
