@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     datapath::{DatapathError, tables::Tables},
-    netlink::DeviceLosses,
+    host::netlink::DeviceLosses,
 };
 
 /// Counters at one moment.
