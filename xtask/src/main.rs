@@ -63,6 +63,11 @@ impl Given {
         self.arguments.iter().any(|argument| argument == word)
     }
 
+    /// Only making hosts needs anything.
+    fn lab(&self) -> For {
+        if self.has("up") { For::Lab } else { For::Tool }
+    }
+
     /// What the demo needs, which depends on what it is asked for.
     fn demo(&self) -> For {
         if self.has("--docker") {
@@ -82,7 +87,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Ci => ci::ci(),
         Command::Demo(given) => tool::LAB.take_over("demo", &given.arguments, given.demo()),
-        Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, For::Lab),
+        Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, given.lab()),
         Command::Endure(given) => tool::LAB.take_over("endure", &given.arguments, For::Endure),
         Command::Fuzz(given) => tool::FUZZ.take_over("fuzz", &given.arguments, For::Fuzz),
         Command::Bench(given) => tool::BENCH.take_over("bench", &given.arguments, For::Bench),
