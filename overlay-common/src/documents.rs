@@ -1,6 +1,8 @@
 //! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files, the
 //! tests that threat-model.md, docker.md and flannel.md rest on.
 extern crate std;
+mod names;
+
 use std::{
     collections::BTreeSet,
     fs,

@@ -1,7 +1,10 @@
 //! Who may send what: the checks on a decapsulated packet, the same at the underlay device and at overlay0.
 use overlay_common::{Addr4, Reason, SETTING_STRICT_PEERS};
 
-use crate::{maps, settings};
+use crate::{
+    maps, settings,
+    verdict::{Answer, Exit},
+};
 
 /// The counters' slot of the peer that sent it, if that peer may send a packet with this inner source.
 /// One look-up answers the common case: the inner source's subnet belongs to the outer source.
@@ -30,14 +33,14 @@ pub(crate) fn known(outer: Addr4) -> Result<u32, Reason> {
 
 /// The counters' slot of the peer that must have sent a packet without encapsulation (`DirectRouting`, host-gw), by its
 /// source alone: no outer header says who it was, so only the link's own protection keeps others from using the address.
-/// Nothing for a source outside Network, whose packet is the underlay's business.
+/// Not ours is a source outside Network, whose packet is the underlay's own.
 #[inline(always)]
-pub(crate) fn plain(source: Addr4) -> Result<Option<u32>, Reason> {
+pub(crate) fn plain(source: Addr4) -> Answer<u32> {
     if !settings::in_network(source) {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
     if settings::in_subnet(source) {
-        return Err(Reason::PeerMismatch);
+        return Err(Reason::PeerMismatch.into());
     }
-    maps::peer(source).map(|peer| Some(peer.slot)).ok_or(Reason::UnknownPeer)
+    Ok(maps::peer(source).map(|peer| peer.slot).ok_or(Reason::UnknownPeer)?)
 }

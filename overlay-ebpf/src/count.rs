@@ -1,14 +1,20 @@
 //! Counting every packet once, and saying the rare things aloud.
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::warn;
 use overlay_common::{Hook, Reason, reason::REASONS};
 
-use crate::{
-    maps::{self, Pace},
-    packet::{Packet, Size},
-};
+use crate::maps::{self, Pace};
 
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// Packets and bytes of a frame, as the counters count them.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    /// Packets: the segments of a GSO or GRO frame.
+    pub(crate) packets: u64,
+    /// Bytes of the inner IP packet.
+    pub(crate) bytes: u64,
+}
 
 /// Adds a frame to its hook's and reason's counter.
 #[inline(always)]
@@ -39,17 +45,17 @@ pub(crate) fn add_received(slot: u32, size: Size) {
 
 /// Logs a drop, at most one line per reason, CPU and second: a flood must not become a flood of lines.
 #[inline(never)]
-pub(crate) fn report(packet: &Packet, hook: Hook, reason: Reason) {
+pub(crate) fn report(context: &impl EbpfContext, hook: Hook, reason: Reason) {
     if take(reason as u32, 1, 1) {
-        warn!(packet.context(), "drop {} {}", hook as u32, reason as u32);
+        warn!(context, "drop {} {}", hook as u32, reason as u32);
     }
 }
 
 /// Logs that the table of flows is full.
 #[inline(never)]
-pub(crate) fn report_full(packet: &Packet) {
+pub(crate) fn report_full(context: &impl EbpfContext) {
     if take(Reason::FlowsFull as u32, 1, 1) {
-        warn!(packet.context(), "the table of noted flows is full: raise --max-flows");
+        warn!(context, "the table of noted flows is full: raise --max-flows");
     }
 }
 

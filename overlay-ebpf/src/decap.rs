@@ -11,8 +11,8 @@ use crate::{
     ipv4::{IPPROTO_UDP, Ipv4},
     maps,
     packet::Packet,
-    programs::Outcome,
     settings, stack,
+    verdict::{Answer, Exit, Outcome},
 };
 
 /// A packet that is for a container here, and to be delivered past the stack.
@@ -29,84 +29,75 @@ pub(crate) struct Delivery {
     pub(crate) taken: usize,
 }
 
-/// Whether a frame is to be delivered. Nothing if it is not ours. Changes nothing.
+/// Whether and how a frame is to be delivered. Changes nothing.
 #[inline(always)]
-pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
+pub(crate) fn classify(frame: &impl Frame) -> Answer<Delivery> {
     // In 1. Anything but a whole datagram to our address and port, with our VNI where there is one, passes untouched: the
     // socket that holds the port takes what is to it, reassembles fragments, and the result gets to overlay_receive.
     if !frame.is_ipv4() || !frame.is_for_us() || !frame.pull(ETHERNET + IPV4) {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
     if is_plain(frame) {
-        return judge_plain(frame);
+        return classify_plain(frame);
     }
-    let Ok(outer) = frame.ipv4(ETHERNET) else {
-        return Ok(None);
-    };
+    let outer = frame.ipv4(ETHERNET).map_err(|_| Exit::NotOurs)?;
     if outer.protocol != IPPROTO_UDP || outer.destination.raw() != settings::local() || outer.is_fragment() {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
     if !frame.pull(ETHERNET + IPV4 + UDP) {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
-    let Some(udp) = frame.read::<[u8; UDP]>(ETHERNET + IPV4) else {
-        return Ok(None);
-    };
+    let udp: [u8; UDP] = frame.read(ETHERNET + IPV4).ok_or(Exit::NotOurs)?;
     let udp_length = u16::from_be_bytes([udp[4], udp[5]]);
     if [udp[2], udp[3]] != settings::port() || usize::from(udp_length) + IPV4 != usize::from(outer.length) {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
 
     // In 2. Sent by a peer, and from that peer's own subnet.
     let taken = settings::overhead();
-    let unwrapped = if settings::is_udp() { bare(frame, &outer)? } else { vxlan(frame, &outer)? };
-    let Some((inner, slot)) = unwrapped else { return Ok(None) };
+    let (inner, slot) = if settings::is_udp() { bare(frame, &outer)? } else { vxlan(frame, &outer)? };
 
     // In 3. For a container here that is learned, whose connection is not the stack's, and whose veth still exists.
     let endpoint = receiver(frame, &inner, taken)?;
     let tos = ecn::unwrapped(outer.tos, inner.tos)?;
-    Ok(Some(Delivery { inner, endpoint, slot, tos, is_unchecked: udp[6] | udp[7] == 0, taken }))
+    Ok(Delivery { inner, endpoint, slot, tos, is_unchecked: udp[6] | udp[7] == 0, taken })
 }
 
 /// The inner packet of a VXLAN frame, and the counters of its sender.
 #[inline(always)]
-fn vxlan(frame: &impl Frame, outer: &Ipv4) -> Result<Option<(Ipv4, u32)>, Reason> {
+fn vxlan(frame: &impl Frame, outer: &Ipv4) -> Answer<(Ipv4, u32)> {
     if !frame.pull(INNER + IPV4) {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
-    let Some(vxlan) = frame.read::<[u8; VXLAN]>(ETHERNET + IPV4 + UDP) else {
-        return Ok(None);
-    };
+    let vxlan: [u8; VXLAN] = frame.read(ETHERNET + IPV4 + UDP).ok_or(Exit::NotOurs)?;
     let [_, a, b, c] = settings::vni().to_be_bytes();
     if vxlan != [VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0] {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
-    let Some(ethernet) = frame.read::<[u8; ETHERNET]>(INNER - ETHERNET) else {
-        return Ok(None);
-    };
+    let ethernet: [u8; ETHERNET] = frame.read(INNER - ETHERNET).ok_or(Exit::NotOurs)?;
     if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
         check::known(outer.source)?;
-        return Err(Reason::NotIpv4);
+        return Err(Reason::NotIpv4.into());
     }
     let (inner, slot) = sent(frame, INNER, outer)?;
     // The kernel's device takes nothing from its own address either: it would be a loop (vxlan_set_mac).
     if ethernet[..6] != settings::vtep_mac() || ethernet[6..12] == settings::vtep_mac() {
-        return Err(Reason::WrongVtepMac);
+        return Err(Reason::WrongVtepMac.into());
     }
-    Ok(Some((inner, slot)))
+    Ok((inner, slot))
 }
 
 /// The packet in a datagram, and the counters of its sender.
 #[inline(always)]
-fn bare(frame: &impl Frame, outer: &Ipv4) -> Result<Option<(Ipv4, u32)>, Reason> {
+fn bare(frame: &impl Frame, outer: &Ipv4) -> Answer<(Ipv4, u32)> {
     if !frame.pull(ETHERNET + IPV4 + UDP + IPV4) {
         check::known(outer.source)?;
-        return Err(Reason::Malformed);
+        return Err(Reason::Malformed.into());
     }
     match sent(frame, ETHERNET + IPV4 + UDP, outer) {
         // Datagrams that GRO has merged (rx-gro-list, rx-udp-gro-forwarding): the socket takes them apart again.
-        Err(Reason::TrailingBytes) if frame.gso_size() != 0 => Ok(None),
-        unwrapped => unwrapped.map(Some),
+        Err(Reason::TrailingBytes) if frame.gso_size() != 0 => Err(Exit::NotOurs),
+        inner => Ok(inner?),
     }
 }
 
@@ -134,16 +125,12 @@ pub(crate) fn is_plain(frame: &impl Frame) -> bool {
 /// In 1 to 3 of such a packet. Not ours is what the underlay's own hosts send; what claims to be another host's container's
 /// must be in a peer's subnet.
 #[inline(always)]
-fn judge_plain(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
-    let Some(source) = frame.read::<[u8; 4]>(ETHERNET + 12) else {
-        return Ok(None);
-    };
-    let Some(slot) = check::plain(Addr4::new(source))? else {
-        return Ok(None);
-    };
-    let inner = frame.ipv4(ETHERNET)?;
+fn classify_plain(frame: &impl Frame) -> Answer<Delivery> {
+    let source = frame.read(ETHERNET + 12).map(Addr4::new).ok_or(Exit::NotOurs)?;
+    let slot = check::plain(source)?;
+    let inner = frame.ipv4(ETHERNET).map_err(Reason::from)?;
     let endpoint = receiver(frame, &inner, 0)?;
-    Ok(Some(Delivery { inner, endpoint, slot, tos: inner.tos, is_unchecked: true, taken: 0 }))
+    Ok(Delivery { inner, endpoint, slot, tos: inner.tos, is_unchecked: true, taken: 0 })
 }
 
 /// In 3: the endpoint of a packet that begins `taken` bytes behind the Ethernet header.
@@ -173,11 +160,11 @@ fn receiver(frame: &impl Frame, inner: &Ipv4, taken: usize) -> Result<Endpoint, 
 }
 
 #[inline(always)]
-pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    let Delivery { inner, endpoint, slot, tos, is_unchecked, taken } = match judge(packet) {
-        Ok(Some(delivery)) => delivery,
-        Ok(None) => return Ok(Outcome::NotOurs),
-        Err(reason) => return leave(packet, reason),
+pub(crate) fn decap(packet: &Packet<'_>) -> Answer<Outcome> {
+    let Delivery { inner, endpoint, slot, tos, is_unchecked, taken } = match classify(packet) {
+        Ok(delivery) => delivery,
+        Err(Exit::NotOurs) => return Err(Exit::NotOurs),
+        Err(Exit::Because(reason)) => return leave(packet, reason),
     };
 
     // In 4. On refusal the frame is as it was, and the stack's. So are the datagrams of one frame (UDP_SEGMENT, or merged
@@ -214,32 +201,32 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 /// Leaves a packet to the stack, untouched: a VXLAN frame to the kernel's tunnel socket, anything else to overlay0, which
 /// alone is a way in that reverse path filters and the host's firewall know it to come by.
 #[inline(always)]
-fn leave(packet: &Packet<'_>, reason: Reason) -> Result<Outcome, Reason> {
+fn leave(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
     if !matches!(reason.verdict(), Verdict::Stack) || !(settings::is_udp() || is_plain(packet)) {
-        return Err(reason);
+        return Err(reason.into());
     }
     // The datagrams of one frame: taken apart by us they would keep the tunnel's marks (In 4). Before the agent's socket
     // gets them the kernel cuts them, outer headers and all.
     let is_datagrams =
         packet.gso_size() != 0 && packet.read::<[u8; 1]>(ETHERNET + IPV4 + UDP + 9) == Some([IPPROTO_UDP]);
     if is_datagrams && !is_plain(packet) {
-        return Err(reason);
+        return Err(reason.into());
     }
-    stack::hand_over(packet).map(|action| Outcome::Instead(action, reason))
+    Ok(Outcome::Instead(stack::hand_over(packet)?, reason))
 }
 
 /// In 5 of what XDP has judged and unwrapped a moment ago, merged by GRO since. Only the endpoint is looked up again: it
 /// may have moved. One that is gone meanwhile takes the packet along, which cannot be wrapped again.
 #[inline(always)]
-pub(crate) fn deliver(packet: &Packet<'_>, slot: u32) -> Result<Outcome, Reason> {
+pub(crate) fn deliver(packet: &Packet<'_>, slot: u32) -> Answer<Outcome> {
     if !packet.pull(ETHERNET + IPV4) {
-        return Err(Reason::Failed);
+        return Err(Reason::Failed.into());
     }
     // Judged it has been, packet by packet: merged beyond 65,535 bytes its length is zero (BIG TCP).
     let destination = packet.read(ETHERNET + 16).map(Addr4::new).ok_or(Reason::Failed)?;
     let endpoint = maps::endpoint(destination).ok_or(Reason::Failed)?;
     if !packet.takes(endpoint.ifindex, 0) {
-        return Err(Reason::Failed);
+        return Err(Reason::Failed.into());
     }
     packet.store(0, &macs(&endpoint))?;
     packet.accept();

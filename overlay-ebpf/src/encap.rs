@@ -13,28 +13,26 @@ use crate::{
     ipv4::{IPPROTO_UDP, segment_length},
     maps, outer,
     packet::Packet,
-    programs::Outcome,
     settings,
+    verdict::{Answer, Exit, Outcome},
 };
 
 #[inline(always)]
-pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+pub(crate) fn encap(packet: &Packet<'_>) -> Answer<Outcome> {
     // Out 1. What is not IPv4 to another host's part of Network is not ours.
     if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4) {
-        return Ok(Outcome::NotOurs);
+        return Err(Exit::NotOurs);
     }
-    let Some(destination) = packet.read::<[u8; 4]>(ETHERNET + 16).map(Addr4::new) else {
-        return Ok(Outcome::NotOurs);
-    };
+    let destination = packet.read(ETHERNET + 16).map(Addr4::new).ok_or(Exit::NotOurs)?;
     if !settings::in_network(destination) || settings::in_subnet(destination) || is_broadcast(destination) {
         return not_wrapped(packet);
     }
-    let inner = packet.ipv4(ETHERNET)?;
+    let inner = packet.ipv4(ETHERNET).map_err(Reason::from)?;
 
     // Out 2. The source must be a container of ours, on this interface.
     if !settings::in_subnet(inner.source) {
         let spoofed = settings::in_network(inner.source);
-        return Err(if spoofed { Reason::SourceNotOurs } else { Reason::ForeignSource });
+        return Err(if spoofed { Reason::SourceNotOurs } else { Reason::ForeignSource }.into());
     }
     // The first packet follows the ARP exchange by microseconds, the agent's learning by some ten more: the stack
     // carries what is not learned yet.
@@ -42,22 +40,22 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     if endpoint.ifindex != packet.ifindex() {
         // Replaced under the same address while no agent runs to learn it: nobody is left to be stolen from.
         let gone = !packet.exists(endpoint.ifindex);
-        return Err(if gone { Reason::EndpointGone } else { Reason::SourceElsewhere });
+        return Err(if gone { Reason::EndpointGone } else { Reason::SourceElsewhere }.into());
     }
     if packet.read::<[u8; 6]>(0) != Some(endpoint.gateway_mac) {
         // Sent to another router on the bridge, or broadcast: the bridge's business.
-        return Ok(Outcome::NotOurs);
+        return Err(Exit::NotOurs);
     }
     if settings::has(SETTING_STACK_ONLY) {
-        return Err(Reason::StackOnly);
+        return Err(Reason::StackOnly.into());
     }
 
     // Out 3. One connection, one path.
     if inner.is_fragment() {
-        return Err(Reason::InnerFragment);
+        return Err(Reason::InnerFragment.into());
     }
     if flow::is_noted(packet, ETHERNET, &inner) {
-        return Err(Reason::StackFlow);
+        return Err(Reason::StackFlow.into());
     }
 
     // Out 4. Whose subnet is it?
@@ -67,15 +65,15 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 
     // Out 5. The stack answers time exceeded.
     if inner.ttl <= 1 {
-        return Err(Reason::TtlExpired);
+        return Err(Reason::TtlExpired.into());
     }
 
     // Out 6. Next hop and path MTU, by the length of one segment; encapsulated, unless the peer is the next hop itself.
     let source_port = outer::source_port(packet);
     let way = match fib::way(packet, &peer, source_port, segment_length(packet, ETHERNET, &inner)) {
         Ok(way) => way,
-        Err(NoWay::Stack) => return Err(Reason::NoNextHop),
-        Err(NoWay::TooBig(_)) if !inner.dont_fragment() => return Err(Reason::NeedsFragmentation),
+        Err(NoWay::Stack) => return Err(Reason::NoNextHop.into()),
+        Err(NoWay::TooBig(_)) if !inner.dont_fragment() => return Err(Reason::NeedsFragmentation.into()),
         Err(NoWay::TooBig(mtu)) => return icmp::fragmentation_needed(packet, &inner, mtu),
     };
 
@@ -99,9 +97,9 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 /// What the bridge hands up, whichever port it came through: only forgery is judged. A port's own program has judged all
 /// else; ports without one (taps, physical ones, a veth not attached yet) are the stack's.
 #[inline(always)]
-pub(crate) fn bridge(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+pub(crate) fn bridge(packet: &Packet<'_>) -> Answer<Outcome> {
     if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4) {
-        return Ok(Outcome::NotOurs);
+        return Err(Exit::NotOurs);
     }
     not_wrapped(packet)
 }
@@ -111,28 +109,26 @@ pub(crate) fn bridge(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 /// sends to this host is taken by the tunnel's socket, which listens on every address. Either would pass the peer check at
 /// its destination. The header must be readable.
 #[inline(always)]
-fn not_wrapped(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    let Some(header) = packet.read::<[u8; IPV4]>(ETHERNET) else {
-        return Ok(Outcome::NotOurs);
-    };
+fn not_wrapped(packet: &Packet<'_>) -> Answer<Outcome> {
+    let header: [u8; IPV4] = packet.read(ETHERNET).ok_or(Exit::NotOurs)?;
     // Whomever it is to, a container of the same bridge too: the answers would be kept to the stack (overlay_note).
     let [.., a, b, c, d, e, f, g, h] = header;
     let source = Addr4::new([a, b, c, d]);
     if settings::is_another_hosts(source) {
-        return Err(Reason::SourceNotOurs);
+        return Err(Reason::SourceNotOurs.into());
     }
     let is_later_fragment = (header[6] & 0x1f) | header[7] != 0;
     if header[9] != IPPROTO_UDP || is_later_fragment {
-        return Ok(Outcome::NotOurs);
+        return Err(Exit::NotOurs);
     }
     let options = usize::from(header[0] & 0x0f) * 4;
     let is_vtep = |octets| maps::vtep(Addr4::new(octets)).is_some();
     if packet.load(ETHERNET + options + 2) == Some(settings::port())
         && (is_vtep([e, f, g, h]) || is_vtep([a, b, c, d]))
     {
-        return Err(Reason::ForgedTunnel);
+        return Err(Reason::ForgedTunnel.into());
     }
-    Ok(Outcome::NotOurs)
+    Err(Exit::NotOurs)
 }
 
 /// The last address of Network.

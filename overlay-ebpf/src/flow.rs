@@ -103,7 +103,7 @@ pub(crate) fn note(packet: &Packet<'_>, hook: Hook, offset: usize, ip: &Ipv4) {
     let flow = Flow { seen_ns: now(), state, reserved: 0 };
     if maps::insert_flow(&key, &flow).is_err() {
         count::add(hook, Reason::FlowsFull, packet.size(offset));
-        count::report_full(packet);
+        count::report_full(packet.context());
     }
 }
 

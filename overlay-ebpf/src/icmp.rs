@@ -4,7 +4,14 @@ use overlay_common::{
     wire::{ETHERNET, IPV4},
 };
 
-use crate::{count, frame::Frame as _, ipv4::Ipv4, packet::Packet, programs::Outcome, settings};
+use crate::{
+    count,
+    frame::Frame as _,
+    ipv4::Ipv4,
+    packet::Packet,
+    settings,
+    verdict::{Answer, Outcome},
+};
 
 const ICMP: u8 = 1;
 /// Length of an ICMP header.
@@ -18,14 +25,14 @@ const SMALLEST_MTU: u32 = 68;
 
 /// "Network unreachable": no peer holds the destination's subnet.
 #[inline(always)]
-pub(crate) fn network_unreachable(packet: &Packet<'_>, inner: &Ipv4) -> Result<Outcome, Reason> {
+pub(crate) fn network_unreachable(packet: &Packet<'_>, inner: &Ipv4) -> Answer<Outcome> {
     answer(packet, inner, NETWORK, 0, Reason::NoPeer, Reason::NoPeer)
 }
 
 /// "Fragmentation needed and DF set", with the next hop's MTU (RFC 1191 section 4), of which encapsulation has had its part.
 /// What we do not answer is the stack's: it answers what overlay0 does not take, and fragments the outer packet of the rest.
 #[inline(always)]
-pub(crate) fn fragmentation_needed(packet: &Packet<'_>, inner: &Ipv4, mtu: u32) -> Result<Outcome, Reason> {
+pub(crate) fn fragmentation_needed(packet: &Packet<'_>, inner: &Ipv4, mtu: u32) -> Answer<Outcome> {
     let mtu = if mtu < SMALLEST_MTU { SMALLEST_MTU } else { mtu };
     answer(packet, inner, FRAGMENTATION_NEEDED, mtu as u16, Reason::TooBig, Reason::NeedsFragmentation)
 }
@@ -38,10 +45,10 @@ fn answer(
     mtu: u16,
     answered: Reason,
     otherwise: Reason,
-) -> Result<Outcome, Reason> {
+) -> Answer<Outcome> {
     if !is_answerable(packet, inner) || !count::may_answer() {
         count::add(Hook::Encap, Reason::AnswerWithheld, packet.size(ETHERNET));
-        return Err(otherwise);
+        return Err(otherwise.into());
     }
     // The transport checksum must stay within the quote: the kernel refuses (EINVAL) to cut a frame before a checksum
     // that it still has to write (TCP's ends at byte 18 of its header, SCTP's at 12).
@@ -53,7 +60,7 @@ fn answer(
     if built {
         Ok(Outcome::Instead(Packet::redirect(packet.ifindex()), answered))
     } else {
-        Err(Reason::Failed)
+        Err(Reason::Failed.into())
     }
 }
 

@@ -22,7 +22,7 @@ use overlay_common::{
     wire::{DATAGRAM, ETHERNET, ETHERTYPE_IPV4, OVERHEAD},
 };
 
-use crate::{frame::Frame, ipv4::Ipv4, settings};
+use crate::{count::Size, frame::Frame, ipv4::Ipv4, settings};
 
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -33,13 +33,6 @@ const WRAPPED: u64 = (BPF_F_ADJ_ROOM_FIXED_GSO
     | BPF_F_ADJ_ROOM_NO_CSUM_RESET
     | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
     | BPF_F_ADJ_ROOM_ENCAP_L4_UDP) as u64;
-
-/// How much a frame is.
-#[derive(Clone, Copy)]
-pub(crate) struct Size {
-    pub(crate) packets: u64,
-    pub(crate) bytes: u64,
-}
 
 /// Any number.
 #[inline(always)]

@@ -14,24 +14,22 @@ use crate::{
     ipv4::{IPPROTO_TCP, IPPROTO_UDP, segment_length, transport_length},
     maps, outer,
     packet::Packet,
-    programs::Outcome,
     settings,
+    verdict::{Answer, Exit, Outcome},
 };
 
 /// overlay0's egress: which peer, by which way; notes the connection.
 #[inline(always)]
-pub(crate) fn send(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+pub(crate) fn send(packet: &Packet<'_>) -> Answer<Outcome> {
     let at = settings::device_header();
     if !packet.is_ipv4() || !packet.pull(at + IPV4) {
         // Without a tunnel key a VXLAN device drops it and counts that; at a TUN the agent throws it away.
-        return Ok(Outcome::NotOurs);
+        return Err(Exit::NotOurs);
     }
-    let Some(header) = packet.read::<[u8; IPV4]>(at) else {
-        return Ok(Outcome::NotOurs);
-    };
+    let header: [u8; IPV4] = packet.read(at).ok_or(Exit::NotOurs)?;
     let (source, destination) = addresses(&header);
     if settings::is_another_hosts(source) {
-        return Err(Reason::SourceNotOurs);
+        return Err(Reason::SourceNotOurs.into());
     }
     // No peer is ever in the own subnet: what the route to Network catches when the bridge is gone ends here.
     let peer = maps::peer(destination).ok_or(Reason::NoPeer)?;
@@ -70,9 +68,9 @@ fn fits(packet: &Packet<'_>, peer: &Peer) -> bool {
 /// segment after the other: what the link cannot take whole, which the kernel fragments behind the agent's socket, and GSO
 /// frames of anything but TCP.
 #[inline(always)]
-fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Result<Outcome, Reason> {
+fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Answer<Outcome> {
     if is_wrapped_by_us(packet, header) {
-        return Err(Reason::ForgedTunnel);
+        return Err(Reason::ForgedTunnel.into());
     }
     let source_port = outer::source_port(packet);
     let length = segment(packet, header);
@@ -86,18 +84,18 @@ fn send_datagram(packet: &Packet<'_>, header: &[u8; IPV4], peer: &Peer) -> Resul
     // noted where it will no longer be; and a container's own tunnel's frame cannot be told of one more tunnel around it.
     // Nor do outer headers hold the length of one beyond 65,535 bytes (BIG TCP).
     if packet.gso_size() != 0 && (header[9] != IPPROTO_TCP || header[2..4] == [0; 2]) {
-        return Err(Reason::RoomRefused);
+        return Err(Reason::RoomRefused.into());
     }
     let next_hop = match fib::way(packet, peer, source_port, length) {
         Ok(Way::Wrapped(next_hop)) => next_hop,
-        Ok(Way::Plain(_)) | Err(NoWay::Stack) => return Err(Reason::NoNextHop),
+        Ok(Way::Plain(_)) | Err(NoWay::Stack) => return Err(Reason::NoNextHop.into()),
         Err(NoWay::TooBig(_)) => {
             // A path MTU the kernel has learned of. Without DF a router on the way fragments, as it does for the kernel.
             let next_hop = fib::any_length(packet, peer, source_port);
             let fits = |next_hop: &NextHop| length + DATAGRAM as u32 <= packet.mtu_of(next_hop.ifindex);
             match next_hop.filter(fits) {
                 Some(next_hop) if !settings::has(SETTING_OUTER_DF) => next_hop,
-                _ => return Err(Reason::NeedsFragmentation),
+                _ => return Err(Reason::NeedsFragmentation.into()),
             }
         }
     };
@@ -128,7 +126,7 @@ fn segment(packet: &Packet<'_>, header: &[u8; IPV4]) -> u32 {
 }
 
 #[inline(always)]
-fn leave_by(packet: &Packet<'_>, next_hop: &NextHop) -> Result<Outcome, Reason> {
+fn leave_by(packet: &Packet<'_>, next_hop: &NextHop) -> Answer<Outcome> {
     packet.forget_route()?;
     Ok(Outcome::Carried(Packet::redirect_neighbour(next_hop.ifindex, next_hop.address)))
 }
@@ -136,7 +134,7 @@ fn leave_by(packet: &Packet<'_>, next_hop: &NextHop) -> Result<Outcome, Reason> 
 /// overlay0's ingress: what tier 2 left to the stack (fragments, other devices, connections of the stack) under the same
 /// checks. No frame enters the stack unchecked.
 #[inline(always)]
-pub(crate) fn receive(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+pub(crate) fn receive(packet: &Packet<'_>) -> Answer<Outcome> {
     if settings::is_udp() {
         return receive_datagram(packet);
     }
@@ -145,24 +143,24 @@ pub(crate) fn receive(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return receive_plain(packet, ETHERNET);
     };
     if vni != settings::vni() {
-        return Err(Reason::ForeignVni);
+        return Err(Reason::ForeignVni.into());
     }
     check::known(outer)?;
     // A VLAN tag has been taken off the bytes already, and is the frame's still.
     if !packet.is_ipv4() {
-        return Err(Reason::NotIpv4);
+        return Err(Reason::NotIpv4.into());
     }
     if !packet.pull(ETHERNET + IPV4) {
-        return Err(Reason::Malformed);
+        return Err(Reason::Malformed.into());
     }
     let ethernet: [u8; ETHERNET] = packet.read(0).ok_or(Reason::Malformed)?;
     let (source, destination) = addresses(&packet.read(ETHERNET).ok_or(Reason::Malformed)?);
     may_send(outer, source)?;
     if ethernet[..6] != settings::vtep_mac() {
-        return Err(Reason::WrongVtepMac);
+        return Err(Reason::WrongVtepMac.into());
     }
     if !settings::in_subnet(destination) {
-        return Err(Reason::NotOurSubnet);
+        return Err(Reason::NotOurSubnet.into());
     }
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
 }
@@ -170,13 +168,13 @@ pub(crate) fn receive(packet: &Packet<'_>) -> Result<Outcome, Reason> {
 /// A datagram to our port, with its outer headers, at a TUN: from overlay_decap, which leaves it as it came, or from the
 /// agent, whose socket took it. Unwrapped here, once it has passed the checks.
 #[inline(always)]
-fn receive_datagram(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+fn receive_datagram(packet: &Packet<'_>) -> Answer<Outcome> {
     const INSIDE: usize = DATAGRAM;
     if !packet.is_ipv4() {
-        return Err(Reason::NotIpv4);
+        return Err(Reason::NotIpv4.into());
     }
     if !packet.pull(IPV4) {
-        return Err(Reason::Malformed);
+        return Err(Reason::Malformed.into());
     }
     let header: [u8; IPV4] = packet.read(0).ok_or(Reason::Malformed)?;
     let (outer, to) = addresses(&header);
@@ -184,11 +182,11 @@ fn receive_datagram(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         return receive_plain(packet, 0);
     }
     if header[0] != 0x45 || header[9] != IPPROTO_UDP || packet.load(IPV4 + 2) != Some(settings::port()) {
-        return Err(Reason::Malformed);
+        return Err(Reason::Malformed.into());
     }
     check::known(outer)?;
     if !packet.pull(INSIDE + IPV4) {
-        return Err(Reason::Malformed);
+        return Err(Reason::Malformed.into());
     }
     let inner: [u8; IPV4] = packet.read(INSIDE).ok_or(Reason::Malformed)?;
     let header_length = usize::from(inner[0] & 0x0f) * 4;
@@ -200,12 +198,12 @@ fn receive_datagram(packet: &Packet<'_>) -> Result<Outcome, Reason> {
         _ => length == available || length == 0,
     };
     if inner[0] >> 4 != 4 || header_length < IPV4 || !is_whole {
-        return Err(Reason::Malformed);
+        return Err(Reason::Malformed.into());
     }
     let (source, destination) = addresses(&inner);
     may_send(outer, source)?;
     if !settings::in_subnet(destination) {
-        return Err(Reason::NotOurSubnet);
+        return Err(Reason::NotOurSubnet.into());
     }
     let tos = ecn::unwrapped(header[1], inner[1])?;
     packet.take_room(INSIDE).map_err(|_| Reason::Failed)?;
@@ -227,14 +225,18 @@ pub(crate) fn wrapping(packet: &Packet<'_>) -> usize {
 
 /// What came without encapsulation, its IP header at `offset`, and was handed over by `overlay_decap`.
 #[inline(always)]
-fn receive_plain(packet: &Packet<'_>, offset: usize) -> Result<Outcome, Reason> {
+fn receive_plain(packet: &Packet<'_>, offset: usize) -> Answer<Outcome> {
     if !settings::has(SETTING_DIRECT) || !packet.is_ipv4() || !packet.pull(offset + IPV4) {
-        return Err(Reason::UnknownPeer);
+        return Err(Reason::UnknownPeer.into());
     }
     let (source, destination) = addresses(&packet.read(offset).ok_or(Reason::Malformed)?);
-    check::plain(source)?.ok_or(Reason::UnknownPeer)?;
+    check::plain(source).map_err(|exit| match exit {
+        // What has a source outside Network is not handed over.
+        Exit::NotOurs => Reason::UnknownPeer,
+        Exit::Because(reason) => reason,
+    })?;
     if !settings::in_subnet(destination) {
-        return Err(Reason::NotOurSubnet);
+        return Err(Reason::NotOurSubnet.into());
     }
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
 }

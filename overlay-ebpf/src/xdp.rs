@@ -15,13 +15,12 @@ use overlay_common::{
 };
 
 use crate::{
-    count,
+    count::{self, Size},
     decap::{self, Delivery},
     frame::Frame,
     ipv4::{IPPROTO_TCP as TCP, IPPROTO_UDP as UDP, Ipv4},
-    maps,
-    packet::{self, Size},
-    settings,
+    maps, packet, settings,
+    verdict::{Answer, Exit},
 };
 
 const ICMP: u8 = 1;
@@ -216,52 +215,52 @@ impl Frame for XdpFrame<'_> {
     }
 }
 
-/// Hands the packet to the container's veth. Nothing: left to TC.
+/// Hands the packet to the container's veth. What is not ours is TC's.
 #[inline(always)]
-pub(crate) fn redirect(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
-    let delivery = judge(frame)?;
+pub(crate) fn redirect(frame: &XdpFrame<'_>) -> Answer<u32> {
+    let delivery = classify(frame)?;
     if !is_finished(frame, &delivery) {
-        return None;
+        return Err(Exit::NotOurs);
     }
     // Asked before the frame is changed: what no interface takes must still be whole for TC.
-    let action = maps::redirect(delivery.endpoint.ifindex)?;
-    frame.take_room(delivery.taken)?;
-    Some(frame.finish(&delivery).map(|()| {
-        count::add_received(delivery.slot, frame.size());
-        action
-    }))
+    let action = maps::redirect(delivery.endpoint.ifindex).ok_or(Exit::NotOurs)?;
+    frame.take_room(delivery.taken).ok_or(Exit::NotOurs)?;
+    frame.finish(&delivery)?;
+    count::add_received(delivery.slot, frame.size());
+    Ok(action)
 }
 
 /// Unwraps the packet and passes it on, so that GRO merges what was inside before TC delivers it. The container's address
 /// stands in it already: should nobody be at TC, the stack drops it as another host's (PACKET_OTHERHOST).
 #[inline(always)]
-pub(crate) fn strip(frame: &XdpFrame<'_>) -> Option<Result<u32, Reason>> {
+pub(crate) fn strip(frame: &XdpFrame<'_>) -> Answer<u32> {
     const NOTE: i32 = size_of::<Stripped>() as i32;
-    let delivery = judge(frame)?;
+    let delivery = classify(frame)?;
     if delivery.taken == 0 {
-        return None;
+        return Err(Exit::NotOurs);
     }
     // An outer checksum may be one that a device is still to finish, at a place that will be gone. And whoever has vouched
     // for the outer one, zero or not (CHECKSUM_UNNECESSARY, which travels through veths and bridges), would be believed of
     // the inner one, by GRO and by the container: so the inner one must be right.
     if !delivery.is_unchecked || !is_finished(frame, &delivery) || !is_right(frame, &delivery) {
-        return None;
+        return Err(Exit::NotOurs);
     }
-    frame.make_note(NOTE)?;
+    frame.make_note(NOTE).ok_or(Exit::NotOurs)?;
     if frame.take_room(delivery.taken).is_none() {
         // The room was there a moment ago, so it can be given back.
         let _ = frame.make_note(-NOTE);
-        return None;
+        return Err(Exit::NotOurs);
     }
-    let note = settings::stripped(delivery.slot);
-    Some(frame.write_note(note).and_then(|()| frame.finish(&delivery)).map(|()| XDP_PASS))
+    frame.write_note(settings::stripped(delivery.slot))?;
+    frame.finish(&delivery)?;
+    Ok(XDP_PASS)
 }
 
-/// What is to be delivered, and understood to its end.
+/// A packet that is to be delivered, and of a kind that XDP understands. Whatever else there is to say of a packet, TC says.
 #[inline(always)]
-fn judge(frame: &XdpFrame<'_>) -> Option<Delivery> {
-    let delivery = decap::judge(frame).ok()??;
-    is_known(frame, &delivery).then_some(delivery)
+fn classify(frame: &XdpFrame<'_>) -> Answer<Delivery> {
+    let delivery = decap::classify(frame).map_err(|_| Exit::NotOurs)?;
+    is_known(frame, &delivery).then_some(delivery).ok_or(Exit::NotOurs)
 }
 
 /// Where the transport header begins.
