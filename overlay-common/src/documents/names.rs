@@ -143,7 +143,7 @@ fn words(text: &str) -> BTreeSet<&str> {
 /// The third column of the glossary's tables names code: types, functions, maps, constants.
 #[test]
 fn names_behind_the_glossarys_words_exist_in_the_code() {
-    let folders = ["overlay-common/src", "overlay-ebpf/src", "overlay-user/src", "xtask/src"];
+    let folders = ["overlay-common/src", "overlay-ebpf/src", "overlay-user/src", "xtask/src", "tools"];
     let code: String = folders.into_iter().flat_map(sources).map(|(_, text)| text).collect();
     let known = words(&code);
     let glossary = fs::read_to_string(root().join("docs/glossary.md")).unwrap();
