@@ -11,9 +11,10 @@ const RUNS: &str = "The runs";
 const NOT_RUN: &str = "not run";
 const HEAD: &str = "# Kernels
 
-What the tests saw on Debian's kernels, in VMs. Written by `cargo xtask test --rung vm --kernels all --write-docs`, not by
-hand: `cargo xtask test` fails when a kernel it runs on shows anything else. A section named by options is what two hosts
-with two containers each did when their agents had them (`tools/host-tests/tests/kernels/`).
+This is what the tests saw on Debian's kernels, in VMs. `cargo xtask test --rung vm --kernels all --write-docs` writes this file;
+it is not edited by hand. `cargo xtask test` fails when a kernel it runs on shows anything else. A section that is named by
+options shows what two hosts, with two containers each, did when their agents had these options
+(`tools/host-tests/tests/kernels/`).
 ";
 
 /// The document: how it was, by section and what was looked at, then by kernel.
