@@ -1,7 +1,9 @@
 //! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files, the
 //! tests that threat-model.md, docker.md and flannel.md rest on.
 extern crate std;
+mod commands;
 mod names;
+mod text;
 
 use std::{
     collections::BTreeSet,
