@@ -4,31 +4,30 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{
-    project,
-    setup::{Progress, apt},
-};
+use overlay_project::project;
+
+use crate::setup::{Progress, apt};
 
 mod debian;
 mod image;
 mod machine;
 mod modules;
-pub mod report;
-pub mod table;
+pub(crate) mod report;
+pub(crate) mod table;
 
-pub use report::Report;
+pub(crate) use report::Report;
 
 /// A kernel to test with.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// As in its package's name: `6.1`.
-    pub version: &'static str,
+    pub(crate) version: &'static str,
     /// Debian's releases that have it, in any order. Testing moves on to the next kernel; backports keep it for a while.
     suites: &'static [&'static str],
 }
 
 /// The oldest that is promised, the present stable release's, and a new one.
-pub const KERNELS: &[Kernel] = &[
+pub(crate) const KERNELS: &[Kernel] = &[
     Kernel { version: "6.1", suites: &["bookworm", "bookworm-security"] },
     Kernel { version: "6.12", suites: &["trixie", "trixie-security"] },
     Kernel { version: "7.2", suites: &["forky", "trixie-backports"] },
@@ -40,7 +39,7 @@ const TOOLS: &[&str] =
 
 /// Runs `tests` (programs that cargo built) one after the other on `kernel`, with `programs` at hand at their own paths.
 /// Prints what they say. An error if one fails, or if the machine ends in any way but its own.
-pub fn run(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report> {
+pub(crate) fn run(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report> {
     let context = || format!("Linux {} in a VM", kernel.version);
     run_in(kernel, tests, programs).with_context(context)
 }

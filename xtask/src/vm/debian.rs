@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Kernel, modules};
-use crate::{command, setup::Progress};
+use overlay_project::command;
+
+use crate::setup::Progress;
 
 /// A kernel that is at hand.
 #[derive(Debug)]

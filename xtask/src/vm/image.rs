@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::debian::Unpacked;
-use crate::{command, setup::find_command};
+use overlay_project::command;
+
+use crate::setup::find_command;
 
 /// The real ones: busybox's own know too little.
 const LAB_TOOLS: &[&str] = &["ip", "tc", "ping", "ethtool", "nsenter", "setpriv", "mount", "umount"];
