@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use self::setup::For;
 
 mod ci;
+#[cfg(test)]
+mod house;
 mod run;
 mod setup;
 mod test;

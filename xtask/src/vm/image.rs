@@ -33,7 +33,7 @@ pub(super) fn build(
     fs::copy(&busybox, root.folder.join("bin/busybox"))?;
     symlink("busybox", root.folder.join("bin/sh"))?;
     for module in &kernel.modules {
-        fs::copy(module, root.folder.join("modules").join(super::debian::name(module)))?;
+        fs::copy(module, root.folder.join("modules").join(super::files::name(module)))?;
     }
     for tool in LAB_TOOLS {
         let path = find_command(tool).with_context(|| format!("{tool} is missing"))?;

@@ -3,7 +3,10 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{KERNELS, Report};
+use super::{
+    kernels::{KERNELS, Kernel},
+    report::Report,
+};
 use overlay_project::project;
 
 /// The section about the runs themselves: it changes with every new package and test, and is not compared.
@@ -93,7 +96,7 @@ impl Table {
                 text += &line(&mut std::iter::once("").chain(KERNELS.iter().map(|kernel| kernel.version)));
                 text += &format!("|{}\n", "---|".repeat(KERNELS.len() + 1));
             }
-            let how = |kernel: &super::Kernel| cells.get(kernel.version).map_or(NOT_RUN, String::as_str);
+            let how = |kernel: &Kernel| cells.get(kernel.version).map_or(NOT_RUN, String::as_str);
             text += &line(&mut std::iter::once(what.as_str()).chain(KERNELS.iter().map(how)));
         }
         text
