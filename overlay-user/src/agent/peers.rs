@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath,
+    model::change::PeerChange,
     model::{
         backend::Mode,
         entries::Peer,
@@ -92,11 +92,11 @@ impl PeerTable {
         let mut touched = BTreeSet::new();
         for change in &batch.changes {
             match change {
-                store::Change::Put(entry) => {
+                store::KeyChange::Put(entry) => {
                     touched.extend(self.remove(&entry.key));
                     touched.extend(self.put(entry));
                 }
-                store::Change::Delete { key } => touched.extend(self.remove(key)),
+                store::KeyChange::Delete { key } => touched.extend(self.remove(key)),
             }
         }
         touched
@@ -221,28 +221,24 @@ impl Scope {
 }
 
 /// What makes one subnet's entry right, if it is not.
-pub fn change_of(
-    subnet: Ipv4Net,
-    wanted: Option<&Peer>,
-    installed: Option<&Peer>,
-) -> Option<datapath::Change> {
+pub fn change_of(subnet: Ipv4Net, wanted: Option<&Peer>, installed: Option<&Peer>) -> Option<PeerChange> {
     match (wanted, installed) {
         (Some(wanted), Some(installed)) if wanted == installed => None,
-        (Some(wanted), _) => Some(datapath::Change::PutPeer(subnet, *wanted)),
-        (None, Some(_)) => Some(datapath::Change::RemovePeer(subnet)),
+        (Some(wanted), _) => Some(PeerChange::Put(subnet, *wanted)),
+        (None, Some(_)) => Some(PeerChange::Remove(subnet)),
         (None, None) => None,
     }
 }
 
 /// What turns `installed` into `wanted`, both ways: additions and alterations first, then removals.
-pub fn diff(wanted: &PeerTable, installed: &BTreeMap<Ipv4Net, Peer>) -> Vec<datapath::Change> {
+pub fn diff(wanted: &PeerTable, installed: &BTreeMap<Ipv4Net, Peer>) -> Vec<PeerChange> {
     let puts = wanted
         .wanted()
         .filter_map(|(subnet, peer, _)| change_of(subnet, Some(&peer), installed.get(&subnet)));
     let removals = installed
         .iter()
         .filter_map(|(&subnet, peer)| change_of(subnet, wanted.get(&subnet), Some(peer)))
-        .filter(|change| matches!(change, datapath::Change::RemovePeer(_)));
+        .filter(|change| matches!(change, PeerChange::Remove(_)));
     puts.chain(removals).collect()
 }
 

@@ -7,7 +7,7 @@ use overlay_common::{
     Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, Endpoint, Flow, FlowKey, Hook, Peer, Reason,
     SETTING_DIRECT, Settings, Vtep,
 };
-use overlay_user::datapath::{load, tables::Tables, xdp::Receivers};
+use overlay_user::datapath::{load, tables::Tables, xdp::XdpTargets};
 
 pub use super::frames::*;
 use crate::support::{in_own_namespace, ip, sysctl};
@@ -69,7 +69,7 @@ impl Outcome {
 pub struct Bed {
     ebpf: Ebpf,
     pub tables: Tables,
-    pub receivers: Receivers,
+    pub receivers: XdpTargets,
     pub underlay: u32,
     pub container: u32,
     pub elsewhere: u32,
