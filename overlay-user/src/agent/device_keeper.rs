@@ -155,7 +155,7 @@ impl Keeper {
             let done = timeout(PATIENCE, done).await;
             done.with_context(|| format!("{} waits for its programs", self.spec.name))??;
         }
-        Ok(device::ensure(&self.netlink, &self.spec).await?)
+        device::ensure(&self.netlink, &self.spec).await
     }
 
     async fn find_underlay(&mut self) -> Result<Option<u32>, NetlinkError> {

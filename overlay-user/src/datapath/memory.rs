@@ -58,11 +58,7 @@ impl Datapath for Memory {
                     && in_force >= capacity as usize
                     && !state.installed.peers.contains_key(&subnet)
                 {
-                    return Err(DatapathError::Full {
-                        table: "peers",
-                        capacity,
-                        remedy: "--max-peers makes room",
-                    });
+                    return Err(DatapathError::full("peers", capacity));
                 }
             }
             Change::Local(LocalChange::PutEndpoint(_, endpoint))
