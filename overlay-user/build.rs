@@ -6,7 +6,9 @@ use aya_build::{Package, Toolchain};
 
 fn main() -> Result<()> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR")?);
-    let root = manifest.parent().context("the workspace folder")?;
+    // tools/frames is built by this, too, and stands one folder deeper.
+    let root = manifest.ancestors().find(|folder| folder.join("overlay-ebpf").is_dir());
+    let root = root.context("the workspace folder")?;
     let programs = root.join("overlay-ebpf");
     // `cargo xtask setup` leaves the toolchain in the workspace's target folder, or wherever this variable says.
     println!("cargo:rerun-if-env-changed=OVERLAY_EBPF_TOOLCHAIN");
@@ -28,7 +30,7 @@ fn main() -> Result<()> {
         prepend("PATH", &[kept.join("bin")]);
         Toolchain::Nightly
     };
-    // The programs of the agents that tests of upgrades start in place of the present one; overlay-bench's.
+    // The programs of the agents that tests of upgrades start in place of the present one; overlay-frames's.
     let features: Vec<_> = [
         ("CARGO_FEATURE_NEXT_PROGRAM", "next-program"),
         ("CARGO_FEATURE_NEXT_LAYOUT", "next-layout"),

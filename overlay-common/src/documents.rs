@@ -1,7 +1,9 @@
 //! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files, the
 //! tests that threat-model.md, docker.md and flannel.md rest on.
 extern crate std;
+mod commands;
 mod names;
+mod text;
 
 use std::{
     collections::BTreeSet,
@@ -94,7 +96,7 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 fn files_with_unsafe_are_listed() {
     let (_, listed) = ARCHITECTURE.split_once("**unsafe**").unwrap();
     let marks = ["unsafe {", "unsafe impl", "unsafe fn", "#[unsafe("];
-    let folders = ["overlay-common/src", "overlay-ebpf/src", "overlay-user", "xtask"];
+    let folders = ["overlay-common/src", "overlay-ebpf/src", "overlay-user", "tools", "xtask"];
     let mut count = 0;
     for (path, text) in folders.into_iter().flat_map(sources) {
         let lines = text.lines().map(str::trim_start);
@@ -119,7 +121,7 @@ fn named_tests(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn tests_that_documents_rest_on_exist() {
-    let folders = ["overlay-common/src", "overlay-user", "xtask"];
+    let folders = ["overlay-common/src", "overlay-user", "tools", "xtask"];
     let all: String = folders.into_iter().flat_map(sources).map(|(_, text)| text).collect();
     let named = named_tests(include_str!("../../docs/threat-model.md"));
     assert!(named.len() > 20);
@@ -171,8 +173,12 @@ fn the_rows_about_flannel_name_tests_that_exist() {
             assert!(quoted.is_empty() && place.starts_with("not yet"), "{row}: {place}");
             continue;
         };
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../overlay-user/tests").join(file);
-        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let folders = ["tools/host-tests/tests", "overlay-user/tests"];
+        let places =
+            folders.map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder).join(file));
+        let path =
+            places.iter().find(|path| path.exists()).unwrap_or_else(|| panic!("{row}: no file {file}"));
+        let text = fs::read_to_string(path).unwrap();
         let written = std::format!("#[test]\nfn {test}()");
         assert!(text.contains(&written), "{row}: {file} has no test {test}");
         let mark = row.to_lowercase();
@@ -185,7 +191,7 @@ fn the_rows_about_flannel_name_tests_that_exist() {
     }
     assert_eq!(named, 23);
     // And none is forgotten in the document.
-    for (path, text) in sources("overlay-user/tests/flannel") {
+    for (path, text) in sources("tools/host-tests/tests/flannel") {
         for test in text.split("#[test]\nfn ").skip(1).filter_map(|rest| rest.split('(').next()) {
             assert!(FLANNEL.contains(&std::format!("`{test}`")), "{}: {test} has no row", path.display());
         }

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Barrier, thread, time::Duration};
 
 use futures::future::join_all;
+use overlay_lab::etcd::Etcd;
 use overlay_user::{
     model::{
         backend::Mode,
@@ -18,7 +19,6 @@ use overlay_user::{
         memory::{Fault, MemoryStore},
     },
 };
-use xtask::etcd::Etcd;
 
 const MAC: &str = "02:76:03:0f:23:cb";
 

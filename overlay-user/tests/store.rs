@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::join_all;
 use nix::fcntl::{Flock, FlockArg};
+use overlay_lab::etcd::{Etcd, Tls};
 use overlay_user::store::{
     Batch, Change, Follow, Lifetime, Revision, Store, StoreError, Written,
     dir::DirStore,
@@ -19,7 +20,6 @@ use overlay_user::store::{
     memory::{Fault, MemoryStore},
 };
 use tempfile::TempDir;
-use xtask::etcd::{Etcd, Tls};
 
 const KEY: &str = "10.244.1.0-24";
 const HOUR: Option<Duration> = Some(Duration::from_secs(3600));

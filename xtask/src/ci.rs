@@ -1,15 +1,17 @@
 //! `cargo xtask ci`: format and lints, then the tests that CI runs.
 use anyhow::{Context as _, Result};
-use xtask::{
+use overlay_project::{
     command::pass_through,
     project::{cargo, root, target},
-    setup::{self, ebpf},
 };
 
-use crate::test;
+use crate::{
+    setup::{For, ebpf, provide},
+    test,
+};
 
 pub(crate) fn ci() -> Result<()> {
-    setup::setup()?;
+    provide(&[For::Lints])?;
     pass_through(&mut cargo(&["fmt", "--check"])).context("run `cargo fmt`")?;
     pass_through(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     clippy_of_programs()?;

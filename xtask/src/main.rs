@@ -1,21 +1,23 @@
-//! `cargo xtask`: what cargo cannot do.
-use std::process::ExitCode;
+//! `cargo xtask`: what cargo cannot do. It is built before anything is set up, hence from few crates; what needs more is a
+//! tool of its own (`tools/`), which this one sets up, builds and starts.
+use std::{env, ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
-mod bench_agent;
+use self::setup::For;
+
 mod ci;
-mod demo;
-mod docker_demo;
-mod endure;
-mod fuzzing;
-mod play;
+#[cfg(test)]
+mod house;
 mod run;
+mod setup;
 mod test;
+mod tool;
+mod vm;
 
 /// What cargo cannot do: set-up, demo, tests, hosts to play with.
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -26,38 +28,72 @@ enum Command {
     /// Brings in what the project needs beyond cargo; says what and why, removes nothing.
     Setup,
     /// Containers on several hosts talk through the overlay; checks what it shows, and cleans up.
-    Demo(demo::Options),
+    #[command(disable_help_flag = true)]
+    Demo(Given),
     /// Runs the tests, from units to whole hosts.
     Test(test::Options),
     /// Hosts to play with.
-    #[command(subcommand)]
-    Lab(play::Command),
+    #[command(disable_help_flag = true)]
+    Lab(Given),
     /// Builds the agent and starts it on this machine with the given arguments.
     Run(run::Options),
     /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
-    BenchAgent(bench_agent::Options),
+    #[command(disable_help_flag = true)]
+    BenchAgent(Given),
     /// Measures ours beside a bare route, the kernel's VXLAN device and a userspace relay; and the agent with 10,000 peers.
-    Bench(xtask::bench::Options),
+    #[command(disable_help_flag = true)]
+    Bench(Given),
     /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
-    Fuzz(xtask::fuzz::Options),
+    #[command(disable_help_flag = true)]
+    Fuzz(Given),
     /// Agents that come and go under packets: counts what is lost.
-    Endure(endure::Options),
+    #[command(disable_help_flag = true)]
+    Endure(Given),
     /// Before a push: format and lints, then what CI runs, all tests.
     Ci,
 }
 
+/// The arguments of a tool, which are the tool's to understand, `--help` among them.
+#[derive(Args)]
+struct Given {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+impl Given {
+    fn has(&self, word: &str) -> bool {
+        self.arguments.iter().any(|argument| argument == word)
+    }
+
+    /// Only making hosts needs anything.
+    fn lab(&self) -> For {
+        if self.has("up") { For::Lab } else { For::Tool }
+    }
+
+    /// What the demo needs, which depends on what it is asked for.
+    fn demo(&self) -> For {
+        if self.has("--docker") {
+            For::DemoDocker
+        } else if self.has("etcd") || self.has("--store=etcd") {
+            For::DemoEtcd
+        } else {
+            For::Demo
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
-        Command::Setup => xtask::setup::setup(),
-        Command::Demo(options) => demo::demo(&options),
+    let done = match Arguments::parse_from(help_as_option(env::args_os().collect())).command {
+        Command::Setup => setup::provide(For::ALL),
         Command::Test(options) => test::test(&options),
-        Command::Lab(command) => play::play(&command),
         Command::Run(options) => run::run(&options),
-        Command::BenchAgent(options) => bench_agent::bench_agent(&options),
-        Command::Bench(options) => xtask::bench::bench(&options),
-        Command::Fuzz(options) => fuzzing::fuzzing(&options),
-        Command::Endure(options) => endure::endure(&options),
         Command::Ci => ci::ci(),
+        Command::Demo(given) => tool::LAB.take_over("demo", &given.arguments, given.demo()),
+        Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, given.lab()),
+        Command::Endure(given) => tool::LAB.take_over("endure", &given.arguments, For::Endure),
+        Command::Fuzz(given) => tool::FUZZ.take_over("fuzz", &given.arguments, For::Fuzz),
+        Command::Bench(given) => tool::BENCH.take_over("bench", &given.arguments, For::Bench),
+        Command::BenchAgent(given) => tool::BENCH.take_over("bench-agent", &given.arguments, For::Bench),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,5 +101,53 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// `cargo xtask help demo` is `cargo xtask demo --help`: clap itself would not ask the tool.
+fn help_as_option(mut words: Vec<OsString>) -> Vec<OsString> {
+    if words.get(1).is_some_and(|word| word == "help") {
+        words.remove(1);
+        words.push("--help".into());
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_of_one_piece() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_a_tool_is_given_passes_as_it_is() {
+        for words in [&["--help"][..], &["--mode", "udp", "-h"], &["--docker", "--", "x"], &[]] {
+            let all = ["cargo xtask", "demo"].iter().chain(words);
+            let Command::Demo(given) = Arguments::try_parse_from(all).unwrap().command else { panic!() };
+            let given: Vec<_> = given.arguments.iter().map(|word| word.to_str().unwrap()).collect();
+            assert_eq!(given, words);
+        }
+    }
+
+    #[test]
+    fn help_is_a_command_too() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(help_as_option(words("xtask help lab up")), words("xtask lab up --help"));
+        assert_eq!(help_as_option(words("xtask help")), words("xtask --help"));
+        assert_eq!(help_as_option(words("xtask lab up")), words("xtask lab up"));
+    }
+
+    #[test]
+    fn a_demo_needs_what_it_is_asked_for() {
+        let given = |words: &[&str]| Given { arguments: words.iter().map(OsString::from).collect() };
+        assert_eq!(given(&["--keep"]).demo(), For::Demo);
+        assert_eq!(given(&["--docker"]).demo(), For::DemoDocker);
+        assert_eq!(given(&["--store", "etcd"]).demo(), For::DemoEtcd);
+        assert_eq!(given(&["--store=etcd"]).demo(), For::DemoEtcd);
     }
 }

@@ -3,7 +3,9 @@ use std::{os::unix::process::CommandExt as _, process::Command};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use xtask::{project, setup};
+use overlay_project::project;
+
+use crate::setup::{For, provide};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -13,7 +15,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    setup::setup()?;
+    provide(&[For::Run])?;
     let overlay = project::build_overlay()?;
     // The agent takes this process's place, so that it gets the signals.
     let error = Command::new(&overlay).arg("agent").args(&options.arguments).exec();

@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: everything the project needs beyond cargo. Looks first, installs only what is missing, removes nothing.
+//! What the project needs beyond cargo: all of it for `cargo xtask setup`, for another command what that one needs. Looks
+//! first, installs only what is missing, removes nothing.
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -7,60 +8,166 @@ use std::{
 
 use anyhow::{Result, bail};
 use nix::unistd::Uid;
-
-use crate::command;
+use overlay_project::command;
 
 pub(crate) mod apt;
-pub mod docker;
-pub mod ebpf;
+mod docker;
+pub(crate) mod ebpf;
 
-/// A Debian package, the files that show it is there (any of them), and what it is for.
+/// What is going to be done with what set-up brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// The tests' rungs.
+    Units,
+    Kernel,
+    Hosts,
+    Vm,
+    /// On a folder as the store.
+    Demo,
+    DemoEtcd,
+    DemoDocker,
+    Lab,
+    Run,
+    Bench,
+    Fuzz,
+    Endure,
+    Lints,
+    /// To build the lab or the fuzzer alone, for their `--help`.
+    Tool,
+    /// The same of the benchmark.
+    BenchTool,
+}
+
+impl For {
+    /// Everything.
+    pub(crate) const ALL: &[Self] = &[
+        Self::Units,
+        Self::Kernel,
+        Self::Hosts,
+        Self::Vm,
+        Self::Demo,
+        Self::DemoEtcd,
+        Self::DemoDocker,
+        Self::Lab,
+        Self::Run,
+        Self::Bench,
+        Self::Fuzz,
+        Self::Endure,
+        Self::Lints,
+        Self::Tool,
+        Self::BenchTool,
+    ];
+
+    /// Whether the kernel programs are built for it.
+    fn takes_programs(self) -> bool {
+        !matches!(self, Self::Tool | Self::BenchTool)
+    }
+
+    fn takes_docker(self) -> bool {
+        matches!(self, Self::Hosts | Self::DemoDocker)
+    }
+}
+
+/// A Debian package, the files that show it is there (any of them), what it is for, and who needs it.
 struct Need {
     package: &'static str,
     shown_by: &'static [&'static str],
     purpose: &'static str,
+    by: &'static [For],
 }
 
-const fn need(package: &'static str, shown_by: &'static [&'static str], purpose: &'static str) -> Need {
-    Need { package, shown_by, purpose }
+const fn need(
+    package: &'static str,
+    shown_by: &'static [&'static str],
+    purpose: &'static str,
+    by: &'static [For],
+) -> Need {
+    Need { package, shown_by, purpose, by }
 }
+
+/// Who builds the agent or links its crates.
+const AGENT: &[For] = &[
+    For::Units,
+    For::Kernel,
+    For::Hosts,
+    For::Vm,
+    For::Demo,
+    For::DemoEtcd,
+    For::DemoDocker,
+    For::Lab,
+    For::Run,
+    For::Bench,
+    For::Fuzz,
+    For::Endure,
+    For::Lints,
+    For::BenchTool,
+];
+/// Who makes hosts.
+const LAB: &[For] = &[
+    For::Kernel,
+    For::Hosts,
+    For::Vm,
+    For::Demo,
+    For::DemoEtcd,
+    For::DemoDocker,
+    For::Lab,
+    For::Bench,
+    For::Fuzz,
+    For::Endure,
+];
+/// Who starts an etcd.
+const ETCD: &[For] = &[For::Units, For::Hosts, For::DemoEtcd, For::Bench, For::Endure];
 
 const NEEDS: &[Need] = &[
-    need("gcc", &["cc"], "links every Rust program"),
-    need("libc6-dev", &["/usr/include/stdio.h"], "links every Rust program"),
-    need("protobuf-compiler", &["protoc"], "the etcd client's build generates its messages"),
-    need("libprotobuf-dev", &["/usr/include/google/protobuf/empty.proto"], "types those messages use"),
-    need("iproute2", &["ip"], "namespaces and links of the lab"),
-    need("nftables", &["nft"], "masquerading, and firewalls of the lab's hosts"),
-    need("iptables", &["iptables"], "forward rules of the lab's hosts"),
-    need("iputils-ping", &["ping"], "pings of the lab"),
-    need("ethtool", &["ethtool"], "offloads of the lab's links"),
-    need("tcpdump", &["tcpdump"], "captures of the lab"),
+    need("gcc", &["cc"], "links every Rust program", For::ALL),
+    need("libc6-dev", &["/usr/include/stdio.h"], "links every Rust program", For::ALL),
+    need("protobuf-compiler", &["protoc"], "the etcd client's build generates its messages", AGENT),
+    need("libprotobuf-dev", &["/usr/include/google/protobuf/empty.proto"], "types those messages use", AGENT),
+    need("iproute2", &["ip"], "namespaces and links of the lab", LAB),
+    need("nftables", &["nft"], "masquerading, and firewalls of the lab's hosts", LAB),
+    need("iptables", &["iptables"], "forward rules of the lab's hosts", LAB),
+    need("iputils-ping", &["ping"], "pings of the lab", LAB),
+    need("ethtool", &["ethtool"], "offloads of the lab's links", LAB),
+    need("tcpdump", &["tcpdump"], "captures of the lab", LAB),
     need(
         "fonts-dejavu-core",
         &["/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"],
         "text in the benchmark's plots",
+        &[For::Units, For::Hosts, For::Bench],
     ),
-    need("iperf3", &["iperf3"], "TCP streams of the lab"),
-    need("bpftool", &["bpftool"], "reads pinned maps in the tests, programs' run times in the benchmark"),
-    need("etcd-server", &["etcd"], "the store of the demo and the tests"),
-    need("etcd-client", &["etcdctl"], "looks at that store from outside"),
-    need("openssl", &["openssl"], "certificates of the test etcd"),
-    need("binutils", &["strip"], "takes debug symbols out of what goes into VMs"),
-    need("python3-scapy", &["/usr/lib/python3/dist-packages/scapy"], "frames not made by our own code"),
+    need("iperf3", &["iperf3"], "TCP streams of the lab", LAB),
+    need(
+        "bpftool",
+        &["bpftool"],
+        "reads pinned maps in the tests, programs' run times in the benchmark",
+        &[For::Kernel, For::Hosts, For::Bench],
+    ),
+    need("etcd-server", &["etcd"], "the store of the demo and the tests", ETCD),
+    need("etcd-client", &["etcdctl"], "looks at that store from outside", ETCD),
+    need("openssl", &["openssl"], "certificates of the test etcd", ETCD),
+    need("binutils", &["strip"], "takes debug symbols out of what goes into VMs", &[For::Vm]),
+    need(
+        "python3-scapy",
+        &["/usr/lib/python3/dist-packages/scapy"],
+        "frames not made by our own code",
+        &[For::Units, For::Kernel, For::Hosts],
+    ),
 ];
 
-/// Brings in everything that is missing. Prints one line per thing it does, and one at the end.
-pub fn setup() -> Result<()> {
+/// Brings in what is missing for `what`. Prints one line per thing it does, and one at the end.
+pub(crate) fn provide(what: &[For]) -> Result<()> {
     let progress = Progress::start();
-    let missing: Vec<_> = NEEDS.iter().filter(|need| !is_there(need)).collect();
+    let wanted = |need: &&Need| what.iter().any(|one| need.by.contains(one)) && !is_there(need);
+    let missing: Vec<_> = NEEDS.iter().filter(wanted).collect();
     for need in &missing {
         progress.say(&format!("{} is missing: {}", need.package, need.purpose));
     }
     let names: Vec<_> = missing.iter().map(|need| need.package).collect();
+    let programs = what.iter().any(|one| one.takes_programs());
+    let docker = what.iter().any(|one| one.takes_docker());
     let done = apt::install(&names, &progress)
-        .and_then(|()| ebpf::provide(&progress))
-        .and_then(|()| docker::provide(&progress));
+        .and_then(|()| if programs { ebpf::provide(&progress) } else { Ok(()) })
+        .and_then(|()| if docker { docker::provide(&progress) } else { Ok(()) });
     if let Err(error) = done {
         bail!("{error:#}\n{}", by_hand(&names));
     }

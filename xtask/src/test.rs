@@ -1,14 +1,21 @@
 //! `cargo xtask test`: the rungs of the tests in order, from those that need nothing to whole hosts.
-use std::{fs, path::PathBuf, process::Stdio};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use nix::unistd::Uid;
-use xtask::{
+use overlay_project::{
     command::{output, pass_through},
-    lab::leaks,
     project::{build_overlay, cargo, root},
-    setup,
+};
+
+use crate::{
+    setup::{For, provide},
+    tool,
     vm::{self, KERNELS, Kernel, table},
 };
 
@@ -51,6 +58,17 @@ enum Rung {
     Vm,
 }
 
+impl Rung {
+    fn needs(self) -> For {
+        match self {
+            Self::Units => For::Units,
+            Self::Kernel => For::Kernel,
+            Self::Hosts => For::Hosts,
+            Self::Vm => For::Vm,
+        }
+    }
+}
+
 /// Every file of integration tests: its rung, package and name. A file that is not listed is an error, so that none is
 /// forgotten.
 const TESTS: &[(Rung, &str, &str)] = &[
@@ -59,39 +77,38 @@ const TESTS: &[(Rung, &str, &str)] = &[
     (Rung::Units, "overlay-user", "bad_input"),
     (Rung::Units, "overlay-user", "store"),
     (Rung::Kernel, "overlay-user", "kernel"),
-    (Rung::Hosts, "xtask", "lab"),
-    (Rung::Hosts, "xtask", "bench"),
-    (Rung::Hosts, "overlay-user", "host"),
-    (Rung::Hosts, "overlay-user", "bad_input_host"),
-    (Rung::Hosts, "overlay-user", "bad_input_store"),
-    (Rung::Hosts, "overlay-user", "repair"),
-    (Rung::Hosts, "overlay-user", "cluster"),
-    (Rung::Hosts, "overlay-user", "hostile"),
-    (Rung::Hosts, "overlay-user", "kernels"),
-    (Rung::Hosts, "overlay-user", "modes"),
-    (Rung::Hosts, "overlay-user", "path_mtu"),
-    (Rung::Hosts, "overlay-user", "nat"),
-    (Rung::Hosts, "overlay-user", "flannel"),
-    (Rung::Hosts, "overlay-user", "docker"),
+    (Rung::Hosts, "overlay-lab", "lab"),
+    (Rung::Hosts, "overlay-bench", "bench"),
+    (Rung::Hosts, "overlay-host-tests", "host"),
+    (Rung::Hosts, "overlay-host-tests", "bad_input_host"),
+    (Rung::Hosts, "overlay-host-tests", "bad_input_store"),
+    (Rung::Hosts, "overlay-host-tests", "repair"),
+    (Rung::Hosts, "overlay-host-tests", "cluster"),
+    (Rung::Hosts, "overlay-host-tests", "hostile"),
+    (Rung::Hosts, "overlay-host-tests", "kernels"),
+    (Rung::Hosts, "overlay-host-tests", "modes"),
+    (Rung::Hosts, "overlay-host-tests", "path_mtu"),
+    (Rung::Hosts, "overlay-host-tests", "nat"),
+    (Rung::Hosts, "overlay-host-tests", "flannel"),
+    (Rung::Hosts, "overlay-host-tests", "docker"),
 ];
 
 /// What runs in VMs: the programs, and whole hosts.
-const IN_VMS: &[&str] = &["kernel", "kernels"];
+const IN_VMS: &[(&str, &str)] = &[("overlay-user", "kernel"), ("overlay-host-tests", "kernels")];
 
 pub(crate) fn test(options: &Options) -> Result<()> {
     all_are_listed()?;
-    setup::setup()?;
-    for rung in [Rung::Units, Rung::Kernel, Rung::Hosts] {
-        if options.rung.is_none_or(|only| only == rung) {
-            run(rung)?;
-        }
+    let rungs: Vec<_> = Rung::value_variants()
+        .iter()
+        .copied()
+        .filter(|rung| options.rung.is_none_or(|only| only == *rung))
+        .collect();
+    provide(&rungs.iter().map(|rung| rung.needs()).collect::<Vec<_>>())?;
+    for rung in rungs {
+        if rung == Rung::Vm { in_vms(options)? } else { run(rung)? }
     }
-    if options.rung.is_none_or(|only| only == Rung::Vm) {
-        in_vms(options)?;
-    }
-    let leaks = leaks(None);
-    ensure!(leaks.is_empty(), "tests left behind: {} (`cargo xtask lab down` removes it)", leaks.join(", "));
-    Ok(())
+    pass_through(Command::new(tool::LAB.build()?).args(["lab", "leaks"]))
+        .context("tests left something behind")
 }
 
 fn run(rung: Rung) -> Result<()> {
@@ -100,6 +117,10 @@ fn run(rung: Rung) -> Result<()> {
         pass_through(&mut cargo(&["test", "--lib", "--bins"]))?;
     } else if !Uid::effective().is_root() {
         bail!("this rung loads programs and makes network namespaces: run `cargo xtask test` as root");
+    }
+    if rung == Rung::Hosts {
+        // The tests have it built themselves, but what cargo says then would stand among their lines.
+        build_overlay()?;
     }
     for (_, package, name) in TESTS.iter().filter(|(of, _, _)| *of == rung) {
         // One after the other: hosts under load on few cores disturb each other's timing.
@@ -112,7 +133,8 @@ fn run(rung: Rung) -> Result<()> {
 fn in_vms(options: &Options) -> Result<()> {
     println!("== rung: {:?}", Rung::Vm);
     let overlay = build_overlay()?;
-    let tests = IN_VMS.iter().map(|name| test_program("overlay-user", name)).collect::<Result<Vec<_>>>()?;
+    let tests =
+        IN_VMS.iter().map(|(package, name)| test_program(package, name)).collect::<Result<Vec<_>>>()?;
     let tests: Vec<_> = tests.iter().map(PathBuf::as_path).collect();
     let wanted =
         |kernel: &&Kernel| options.kernels.iter().any(|name| name == ALL_KERNELS || name == kernel.version);
@@ -140,19 +162,24 @@ fn test_program(package: &str, name: &str) -> Result<PathBuf> {
 }
 
 fn all_are_listed() -> Result<()> {
-    for package in ["overlay-common", "overlay-user", "xtask"] {
-        let Ok(files) = fs::read_dir(root().join(package).join("tests")) else {
-            continue;
-        };
-        for file in files {
-            let path = file?.path();
-            let Some(name) = path.file_stem().filter(|_| path.extension().is_some_and(|end| end == "rs"))
-            else {
-                continue;
-            };
-            let listed = TESTS.iter().any(|(_, of, listed)| *of == package && name == *listed);
-            ensure!(listed, "{} belongs to no rung: add it to TESTS in xtask/src/test.rs", path.display());
+    let (top, tools) = (root().to_owned(), root().join("tools"));
+    for folder in [top, tools] {
+        for package in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            let tests = package?.path().join("tests");
+            for file in fs::read_dir(tests).into_iter().flatten() {
+                is_listed(&file?.path())?;
+            }
         }
     }
+    Ok(())
+}
+
+/// By the name alone, as no two packages have a file of one name.
+fn is_listed(path: &Path) -> Result<()> {
+    let Some(name) = path.file_stem().filter(|_| path.extension().is_some_and(|end| end == "rs")) else {
+        return Ok(());
+    };
+    let listed = TESTS.iter().any(|(_, _, listed)| name == *listed);
+    ensure!(listed, "{} belongs to no rung: add it to TESTS in xtask/src/test.rs", path.display());
     Ok(())
 }

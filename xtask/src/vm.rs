@@ -4,35 +4,23 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{
-    project,
-    setup::{Progress, apt},
-};
+use overlay_project::project;
+
+use crate::setup::{Progress, apt};
 
 mod debian;
+mod files;
 mod image;
+mod kernels;
 mod machine;
 mod modules;
-pub mod report;
-pub mod table;
+pub(crate) mod report;
+pub(crate) mod table;
 
-pub use report::Report;
-
-/// A kernel to test with.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// As in its package's name: `6.1`.
-    pub version: &'static str,
-    /// Debian's releases that have it, in any order. Testing moves on to the next kernel; backports keep it for a while.
-    suites: &'static [&'static str],
-}
-
-/// The oldest that is promised, the present stable release's, and a new one.
-pub const KERNELS: &[Kernel] = &[
-    Kernel { version: "6.1", suites: &["bookworm", "bookworm-security"] },
-    Kernel { version: "6.12", suites: &["trixie", "trixie-security"] },
-    Kernel { version: "7.2", suites: &["forky", "trixie-backports"] },
-];
+pub(crate) use self::{
+    kernels::{KERNELS, Kernel},
+    report::Report,
+};
 
 /// What runs the machine, and the guest's shell.
 const TOOLS: &[&str] =
@@ -40,7 +28,7 @@ const TOOLS: &[&str] =
 
 /// Runs `tests` (programs that cargo built) one after the other on `kernel`, with `programs` at hand at their own paths.
 /// Prints what they say. An error if one fails, or if the machine ends in any way but its own.
-pub fn run(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report> {
+pub(crate) fn run(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report> {
     let context = || format!("Linux {} in a VM", kernel.version);
     run_in(kernel, tests, programs).with_context(context)
 }
@@ -52,7 +40,7 @@ const RUN: &str = "run-";
 fn remove_orphans(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let owner = debian::name(&path).strip_prefix(RUN).and_then(|name| name.split('-').next());
+        let owner = files::name(&path).strip_prefix(RUN).and_then(|name| name.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use anyhow::{Context as _, Result, bail};
 
 use super::{Progress, find_command, is_root, quietly};
-use crate::command;
+use overlay_project::command;
 
 /// Installs `packages`. Nothing installed before is removed: apt refuses rather.
 pub(super) fn install(packages: &[&str], progress: &Progress) -> Result<()> {

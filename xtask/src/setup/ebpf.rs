@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Context as _, Result};
 
 use super::{Progress, apt, find_command, quietly};
-use crate::{command, project};
+use overlay_project::{command, project};
 
 const LINKER_VERSION: &str = "0.13.0";
 
@@ -48,7 +48,7 @@ pub(super) fn provide(progress: &Progress) -> Result<()> {
 }
 
 /// `clippy` for the BPF target, if the toolchain in use brings it; further arguments may follow.
-pub fn clippy() -> Option<Command> {
+pub(crate) fn clippy() -> Option<Command> {
     let usr = project::ebpf_toolchain().join("usr");
     // Not `cargo clippy`: any cargo looks for its subcommands among the user's own first.
     let program = usr.join("bin/cargo-clippy");

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::debian::name;
-use crate::command;
+use super::files::name;
+use overlay_project::command;
 
 /// What agent and lab need: links, the tunnel, both ways of attaching.
 pub(super) const WANTED: &[&str] = &["veth", "bridge", "vxlan", "sch_ingress", "cls_bpf", "tun"];

@@ -3,28 +3,28 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::debian::name;
+use super::files::name;
 
 /// Something that was seen: `fact: --ingress tc / ping = both ways`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fact {
+pub(crate) struct Fact {
     /// The section: options of the agent, say.
-    pub section: String,
+    pub(crate) section: String,
     /// What was looked at.
-    pub what: String,
+    pub(crate) what: String,
     /// How it was.
-    pub how: String,
+    pub(crate) how: String,
 }
 
 /// A run in which every test passed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Report {
+pub(crate) struct Report {
     /// The kernel as Debian names it: `6.1.192-2`.
-    pub package: String,
+    pub(crate) package: String,
     /// How many tests passed, by the test file's name.
-    pub passed: BTreeMap<String, usize>,
+    pub(crate) passed: BTreeMap<String, usize>,
     /// In the order in which they were printed.
-    pub facts: Vec<Fact>,
+    pub(crate) facts: Vec<Fact>,
 }
 
 impl Report {

@@ -3,31 +3,35 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{KERNELS, Report};
-use crate::project;
+use super::{
+    kernels::{KERNELS, Kernel},
+    report::Report,
+};
+use overlay_project::project;
 
 /// The section about the runs themselves: it changes with every new package and test, and is not compared.
 const RUNS: &str = "The runs";
 const NOT_RUN: &str = "not run";
 const HEAD: &str = "# Kernels
 
-What the tests saw on Debian's kernels, in VMs. Written by `cargo xtask test --rung vm --kernels all --write-docs`, not by
-hand: `cargo xtask test` fails when a kernel it runs on shows anything else. A section named by options is what two hosts
-with two containers each did when their agents had them (`overlay-user/tests/kernels/`).
+This is what the tests saw on Debian's kernels, in VMs. `cargo xtask test --rung vm --kernels all --write-docs` writes this file;
+it is not edited by hand. `cargo xtask test` fails when a kernel it runs on shows anything else. A section that is named by
+options shows what two hosts, with two containers each, did when their agents had these options
+(`tools/host-tests/tests/kernels/`).
 ";
 
 /// The document: how it was, by section and what was looked at, then by kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Table(BTreeMap<(String, String), BTreeMap<String, String>>);
+pub(crate) struct Table(BTreeMap<(String, String), BTreeMap<String, String>>);
 
 /// Where the document is.
-pub fn path() -> PathBuf {
+pub(crate) fn path() -> PathBuf {
     project::root().join("docs/kernels.md")
 }
 
 impl Table {
     /// The committed one; empty if there is none.
-    pub fn load() -> Result<Self> {
+    pub(crate) fn load() -> Result<Self> {
         if !path().exists() {
             return Ok(Self::default());
         }
@@ -36,12 +40,12 @@ impl Table {
     }
 
     /// Writes the document.
-    pub fn store(&self) -> Result<()> {
+    pub(crate) fn store(&self) -> Result<()> {
         fs::write(path(), self.render()).context("write docs/kernels.md")
     }
 
     /// Puts a run in the place of what is known of this kernel.
-    pub fn put(&mut self, kernel: &str, report: &Report) {
+    pub(crate) fn put(&mut self, kernel: &str, report: &Report) {
         for cells in self.0.values_mut() {
             cells.remove(kernel);
         }
@@ -60,7 +64,7 @@ impl Table {
     }
 
     /// What a run showed otherwise than the document says of this kernel, a line each.
-    pub fn differences(&self, kernel: &str, report: &Report) -> Vec<String> {
+    pub(crate) fn differences(&self, kernel: &str, report: &Report) -> Vec<String> {
         let mut new = Self::default();
         new.put(kernel, report);
         let rows = self.0.keys().chain(new.0.keys()).filter(|(section, _)| section != RUNS);
@@ -92,7 +96,7 @@ impl Table {
                 text += &line(&mut std::iter::once("").chain(KERNELS.iter().map(|kernel| kernel.version)));
                 text += &format!("|{}\n", "---|".repeat(KERNELS.len() + 1));
             }
-            let how = |kernel: &super::Kernel| cells.get(kernel.version).map_or(NOT_RUN, String::as_str);
+            let how = |kernel: &Kernel| cells.get(kernel.version).map_or(NOT_RUN, String::as_str);
             text += &line(&mut std::iter::once(what.as_str()).chain(KERNELS.iter().map(how)));
         }
         text
@@ -125,7 +129,7 @@ impl Table {
 }
 
 /// Compares runs with the document, or writes them into it.
-pub fn judge(reports: &[(&str, Report)], write: bool) -> Result<()> {
+pub(crate) fn judge(reports: &[(&str, Report)], write: bool) -> Result<()> {
     let mut table = Table::load()?;
     if write {
         for (kernel, report) in reports {

@@ -1,0 +1,37 @@
+//! The benchmark's commands. `cargo xtask` builds this program and hands its arguments over, hence the name in the usage.
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use overlay_bench::measure;
+
+mod bench_agent;
+
+/// How fast and how large it is.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures ours beside a bare route, the kernel's VXLAN device and a userspace relay; and the agent with 10,000 peers.
+    Bench(measure::Options),
+    /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
+    BenchAgent(bench_agent::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Bench(options) => measure::bench(&options),
+        Command::BenchAgent(options) => bench_agent::bench_agent(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The results as a Markdown table: ratios first, for they are what another machine can be asked for too.
+use std::fmt::Write as _;
+
+use super::{
+    compare::{Absolute, Change},
+    results::{Measured, Results, Samples},
+    statistics::Summary,
+};
+
+/// The whole report.
+pub(super) fn markdown(results: &Results) -> String {
+    let mut text = format!(
+        "# `cargo xtask bench`{}\n\n{}, {} rounds. Each cell: ratio (median of the rounds' \
+         ratios, quartiles), then the median itself. Noise: how far the quartiles of the twin's ratio, of the same \
+         case measured twice, lie from 1.\n",
+        if results.quick { " --quick" } else { "" },
+        results.machine,
+        results.rounds
+    );
+    let mut underlays: Vec<&str> =
+        results.measures.iter().map(|measured| measured.underlay.as_str()).collect();
+    underlays.dedup();
+    for underlay in underlays {
+        let measures: Vec<_> =
+            results.measures.iter().filter(|measured| measured.underlay == underlay).collect();
+        for same in measures.chunk_by(|one, next| one.basis == next.basis) {
+            if same.iter().all(|measured| measured.is_absolute()) {
+                list(&mut text, underlay, same);
+            } else {
+                table(&mut text, underlay, same);
+            }
+        }
+    }
+    let errors = results.errors();
+    if !errors.is_empty() {
+        text.push_str("\nErrors, in place of figures:\n");
+        errors.iter().for_each(|error| {
+            let _ = writeln!(text, "- {}", error.replace('\n', " "));
+        });
+    }
+    text
+}
+
+/// All cases, in the order of the measure that has most of them: not every case has everything.
+fn columns<'a>(measures: &[&'a Measured]) -> Vec<&'a str> {
+    let fullest = measures.iter().max_by_key(|measured| measured.cases.len());
+    let mut columns: Vec<&str> = Vec::new();
+    for case in fullest.into_iter().chain(measures).flat_map(|measured| &measured.cases) {
+        if !columns.contains(&case.case.as_str()) {
+            columns.push(&case.case);
+        }
+    }
+    columns
+}
+
+/// Of measures whose ratios are to the same case.
+fn table(text: &mut String, underlay: &str, measures: &[&Measured]) {
+    let columns = columns(measures);
+    let basis = measures.first().map_or("", |measured| &measured.basis);
+    let _ = writeln!(text, "\n## {underlay}, ratios to {basis}\n");
+    let _ = writeln!(text, "| measure | {} | noise |", columns.join(" | "));
+    let _ = writeln!(text, "|---|{}---|", "---|".repeat(columns.len()));
+    for measured in measures {
+        let cells: Vec<_> =
+            columns.iter().map(|case| measured.case(case).map_or(String::new(), cell)).collect();
+        let noise = measured.noise().map_or("-".to_owned(), |noise| format!("±{:.1} %", noise * 100.0));
+        let _ = writeln!(text, "| {} | {} | {noise} |", heading(measured), cells.join(" | "));
+    }
+}
+
+fn heading(Measured { name, unit, more_is_better, .. }: &Measured) -> String {
+    format!("{name}, {unit} ({} is better)", if *more_is_better { "more" } else { "less" })
+}
+
+/// Of measures without ratios.
+fn list(text: &mut String, section: &str, measures: &[&Measured]) {
+    let _ = writeln!(text, "\n## {section}\n\nAbsolute figures of this machine.\n");
+    text.push_str("| figure | median | samples |\n|---|---|---|\n");
+    for measured in measures {
+        for case in &measured.cases {
+            let _ = writeln!(text, "| {} | {} | {} |", heading(measured), cell(case), case.samples.len());
+        }
+    }
+}
+
+fn cell(samples: &Samples) -> String {
+    let median = samples.summary.map(|Summary { median, .. }| short(median));
+    match (median, samples.ratio) {
+        _ if !samples.errors.is_empty() => "error".to_owned(),
+        (Some(median), Some(Summary { lower_quartile, median: ratio, upper_quartile, .. })) => {
+            format!("**{ratio:.2}** ({lower_quartile:.2}-{upper_quartile:.2}) {median}")
+        }
+        (Some(median), None) => median,
+        (None, _) => String::new(),
+    }
+}
+
+/// Three figures, or all before the point.
+fn short(value: f64) -> String {
+    match value.abs() {
+        ..10.0 => format!("{value:.2}"),
+        10.0..100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+/// What changed since another run; `chance` is that of a ratio which has not changed to be in the list.
+pub(super) fn comparison(changes: &[Change], name: &str, chance: f64) -> String {
+    if changes.is_empty() {
+        return format!("\nNothing changed beyond the noise since {name}.\n");
+    }
+    let mut text = format!(
+        "\nRatios that changed beyond the noise since {name} (of so few rounds, up to {:.1} % of those that did not \
+         change are here by chance):\n\n",
+        chance * 100.0
+    );
+    text.push_str("| measure | case | before | now | change | noise |\n|---|---|---|---|---|---|\n");
+    for Change { measure, case, ratios: [before, now], better, noise } in changes {
+        let sign = if *better { "better" } else { "WORSE" };
+        let _ = writeln!(
+            text,
+            "| {measure} | {case} | {before:.3} | {now:.3} | {:+.1} % {sign} | ±{:.1} % |",
+            (now / before - 1.0) * 100.0,
+            noise * 100.0
+        );
+    }
+    text
+}
+
+/// Figures without ratios beside another run's.
+pub(super) fn absolutes(figures: &[Absolute], name: &str) -> String {
+    if figures.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "\nAll absolute figures beside those of {name}. They are of one agent per run, so nothing says how much of a \
+         difference is noise; between different machines they say nothing.\n\n"
+    );
+    text.push_str("| figure | unit | before | now | change |\n|---|---|---|---|---|\n");
+    for Absolute { measure, unit, medians: [before, now] } in figures {
+        // An agent at rest may use no time at all.
+        let change =
+            if *before > 0.0 { format!("{:+.1} %", (now / before - 1.0) * 100.0) } else { "-".to_owned() };
+        let _ = writeln!(text, "| {measure} | {unit} | {} | {} | {change} |", short(*before), short(*now));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::results::{BASIS, TWIN};
+
+    #[test]
+    fn a_table_has_a_cell_for_each_case() {
+        let mut results = Results { machine: "Linux 6.18, 2 CPUs".into(), rounds: 1, ..Results::default() };
+        let packets = results.measured("veth", "packets", "10^3/s", true);
+        for (case, sample) in [(BASIS, 100.0), (TWIN, 98.0), ("vxlan", 123.4)] {
+            packets.add(case, Ok(sample));
+        }
+        packets.add("relay", Err("3 of 4 arrived".into()));
+        packets.conclude();
+        let runs = results.measured("veth", "one run of overlay_encap", "ns", false);
+        runs.add("vxlan", Ok(99.94));
+        runs.conclude();
+        let text = markdown(&results);
+        assert!(
+            text.contains("| measure | bare route | bare route again | vxlan | relay | noise |"),
+            "{text}"
+        );
+        assert!(text.contains(" | **1.23** (1.23-1.23) 123 | error | ±2.0 % |"), "{text}");
+        assert!(text.contains("ns (less is better) |  |  | 99.9 |  | - |"), "{text}");
+        assert!(text.contains("- veth, packets, relay: 3 of 4 arrived"), "{text}");
+    }
+
+    #[test]
+    fn figures_without_a_basis_are_a_list() {
+        let mut results = Results::default();
+        let starts = results.measured("agent, 10 peers", "cold start", "ms", false);
+        starts.basis.clear();
+        [300.0, 200.0, 250.0].into_iter().for_each(|sample| starts.add("agent", Ok(sample)));
+        starts.conclude();
+        let memory = results.measured("agent, 10 peers", "resident memory", "MiB", false);
+        memory.basis.clear();
+        memory.add("agent", Err("it ended".into()));
+        memory.conclude();
+        let text = markdown(&results);
+        assert!(text.contains("\n## agent, 10 peers\n"), "{text}");
+        assert!(text.contains("| cold start, ms (less is better) | 250 | 3 |"), "{text}");
+        assert!(text.contains("| resident memory, MiB (less is better) | error | 0 |"), "{text}");
+        assert!(!text.contains("ratios to"), "{text}");
+    }
+
+    #[test]
+    fn absolute_figures_stand_beside_each_other() {
+        let figure = |medians| Absolute { measure: "agent, p99".into(), unit: "ms".into(), medians };
+        let text = absolutes(&[figure([2.0, 2.5]), figure([0.0, 0.1])], "old.json");
+        assert!(text.contains("| agent, p99 | ms | 2.00 | 2.50 | +25.0 % |"), "{text}");
+        assert!(text.contains("| agent, p99 | ms | 0.00 | 0.10 | - |"), "{text}");
+        assert_eq!(absolutes(&[], "old.json"), "");
+    }
+
+    #[test]
+    fn a_change_says_its_direction() {
+        let change = Change {
+            measure: "veth, p50".into(),
+            case: "vxlan".into(),
+            ratios: [1.0, 1.1],
+            better: false,
+            noise: 0.02,
+        };
+        let text = comparison(&[change], "old.json", 0.1);
+        assert!(text.contains("| veth, p50 | vxlan | 1.000 | 1.100 | +10.0 % WORSE | ±2.0 % |"), "{text}");
+        assert!(comparison(&[], "old.json", 0.1).contains("Nothing changed"));
+    }
+}

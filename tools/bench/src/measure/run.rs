@@ -1,0 +1,247 @@
+//! A run: every network, every measure, in turns.
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use clap::ValueEnum as _;
+
+use super::{
+    jobs::{Group, Job},
+    network::{Case, Network},
+    options::{Options, Underlay, chosen},
+    packets::{Load, Part, Until, send},
+    peers::Crowd,
+    progress::Progress,
+    results::{Results, twin},
+};
+use overlay_lab::Host;
+
+/// One of something, one again, and the numbers above one.
+fn with_twin(what: &str, numbers: &[u32]) -> Vec<(String, u32)> {
+    let one = format!("1 {what}");
+    let again = twin(&one);
+    let more = numbers.iter().filter(|&&number| number > 1);
+    let more = more.map(|&number| (format!("{number} {what}s"), number));
+    [(one, 1), (again, 1)].into_iter().chain(more).collect()
+}
+
+/// Forwards and backwards, by turns: nobody is always first, or always behind the same other.
+fn in_turn<T>(all: &[T], round: u32) -> impl Iterator<Item = &T> {
+    let (forwards, backwards) = if round % 2 == 1 { (all, &all[..0]) } else { (&all[..0], all) };
+    forwards.iter().chain(backwards.iter().rev())
+}
+
+/// What a run works with.
+pub(super) struct Run<'a> {
+    options: &'a Options,
+    overlay: PathBuf,
+    /// overlay-frames.
+    program: PathBuf,
+    results: Results,
+    progress: Progress,
+}
+
+impl<'a> Run<'a> {
+    /// Of these programs, into these results.
+    pub(super) fn new(options: &'a Options, overlay: PathBuf, program: PathBuf, results: Results) -> Self {
+        Self { options, overlay, program, results, progress: Progress::new(0) }
+    }
+
+    /// Measures everything.
+    pub(super) fn over(mut self, underlays: &[Underlay]) -> Result<Results> {
+        self.progress = Progress::new(self.samples() * underlays.len());
+        for &underlay in underlays {
+            self.compare_networks(underlay)?;
+            self.compare_crowds(underlay)?;
+        }
+        Ok(self.results)
+    }
+
+    fn time(&self) -> Duration {
+        Duration::from_millis(self.options.milliseconds.unwrap_or(if self.options.quick { 100 } else { 300 }))
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        let asked = chosen(&self.options.networks, Case::value_variants().to_vec());
+        let wanted = |case: &Case| asked.contains(case) || [Case::Bare, Case::BareAgain].contains(case);
+        Case::value_variants().iter().copied().filter(wanted).collect()
+    }
+
+    fn jobs(&self) -> Vec<Job> {
+        self.options.groups().into_iter().flat_map(|group| Job::of(group, self.options.quick)).collect()
+    }
+
+    /// Numbers of flows, and their names: one, twice, and more.
+    fn flows(&self) -> Vec<(String, u32)> {
+        with_twin("flow", if self.options.quick { &[4096] } else { &[8, 64, 512, 4096] })
+    }
+
+    /// The same of peers.
+    fn peers(&self) -> Vec<(String, u32)> {
+        let all = &self.options.peers;
+        let most: Vec<_> = all.iter().copied().max().into_iter().collect();
+        with_twin("peer", if self.options.quick { &most } else { all })
+    }
+
+    /// Samples for one underlay, so that progress can be told.
+    fn samples(&self) -> usize {
+        let groups = self.options.groups();
+        let networks = self.cases().len();
+        let flows = if groups.contains(&Group::Flows) { networks * self.flows().len() } else { 0 };
+        let peers = if groups.contains(&Group::Peers) { 2 * self.peers().len() } else { 0 };
+        self.results.rounds as usize * (self.jobs().len() * networks + flows + peers)
+    }
+
+    /// All networks stand at once; job by job, round by round, each has its turn.
+    fn compare_networks(&mut self, underlay: Underlay) -> Result<()> {
+        let jobs = self.jobs();
+        if jobs.is_empty() && !self.options.groups().contains(&Group::Flows) {
+            return Ok(());
+        }
+        let mut networks = Vec::new();
+        for case in self.cases() {
+            eprintln!("{}: building {}", underlay.name(), case.name());
+            networks.push(Network::build(
+                case,
+                &self.overlay,
+                &self.program,
+                underlay == Underlay::WireLike,
+            )?);
+        }
+        let (rounds, time) = (self.results.rounds, self.time());
+        for job in jobs {
+            let _napi = job.takes_frames_from_drivers().then(|| Napi::on(networks.iter())).transpose()?;
+            for round in 1..=rounds {
+                let what = format!("{}: {}, round {round}", underlay.name(), job.name());
+                self.progress.next(&what, networks.len());
+                for network in in_turn(&networks, round).filter(|network| job.is_of(network.case)) {
+                    self.sample(underlay, job, network, time);
+                }
+            }
+        }
+        self.compare_flows(underlay, &networks)
+    }
+
+    /// Each network with one connection and with many, in turns.
+    fn compare_flows(&mut self, underlay: Underlay, networks: &[Network]) -> Result<()> {
+        if !self.options.groups().contains(&Group::Flows) {
+            return Ok(());
+        }
+        let loads = self.flows();
+        let (rounds, until) = (self.results.rounds, Until::Time(self.time()));
+        for network in networks {
+            let measure = format!("packets of 64 bytes by flows, {}", network.case.name());
+            for round in 1..=rounds {
+                let what = format!("{}: {measure}, round {round}", underlay.name());
+                self.progress.next(&what, loads.len());
+                for (name, flows) in in_turn(&loads, round) {
+                    let load = Load { size: 64, flows: *flows, peers: None, until, statistics: false };
+                    let rate = send(network, &self.program, Part::Whole, load);
+                    let measured = self.results.measured(underlay.name(), &measure, "10^3/s", true);
+                    measured.basis.clone_from(&loads[0].0);
+                    measured
+                        .add(name, rate.map(|sent| sent.rate() / 1e3).map_err(|error| format!("{error:#}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, underlay: Underlay, job: Job, network: &Network, time: Duration) {
+        let case = network.case.name();
+        match job.run(network, &self.program, time) {
+            Ok(figures) => {
+                for figure in figures {
+                    self.results
+                        .measured(underlay.name(), &figure.name, figure.unit, figure.more_is_better)
+                        .add(case, Ok(figure.value));
+                }
+            }
+            Err(error) => {
+                eprintln!("{case}: {error:#}");
+                // Every figure of the job lacks this sample.
+                for (name, unit, more_is_better) in job.figures() {
+                    self.results
+                        .measured(underlay.name(), &name, unit, more_is_better)
+                        .add(case, Err(format!("{error:#}")));
+                }
+            }
+        }
+    }
+
+    /// Hosts with few peers and many, in turns.
+    fn compare_crowds(&mut self, underlay: Underlay) -> Result<()> {
+        if !self.options.groups().contains(&Group::Peers) {
+            return Ok(());
+        }
+        let mut crowds = Vec::new();
+        for (name, count) in self.peers() {
+            eprintln!("{}: building hosts with {name}", underlay.name());
+            let wire_like = underlay == Underlay::WireLike;
+            crowds.push((name, Crowd::build(&self.overlay, &self.program, wire_like, count)?));
+        }
+        let _napi = Napi::on(crowds.iter().map(|(_, crowd)| crowd.network()))?;
+        let (rounds, until) = (self.results.rounds, Until::Time(self.time()));
+        for part in [Part::Out, Part::In] {
+            let measure = format!("packets of 64 bytes by peers, {}", part.name());
+            for round in 1..=rounds {
+                let what = format!("{}: {measure}, round {round}", underlay.name());
+                self.progress.next(&what, crowds.len());
+                for (name, crowd) in in_turn(&crowds, round) {
+                    let rate = crowd.rate(&self.program, part, until);
+                    let measured = self.results.measured(underlay.name(), &measure, "10^3/s", true);
+                    measured.basis.clone_from(&crowds[0].0);
+                    measured.add(name, rate.map(|rate| rate / 1e3).map_err(|error| format!("{error:#}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// GRO, and with it NAPI, at the receiving hosts' underlay devices, as every NIC has it: a veth's driver takes no frames
+/// without.
+struct Napi {
+    switched: Vec<Host>,
+}
+
+impl Napi {
+    fn on<'a>(networks: impl Iterator<Item = &'a Network>) -> Result<Self> {
+        let mut napi = Self { switched: Vec::new() };
+        for network in networks.filter(|network| !network.wire_like) {
+            if let Some(host) = network.receiver() {
+                host.exec("ethtool -K eth0 gro on")?;
+                napi.switched.push(host.clone());
+            }
+        }
+        Ok(napi)
+    }
+}
+
+impl Drop for Napi {
+    fn drop(&mut self) {
+        for host in &self.switched {
+            if let Err(error) = host.exec("ethtool -K eth0 gro off") {
+                eprintln!("{}: {error:#}", host.name());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_always_there_twice() {
+        let names =
+            |numbers| with_twin("peer", numbers).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(&[1, 1000]), ["1 peer", "1 peer again", "1000 peers"]);
+        assert_eq!(names(&[]), ["1 peer", "1 peer again"]);
+    }
+
+    #[test]
+    fn rounds_go_both_ways() {
+        let order = |round| in_turn(&[1, 2, 3], round).copied().collect::<Vec<_>>();
+        assert_eq!((order(1), order(2), order(3)), (vec![1, 2, 3], vec![3, 2, 1], vec![1, 2, 3]));
+    }
+}

@@ -1,0 +1,29 @@
+//! `overlay-frames SPECIFICATION`: what of the benchmark takes BPF. The specification is JSON, and so is the answer; `cargo
+//! xtask bench` writes the one and reads the other.
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+mod frames;
+mod peers;
+mod wire;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Specification {
+    Frames(frames::Specification),
+    Peers(peers::Specification),
+    Wire(wire::Specification),
+}
+
+fn main() -> Result<()> {
+    let Some(specification) = std::env::args().nth(1) else {
+        bail!("overlay-frames takes one argument, JSON: `cargo xtask bench` knows it");
+    };
+    let answer = match serde_json::from_str(&specification).context("read the specification")? {
+        Specification::Frames(specification) => serde_json::to_string(&frames::send(&specification)?)?,
+        Specification::Peers(specification) => serde_json::to_string(&peers::fill(&specification)?)?,
+        Specification::Wire(specification) => serde_json::to_string(&wire::lay(&specification)?)?,
+    };
+    println!("{answer}");
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Every frame is counted: the programs' reasons and the kernel's own counters, against the rules.
+use std::collections::BTreeMap;
+
+use overlay_common::{Hook, Reason, Verdict};
+
+use crate::{
+    kernel_counters::KernelCounters,
+    rules::{End, Fate},
+    twins::{Counted, Delivered},
+};
+
+/// Where frames ended, and what does not add up.
+#[derive(Debug, Default)]
+pub(crate) struct Account {
+    pub(crate) ended: BTreeMap<String, u64>,
+    pub(crate) unaccounted: i64,
+    pub(crate) why: Vec<String>,
+}
+
+type Reading = (Counted, KernelCounters);
+
+impl Account {
+    /// Compares what was counted between two readings with what the rules say about the frames sent in between.
+    pub(crate) fn of(fates: &[&Fate], sent: &Delivered, before: &Reading, after: &Reading) -> Self {
+        let mut account = Self::default();
+        let counted = |hook, reason| {
+            let read = |reading: &Reading| reading.0.get(&(hook, reason)).copied().unwrap_or_default() as i64;
+            read(after) - read(before)
+        };
+        let total =
+            |count: &dyn Fn(&Fate) -> usize| fates.iter().map(|fate| count(fate)).sum::<usize>() as i64;
+        let marks = sent.marks as i64;
+        // A connection that the stack has carried a packet of stays the stack's: the rules know frames, not their past.
+        let noted = counted(Hook::Decap, Reason::StackFlow);
+        let kernel = after.1.since(&before.1);
+        let is = |name: &str| kernel.get(name);
+        let ends = |end: End| total(&|fate| fate.ends.iter().filter(|is| **is == end).count());
+        // Of those connections the kernel, not the program, saw the outer checksum, and minds it when it is broken.
+        let broken = total(&|fate| usize::from(fate.broken_outer_sum && fate.decap == [Reason::Carried]));
+        let inner = total(&|fate| fate.again.iter().filter(|is| **is == Err(End::UdpError)).count());
+        let minded = (is("Udp.InErrors") - ends(End::UdpError) - inner).clamp(0, broken.min(noted));
+        // And marks of congestion that cannot be carried are for the kernel's tunnel to drop.
+        let congested = total(&|fate| fate.decap.iter().filter(|is| **is == Reason::NotEctMarked).count());
+        let marked = (congested - counted(Hook::Decap, Reason::NotEctMarked)).clamp(0, noted);
+        let (mut ours, mut options, mut decapped) = (0, 0, 0);
+        for (hook, reason) in
+            Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)])
+        {
+            let mut is = counted(hook, reason);
+            let mut should = total(&|fate| {
+                let again = fate.again.iter().filter(|is| **is == Ok(reason) && hook == Hook::Receive);
+                let reasons = if hook == Hook::Decap { &fate.decap } else { &fate.receive };
+                reasons.iter().filter(|is| **is == reason).count() + again.count()
+            });
+            match (hook, reason) {
+                (Hook::Decap, Reason::InnerOptions) => is -= marks,
+                (Hook::Receive, Reason::Carried) => {
+                    is -= marks;
+                    should += noted - minded - marked;
+                }
+                (Hook::Decap, Reason::Carried) => should -= noted - marked,
+                (Hook::Decap, Reason::NotEctMarked) => should -= marked,
+                (Hook::Decap, Reason::StackFlow) => should = is,
+                _ => {}
+            }
+            if hook == Hook::Receive {
+                // With outer options: up to so many more.
+                let open = total(&|fate| fate.open.iter().filter(|is| **is == reason).count());
+                let taken = (is - should).clamp(0, open);
+                should += taken;
+                options += taken;
+            }
+            let name = format!("{} {}", hook.as_str(), reason.as_str());
+            if is != should {
+                account.why.push(format!("{name}: {is} counted, {should} expected"));
+            }
+            let ends_here = hook == Hook::Receive || reason.verdict() != Verdict::Stack;
+            if ends_here && reason.verdict() != Verdict::Event {
+                ours += is;
+                decapped += if hook == Hook::Decap { is } else { 0 };
+                account.note(name, is);
+            }
+        }
+
+        let refused = total(&|fate| fate.open.len()) - options;
+        // Datagrams with outer options may meet UDP and the tunnel, or not.
+        let may = refused + options + ends(End::Options);
+        let joined = total(&|fate| fate.joined);
+        // Inner packets for the host itself: frames that were counted before.
+        let again = |end: End| total(&|fate| fate.again.iter().filter(|is| **is == Err(end)).count());
+        let twice = total(&|fate| fate.again.iter().filter(|is| is.is_ok()).count());
+        // What the kernel can tell of the frames that no program of ours counted.
+        for (name, is, should, may) in [
+            (
+                "frames that the devices took",
+                is("eth0.rx_packets") + is("eth1.rx_packets") - marks,
+                sent.sent as i64,
+                0,
+            ),
+            (
+                // The outer one and, behind overlay0, the inner one.
+                "IPv4 packets that the kernel took",
+                is("Ip.InReceives") - 2 * marks,
+                sent.sent as i64 - decapped - ends(End::OtherProtocol)
+                    + counted(Hook::Receive, Reason::Carried)
+                    - marks,
+                0,
+            ),
+            (
+                "UDP with wrong length or checksum",
+                is("Udp.InErrors"),
+                ends(End::UdpError) + again(End::UdpError) + minded,
+                may,
+            ),
+            (
+                "datagrams for the tunnel's socket",
+                is("Udp.InDatagrams") - marks,
+                total(&|fate| fate.receive.len()) + noted - minded
+                    + ends(End::NoTunnel)
+                    + again(End::NoTunnel)
+                    + twice,
+                may,
+            ),
+            (
+                "outer fragments",
+                is("Ip.ReasmReqds"),
+                ends(End::Fragment) + again(End::Fragment) + joined,
+                may,
+            ),
+            ("datagrams put together", is("Ip.ReasmOKs"), joined, 0),
+        ] {
+            if !(should..=should + may).contains(&is) {
+                account.why.push(format!("{name}: {is} counted, {should} expected"));
+            }
+        }
+        account.unaccounted = sent.sent as i64 + twice - ours - refused - minded - marked;
+        account.note("kernel no-tunnel, of a connection of the stack".to_owned(), marked);
+        account.note("kernel udp-error, of a connection of the stack".to_owned(), minded);
+        account.note("kernel outer-options".to_owned(), refused + ends(End::Options));
+        for end in End::ALL {
+            account.unaccounted -= ends(*end);
+            if *end == End::Options {
+                continue;
+            }
+            account.note(format!("kernel {}", end.as_str()), ends(*end));
+        }
+        if account.unaccounted != 0 {
+            account.why.push(format!("{} frames are in no counter", account.unaccounted));
+        }
+        if !account.why.is_empty() {
+            account.why.push(format!("the kernel's counters: {:?}", kernel.all()));
+        }
+        account
+    }
+
+    fn note(&mut self, name: String, count: i64) {
+        if count > 0 {
+            self.ended.insert(name, count.cast_unsigned());
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! A frame of the underlay in pieces, each of which a mutation can break, and the bytes they make.
+use crate::world::{
+    CONTAINER, LOCAL, NEXT_HOP_MAC, PEER_VTEP_MAC, PEERS, PORT, PORTS, REMOTE, UNDERLAY_MAC, VNI, VTEP_MAC,
+};
+
+/// What stands in a checksum field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    /// What the bytes sum up to.
+    Right,
+    /// Something else.
+    Wrong,
+    /// Zero.
+    Zero,
+}
+
+/// An Ethernet header.
+#[derive(Clone, Debug)]
+pub struct Ethernet {
+    /// Destination.
+    pub to: [u8; 6],
+    /// Source.
+    pub from: [u8; 6],
+    /// A VLAN tag before the type.
+    pub tag: Option<u16>,
+    /// EtherType.
+    pub kind: u16,
+}
+
+/// An IPv4 header.
+#[derive(Clone, Debug)]
+pub struct Ip {
+    /// 4, or a lie.
+    pub version: u8,
+    /// Type of service, ECN in the lower two bits.
+    pub tos: u8,
+    /// Identification.
+    pub id: u16,
+    /// Flags and offset.
+    pub fragment: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// What it says it carries.
+    pub protocol: u8,
+    /// Source.
+    pub from: [u8; 4],
+    /// Destination.
+    pub to: [u8; 4],
+    /// A multiple of four bytes.
+    pub options: Vec<u8>,
+    /// Added to the right total length.
+    pub lie: i32,
+    /// Header checksum.
+    pub sum: Sum,
+}
+
+/// What the inner packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// UDP.
+    Udp,
+    /// TCP, one segment of a connection that does not exist.
+    Tcp,
+    /// An ICMP echo reply.
+    Icmp,
+}
+
+/// How the outer datagram is cut into fragments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Train {
+    /// As they are sent.
+    InOrder,
+    /// The last one first.
+    Reversed,
+    /// The first one twice.
+    Twice,
+    /// The last fragment never comes.
+    Incomplete,
+    /// The second begins before the first ends.
+    Overlapping,
+}
+
+/// A frame in pieces.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Outer Ethernet header.
+    pub ethernet: Ethernet,
+    /// Outer IPv4 header.
+    pub ip: Ip,
+    /// Outer UDP ports, source and destination.
+    pub ports: [u16; 2],
+    /// Added to the right UDP length.
+    pub udp_lie: i32,
+    /// Outer UDP checksum.
+    pub udp_sum: Sum,
+    /// VXLAN header.
+    pub vxlan: [u8; 8],
+    /// Inner Ethernet header.
+    pub inner_ethernet: Ethernet,
+    /// Inner IPv4 header.
+    pub inner: Ip,
+    /// What the inner packet carries.
+    pub transport: Transport,
+    /// Its checksum.
+    pub transport_sum: Sum,
+    /// Its ports; identifier and sequence number of ICMP.
+    pub inner_ports: [u16; 2],
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// In place of the whole inner IPv4 packet.
+    pub instead: Option<Vec<u8>>,
+    /// Bytes behind the inner packet, within the outer one.
+    pub inner_trailer: usize,
+    /// Bytes behind the outer packet.
+    pub trailer: usize,
+    /// The inner packet, from its Ethernet header on, ends here; the outer lengths are right.
+    pub inner_cut: Option<usize>,
+    /// The frame ends here; its lengths lie.
+    pub cut: Option<usize>,
+    /// Bits turned over at last: byte, mask.
+    pub flips: Vec<(usize, u8)>,
+    /// Sent as fragments, split near so many bytes of the outer UDP datagram.
+    pub train: Option<(Train, usize)>,
+}
+
+impl Ip {
+    fn new(from: [u8; 4], to: [u8; 4], protocol: u8) -> Self {
+        Self {
+            version: 4,
+            tos: 0,
+            id: 0,
+            fragment: 0,
+            ttl: 64,
+            protocol,
+            from,
+            to,
+            options: Vec::new(),
+            lie: 0,
+            sum: Sum::Right,
+        }
+    }
+
+    fn bytes(&self, payload: &[u8]) -> Vec<u8> {
+        let header = 20 + self.options.len();
+        let length = ((header + payload.len()) as i32 + self.lie) as u16;
+        let mut bytes = vec![self.version << 4 | (header / 4) as u8, self.tos];
+        bytes.extend(length.to_be_bytes());
+        bytes.extend(self.id.to_be_bytes());
+        bytes.extend(self.fragment.to_be_bytes());
+        bytes.extend([self.ttl, self.protocol, 0, 0]);
+        bytes.extend(self.from);
+        bytes.extend(self.to);
+        bytes.extend(&self.options);
+        put(&mut bytes, 10, self.sum, 0);
+        bytes.extend(payload);
+        bytes
+    }
+
+    /// Sum of the pseudo header of UDP and TCP (RFC 768).
+    fn pseudo(&self, length: usize) -> u32 {
+        words(&self.from) + words(&self.to) + u32::from(self.protocol) + length as u32
+    }
+}
+
+/// Writes the checksum of `bytes`, begun with `seed`, at `at`.
+fn put(bytes: &mut [u8], at: usize, sum: Sum, seed: u32) {
+    let right = checksum(bytes, seed);
+    let value = match sum {
+        Sum::Right => right,
+        Sum::Wrong => right.wrapping_add(0x0101),
+        Sum::Zero => 0,
+    };
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+fn words(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))).sum()
+}
+
+/// The Internet checksum (RFC 1071 section 4.1) of `bytes`, begun with `seed`.
+pub fn checksum(bytes: &[u8], seed: u32) -> u16 {
+    let mut sum = seed + words(bytes);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+impl Ethernet {
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = [self.to, self.from].concat();
+        if let Some(tag) = self.tag {
+            bytes.extend([0x81, 0x00]);
+            bytes.extend(tag.to_be_bytes());
+        }
+        bytes.extend(self.kind.to_be_bytes());
+        bytes
+    }
+}
+
+impl Frame {
+    /// A valid frame from the first peer's container to ours. `number` shows in both identifications and in the payload.
+    pub fn valid(number: u32, transport: Transport, length: usize) -> Self {
+        let protocol = match transport {
+            Transport::Udp => 17,
+            Transport::Tcp => 6,
+            Transport::Icmp => 1,
+        };
+        let [_, a, b, c] = VNI.to_be_bytes();
+        let mut payload = number.to_be_bytes().to_vec();
+        payload.extend((payload.len()..length).map(|at| at as u8));
+        payload.truncate(length);
+        let mut ip = Ip::new(PEERS[0].0, LOCAL, 17);
+        // Whole datagrams and fragments apart: fragments wait for each other by this number.
+        ip.id = number as u16 & 0x7fff;
+        let mut inner = Ip::new(REMOTE, CONTAINER, protocol);
+        inner.id = number as u16;
+        Self {
+            ethernet: Ethernet { to: UNDERLAY_MAC, from: NEXT_HOP_MAC, tag: None, kind: 0x0800 },
+            ip,
+            ports: [51_234, PORT],
+            udp_lie: 0,
+            udp_sum: Sum::Zero,
+            vxlan: [8, 0, 0, 0, a, b, c, 0],
+            inner_ethernet: Ethernet { to: VTEP_MAC, from: PEER_VTEP_MAC, tag: None, kind: 0x0800 },
+            inner,
+            transport,
+            transport_sum: Sum::Right,
+            inner_ports: PORTS,
+            payload,
+            instead: None,
+            inner_trailer: 0,
+            trailer: 0,
+            inner_cut: None,
+            cut: None,
+            flips: Vec::new(),
+            train: None,
+        }
+    }
+
+    /// The frames that go out on the wire: one, or the fragments of one.
+    pub fn frames(&self) -> Vec<Vec<u8>> {
+        let udp = self.datagram();
+        let mut frames = match self.train {
+            None => vec![self.outer(&self.ip, &udp)],
+            Some((train, at)) => self.fragments(train, at, &udp),
+        };
+        for frame in &mut frames {
+            if let Some(cut) = self.cut {
+                frame.truncate(cut);
+            }
+            let length = frame.len();
+            for (at, mask) in &self.flips {
+                frame[at % length] ^= mask;
+            }
+        }
+        frames
+    }
+
+    fn outer(&self, ip: &Ip, payload: &[u8]) -> Vec<u8> {
+        let mut frame = self.ethernet.bytes();
+        frame.extend(ip.bytes(payload));
+        frame.extend((0..self.trailer).map(|at| 0xe0 | at as u8));
+        frame
+    }
+
+    /// `udp` in two fragments, split near `at`.
+    fn fragments(&self, train: Train, at: usize, udp: &[u8]) -> Vec<Vec<u8>> {
+        // Offsets count units of eight bytes (RFC 791 section 3.1).
+        let at = ((at % udp.len().max(1)) & !7).max(8);
+        let overlap = if train == Train::Overlapping { 8.min(at) } else { 0 };
+        let first = Ip { fragment: 0x2000, ..self.ip.clone() };
+        let last = Ip { fragment: ((at - overlap) / 8) as u16, ..self.ip.clone() };
+        let first = self.outer(&first, &udp[..at]);
+        let last = self.outer(&last, &udp[at - overlap..]);
+        match train {
+            Train::InOrder | Train::Overlapping => vec![first, last],
+            Train::Reversed => vec![last, first],
+            Train::Twice => vec![first.clone(), first, last],
+            Train::Incomplete => vec![first],
+        }
+    }
+
+    /// The outer UDP datagram.
+    fn datagram(&self) -> Vec<u8> {
+        let inside = self.inner_frame();
+        let mut udp = Vec::new();
+        udp.extend(self.ports[0].to_be_bytes());
+        udp.extend(self.ports[1].to_be_bytes());
+        udp.extend(((16 + inside.len()) as i32 + self.udp_lie).cast_unsigned().to_be_bytes()[2..].iter());
+        udp.extend([0, 0]);
+        udp.extend(self.vxlan);
+        udp.extend(inside);
+        let seed = self.ip.pseudo(udp.len());
+        put(&mut udp, 6, self.udp_sum, seed);
+        udp
+    }
+
+    /// The inner frame alone.
+    pub fn inner_frame(&self) -> Vec<u8> {
+        let mut inside = self.inner_ethernet.bytes();
+        match &self.instead {
+            Some(bytes) => inside.extend(bytes),
+            None => inside.extend(self.inner_packet()),
+        }
+        inside.extend((0..self.inner_trailer).map(|at| 0xc0 | at as u8));
+        if let Some(cut) = self.inner_cut {
+            inside.truncate(cut);
+        }
+        inside
+    }
+
+    fn inner_packet(&self) -> Vec<u8> {
+        let [from, to] = self.inner_ports.map(u16::to_be_bytes);
+        let (mut segment, at) = match self.transport {
+            Transport::Udp => {
+                let length = (8 + self.payload.len()) as u16;
+                ([from, to, length.to_be_bytes(), [0, 0]].concat(), 6)
+            }
+            Transport::Tcp => {
+                let mut header = [from, to].concat();
+                // Sequence and acknowledgement, no options, ACK, window.
+                header.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+                (header, 16)
+            }
+            // An echo reply: nobody answers it.
+            Transport::Icmp => (vec![0, 0, 0, 0, from[0], from[1], to[0], to[1]], 2),
+        };
+        segment.extend(&self.payload);
+        let seed = if self.transport == Transport::Icmp { 0 } else { self.inner.pseudo(segment.len()) };
+        put(&mut segment, at, self.transport_sum, seed);
+        self.inner.bytes(&segment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by scapy 2.5: Ether/IP(id=7)/UDP(chksum=0)/VXLAN(flags=8, vni=1)/Ether/IP(id=7)/UDP/the same payload.
+    #[test]
+    fn a_valid_frame_is_the_one_that_scapy_makes() {
+        let script = "from scapy.all import *;from scapy.layers.vxlan import VXLAN;\
+            print(bytes(Ether(dst='06:00:00:00:00:01',src='06:00:00:00:00:02')/IP(src='10.99.0.2',dst='10.99.0.1',id=7)\
+            /UDP(sport=51234,dport=8472,chksum=0)/VXLAN(flags=8,vni=1)\
+            /Ether(dst='02:00:00:00:00:01',src='02:00:00:00:00:02')/IP(src='10.244.2.7',dst='10.244.1.2',id=7)\
+            /UDP(sport=5000,dport=4000)/bytes([0,0,0,7,4,5,6,7,8])).hex())";
+        let scapy = overlay_lab::command::run("/usr/bin/python3", ["-c", script]).unwrap();
+        let ours: String =
+            Frame::valid(7, Transport::Udp, 9).frames()[0].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(ours, scapy.trim());
+    }
+}

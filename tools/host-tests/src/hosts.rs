@@ -1,0 +1,138 @@
+//! Whole hosts for tests: the real binary on hosts of the lab, with a store and containers.
+use std::time::Duration;
+
+use overlay_lab::{Agent, Backend, Container, Host, Lab, Options, PingOptions, wait_until};
+
+use crate::overlay as binary;
+
+/// The config of most tests' network.
+pub const CONFIG: &str = Backend::Vxlan.config();
+/// How long anything may take that should come soon; generous, for machines under load.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// What a command said, and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    /// Exit code; 124 if it had to be ended because it went on.
+    pub code: i32,
+    /// Both of its streams.
+    pub text: String,
+}
+
+impl Said {
+    /// It failed with this code and these words.
+    #[track_caller]
+    pub fn is(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "{}", self.text);
+        for word in words {
+            assert!(self.text.contains(word), "`{word}` is not in: {}", self.text);
+        }
+        assert!(!self.text.contains("panicked"), "{}", self.text);
+    }
+}
+
+/// A lab of `hosts` hosts.
+pub fn lab(hosts: u8) -> Lab {
+    Lab::new(Options { hosts, ..Options::default() }).unwrap()
+}
+
+/// The lab's shared folder of leases, with a config in it.
+pub fn store(lab: &Lab) -> String {
+    let store = lab.folder().join("store").display().to_string();
+    overlay(lab.host(0), &["config", "set", CONFIG, "--store-dir", &store]).is(0, &["10.244.0.0/16"]);
+    store
+}
+
+/// Runs one of the binary's commands on a host, with the host's own folders, to its end.
+pub fn overlay(host: &Host, words: &[&str]) -> Said {
+    let mut command =
+        host.namespace().command(&[&["timeout", "20", binary().to_str().unwrap()], words].concat()).unwrap();
+    command.env("OVERLAY_BPF_ROOT", host.bpf_root());
+    command.env("OVERLAY_STATE_DIR", host.folder().join("state"));
+    command.env("OVERLAY_SUBNET_FILE", host.subnet_file());
+    said(&mut command)
+}
+
+/// Runs a command to its end.
+pub fn said(command: &mut std::process::Command) -> Said {
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    Said { code: output.status.code().unwrap_or(-1), text: String::from_utf8_lossy(&text).into_owned() }
+}
+
+/// `overlay status --json` of a host whose agent runs.
+pub fn status(host: &Host) -> serde_json::Value {
+    let text = host.overlay(binary(), &["status", "--json"]).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Waits until the host's status says so.
+#[track_caller]
+pub fn until(host: &Host, what: &str, mut is: impl FnMut(&serde_json::Value) -> bool) {
+    let mut last = serde_json::Value::Null;
+    let done = wait_until(what, SOON, || {
+        // An agent that starts has nothing to show yet.
+        let Ok(text) = host.overlay(binary(), &["status", "--json"]) else { return Ok(false) };
+        last = serde_json::from_str(&text)?;
+        Ok(is(&last))
+    });
+    done.unwrap_or_else(|error| panic!("{error:#}: {last:#}"));
+}
+
+/// Waits until the log of the host's agents has these words.
+#[track_caller]
+pub fn logged(host: &Host, words: &str) {
+    let log = || std::fs::read_to_string(host.agent_log()).unwrap_or_default();
+    wait_until(words, SOON, || Ok(log().contains(words)))
+        .unwrap_or_else(|error| panic!("{error:#}: {}", log()));
+}
+
+/// A host with a running agent and a container in the subnet it leased.
+pub struct Member {
+    /// The host.
+    pub host: Host,
+    /// Its agent.
+    pub agent: Agent,
+    /// Its container.
+    pub container: Container,
+    /// Its subnet: `10.244.7.0/24`.
+    pub subnet: String,
+}
+
+impl Member {
+    /// Starts the agent with these arguments and waits until it is ready.
+    pub fn join(host: &Host, arguments: &[&str]) -> Self {
+        let mut agent = host.start_agent(binary(), arguments).unwrap();
+        agent.wait_ready(SOON).unwrap();
+        let (subnet, mtu) = agent.subnet().unwrap();
+        host.add_bridge(&subnet, mtu).unwrap();
+        let container = host.add_container("a", &subnet, 2, mtu).unwrap();
+        Self { host: host.clone(), agent, container, subnet }
+    }
+
+    /// Ends the agent and starts one with these arguments.
+    pub fn restarted(self, arguments: &[&str]) -> Self {
+        self.agent.terminate().unwrap();
+        let mut agent = self.host.start_agent(binary(), arguments).unwrap();
+        agent.wait_ready(SOON).unwrap();
+        Self { agent, ..self }
+    }
+
+    /// The key of its lease: `10.244.7.0-24`.
+    pub fn key(&self) -> String {
+        self.subnet.replace('/', "-")
+    }
+
+    /// Waits until the other's container answers, then asks it ten times more: none may go unanswered.
+    #[track_caller]
+    pub fn reaches(&self, other: &Self) {
+        let once = PingOptions { count: 1, timeout: 0.3, ..PingOptions::default() };
+        wait_until("a first answer", SOON, || {
+            Ok(self.container.ping(other.container.address(), once)?.complete())
+        })
+        .unwrap();
+        let ten = PingOptions { count: 10, ..PingOptions::default() };
+        let ping = self.container.ping(other.container.address(), ten).unwrap();
+        assert!(ping.complete(), "{}", ping.output);
+    }
+}

@@ -1,0 +1,25 @@
+//! What the tests of whole hosts share: the agent's program, and hosts that run it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as the tests' assertions do")]
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+
+use overlay_lab::project;
+
+pub mod hosts;
+
+/// The program under test. Cargo builds it for the tests of its own package only; here it is built when it is first asked
+/// for. Tests that cargo did not start, in a VM say, take the one that stands beside them.
+pub fn overlay() -> &'static Path {
+    static OVERLAY: LazyLock<PathBuf> = LazyLock::new(|| {
+        if env::var_os("CARGO").is_some() {
+            return project::build_overlay().unwrap();
+        }
+        // A test is target/debug/deps/NAME-HASH.
+        let test = env::current_exe().unwrap();
+        test.ancestors().nth(2).unwrap().join("overlay")
+    });
+    &OVERLAY
+}

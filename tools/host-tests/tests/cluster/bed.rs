@@ -1,0 +1,239 @@
+//! A network of hosts for one test: what starts it, what asks it, and what it must answer.
+use std::{
+    net::Ipv4Addr,
+    ops::{Index, IndexMut},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use overlay_common::ABI;
+pub use overlay_host_tests::overlay;
+use overlay_lab::{
+    self as lab, Backend, Container, Host, Lab, Member, Options, Ping, PingOptions, Store, etcd::Etcd,
+    wait_until,
+};
+use serde_json::Value;
+
+/// Where leases are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Folder,
+    Etcd,
+}
+
+/// Hosts that take part. The fields end in this order: agents, store, and all that is left.
+pub struct Bed {
+    pub members: Vec<Member>,
+    pub store: Store,
+    pub lab: Lab,
+}
+
+impl Bed {
+    /// `hosts` hosts with agents and two containers each.
+    pub fn new(kind: Kind, hosts: u8) -> Self {
+        Self::with(kind, Options { hosts, ..Options::default() }, &[])
+    }
+
+    /// The same on another underlay, with other options for the agents.
+    pub fn with(kind: Kind, options: Options, agent: &[&str]) -> Self {
+        Self::with_config(kind, options, Backend::Vxlan.config(), agent)
+    }
+
+    /// The same with another config.
+    pub fn with_config(kind: Kind, options: Options, config: &str, agent: &[&str]) -> Self {
+        let lab = Lab::new(options).unwrap();
+        let store = match kind {
+            Kind::Folder => Store::folder(&lab),
+            Kind::Etcd => Store::etcd(&lab).unwrap(),
+        };
+        let mut bed =
+            Self { members: lab::populate_with(&lab, overlay(), &store, config, agent).unwrap(), store, lab };
+        bed.wait_for_peers(usize::from(bed.lab.hosts().len() as u8) - 1);
+        bed
+    }
+
+    pub fn etcd(&mut self) -> &mut Etcd {
+        self.store.as_etcd().unwrap()
+    }
+
+    /// Waits until every host has exactly so many peers.
+    pub fn wait_for_peers(&mut self, count: usize) {
+        for member in &self.members {
+            wait_for(&format!("{count} peers on {}", member.host.name()), || peers(member).len() == count);
+        }
+    }
+
+    /// Every container reaches every other.
+    pub fn assert_all_reached(&self) {
+        let all: Vec<_> = self.members.iter().flat_map(|member| &member.containers).collect();
+        for from in &all {
+            for to in all.iter().filter(|to| to.address() != from.address()) {
+                assert_reaches(from, to.address());
+            }
+        }
+    }
+
+    /// The same, and every container's address is learned: from now on the fast path carries everything.
+    pub fn learn_all(&self) {
+        self.assert_all_reached();
+        for member in &self.members {
+            wait_for(&format!("the endpoints of {}", member.host.name()), || {
+                member.containers.iter().all(|container| endpoint(member, container.address()).is_some())
+            });
+        }
+    }
+
+    /// The first containers of the first two hosts.
+    pub fn pair(&self) -> (&Container, &Container) {
+        (&self[0].containers[0], &self[1].containers[0])
+    }
+}
+
+impl Index<usize> for Bed {
+    type Output = Member;
+
+    fn index(&self, index: usize) -> &Member {
+        &self.members[index]
+    }
+}
+
+impl IndexMut<usize> for Bed {
+    fn index_mut(&mut self, index: usize) -> &mut Member {
+        &mut self.members[index]
+    }
+}
+
+/// Waits up to ten seconds.
+pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    wait_until(what, Duration::from_secs(10), || Ok(ready())).unwrap();
+}
+
+pub fn pings(count: u32) -> PingOptions {
+    PingOptions { count, interval: 0.02, ..PingOptions::default() }
+}
+
+/// Pings answered, every one.
+pub fn assert_reaches(from: &Container, to: Ipv4Addr) {
+    let ping = from.ping(to, pings(2)).unwrap();
+    assert!(ping.complete(), "{} -> {to}: {}", from.address(), ping.output);
+}
+
+/// One packet of so many bytes of ICMP payload that must not be fragmented.
+pub fn ping_df(from: &Container, to: Ipv4Addr, payload: u32) -> Ping {
+    from.ping(to, PingOptions { count: 1, size: payload, df: true, ..PingOptions::default() }).unwrap()
+}
+
+/// What a command of `overlay` answers in JSON.
+pub fn json(member: &Member, words: &[&str]) -> Value {
+    let text = member.overlay(&[words, &["--json"]].concat()).unwrap();
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words:?}: {error}: {text}"))
+}
+
+/// What `overlay peers` shows: subnet, public address, VtepMAC (empty without VXLAN); in the order of the subnets.
+pub fn peers(member: &Member) -> Vec<(String, String, String)> {
+    let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
+    let rows = json(member, &["peers"]);
+    let row = |row| (format!("{}/24", text(row, "subnet")), text(row, "public_ip"), text(row, "vtep_mac"));
+    rows.as_array().unwrap().iter().map(row).collect()
+}
+
+/// What `overlay endpoints` shows of an address.
+pub fn endpoint(member: &Member, address: Ipv4Addr) -> Option<Value> {
+    let rows = json(member, &["endpoints"]);
+    let address = address.to_string();
+    rows.as_array().unwrap().iter().find(|row| row["address"] == address.as_str()).cloned()
+}
+
+/// Where the maps and links of a host are pinned.
+pub fn pins(member: &Member) -> PathBuf {
+    member.host.bpf_root().join("overlay").join(format!("v{ABI}")).join("default")
+}
+
+/// What bpftool says about a pin, without any agent.
+pub fn bpftool(words: &[&str], pin: &Path) -> Value {
+    let pin = pin.to_str().unwrap();
+    let text = overlay_lab::command::run("bpftool", [&["-j"], words, &["pinned", pin]].concat()).unwrap();
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("bpftool {words:?} {pin}: {error}: {text}"))
+}
+
+/// Ids of everything pinned: maps, those that each agent makes anew, links, and the programs behind the links; by pin.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ids {
+    pub maps: Vec<(String, u64)>,
+    pub indexes: Vec<(String, u64)>,
+    pub links: Vec<(String, u64)>,
+    pub programs: Vec<(String, u64)>,
+}
+
+pub fn ids(member: &Member) -> Ids {
+    ids_in(&pins(member))
+}
+
+/// The same of one folder of pins.
+pub fn ids_in(pins: &Path) -> Ids {
+    let id =
+        |shown: &Value, field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("no {field}: {shown}"));
+    let names = |folder: &Path, wanted: fn(&Path) -> bool| {
+        let mut paths: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| wanted(path))
+            .collect();
+        paths.sort();
+        paths
+    };
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let (maps, indexes, links, programs) = Default::default();
+    let mut found = Ids { maps, indexes, links, programs };
+    for path in names(pins, |path| path.is_file()) {
+        let (name, id) = (name(&path), id(&bpftool(&["map", "show"], &path), "id"));
+        if name.ends_with("_index") { &mut found.indexes } else { &mut found.maps }.push((name, id));
+    }
+    for path in names(&pins.join("links"), |_| true) {
+        let link = bpftool(&["link", "show"], &path);
+        found.links.push((name(&path), id(&link, "id")));
+        found.programs.push((name(&path), id(&link, "prog_id")));
+    }
+    found
+}
+
+/// MAC address of overlay0.
+pub fn vtep_mac(member: &Member) -> String {
+    let link = member.host.exec("ip -j link show dev overlay0").unwrap();
+    let link: Value = serde_json::from_str(&link).unwrap();
+    link[0]["address"].as_str().unwrap().to_owned()
+}
+
+/// The key of a member's lease.
+pub fn lease_key(subnet: &str) -> String {
+    format!("/coreos.com/network/subnets/{}", subnet.replace('/', "-"))
+}
+
+/// A lease's value as flannel writes it.
+pub fn flannel_lease(public_ip: Ipv4Addr, mac: &str) -> String {
+    format!(
+        r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    )
+}
+
+/// Frames that a host's underlay device has sent; a GSO frame is one.
+pub fn frames(host: &Host) -> u64 {
+    let link = host.exec("ip -j -s link show dev eth0").unwrap();
+    let link: Value = serde_json::from_str(&link).unwrap();
+    link[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
+}
+
+/// What `host` sends of a transfer is cut into segments that fit, whose inner checksums a real wire would carry.
+pub fn segments_are_right(host: &Host, from: &Container, to: &Container) {
+    // On its way out, where frames are as the wire gets them; at the receiver, GRO would have merged them again.
+    let capture = host.capture("eth0", &format!("udp port 8472 and src {}", host.address())).unwrap();
+    lab::transfer(from, to, 2 << 20).unwrap();
+    let packets = capture.lines().unwrap();
+    let data: Vec<_> = packets.iter().filter(|packet| packet.contains("length 1398")).collect();
+    // Not all are seen: a capture falls behind on a busy machine.
+    assert!(data.len() >= 100, "{} of {} packets are full", data.len(), packets.len());
+    for packet in &packets {
+        assert!(packet.contains("(correct)"), "{packet}");
+        assert!(!packet.contains(" bad ") && !packet.contains("incorrect"), "{packet}");
+    }
+}

@@ -1,0 +1,161 @@
+//! Containers that come, go, are replaced, move, and try to take what is not theirs.
+use std::{thread, time::Duration};
+
+use overlay_common::{Hook, Reason};
+use overlay_lab::{Container, Ledger, Member, Numbered, Traffic, wait_until};
+use serde_json::Value;
+
+use super::bed::{Bed, Kind, assert_reaches, endpoint, json, pings, wait_for};
+
+fn mac(container: &Container) -> String {
+    let link: Value = serde_json::from_str(&container.exec("ip -j link show dev eth0").unwrap()).unwrap();
+    link[0]["address"].as_str().unwrap().to_owned()
+}
+
+fn gateway(member: &Member) -> std::net::Ipv4Addr {
+    member.subnet.replace(".0/24", ".1").parse().unwrap()
+}
+
+/// Removes the first container of a host and makes another with its name and address, as a runtime does.
+fn replace(bed: &mut Bed, host: usize) -> (Container, String) {
+    let old = bed[host].containers.remove(0);
+    let (old_mac, subnet, mtu) = (mac(&old), bed[host].subnet.clone(), bed[host].mtu);
+    old.remove().unwrap();
+    let new = bed[host].host.add_container("a", &subnet, 2, mtu).unwrap();
+    bed[host].containers.insert(0, new.clone());
+    assert_ne!(mac(&new), old_mac);
+    (new, old_mac)
+}
+
+#[test]
+fn endpoints_are_learned_and_shown() {
+    let bed = Bed::new(Kind::Folder, 2);
+    assert_eq!(json(&bed[0], &["endpoints"]), Value::Array(Vec::new()));
+    bed.learn_all();
+    for member in &bed.members {
+        assert_eq!(json(member, &["endpoints"]).as_array().unwrap().len(), 2);
+        for container in &member.containers {
+            let row = endpoint(member, container.address()).unwrap();
+            assert_eq!(row["mac"], mac(container).as_str());
+            assert_eq!((&row["port"], &row["pinned"]), (&container.port().into(), &false.into()), "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_replaced_container_is_reached_again_with_the_agent_alive_and_dead() {
+    let mut bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let other = bed[1].containers[0].clone();
+
+    let (new, _) = replace(&mut bed, 0);
+    // One ARP exchange, as the container's first packet brings it about.
+    assert_reaches(&new, gateway(&bed[0]));
+    assert_reaches(&other, new.address());
+    assert_reaches(&new, other.address());
+    wait_for("the new endpoint", || {
+        endpoint(&bed[0], new.address()).is_some_and(|row| row["mac"] == mac(&new).as_str())
+    });
+    bed.assert_all_reached();
+
+    bed[0].kill_agent().unwrap();
+    let (new, old_mac) = replace(&mut bed, 0);
+    assert_reaches(&new, gateway(&bed[0]));
+    assert_reaches(&other, new.address());
+    assert_reaches(&new, other.address());
+    // Nobody was there to learn it: the stack carries it, past an entry that is stale.
+    assert_eq!(endpoint(&bed[0], new.address()).unwrap()["mac"], old_mac.as_str());
+
+    bed[0].restart_agent().unwrap();
+    wait_for("the new endpoint", || {
+        endpoint(&bed[0], new.address()).is_some_and(|row| row["mac"] == mac(&new).as_str())
+    });
+    bed.assert_all_reached();
+    for member in &bed.members {
+        let counters = member.counters().unwrap();
+        assert_eq!(counters.carried().dropped, 0, "{counters:?}");
+    }
+}
+
+#[test]
+fn attached_endpoints_are_pinned_until_detached() {
+    let bed = Bed::new(Kind::Folder, 2);
+    let (a, b) = bed.pair();
+    let address = a.address().to_string();
+    // Before any packet: only the operator knows.
+    let words = ["attach", &address, "--port", a.port(), "--mac", &mac(a)];
+    assert!(bed[0].overlay(&words).unwrap().contains("attached"));
+    wait_for("the endpoint", || endpoint(&bed[0], a.address()).is_some());
+    let row = endpoint(&bed[0], a.address()).unwrap();
+    assert_eq!((&row["pinned"], &row["mac"]), (&true.into(), &mac(a).as_str().into()), "{row}");
+    assert_reaches(b, a.address());
+    assert!(endpoint(&bed[0], a.address()).unwrap()["pinned"].as_bool().unwrap(), "learning moved it");
+
+    bed[0].overlay(&["detach", &address]).unwrap();
+    wait_for("no endpoint", || endpoint(&bed[0], a.address()).is_none());
+    let refused = bed[0].overlay(&["detach", "10.244.0.77"]).unwrap_err().to_string();
+    assert!(refused.contains("10.244.0.77 is not an endpoint here"), "{refused}");
+    let refused = bed[0].overlay(&["attach", &address, "--port", "eth7"]).unwrap_err().to_string();
+    assert!(refused.contains("no interface eth7"), "{refused}");
+    assert_reaches(b, a.address());
+}
+
+#[test]
+fn a_second_bridge_takes_part() {
+    let bed = Bed::new(Kind::Folder, 2);
+    let subnet = bed[0].subnet.replace(".0/24", ".192/26");
+    let host = &bed[0].host;
+    host.add_bridge_named("br1", &subnet, 1450).unwrap();
+    let container = host.add_container_on("br1", "c", &subnet, 8, 1450).unwrap();
+    let other = &bed[1].containers[0];
+    assert_reaches(&container, other.address());
+    wait_for("the endpoint", || endpoint(&bed[0], container.address()).is_some());
+    let before = bed[0].counters().unwrap().carried();
+    assert_reaches(&container, other.address());
+    assert_reaches(other, container.address());
+    let after = bed[0].counters().unwrap().carried();
+    assert!(after.fast_in > before.fast_in && after.fast_out > before.fast_out, "{before:?} {after:?}");
+}
+
+#[test]
+fn an_address_cannot_be_stolen_by_claiming_it() {
+    let bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let (victim, other) = bed.pair();
+    let thief = &bed[0].containers[1];
+    let held = endpoint(&bed[0], victim.address()).unwrap();
+
+    let ledger = Ledger::open(&bed.members).unwrap();
+    let stream = Numbered::start(other, victim, 2000).unwrap();
+    thief.exec(&format!("ip address add {}/24 dev eth0", victim.address())).unwrap();
+    // The kernel announces its addresses, by gratuitous ARP, when asked to and its MAC address is set, even to what it
+    // was; that moves the host's neighbour entry.
+    thief.namespace().sysctl("ipv4/conf/eth0/arp_notify", "1").unwrap();
+    thief.exec(&format!("ip link set eth0 address {}", mac(thief))).unwrap();
+    wait_for("the host to be taken in", || {
+        let entry = bed[0].host.exec(&format!("ip neigh show {} dev br0", victim.address())).unwrap();
+        entry.contains(&mac(thief))
+    });
+    let refused = wait_until("the conflict", Duration::from_secs(10), || {
+        let status = bed[0].overlay(&["status"])?;
+        Ok(status.lines().any(|line| line.starts_with("address conflict") && line.contains("is held by va")))
+    });
+    assert!(json(&bed[0], &["status"])["agent"]["learned"]["conflicts_total"].as_u64() > Some(0));
+    thread::sleep(Duration::from_millis(500));
+    let report = stream.finish().unwrap();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+    let (accounts, traffic) = (ledger.close(&bed.members).unwrap(), Traffic::from(&[report][..]));
+    assert_eq!((accounts.gaps(traffic), accounts.dropped()), ([0; 3], 0), "{accounts}");
+    assert_eq!(endpoint(&bed[0], victim.address()).unwrap(), held);
+    refused.unwrap();
+
+    // Nor can it speak in the victim's name.
+    let before = bed[0].counters().unwrap().packets(Hook::Encap, Reason::SourceAtWrongPort);
+    let line = format!("ping -c 3 -i 0.1 -W 1 -I {} {}", victim.address(), other.address());
+    let words: Vec<_> = line.split_whitespace().collect();
+    let _ = thief.namespace().command(&words).unwrap().output().unwrap();
+    let after = bed[0].counters().unwrap().packets(Hook::Encap, Reason::SourceAtWrongPort);
+    assert!(after >= before + 3, "{before} {after}");
+    thief.exec(&format!("ip address delete {}/24 dev eth0", victim.address())).unwrap();
+    assert!(other.ping(victim.address(), pings(3)).unwrap().complete());
+}

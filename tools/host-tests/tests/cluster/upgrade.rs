@@ -1,0 +1,191 @@
+//! An agent with another map layout takes over: nothing is lost, nothing doubled, and what breaks off on the way goes on.
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use overlay_lab::{
+    Member, Numbered, PingOptions,
+    command::sh,
+    project::{Next, build_next},
+    wait_until,
+};
+
+use super::bed::{Bed, Kind, endpoint, ids_in, json, overlay, peers, wait_for};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Pins of a layout on a host.
+fn layout(member: &Member, layout: &str) -> PathBuf {
+    member.host.bpf_root().join("overlay").join(layout).join("default")
+}
+
+/// Starts what is installed, which ends by itself; what it said since then.
+fn ends(member: &mut Member) -> String {
+    let before = fs::read_to_string(member.host.agent_log()).unwrap_or_default().len();
+    member.start_agent().unwrap();
+    wait_until("its end", SOON, || Ok(member.agent()?.status()?.is_some())).unwrap();
+    fs::read_to_string(member.host.agent_log()).unwrap().split_off(before)
+}
+
+/// Names and ids of the links in a folder of pins.
+fn links(pins: &Path) -> Vec<(String, u64)> {
+    ids_in(pins).links
+}
+
+fn notes(pins: &Path) -> usize {
+    let table = super::bed::bpftool(&["map", "dump"], &pins.join("flows"));
+    table.as_array().unwrap().len()
+}
+
+#[test]
+fn another_layout_takes_over_links_maps_and_counters() {
+    let next = build_next(Next::Layout).unwrap();
+    let mut bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
+    // One endpoint that learning must not touch, and connections that are the stack's.
+    let pinned = bed[0].containers[1].clone();
+    let address = pinned.address().to_string();
+    bed[0].overlay(&["attach", &address, "--port", pinned.port()]).unwrap();
+    wait_for("a pinned endpoint", || {
+        endpoint(&bed[0], pinned.address()).is_some_and(|row| row["pinned"] == true)
+    });
+    let large = PingOptions { count: 2, size: 3000, ..PingOptions::default() };
+    assert!(a.ping(b.address(), large).unwrap().complete());
+    let (v1, v2) = (layout(&bed[0], "v1"), layout(&bed[0], "v2"));
+    let known = (peers(&bed[0]), json(&bed[0], &["endpoints"]));
+    let (before, noted, counted) = (ids_in(&v1), notes(&v1), bed[0].counters().unwrap().carried());
+    assert!(noted > 0 && !v2.exists());
+
+    let streams = [(&a, &b), (&b, &a)].map(|(from, to)| Numbered::start(from, to, 20_000).unwrap());
+    assert!(bed[0].end_agent().unwrap().success());
+    bed[0].install(&next);
+    bed[0].restart_agent().unwrap();
+    thread::sleep(Duration::from_millis(200));
+    let reports = streams.map(|stream| stream.finish().unwrap());
+    for report in reports {
+        assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+    }
+
+    // Taken over, not doubled: the same links, other programs; counters and what hangs on them are the same maps.
+    let after = ids_in(&v2);
+    assert_eq!(before.links, after.links);
+    for (old, new) in before.programs.iter().zip(&after.programs) {
+        assert_ne!(old.1, new.1, "{old:?} was not replaced");
+    }
+    for (old, new) in before.maps.iter().zip(&after.maps) {
+        let shared = matches!(old.0.as_str(), "vteps" | "counters" | "peer_counters");
+        assert_eq!(old.1 == new.1, shared, "{old:?} {new:?}");
+    }
+    assert!(!v1.exists() && !layout(&bed[0], "filling").exists());
+    assert_eq!((peers(&bed[0]), json(&bed[0], &["endpoints"])), known);
+    assert!(notes(&v2) >= noted, "{} of {noted} notes", notes(&v2));
+    let now = bed[0].counters().unwrap().carried();
+    assert_eq!(now.fast_out - counted.fast_out, reports[0].sent, "{counted:?} {now:?}");
+    assert_eq!(now.fast_in - counted.fast_in, reports[1].sent, "{counted:?} {now:?}");
+    assert_eq!(now.dropped, counted.dropped);
+    // Connections of the stack stay the stack's; they would be carried by the fast path without their notes.
+    bed.assert_all_reached();
+
+    // The way back is told, and leaves no trace.
+    bed[0].end_agent().unwrap();
+    bed[0].install(overlay());
+    let said = ends(&mut bed[0]);
+    let words = ["v2/default holds pins", "(layout 1) does not know", "overlay down --network default"];
+    assert!(words.iter().all(|words| said.contains(words)), "{said}");
+    assert_eq!(after.links, links(&v2));
+    bed[0].overlay(&["down"]).unwrap();
+    assert!(!bed[0].host.bpf_root().join("overlay").exists());
+    bed[0].restart_agent().unwrap();
+    bed.learn_all();
+}
+
+#[test]
+fn what_crashes_on_the_way_to_another_layout_goes_on() {
+    let next = build_next(Next::Layout).unwrap();
+    let mut bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
+    let (v1, v2) = (layout(&bed[0], "v1"), layout(&bed[0], "v2"));
+    let places = [
+        "shared",
+        "filled",
+        "committed",
+        "one link moved",
+        "one program replaced",
+        "replaced",
+        "half removed",
+    ];
+    for place in places {
+        let crashing = bed[0].host.folder().join("crashing");
+        let script = format!("#!/bin/sh\nCRASH_AT='{place}' exec {} \"$@\"\n", next.display());
+        fs::write(&crashing, script).unwrap();
+        fs::set_permissions(&crashing, fs::Permissions::from_mode(0o755)).unwrap();
+        let before = links(&v1);
+        let streams = [(&a, &b), (&b, &a)].map(|(from, to)| Numbered::start(from, to, 5000).unwrap());
+        bed[0].end_agent().unwrap();
+
+        bed[0].install(&crashing);
+        let said = ends(&mut bed[0]);
+        assert!(said.contains("taking over from an agent with map layout 1"), "{place}: {said}");
+        assert!(!said.contains("following"), "{place}: it did not crash: {said}");
+        let committed = !matches!(place, "shared" | "filled");
+        assert_eq!(v2.join("peers").exists(), committed, "{place}");
+        thread::sleep(Duration::from_millis(200));
+        if !committed {
+            // The older layout holds: its agent may start as if nothing had been.
+            bed[0].install(overlay());
+            bed[0].restart_agent().unwrap();
+            bed[0].end_agent().unwrap();
+            assert_eq!(links(&v1), before, "{place}");
+        }
+        bed[0].install(&next);
+        bed[0].restart_agent().unwrap();
+        assert_eq!(links(&v2), before, "{place}");
+        assert!(!v1.exists() && !layout(&bed[0], "filling").exists(), "{place}");
+        for report in streams.map(|stream| stream.finish().unwrap()) {
+            assert_eq!((report.lost, report.duplicated), (0, 0), "{place}: {report:?}");
+        }
+
+        bed[0].end_agent().unwrap();
+        bed[0].overlay(&["down"]).unwrap();
+        bed[0].install(overlay());
+        bed[0].restart_agent().unwrap();
+        bed.learn_all();
+    }
+}
+
+#[test]
+fn an_older_layout_that_is_not_what_it_says_is_left_alone() {
+    let next = build_next(Next::Layout).unwrap();
+    let mut bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
+    let v1 = layout(&bed[0], "v1");
+    bed[0].end_agent().unwrap();
+    bed[0].install(&next);
+    for pin in ["endpoints", "counters"] {
+        let (path, aside) = (v1.join(pin), v1.join("aside"));
+        fs::rename(&path, &aside).unwrap();
+        sh(&format!(
+            "bpftool map create {} type hash key 4 value 8 entries 4 name other flags 0",
+            path.display()
+        ))
+        .unwrap();
+        let before = links(&v1);
+        let said = ends(&mut bed[0]);
+        assert!(said.contains(pin) && said.contains("Error") | said.contains("ERROR"), "{said}");
+        assert_eq!(links(&v1), before);
+        assert!(!layout(&bed[0], "filling").exists() && !layout(&bed[0], "v2").join("peers").exists());
+        assert!(a.ping(b.address(), PingOptions::default()).unwrap().complete());
+        fs::remove_file(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+    }
+    bed[0].restart_agent().unwrap();
+    assert!(!v1.exists());
+    bed.assert_all_reached();
+}

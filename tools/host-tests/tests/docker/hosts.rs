@@ -1,0 +1,117 @@
+//! Two hosts with an agent and a Docker daemon each, set up as the README says.
+use std::{net::Ipv4Addr, ops::Deref, thread, time::Duration};
+
+use overlay_lab::{self as lab, Backend, Docker, DockerContainer, Lab, Member, Options, Store};
+use serde_json::Value;
+
+use super::traffic::{Way, ways};
+use crate::bed::{Bed, endpoint, json, overlay, wait_for};
+
+/// Two hosts whose agents masquerade, as they should beside Docker. No bridge yet, no container.
+pub fn agents(backend: Backend) -> Bed {
+    let lab = Lab::new(Options::default()).unwrap();
+    let store = Store::folder(&lab);
+    lab::configure(&lab, overlay(), &store, backend.config()).unwrap();
+    for host in lab.hosts() {
+        // Docker has FORWARD drop by default where it is Docker that switches forwarding on.
+        host.namespace().sysctl("ipv4/ip_forward", "0").unwrap();
+    }
+    let join = |host| Member::join(host, overlay(), &store, &["--ip-masq"]).unwrap();
+    let members = lab.hosts().iter().map(join).collect();
+    let bed = Bed { members, store, lab };
+    for member in &bed.members {
+        wait_for("the peer", || json(member, &["peers"]).as_array().is_some_and(|peers| peers.len() == 1));
+    }
+    bed
+}
+
+/// The daemons' containers end before the agents.
+pub struct Hosts {
+    pub dockers: Vec<Docker>,
+    pub bed: Bed,
+}
+
+impl Hosts {
+    /// The daemons, too, after the agents.
+    pub fn new(backend: Backend) -> Self {
+        let bed = agents(backend);
+        let dockers = bed.members.iter().map(|member| member.start_docker().unwrap()).collect();
+        wait_for_forward_rules(&bed);
+        Self { dockers, bed }
+    }
+
+    /// One container on each host.
+    pub fn pair(&self) -> [DockerContainer; 2] {
+        [0, 1].map(|host| self.dockers[host].run("one", "").unwrap())
+    }
+}
+
+impl Deref for Hosts {
+    type Target = Bed;
+
+    fn deref(&self) -> &Bed {
+        &self.bed
+    }
+}
+
+/// From when Docker has FORWARD drop until the agent has seen that, a second at most, the stack's tier carries nothing.
+pub fn wait_for_forward_rules(bed: &Bed) {
+    for member in &bed.members {
+        wait_for("the forward rules", || {
+            json(member, &["status"])["agent"]["rules"]["forward"]["state"] == "active"
+        });
+    }
+}
+
+/// Number `last` of a host's subnet: 0 is overlay0's address, 1 docker0's.
+pub fn own(member: &Member, last: u8) -> Ipv4Addr {
+    let base: Ipv4Addr = member.subnet.split('/').next().unwrap().parse().unwrap();
+    Ipv4Addr::from(u32::from(base) + u32::from(last))
+}
+
+/// Whom a container hears when another asks `address`.
+pub fn heard(from: &DockerContainer, address: impl ToString) -> Ipv4Addr {
+    from.fetch(&format!("{}/cgi-bin/who", address.to_string())).unwrap().parse().unwrap()
+}
+
+/// Waits until the container is an endpoint behind the port of its own veth.
+#[track_caller]
+pub fn assert_learned(member: &Member, container: &DockerContainer) {
+    let mac = container.mac().unwrap();
+    let learned = || endpoint(member, container.address()).filter(|row| row["mac"] == mac.as_str());
+    wait_for(&format!("{} on {}", container.address(), member.host.name()), || learned().is_some());
+    let row = learned().unwrap();
+    assert!(row["port"].as_str().unwrap().starts_with("veth") && row["pinned"] == false, "{row}");
+}
+
+/// What the agent shows of a bridge: its ports.
+pub fn ports(member: &Member, bridge: &str) -> Option<Vec<String>> {
+    let status = json(member, &["status"]);
+    let bridges = status["agent"]["learned"]["bridges"].as_array()?.clone();
+    let found = bridges.into_iter().find(|found| found["name"] == bridge)?;
+    let name = |port: &Value| port.as_str().unwrap().to_owned();
+    Some(found["ports"].as_array().unwrap().iter().map(name).collect())
+}
+
+/// Both reach each other, hear each other's own address, and get whole what is too long for one packet.
+pub fn assert_talk([a, b]: [&DockerContainer; 2]) {
+    a.ping(b.address(), 3).unwrap();
+    b.ping(a.address(), 3).unwrap();
+    exchange([a, b]);
+}
+
+fn exchange([a, b]: [&DockerContainer; 2]) {
+    for (from, to) in [(a, b), (b, a)] {
+        assert_eq!(heard(from, to.address()), from.address());
+        from.download(to.address()).unwrap();
+    }
+}
+
+/// The same by the programs alone: both are learned. Without pings: busybox takes its process id for theirs, a container
+/// that starts again has the same ones again, and such a connection may have been the stack's.
+#[track_caller]
+pub fn assert_talk_fast(bed: &Bed, containers: [&DockerContainer; 2]) {
+    // The last packets of what the stack carried before.
+    thread::sleep(Duration::from_millis(100));
+    assert_eq!(ways(bed, || exchange(containers)), [Way::Fast, Way::Fast]);
+}

@@ -1,0 +1,82 @@
+//! `docker run --publish`: the port answers at the host's underlay address and at the overlay's `.1`, whoever asks.
+use std::net::Ipv4Addr;
+
+use overlay_lab::{Backend, DockerTools, Lab, Namespace};
+
+use super::{
+    hosts::{Hosts, assert_learned, assert_talk, heard, own},
+    traffic::{
+        Way,
+        Way::{Fast, Neither, Stack},
+        ways,
+    },
+};
+
+/// Whom a container hears when somebody asks who is in none.
+fn heard_from(namespace: &Namespace, what: &str) -> Ipv4Addr {
+    let busybox = DockerTools::find().unwrap().busybox();
+    let line = format!("timeout 5 {} wget -q -O - http://{what}/cgi-bin/who", busybox.display());
+    namespace.exec(&line).unwrap().parse().unwrap()
+}
+
+#[test]
+fn published_ports_answer_everybody() {
+    Backend::ALL.into_iter().for_each(answer_everybody);
+}
+
+fn answer_everybody(backend: Backend) {
+    let hosts = Hosts::new(backend);
+    for member in &hosts.members {
+        let chain = member.host.exec("iptables -S FORWARD").unwrap();
+        assert!(chain.starts_with("-P FORWARD DROP\n"), "{chain}");
+    }
+    let (here, there) = (&hosts[0], &hosts[1]);
+    let web = hosts.dockers[0].run("web", "--publish 8000:80").unwrap();
+    let beside = hosts.dockers[0].run("beside", "").unwrap();
+    let asks = hosts.dockers[1].run("asks", "").unwrap();
+    assert_talk([&web, &asks]);
+    assert_learned(here, &web);
+    assert_learned(there, &asks);
+    let [underlay, gateway] = [here.host.address(), own(here, 1)].map(|address| format!("{address}:8000"));
+
+    let check = |what: &str, work: &dyn Fn() -> Ipv4Addr, by: Ipv4Addr, expected: [Way; 2]| {
+        let mut who = None;
+        let seen = ways(&hosts, || who = Some(work()));
+        assert_eq!((who, seen), (Some(by), expected.to_vec()), "{backend:?}: {what}");
+    };
+    let outside = hosts.lab.switch();
+    let [host_here, host_there] = [here, there].map(|member| member.host.namespace());
+
+    check("outside", &|| heard_from(outside, &underlay), Lab::SWITCH, [Neither, Neither]);
+    // Out of the overlay, and hence masqueraded.
+    check("container there, underlay", &|| heard(&asks, &underlay), there.host.address(), [Neither, Neither]);
+    check("container there, .1", &|| heard(&asks, &gateway), asks.address(), [Stack, Fast]);
+    check(
+        "host there, underlay",
+        &|| heard_from(host_there, &underlay),
+        there.host.address(),
+        [Neither, Neither],
+    );
+    check("host there, .1", &|| heard_from(host_there, &gateway), own(there, 0), [Stack, Stack]);
+    // Docker's own proxy answers those, in the host's name.
+    for to in [&underlay, &gateway] {
+        check("container here", &|| heard(&beside, to), own(here, 1), [Neither, Neither]);
+    }
+    check(
+        "host here, underlay",
+        &|| heard_from(host_here, &underlay),
+        here.host.address(),
+        [Neither, Neither],
+    );
+    check("host here, .1", &|| heard_from(host_here, &gateway), own(here, 1), [Neither, Neither]);
+
+    // The page itself, too, and what is too long for one packet.
+    assert_eq!(asks.fetch(&gateway).unwrap(), "a page\n");
+    for to in [&underlay, &gateway] {
+        asks.download(to).unwrap();
+    }
+
+    // Unpublished with its container.
+    web.stop().unwrap();
+    assert!(asks.fetch(&gateway).is_err() && asks.fetch(&underlay).is_err());
+}

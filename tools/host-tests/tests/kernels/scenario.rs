@@ -1,0 +1,137 @@
+//! The scenario: pings, a transfer, an agent that dies and comes back under a connection, all on the fast path.
+use std::{thread, time::Duration};
+
+use overlay_common::{Hook, Reason};
+use overlay_lab::{
+    self as lab, Backend, Container, Lab, Member, Options, PingOptions, Store, transfer, wait_until,
+};
+
+use super::{connection::Connection, evidence};
+
+/// Generous: a VM without KVM runs at a tenth of the speed.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PINGS: u32 = 5;
+const TRANSFER: u64 = 8 << 20;
+/// Larger than any packet's payload: so many bytes take at least this share of packets.
+const LARGEST_PAYLOAD: u64 = 1500;
+
+/// Prints a fact that was just seen, for docs/kernels.md: which section, what, and how it was.
+fn fact(section: &str, what: &str, how: &str) {
+    println!("fact: {section} / {what} = {how}");
+}
+
+pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
+    let mode = if backend == Backend::Vxlan { String::new() } else { format!("{}: ", backend.name()) };
+    let way = format!("{mode}--ingress {ingress} --attach {attach}");
+    let seen = |what: &str, how: &str| fact(&way, what, how);
+    // As between real NICs: an XDP program takes unfinished checksums for finished ones.
+    let lab = Lab::new(Options { wire_like: true, ..Options::default() }).unwrap();
+    let store = Store::folder(&lab);
+    let options = [&["--ingress", ingress, "--attach", attach], options].concat();
+    let binary = overlay_host_tests::overlay();
+    let mut members = lab::populate_with(&lab, binary, &store, backend.config(), &options).unwrap();
+    learn_all(&members);
+    if ingress == "xdp" && evidence::kernel() >= (6, 3) {
+        // Containers are learned first, and then looked at.
+        let receive = |member: &Member| {
+            let status: serde_json::Value = serde_json::from_str(&member.overlay(&["status", "--json"])?)?;
+            anyhow::Ok(status["agent"]["datapath"]["receivers"] == 2)
+        };
+        wait_until("the containers' veths to take frames", PATIENCE, || {
+            Ok(receive(&members[0])? && receive(&members[1])?)
+        })
+        .unwrap();
+    }
+    let [a, b] = [0, 1].map(|host| members[host].containers[0].clone());
+
+    assert_reaches(&a, &b);
+    assert_reaches(&b, &a);
+    seen("ping", "both ways");
+
+    let carried = on_the_fast_path(&members, || {
+        transfer(&a, &b, TRANSFER).unwrap();
+        transfer(&b, &a, TRANSFER).unwrap();
+    });
+    for [tc, xdp] in carried {
+        assert!(tc + xdp > TRANSFER / LARGEST_PAYLOAD, "TC carried {tc}, XDP {xdp}");
+        // Before 6.3 the kernel does not tell which veths can receive: XDP leaves all to TC then.
+        let redirects = ingress == "xdp" && evidence::kernel() >= (6, 3);
+        assert_eq!(redirects, xdp > 0, "under {ingress}, XDP carried {xdp} packets, TC {tc}");
+    }
+    if ingress == "xdp" {
+        let redirects = evidence::kernel() >= (6, 3);
+        seen("XDP delivers", if redirects { "into containers" } else { "nothing; instead: TC" });
+    }
+    seen("TCP transfer", &format!("{} MB each way, every byte compared", TRANSFER >> 20));
+
+    let mut connection = Connection::open(&a, &b).unwrap();
+    let before = members.iter().map(evidence::of).collect::<Vec<_>>();
+    on_the_fast_path(&members, || connection.exchange().unwrap());
+    for member in &mut members {
+        member.kill_agent().unwrap();
+    }
+    // No agent anywhere: the kernel alone.
+    connection.exchange().unwrap();
+    assert_reaches(&b, &a);
+    for member in &mut members {
+        member.restart_agent().unwrap();
+    }
+    learn_all(&members);
+    on_the_fast_path(&members, || connection.exchange().unwrap());
+    seen("agents killed and restarted", "the connection lives on");
+    seen("fast path", "all of it, before, meanwhile and after");
+
+    let after = members.iter().map(evidence::of).collect::<Vec<_>>();
+    assert_eq!(before, after, "the next agent attached otherwise than the one before");
+    assert!(after.iter().all(|host| *host == after[0]), "{after:?}");
+    for (what, how) in after[0].facts() {
+        seen(what, how);
+    }
+    for (what, how) in after[0].features() {
+        fact("Features", what, how);
+    }
+    for member in &mut members {
+        assert_eq!(member.agent().unwrap().status().unwrap(), None, "an agent ended");
+        assert_eq!(member.counters().unwrap().carried().dropped, 0, "{:?}", member.counters());
+    }
+}
+
+/// Runs `work`; what came into each host meanwhile, by TC and by XDP. Fails if the stack carried anything of it.
+fn on_the_fast_path(members: &[Member], work: impl FnOnce()) -> Vec<[u64; 2]> {
+    let counters = || members.iter().map(|member| member.counters().unwrap()).collect::<Vec<_>>();
+    let before = counters();
+    work();
+    let carried = before.iter().zip(counters()).map(|(before, after)| {
+        let more = |hook| after.packets(hook, Reason::Carried) - before.packets(hook, Reason::Carried);
+        let stack = (more(Hook::Send), more(Hook::Receive));
+        assert_eq!(stack, (0, 0), "the stack carried some: {:?}, before: {:?}", after.all(), before.all());
+        [more(Hook::Decap), more(Hook::Xdp)]
+    });
+    carried.collect()
+}
+
+/// Every container reaches every other host's, and all are learned: the fast path carries everything from now on.
+fn learn_all(members: &[Member]) {
+    let once = PingOptions { count: 1, ..PingOptions::default() };
+    for (from, to) in [(0, 1), (1, 0)] {
+        for (from, to) in members[from].containers.iter().zip(&members[to].containers) {
+            let answered = || Ok(from.ping(to.address(), once)?.complete());
+            wait_until(&format!("an answer from {}", to.address()), PATIENCE, answered).unwrap();
+        }
+    }
+    for member in members {
+        wait_until(&format!("the endpoints of {}", member.host.name()), PATIENCE, || {
+            let endpoints = member.overlay(&["endpoints"])?;
+            Ok(member.containers.iter().all(|container| endpoints.contains(&container.address().to_string())))
+        })
+        .unwrap();
+    }
+    // Connections of the pings before are noted for the stack; later ones are not.
+    thread::sleep(Duration::from_millis(100));
+}
+
+fn assert_reaches(from: &Container, to: &Container) {
+    let options = PingOptions { count: PINGS, timeout: 5.0, ..PingOptions::default() };
+    let ping = from.ping(to.address(), options).unwrap();
+    assert!(ping.complete(), "{} -> {}: {}", from.address(), to.address(), ping.output);
+}

@@ -1,0 +1,37 @@
+//! The hosts' own traffic over the overlay, through overlay0.
+use overlay_lab::Backend;
+
+use super::traffic::{
+    Server,
+    Way::{Fast, HalfStack, Neither, Stack},
+    assert_nothing_invalid, own, strict_bed_of, talk,
+};
+
+#[test]
+fn hosts_and_containers_talk_over_the_overlay() {
+    Backend::ALL.into_iter().for_each(talk_over);
+}
+
+fn talk_over(backend: Backend) {
+    let bed = strict_bed_of(backend, 2, &[]);
+    let (here, there) = (bed[0].host.namespace(), bed[1].host.namespace());
+    let (a, b) = bed.pair();
+    let [tunnel, bridge, underlay] = [own(&bed, 1, 0), own(&bed, 1, 1), bed[1].host.address()];
+    let _servers = [
+        Server::of(b),
+        Server::start(there, tunnel, 9000),
+        Server::start(there, bridge, 9000),
+        Server::start(there, underlay, 9000),
+    ];
+    // A host speaks from overlay0's address, so that the answers find it.
+    assert_eq!(talk(&bed, here, b.address(), 8080), (own(&bed, 0, 0), vec![Stack, Fast]));
+    for to in [tunnel, bridge] {
+        assert_eq!(talk(&bed, a.namespace(), to, 9000), (a.address(), vec![Fast, Stack]), "{to}");
+        assert_eq!(talk(&bed, here, to, 9000), (own(&bed, 0, 0), vec![Stack, Stack]), "{to}");
+    }
+    // To a host's own address the underlay carries it, from a container too; the answer knows the overlay's way alone.
+    // Where that is plain routing, the answer comes in as any packet of a host's own.
+    let here = if backend == Backend::HostGw { Neither } else { HalfStack };
+    assert_eq!(talk(&bed, a.namespace(), underlay, 9000), (a.address(), vec![here, HalfStack]));
+    assert_nothing_invalid(&bed);
+}

@@ -1,0 +1,204 @@
+//! How long a connection is kept to the stack: as long as connection tracking knows it, however many there are.
+use std::{net::Ipv4Addr, thread, time::Duration};
+
+use nix::time::{ClockId, clock_gettime};
+use overlay_common::{
+    Addr4, FLOW_BACKWARD, FLOW_FORWARD, Flow, FlowKey,
+    Hook::{Note, Send},
+    Reason,
+};
+use overlay_lab::Member;
+use overlay_user::datapath::{flows::Lifetimes, tables::Tables};
+
+use super::traffic::{
+    BOTH, Protocol, Server, Talk,
+    Way::{Fast, Stack},
+    assert_nothing_invalid, own, publish, strict_bed, ways,
+};
+use crate::bed::{Bed, Kind, json, pins, wait_for};
+
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+
+fn now_ns() -> u64 {
+    Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap()).as_nanos() as u64
+}
+
+fn flows(member: &Member) -> Vec<(FlowKey, Flow)> {
+    let tables = Tables::open(&pins(member)).unwrap();
+    tables.flows.iter().map(|entry| entry.unwrap()).collect()
+}
+
+/// Makes every note of a host look as if its last packet had passed so many seconds ago.
+fn age(member: &Member, seconds: u64) {
+    let mut tables = Tables::open(&pins(member)).unwrap();
+    for (key, flow) in flows(member) {
+        let seen_ns = flow.seen_ns.saturating_sub(seconds * 1_000_000_000);
+        tables.flows.insert(key, Flow { seen_ns, ..flow }).unwrap();
+    }
+}
+
+/// A new agent ages notes as soon as it starts, and says how many are left.
+fn restart(member: &mut Member) -> u64 {
+    member.kill_agent().unwrap();
+    member.restart_agent().unwrap();
+    let mut left = 0;
+    wait_for("the notes to be counted", || {
+        let status = json(member, &["status"]);
+        left = status["agent"]["datapath"]["flows"].as_u64().unwrap();
+        left as usize == flows(member).len()
+    });
+    left
+}
+
+/// Conversations translated on the sender's and on the receiver's host.
+fn talks(bed: &Bed) -> Vec<Talk> {
+    let (a, b) = bed.pair();
+    publish(&bed[0].host, SERVICE, 80, b);
+    publish(&bed[1].host, own(bed, 1, 1), 81, b);
+    let targets = [(SERVICE, 80), (own(bed, 1, 1), 81)];
+    let open = |protocol| targets.map(|(to, port)| Talk::open(a.namespace(), protocol, to, port).unwrap());
+    BOTH.into_iter().flat_map(open).collect()
+}
+
+fn ask_all(bed: &Bed, talks: &mut [Talk]) {
+    for (index, talk) in talks.iter_mut().enumerate() {
+        let expected = if index % 2 == 0 { [Stack, Fast] } else { [Fast, Stack] };
+        let ways = ways(bed, || {
+            for _ in 0..2 {
+                let heard = talk.ask().unwrap_or_else(|error| panic!("conversation {index}: {error:#}"));
+                assert_eq!(heard, bed[0].containers[0].address());
+            }
+        });
+        assert_eq!(ways, expected, "conversation {index}");
+    }
+}
+
+#[test]
+fn ten_idle_minutes_change_nothing() {
+    let mut bed = strict_bed(1, &["--ip-masq"]);
+    let _server = Server::of(&bed[1].containers[0]);
+    // So that UDP's state outlives them too; TCP's is kept for days anyway.
+    for member in &bed.members {
+        let namespace = member.host.namespace();
+        namespace.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "900").unwrap();
+        namespace.sysctl("netfilter/nf_conntrack_udp_timeout", "900").unwrap();
+    }
+    let mut talks = talks(&bed);
+    ask_all(&bed, &mut talks);
+    for host in [0, 1] {
+        // An attempt nobody answered, as old: that is over, so ageing did look.
+        let mut tables = Tables::open(&pins(&bed[host])).unwrap();
+        let attempt = FlowKey::new(Addr4::new([10, 244, 1, 9]), Addr4::new([10, 244, 2, 9]), [[1, 2]; 2], 6);
+        let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
+        tables.flows.insert(attempt, seen).unwrap();
+        age(&bed[host], 600);
+        let before = flows(&bed[host]);
+        restart(&mut bed[host]);
+        let after = flows(&bed[host]);
+        assert!(after.iter().all(|(key, _)| *key != attempt), "the attempt was not forgotten");
+        // Pings have ended: those are forgotten, too.
+        let talks = before.iter().filter(|(key, _)| *key != attempt && key.protocol != 1).count();
+        assert_eq!((talks, after.len()), (2, 2), "{before:?} {after:?}");
+    }
+    ask_all(&bed, &mut talks);
+    assert_nothing_invalid(&bed);
+}
+
+#[test]
+fn what_connection_tracking_forgot_begins_anew() {
+    let mut bed = strict_bed(1, &["--ip-masq"]);
+    let _server = Server::of(&bed[1].containers[0]);
+    for member in &bed.members {
+        for name in ["udp_timeout_stream", "udp_timeout", "tcp_timeout_established"] {
+            member.host.namespace().sysctl(&format!("netfilter/nf_conntrack_{name}"), "1").unwrap();
+        }
+    }
+    let mut talks = talks(&bed);
+    ask_all(&bed, &mut talks);
+    // Longer than conntrack's lifetime, and than a note's beyond it.
+    thread::sleep(Duration::from_millis(3500));
+    for host in [0, 1] {
+        let udp = |(key, _): &(FlowKey, Flow)| key.protocol == 17;
+        assert!(flows(&bed[host]).iter().any(udp));
+        restart(&mut bed[host]);
+        assert!(!flows(&bed[host]).iter().any(udp), "{:?}", flows(&bed[host]));
+    }
+    // The same ports, translated and noted anew. A TCP connection taken up in its middle is, by nf_conntrack_tcp_loose.
+    ask_all(&bed, &mut talks);
+    assert_nothing_invalid(&bed);
+}
+
+#[test]
+fn a_note_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
+    let bed = Bed::new(Kind::Folder, 2);
+    let mut tables = Tables::open(&pins(&bed[0])).unwrap();
+    let [stale, used] = [stranger(1), stranger(2)];
+    for key in [stale, used] {
+        let old = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
+        tables.flows.insert(key, old).unwrap();
+    }
+    // No lifetime at all: what is over does not depend on how long this machine runs.
+    let none = Duration::ZERO;
+    let lifetimes = Lifetimes { tcp: none, tcp_attempt: none, tcp_closing: none, ..Lifetimes::DEFAULT };
+    let (over, _) = lifetimes.sort(&tables.flows).unwrap();
+    assert!(over.contains(&stale) && over.contains(&used), "{over:?}");
+    // Its ports are used again, by a packet that passes meanwhile.
+    let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
+    tables.flows.insert(used, seen).unwrap();
+    assert_eq!(lifetimes.forget(&mut tables.flows, &over).unwrap(), 1);
+    assert!(tables.flows.get(&stale).is_none() && tables.flows.get(&used).is_some());
+}
+
+/// A connection of protocol 6 that is none of this test's.
+fn stranger(number: u32) -> FlowKey {
+    let [_, a, b, c] = number.to_be_bytes();
+    FlowKey::new(Addr4::new([10, 244, 200, a]), Addr4::new([10, 244, 201, 1]), [[b, c], [0, 80]], 6)
+}
+
+#[test]
+fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
+    const MANY: u32 = 100_000;
+    let mut bed = strict_bed(1, &["--ip-masq", "--max-flows", "100000"]);
+    let _server = Server::of(&bed[1].containers[0]);
+    let mut talks = talks(&bed);
+    ask_all(&bed, &mut talks);
+    for host in [0, 1] {
+        let mut tables = Tables::open(&pins(&bed[host])).unwrap();
+        let used = flows(&bed[host]).len() as u32;
+        let established = Flow { seen_ns: now_ns(), state: FLOW_FORWARD | FLOW_BACKWARD, reserved: 0 };
+        for number in 0..MANY - used {
+            tables.flows.insert(stranger(number), established).unwrap();
+        }
+        // No room for one more.
+        assert!(tables.flows.insert(stranger(MANY), established).is_err());
+    }
+    ask_all(&bed, &mut talks);
+    assert_eq!(restart(&mut bed[0]), u64::from(MANY));
+    assert_eq!(restart(&mut bed[1]), u64::from(MANY));
+    ask_all(&bed, &mut talks);
+
+    // A connection beyond them is counted and evicts none.
+    let full = |host: usize, hook| bed[host].counters().unwrap().packets(hook, Reason::FlowTableFull);
+    let before = full(0, Send);
+    let a = bed[0].containers[0].clone();
+    let mut beyond = Talk::open(a.namespace(), Protocol::Udp, SERVICE, 80).unwrap();
+    // Without a note its answers take the fast path, where nothing translates them back.
+    assert!(beyond.ask().is_err());
+    assert!(full(0, Send) > before && full(0, Note) == 0);
+    assert_eq!(flows(&bed[0]).len(), MANY as usize);
+    ask_all(&bed, &mut talks);
+
+    // Old ones go, and there is room again; those in use stay.
+    let mut tables = Tables::open(&pins(&bed[0])).unwrap();
+    for number in 0..1000 {
+        let over = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
+        tables.flows.insert(stranger(number), over).unwrap();
+    }
+    bed[0].host.namespace().sysctl("netfilter/nf_conntrack_tcp_timeout_syn_sent", "1").unwrap();
+    assert_eq!(restart(&mut bed[0]), u64::from(MANY - 1000));
+    let mut again = Talk::open(a.namespace(), Protocol::Udp, SERVICE, 80).unwrap();
+    assert_eq!(ways(&bed, || assert_eq!(again.ask().unwrap(), a.address())), [Stack, Fast]);
+    assert!(flows(&bed[0]).iter().any(|(key, _)| key.ports.contains(&again.port().to_be_bytes())));
+    ask_all(&bed, &mut talks);
+    assert_nothing_invalid(&bed);
+}

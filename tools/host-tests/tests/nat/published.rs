@@ -1,0 +1,95 @@
+//! Published ports: translated at a host's underlay address and at the overlay's `.1`, asked from everywhere.
+use std::net::Ipv4Addr;
+
+use overlay_lab::{Backend, Lab, Namespace};
+
+use super::traffic::{
+    Server, Way,
+    Way::{Fast, HalfStack, Neither, Stack},
+    assert_nothing_invalid, own, publish, strict_bed_of, talk,
+};
+use crate::bed::Bed;
+
+/// Port of the first host for its own first container, and for the other host's.
+const HERE: u16 = 8000;
+const THERE: u16 = 8001;
+
+fn bed(backend: Backend, rp_filter: u8, agent: &[&str]) -> (Bed, [Server; 2]) {
+    let bed = strict_bed_of(backend, rp_filter, agent);
+    let servers = [0, 1].map(|host| Server::of(&bed[host].containers[0]));
+    for address in [bed[0].host.address(), own(&bed, 0, 1)] {
+        publish(&bed[0].host, address, HERE, &bed[0].containers[0]);
+        publish(&bed[0].host, address, THERE, &bed[1].containers[0]);
+    }
+    // A container that asks its own host for another container of the same bridge.
+    bed[0].host.namespace().sysctl("bridge/bridge-nf-call-iptables", "1").unwrap();
+    (bed, servers)
+}
+
+/// Asks from `from`, and compares whom the backend heard and by which ways.
+#[track_caller]
+fn check(bed: &Bed, what: &str, from: &Namespace, to: (Ipv4Addr, u16), heard: Ipv4Addr, ways: [Way; 2]) {
+    assert_eq!(talk(bed, from, to.0, to.1), (heard, ways.to_vec()), "{what}");
+}
+
+#[test]
+fn published_ports_answer_everybody_with_masquerading() {
+    Backend::ALL.into_iter().for_each(answer_with_masquerading);
+}
+
+fn answer_with_masquerading(backend: Backend) {
+    // Strict reverse path filters, as many distributions have them.
+    let (bed, _servers) = bed(backend, 1, &["--ip-masq"]);
+    let (underlay, gateway) = (bed[0].host.address(), own(&bed, 0, 1));
+    let (here, there) = (bed[0].host.namespace(), bed[1].host.namespace());
+    let [a, b] = [&bed[0].containers[1], &bed[1].containers[1]];
+    let outside = bed.lab.switch();
+    let expect = |what, from, to, heard, ways| check(&bed, what, from, to, heard, ways);
+
+    let to = (underlay, HERE);
+    expect("outside, underlay", outside, to, Lab::SWITCH, [Neither, Neither]);
+    expect("container there, underlay", b.namespace(), to, bed[1].host.address(), [Neither, Neither]);
+    expect("host there, underlay", there, to, bed[1].host.address(), [Neither, Neither]);
+    expect("container here, underlay", a.namespace(), to, a.address(), [Neither, Neither]);
+    expect("host here, underlay", here, to, underlay, [Neither, Neither]);
+    let to = (gateway, HERE);
+    expect("container there, .1", b.namespace(), to, b.address(), [Stack, Fast]);
+    expect("host there, .1", there, to, own(&bed, 1, 0), [Stack, Stack]);
+    expect("container here, .1", a.namespace(), to, a.address(), [Neither, Neither]);
+    expect("host here, .1", here, to, gateway, [Neither, Neither]);
+
+    // The backend is on the other host: what is not of this subnet is masqueraded on the way there, or the answers would
+    // not come back through this host.
+    let masked = own(&bed, 0, 0);
+    for (address, name) in [(underlay, "underlay"), (gateway, ".1")] {
+        let to = (address, THERE);
+        let what = format!("{name}, backend there");
+        check(&bed, &what, b.namespace(), to, masked, [Stack, Fast]);
+        check(&bed, &what, a.namespace(), to, a.address(), [Stack, Fast]);
+    }
+    expect("outside, backend there", outside, (underlay, THERE), masked, [Stack, Fast]);
+    expect("host there, backend there", there, (underlay, THERE), masked, [Stack, Fast]);
+    expect("host here, backend there", here, (underlay, THERE), masked, [Stack, Fast]);
+    expect("host here, .1, backend there", here, (gateway, THERE), gateway, [Stack, Fast]);
+    assert_nothing_invalid(&bed);
+}
+
+#[test]
+fn without_masquerading_a_container_sees_the_container_that_asks() {
+    Backend::ALL.into_iter().for_each(see_who_asks);
+}
+
+fn see_who_asks(backend: Backend) {
+    // Loose filters: the question comes by the underlay, the way back leads over the overlay.
+    let (bed, _servers) = bed(backend, 2, &[]);
+    let (underlay, gateway) = (bed[0].host.address(), own(&bed, 0, 1));
+    let b = &bed[1].containers[1];
+    bed[1].host.namespace().ip("route add default via 10.99.0.254").unwrap();
+    let expect = |what, from, to, heard, ways| check(&bed, what, from, to, heard, ways);
+    // What a host answers from its own address, plain routing brings as any packet of the underlay.
+    let there = if backend == Backend::HostGw { Neither } else { HalfStack };
+    expect("underlay", b.namespace(), (underlay, HERE), b.address(), [HalfStack, there]);
+    expect(".1", b.namespace(), (gateway, HERE), b.address(), [Stack, Fast]);
+    expect("outside", bed.lab.switch(), (underlay, HERE), Lab::SWITCH, [Neither, Neither]);
+    assert_nothing_invalid(&bed);
+}

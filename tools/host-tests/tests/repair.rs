@@ -1,0 +1,294 @@
+//! What somebody deletes under a running agent is back within seconds, and the status tells the truth meanwhile.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
+
+use std::path::PathBuf;
+
+use overlay_host_tests::{
+    hosts::{Member, SOON, lab, logged, overlay, status, store, until},
+    overlay as binary,
+};
+use overlay_lab::{Host, Lab, Numbered, wait_until};
+
+fn members(lab: &Lab, more: &[&str]) -> (Member, Member) {
+    let store = store(lab);
+    let arguments = [&["--store-dir", &store, "--store-shared"], more].concat();
+    let (a, b) = (Member::join(lab.host(0), &arguments), Member::join(lab.host(1), &arguments));
+    a.reaches(&b);
+    (a, b)
+}
+
+/// Index and MAC address of a link, as `ip` prints them.
+fn link(host: &Host, name: &str) -> Option<(String, String)> {
+    let line = host.exec(&format!("ip -o link show dev {name}")).ok()?;
+    let index = line.split(':').next()?.to_owned();
+    let mac = line.split("link/ether ").nth(1)?.split(' ').next()?.to_owned();
+    Some((index, mac))
+}
+
+fn pin(host: &Host, name: &str) -> PathBuf {
+    host.bpf_root().join("overlay/v1/default/links").join(name)
+}
+
+/// Packets that a hook counted, carried ones alone.
+fn carried(host: &Host, hook: &str) -> u64 {
+    let status = status(host);
+    let counters = status["counters"].as_array().unwrap().iter();
+    let of_hook = counters.filter(|counter| counter["hook"] == hook && counter["verdict"] == "carried");
+    of_hook.map(|counter| counter["packets"].as_u64().unwrap()).sum()
+}
+
+/// What the kernel says about links, addresses and routes for a while.
+fn events(host: &Host) -> String {
+    // The last looks are still under way.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    host.exec("timeout 1 ip monitor link address route").unwrap_or_else(|error| error.to_string())
+}
+
+/// The host itself reaches the other's container: through overlay0, since no port of a container is on the way.
+fn host_reaches(from: &Host, to: &Member) -> bool {
+    from.exec(&format!("ping -n -c 1 -W 1 {}", to.container.address())).is_ok()
+}
+
+#[test]
+fn overlay0_is_made_again_and_the_fast_path_does_not_notice() {
+    let lab = lab(2);
+    let (a, b) = members(&lab, &[]);
+    assert!(host_reaches(&a.host, &b));
+    let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
+    let (index, mac) = link(&a.host, "overlay0").unwrap();
+
+    a.host.namespace().ip("link delete overlay0").unwrap();
+    wait_until("another overlay0", SOON, || {
+        Ok(link(&a.host, "overlay0").is_some_and(|(new, _)| new != index))
+    })
+    .unwrap();
+    let (index, same) = link(&a.host, "overlay0").unwrap();
+    assert_eq!(mac, same);
+    wait_until("the stack's tier", SOON, || Ok(host_reaches(&a.host, &b) && host_reaches(&b.host, &a)))
+        .unwrap();
+    let attached =
+        || Ok(["send", "receive"].iter().all(|name| pin(&a.host, &format!("{name}-{index}")).exists()));
+    wait_until("its programs", SOON, attached).unwrap();
+    until(&a.host, "all well", |status| status["agent"]["datapath"]["attached"] == true);
+
+    // What else can be done to it.
+    for harm in
+        ["link set overlay0 down", "route delete 10.244.0.0/16 dev overlay0", "address flush dev overlay0"]
+    {
+        a.host.namespace().ip(harm).unwrap();
+        wait_until(harm, SOON, || Ok(host_reaches(&a.host, &b))).unwrap();
+    }
+    assert_eq!(link(&a.host, "overlay0").unwrap(), (index, mac));
+    // A look that changes nothing makes no events, which would call for the next look.
+    let events = events(&a.host);
+    assert!(!events.contains("overlay0"), "{events}");
+    let report = traffic.finish().unwrap();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+}
+
+#[test]
+fn an_overlay0_that_cannot_come_back_is_told_by_status_and_readyz() {
+    let lab = lab(2);
+    let (a, b) = members(&lab, &[]);
+    // Faster than the agent: both in one batch of netlink messages would be a race all the same, hence another name.
+    a.host.namespace().ip("link set overlay0 down").unwrap();
+    let batch = a.host.folder().join("batch");
+    std::fs::write(&batch, "link delete overlay0\nlink add overlay0 type bridge\n").unwrap();
+    wait_until("a bridge in its place", SOON, || {
+        let _ = a.host.exec(&format!("ip -force -batch {}", batch.display()));
+        Ok(a.host.exec("ip -d link show overlay0").is_ok_and(|link| link.contains("bridge")))
+    })
+    .unwrap();
+    logged(&a.host, "interface overlay0 exists and is a bridge");
+    until(&a.host, "not attached", |status| {
+        status["agent"]["datapath"]["attached"] == false && status["tiers"][1]["in_use"] == false
+    });
+    let (code, why) = a.host.http_get(8471, "/readyz").unwrap();
+    assert_eq!((code, why.as_str()), (503, "data path: the tunnel device has not all of its programs\n"));
+    a.reaches(&b);
+    a.host.namespace().ip("link delete overlay0").unwrap();
+    until(&a.host, "attached again", |status| status["agent"]["datapath"]["attached"] == true);
+    assert_eq!(a.host.http_get(8471, "/readyz").unwrap().0, 200);
+    wait_until("the stack's tier", SOON, || Ok(host_reaches(&a.host, &b))).unwrap();
+}
+
+#[test]
+fn programs_that_somebody_detached_are_attached_again_by_the_audit() {
+    let lab = lab(2);
+    let (a, b) = members(&lab, &[]);
+    let (underlay, _) = link(&a.host, "eth0").unwrap();
+    let (port, _) = link(&a.host, a.container.port()).unwrap();
+    let pins = [format!("decap-{underlay}"), format!("encap-{port}")].map(|name| pin(&a.host, &name));
+    std::fs::remove_file(&pins[0]).unwrap();
+    // The kernel detaches a moment later.
+    a.reaches(&b);
+    let before = carried(&a.host, "decap");
+    // Without the underlay's program all that comes takes the stack, and arrives.
+    a.reaches(&b);
+    assert_eq!(carried(&a.host, "decap"), before);
+    std::fs::remove_file(&pins[1]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+
+    overlay(&a.host, &["peers", "--resync"]).is(0, &["read again"]);
+    until(&a.host, "two repairs", |status| status["agent"]["datapath"]["repaired"].as_u64() >= Some(2));
+    assert!(pins.iter().all(|pin| pin.exists()));
+    let before = carried(&a.host, "decap");
+    a.reaches(&b);
+    assert!(carried(&a.host, "decap") >= before + 10, "{before}");
+}
+
+/// One command of bpftool's about a map: `lookup peers key 10 244 7 0`.
+fn bpftool(host: &Host, command: &str, map: &str, rest: &str) -> anyhow::Result<String> {
+    let pin = host.bpf_root().join("overlay/v1/default").join(map);
+    host.exec(&format!("bpftool -j map {command} pinned {} {rest}", pin.display()))
+}
+
+/// Entries that the agent says it has put right.
+fn repaired(host: &Host) -> u64 {
+    status(host)["agent"]["datapath"]["repaired"].as_u64().unwrap()
+}
+
+/// What the tables say is not in force where the programs do not find it.
+#[test]
+fn what_somebody_empties_in_the_programs_indexes_is_filled_again() {
+    let lab = lab(2);
+    let (a, b) = members(&lab, &[]);
+    // The endpoints are those of an agent before: this one has adopted them, and decided nothing.
+    let a = a.restarted(&["--store-dir", &store(&lab), "--store-shared"]);
+    let before = carried(&a.host, "encap");
+    a.reaches(&b);
+    assert!(carried(&a.host, "encap") >= before + 10);
+    let empty = |map: &str, length: usize| {
+        let zeros = vec!["0"; length].join(" ");
+        for number in 0..256 {
+            bpftool(&a.host, "update", map, &format!("key {number} 0 0 0 value {zeros}")).unwrap();
+        }
+    };
+    empty("endpoint_index", 20);
+    let before = carried(&a.host, "encap");
+    // The container is not known: the stack carries its packets.
+    a.reaches(&b);
+    assert_eq!(carried(&a.host, "encap"), before);
+    empty("peer_index", 16);
+    overlay(&a.host, &["peers", "--resync"]).is(0, &["read again"]);
+    until(&a.host, "two repairs", |status| status["agent"]["datapath"]["repaired"].as_u64() >= Some(2));
+    a.reaches(&b);
+    assert!(carried(&a.host, "encap") >= before + 10);
+}
+
+#[test]
+fn what_somebody_writes_into_the_tables_of_peers_is_put_right() {
+    let lab = lab(2);
+    let (a, b) = members(&lab, &[]);
+    let host = &a.host;
+    let resync = |why: &str, entries: u64| {
+        let before = repaired(host);
+        overlay(host, &["peers", "--resync"]).is(0, &["read again"]);
+        until(host, why, |status| status["agent"]["datapath"]["repaired"].as_u64() == Some(before + entries));
+    };
+    let lease = lab.folder().join("store/subnets/10.244.201.0-24");
+    let value = r#"{"PublicIP":"10.99.0.201","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:c9"}}"#;
+    std::fs::write(&lease, value).unwrap();
+    until(host, "two peers", |status| status["peers"] == 2);
+    let is_zero = |text: &str| {
+        let found: serde_json::Value = serde_json::from_str(text).unwrap();
+        found["value"].as_array().unwrap().iter().all(|byte| byte == "0x00")
+    };
+    let index = || bpftool(host, "lookup", "peer_index", "key 201 0 0 0").unwrap();
+    assert!(!is_zero(&index()));
+
+    // Deleted by hand, and then nobody's: it goes from wherever programs look.
+    bpftool(host, "delete", "peers", "key 10 244 201 0").unwrap();
+    std::fs::remove_file(&lease).unwrap();
+    wait_until("the peer's end", SOON, || Ok(is_zero(&index()))).unwrap();
+    wait_until("its address's", SOON, || Ok(bpftool(host, "lookup", "vteps", "key 10 99 0 201").is_err()))
+        .unwrap();
+
+    // Deleted by hand, and a peer's all the same: it comes back, with the counters it had.
+    let traffic = || {
+        let peers: serde_json::Value =
+            serde_json::from_str(&host.overlay(binary(), &["peers", "--json"]).unwrap()).unwrap();
+        peers[0]["sent_packets"].as_u64()
+    };
+    let sent = traffic();
+    assert!(sent >= Some(10), "{sent:?}");
+    let base = b.subnet.split('/').next().unwrap().replace('.', " ");
+    bpftool(host, "delete", "peers", &format!("key {base}")).unwrap();
+    // From the table, and from what the programs find.
+    resync("the peer", 2);
+    assert_eq!(traffic(), sent);
+
+    // Added by hand: no lease says so.
+    bpftool(host, "update", "peers", "key 10 244 99 0 value 10 99 0 77 2 0 0 0 0 9 0 0 40 0 0 0").unwrap();
+    resync("a peer by hand", 2);
+    assert!(bpftool(host, "lookup", "peers", "key 10 244 99 0").is_err());
+
+    // The underlay address alone.
+    bpftool(host, "delete", "vteps", "key 10 99 0 2").unwrap();
+    bpftool(host, "update", "vteps", "key 10 99 0 66 value 3 0 0 0").unwrap();
+    resync("the VTEPs", 2);
+    assert!(bpftool(host, "lookup", "vteps", "key 10 99 0 66").is_err());
+    a.reaches(&b);
+}
+
+#[test]
+fn an_underlay_device_that_is_made_anew_gets_its_programs() {
+    let lab = lab(2);
+    let (a, b) = members(&lab, &[]);
+    let (before, _) = link(&a.host, "eth0").unwrap();
+    a.host.namespace().ip("link delete eth0").unwrap();
+    logged(&a.host, "interface eth0 with address 10.99.0.1 is gone");
+    until(&a.host, "not attached", |status| status["agent"]["datapath"]["attached"] == false);
+    let (code, why) = a.host.http_get(8471, "/readyz").unwrap();
+    assert_eq!((code, why.contains("data path: the underlay device has no program")), (503, true), "{why}");
+
+    let inside = a.host.namespace().name().to_owned();
+    lab.switch()
+        .ip(&format!("link add again mtu 1500 type veth peer name eth0 mtu 1500 netns {inside}"))
+        .unwrap();
+    lab.switch().ip("link set again master br0 up").unwrap();
+    a.host.namespace().ip("address add 10.99.0.1/24 dev eth0").unwrap();
+    a.host.namespace().ip("link set eth0 up").unwrap();
+    let (after, _) = link(&a.host, "eth0").unwrap();
+    assert_ne!(before, after);
+    until(&a.host, "attached", |status| status["agent"]["datapath"]["attached"] == true);
+    a.reaches(&b);
+    let (sent, received) = (carried(&a.host, "encap"), carried(&a.host, "decap"));
+    a.reaches(&b);
+    assert!(carried(&a.host, "encap") >= sent + 10 && carried(&a.host, "decap") >= received + 10);
+    assert!(!pin(&a.host, &format!("decap-{before}")).exists());
+
+    // The programs were loaded anew, and are still listened to: here about VXLAN from somebody who is no peer.
+    let mut frame = vec![8, 0, 0, 0, 0, 0, 1, 0];
+    frame.extend([[0x02; 14].as_slice(), &[0; 46]].concat());
+    let sent = lab.switch().enter(move || {
+        let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+        Ok(socket.send_to(&frame, ("10.99.0.1", 8472))?)
+    });
+    sent.unwrap();
+    logged(&a.host, "decap: unknown-peer (a packet was dropped");
+}
+
+#[test]
+fn the_status_knows_that_the_fast_path_is_off_before_any_packet() {
+    let lab = lab(1);
+    let store = store(&lab);
+    let host = lab.host(0);
+    for (choice, in_use) in [("off", false), ("on", true)] {
+        let mut agent = host.start_agent(binary(), &["--store-dir", &store, "--fast-path", choice]).unwrap();
+        agent.wait_ready(SOON).unwrap();
+        assert_eq!(status(host)["tiers"][1]["in_use"], in_use);
+        // Nor does the check take the agent's own device for somebody else's.
+        let check = host.overlay(binary(), &["check", "--iface", "eth0", "--json"]).unwrap();
+        let findings: serde_json::Value = serde_json::from_str(&check).unwrap();
+        let port = findings.as_array().unwrap().iter().find(|one| one["what"] == "udp port 8472").unwrap();
+        assert_eq!((&port["level"], &port["detail"]), (&"ok".into(), &"ours: overlay0 has it".into()));
+        agent.terminate().unwrap();
+        // Also with no agent to ask.
+        let status = status(host);
+        assert_eq!(
+            (&status["tiers"][1]["in_use"], &status["agent"]),
+            (&in_use.into(), &serde_json::Value::Null)
+        );
+    }
+}

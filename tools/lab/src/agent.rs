@@ -1,0 +1,156 @@
+//! An `overlay agent` on a host of the lab.
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+
+use crate::{command, host::Host, namespace::Running, wait::wait_until};
+
+/// Where the lab's agents answer /healthz and /readyz, in their host's namespace.
+const HEALTH_PORT: u16 = 8471;
+
+/// A running agent. Killed when dropped; on a panic its log is shown.
+#[derive(Debug)]
+pub struct Agent {
+    host: Host,
+    process: Option<Running>,
+    log: PathBuf,
+}
+
+impl Host {
+    /// Starts `overlay agent` with the host's own folders and interface and, beside them, `arguments` (the store, say).
+    pub fn start_agent(&self, binary: &Path, arguments: &[&str]) -> Result<Agent> {
+        let log = self.agent_log();
+        let file = fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let mut command = self.overlay_command(binary, &["agent"])?;
+        command
+            .args(["--iface", "eth0", "--healthz-ip", "127.0.0.1"])
+            .args(["--healthz-port", &HEALTH_PORT.to_string()])
+            .arg("--subnet-file")
+            .arg(self.subnet_file())
+            .args(arguments)
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        Ok(Agent { host: self.clone(), process: Some(Running::start(&mut command)?), log })
+    }
+
+    /// Runs one of `overlay`'s other commands about this host's network and returns what it prints.
+    pub fn overlay(&self, binary: &Path, words: &[&str]) -> Result<String> {
+        command::output(&mut self.overlay_command(binary, words)?)
+    }
+
+    fn overlay_command(&self, binary: &Path, words: &[&str]) -> Result<Command> {
+        let binary = binary.to_str().context("the path of the overlay binary is not UTF-8")?;
+        let mut command = self.namespace().command(&[&[binary], words].concat())?;
+        // As variables: commands that have no such option do not mind.
+        command.env("OVERLAY_BPF_ROOT", self.bpf_root());
+        command.env("OVERLAY_STATE_DIR", self.folder().join("state"));
+        Ok(command)
+    }
+
+    /// Where the agent writes subnet.env.
+    pub fn subnet_file(&self) -> PathBuf {
+        self.folder().join("subnet.env")
+    }
+
+    /// What all agents of this host said.
+    pub fn agent_log(&self) -> PathBuf {
+        self.folder().join("agent.log")
+    }
+
+    /// The last lines of that.
+    pub fn agent_log_tail(&self) -> String {
+        let log = fs::read_to_string(self.agent_log()).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Agent {
+    /// Waits until /readyz says so: lease held, data path attached.
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
+        let host = self.host.clone();
+        wait_until(&format!("the agent of {}", host.name()), limit, || {
+            if let Some(status) = self.process()?.status()? {
+                bail!("it ended with {status}:\n{}", self.host.agent_log_tail());
+            }
+            // Not listening yet is no error.
+            Ok(host.http_get(HEALTH_PORT, "/readyz").is_ok_and(|(code, _)| code == 200))
+        })
+        .with_context(|| format!("last lines of {}:\n{}", self.log.display(), self.host.agent_log_tail()))
+    }
+
+    /// Variables of subnet.env: `FLANNEL_SUBNET`, `FLANNEL_MTU`, ...
+    pub fn subnet_env(&self) -> Result<BTreeMap<String, String>> {
+        let path = self.host.subnet_file();
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let pairs = text.lines().filter_map(|line| line.split_once('='));
+        Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// The subnet it leased (`10.244.7.0/24`), and the MTU for containers in bytes.
+    pub fn subnet(&self) -> Result<(String, u32)> {
+        let variables = self.subnet_env()?;
+        let get = |name: &str| variables.get(name).with_context(|| format!("no {name} in subnet.env"));
+        // flannel writes the bridge's address with the subnet's length: 10.244.7.1/24.
+        let (bridge, length) =
+            get("FLANNEL_SUBNET")?.split_once('/').context("FLANNEL_SUBNET without a length")?;
+        let bridge: std::net::Ipv4Addr = bridge.parse().context("FLANNEL_SUBNET")?;
+        let base = std::net::Ipv4Addr::from(u32::from(bridge) - 1);
+        Ok((format!("{base}/{length}"), get("FLANNEL_MTU")?.parse().context("FLANNEL_MTU")?))
+    }
+
+    /// Its process id.
+    pub fn pid(&mut self) -> Result<u32> {
+        Ok(self.process()?.pid())
+    }
+
+    /// Its exit status, if it has ended.
+    pub fn status(&mut self) -> Result<Option<ExitStatus>> {
+        self.process()?.status()
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill9(mut self) -> Result<()> {
+        self.process()?.signal(Signal::SIGKILL)?;
+        self.process()?.wait(Duration::from_secs(5)).map(drop)
+    }
+
+    /// SIGTERM, and waits until it has ended by itself.
+    pub fn terminate(mut self) -> Result<ExitStatus> {
+        self.process()?.signal(Signal::SIGTERM)?;
+        self.process()?.wait(Duration::from_secs(10))
+    }
+
+    /// SIGSTOP or SIGCONT, say.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.process()?.signal(signal)
+    }
+
+    /// All it and its predecessors on this host said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn process(&mut self) -> Result<&mut Running> {
+        self.process.as_mut().context("the agent was let go")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {}: {}\n{}", self.host.name(), self.log.display(), self.host.agent_log_tail());
+        }
+        if self.host.keep() {
+            // A kept lab keeps its agents: the process is nobody's child to end any more.
+            std::mem::forget(self.process.take());
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! A real etcd for tests and the demo: one member, its own ports and folder, gone when dropped.
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::ErrorKind,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{command, names::MARK};
+
+/// How long it may take to answer after its start.
+const START: Duration = Duration::from_secs(20);
+
+/// A running etcd. It is killed when this is dropped, and when the thread that started it ends.
+#[derive(Debug)]
+pub struct Etcd {
+    child: Child,
+    place: Place,
+}
+
+/// Where it runs, the same after a restart.
+#[derive(Debug)]
+struct Place {
+    folder: PathBuf,
+    /// Name of the network namespace it runs in.
+    netns: Option<String>,
+    address: Ipv4Addr,
+    client_port: u16,
+    peer_port: u16,
+    tls: Option<Tls>,
+    /// Part of the cluster's identity, beside its members' names and addresses.
+    token: u32,
+}
+
+/// Certificates as PEM files, the same for etcd and for etcdctl. Clients must show one of the same authority.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The authority's certificate.
+    pub ca: PathBuf,
+    /// A certificate for 127.0.0.1.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl Etcd {
+    /// Starts one on free ports of 127.0.0.1, with its data and its log in `folder`.
+    pub fn start(folder: &Path) -> Result<Self> {
+        Self::start_on_loopback(folder, None)
+    }
+
+    /// The same with TLS, for clients that have a certificate.
+    pub fn start_with_tls(folder: &Path, tls: Tls) -> Result<Self> {
+        Self::start_on_loopback(folder, Some(tls))
+    }
+
+    /// Starts one in a network namespace below /run/netns, on etcd's own ports of `address`.
+    pub fn start_in_netns(folder: &Path, netns: &str, address: Ipv4Addr) -> Result<Self> {
+        Self::start_at(folder, Some(netns.to_owned()), address, (2379, 2380), None)
+    }
+
+    fn start_on_loopback(folder: &Path, tls: Option<Tls>) -> Result<Self> {
+        let (client, peer) = (free_port()?, free_port()?);
+        let ports = (client.local_addr()?.port(), peer.local_addr()?.port());
+        drop((client, peer));
+        Self::start_at(folder, None, Ipv4Addr::LOCALHOST, ports, tls)
+    }
+
+    fn start_at(
+        folder: &Path,
+        netns: Option<String>,
+        address: Ipv4Addr,
+        (client_port, peer_port): (u16, u16),
+        tls: Option<Tls>,
+    ) -> Result<Self> {
+        let place =
+            Place { folder: folder.to_owned(), netns, address, client_port, peer_port, tls, token: 0 };
+        let etcd = Self { child: place.spawn()?, place };
+        etcd.wait_until_it_answers()?;
+        Ok(etcd)
+    }
+
+    /// What goes into `--etcd-endpoints`.
+    pub fn client_url(&self) -> String {
+        self.place.client_url()
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Makes it hang: connections stay, answers do not come.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Ends a [`Etcd::pause`].
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// Stops it; data and port stay reserved in `folder` and here.
+    pub fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        self.child.wait().context("wait for etcd")?;
+        Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.child.wait().context("wait for etcd")?;
+        Ok(())
+    }
+
+    /// Copies its data aside. It must be stopped.
+    pub fn back_up(&self) -> Result<()> {
+        let [data, copy] =
+            ["etcd", "etcd.backup"].map(|name| self.place.folder.join(name).display().to_string());
+        command::run("cp", ["--recursive", &data, &copy]).map(drop)
+    }
+
+    /// Puts back what [`Etcd::back_up`] copied. It must be stopped.
+    pub fn restore(&self) -> Result<()> {
+        self.wipe()?;
+        let folder = &self.place.folder;
+        fs::rename(folder.join("etcd.backup"), folder.join("etcd")).context("restore etcd's data")
+    }
+
+    /// Removes its data. It must be stopped. Started again it has the same identity, with another history.
+    pub fn wipe(&self) -> Result<()> {
+        fs::remove_dir_all(self.place.folder.join("etcd")).context("remove etcd's data")
+    }
+
+    /// Removes its data, and has another cluster start under the same address. It must be stopped.
+    pub fn replace(&mut self) -> Result<()> {
+        self.place.token += 1;
+        self.wipe()
+    }
+
+    /// Starts it again after a [`Etcd::stop`], on the same data and ports.
+    pub fn restart(&mut self) -> Result<()> {
+        self.child = self.place.spawn()?;
+        self.wait_until_it_answers()
+    }
+
+    /// Forgets all history up to now.
+    pub fn compact(&self) -> Result<()> {
+        let status = self.ctl(&["endpoint", "status", "--write-out", "json"])?;
+        let status: serde_json::Value = serde_json::from_str(&status).context("read etcd's status")?;
+        let revision =
+            status[0]["Status"]["header"]["revision"].as_i64().context("etcd's status has no revision")?;
+        self.ctl(&["compaction", &revision.to_string()])?;
+        Ok(())
+    }
+
+    /// Runs etcdctl against it, in its namespace, and returns what it printed.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = in_netns(self.place.netns.as_deref(), "etcdctl");
+        if let Some(Tls { ca, cert, key }) = &self.place.tls {
+            command.arg("--cacert").arg(ca).arg("--cert").arg(cert).arg("--key").arg(key);
+        }
+        command
+            .args(["--endpoints", &self.client_url()])
+            .args(arguments)
+            .env("ETCDCTL_API", "3")
+            .stdin(Stdio::null());
+        let output = command.output().map_err(not_installed)?;
+        ensure!(
+            output.status.success(),
+            "etcdctl {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn wait_until_it_answers(&self) -> Result<()> {
+        let deadline = Instant::now() + START;
+        while let Err(error) = self.ctl(&["endpoint", "health"]) {
+            if Instant::now() > deadline {
+                bail!("etcd does not answer: {error:#}; see {}", self.place.log().display());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).context("pid of etcd")?);
+        kill(pid, signal).with_context(|| format!("send {signal} to etcd"))
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        // After a stop there is nothing to kill, and that is no error.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Place {
+    fn spawn(&self) -> Result<Child> {
+        let client = self.client_url();
+        let peer = format!("http://{}:{}", self.address, self.peer_port);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .with_context(|| format!("open {}", self.log().display()))?;
+        // Looked for first: the helpers in front of it would only say that they failed.
+        Command::new("etcd").arg("--version").output().map_err(not_installed)?;
+        // setpriv ends etcd with us, also when we are killed.
+        let mut command = in_netns(self.netns.as_deref(), "setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "etcd", "--name", "overlay"])
+            .arg("--data-dir")
+            .arg(self.folder.join("etcd"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("overlay={peer}")])
+            .args(["--initial-cluster-token", &format!("overlay-{}", self.token)])
+            .args(["--logger", "zap", "--log-level", "warn"]);
+        if let Some(Tls { ca, cert, key }) = &self.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+            command.arg("--cert-file").arg(cert).arg("--key-file").arg(key);
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.spawn().context("start etcd by setpriv of util-linux")
+    }
+
+    fn client_url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.address, self.client_port)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("etcd.log")
+    }
+}
+
+/// nsenter becomes the program, so its pid is the program's.
+fn in_netns(netns: Option<&str>, program: &str) -> Command {
+    let Some(netns) = netns else {
+        return Command::new(program);
+    };
+    let mut command = Command::new("nsenter");
+    let mut option = OsString::from("--net=/run/netns/");
+    option.push(netns);
+    command.arg(option).arg(program);
+    // In a lab it is one of the lab's processes, which Ctrl-C ends too.
+    if let Some((lab, _)) = netns.split_once('-') {
+        command.env(MARK, lab);
+    }
+    command
+}
+
+fn free_port() -> Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")
+}
+
+fn not_installed(error: std::io::Error) -> anyhow::Error {
+    if error.kind() == ErrorKind::NotFound {
+        anyhow::anyhow!("etcd or etcdctl is not installed: run `cargo xtask setup`")
+    } else {
+        anyhow::Error::new(error).context("run etcd")
+    }
+}

@@ -1,0 +1,244 @@
+//! Hosts that take part in an overlay: a store, and on every host an agent, a bridge, two containers.
+use std::{
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+
+use crate::{agent::Agent, container::Container, counters::Counters, etcd::Etcd, host::Host, lab::Lab};
+
+/// Where leases are kept.
+#[derive(Debug)]
+pub struct Store {
+    etcd: Option<Etcd>,
+    arguments: Vec<String>,
+}
+
+/// A host that takes part.
+#[derive(Debug)]
+pub struct Member {
+    /// The host.
+    pub host: Host,
+    /// Its subnet: `10.244.7.0/24`.
+    pub subnet: String,
+    /// MTU of its bridge and containers in bytes.
+    pub mtu: u32,
+    /// Its containers.
+    pub containers: Vec<Container>,
+    agent: Option<Agent>,
+    binary: PathBuf,
+    arguments: Vec<String>,
+}
+
+/// How packets travel between hosts: the network's backend, with flannel's defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// VXLAN.
+    Vxlan,
+    /// Bare IPv4 in UDP.
+    Udp,
+    /// Plain routing.
+    HostGw,
+}
+
+impl Backend {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Vxlan, Self::Udp, Self::HostGw];
+
+    /// Its name in the network's config.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::Udp => "udp",
+            Self::HostGw => "host-gw",
+        }
+    }
+
+    /// The config of 10.244.0.0/16. Hosts draw their subnets below 10.244.64.0: those above are for who hands out subnets
+    /// by hand, and never meet a drawn one.
+    pub const fn config(self) -> &'static str {
+        match self {
+            Self::Vxlan => {
+                r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"vxlan"}}"#
+            }
+            Self::Udp => r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"udp"}}"#,
+            Self::HostGw => {
+                r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"host-gw"}}"#
+            }
+        }
+    }
+}
+
+/// VXLAN, and plain routes to peers on the same link; else as [`Backend::config`].
+pub const DIRECT_VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+
+/// How long an agent may take to be ready; a VM without KVM on a busy machine needs most of it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Store {
+    /// A folder that the hosts of `lab` share.
+    pub fn folder(lab: &Lab) -> Self {
+        let folder = lab.folder().join("store").display().to_string();
+        Self { etcd: None, arguments: vec!["--store-dir".into(), folder, "--store-shared".into()] }
+    }
+
+    /// A real etcd on the underlay.
+    pub fn etcd(lab: &Lab) -> Result<Self> {
+        let etcd = Etcd::start_in_netns(&lab.folder(), lab.switch().name(), Lab::SWITCH)?;
+        let arguments = vec!["--etcd-endpoints".into(), etcd.client_url()];
+        Ok(Self { etcd: Some(etcd), arguments })
+    }
+
+    /// What tells `overlay` to use it.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// The etcd, to be stopped, say.
+    pub fn as_etcd(&mut self) -> Result<&mut Etcd> {
+        self.etcd.as_mut().context("the store is a folder")
+    }
+}
+
+/// Writes the config of 10.244.0.0/16 by VXLAN, and has every host of `lab` take part, with the agent's `options` beside the
+/// store's.
+pub fn populate(lab: &Lab, binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
+    populate_with(lab, binary, store, Backend::Vxlan.config(), options)
+}
+
+/// The same with another config.
+pub fn populate_with(
+    lab: &Lab,
+    binary: &Path,
+    store: &Store,
+    config: &str,
+    options: &[&str],
+) -> Result<Vec<Member>> {
+    configure(lab, binary, store, config)?;
+    populate_some(lab.hosts(), binary, store, options)
+}
+
+/// Has these hosts take part in a network whose config is there.
+pub fn populate_some(hosts: &[Host], binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
+    let started = |host: &Host| Member::start(host, binary, store, options);
+    // All agents first: they start side by side.
+    let mut members = hosts.iter().map(started).collect::<Result<Vec<_>>>()?;
+    for member in &mut members {
+        member.settle()?;
+    }
+    Ok(members)
+}
+
+/// Writes the network's config.
+pub fn configure(lab: &Lab, binary: &Path, store: &Store, config: &str) -> Result<()> {
+    let words = ["config", "set", config].into_iter().chain(words(store.arguments()));
+    lab.host(0).overlay(binary, &words.collect::<Vec<_>>()).map(drop)
+}
+
+fn words(owned: &[String]) -> impl Iterator<Item = &str> {
+    owned.iter().map(String::as_str)
+}
+
+impl Member {
+    /// Starts the agent, and does not wait for it.
+    fn start(host: &Host, binary: &Path, store: &Store, options: &[&str]) -> Result<Self> {
+        let options = options.iter().map(|&option| option.to_owned());
+        let mut member = Self {
+            host: host.clone(),
+            subnet: String::new(),
+            mtu: 0,
+            containers: Vec::new(),
+            agent: None,
+            binary: binary.to_owned(),
+            arguments: store.arguments().iter().cloned().chain(options).collect(),
+        };
+        member.start_agent()?;
+        Ok(member)
+    }
+
+    /// Has a host take part, without a bridge and containers: an engine is to make them.
+    pub fn join(host: &Host, binary: &Path, store: &Store, options: &[&str]) -> Result<Self> {
+        let mut member = Self::start(host, binary, store, options)?;
+        member.lease()?;
+        Ok(member)
+    }
+
+    /// Waits for the agent, and reads which subnet it leased.
+    fn lease(&mut self) -> Result<()> {
+        self.wait_ready()?;
+        (self.subnet, self.mtu) = self.agent()?.subnet()?;
+        Ok(())
+    }
+
+    /// Waits for the agent, and makes bridge and containers in the subnet it leased.
+    fn settle(&mut self) -> Result<()> {
+        self.lease()?;
+        self.host.add_bridge(&self.subnet, self.mtu)?;
+        let container = |(name, last)| self.host.add_container(name, &self.subnet, last, self.mtu);
+        self.containers = [("a", 2), ("b", 3)].into_iter().map(container).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// What the next agent is started with, beside the store's own.
+    pub fn set_options(&mut self, store: &Store, options: &[&str]) {
+        let options = options.iter().map(|&option| option.to_owned());
+        self.arguments = store.arguments().iter().cloned().chain(options).collect();
+    }
+
+    /// Its agent.
+    pub fn agent(&mut self) -> Result<&mut Agent> {
+        self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.host.name()))
+    }
+
+    /// Starts an agent (again), with the arguments of the first, and does not wait for it.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let arguments: Vec<_> = words(&self.arguments).collect();
+        self.agent = Some(self.host.start_agent(&self.binary, &arguments)?);
+        Ok(())
+    }
+
+    /// From the next start on the agent is this binary.
+    pub fn install(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
+    }
+
+    /// Waits until the agent is ready.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        self.agent()?.wait_ready(PATIENCE)
+    }
+
+    /// Both.
+    pub fn restart_agent(&mut self) -> Result<()> {
+        self.start_agent()?;
+        self.wait_ready()
+    }
+
+    /// The next agent starts without this argument.
+    pub fn drop_argument(&mut self, argument: &str) {
+        self.arguments.retain(|one| one != argument);
+    }
+
+    /// `kill -9`.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.agent.take().context("no agent to kill")?.kill9()
+    }
+
+    /// SIGTERM.
+    pub fn end_agent(&mut self) -> Result<ExitStatus> {
+        self.agent.take().context("no agent to end")?.terminate()
+    }
+
+    /// Runs one of `overlay`'s commands here.
+    pub fn overlay(&self, words: &[&str]) -> Result<String> {
+        self.host.overlay(&self.binary, words)
+    }
+
+    /// What `overlay status --json` counts.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::parse(&self.overlay(&["status", "--json"])?)
+            .with_context(|| format!("the status of {}", self.host.name()))
+    }
+}

@@ -1,0 +1,194 @@
+//! Numbered UDP packets at a steady rate: what tells whether a restart lost, doubled or reordered any.
+use std::{
+    net::UdpSocket,
+    os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+
+use crate::{container::Container, namespace::join};
+
+/// A stream that runs until it is finished.
+#[derive(Debug)]
+pub struct Numbered {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    sender: JoinHandle<Result<Sent>>,
+    receiver: JoinHandle<Result<Received>>,
+}
+
+/// What became of the packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NumberedReport {
+    /// Numbers given out, one packet each.
+    pub sent: u64,
+    /// Numbers that arrived at least once.
+    pub received: u64,
+    /// Numbers that never arrived.
+    pub lost: u64,
+    /// Packets beyond the first of their number.
+    pub duplicated: u64,
+    /// Packets that arrived after a higher number.
+    pub reordered: u64,
+    /// Packets per second as sent.
+    pub rate: u64,
+    /// The longest time without any packet, at the receiver.
+    pub longest_gap: Duration,
+}
+
+#[derive(Debug)]
+struct Sent {
+    count: u64,
+    time: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Received {
+    seen: Vec<bool>,
+    count: u64,
+    duplicated: u64,
+    reordered: u64,
+    longest_gap: Duration,
+}
+
+/// UDP payload in bytes: 64-byte Ethernet frames would be 18; this leaves room for the number and keeps frames small.
+const PAYLOAD: usize = 32;
+/// Nothing may be lost at the receiver's own socket while its thread waits for a CPU.
+const SOCKET_BUFFER: usize = 64 << 20;
+
+/// Frames in a row.
+const BURST: u64 = 64;
+
+impl Numbered {
+    /// Starts sending `rate` packets per second from one container to another.
+    pub fn start(from: &Container, to: &Container, rate: u32) -> Result<Self> {
+        let inbox = to.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+        // In the container's namespace the plain limit of net.core.rmem_max applies; root may go beyond.
+        setsockopt(&inbox.as_fd(), RcvBufForce, &SOCKET_BUFFER)?;
+        let target = (to.address(), inbox.local_addr()?.port());
+        let stop = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&sent));
+        let sender = from.namespace().thread(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(target)?;
+            Ok(send(&socket, rate, &stopped, &counted))
+        });
+        let stopped = Arc::clone(&stop);
+        let receiver = thread::spawn(move || receive(&inbox, &stopped));
+        Ok(Self { stop, sent, sender, receiver })
+    }
+
+    /// Numbers given out so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Ends the stream, waits for stragglers, and counts.
+    pub fn finish(self) -> Result<NumberedReport> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = join(self.sender)?;
+        let received = join(self.receiver)?;
+        ensure!(received.seen.len() as u64 <= sent.count, "a number arrived that was never sent");
+        Ok(NumberedReport {
+            sent: sent.count,
+            received: received.count,
+            lost: sent.count - received.count,
+            duplicated: received.duplicated,
+            reordered: received.reordered,
+            rate: (sent.count as f64 / sent.time.as_secs_f64()) as u64,
+            longest_gap: received.longest_gap,
+        })
+    }
+}
+
+fn send(socket: &UdpSocket, rate: u32, stop: &AtomicBool, counted: &AtomicU64) -> Sent {
+    let started = Instant::now();
+    let mut payload = [0; PAYLOAD];
+    let mut count: u64 = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let due = (started.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+        // What a busy machine kept us from sending in time is caught up with in short bursts: a CPU's queue for veths
+        // holds 1000 frames (net.core.netdev_max_backlog), and they are everybody's.
+        let burst = due.min(count + BURST);
+        while count < burst {
+            payload[..8].copy_from_slice(&count.to_be_bytes());
+            // An error is an ICMP message about an earlier packet; the one at hand was not sent: once more, and if
+            // that fails too, it counts as lost.
+            let _ = socket.send(&payload).or_else(|_| socket.send(&payload));
+            count += 1;
+        }
+        counted.store(count, Ordering::Relaxed);
+        thread::sleep(Duration::from_micros(200));
+    }
+    Sent { count, time: started.elapsed() }
+}
+
+/// How many frames this machine's CPUs have thrown away so far because their queues were full: nobody's fault but the
+/// machine's, and not told apart by who sent them.
+pub fn queue_overflows() -> Result<u64> {
+    // One line for each CPU; the second column counts them (net/core/net-procfs.c).
+    let table = std::fs::read_to_string("/proc/net/softnet_stat")?;
+    let dropped = |cpu: &str| u64::from_str_radix(cpu.split(' ').nth(1).unwrap_or("0"), 16);
+    table.lines().map(|cpu| Ok(dropped(cpu)?)).sum()
+}
+
+fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
+    inbox.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let mut received = Received::default();
+    let mut last: Option<Instant> = None;
+    let mut payload = [0; PAYLOAD];
+    loop {
+        match inbox.recv(&mut payload) {
+            Ok(length) => {
+                ensure!(length == PAYLOAD, "a packet of {length} bytes, {PAYLOAD} were sent");
+                let now = Instant::now();
+                if let Some(last) = last.replace(now) {
+                    received.longest_gap = received.longest_gap.max(now - last);
+                }
+                let [a, b, c, d, e, f, g, h, ..] = payload;
+                received.note(u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize);
+            }
+            // Half a second of silence after the sender was told to stop: no stragglers any more.
+            Err(_) if stop.load(Ordering::Relaxed) => return Ok(received),
+            Err(_) => {}
+        }
+    }
+}
+
+impl Received {
+    fn note(&mut self, number: usize) {
+        if number >= self.seen.len() {
+            self.seen.resize(number + 1, false);
+        } else if self.seen[number] {
+            self.duplicated += 1;
+            return;
+        } else {
+            self.reordered += 1;
+        }
+        self.seen[number] = true;
+        self.count += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_counted_once_and_in_order() {
+        let mut received = Received::default();
+        for number in [0, 1, 4, 3, 3, 5] {
+            received.note(number);
+        }
+        assert_eq!((received.count, received.duplicated, received.reordered), (5, 1, 1));
+        assert_eq!(received.seen, [true, true, false, true, true, true]);
+    }
+}

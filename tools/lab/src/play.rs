@@ -1,0 +1,69 @@
+//! `cargo xtask lab`: hosts to play with, until they are taken down.
+use anyhow::{Result, bail, ensure};
+use clap::{Args, Subcommand};
+use overlay_lab::{self as lab, Lab, project};
+
+use crate::demo;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Makes hosts with agents and containers, and says how to enter them.
+    Up(Up),
+    /// Removes what `lab up` and `demo --keep` made, and what a killed test left.
+    Down {
+        /// Only this one (`ov123n0`); without a name all that no process owns any more.
+        name: Option<String>,
+    },
+    /// Fails if there is anything that `lab down` would remove, and names it.
+    #[command(hide = true)]
+    Leaks,
+}
+
+#[derive(Args)]
+pub(crate) struct Up {
+    /// How many hosts.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=100))]
+    hosts: u8,
+}
+
+pub(crate) fn play(command: &Command) -> Result<()> {
+    match command {
+        Command::Up(up) => {
+            let overlay = project::build_overlay()?;
+            let lab = Lab::new(lab::Options { hosts: up.hosts, keep: true, ..lab::Options::default() })?;
+            let _hosts = demo::populate(&lab, &overlay, &lab::Store::folder(&lab), lab::Backend::Vxlan, &[])?;
+            println!("{}", demo::how_to_enter(&lab));
+            lab.keep();
+            Ok(())
+        }
+        Command::Down { name } => down(name.as_deref()),
+        Command::Leaks => {
+            let leaks = lab::leaks(None);
+            ensure!(
+                leaks.is_empty(),
+                "left behind: {} (`cargo xtask lab down` removes it)",
+                leaks.join(", ")
+            );
+            Ok(())
+        }
+    }
+}
+
+fn down(name: Option<&str>) -> Result<()> {
+    let mut labs = lab::orphans();
+    labs.retain(|lab| name.is_none_or(|name| name == lab));
+    if labs.is_empty() {
+        println!("there is no lab");
+    }
+    let mut failed = Vec::new();
+    for name in labs {
+        match lab::sweep(&name) {
+            Ok(()) => println!("removed lab {name}"),
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{}", failed.join("; "));
+    }
+    Ok(())
+}

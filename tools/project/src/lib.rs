@@ -1,0 +1,4 @@
+//! What xtask and the tools share, built before anything is set up: running other programs, and the project's places.
+
+pub mod command;
+pub mod project;

@@ -1,0 +1,89 @@
+//! Where things are in the project, and cargo as the project calls it.
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+
+use crate::command;
+
+/// The workspace's folder.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/"))
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// Where the eBPF toolchain is kept when it is the project's own; overlay-user's build script looks at the same place.
+pub fn ebpf_toolchain() -> PathBuf {
+    env::var_os("OVERLAY_EBPF_TOOLCHAIN").map_or_else(|| root().join("target/ebpf-toolchain"), PathBuf::from)
+}
+
+/// A real Docker for the lab's hosts: set-up unpacks it, and the lab starts it.
+pub mod docker {
+    use std::path::PathBuf;
+
+    /// Where it is.
+    pub fn folder() -> PathBuf {
+        super::target().join("docker")
+    }
+
+    /// A file that is there when all of it is.
+    pub fn mark() -> PathBuf {
+        folder().join("ready")
+    }
+}
+
+/// The cargo that runs this program, in the workspace's folder.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(args);
+    cargo
+}
+
+/// Builds the `overlay` binary as the tests do, and returns its path. Not optimised: the kernel carries the packets, the
+/// kernel programs are optimised always, and an optimised agent takes minutes longer to build.
+pub fn build_overlay() -> Result<PathBuf> {
+    command::pass_through(&mut cargo(&["build", "--package", "overlay-user"]))?;
+    Ok(target().join("debug/overlay"))
+}
+
+/// Builds the `overlay` binary as users have it, optimised, and returns its path: what is measured.
+pub fn build_release() -> Result<PathBuf> {
+    command::pass_through(&mut cargo(&[
+        "build",
+        "--release",
+        "--package",
+        "overlay-user",
+        "--bin",
+        "overlay",
+    ]))?;
+    Ok(target().join("release/overlay"))
+}
+
+/// An agent that comes after the present one, for upgrades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Its programs differ (on the wire, the outer TTL is 63), its maps do not.
+    Program,
+    /// Its maps have another layout, one ABI higher.
+    Layout,
+}
+
+/// Builds it as [`build_overlay`] does, beside the present one, and returns its path.
+pub fn build_next(next: Next) -> Result<PathBuf> {
+    let name = match next {
+        Next::Program => "program",
+        Next::Layout => "layout",
+    };
+    let (feature, binary) = (format!("next-{name}"), format!("overlay-next-{name}"));
+    let words = ["build", "--package", "overlay-user", "--features", &feature, "--bin", &binary];
+    // What it says when all is well fills the screen.
+    command::output(&mut cargo(&words))?;
+    Ok(target().join("debug").join(binary))
+}

@@ -1,0 +1,42 @@
+//! Commands that a tool carries out: what it needs is set up, the tool is built, and it takes this process's place.
+use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result};
+use overlay_project::{
+    command::pass_through,
+    project::{cargo, target},
+};
+
+use crate::setup::{For, provide};
+
+/// A program below `tools/`.
+#[derive(Debug)]
+pub(crate) struct Tool {
+    /// Package and program.
+    name: &'static str,
+    /// What building it takes.
+    build: For,
+}
+
+pub(crate) const LAB: Tool = Tool { name: "overlay-lab", build: For::Tool };
+pub(crate) const FUZZ: Tool = Tool { name: "overlay-fuzz", build: For::Tool };
+pub(crate) const BENCH: Tool = Tool { name: "overlay-bench", build: For::BenchTool };
+
+impl Tool {
+    /// Builds it, and returns its path.
+    pub(crate) fn build(&self) -> Result<PathBuf> {
+        // Cargo's own words are the progress that is seen.
+        pass_through(&mut cargo(&["build", "--package", self.name, "--bin", self.name]))?;
+        Ok(target().join("debug").join(self.name))
+    }
+
+    /// Has it carry out `command` with these arguments, in place of this process: signals reach it, and its exit code is
+    /// ours. Returns only if that fails. Who asks for help alone needs nothing but the tool.
+    pub(crate) fn take_over(&self, command: &str, arguments: &[OsString], what: For) -> Result<()> {
+        let help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+        provide(&[if help { self.build } else { what }])?;
+        let program = self.build()?;
+        let error = Command::new(&program).arg(command).args(arguments).exec();
+        Err(error).with_context(|| format!("start {}", program.display()))
+    }
+}
