@@ -1,6 +1,4 @@
 //! What stands in an agent's way on its own host: each thing named, with the remedy, and left as it was found.
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
-
 use std::{fs, net::UdpSocket, path::Path};
 
 use overlay_host_tests::{
