@@ -2,7 +2,7 @@
 use std::process::ExitCode;
 
 use overlay_user::cli::{
-    commands::{self, Ended},
+    commands::{self, Completion},
     environment,
 };
 
@@ -26,8 +26,8 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     match runtime.block_on(commands::run(cli)) {
-        Ok(Ended::Done) => ExitCode::SUCCESS,
-        Ok(Ended::Problems) => ExitCode::from(3),
+        Ok(Completion::Done) => ExitCode::SUCCESS,
+        Ok(Completion::Problems) => ExitCode::from(3),
         Err(error) => {
             log::error!("{error:#}");
             ExitCode::FAILURE

@@ -11,7 +11,7 @@ use overlay_user::{
         health,
         peers::Scope,
         reconciler::{self, Exit, Inputs, Setup},
-        status::{LeaseState, Status},
+        status::Status,
     },
     datapath::{Change, memory::Memory},
     model::{
@@ -23,7 +23,7 @@ use overlay_user::{
     store::{
         self, Follow as _, Lifetime, Revision, Store as _, Written,
         acquire::Held,
-        local_lease::Own,
+        local_lease::{LeaseState, Own},
         memory::{Fault, MemoryStore},
     },
 };

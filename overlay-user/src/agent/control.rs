@@ -19,10 +19,8 @@ use tokio::{
 
 use crate::{
     agent::status::Status,
-    learn::{
-        learner::{ClaimError, View},
-        observe,
-    },
+    datapath::state::Paths,
+    learn::{learner::ClaimError, observe, view::View},
     model::{
         entries::{Endpoint, Peer},
         mac::Mac,
@@ -116,8 +114,8 @@ pub struct Call {
 }
 
 /// Where the agent of a network listens.
-pub fn socket_path(state_dir: &Path, network: &str) -> PathBuf {
-    state_dir.join(network).join("control.sock")
+pub fn socket_path(paths: &Paths) -> PathBuf {
+    paths.state.join("control.sock")
 }
 
 /// The server's end. Dropping it removes the socket file.

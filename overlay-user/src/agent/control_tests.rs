@@ -30,7 +30,7 @@ async fn raw(path: &Path, text: &str) -> String {
 #[tokio::test]
 async fn requests_reach_the_loop_and_answers_come_back() {
     let folder = folder();
-    let path = socket_path(folder.path(), "default");
+    let path = socket_path(&Paths::new(folder.path(), folder.path(), "default"));
     let server = serve(&path).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let request = Request::Attach {
@@ -49,7 +49,7 @@ async fn requests_reach_the_loop_and_answers_come_back() {
 #[tokio::test]
 async fn broken_requests_get_an_error() {
     let folder = folder();
-    let path = socket_path(folder.path(), "default");
+    let path = socket_path(&Paths::new(folder.path(), folder.path(), "default"));
     let server = serve(&path).await;
     for text in ["\n", "{\n", "\"reboot\"\n", "{\"detach\":{\"address\":\"10.0.0\"}}\n", &"x".repeat(5000)] {
         let answer = raw(&path, text).await;
@@ -61,7 +61,7 @@ async fn broken_requests_get_an_error() {
 #[tokio::test]
 async fn a_stale_socket_is_replaced_and_a_live_one_is_named() {
     let folder = folder();
-    let path = socket_path(folder.path(), "default");
+    let path = socket_path(&Paths::new(folder.path(), folder.path(), "default"));
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(path.exists());

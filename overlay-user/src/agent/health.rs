@@ -23,9 +23,11 @@ use tokio::{
 };
 
 use crate::{
-    agent::status::{LeaseState, Status, unix_now},
+    agent::status::Status,
     datapath::losses::{self, Loss},
     host::netlink::Netlink,
+    model::clock::unix_now,
+    store::local_lease::LeaseState,
 };
 
 /// A loop without a sign of life for this long is stuck: it beats every second.

@@ -11,12 +11,12 @@ use overlay_common::{
 use tokio::time::sleep;
 
 use crate::{
-    cli::options::{self, Agent, AttachBy, PeerCheck, Switch},
+    agent::options::{AskedIngress, Options},
     datapath::{
         ebpf::EbpfDatapath,
         layouts::Older,
         links::{AttachMethod, Links},
-        load::Options,
+        load,
         state::{Adoption, Lock, Paths, Record},
         xdp::XdpLink,
         xdp_fitness,
@@ -28,12 +28,7 @@ use crate::{
         underlay::{self, Underlay},
     },
     model::{
-        backend::Mode,
-        entries::Peer,
-        ingress::{Ingress, XdpMode},
-        lease::Backend,
-        mac::Mac,
-        network::NetworkConfig,
+        backend::Mode, entries::Peer, ingress::Ingress, lease::Backend, mac::Mac, network::NetworkConfig,
     },
     store::{
         Origin, Store, StoreError,
@@ -63,15 +58,19 @@ pub(crate) struct Joined {
 
 /// Takes the network for this process, and the subnet for this host. `private` is the folder of a store that is meant for
 /// this host alone.
-pub(crate) async fn join(store: &mut impl Store, private: Option<&Path>, options: &Agent) -> Result<Joined> {
+pub(crate) async fn join(
+    store: &mut impl Store,
+    private: Option<&Path>,
+    options: &Options,
+) -> Result<Joined> {
     let netlink = Netlink::open()?;
-    let paths = options.place.paths();
+    let paths = options.paths.clone();
     paths.create()?;
     let lock = paths.lock()?;
     paths.refuse_shared_device(&options.device)?;
     paths.refuse_shared_file(&options.subnet_file)?;
-    let underlay = underlay::choose(&netlink, &options.underlay.choice()).await?;
-    let public_ip = options.underlay.public_ip.unwrap_or(underlay.address);
+    let underlay = underlay::choose(&netlink, &options.underlay).await?;
+    let public_ip = options.public_ip.unwrap_or(underlay.address);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
     paths.refuse_foreign(public_ip)?;
     let mut older = paths.older()?;
@@ -101,9 +100,8 @@ pub(crate) async fn join(store: &mut impl Store, private: Option<&Path>, options
     let subnet = held.lease.subnet;
     info!("subnet {subnet} is leased to this host, backend {mode}");
 
-    let fast_path = options.fast_path == Switch::On;
     let record = Record {
-        fast_path,
+        fast_path: options.fast_path,
         mode: mode.name().to_owned(),
         device: Some(options.device.clone()),
         subnet_file: Some(options.subnet_file.clone()),
@@ -126,7 +124,7 @@ pub(crate) async fn join(store: &mut impl Store, private: Option<&Path>, options
         subnet,
         network: network.network,
     };
-    let tc = tc_way(options.attach)?;
+    let tc = attach_method(options.attach)?;
     let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
     Ok(Joined {
         netlink,
@@ -153,7 +151,7 @@ impl Joined {
 
     /// The device down, the programs on it, and only then up: no frame enters the stack unchecked. What was made here goes
     /// again if the rest fails.
-    pub(crate) async fn attach(&self, options: &Agent) -> Result<EbpfDatapath> {
+    pub(crate) async fn attach(&self, options: &Options) -> Result<EbpfDatapath> {
         let prepared = device::prepare(&self.netlink, &self.spec).await.inspect_err(|_| self.undo())?;
         let attached = async {
             let datapath = self.load(options, &prepared)?;
@@ -169,18 +167,18 @@ impl Joined {
 
     /// Loads the programs, attaches those of the underlay and of the device, which may be down still. An earlier agent's are
     /// adopted.
-    pub(crate) fn load(&self, options: &Agent, device: &Prepared) -> Result<EbpfDatapath> {
+    pub(crate) fn load(&self, options: &Options, device: &Prepared) -> Result<EbpfDatapath> {
         self.load_knowing(options, device, &[])
     }
 
     /// The same with peers that are known from the first packet on: the programs drop what comes from others.
     pub(crate) fn load_knowing(
         &self,
-        options: &Agent,
+        options: &Options,
         device: &Prepared,
         peers: &[(Ipv4Net, Peer)],
     ) -> Result<EbpfDatapath> {
-        let options = Options {
+        let options = load::Options {
             settings: self.settings(options, device.ifindex),
             pins: self.paths.pins.clone(),
             tc: self.tc,
@@ -221,13 +219,13 @@ impl Joined {
         }
     }
 
-    fn settings(&self, options: &Agent, device: u32) -> Settings {
+    fn settings(&self, options: &Options, device: u32) -> Settings {
         let subnet = self.held.lease.subnet;
         let network = self.network.network;
         let flags = [
             (options.outer_df, SETTING_OUTER_DF),
-            (options.peer_check == PeerCheck::Strict, SETTING_STRICT_PEERS),
-            (options.fast_path == Switch::Off, SETTING_STACK_ONLY),
+            (options.strict_peers, SETTING_STRICT_PEERS),
+            (!options.fast_path, SETTING_STACK_ONLY),
             (self.mode.is_direct(), SETTING_DIRECT),
         ];
         // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from its own port and takes
@@ -260,37 +258,35 @@ impl Joined {
 }
 
 /// How programs are attached at TC: as asked, or as the kernel can.
-fn tc_way(asked: AttachBy) -> Result<AttachMethod> {
-    let way = match asked {
-        AttachBy::Tcx => AttachMethod::Tcx,
-        AttachBy::Clsact => AttachMethod::Clsact,
-        AttachBy::Auto => AttachMethod::best()?,
-    };
-    if asked == AttachBy::Auto && way == AttachMethod::Clsact {
+fn attach_method(asked: Option<AttachMethod>) -> Result<AttachMethod> {
+    if let Some(method) = asked {
+        return Ok(method);
+    }
+    let best = AttachMethod::best()?;
+    if best == AttachMethod::Clsact {
         info!("this kernel has no TCX: attaching by clsact filters instead");
     }
-    Ok(way)
+    Ok(best)
 }
 
 /// What XDP is to do: as asked, and as the underlay can.
 async fn choose_ingress(
     netlink: &Netlink,
-    options: &Agent,
+    options: &Options,
     underlay: &Underlay,
     ours: &XdpLink,
 ) -> Result<Ingress> {
     let mode = match options.ingress {
-        options::Ingress::Auto => {
+        AskedIngress::Auto => {
             return Ok(Ingress::without(
                 "not asked for: attaching it may reset a NIC and take offloads from it; --ingress xdp does",
             ));
         }
-        options::Ingress::Tc => return Ok(Ingress::without("not asked for")),
-        options::Ingress::Xdp | options::Ingress::XdpStrip if options.fast_path == Switch::Off => {
+        AskedIngress::Tc => return Ok(Ingress::without("not asked for")),
+        AskedIngress::Xdp(_) if !options.fast_path => {
             return Ok(Ingress::without("switched off by --fast-path off"));
         }
-        options::Ingress::Xdp => XdpMode::Redirect,
-        options::Ingress::XdpStrip => XdpMode::Strip,
+        AskedIngress::Xdp(mode) => mode,
     };
     let link = netlink.link_named(&underlay.name).await?.context("the underlay interface is gone")?;
     if let Some(why) = xdp_fitness::unfit(netlink, &link, ours).await? {

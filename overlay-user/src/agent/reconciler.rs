@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use log::{info, warn};
 use tokio::time::{Instant, sleep, sleep_until};
 
-pub use self::inputs::Inputs;
+pub use self::inputs::{Exit, Inputs};
 use self::state::Local;
 use crate::{
     agent::peers::Scope,
@@ -37,15 +37,6 @@ pub struct Setup {
     /// What an earlier agent, or the acquisition of the lease, heard of the store: another history later makes every
     /// removal suspect. `None` takes the first one seen.
     pub origin: Option<Origin>,
-}
-
-/// Why the loop ended. The data path keeps working in either case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// It was asked to.
-    Shutdown,
-    /// Nobody is left who could ask.
-    Abandoned,
 }
 
 /// Why one round (snapshot, then changes) ended early.

@@ -1,8 +1,5 @@
 //! What the agent knows about itself: written by its loop, read by the health and control servers without stopping it.
-use std::{
-    net::Ipv4Addr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -12,8 +9,9 @@ use crate::{
     agent::peers::Skipped,
     datapath::losses::Reading,
     host::firewall::RulesStatus,
-    learn::learner::View,
-    model::{backend::Mode, ingress::Ingress},
+    learn::view::View,
+    model::{backend::Mode, clock::unix_now, ingress::Ingress},
+    store::local_lease::LeaseStatus,
 };
 
 /// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.
@@ -104,38 +102,6 @@ pub struct StoreStatus {
     pub error: Option<String>,
 }
 
-/// The own lease.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct LeaseStatus {
-    /// Its key below `<prefix>/subnets/`.
-    pub key: String,
-    /// Whether the store holds it for this host, as far as known.
-    pub state: LeaseState,
-    /// When it ends unless renewed; `None` for a reservation.
-    pub expires: Option<u64>,
-    /// When the agent will renew it.
-    pub renews: Option<u64>,
-    /// What the last failed renewal or claim said.
-    pub error: Option<String>,
-}
-
-/// Who holds the own lease.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LeaseState {
-    /// This host.
-    #[default]
-    Held,
-    /// Nobody: it was deleted or expired, and is being claimed again.
-    Missing,
-    /// Another host. The subnet cannot change under running containers, so traffic goes on and the key is claimed
-    /// again when it becomes free.
-    Lost {
-        /// What the key says about who holds it.
-        to: String,
-    },
-}
-
 /// The data path, as last read back.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DatapathStatus {
@@ -203,21 +169,4 @@ pub struct FirstApply {
     pub changes: usize,
     /// From reading back what was in force to the last write, in microseconds.
     pub micros: u64,
-}
-
-/// Now, in seconds since the Unix epoch.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// When a moment of the monotonic clock is or was, in seconds since the Unix epoch.
-pub fn unix_at(moment: Instant) -> u64 {
-    let now = Instant::now();
-    let ahead = moment.saturating_duration_since(now);
-    let behind = now.saturating_duration_since(moment);
-    (unix_now() + rounded(ahead)).saturating_sub(rounded(behind))
-}
-
-fn rounded(duration: Duration) -> u64 {
-    (duration + Duration::from_millis(500)).as_secs()
 }

@@ -1,47 +1,23 @@
 //! `overlay check`: what of this host's kernel, rights, settings and firewall suits the overlay, and what to do.
 mod datagrams;
 pub mod features;
+mod finding;
 mod firewall;
 mod kernel;
 mod networks;
 mod path_mtu;
 
-use std::{fs, net::Ipv4Addr};
+use std::fs;
 
-use ipnet::Ipv4Net;
-use overlay_common::{ENCAPSULATION_UDP, wire};
-use serde::Serialize;
-
+use self::finding::Sysctl;
+pub use self::finding::{Finding, Level};
 use crate::{
     datapath::{xdp::XdpLink, xdp_fitness},
     host::netlink::{Link, LinkKind, Netlink, NetlinkError},
     model::backend::Mode,
 };
-
-/// How serious a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Holds.
-    Ok,
-    /// Works, but not for everything or not as one might think.
-    Warn,
-    /// Will not work.
-    Fail,
-}
-
-/// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What was looked at.
-    pub what: String,
-    /// How it stands.
-    pub level: Level,
-    /// What was seen.
-    pub detail: String,
-    /// What to do; empty if nothing.
-    pub remedy: String,
-}
+use ipnet::Ipv4Net;
+use overlay_common::{ENCAPSULATION_UDP, wire};
 
 /// What the host is to be checked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,16 +34,6 @@ pub struct CheckSpec {
     pub bpf_root: std::path::PathBuf,
     /// Where this network's pins are, or would be.
     pub pins: std::path::PathBuf,
-}
-
-impl Finding {
-    fn ok(what: &str, detail: impl Into<String>) -> Self {
-        Self::new(what, Level::Ok, detail, "")
-    }
-
-    fn new(what: &str, level: Level, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what: what.to_owned(), level, detail: detail.into(), remedy: remedy.into() }
-    }
 }
 
 /// Looks at everything, in the network namespace of the calling thread. Fails only if the kernel lists no links.
@@ -140,8 +106,6 @@ async fn bridges(links: &[Link], netlink: &Netlink, subnet: Ipv4Net) -> Result<V
     };
     Ok(links.iter().filter(holds).cloned().collect())
 }
-
-type Sysctl<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The value of a sysctl below `net`, in the calling thread's network namespace.
 fn read_sysctl(name: &str) -> Option<String> {
@@ -270,15 +234,6 @@ fn bridge_netfilter(sysctl: Sysctl<'_>) -> Finding {
         _ => "off, or br_netfilter is not loaded",
     };
     Finding::ok("bridge-nf-call-iptables", detail)
-}
-
-/// The range of addresses that firewall rules are judged for.
-fn overlaps(rule: &str, network: Ipv4Net) -> bool {
-    let parsed = rule.parse::<Ipv4Net>().ok().or_else(|| {
-        let address: Ipv4Addr = rule.parse().ok()?;
-        Some(Ipv4Net::from(address))
-    });
-    parsed.is_some_and(|rule| rule.contains(&network) || network.contains(&rule))
 }
 
 #[cfg(test)]

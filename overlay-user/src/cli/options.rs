@@ -2,14 +2,20 @@
 pub mod store;
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 
 use self::store::Store;
-use crate::{host::underlay::Choice, model::mac::Mac};
+use crate::{
+    agent::options::{self as agent, AskedIngress},
+    datapath::{links::AttachMethod, state::Paths},
+    host::underlay::Choice,
+    model::{ingress::XdpMode, mac::Mac},
+};
 
 const AFTER_HELP: &str = "\
 Every option can come from a variable too: OVERLAY_ and its name in capitals, such as OVERLAY_ETCD_ENDPOINTS.
@@ -75,6 +81,13 @@ pub struct Place {
     /// A bpf file system; what carries the traffic is pinned below it, so that it outlives the agent
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpf_root: PathBuf,
+}
+
+impl Place {
+    /// The folders of this network.
+    pub fn paths(&self) -> Paths {
+        Paths::new(&self.bpf_root, &self.state_dir, &self.network)
+    }
 }
 
 /// How a command shows things.
@@ -372,6 +385,42 @@ pub struct Agent {
         value_parser = BoolishValueParser::new()
     )]
     pub kube_subnet_mgr: bool,
+}
+
+impl Agent {
+    /// The same without the words of the command line.
+    pub fn options(&self) -> agent::Options {
+        agent::Options {
+            paths: self.place.paths(),
+            underlay: self.underlay.choice(),
+            public_ip: self.underlay.public_ip,
+            subnet_file: self.subnet_file.clone(),
+            renew_margin: Duration::from_secs(self.subnet_lease_renew_margin * 60),
+            health: (self.healthz_port != 0).then(|| SocketAddr::new(self.healthz_ip, self.healthz_port)),
+            device: self.device.clone(),
+            fast_path: self.fast_path == Switch::On,
+            ingress: match self.ingress {
+                Ingress::Auto => AskedIngress::Auto,
+                Ingress::Tc => AskedIngress::Tc,
+                Ingress::Xdp => AskedIngress::Xdp(XdpMode::Redirect),
+                Ingress::XdpStrip => AskedIngress::Xdp(XdpMode::Strip),
+            },
+            attach: match self.attach {
+                AttachBy::Auto => None,
+                AttachBy::Tcx => Some(AttachMethod::Tcx),
+                AttachBy::Clsact => Some(AttachMethod::Clsact),
+            },
+            endpoint_gro: self.endpoint_gro == Switch::On,
+            strict_peers: self.peer_check == PeerCheck::Strict,
+            max_peers: self.max_peers,
+            max_flows: self.max_flows,
+            audit: Duration::from_secs(self.audit_interval),
+            outer_df: self.outer_df,
+            ip_masq: self.ip_masq,
+            forward_rules: self.forward_rules,
+            bridges: self.bridge.clone(),
+        }
+    }
 }
 
 /// On or off.

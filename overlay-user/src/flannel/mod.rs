@@ -2,11 +2,14 @@
 pub mod connections;
 pub mod daemon;
 pub mod discover;
+pub mod disruption;
 pub mod plan;
 pub mod record;
 pub mod rules;
+pub mod site;
 pub mod switch;
-pub mod toll;
+pub mod to_flannel;
+pub mod to_overlay;
 
 use std::net::Ipv4Addr;
 

@@ -1,157 +1,17 @@
 //! `overlay0`: the device that carries whatever the fast path does not. With VXLAN the kernel's own tunnel device, which holds
 //! the UDP port; with bare IPv4 in UDP a TUN.
+mod error;
+mod spec;
 mod tun;
 mod vxlan;
 
-use ipnet::Ipv4Net;
 use nix::errno::Errno;
 
-use crate::{
-    host::netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, Route, TABLE_MAIN},
-    model::{backend::Mode, mac::Mac},
+pub use self::{
+    error::DeviceError,
+    spec::{Device, DeviceSpec, Kind, Prepared},
 };
-
-/// What the device must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceSpec {
-    /// Interface name, `overlay0` unless the operator says otherwise.
-    pub name: String,
-    /// Which kind of device.
-    pub kind: Kind,
-    /// MTU of the device in bytes, see [`Mode::device_mtu`].
-    pub mtu: u32,
-    /// The subnet this host leased: its base address becomes the device's (flannel's rule, its pkg/backend/vxlan).
-    pub subnet: Ipv4Net,
-    /// The whole overlay, routed through the device.
-    pub network: Ipv4Net,
-}
-
-/// Which kind of device the tunnel's packets need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A VXLAN device in collect-metadata mode.
-    Vxlan {
-        /// UDP port, in the machine's order.
-        port: u16,
-        /// VXLAN network identifier.
-        vni: u32,
-        /// The wanted MAC address. `None` keeps what an existing device has, and makes one up for a new device.
-        mac: Option<Mac>,
-    },
-    /// A TUN, which stays when the agent ends.
-    Tun,
-}
-
-impl Kind {
-    /// The kind that a mode needs.
-    pub fn of(mode: Mode, vtep_mac: Option<Mac>) -> Self {
-        match mode {
-            Mode::Vxlan { port, vni, .. } => Self::Vxlan { port, vni, mac: vtep_mac },
-            Mode::Udp { .. } | Mode::HostGw => Self::Tun,
-        }
-    }
-
-    /// The wanted MAC address.
-    pub fn mac(self) -> Option<Mac> {
-        match self {
-            Self::Vxlan { mac, .. } => mac,
-            Self::Tun => None,
-        }
-    }
-}
-
-/// The device as it stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// Interface index.
-    pub ifindex: u32,
-    /// The VtepMAC, to be published in the lease. A TUN has none.
-    pub mac: Option<Mac>,
-    /// The kernel itself drops foreign VNIs (Linux 5.18 and later).
-    pub vnifilter: bool,
-}
-
-/// Why there is no device.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// Another VXLAN device has the port.
-    #[error(
-        "udp port {port} belongs to vxlan device {holder} (vni {vni}): a host has one owner per port. If flannel made \
-         it, `overlay adopt-flannel` moves the host over under traffic; else stop what manages it, run `ip link delete \
-         {holder}`, and start the agent again"
-    )]
-    PortTaken {
-        /// The port, in the machine's order.
-        port: u16,
-        /// Name of the device that has it.
-        holder: String,
-        /// That device's VNI.
-        vni: u32,
-    },
-    /// Another network of ours has the VNI on this port.
-    #[error(
-        "vni {vni} on udp port {port} belongs to {holder}: networks that share a port need different VNIs (`Backend.VNI` \
-         in the network's config)"
-    )]
-    VniTaken {
-        /// The VNI.
-        vni: u32,
-        /// The port, in the machine's order.
-        port: u16,
-        /// Name of the device that has it, or of all that may.
-        holder: String,
-    },
-    /// A socket, not a device, has the port.
-    #[error("udp port {port} is bound by a process: find it with `ss -ulnp 'sport = :{port}'` and stop it")]
-    PortBound {
-        /// The port, in the machine's order.
-        port: u16,
-    },
-    /// The name is taken by something else.
-    #[error(
-        "interface {name} exists and is a {kind}, not the {wanted} that the network needs: rename or delete it, or choose \
-         another --device"
-    )]
-    NameTaken {
-        /// The name.
-        name: String,
-        /// What has it.
-        kind: String,
-        /// What should.
-        wanted: &'static str,
-    },
-    /// The kernel gives no TUN.
-    #[error("make tun device {name}: {detail}")]
-    NoTun {
-        /// The name.
-        name: String,
-        /// What it said, and what to do.
-        detail: String,
-    },
-    /// Somebody else routes the overlay.
-    #[error(
-        "{network} is already routed through interface {interface}: remove that route first \
-         (`ip route delete {network} dev {interface}`)"
-    )]
-    RouteTaken {
-        /// The destination.
-        network: Ipv4Net,
-        /// Name of the interface.
-        interface: String,
-    },
-    /// The kernel refuses.
-    #[error(transparent)]
-    Kernel(#[from] NetlinkError),
-}
-
-/// A device that is there, perhaps not up yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prepared {
-    /// Interface index.
-    pub ifindex: u32,
-    /// It was made just now, and is down.
-    pub made: bool,
-}
+use crate::host::netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, Route, TABLE_MAIN};
 
 /// Sees to it that there is a device to attach programs to. A new one stays down, and hears nothing, until [`ensure`]:
 /// so that no frame enters the stack before the program that checks it is in place.

@@ -3,19 +3,18 @@ pub mod command;
 pub mod forward;
 pub mod iptables;
 pub mod masquerade;
+mod status;
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt, time::Duration};
 
+use anyhow::{Result, anyhow, bail};
 use ipnet::Ipv4Net;
 use log::{debug, info, warn};
-use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
-use self::{forward::Forward, masquerade::Masquerade};
-use crate::{agent::status::Status, host::netlink::Nftables};
+pub use self::status::{RuleState, RuleStatus, RulesStatus};
+use self::{forward::Forward, masquerade::Masquerade, status::Looked};
+use crate::host::netlink::Nftables;
 
 /// Between two looks though nobody said that anything changed: iptables' older variant tells nobody.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -39,85 +38,42 @@ pub struct Wanted {
     pub forward: bool,
 }
 
-/// The rules, as they were when last looked at.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RulesStatus {
-    /// Masquerading of what leaves the overlay.
-    pub masquerade: RuleStatus,
-    /// Accepting the overlay's packets where FORWARD drops.
-    pub forward: RuleStatus,
-}
-
-/// One of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RuleStatus {
-    /// Whether it is in force.
-    pub state: RuleState,
-    /// How often somebody else had removed or altered it, and it was put back, since the agent started.
-    pub restored: u64,
-    /// Why it could not be put in force.
-    pub error: Option<String>,
-}
-
-/// Whether a rule is in force.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RuleState {
-    /// Not asked for.
-    #[default]
-    Off,
-    /// Asked for, and there is no command to look by: it is not known whether there is something for it to do.
-    Absent,
-    /// Asked for, and there is nothing for it to do.
-    Unneeded,
-    /// In force.
-    Active,
-    /// Asked for, and could not be put in force.
-    Failed,
-}
-
-/// What a look did; of several the greatest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Looked {
-    /// There is no command to look by.
-    Absent,
-    /// There is nothing for the rule to do.
-    Unneeded,
-    /// It was as it should be.
-    Kept,
-    /// It was written.
-    Written,
-}
-
 /// Looks after the rules of one network.
-#[derive(Debug)]
-pub struct Keeper {
+pub struct FirewallKeeper {
     masquerade: Option<Masquerade>,
     forward: Option<Forward>,
-    status: watch::Sender<Status>,
+    status: RulesStatus,
+    /// Told whenever the status changes.
+    report: Box<dyn Fn(&RulesStatus) + Send>,
 }
 
-impl Keeper {
+impl FirewallKeeper {
     /// Removes what an earlier agent was asked for and this one is not, and puts the rest in force. What fails is tried
-    /// again by [`Self::keep`].
-    pub async fn start(wanted: &Wanted, status: watch::Sender<Status>) -> Self {
+    /// again by [`Self::keep`]. `report` is told of the rules' state whenever it changes.
+    pub async fn start(wanted: &Wanted, report: impl Fn(&RulesStatus) + Send + 'static) -> Self {
         let Wanted { name, network, subnet, .. } = wanted;
         let masquerade = wanted.masquerade.then(|| Masquerade::new(name, *network, *subnet));
         let forward = wanted.forward.then(|| Forward::new(name, *network));
         if masquerade.is_none() {
-            say(masquerade::remove(name).await);
+            warn_of(masquerade::remove(name).await);
         }
         if forward.is_none() {
-            say(forward::remove(name).await);
+            warn_of(forward::remove(name).await);
         }
-        let mut keeper = Self { masquerade, forward, status };
+        let mut keeper =
+            Self { masquerade, forward, status: RulesStatus::default(), report: Box::new(report) };
         keeper.look().await;
         keeper
     }
 
+    /// The rules, as they were when last looked at.
+    pub fn status(&self) -> &RulesStatus {
+        &self.status
+    }
+
     /// Keeps the rules in force, as long as it runs: looks when the kernel says that the packet filter changed, and now
     /// and then.
-    pub async fn keep(mut self) -> anyhow::Result<()> {
+    pub async fn keep(mut self) -> Result<()> {
         if self.masquerade.is_none() && self.forward.is_none() {
             return std::future::pending().await;
         }
@@ -138,13 +94,17 @@ impl Keeper {
     }
 
     async fn look(&mut self) {
+        let mut is_news = false;
         if let Some(masquerade) = &mut self.masquerade {
             let looked = within(masquerade.look()).await;
-            note(&self.status, "masquerading", |rules| &mut rules.masquerade, looked);
+            is_news |= take_in(&mut self.status.masquerade, "masquerading", looked);
         }
         if let Some(forward) = &mut self.forward {
             let looked = within(forward.look()).await;
-            note(&self.status, "forward rules", |rules| &mut rules.forward, looked);
+            is_news |= take_in(&mut self.status.forward, "forward rules", looked);
+        }
+        if is_news {
+            (self.report)(&self.status);
         }
     }
 }
@@ -153,58 +113,54 @@ impl Keeper {
 ///
 /// # Errors
 /// What could not be removed.
-pub async fn remove(name: &str) -> Result<(), String> {
-    let failures: Vec<String> = [masquerade::remove(name).await, forward::remove(name).await]
-        .into_iter()
-        .filter_map(Result::err)
-        .collect();
-    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+pub async fn remove(name: &str) -> Result<()> {
+    all_or_failures([masquerade::remove(name).await, forward::remove(name).await])
 }
 
-async fn within(looked: impl Future<Output = Result<Looked, String>>) -> Result<Looked, String> {
-    timeout(PATIENCE, looked).await.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+/// Whether all of it was done; else everything that failed, in one line.
+fn all_or_failures(done: impl IntoIterator<Item = Result<()>>) -> Result<()> {
+    let failures: Vec<String> =
+        done.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+    if failures.is_empty() { Ok(()) } else { bail!(failures.join("; ")) }
 }
 
-fn say(removed: Result<(), impl Display>) {
+async fn within(looked: impl Future<Output = Result<Looked>>) -> Result<Looked> {
+    timeout(PATIENCE, looked).await.unwrap_or_else(|_| Err(anyhow!("no answer within {PATIENCE:?}")))
+}
+
+fn warn_of(removed: Result<(), impl fmt::Display>) {
     if let Err(error) = removed {
         warn!("rules of an earlier agent may stay: {error}");
     }
 }
 
-/// Writes into the status what a look found, and logs what is new about it.
-fn note(
-    status: &watch::Sender<Status>,
-    what: &str,
-    which: fn(&mut RulesStatus) -> &mut RuleStatus,
-    looked: Result<Looked, String>,
-) {
-    status.send_if_modified(|status| {
-        let rule = which(&mut status.rules);
-        let before = rule.clone();
-        match looked {
-            Ok(Looked::Absent) => rule.state = RuleState::Absent,
-            Ok(Looked::Unneeded) => rule.state = RuleState::Unneeded,
-            Ok(Looked::Kept) => rule.state = RuleState::Active,
-            Ok(Looked::Written) => {
-                if before.state == RuleState::Active {
-                    rule.restored += 1;
-                    warn!("{what}: somebody removed or altered our rules; they are in force again");
-                } else {
-                    info!("{what}: in force");
-                }
-                rule.state = RuleState::Active;
+/// Writes into a rule's status what a look found, and logs what is new about it. Says whether anything is.
+fn take_in(rule: &mut RuleStatus, what: &str, looked: Result<Looked>) -> bool {
+    let before = rule.clone();
+    let looked = looked.map_err(|error| error.to_string());
+    match &looked {
+        Ok(Looked::Absent) => rule.state = RuleState::Absent,
+        Ok(Looked::Unneeded) => rule.state = RuleState::Unneeded,
+        Ok(Looked::Kept) => rule.state = RuleState::Active,
+        Ok(Looked::Written) => {
+            if before.state == RuleState::Active {
+                rule.restored += 1;
+                warn!("{what}: somebody removed or altered our rules; they are in force again");
+            } else {
+                info!("{what}: in force");
             }
-            Err(ref error) => {
-                rule.state = RuleState::Failed;
-                if before.error.as_ref() != Some(error) {
-                    warn!("{what}: not in force: {error}; trying again every {PERIOD:?}");
-                }
+            rule.state = RuleState::Active;
+        }
+        Err(error) => {
+            rule.state = RuleState::Failed;
+            if before.error.as_ref() != Some(error) {
+                warn!("{what}: not in force: {error}; trying again every {PERIOD:?}");
             }
         }
-        rule.error = looked.err();
-        debug!("{what}: {rule:?}");
-        *rule != before
-    });
+    }
+    rule.error = looked.err();
+    debug!("{what}: {rule:?}");
+    *rule != before
 }
 
 #[cfg(test)]
@@ -213,25 +169,17 @@ mod tests {
 
     #[test]
     fn what_was_removed_by_others_is_counted_and_the_first_time_is_not() {
-        let net = |text: &str| text.parse().unwrap();
-        let status = Status::new(
-            [10, 0, 0, 1].into(),
-            net("10.244.1.0/24"),
-            net("10.244.0.0/16"),
-            crate::model::backend::Mode::DEFAULT,
-        );
-        let (status, seen) = watch::channel(status);
-        let note = |looked| {
-            note(&status, "x", |rules| &mut rules.masquerade, looked);
-            let rule = seen.borrow().rules.masquerade.clone();
-            (rule.state, rule.restored, rule.error)
+        let mut rule = RuleStatus::default();
+        let mut look = |looked| {
+            take_in(&mut rule, "x", looked);
+            (rule.state, rule.restored, rule.error.clone())
         };
-        assert_eq!(note(Ok(Looked::Written)), (RuleState::Active, 0, None));
-        assert_eq!(note(Ok(Looked::Kept)), (RuleState::Active, 0, None));
-        assert_eq!(note(Ok(Looked::Written)), (RuleState::Active, 1, None));
-        assert_eq!(note(Err("why".into())), (RuleState::Failed, 1, Some("why".into())));
-        assert_eq!(note(Ok(Looked::Written)), (RuleState::Active, 1, None));
-        assert_eq!(note(Ok(Looked::Unneeded)), (RuleState::Unneeded, 1, None));
-        assert_eq!(note(Ok(Looked::Absent)), (RuleState::Absent, 1, None));
+        assert_eq!(look(Ok(Looked::Written)), (RuleState::Active, 0, None));
+        assert_eq!(look(Ok(Looked::Kept)), (RuleState::Active, 0, None));
+        assert_eq!(look(Ok(Looked::Written)), (RuleState::Active, 1, None));
+        assert_eq!(look(Err(anyhow!("why"))), (RuleState::Failed, 1, Some("why".into())));
+        assert_eq!(look(Ok(Looked::Written)), (RuleState::Active, 1, None));
+        assert_eq!(look(Ok(Looked::Unneeded)), (RuleState::Unneeded, 1, None));
+        assert_eq!(look(Ok(Looked::Absent)), (RuleState::Absent, 1, None));
     }
 }

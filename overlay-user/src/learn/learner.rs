@@ -4,9 +4,9 @@
 //! force. Entries that age out leave the picture, and remove nothing: fast-path frames bypass the bridge, so its
 //! entries age under traffic. Only the end of a port, a detach, or a proven move removes an endpoint.
 mod claims;
+mod overview;
 #[cfg(test)]
 mod tests;
-mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,11 +15,10 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-pub use view::{Bridge, Conflict, View};
 
 use crate::{
     datapath::{Change, Installed},
-    host::netlink::{Event, FdbEntry, Link, LinkKind, Neighbour, Route, Snapshot},
+    host::netlink::{Event, FdbEntry, HostSnapshot, Link, LinkKind, Neighbour, Route},
     model::{
         entries::{Endpoint, PortKind},
         mac::Mac,
@@ -153,7 +152,7 @@ impl Learner {
     }
 
     /// Replaces the picture by a snapshot: at start, and whenever events were lost.
-    pub fn resync(&mut self, snapshot: Snapshot) {
+    pub fn resync(&mut self, snapshot: HostSnapshot) {
         self.links = snapshot.links.into_iter().map(|link| (link.index, link)).collect();
         self.local.clear();
         self.routes.clear();

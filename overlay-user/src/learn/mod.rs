@@ -2,4 +2,5 @@
 pub mod learner;
 pub mod observe;
 pub mod probe;
+pub mod view;
 pub mod xdp_targets;

@@ -12,8 +12,9 @@ use crate::{
     datapath::{Change, Installed},
     host::netlink::{Event, Monitor, Netlink, NetlinkError},
     learn::{
-        learner::{ClaimError, Config, Learner, Probe, View},
+        learner::{ClaimError, Config, Learner, Probe},
         probe::Prober,
+        view::View,
     },
     model::mac::Mac,
 };

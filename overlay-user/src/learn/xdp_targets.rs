@@ -26,7 +26,7 @@ use crate::{
         generic::{XdpEvents, XdpFeatures, offload, switch, xdp_features},
         namespaces::{self, Namespaces},
     },
-    learn::learner::View,
+    learn::view::View,
 };
 
 /// Without an event; each look then tells the data path all, whatever it was told before.

@@ -1,13 +1,15 @@
 //! This host's own lease once it has one: kept alive, taken back when somebody deletes it, never given up.
+mod status;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use log::{error, info, warn};
 use tokio::time::Instant;
 
+pub use self::status::{LeaseState, LeaseStatus};
 use crate::{
-    agent::status::{LeaseState, LeaseStatus, unix_at},
-    model::lease,
+    model::{clock::unix_at, lease},
     store::{
         Batch, Change, Entry, Revision, Snapshot, Store, StoreError, Written,
         acquire::{self, Held, RenewError},

@@ -27,9 +27,10 @@ use overlay_user::{
         underlay::{self, Choice},
     },
     learn::{
-        learner::{Config, Probe, View},
+        learner::{Config, Probe},
         observe::{self, observe},
         probe::Prober,
+        view::View,
     },
     model::{backend::Mode, entries::PortKind, mac::Mac},
 };

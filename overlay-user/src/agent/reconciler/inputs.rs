@@ -6,7 +6,6 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 
-use super::Exit;
 use crate::{
     agent::{control::Call, status::Status},
     datapath::Change,
@@ -26,6 +25,15 @@ pub struct Inputs {
     pub(super) status: watch::Sender<Status>,
     beat: Interval,
     flows: Interval,
+}
+
+/// Why the loop ended. The data path keeps working in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It was asked to.
+    Shutdown,
+    /// Nobody is left who could ask.
+    Abandoned,
 }
 
 /// One thing for the loop to do.

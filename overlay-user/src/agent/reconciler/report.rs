@@ -9,10 +9,13 @@ use crate::{
     agent::{
         control::{EndpointLine, PeerLine, Request, Response},
         peers::Skipped,
-        status::{FailedPeer, unix_now},
+        status::FailedPeer,
     },
     datapath::{Change, Datapath, DatapathError},
-    model::entries::{Endpoint, PortKind},
+    model::{
+        clock::unix_now,
+        entries::{Endpoint, PortKind},
+    },
     store::{Revision, StoreError, local_lease::Own},
 };
 

@@ -8,10 +8,7 @@ use ipnet::Ipv4Net;
 use log::{error, info, warn};
 use tokio::time::Instant;
 
-use super::{
-    Exit,
-    inputs::{Input, Inputs},
-};
+use super::inputs::{Exit, Input, Inputs};
 use crate::{
     agent::{
         control::Call,

@@ -1,5 +1,8 @@
 //! What bare IPv4 in UDP asks of a host that VXLAN does not: udp and host-gw modes.
-use super::{Finding, Level, Sysctl, firewall::output};
+use super::{
+    finding::{Finding, Level, Sysctl},
+    firewall::output,
+};
 use crate::host::netlink::{Link, LinkKind};
 
 /// Looks at the underlay device and at how routes treat a device without a carrier.

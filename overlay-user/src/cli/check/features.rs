@@ -1,7 +1,7 @@
 //! What this kernel lacks of what the overlay uses, found by trying, and what takes its place.
 use serde::Serialize;
 
-use super::{Finding, Level};
+use super::finding::{Finding, Level};
 use crate::{
     datapath::links::AttachMethod,
     host::netlink::{Link, LinkKind},

@@ -1,7 +1,7 @@
 //! Firewall rules and IPsec policies that matter: those the fast path bypasses, those that break what takes the stack.
 use ipnet::Ipv4Net;
 
-use super::{Finding, Level, overlaps};
+use super::finding::{Finding, Level, overlaps};
 use crate::host::firewall::{
     command::{Failed, run},
     iptables,

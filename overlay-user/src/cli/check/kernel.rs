@@ -3,7 +3,7 @@ use std::{fs, path::Path};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{Finding, Level};
+use super::finding::{Finding, Level};
 
 /// The oldest kernel that the overlay is tested on. What it lacks of what newer ones have: [`super::features`].
 const OLDEST: (u32, u32) = (6, 1);

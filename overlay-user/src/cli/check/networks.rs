@@ -1,7 +1,7 @@
 //! Networks of others that lie where the overlay's other hosts are.
 use ipnet::Ipv4Net;
 
-use super::Finding;
+use super::finding::{Finding, Level};
 use crate::host::netlink::{Address, Link, Route};
 
 /// The whole overlay: the tunnel device's route that this host's subnet is part of.
@@ -36,7 +36,7 @@ pub(super) fn others(
     }
     Finding::new(
         what,
-        super::Level::Warn,
+        Level::Warn,
         format!(
             "inside {network}, but not this host's subnet {subnet}: {}. Containers there are not part of the overlay, and \
              the hosts whose subnet that is cannot be reached from here by the stack",
@@ -50,7 +50,7 @@ pub(super) fn others(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::check::Level, host::netlink::LinkKind};
+    use crate::host::netlink::LinkKind;
 
     fn net(text: &str) -> Ipv4Net {
         text.parse().unwrap()

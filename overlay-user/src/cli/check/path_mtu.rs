@@ -1,5 +1,8 @@
 //! Routes with an MTU of their own that the fast path does not see.
-use super::{Finding, Level, firewall::output};
+use super::{
+    finding::{Finding, Level},
+    firewall::output,
+};
 
 /// Looks at the routes through the underlay device, whose MTU this is.
 pub(super) async fn finding(underlay: &str, mtu: u32) -> Finding {

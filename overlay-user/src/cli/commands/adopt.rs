@@ -1,37 +1,24 @@
 //! `overlay adopt-flannel`: moves a host from flannel to the overlay in place, and back.
-mod back;
-mod over;
+use std::path::Path;
 
-use std::{net::Ipv4Addr, path::Path};
-
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use nix::unistd::Uid;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Opened, open};
+use super::opened::{Opened, open};
 use crate::{
     cli::options::AdoptFlannel,
-    datapath::state::Paths,
     flannel::{
-        daemon,
-        discover::{DiscoverError, Expected, Sight, device_name, discover},
+        discover::{DiscoverError, discover},
+        disruption::Disruption,
         plan::Plan,
         record::Record,
-        rules::Rules,
-        switch,
-        toll::Toll,
+        site::{Site, ignore_signals, obstacle},
+        to_flannel::{of_leases, put_back},
+        to_overlay,
     },
-    host::{
-        netlink::Netlink,
-        underlay::{self, Underlay},
-    },
-    model::{
-        backend::Mode,
-        lease::{self, Lease},
-        network::NetworkConfig,
-    },
-    store::{Snapshot, Store},
+    host::{netlink::Netlink, subnet_env},
+    store::Store,
 };
 
 /// What the command says, for programs.
@@ -40,28 +27,17 @@ struct Report<'a> {
     /// The host was moved now.
     moved: bool,
     plan: Option<&'a Plan>,
-    toll: Option<&'a Toll>,
+    #[serde(rename = "toll")]
+    disruption: Option<&'a Disruption>,
     /// What to run next.
     next: Option<String>,
-}
-
-/// What is known before anything is done.
-struct Site<S> {
-    store: S,
-    netlink: Netlink,
-    paths: Paths,
-    underlay: Underlay,
-    public_ip: Ipv4Addr,
-    network: NetworkConfig,
-    mode: Mode,
-    snapshot: Snapshot,
 }
 
 pub(super) async fn adopt(options: &AdoptFlannel) -> Result<()> {
     if !Uid::effective().is_root() {
         bail!("devices, rules and programs of the kernel are looked at and altered: run it as root");
     }
-    match open(options.agent.store.choice().map_err(|error| anyhow!(error))?)? {
+    match open(&options.agent.store)? {
         Opened::Etcd(store) => with_store(*store, None, options).await,
         Opened::Directory { store, path, shared } => {
             with_store(store, (!shared).then_some(path.as_path()), options).await
@@ -70,10 +46,10 @@ pub(super) async fn adopt(options: &AdoptFlannel) -> Result<()> {
 }
 
 async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFlannel) -> Result<()> {
-    let paths = options.agent.place.paths();
-    let record = Record::read(&paths)?;
+    let asked = options.agent.options();
+    let record = Record::read(&asked.paths)?;
     if options.back {
-        return back::back(store, options, paths, record).await;
+        return back(store, options, record).await;
     }
     let obstacle = obstacle()?;
     if record.as_ref().is_some_and(|record| !record.finished) {
@@ -81,22 +57,22 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
             "an earlier move was cut off: `overlay adopt-flannel --back` makes the host flannel's again; then run this again"
         );
     }
-    let mut site = Site::look(store, options, paths).await?;
+    let mut site = Site::look(store, &asked).await?;
     let expected = site.expected();
-    let sight = site.sight(options).await?;
+    let sight = site.sight(&asked).await?;
     let found = match discover(sight, &expected) {
         Err(DiscoverError::NoDevice { .. } | DiscoverError::NoRoute) if record.is_some() => {
-            say(options, &Report { moved: false, plan: None, toll: None, next: None }, || {
+            say(options, &Report { moved: false, plan: None, disruption: None, next: None }, || {
                 "nothing to adopt: this host was moved from flannel before; `--back` returns it".to_owned()
             });
             return Ok(());
         }
         found => found?,
     };
-    let mut work = over::Work::prepare(&mut site, options, found).await?;
+    let mut work = to_overlay::Work::prepare(&mut site, &asked, found).await?;
     if options.agent.dry_run {
         work.plan.notes.extend(obstacle);
-        say(options, &Report { moved: false, plan: Some(&work.plan), toll: None, next: None }, || {
+        say(options, &Report { moved: false, plan: Some(&work.plan), disruption: None, next: None }, || {
             work.plan.to_string()
         });
         return Ok(());
@@ -109,91 +85,60 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     }
     let masquerade = work.masquerade;
     let plan = work.plan.clone();
-    let toll = over::carry_out(site, private, options, work).await?;
+    let disruption = to_overlay::carry_out(site, private, &asked, work).await?;
     let next = agent_line(std::env::args(), masquerade && !options.agent.ip_masq);
     say(
         options,
-        &Report { moved: true, plan: Some(&plan), toll: Some(&toll), next: Some(next.clone()) },
+        &Report { moved: true, plan: Some(&plan), disruption: Some(&disruption), next: Some(next.clone()) },
         || {
             format!(
-                "\nthis host is the overlay's; what was flannel's is gone\n{toll}\nnow start the agent: {next}"
+                "\nthis host is the overlay's; what was flannel's is gone\n{disruption}\nnow start the agent: {next}"
             )
         },
     );
     Ok(())
 }
 
-/// A flanneld that runs here, and what to do about it. Asked again once the store has answered, which may take any time.
-fn obstacle() -> Result<Option<String>> {
-    let daemons = daemon::running().context("look for flanneld among the processes")?;
-    Ok(daemons.first().map(|pid| {
-        format!(
-            "flanneld runs here (pid {pid}) and would put back what is removed: end it first (`systemctl stop flanneld`, or \
-             whatever starts it); traffic goes on without it"
-        )
-    }))
-}
-
-impl<S: Store> Site<S> {
-    async fn look(mut store: S, options: &AdoptFlannel, paths: Paths) -> Result<Self> {
-        let netlink = Netlink::open()?;
-        let underlay = underlay::choose(&netlink, &options.agent.underlay.choice()).await?;
-        let public_ip = options.agent.underlay.public_ip.unwrap_or(underlay.address);
-        let text =
-            store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
-        let network = NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()))?;
-        let mode = Mode::of(&network)?;
-        if matches!(mode, Mode::Udp { .. }) {
-            bail!(
-                "flannel's udp backend leaves nothing to adopt: its device goes with flanneld. End flanneld, and start \
-                 `overlay agent`, which finds the lease"
-            );
-        }
-        let snapshot = store.snapshot().await?;
-        Ok(Self { store, netlink, paths, underlay, public_ip, network, mode, snapshot })
+async fn back(store: impl Store, options: &AdoptFlannel, record: Option<Record>) -> Result<()> {
+    let asked = options.agent.options();
+    let paths = &asked.paths;
+    let record = match record {
+        Some(record) => record,
+        None => of_leases(&Site::look(store, &asked).await?, &asked).await?,
+    };
+    let flannel = &record.flannel;
+    let mut plan = Plan::back(&record);
+    let obstacle = obstacle()?;
+    if options.agent.dry_run {
+        plan.notes.extend(obstacle);
+        say(options, &Report { moved: false, plan: Some(&plan), disruption: None, next: None }, || {
+            plan.to_string()
+        });
+        return Ok(());
     }
-
-    fn expected(&self) -> Expected {
-        Expected {
-            network: self.network.network,
-            mode: self.mode,
-            underlay: self.underlay.clone(),
-            public_ip: self.public_ip,
-            leases: leases(&self.snapshot),
-        }
+    if let Some(obstacle) = obstacle {
+        bail!(obstacle);
     }
-
-    async fn sight(&self, options: &AdoptFlannel) -> Result<Sight> {
-        let subnet_env = std::fs::read_to_string(&options.agent.subnet_file).ok();
-        let rules = Rules::find().await.context("look for flannel's rules")?;
-        Ok(Sight::look(&self.netlink, self.device_name().as_deref(), rules, subnet_env).await?)
+    std::fs::create_dir_all(&paths.state).with_context(|| format!("create {}", paths.state.display()))?;
+    // A running agent would put back what is removed here.
+    let lock = paths.lock().context("end the agent first")?;
+    if !options.json {
+        println!("{plan}");
     }
-
-    /// flannel's device, if its backend has one.
-    fn device_name(&self) -> Option<String> {
-        self.mode.vni().map(device_name)
+    ignore_signals()?;
+    let disruption = put_back(&Netlink::open()?, paths, &record, lock).await?;
+    if let Some(text) = &flannel.subnet_env {
+        // The agent's says of masquerading what the agent did.
+        subnet_env::replace(&asked.subnet_file, text.as_bytes())
+            .with_context(|| format!("write {}", asked.subnet_file.display()))?;
     }
-
-    /// Fails where `device` cannot be ours.
-    async fn refuse_foreign(&self, device: &str) -> Result<()> {
-        switch::refuse_foreign(&self.netlink, device, self.device_name().as_deref()).await
-    }
-}
-
-/// From now on SIGTERM, SIGINT and SIGHUP (a terminal that went away, perhaps with the very network that is moved) end
-/// nothing: half of a move is no state to be left in.
-fn ignore_signals() -> Result<()> {
-    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
-        // The handler stays when this is dropped.
-        drop(signal(kind).context("listen for signals")?);
-    }
+    let next = "flanneld".to_owned();
+    say(
+        options,
+        &Report { moved: true, plan: Some(&plan), disruption: Some(&disruption), next: Some(next) },
+        || format!("\nthis host is flannel's again\n{disruption}\nnow start flanneld"),
+    );
     Ok(())
-}
-
-/// What in the store is a lease.
-fn leases(snapshot: &Snapshot) -> Vec<(String, Lease)> {
-    let decode = |key: &str, value| lease::decode(key, value).ok().map(|lease| (key.to_owned(), lease));
-    snapshot.entries.iter().filter_map(|entry| decode(&entry.key, &entry.value)).collect()
 }
 
 fn say(options: &AdoptFlannel, report: &Report<'_>, text: impl FnOnce() -> String) {

@@ -1,7 +1,7 @@
 //! `overlay check`: what of this host suits the overlay, what does not, and what to do.
 use anyhow::Result;
 
-use super::Ended;
+use super::output::Completion;
 use crate::{
     cli::{
         check::{self, CheckSpec, Level},
@@ -12,7 +12,7 @@ use crate::{
     model::backend::Mode,
 };
 
-pub(super) async fn check(options: &Check) -> Result<Ended> {
+pub(super) async fn check(options: &Check) -> Result<Completion> {
     let netlink = Netlink::open()?;
     let record = options.show.place.paths().record().ok().flatten();
     let underlay = underlay::choose(&netlink, &options.underlay.choice()).await;
@@ -47,5 +47,5 @@ pub(super) async fn check(options: &Check) -> Result<Ended> {
         println!("{}", table::table(&["", "what", "as it stands", "what to do"], rows));
     }
     let worst = findings.iter().map(|finding| finding.level).max();
-    Ok(if worst == Some(Level::Fail) { Ended::Problems } else { Ended::Done })
+    Ok(if worst == Some(Level::Fail) { Completion::Problems } else { Completion::Done })
 }

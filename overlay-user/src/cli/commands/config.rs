@@ -1,12 +1,15 @@
 //! `overlay config show` and `overlay config set`.
 use std::io::Read as _;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 
-use super::{Opened, open};
 use serde_json::Value;
 
+use super::{
+    opened::{Opened, open},
+    output::say,
+};
 use crate::{
     cli::{options::Config, table::table},
     model::network::NetworkConfig,
@@ -15,7 +18,7 @@ use crate::{
 
 pub(super) async fn config(command: Config) -> Result<()> {
     let (Config::Show { store, .. } | Config::Set { store, .. }) = &command;
-    match open(store.choice().map_err(|error| anyhow!(error))?)? {
+    match open(store)? {
         Opened::Etcd(mut store) => run(store.as_mut(), command).await,
         Opened::Directory { mut store, .. } => run(&mut store, command).await,
     }
@@ -28,12 +31,12 @@ async fn run(store: &mut impl Store, command: Config) -> Result<()> {
                 format!("{} has no network config yet: write one with `overlay config set`", store.name())
             })?;
             if json {
-                super::say(String::from_utf8_lossy(&text))?;
+                say(String::from_utf8_lossy(&text))?;
             } else {
                 let config = serde_json::to_value(NetworkConfig::parse(&text)?)?;
                 let mut rows = Vec::new();
                 fields("", &config, &mut rows);
-                super::say(table(&["field", "value"], rows))?;
+                say(table(&["field", "value"], rows))?;
             }
         }
         Config::Set { text, json, .. } => {

@@ -1,7 +1,7 @@
 //! `overlay agent --dry-run`: says which peers would change, and changes nothing, neither here nor in the store.
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 
-use super::{Opened, open};
+use super::opened::{Opened, open};
 use crate::{
     agent::peers::{self, PeerTable, Scope},
     cli::options::Agent,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub(super) async fn dry_run(options: &Agent) -> Result<()> {
-    match open(options.store.choice().map_err(|error| anyhow!(error))?)? {
+    match open(&options.store)? {
         Opened::Etcd(store) => with_store(*store, options).await,
         Opened::Directory { store, .. } => with_store(store, options).await,
     }

@@ -18,7 +18,7 @@ pub(super) async fn detach(options: &Detach) -> Result<()> {
 
 /// Asks the agent to do something, and prints what it did.
 pub(super) async fn done(show: &Show, request: &Request) -> Result<()> {
-    let socket = control::socket_path(&show.place.state_dir, &show.place.network);
+    let socket = control::socket_path(&show.place.paths());
     match control::ask(&socket, request).await? {
         Response::Done(what) if show.json => println!("{}", json!({ "done": what })),
         Response::Done(what) => println!("{what}"),

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use super::{endpoint::done, losses};
+use super::{endpoint::done, losses, output::say};
 use crate::{
     agent::{
         control::{self, Request, Response},
-        status::{LeaseState, Status, unix_now},
+        status::Status,
     },
     cli::{
         check::features::{Feature, features},
@@ -26,7 +26,8 @@ use crate::{
         firewall::{RuleState, RuleStatus},
         netlink::Netlink,
     },
-    model::{ingress::XdpMode, mac::Mac},
+    model::{clock::unix_now, ingress::XdpMode, mac::Mac},
+    store::local_lease::LeaseState,
 };
 
 /// All of `overlay status`.
@@ -116,9 +117,9 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         device_losses_error,
     };
     if show.json {
-        super::say(serde_json::to_string_pretty(&report)?)?;
+        say(serde_json::to_string_pretty(&report)?)?;
     } else {
-        super::say(text(&report))?;
+        say(text(&report))?;
     }
     Ok(())
 }
@@ -355,7 +356,7 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
     }
     let rows: Vec<_> = rows.into_values().collect();
     if show.json {
-        super::say(serde_json::to_string_pretty(&rows)?)?;
+        say(serde_json::to_string_pretty(&rows)?)?;
         return Ok(());
     }
     let cells = rows.iter().map(|row| {
@@ -368,7 +369,7 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
             row.traffic.received_packets.to_string(),
         ]
     });
-    super::say(table(&["subnet", "public ip", "vtep mac", "in force", "sent", "received"], cells))?;
+    say(table(&["subnet", "public ip", "vtep mac", "in force", "sent", "received"], cells))?;
     Ok(())
 }
 
@@ -404,7 +405,7 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
         })
         .collect();
     if show.json {
-        super::say(serde_json::to_string_pretty(&rows)?)?;
+        say(serde_json::to_string_pretty(&rows)?)?;
         return Ok(());
     }
     let cells = rows.iter().map(|row| {
@@ -416,10 +417,10 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
             if row.pinned { "pinned" } else { "learned" }.into(),
         ]
     });
-    super::say(table(&["address", "port", "mac", "gateway mac", "how known"], cells))?;
+    say(table(&["address", "port", "mac", "gateway mac", "how known"], cells))?;
     Ok(())
 }
 
 async fn ask(show: &Show, request: &Request) -> Result<Response> {
-    control::ask(&control::socket_path(&show.place.state_dir, &show.place.network), request).await
+    control::ask(&control::socket_path(&show.place.paths()), request).await
 }

@@ -4,13 +4,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use overlay_common::ABI;
-
-use super::{Paths, StateError};
+use super::{
+    error::StateError,
+    paths::{FILLING, Paths},
+};
 use crate::datapath::layouts::{Older, is_readable};
-
-/// Folder beside `v<ABI>` in which maps are filled before they are anybody's.
-pub(super) const FILLING: &str = "filling";
 
 impl Paths {
     /// What agents with older layouts left pinned for this network, oldest first. The newest is in force: each takes over
@@ -88,14 +86,4 @@ pub(super) fn has_pins(path: &Path) -> bool {
         // What is no folder is a pin.
         Err(_) => path.exists(),
     }
-}
-
-/// What is said of a layout that nobody here can read.
-pub(super) fn unknown(pins: &Path, network: &str) -> String {
-    format!(
-        "{} holds pins of a map layout that this agent (layout {ABI}) does not know: a newer agent ran here. Start that \
-         one again. To go back to this one, take the network off the host first, which interrupts its traffic: `overlay \
-         down --network {network}`",
-        pins.display()
-    )
 }

@@ -1,5 +1,12 @@
 //! Who may adopt, lock and remove what.
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
 use super::*;
+use crate::model::network::NetworkConfig;
 
 fn paths(folder: &Path) -> Paths {
     let paths = Paths::new(&folder.join("bpf"), &folder.join("state"), "default");

@@ -3,7 +3,7 @@ use std::fs::File;
 
 use tokio_tun::Tun;
 
-use super::DeviceError;
+use super::error::DeviceError;
 use crate::host::netlink::LinkKind;
 
 /// Who may open it. Without an owner anybody may (tun_not_capable in drivers/net/tun.c), and would be taken for the agent,

@@ -1,7 +1,7 @@
 //! The VXLAN device, and who else may have its port.
 use nix::errno::Errno;
 
-use super::{DeviceError, DeviceSpec};
+use super::{error::DeviceError, spec::DeviceSpec};
 use crate::{
     host::netlink::{Link, LinkKind, Netlink, NetlinkError, NewTunnel, Vxlan},
     model::mac::Mac,

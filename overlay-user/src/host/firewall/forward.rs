@@ -8,12 +8,13 @@
 //! Either variant of iptables has such a chain, and a host may use both: the rules are put where a policy drops.
 use std::fmt::Write as _;
 
+use anyhow::{Result, bail};
 use ipnet::Ipv4Net;
 
 use super::{
-    Looked,
     command::Failed,
     iptables::{self, restore, save},
+    status::Looked,
 };
 
 /// The rules of one network.
@@ -31,7 +32,7 @@ impl Forward {
 
     /// Looks whether they are needed and there, and writes them if they are not: of each variant all at once, and of one
     /// though the other fails.
-    pub async fn look(&self) -> Result<Looked, String> {
+    pub async fn look(&self) -> Result<Looked> {
         let mut looked = Looked::Absent;
         let mut failures = Vec::new();
         for variant in iptables::variants() {
@@ -40,7 +41,7 @@ impl Forward {
                 Err(error) => failures.push(error.to_string()),
             }
         }
-        if failures.is_empty() { Ok(looked) } else { Err(failures.join("; ")) }
+        if failures.is_empty() { Ok(looked) } else { bail!(failures.join("; ")) }
     }
 
     async fn look_at(&self, variant: &str) -> Result<Looked, Failed> {
@@ -67,14 +68,14 @@ impl Forward {
 ///
 /// # Errors
 /// When they are there and stay, or it is not known whether they are there.
-pub async fn remove(name: &str) -> Result<(), String> {
+pub async fn remove(name: &str) -> Result<()> {
     let mut failures = Vec::new();
     for variant in iptables::variants() {
         if let Err(error) = remove_from(variant, &tag(name)).await {
             failures.push(error.to_string());
         }
     }
-    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    if failures.is_empty() { Ok(()) } else { bail!(failures.join("; ")) }
 }
 
 async fn remove_from(variant: &str, tag: &str) -> Result<(), Failed> {

@@ -5,6 +5,7 @@
 //! netlink themselves bind C libraries (nftnl) or are under the GPL (rustables).
 use std::{borrow::Cow, io::ErrorKind, path::PathBuf};
 
+use anyhow::{Error, Result, anyhow, bail};
 use ipnet::Ipv4Net;
 use nftables::{
     batch::Batch,
@@ -16,7 +17,7 @@ use nftables::{
 };
 use serde_json::Value;
 
-use super::{Looked, command};
+use super::{command, status::Looked};
 
 /// Not a word of nft's language, such as `masquerade`: what `nft list ruleset` saves, `nft -f` must be able to read.
 const CHAIN: &str = "postrouting";
@@ -44,7 +45,7 @@ impl Masquerade {
     /// Looks whether the table is as it was written, and writes it if not: in one transaction, so that there is no moment
     /// without it. Connections keep the translation they have. The first look always writes, which is how the table of
     /// an earlier agent is adopted.
-    pub async fn look(&mut self) -> Result<Looked, String> {
+    pub async fn look(&mut self) -> Result<Looked> {
         if self.written.is_some() && list(&self.table).await.ok() == self.written {
             return Ok(Looked::Kept);
         }
@@ -55,10 +56,7 @@ impl Masquerade {
             .as_array()
             .map_or(0, |objects| objects.iter().filter(|it| it.get("rule").is_some()).count());
         if rules != self.rules().len() {
-            return Err(format!(
-                "table ip {}: somebody alters it as we write it: it has {rules} rules",
-                self.table
-            ));
+            bail!("table ip {}: somebody alters it as we write it: it has {rules} rules", self.table);
         }
         self.written = Some(listed);
         Ok(Looked::Written)
@@ -114,12 +112,12 @@ impl Masquerade {
 ///
 /// # Errors
 /// When it is there and stays, or it is not known whether it is there.
-pub async fn remove(name: &str) -> Result<(), String> {
+pub async fn remove(name: &str) -> Result<()> {
     let table = table(name);
     match command::nft_has_table("ip", &table).await {
         Ok(true) => {}
         Ok(false) => return Ok(()),
-        Err(error) => return Err(format!("table ip {table} may be there: {error}")),
+        Err(error) => bail!("table ip {table} may be there: {error}"),
     }
     apply(&emptied(&table).to_nftables()).await.map_err(|error| words("delete", &table, &error))
 }
@@ -128,7 +126,7 @@ pub async fn remove(name: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// Why not, and what to do.
-pub async fn usable() -> Result<(), String> {
+pub async fn usable() -> Result<()> {
     match ask(["list", "tables", "ip"]).await {
         Ok(_) => Ok(()),
         Err(error) => Err(words("list", "*", &error)),
@@ -176,15 +174,15 @@ async fn list(table: &str) -> Result<Value, NftablesError> {
     Ok(objects)
 }
 
-fn words(action: &str, table: &str, error: &NftablesError) -> String {
+fn words(action: &str, table: &str, error: &NftablesError) -> Error {
     match error {
         NftablesError::NftExecution { inner, .. } if inner.kind() == ErrorKind::NotFound => {
-            "there is no `nft`: install nftables, or start the agent without --ip-masq".to_owned()
+            anyhow!("there is no `nft`: install nftables, or start the agent without --ip-masq")
         }
         NftablesError::NftFailed { stderr, .. } if !stderr.trim().is_empty() => {
-            format!("{action} table ip {table}: {}", stderr.lines().next().unwrap_or_default())
+            anyhow!("{action} table ip {table}: {}", stderr.lines().next().unwrap_or_default())
         }
-        other => format!("{action} table ip {table}: {other} (`nft` itself says why, in the agent's output)"),
+        other => anyhow!("{action} table ip {table}: {other} (`nft` itself says why, in the agent's output)"),
     }
 }
 

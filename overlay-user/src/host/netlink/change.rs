@@ -1,15 +1,19 @@
 //! Requests that change links, addresses and routes.
-use std::{io, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use bytes::{BufMut, BytesMut};
 use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
-use nix::errno::Errno;
 use rtnetlink::{
     AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder,
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+    sys::protocols::NETLINK_ROUTE,
 };
 
-use super::{Address, Netlink, NetlinkError, Route};
+use super::{
+    connection::Netlink,
+    error::NetlinkError,
+    raw::{self, nest, put},
+    types::{Address, Route},
+};
 use crate::model::mac::Mac;
 
 /// A collect-metadata VXLAN device to create.
@@ -63,11 +67,8 @@ impl Netlink {
     /// Lets a filtering VXLAN device accept a VNI. Accepting it already is no error; EEXIST if another device on its port does.
     pub fn add_vni(&self, link: u32, vni: u32) -> Result<(), NetlinkError> {
         let action = format!("add vni {vni} to the filter of interface {link}");
-        match exchange(&vni_request(link, vni)) {
-            Ok(Errno::UnknownErrno) => Ok(()),
-            Ok(errno) => Err(NetlinkError { action, detail: errno.desc().into(), errno }),
-            Err(error) => Err(NetlinkError::io(action, &error)),
-        }
+        let added = raw::request(NETLINK_ROUTE, RTM_NEWTUNNEL, 0, &vni_request(link, vni));
+        added.map(drop).map_err(|error| NetlinkError::io(action, &error))
     }
 
     /// Changes a link.
@@ -177,43 +178,16 @@ impl Netlink {
 const RTM_NEWTUNNEL: u16 = 120;
 const VXLAN_VNIFILTER_ENTRY: u16 = 1;
 const VXLAN_VNIFILTER_ENTRY_START: u16 = 1;
-const NLA_F_NESTED: u16 = 1 << 15;
-const NLM_F_REQUEST_ACK: u16 = 1 | 4;
-const NLMSG_ERROR: u16 = 2;
 /// `AF_BRIDGE`, which vxlan_vnifilter.c demands.
 const PF_BRIDGE: u8 = 7;
 
-/// `nlmsghdr`, `struct tunnel_msg`, and one nested filter entry with a start and no end.
+/// `struct tunnel_msg`, and one nested filter entry with a start and no end.
 fn vni_request(link: u32, vni: u32) -> BytesMut {
-    let mut request = BytesMut::with_capacity(36);
-    request.put_u32_ne(36);
-    request.put_u16_ne(RTM_NEWTUNNEL);
-    request.put_u16_ne(NLM_F_REQUEST_ACK);
-    request.put_u32_ne(1);
-    request.put_u32_ne(0);
+    let mut request = BytesMut::new();
     request.put_slice(&[PF_BRIDGE, 0, 0, 0]);
     request.put_u32_ne(link);
-    request.put_u16_ne(12);
-    request.put_u16_ne(VXLAN_VNIFILTER_ENTRY | NLA_F_NESTED);
-    request.put_u16_ne(8);
-    request.put_u16_ne(VXLAN_VNIFILTER_ENTRY_START);
-    request.put_u32_ne(vni);
+    nest(&mut request, VXLAN_VNIFILTER_ENTRY, |entry| {
+        put(entry, VXLAN_VNIFILTER_ENTRY_START, &vni.to_ne_bytes());
+    });
     request
-}
-
-/// Sends one request on a socket of its own and returns what the kernel acknowledged (`UnknownErrno`, zero, for success).
-/// The kernel answers inside the send, hence nothing waits here.
-pub(super) fn exchange(request: &[u8]) -> io::Result<Errno> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(request, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    match (answer.get(4..6), answer.get(16..20)) {
-        (Some(kind), Some(code)) if kind == NLMSG_ERROR.to_ne_bytes() => {
-            let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
-            Ok(Errno::from_raw(code.abs()))
-        }
-        _ => Err(io::Error::other("the kernel answered something else than an acknowledgement")),
-    }
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -13,7 +13,13 @@ use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkVxlan, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::{AddressFamily, LinkKind, Netlink, NetlinkError, TABLE_MAIN, decode, dump::dump, of_family};
+use super::{
+    connection::Netlink,
+    decode,
+    dump::{dump, of_family},
+    error::NetlinkError,
+    types::{LinkKind, TABLE_MAIN},
+};
 use crate::model::mac::Mac;
 
 /// A VXLAN device with one VNI.

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::{
-    NetlinkError,
+    error::NetlinkError,
     raw::{NLM_F_DUMP, find, nest, put, request, word},
 };
 

@@ -14,7 +14,7 @@ use netlink_packet_route::{
     tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
 };
 
-use super::{Address, DeviceLosses, FdbEntry, Link, LinkKind, Neighbour, Route, Tun, Vxlan};
+use super::types::{Address, DeviceLosses, FdbEntry, Link, LinkKind, Neighbour, Route, Tun, Vxlan};
 use crate::model::mac::Mac;
 
 pub(super) fn link(message: &LinkMessage) -> Option<Link> {

@@ -5,7 +5,7 @@ use bytes::{BufMut, BytesMut};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket, protocols::NETLINK_GENERIC};
 
 use super::{
-    NetlinkError,
+    error::NetlinkError,
     raw::{NLM_F_DUMP, attributes, find, nest, put, request, text, word},
 };
 

@@ -9,7 +9,11 @@ use rtnetlink::{
     sys::AsyncSocket,
 };
 
-use super::{Address, FdbEntry, Link, Neighbour, NetlinkError, Route, TABLE_MAIN, decode};
+use super::{
+    decode,
+    error::NetlinkError,
+    types::{Address, FdbEntry, Link, Neighbour, Route, TABLE_MAIN},
+};
 
 /// Something changed in this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use super::{
-    NetlinkError,
+    error::NetlinkError,
     raw::{find, put, request, word},
 };
 

@@ -4,7 +4,7 @@ use rtnetlink::sys::{
     AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
 };
 
-use super::NetlinkError;
+use super::error::NetlinkError;
 
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h, as the bit that bind(2) of a netlink socket takes.
 const GROUP: u32 = 1 << (7 - 1);

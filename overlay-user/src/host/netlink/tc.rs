@@ -1,17 +1,17 @@
 //! Traffic control: the qdiscs whose filters see every packet of an interface (clsact, ingress), and those filters.
 //!
-//! Beside rtnetlink's own requests because those are asynchronous, and because they read every option of every kind of
-//! filter: one of somebody else's that they do not know would hide ours.
+//! These are not rtnetlink's own requests, because those are asynchronous, and because they read every option of every
+//! kind of filter: one of somebody else's that they do not know would hide ours.
 use std::{collections::BTreeMap, io};
 
 use bytes::{BufMut, BytesMut};
 use nix::errno::Errno;
-use rtnetlink::{
-    packet_core::NlasIterator,
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
-};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
-use super::{NetlinkError, change::exchange};
+use super::{
+    error::NetlinkError,
+    raw::{self, NLM_F_DUMP, find, put, word},
+};
 
 /// Which way packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,12 +57,6 @@ const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const TCA_KIND: u16 = 1;
@@ -73,8 +67,7 @@ const TCA_BPF_ID: u16 = 11;
 /// Handle and parent of both kinds of qdisc.
 const FILTER_QDISC: u32 = 0xffff_0000;
 const FILTER_QDISC_PARENT: u32 = 0xffff_fff1;
-/// Lengths of `nlmsghdr` and `tcmsg`.
-const HEADER: usize = 16;
+/// Length of `tcmsg`.
 const TCMSG: usize = 20;
 /// How often a list that changed while it was read is read again.
 const TRIES: usize = 10;
@@ -90,11 +83,11 @@ impl Direction {
 
 /// Interfaces that have such a qdisc, by index.
 pub fn filter_qdiscs() -> Result<BTreeMap<u32, FilterQdisc>, NetlinkError> {
-    let request = request(RTM_GETQDISC, NLM_F_DUMP, Tcmsg::default(), None);
-    let messages = dump(&request, RTM_NEWQDISC).map_err(|error| NetlinkError::io("list qdiscs", &error))?;
+    let messages = list(RTM_GETQDISC, RTM_NEWQDISC, Tcmsg::default())
+        .map_err(|error| NetlinkError::io("list qdiscs", &error))?;
     let read = |message: &Vec<u8>| {
         let (tcmsg, attributes) = Tcmsg::read(message)?;
-        let kind = attribute(attributes, TCA_KIND).map(text);
+        let kind = find(attributes, TCA_KIND).map(text);
         let kind = match kind.as_deref() {
             Some("clsact") => FilterQdisc::Clsact,
             Some("ingress") => FilterQdisc::Ingress,
@@ -109,7 +102,7 @@ pub fn filter_qdiscs() -> Result<BTreeMap<u32, FilterQdisc>, NetlinkError> {
 /// such a qdisc, or that is gone; an ingress qdisc answers for egress as if it were ingress.
 pub fn filters(ifindex: u32, direction: Direction) -> Result<Vec<Filter>, NetlinkError> {
     let tcmsg = Tcmsg { ifindex, parent: direction.parent(), ..Tcmsg::default() };
-    let messages = match dump(&request(RTM_GETTFILTER, NLM_F_DUMP, tcmsg, None), RTM_NEWTFILTER) {
+    let messages = match list(RTM_GETTFILTER, RTM_NEWTFILTER, tcmsg) {
         Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => return Ok(Vec::new()),
         other => other
             .map_err(|error| NetlinkError::io(format!("list the filters of interface {ifindex}"), &error))?,
@@ -129,27 +122,22 @@ pub fn remove_filter(
     let tcmsg = Tcmsg { ifindex, handle, parent: direction.parent(), info };
     let action = format!("remove filter {handle:#x} of interface {ifindex}");
     // No qdisc any more is EINVAL, as for everything that is wrong with a request.
-    acknowledged(
-        action,
-        &request(RTM_DELTFILTER, NLM_F_ACK, tcmsg, None),
-        &[Errno::ENOENT, Errno::ENODEV, Errno::EINVAL],
-    )
+    change(action, RTM_DELTFILTER, 0, &tcmsg.bytes(), &[Errno::ENOENT, Errno::ENODEV, Errno::EINVAL])
 }
 
 /// Gives an interface a clsact qdisc. EEXIST if it has one, or an ingress qdisc.
 pub fn add_clsact(ifindex: u32) -> Result<(), NetlinkError> {
     let tcmsg = Tcmsg { ifindex, handle: FILTER_QDISC, parent: FILTER_QDISC_PARENT, info: 0 };
-    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-    let request = request(RTM_NEWQDISC, flags, tcmsg, Some(b"clsact\0"));
-    acknowledged(format!("add a clsact qdisc to interface {ifindex}"), &request, &[])
+    let action = format!("add a clsact qdisc to interface {ifindex}");
+    change(action, RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &clsact(tcmsg), &[])
 }
 
 /// Takes the clsact qdisc off an interface, with every filter in it. None there is no error.
 pub fn remove_clsact(ifindex: u32) -> Result<(), NetlinkError> {
     let tcmsg = Tcmsg { ifindex, handle: FILTER_QDISC, parent: FILTER_QDISC_PARENT, info: 0 };
-    let request = request(RTM_DELQDISC, NLM_F_ACK, tcmsg, Some(b"clsact\0"));
+    let action = format!("remove the clsact qdisc of interface {ifindex}");
     let fine = [Errno::ENOENT, Errno::ENODEV, Errno::EINVAL];
-    acknowledged(format!("remove the clsact qdisc of interface {ifindex}"), &request, &fine)
+    change(action, RTM_DELQDISC, 0, &clsact(tcmsg), &fine)
 }
 
 /// The numbers of `struct tcmsg` that matter here.
@@ -163,7 +151,16 @@ struct Tcmsg {
 }
 
 impl Tcmsg {
-    /// What follows a `nlmsghdr`, and the attributes behind it.
+    /// With AF_UNSPEC and padding in front.
+    fn bytes(self) -> BytesMut {
+        let mut bytes = BytesMut::with_capacity(TCMSG);
+        for word in [0, self.ifindex, self.handle, self.parent, self.info] {
+            bytes.put_u32_ne(word);
+        }
+        bytes
+    }
+
+    /// The numbers of a message, and the attributes behind them.
     fn read(message: &[u8]) -> Option<(Self, &[u8])> {
         let word = |at: usize| Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
         let tcmsg = Self { ifindex: word(4)?, handle: word(8)?, parent: word(12)?, info: word(16)? };
@@ -174,27 +171,20 @@ impl Tcmsg {
 impl Filter {
     fn read(message: &[u8]) -> Option<Self> {
         let (tcmsg, attributes) = Tcmsg::read(message)?;
-        let options = attribute(attributes, TCA_OPTIONS).unwrap_or_default();
-        let kind = attribute(attributes, TCA_KIND).map(text).unwrap_or_default();
+        let options = find(attributes, TCA_OPTIONS).unwrap_or_default();
+        let kind = find(attributes, TCA_KIND).map(text).unwrap_or_default();
         // The numbers below mean something else for other kinds.
         let bpf = if kind == "bpf" { options } else { &[] };
         Some(Self {
             priority: (tcmsg.info >> 16) as u16,
             handle: tcmsg.handle,
             protocol: u16::from_be(tcmsg.info as u16),
-            chain: attribute(attributes, TCA_CHAIN).and_then(number).unwrap_or(0),
-            name: attribute(bpf, TCA_BPF_NAME).map(text).unwrap_or_default(),
-            program: attribute(bpf, TCA_BPF_ID).and_then(number),
+            chain: find(attributes, TCA_CHAIN).and_then(word).unwrap_or(0),
+            name: find(bpf, TCA_BPF_NAME).map(text).unwrap_or_default(),
+            program: find(bpf, TCA_BPF_ID).and_then(word),
             kind,
         })
     }
-}
-
-fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut all = NlasIterator::new(attributes).map_while(Result::ok);
-    let found = all.find(|one| one.kind() == wanted)?;
-    let end = usize::from(found.length());
-    found.into_inner().get(4..end)
 }
 
 fn text(value: &[u8]) -> String {
@@ -202,84 +192,34 @@ fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
-fn number(value: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(value.try_into().ok()?))
+/// A request about an interface's clsact qdisc.
+fn clsact(tcmsg: Tcmsg) -> BytesMut {
+    let mut body = tcmsg.bytes();
+    put(&mut body, TCA_KIND, b"clsact\0");
+    body
 }
 
-fn request(kind: u16, flags: u16, tcmsg: Tcmsg, qdisc: Option<&[u8]>) -> BytesMut {
-    let attribute = qdisc.map_or(0, |name| 4 + name.len().next_multiple_of(4));
-    let length = HEADER + TCMSG + attribute;
-    let mut request = BytesMut::with_capacity(length);
-    request.put_u32_ne(length as u32);
-    request.put_u16_ne(kind);
-    request.put_u16_ne(NLM_F_REQUEST | flags);
-    request.put_u32_ne(1);
-    request.put_u32_ne(0);
-    // AF_UNSPEC and padding.
-    request.put_u32_ne(0);
-    for word in [tcmsg.ifindex, tcmsg.handle, tcmsg.parent, tcmsg.info] {
-        request.put_u32_ne(word);
-    }
-    if let Some(name) = qdisc {
-        request.put_u16_ne(4 + name.len() as u16);
-        request.put_u16_ne(TCA_KIND);
-        request.put_slice(name);
-        request.put_bytes(0, length - request.len());
-    }
-    request
-}
-
-fn acknowledged(action: String, request: &[u8], fine: &[Errno]) -> Result<(), NetlinkError> {
-    match exchange(request) {
-        Ok(Errno::UnknownErrno) => Ok(()),
-        Ok(errno) if fine.contains(&errno) => Ok(()),
-        Ok(errno) => Err(NetlinkError { action, detail: errno.desc().into(), errno }),
-        Err(error) => Err(NetlinkError::io(action, &error)),
+/// Makes a change. What the kernel says to one that is not needed is in `fine`.
+fn change(action: String, kind: u16, flags: u16, body: &[u8], fine: &[Errno]) -> Result<(), NetlinkError> {
+    match raw::request(NETLINK_ROUTE, kind, flags, body) {
+        Ok(_) => Ok(()),
+        Err(error) => match NetlinkError::io(action, &error) {
+            error if fine.contains(&error.errno) => Ok(()),
+            error => Err(error),
+        },
     }
 }
 
-/// Bodies of all answers to a request for a list. The kernel prepares each part inside the call, hence nothing waits here.
-fn dump(request: &[u8], wanted: u16) -> io::Result<Vec<Vec<u8>>> {
+/// The bodies of all answers of one kind to a request for a list.
+fn list(kind: u16, wanted: u16, tcmsg: Tcmsg) -> io::Result<Vec<Vec<u8>>> {
     for _ in 0..TRIES {
-        if let Some(messages) = dump_once(request, wanted)? {
-            return Ok(messages);
+        let answer = raw::ask(NETLINK_ROUTE, kind, NLM_F_DUMP, &tcmsg.bytes())?;
+        if !answer.interrupted {
+            let messages = answer.messages.into_iter().filter(|message| message.kind == wanted);
+            return Ok(messages.map(|message| message.body).collect());
         }
     }
     Err(io::Error::other("the list changed whenever it was read"))
-}
-
-/// Nothing if the list changed meanwhile.
-fn dump_once(request: &[u8], wanted: u16) -> io::Result<Option<Vec<Vec<u8>>>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(request, 0)?;
-    let (mut messages, mut whole) = (Vec::new(), true);
-    loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let mut rest = answer.as_slice();
-        while let Some((kind, flags, body, behind)) = next(rest) {
-            rest = behind;
-            whole &= flags & NLM_F_DUMP_INTR == 0;
-            match kind {
-                NLMSG_DONE => return Ok(whole.then_some(messages)),
-                NLMSG_ERROR => {
-                    let code = body.get(..4).and_then(number).unwrap_or(0) as i32;
-                    return Err(io::Error::from_raw_os_error(-code));
-                }
-                kind if kind == wanted => messages.push(body.to_vec()),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// The first message: its type, flags and body, and what follows it.
-fn next(bytes: &[u8]) -> Option<(u16, u16, &[u8], &[u8])> {
-    let length = number(bytes.get(..4)?)? as usize;
-    let half = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-    let body = bytes.get(HEADER..length)?;
-    Some((half(4)?, half(6)?, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -293,19 +233,13 @@ mod tests {
         for word in [0, 7, 0x2a01, 0xffff_fff2, 7 << 16 | u32::from(3_u16.to_be())] {
             message.put_u32_ne(word);
         }
-        let mut put = |kind: u16, value: &[u8]| {
-            message.put_u16_ne(4 + value.len() as u16);
-            message.put_u16_ne(kind);
-            message.put_slice(value);
-            message.put_bytes(0, value.len().next_multiple_of(4) - value.len());
-        };
-        put(TCA_KIND, b"bpf\0");
-        put(TCA_CHAIN, &0_u32.to_ne_bytes());
+        put(&mut message, TCA_KIND, b"bpf\0");
+        put(&mut message, TCA_CHAIN, &0_u32.to_ne_bytes());
         // Some attribute from the future.
-        put(99, b"whatever");
+        put(&mut message, 99, b"whatever");
         let options =
             [&[18, 0, 7, 0][..], b"overlay_decap\0\0\0", &[8, 0, 11, 0], &761_u32.to_ne_bytes()].concat();
-        put(TCA_OPTIONS | 1 << 15, &options);
+        put(&mut message, TCA_OPTIONS | 1 << 15, &options);
         let read = Filter::read(&message).unwrap();
         let wanted = Filter {
             priority: 7,

@@ -61,10 +61,10 @@ fn config() -> Config {
 /// A learner that knows an empty bridge.
 fn learner() -> Learner {
     let mut learner = Learner::new(config(), &Installed::default());
-    learner.resync(Snapshot {
+    learner.resync(HostSnapshot {
         links: vec![bridge()],
         addresses: vec![address(BRIDGE, GATEWAY)],
-        ..Snapshot::default()
+        ..HostSnapshot::default()
     });
     assert_eq!(learner.take_changes(), [Change::Attach(BRIDGE, PortKind::Bridge)]);
     learner
@@ -455,10 +455,10 @@ fn a_port_that_gave_its_bridge_its_mac_is_no_point_to_point_veth_afterwards() {
     };
     let mut learner = Learner::new(config(), &installed);
     let Event::Link(port) = veth(Some(BRIDGE)) else { unreachable!("it is a link") };
-    learner.resync(Snapshot {
+    learner.resync(HostSnapshot {
         links: vec![bridge(), port],
         addresses: vec![address(BRIDGE, GATEWAY)],
-        ..Snapshot::default()
+        ..HostSnapshot::default()
     });
     learner.take_changes();
     assert_eq!(feed(&mut learner, [veth(None)]), gone);
@@ -581,7 +581,7 @@ fn what_is_installed_survives_a_restart_unless_its_port_went() {
     };
     let mut learner = Learner::new(config(), &installed);
     // No neighbour, no forwarding entry: the fast path kept them from being refreshed.
-    learner.resync(Snapshot {
+    learner.resync(HostSnapshot {
         links: vec![
             bridge(),
             link(7, LinkKind::Veth, Some(BRIDGE)),
@@ -589,7 +589,7 @@ fn what_is_installed_survives_a_restart_unless_its_port_went() {
             link(10, LinkKind::Other("tun".into()), None),
         ],
         addresses: vec![address(BRIDGE, GATEWAY)],
-        ..Snapshot::default()
+        ..HostSnapshot::default()
     });
     let changes = learner.take_changes();
     assert_eq!(
@@ -608,12 +608,12 @@ fn what_is_installed_survives_a_restart_unless_its_port_went() {
 #[test]
 fn lost_events_are_made_up_for_by_a_snapshot() {
     let mut learner = learned();
-    learner.resync(Snapshot {
+    learner.resync(HostSnapshot {
         links: vec![bridge(), link(8, LinkKind::Veth, Some(BRIDGE))],
         addresses: vec![address(BRIDGE, GATEWAY)],
         neighbours: vec![Neighbour { link: BRIDGE, address: C1, mac: B }],
         fdb: vec![FdbEntry { bridge: BRIDGE, mac: B, port: 8 }],
-        ..Snapshot::default()
+        ..HostSnapshot::default()
     });
     let changes = learner.take_changes();
     assert!(changes.contains(&Change::Detach(7)), "{changes:?}");

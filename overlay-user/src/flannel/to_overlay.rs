@@ -4,28 +4,26 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use ipnet::Ipv4Net;
 use log::warn;
-use tokio::sync::watch;
 
-use super::{Site, back};
+use super::{
+    connections,
+    discover::Discovered,
+    disruption::{Disruption, Meter},
+    plan::{Means, Plan},
+    record::Record,
+    site::{Site, ignore_signals, obstacle},
+    switch, to_flannel,
+};
 use crate::{
     agent::{
         join::{self, Joined},
+        options::Options,
         peers::{PeerTable, Scope},
-        status::Status,
     },
-    cli::options::{AdoptFlannel, Switch},
     datapath::{Change, Datapath as _, DatapathError, Installed, tables::Tables},
-    flannel::{
-        connections,
-        discover::Discovered,
-        plan::{Means, Plan},
-        record::Record,
-        switch,
-        toll::{Meter, Toll},
-    },
     host::{
         device::{self, DeviceSpec, Kind},
-        firewall::{self, Keeper, RuleState, Wanted},
+        firewall::{self, FirewallKeeper, RuleState, Wanted},
         netlink::{Netlink, conntrack},
     },
     learn::learner::{self, Learner},
@@ -34,22 +32,27 @@ use crate::{
 };
 
 /// What is to be done.
-pub(super) struct Work {
-    pub(super) plan: Plan,
+pub struct Work {
+    /// What will be done, in words.
+    pub plan: Plan,
     /// The agent is to masquerade: it is told to, or flannel did.
-    pub(super) masquerade: bool,
+    pub masquerade: bool,
     found: Discovered,
     spec: DeviceSpec,
     peers: Vec<(Ipv4Net, Peer)>,
 }
 
 impl Work {
-    pub(super) async fn prepare<S: Store>(
+    /// Looks whether it can be done, and says how.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn prepare<S: Store>(
         site: &mut Site<S>,
-        options: &AdoptFlannel,
+        options: &Options,
         mut found: Discovered,
     ) -> Result<Self> {
-        site.refuse_foreign(&options.agent.device).await?;
+        site.refuse_foreign(&options.device).await?;
         let subnet = found.lease.subnet;
         let mut table = PeerTable::new(Scope {
             network: site.network.network,
@@ -63,7 +66,7 @@ impl Work {
         found.notes.extend(skipped.iter().map(|it| format!("lease {} is passed over: {}", it.key, it.why)));
         let peers: Vec<_> = table.wanted().map(|(subnet, peer, _)| (subnet, peer)).collect();
         let spec = DeviceSpec {
-            name: options.agent.device.clone(),
+            name: options.device.clone(),
             kind: Kind::of(site.mode, found.mac),
             mtu: site.mode.device_mtu(site.underlay.mtu),
             subnet,
@@ -76,11 +79,11 @@ impl Work {
             ));
         }
         let masquerades = found.flannel.rules.masquerade();
-        let masquerade = options.agent.ip_masq || masquerades;
+        let masquerade = options.ip_masq || masquerades;
         if masquerade {
-            firewall::masquerade::usable().await.map_err(anyhow::Error::msg).context("masquerading")?;
+            firewall::masquerade::usable().await.context("masquerading")?;
         }
-        if masquerades && !options.agent.ip_masq {
+        if masquerades && !options.ip_masq {
             found
                 .notes
                 .push("flannel masquerades, and so will the overlay: start the agent with --ip-masq".into());
@@ -94,8 +97,8 @@ impl Work {
             ports: count(|change| matches!(change, Change::Attach(_, PortKind::Veth))),
             endpoints: count(|change| matches!(change, Change::PutEndpoint(..))),
             masquerade,
-            forward: options.agent.forward_rules,
-            fast_path: options.agent.fast_path == Switch::On,
+            forward: options.forward_rules,
+            fast_path: options.fast_path,
             record: site.paths.flannel_path().display().to_string(),
         };
         Ok(Self { plan: Plan::new(&found, &means), masquerade, found, spec, peers })
@@ -103,19 +106,22 @@ impl Work {
 }
 
 /// Does it, or nothing: what fails is undone.
-pub(super) async fn carry_out<S: Store>(
+///
+/// # Errors
+/// What failed, and whether all is flannel's again.
+pub async fn carry_out<S: Store>(
     mut site: Site<S>,
     private: Option<&Path>,
-    options: &AdoptFlannel,
+    options: &Options,
     work: Work,
-) -> Result<Toll> {
+) -> Result<Disruption> {
     // The lease is written again as it stands. In the kernel nothing is changed yet.
-    let joined = join::join(&mut site.store, private, &options.agent).await?;
+    let joined = join::join(&mut site.store, private, options).await?;
     if let Err(error) = refuse_changed(&site, &joined, &work).await {
         joined.undo();
         return Err(error);
     }
-    super::ignore_signals()?;
+    ignore_signals()?;
     let mut record = Record {
         finished: false,
         tunnel: work.spec.name.clone(),
@@ -124,14 +130,14 @@ pub(super) async fn carry_out<S: Store>(
     };
     record.write(&joined.paths)?;
     match steps(&joined, options, &work).await {
-        Ok(toll) => {
+        Ok(disruption) => {
             record.finished = true;
             record.write(&joined.paths)?;
-            Ok(toll)
+            Ok(disruption)
         }
         Err(error) => {
             let Joined { netlink, paths, lock, .. } = joined;
-            match back::put_back(&netlink, &paths, &record, lock).await {
+            match to_flannel::put_back(&netlink, &paths, &record, lock).await {
                 Ok(_) => bail!("{error:#}. Nothing has changed: all is flannel's again"),
                 Err(second) => bail!(
                     "{error:#}; and not all is flannel's again: {second:#}. `overlay adopt-flannel --back` tries once more"
@@ -150,10 +156,10 @@ async fn refuse_changed<S: Store>(site: &Site<S>, joined: &Joined, work: &Work) 
         );
     }
     site.refuse_foreign(&work.spec.name).await?;
-    super::obstacle()?.map_or(Ok(()), |obstacle| bail!(obstacle))
+    obstacle()?.map_or(Ok(()), |obstacle| bail!(obstacle))
 }
 
-async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<Toll> {
+async fn steps(joined: &Joined, options: &Options, work: &Work) -> Result<Disruption> {
     let Joined { netlink, paths, spec, .. } = joined;
     let found = &work.found;
     let lost_before = netlink.losses().await?;
@@ -164,7 +170,7 @@ async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<T
         // can: only root may open this TUN.
         joined.raise().await?;
     }
-    let mut datapath = joined.load_knowing(&options.agent, &prepared, &work.peers)?;
+    let mut datapath = joined.load_knowing(options, &prepared, &work.peers)?;
     if !has_device {
         // As soon as there is another way: a strict rp_filter drops what comes by overlay0 and would be answered by them.
         remove_plain_routes(joined, found).await?;
@@ -201,7 +207,7 @@ async fn steps(joined: &Joined, options: &AdoptFlannel, work: &Work) -> Result<T
         netlink.remove_link(link).await?;
     }
     let [before, after] = edges[..] else { bail!("the counters were not read") };
-    Ok(Toll::new(switched.interruption, before, after).with_whole_move(
+    Ok(Disruption::new(switched.interruption, before, after).with_whole_move(
         begun,
         ended,
         &lost_before,
@@ -218,8 +224,8 @@ async fn remove_plain_routes(joined: &Joined, found: &Discovered) -> Result<()> 
 
 /// Which containers are here, as the agent learns them. Addresses before ports: a port with programs whose address is not
 /// known has its connections noted as the stack's, which keeps them there.
-async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &AdoptFlannel) -> Result<Vec<Change>> {
-    let config = learner::Config { subnet, bridges: options.agent.bridge.clone() };
+async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &Options) -> Result<Vec<Change>> {
+    let config = learner::Config { subnet, bridges: options.bridges.clone() };
     let mut learner = Learner::new(config, &Installed::default());
     learner.resync(netlink.snapshot().await?);
     let mut changes = learner.take_changes();
@@ -228,18 +234,16 @@ async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &AdoptFlannel) -> 
 }
 
 /// Ours before flannel's go.
-async fn enforce_rules(joined: &Joined, options: &AdoptFlannel, masquerade: bool) -> Result<()> {
+async fn enforce_rules(joined: &Joined, options: &Options, masquerade: bool) -> Result<()> {
     let DeviceSpec { subnet, network, .. } = joined.spec;
-    let (status_to, status) = watch::channel(Status::new(joined.public_ip(), subnet, network, joined.mode));
     let wanted = Wanted {
-        name: options.agent.place.network.clone(),
+        name: options.paths.network.clone(),
         network,
         subnet,
         masquerade,
-        forward: options.agent.forward_rules,
+        forward: options.forward_rules,
     };
-    drop(Keeper::start(&wanted, status_to).await);
-    let rules = status.borrow().rules.clone();
+    let rules = FirewallKeeper::start(&wanted, |_| {}).await.status().clone();
     for (what, rule) in [("masquerading", rules.masquerade), ("forward rules", rules.forward)] {
         if rule.state == RuleState::Failed {
             bail!("{what} cannot be put in force: {}", rule.error.unwrap_or_default());

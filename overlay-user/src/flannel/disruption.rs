@@ -1,4 +1,4 @@
-//! What a move costs: the time without a tunnel device, and the packets of that time.
+//! The disruption that a move costs: the time without a tunnel device, and the packets of that time.
 //!
 //! While neither device holds the port, the fast path goes on; what needs the kernel's stack is lost. The programs count
 //! each packet that they leave to the stack, so the difference over that time is what was lost of containers' packets and
@@ -33,7 +33,7 @@ pub struct Meter {
 
 /// What a move did to traffic.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Toll {
+pub struct Disruption {
     /// Microseconds between the old device's end and the new one's route.
     pub interruption_us: u64,
     /// Packets of containers here that may be lost.
@@ -45,12 +45,12 @@ pub struct Toll {
     /// Packets that the programs' checks refused during the whole move.
     pub refused: u64,
     /// What devices lost during the whole move, whoever sent it.
-    pub devices: Vec<DeviceToll>,
+    pub devices: Vec<DeviceLoss>,
 }
 
 /// A device's counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DeviceToll {
+pub struct DeviceLoss {
     /// Name of the device.
     pub device: String,
     /// As in `ip -s link`, and `queue_drops`.
@@ -81,7 +81,7 @@ impl Meter {
     }
 }
 
-impl Toll {
+impl Disruption {
     /// What happened in `interruption`, between `before` and `after`. A packet of a peer that the programs do not see (in
     /// outer fragments, through another NIC) is one that found no socket.
     pub fn new(interruption: Duration, before: Meter, after: Meter) -> Self {
@@ -120,7 +120,7 @@ impl Toll {
             ] {
                 if now_lost > then_lost {
                     let (device, packets) = (now.name.clone(), now_lost - then_lost);
-                    self.devices.push(DeviceToll { device, counter, packets });
+                    self.devices.push(DeviceLoss { device, counter, packets });
                 }
             }
         }
@@ -128,10 +128,10 @@ impl Toll {
     }
 }
 
-impl fmt::Display for Toll {
+impl fmt::Display for Disruption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut devices = String::new();
-        for DeviceToll { device, counter, packets } in &self.devices {
+        for DeviceLoss { device, counter, packets } in &self.devices {
             write!(devices, "{}{device} {counter} {packets}", if devices.is_empty() { "" } else { ", " })?;
         }
         let devices = if devices.is_empty() { "none" } else { &devices };
@@ -172,15 +172,18 @@ mod tests {
             tx_dropped: dropped,
             ..DeviceLosses::default()
         };
-        let toll = Toll::new(Duration::from_micros(1234), before, after).with_whole_move(
+        let disruption = Disruption::new(Duration::from_micros(1234), before, after).with_whole_move(
             Meter::default(),
             after,
             &[device("va", 2)],
             &[device("va", 5)],
         );
-        assert_eq!((toll.from_containers, toll.from_peers, toll.lost_at_most, toll.refused), (2, 4, 6, 2));
         assert_eq!(
-            toll.to_string(),
+            (disruption.from_containers, disruption.from_peers, disruption.lost_at_most, disruption.refused),
+            (2, 4, 6, 2)
+        );
+        assert_eq!(
+            disruption.to_string(),
             "interruption  1.234 ms for what the kernel's stack carries; none for the fast path\n\
              packets lost  at most 6: 2 from containers here, 4 from other hosts\n\
              refused       2 by the programs' checks\n\

@@ -2,74 +2,30 @@
 use anyhow::{Context as _, Result, anyhow, bail};
 use log::warn;
 
-use super::{Report, Site, leases, say};
+use super::{
+    Flannel, connections,
+    discover::device_name,
+    disruption::{Disruption, Meter},
+    record::Record,
+    site::{Site, leases},
+    switch,
+};
 use crate::{
-    cli::{commands::down, options::AdoptFlannel},
+    agent::{options::Options, removal},
     datapath::{
         state::{Lock, Paths},
         tables::Tables,
     },
-    flannel::{
-        Flannel, connections,
-        discover::device_name,
-        plan::Plan,
-        record::Record,
-        switch,
-        toll::{Meter, Toll},
-    },
-    host::{
-        netlink::{ClassicTunnel, Netlink, conntrack},
-        subnet_env,
-    },
+    host::netlink::{ClassicTunnel, Netlink, conntrack},
     model::lease::Lease,
     store::Store,
 };
 
-pub(super) async fn back(
-    store: impl Store,
-    options: &AdoptFlannel,
-    paths: Paths,
-    record: Option<Record>,
-) -> Result<()> {
-    let record = match record {
-        Some(record) => record,
-        None => of_leases(&Site::look(store, options, paths.clone()).await?, options).await?,
-    };
-    let flannel = &record.flannel;
-    let mut plan = Plan::back(&record);
-    let obstacle = super::obstacle()?;
-    if options.agent.dry_run {
-        plan.notes.extend(obstacle);
-        say(options, &Report { moved: false, plan: Some(&plan), toll: None, next: None }, || {
-            plan.to_string()
-        });
-        return Ok(());
-    }
-    if let Some(obstacle) = obstacle {
-        bail!(obstacle);
-    }
-    std::fs::create_dir_all(&paths.state).with_context(|| format!("create {}", paths.state.display()))?;
-    // A running agent would put back what is removed here.
-    let lock = paths.lock().context("end the agent first")?;
-    if !options.json {
-        println!("{plan}");
-    }
-    super::ignore_signals()?;
-    let toll = put_back(&Netlink::open()?, &paths, &record, lock).await?;
-    if let Some(text) = &flannel.subnet_env {
-        // The agent's says of masquerading what the agent did.
-        subnet_env::replace(&options.agent.subnet_file, text.as_bytes())
-            .with_context(|| format!("write {}", options.agent.subnet_file.display()))?;
-    }
-    let next = "flanneld".to_owned();
-    say(options, &Report { moved: true, plan: Some(&plan), toll: Some(&toll), next: Some(next) }, || {
-        format!("\nthis host is flannel's again\n{toll}\nnow start flanneld")
-    });
-    Ok(())
-}
-
 /// Makes the host flannel's, as the record says, and takes ours away. The fast path carries until flannel's device does.
-pub(super) async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, lock: Lock) -> Result<Toll> {
+///
+/// # Errors
+/// What failed: this may be called again.
+pub async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, lock: Lock) -> Result<Disruption> {
     let flannel = &record.flannel;
     let lost_before = netlink.losses().await?;
     // There may be none: `overlay down`, or nothing was loaded yet.
@@ -97,7 +53,7 @@ pub(super) async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, 
     let (begun, lost_after) = (edges.first().copied().unwrap_or_default(), netlink.losses().await?);
     let ended = meter()?;
     let device = Some(record.tunnel.as_str()).filter(|_| !is_foreign);
-    let failures = down::take_away(paths, device, lock).await;
+    let failures = removal::take_away(paths, device, lock).await;
     if !failures.is_empty() {
         return Err(anyhow!(
             "flannel's device carries again, but the overlay is not wholly gone: {}",
@@ -106,7 +62,7 @@ pub(super) async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, 
     }
     Record::remove(paths)?;
     let after = edges.last().copied().unwrap_or_default();
-    Ok(Toll::new(switched.interruption, begun, after).with_whole_move(
+    Ok(Disruption::new(switched.interruption, begun, after).with_whole_move(
         begun,
         ended,
         &lost_before,
@@ -115,8 +71,11 @@ pub(super) async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, 
 }
 
 /// What flannel makes for the leases that there are. Rules are flanneld's to write when it starts.
-async fn of_leases<S: Store>(site: &Site<S>, options: &AdoptFlannel) -> Result<Record> {
-    site.refuse_foreign(&options.agent.device).await?;
+///
+/// # Errors
+/// When the leases do not say enough.
+pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Record> {
+    site.refuse_foreign(&options.device).await?;
     let all = leases(&site.snapshot);
     let (own, peers): (Vec<Lease>, Vec<Lease>) =
         all.into_iter().map(|(_, lease)| lease).partition(|lease| lease.public_ip == site.public_ip);
@@ -147,10 +106,5 @@ async fn of_leases<S: Store>(site: &Site<S>, options: &AdoptFlannel) -> Result<R
         }
     }
     let flannel = Flannel::of_leases(device, &site.underlay.name, own, &peers, |host| direct.contains(&host));
-    Ok(Record {
-        finished: true,
-        tunnel: options.agent.device.clone(),
-        network: site.network.network,
-        flannel,
-    })
+    Ok(Record { finished: true, tunnel: options.device.clone(), network: site.network.network, flannel })
 }
