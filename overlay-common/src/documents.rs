@@ -102,8 +102,11 @@ fn files_with_unsafe_are_listed() {
         let lines = text.lines().map(str::trim_start);
         let mut code = lines.filter(|line| !line.starts_with("//") && !line.starts_with("let marks"));
         if code.any(|line| marks.iter().any(|mark| line.contains(mark))) {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            assert!(listed.contains(&std::format!("`{name}`")), "{} is not listed", path.display());
+            let (name, place) = (path.file_name().unwrap().to_str().unwrap(), path.display().to_string());
+            // By its name, or by its path in the folder of sources where two have the same.
+            let (_, inside) = place.rsplit_once("/src/").unwrap_or(("", name));
+            let is_listed = [name, inside].iter().any(|name| listed.contains(&std::format!("`{name}`")));
+            assert!(is_listed, "{place} is not listed");
             count += 1;
         }
     }

@@ -1,9 +1,12 @@
 //! Counting every packet once, and saying the rare things aloud.
-use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
+use aya_ebpf::EbpfContext;
 use aya_log_ebpf::warn;
 use overlay_common::{Hook, Reason, reason::REASONS};
 
-use crate::maps::{self, Pace};
+use crate::{
+    helpers::now_ns,
+    maps::{self, Pace},
+};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -54,7 +57,7 @@ pub(crate) fn report(context: &impl EbpfContext, hook: Hook, reason: Reason) {
 /// Logs that the table of flows is full.
 #[inline(never)]
 pub(crate) fn report_full(context: &impl EbpfContext) {
-    if take(Reason::FlowsFull as u32, 1, 1) {
+    if take(Reason::FlowTableFull as u32, 1, 1) {
         warn!(context, "the table of noted flows is full: raise --max-flows");
     }
 }
@@ -67,8 +70,7 @@ pub(crate) fn may_answer() -> bool {
 
 #[inline(always)]
 fn take(index: u32, per_second: u64, burst: u64) -> bool {
-    // SAFETY: no arguments, no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now_ns();
     let Some(Pace { refilled_ns, tokens }) = maps::pace(index) else {
         return false;
     };

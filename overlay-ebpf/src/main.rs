@@ -32,19 +32,23 @@ mod flow;
 #[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
+mod helpers;
+#[cfg(target_arch = "bpf")]
 mod icmp;
 #[cfg(target_arch = "bpf")]
 mod ipv4;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
-mod outer;
-#[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod settings;
 #[cfg(target_arch = "bpf")]
 mod stack;
+#[cfg(target_arch = "bpf")]
+mod tunnel;
+#[cfg(target_arch = "bpf")]
+mod udp;
 #[cfg(target_arch = "bpf")]
 mod verdict;
 #[cfg(target_arch = "bpf")]
@@ -61,7 +65,7 @@ mod programs {
     use crate::{
         count, decap, encap, flow,
         packet::Packet,
-        settings, stack,
+        stack, tunnel,
         verdict::{NEXT, conclude, conclude_xdp},
         xdp::{self, XdpFrame},
     };
@@ -89,11 +93,11 @@ mod programs {
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let stripped = packet.stripped();
-        let headers = match stripped {
-            None if !decap::is_plain(&packet) => settings::overhead(),
+        let outer_length = match stripped {
+            None if !decap::is_unencapsulated(&packet) => tunnel::length(),
             _ => 0,
         };
-        let before = packet.size(ETHERNET + headers);
+        let before = packet.size(ETHERNET + outer_length);
         let answer = match stripped {
             Some(slot) => decap::deliver(&packet, slot),
             None => decap::decap(&packet),
@@ -124,7 +128,7 @@ mod programs {
     #[classifier]
     fn overlay_send(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(settings::device_header());
+        let before = packet.size(stack::link_header());
         let answer = stack::send(&packet);
         conclude(&packet, Hook::Send, before, answer)
     }
@@ -133,7 +137,7 @@ mod programs {
     #[classifier]
     fn overlay_receive(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(settings::device_header() + stack::wrapping(&packet));
+        let before = packet.size(stack::link_header() + stack::outer_length(&packet));
         let answer = stack::receive(&packet);
         conclude(&packet, Hook::Receive, before, answer)
     }
@@ -141,7 +145,7 @@ mod programs {
     /// Stack to container: remembers the connection, so that the replies take the stack too.
     #[classifier]
     fn overlay_note(ctx: TcContext) -> i32 {
-        flow::note_delivery(&Packet::new(&ctx));
+        flow::track(&Packet::new(&ctx));
         NEXT
     }
 }
