@@ -69,7 +69,7 @@ impl Host {
         let folder = self.folder().join("docker");
         fs::create_dir_all(&folder)?;
         let client = Client { host: self.clone(), folder, path: tools.path()? };
-        let mut docker = Docker { process: Some(client.start_daemon(&tools, options)?), client };
+        let mut docker = Docker { process: Some(client.start_daemon(options)?), client };
         wait_until(&format!("the Docker daemon of {}", self.name()), PATIENCE, || {
             if let Some(status) = docker.process()?.status()? {
                 bail!("it ended with {status}:\n{}", docker.client.log_tail());
@@ -155,7 +155,7 @@ impl Drop for Docker {
 }
 
 impl Client {
-    fn start_daemon(&self, tools: &Tools, options: &[&str]) -> Result<Running> {
+    fn start_daemon(&self, options: &[&str]) -> Result<Running> {
         let folder = self.folder.display();
         // The machine's own /etc/docker/daemon.json is not for the lab.
         fs::write(self.folder.join("daemon.json"), "{}")?;
@@ -175,7 +175,7 @@ impl Client {
         let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"];
         let mut command = self.host.namespace().command(&[&unshare[..], &["sh", "-c", &script]].concat())?;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
-        command.env("PATH", &self.path).env("LD_LIBRARY_PATH", tools.libraries()?);
+        command.env("PATH", &self.path);
         Running::start(command.stdout(log.try_clone()?).stderr(log))
     }
 

@@ -30,10 +30,11 @@ pub(super) fn kernel(kernel: &Kernel, folder: &Path, tools: &Path, progress: &Pr
     let kept = folder.join(kernel.version);
     let mark = kept.join("ready");
     let wanted = [kernel.suites, modules::WANTED].concat().join(" ");
-    if fs::read_to_string(&mark).is_ok_and(|unpacked| unpacked != wanted) {
-        fs::remove_dir_all(&kept).with_context(|| format!("remove {}", kept.display()))?;
-    }
-    if !mark.exists() {
+    if !fs::read_to_string(&mark).is_ok_and(|unpacked| unpacked == wanted) {
+        // Of other suites, or half-made.
+        if kept.exists() {
+            fs::remove_dir_all(&kept).with_context(|| format!("remove {}", kept.display()))?;
+        }
         fs::create_dir_all(&kept).with_context(|| format!("make {}", kept.display()))?;
         fetch(kernel, &kept, tools, progress)?;
         fs::write(&mark, wanted)?;
