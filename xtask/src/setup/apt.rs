@@ -214,6 +214,23 @@ fn first_choices(listing: &str) -> Vec<String> {
     names
 }
 
+/// Where the system takes Debian's packages from, which may be a mirror that alone is reachable.
+pub(crate) fn mirror() -> Option<String> {
+    // Who an archive is stands in its lists, which may not have been fetched yet.
+    [&["Created-By: Packages", "Origin: Debian"][..], &["Created-By: Packages"]].iter().find_map(|filter| {
+        let ask = [&["indextargets", "--format", "$(REPO_URI)"][..], filter].concat();
+        let listed = command::run("apt-get", ask).ok()?;
+        let main = listed.lines().find(|uri| !uri.contains("security") && !uri.contains("backports"))?;
+        Some(main.trim_end_matches('/').to_owned())
+    })
+}
+
+/// The value of one of apt's settings, if it has one.
+pub(crate) fn setting(name: &str) -> Result<Option<String>> {
+    let value = command::run("apt-config", ["dump", "--format", "%v%n", name])?;
+    Ok(value.lines().next().filter(|value| !value.is_empty()).map(str::to_owned))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

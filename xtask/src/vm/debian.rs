@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Kernel, modules};
 use overlay_project::command;
 
-use crate::setup::Progress;
+use crate::setup::{Progress, apt};
 
 /// A kernel that is at hand.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Lists {
         ensure!(Path::new(KEYRING).exists(), "{KEYRING} is missing: install debian-archive-keyring");
         let lists = Self { folder: folder.join("apt") };
         fs::create_dir_all(lists.folder.join("lists/partial"))?;
-        let mirror = mirror();
+        let mirror = apt::mirror().unwrap_or_else(|| MIRROR.to_owned());
         let line = |suite: &&str| {
             let security = if suite.ends_with("-security") { "-security" } else { "" };
             format!("deb [signed-by={KEYRING} target=Packages] {mirror}{security} {suite} main\n")
@@ -118,17 +118,6 @@ impl Lists {
     fn download(&self, packages: &[String], folder: &Path) -> Result<()> {
         command::output(self.command("apt-get").arg("download").args(packages).current_dir(folder)).map(drop)
     }
-}
-
-/// Where the system takes Debian's packages from, which may be a mirror that alone is reachable.
-fn mirror() -> String {
-    let listed = command::run(
-        "apt-get",
-        ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"],
-    );
-    let listed = listed.unwrap_or_default();
-    let main = listed.lines().find(|uri| !uri.contains("security") && !uri.contains("backports"));
-    main.unwrap_or(MIRROR).trim_end_matches('/').to_owned()
 }
 
 /// The newest `linux-image-<version>.*-amd64` of these names: neither -cloud nor -rt; unsigned only if no other is there.
