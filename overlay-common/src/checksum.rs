@@ -44,6 +44,16 @@ pub const fn sum_words(bytes: &[u8], from: usize, length: usize) -> u32 {
     sum
 }
 
+/// A sum of 16-bit words that were read in the machine's order, as a sum of the same words in network order: folded, and with
+/// its bytes swapped if need be (RFC 1071 section 2 (B)).
+#[inline(always)]
+pub const fn from_native(sum: u64) -> u32 {
+    let once = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let twice = (once & 0xffff) + (once >> 16);
+    let thrice = (twice & 0xffff) + (twice >> 16);
+    u16::from_be(thrice as u16) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +70,19 @@ mod tests {
         let mut blank = SEEN;
         blank[10..12].fill(0);
         assert_eq!(finish(sum_words(&blank, 0, 20)).to_be_bytes(), SEEN[10..12]);
+    }
+
+    #[test]
+    fn a_sum_in_the_machines_order_is_told_in_network_order() {
+        let native = |bytes: &[u8]| -> u64 {
+            bytes
+                .chunks(4)
+                .map(|word| u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]])))
+                .sum()
+        };
+        assert_eq!(finish(from_native(native(&SEEN))), 0);
+        assert_eq!(finish(from_native(native(&SEEN[..8]))), finish(sum_words(&SEEN, 0, 8)));
+        assert_eq!(from_native(u64::MAX >> 16), 0xffff);
     }
 
     // The UDP checksum of the same packet as a kernel handed it to a veth that finishes checksums: it never had to.

@@ -10,6 +10,7 @@ pub mod bench;
 pub mod checksum;
 #[cfg(test)]
 mod documents;
+pub mod header;
 pub mod maps;
 #[cfg(feature = "user")]
 mod pod;

@@ -202,8 +202,8 @@ pub const FLOW_CLOSING: u32 = 1 << 2;
 /// port and VNI keep two networks apart, on one host or one inside the other.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stripped {
-    /// [`STRIPPED_MAGIC`].
+pub struct StripMark {
+    /// [`STRIP_MAGIC`].
     pub magic: [u8; 2],
     /// UDP port of the tunnel, network order.
     pub port: [u8; 2],
@@ -216,7 +216,7 @@ pub struct Stripped {
 }
 
 /// Other programs write metadata too.
-pub const STRIPPED_MAGIC: [u8; 2] = *b"ov";
+pub const STRIP_MAGIC: [u8; 2] = *b"ov";
 
 /// Packets and bytes. Bytes count the inner IP packet, without any link header; of a GSO or GRO frame they count the
 /// headers once, though each segment has its own.
@@ -246,7 +246,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 16);
     assert!(size_of::<PeerCount>() == 32);
     // XDP metadata: a multiple of 4, at most 32 (bpf_xdp_adjust_meta before 6.6).
-    assert!(size_of::<Stripped>() == 16);
+    assert!(size_of::<StripMark>() == 16);
 };
 
 /// Default of `--max-peers`.

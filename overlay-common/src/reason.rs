@@ -89,7 +89,7 @@ reasons! {
     /// The endpoint's veth is gone, or smaller than the packet.
     EndpointGone = 10, "endpoint-gone", Stack;
     /// The kernel refused to make or take away the room for the outer headers.
-    RoomRefused = 11, "room-refused", Stack;
+    HeadroomRefused = 11, "headroom-refused", Stack;
     /// The fast path is switched off.
     StackOnly = 12, "fast-path-off", Stack;
     /// More bytes than the IPv4 header's total length says: the stack takes off what is too much.
@@ -99,7 +99,7 @@ reasons! {
     /// No peer holds the destination's subnet: answered with network unreachable.
     NoPeer = 17, "no-peer", Answered;
     /// The source address belongs to a container on another interface.
-    SourceElsewhere = 18, "source-on-other-interface", Drop;
+    SourceAtWrongPort = 18, "source-on-other-interface", Drop;
     /// The source lies inside Network, but not in this host's subnet.
     SourceNotOurs = 19, "source-not-ours", Drop;
     /// The outer source is no known peer.
@@ -124,7 +124,7 @@ reasons! {
     /// its tunnel.
     ForgedTunnel = 29, "forged-tunnel", Drop;
     /// The table of noted flows is full: a connection through the stack may break.
-    FlowsFull = 30, "flow-table-full", Event;
+    FlowTableFull = 30, "flow-table-full", Event;
     /// An ICMP answer was not sent: rate limit, or about something that must not be answered (RFC 1122 section 3.2.2).
     AnswerWithheld = 31, "icmp-answer-withheld", Event;
 }

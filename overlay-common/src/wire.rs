@@ -1,6 +1,9 @@
 //! The bytes around an inner packet: VXLAN over UDP over IPv4 (RFC 7348 section 5), or UDP over IPv4 alone (flannel's udp
 //! backend, its pkg/backend/udp), written once as an array.
-use crate::checksum;
+use crate::{
+    checksum,
+    header::{ethernet, ipv4, protocol, udp},
+};
 
 /// Length of an Ethernet header without a VLAN tag.
 pub const ETHERNET: usize = 14;
@@ -52,25 +55,31 @@ impl Outer {
     /// In place: the BPF stack has no room for copies.
     #[inline(always)]
     pub fn write(&self, out: &mut [u8; DATAGRAM]) {
-        out[0] = 0x45;
-        out[1] = self.tos;
-        // Beyond 65,535 only in GSO frames, whose length the kernel writes anew for each segment.
-        out[2..4].copy_from_slice(&((self.payload + DATAGRAM as u32) as u16).to_be_bytes());
-        out[4..6].copy_from_slice(&self.identification.to_be_bytes());
-        out[6] = if self.dont_fragment { 0x40 } else { 0 };
-        out[7] = 0;
-        out[8] = OUTER_TTL;
-        out[9] = 17;
-        out[10..12].fill(0);
-        out[12..16].copy_from_slice(&self.source);
-        out[16..20].copy_from_slice(&self.destination);
-        let sum = checksum::finish(checksum::sum_words(out, 0, IPV4));
-        out[10..12].copy_from_slice(&sum.to_be_bytes());
+        const SOURCE_PORT: usize = IPV4 + udp::offset::SOURCE_PORT;
+        const DESTINATION_PORT: usize = IPV4 + udp::offset::DESTINATION_PORT;
+        const UDP_LENGTH: usize = IPV4 + udp::offset::LENGTH;
+        const UDP_CHECKSUM: usize = IPV4 + udp::offset::CHECKSUM;
+        use ipv4::offset::*;
 
-        out[20..22].copy_from_slice(&self.source_port.to_be_bytes());
-        out[22..24].copy_from_slice(&self.port);
-        out[24..26].copy_from_slice(&((self.payload + UDP as u32) as u16).to_be_bytes());
-        out[26..28].fill(0);
+        let fragment = if self.dont_fragment { ipv4::DONT_FRAGMENT } else { 0 };
+        out[VERSION] = ipv4::WITHOUT_OPTIONS;
+        out[TOS] = self.tos;
+        // Beyond 65,535 only in GSO frames, whose length the kernel writes anew for each segment.
+        out[LENGTH..IDENTIFICATION].copy_from_slice(&((self.payload + DATAGRAM as u32) as u16).to_be_bytes());
+        out[IDENTIFICATION..FRAGMENT].copy_from_slice(&self.identification.to_be_bytes());
+        out[FRAGMENT..TTL].copy_from_slice(&fragment.to_be_bytes());
+        out[TTL] = OUTER_TTL;
+        out[PROTOCOL] = protocol::UDP;
+        out[CHECKSUM..SOURCE].fill(0);
+        out[SOURCE..DESTINATION].copy_from_slice(&self.source);
+        out[DESTINATION..IPV4].copy_from_slice(&self.destination);
+        let sum = checksum::finish(checksum::sum_words(out, 0, IPV4));
+        out[CHECKSUM..SOURCE].copy_from_slice(&sum.to_be_bytes());
+
+        out[SOURCE_PORT..DESTINATION_PORT].copy_from_slice(&self.source_port.to_be_bytes());
+        out[DESTINATION_PORT..UDP_LENGTH].copy_from_slice(&self.port);
+        out[UDP_LENGTH..UDP_CHECKSUM].copy_from_slice(&((self.payload + UDP as u32) as u16).to_be_bytes());
+        out[UDP_CHECKSUM..].fill(0);
     }
 }
 
@@ -89,11 +98,14 @@ impl Vxlan {
     /// Writes the VXLAN header and the inner Ethernet header.
     #[inline(always)]
     pub fn write(&self, out: &mut [u8; VXLAN + ETHERNET]) {
+        use ethernet::offset::*;
+
         let [_, a, b, c] = self.vni.to_be_bytes();
-        out[..8].copy_from_slice(&[VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0]);
-        out[8..14].copy_from_slice(&self.destination_mac);
-        out[14..20].copy_from_slice(&self.source_mac);
-        out[20..22].copy_from_slice(&ETHERTYPE_IPV4);
+        let (vxlan, inner) = out.split_at_mut(VXLAN);
+        vxlan.copy_from_slice(&[VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0]);
+        inner[DESTINATION..SOURCE].copy_from_slice(&self.destination_mac);
+        inner[SOURCE..ETHERTYPE].copy_from_slice(&self.source_mac);
+        inner[ETHERTYPE..].copy_from_slice(&ETHERTYPE_IPV4);
     }
 }
 

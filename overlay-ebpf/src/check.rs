@@ -1,9 +1,29 @@
 //! Who may send what: the checks on a decapsulated packet, the same at the underlay device and at overlay0.
 use overlay_common::{Addr4, Reason, SETTING_STRICT_PEERS};
 
-use crate::{maps, settings};
+use crate::{
+    frame::Frame,
+    ipv4::Ipv4,
+    maps, settings,
+    verdict::{Answer, Exit},
+};
 
-/// The counters' slot of the peer that sent it, if that peer may send a packet with this inner source.
+/// The inner header at `offset`, and the counters' slot of the peer that sent it, if that peer may send it. Only a peer's
+/// packet is told what is wrong with it.
+#[inline(always)]
+pub(crate) fn sender(frame: &impl Frame, offset: usize, outer: &Ipv4) -> Result<(Ipv4, u32), Reason> {
+    let inner = match Ipv4::checked(frame, offset) {
+        Ok(inner) => inner,
+        Err(bad) => {
+            known(outer.source())?;
+            return Err(bad.into());
+        }
+    };
+    let slot = peer(outer.source(), inner.source())?;
+    Ok((inner, slot))
+}
+
+/// The counters' slot of the peer at underlay address `outer`, if that peer may send a packet with this inner source.
 /// One look-up answers the common case: the inner source's subnet belongs to the outer source.
 #[inline(always)]
 pub(crate) fn peer(outer: Addr4, source: Addr4) -> Result<u32, Reason> {
@@ -30,14 +50,14 @@ pub(crate) fn known(outer: Addr4) -> Result<u32, Reason> {
 
 /// The counters' slot of the peer that must have sent a packet without encapsulation (`DirectRouting`, host-gw), by its
 /// source alone: no outer header says who it was, so only the link's own protection keeps others from using the address.
-/// Nothing for a source outside Network, whose packet is the underlay's business.
+/// A packet with a source outside Network is not ours: it is the underlay's own.
 #[inline(always)]
-pub(crate) fn plain(source: Addr4) -> Result<Option<u32>, Reason> {
+pub(crate) fn unencapsulated(source: Addr4) -> Answer<u32> {
     if !settings::in_network(source) {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
     if settings::in_subnet(source) {
-        return Err(Reason::PeerMismatch);
+        return Err(Reason::PeerMismatch.into());
     }
-    maps::peer(source).map(|peer| Some(peer.slot)).ok_or(Reason::UnknownPeer)
+    Ok(maps::peer(source).map(|peer| peer.slot).ok_or(Reason::UnknownPeer)?)
 }

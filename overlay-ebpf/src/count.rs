@@ -1,14 +1,23 @@
 //! Counting every packet once, and saying the rare things aloud.
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::EbpfContext;
 use aya_log_ebpf::warn;
 use overlay_common::{Hook, Reason, reason::REASONS};
 
 use crate::{
+    helpers::now_ns,
     maps::{self, Pace},
-    packet::{Packet, Size},
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// Packets and bytes of a frame, as the counters count them.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    /// Packets: the segments of a GSO or GRO frame.
+    pub(crate) packets: u64,
+    /// Bytes of the inner IP packet.
+    pub(crate) bytes: u64,
+}
 
 /// Adds a frame to its hook's and reason's counter.
 #[inline(always)]
@@ -39,17 +48,17 @@ pub(crate) fn add_received(slot: u32, size: Size) {
 
 /// Logs a drop, at most one line per reason, CPU and second: a flood must not become a flood of lines.
 #[inline(never)]
-pub(crate) fn report(packet: &Packet, hook: Hook, reason: Reason) {
+pub(crate) fn report(context: &impl EbpfContext, hook: Hook, reason: Reason) {
     if take(reason as u32, 1, 1) {
-        warn!(packet.context(), "drop {} {}", hook as u32, reason as u32);
+        warn!(context, "drop {} {}", hook as u32, reason as u32);
     }
 }
 
 /// Logs that the table of flows is full.
 #[inline(never)]
-pub(crate) fn report_full(packet: &Packet) {
-    if take(Reason::FlowsFull as u32, 1, 1) {
-        warn!(packet.context(), "the table of noted flows is full: raise --max-flows");
+pub(crate) fn report_full(context: &impl EbpfContext) {
+    if take(Reason::FlowTableFull as u32, 1, 1) {
+        warn!(context, "the table of noted flows is full: raise --max-flows");
     }
 }
 
@@ -61,8 +70,7 @@ pub(crate) fn may_answer() -> bool {
 
 #[inline(always)]
 fn take(index: u32, per_second: u64, burst: u64) -> bool {
-    // SAFETY: no arguments, no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now_ns();
     let Some(Pace { refilled_ns, tokens }) = maps::pace(index) else {
         return false;
     };

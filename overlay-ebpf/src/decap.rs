@@ -1,155 +1,99 @@
-//! Underlay to container, top to bottom; the steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the judgement,
-//! which XDP shares; 4 and 5 are TC's.
+//! Underlay to container, top to bottom. The steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the
+//! classification, which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
     Addr4, Endpoint, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict,
-    wire::{ETHERNET, ETHERTYPE_IPV4, INNER, IPV4, UDP, VXLAN, VXLAN_VNI_VALID},
+    header::{ethernet, ipv4, protocol},
+    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, UDP},
 };
 
 use crate::{
     check, count, ecn, flow,
     frame::Frame,
-    ipv4::{IPPROTO_UDP, Ipv4},
+    ipv4::Ipv4,
     maps,
     packet::Packet,
-    programs::Outcome,
     settings, stack,
+    tunnel::{self, Format},
+    udp::Udp,
+    verdict::{Answer, Exit, Outcome},
 };
 
 /// A packet that is for a container here, and to be delivered past the stack.
 pub(crate) struct Delivery {
     pub(crate) inner: Ipv4,
     pub(crate) endpoint: Endpoint,
-    /// Counters of the peer that sent it.
+    /// Counters' slot of the peer that sent it.
     pub(crate) slot: u32,
     /// The inner type of service byte to deliver.
     pub(crate) tos: u8,
     /// The outer UDP checksum is zero: nobody can have vouched for it.
     pub(crate) is_unchecked: bool,
-    /// Bytes between the Ethernet header and the packet, that go; zero for one that came without encapsulation.
-    pub(crate) taken: usize,
+    /// Bytes of headers between the Ethernet header and the packet, which are to be removed. Zero for a packet that came
+    /// without encapsulation.
+    pub(crate) outer_length: usize,
 }
 
-/// Whether a frame is to be delivered. Nothing if it is not ours. Changes nothing.
+/// Whether and how a frame is to be delivered. Changes nothing.
 #[inline(always)]
-pub(crate) fn judge(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
+pub(crate) fn classify(frame: &impl Frame) -> Answer<Delivery> {
     // In 1. Anything but a whole datagram to our address and port, with our VNI where there is one, passes untouched: the
     // socket that holds the port takes what is to it, reassembles fragments, and the result gets to overlay_receive.
-    if !frame.is_ipv4() || !frame.is_for_us() || !frame.pull(ETHERNET + IPV4) {
-        return Ok(None);
+    if !frame.carries(ETHERTYPE_IPV4) || !frame.is_for_us() || !frame.pull(ETHERNET + IPV4) {
+        return Err(Exit::NotOurs);
     }
-    if is_plain(frame) {
-        return judge_plain(frame);
+    if is_unencapsulated(frame) {
+        return classify_unencapsulated(frame);
     }
-    let Ok(outer) = frame.ipv4(ETHERNET) else {
-        return Ok(None);
-    };
-    if outer.protocol != IPPROTO_UDP || outer.destination.raw() != settings::local() || outer.is_fragment() {
-        return Ok(None);
+    let outer = Ipv4::checked(frame, ETHERNET).map_err(|_| Exit::NotOurs)?;
+    if outer.protocol() != protocol::UDP
+        || outer.destination().raw() != settings::local()
+        || outer.is_fragment()
+    {
+        return Err(Exit::NotOurs);
     }
     if !frame.pull(ETHERNET + IPV4 + UDP) {
-        return Ok(None);
+        return Err(Exit::NotOurs);
     }
-    let Some(udp) = frame.read::<[u8; UDP]>(ETHERNET + IPV4) else {
-        return Ok(None);
-    };
-    let udp_length = u16::from_be_bytes([udp[4], udp[5]]);
-    if [udp[2], udp[3]] != settings::port() || usize::from(udp_length) + IPV4 != usize::from(outer.length) {
-        return Ok(None);
+    let udp = Udp::read(frame, ETHERNET + IPV4).ok_or(Exit::NotOurs)?;
+    let is_whole = usize::from(udp.length()) + IPV4 == usize::from(outer.length());
+    if udp.destination_port() != settings::port() || !is_whole {
+        return Err(Exit::NotOurs);
     }
 
     // In 2. Sent by a peer, and from that peer's own subnet.
-    let taken = settings::overhead();
-    let unwrapped = if settings::is_udp() { bare(frame, &outer)? } else { vxlan(frame, &outer)? };
-    let Some((inner, slot)) = unwrapped else { return Ok(None) };
+    let (inner, slot) = tunnel::parse(frame, &outer)?;
 
-    // In 3. For a container here that is learned, whose connection is not the stack's, and whose veth still exists.
-    let endpoint = receiver(frame, &inner, taken)?;
-    let tos = ecn::unwrapped(outer.tos, inner.tos)?;
-    Ok(Some(Delivery { inner, endpoint, slot, tos, is_unchecked: udp[6] | udp[7] == 0, taken }))
-}
-
-/// The inner packet of a VXLAN frame, and the counters of its sender.
-#[inline(always)]
-fn vxlan(frame: &impl Frame, outer: &Ipv4) -> Result<Option<(Ipv4, u32)>, Reason> {
-    if !frame.pull(INNER + IPV4) {
-        return Ok(None);
-    }
-    let Some(vxlan) = frame.read::<[u8; VXLAN]>(ETHERNET + IPV4 + UDP) else {
-        return Ok(None);
-    };
-    let [_, a, b, c] = settings::vni().to_be_bytes();
-    if vxlan != [VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0] {
-        return Ok(None);
-    }
-    let Some(ethernet) = frame.read::<[u8; ETHERNET]>(INNER - ETHERNET) else {
-        return Ok(None);
-    };
-    if [ethernet[12], ethernet[13]] != ETHERTYPE_IPV4 {
-        check::known(outer.source)?;
-        return Err(Reason::NotIpv4);
-    }
-    let (inner, slot) = sent(frame, INNER, outer)?;
-    // The kernel's device takes nothing from its own address either: it would be a loop (vxlan_set_mac).
-    if ethernet[..6] != settings::vtep_mac() || ethernet[6..12] == settings::vtep_mac() {
-        return Err(Reason::WrongVtepMac);
-    }
-    Ok(Some((inner, slot)))
-}
-
-/// The packet in a datagram, and the counters of its sender.
-#[inline(always)]
-fn bare(frame: &impl Frame, outer: &Ipv4) -> Result<Option<(Ipv4, u32)>, Reason> {
-    if !frame.pull(ETHERNET + IPV4 + UDP + IPV4) {
-        check::known(outer.source)?;
-        return Err(Reason::Malformed);
-    }
-    match sent(frame, ETHERNET + IPV4 + UDP, outer) {
-        // Datagrams that GRO has merged (rx-gro-list, rx-udp-gro-forwarding): the socket takes them apart again.
-        Err(Reason::TrailingBytes) if frame.gso_size() != 0 => Ok(None),
-        unwrapped => unwrapped.map(Some),
-    }
-}
-
-/// The inner packet at `offset`, and the counters of its sender, if that may send it.
-#[inline(always)]
-fn sent(frame: &impl Frame, offset: usize, outer: &Ipv4) -> Result<(Ipv4, u32), Reason> {
-    let inner = match frame.ipv4(offset) {
-        Ok(inner) => inner,
-        Err(bad) => {
-            check::known(outer.source)?;
-            return Err(bad.into());
-        }
-    };
-    let slot = check::peer(outer.source, inner.source)?;
-    Ok((inner, slot))
+    // In 3. For a container here that is learned, whose connection is no stack flow, and whose veth still exists.
+    let outer_length = tunnel::length();
+    let endpoint = receiver(frame, &inner, outer_length)?;
+    let tos = ecn::decapsulated(outer.tos(), inner.tos())?;
+    Ok(Delivery { inner, endpoint, slot, tos, is_unchecked: udp.is_unchecked(), outer_length })
 }
 
 /// Under direct routing: a packet to the own subnet that came without encapsulation.
 #[inline(always)]
-pub(crate) fn is_plain(frame: &impl Frame) -> bool {
+pub(crate) fn is_unencapsulated(frame: &impl Frame) -> bool {
     settings::has(SETTING_DIRECT)
-        && frame.read::<[u8; 4]>(ETHERNET + 16).is_some_and(|to| settings::in_subnet(Addr4::new(to)))
+        && frame
+            .read::<[u8; 4]>(ETHERNET + ipv4::offset::DESTINATION)
+            .is_some_and(|to| settings::in_subnet(Addr4::new(to)))
 }
 
-/// In 1 to 3 of such a packet. Not ours is what the underlay's own hosts send; what claims to be another host's container's
-/// must be in a peer's subnet.
+/// In 1 to 3 of such a packet. What the underlay's own hosts send is not ours; what has a source inside Network must have one
+/// in a peer's subnet.
 #[inline(always)]
-fn judge_plain(frame: &impl Frame) -> Result<Option<Delivery>, Reason> {
-    let Some(source) = frame.read::<[u8; 4]>(ETHERNET + 12) else {
-        return Ok(None);
-    };
-    let Some(slot) = check::plain(Addr4::new(source))? else {
-        return Ok(None);
-    };
-    let inner = frame.ipv4(ETHERNET)?;
+fn classify_unencapsulated(frame: &impl Frame) -> Answer<Delivery> {
+    let source = frame.read(ETHERNET + ipv4::offset::SOURCE).map(Addr4::new).ok_or(Exit::NotOurs)?;
+    let slot = check::unencapsulated(source)?;
+    let inner = Ipv4::checked(frame, ETHERNET).map_err(Reason::from)?;
     let endpoint = receiver(frame, &inner, 0)?;
-    Ok(Some(Delivery { inner, endpoint, slot, tos: inner.tos, is_unchecked: true, taken: 0 }))
+    Ok(Delivery { inner, endpoint, slot, tos: inner.tos(), is_unchecked: true, outer_length: 0 })
 }
 
-/// In 3: the endpoint of a packet that begins `taken` bytes behind the Ethernet header.
+/// In 3: the endpoint of a packet that begins `outer_length` bytes behind the Ethernet header.
 #[inline(always)]
-fn receiver(frame: &impl Frame, inner: &Ipv4, taken: usize) -> Result<Endpoint, Reason> {
-    if !settings::in_subnet(inner.destination) {
+fn receiver(frame: &impl Frame, inner: &Ipv4, outer_length: usize) -> Result<Endpoint, Reason> {
+    if !settings::in_subnet(inner.destination()) {
         return Err(Reason::NotOurSubnet);
     }
     if settings::has(SETTING_STACK_ONLY) {
@@ -159,89 +103,83 @@ fn receiver(frame: &impl Frame, inner: &Ipv4, taken: usize) -> Result<Endpoint, 
         return Err(Reason::InnerFragment);
     }
     // The stack answers time exceeded: this host is a router too, though the fast path takes nothing from the TTL here.
-    if inner.ttl <= 1 {
+    if inner.ttl() <= 1 {
         return Err(Reason::TtlExpired);
     }
-    let endpoint = maps::endpoint(inner.destination).ok_or(Reason::Unlearned)?;
-    if flow::is_noted(frame, ETHERNET + taken, inner) {
+    let endpoint = maps::endpoint(inner.destination()).ok_or(Reason::Unlearned)?;
+    if flow::is_stacks(frame, ETHERNET + outer_length, inner) {
         return Err(Reason::StackFlow);
     }
-    if !frame.fits(endpoint.ifindex, inner, taken) {
+    if !frame.fits(endpoint.ifindex, inner.length(), outer_length) {
         return Err(Reason::EndpointGone);
     }
     Ok(endpoint)
 }
 
 #[inline(always)]
-pub(crate) fn decap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    let Delivery { inner, endpoint, slot, tos, is_unchecked, taken } = match judge(packet) {
-        Ok(Some(delivery)) => delivery,
-        Ok(None) => return Ok(Outcome::NotOurs),
-        Err(reason) => return leave(packet, reason),
+pub(crate) fn decap(packet: &Packet<'_>) -> Answer<Outcome> {
+    let Delivery { inner, endpoint, slot, tos, is_unchecked, outer_length } = match classify(packet) {
+        Ok(delivery) => delivery,
+        Err(Exit::NotOurs) => return Err(Exit::NotOurs),
+        Err(Exit::Because(reason)) => return leave(packet, reason),
     };
 
     // In 4. On refusal the frame is as it was, and the stack's. So are the datagrams of one frame (UDP_SEGMENT, or merged
     // by GRO): what bpf_skb_adjust_room leaves of the tunnel's marks (SKB_GSO_UDP_TUNNEL, skb->encapsulation) keeps the
     // kernel from cutting them apart before the socket, where it drops them without a count.
-    let size = packet.size(ETHERNET + taken);
-    if taken != 0 {
-        if packet.gso_size() != 0 && inner.protocol == IPPROTO_UDP {
-            return leave(packet, Reason::RoomRefused);
+    let size = packet.size(ETHERNET + outer_length);
+    if outer_length != 0 {
+        if packet.gso_size() != 0 && inner.protocol() == protocol::UDP {
+            return leave(packet, Reason::HeadroomRefused);
         }
-        let start =
-            if settings::is_udp() && !is_unchecked { packet.read::<[u8; 8]>(ETHERNET + taken) } else { None };
-        let took = match start {
-            Some(start) => packet.take_datagram_room(&start),
-            None => packet.take_room(taken),
-        };
-        if let Err(reason) = took {
+        if let Err(reason) = tunnel::decapsulate(packet, is_unchecked) {
             return leave(packet, reason);
         }
-        packet.distrust_checksum();
     }
 
     // In 5. From here on the frame is ours alone.
-    packet.store(0, &macs(&endpoint))?;
-    if tos != inner.tos {
-        packet.store(ETHERNET + 1, &[tos])?;
-        packet.store(ETHERNET + 10, &marked(&inner, tos))?;
+    packet.store(ethernet::offset::DESTINATION, &macs(&endpoint))?;
+    if tos != inner.tos() {
+        inner.store_tos(packet, ETHERNET, tos)?;
     }
-    // Addressed to this host already: overlay_decap takes no other (`is_for_us`).
+    // The frame is marked as addressed to this host already: overlay_decap takes no other (`is_for_us`).
     count::add_received(slot, size);
     Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
 }
 
-/// Leaves a packet to the stack, untouched: a VXLAN frame to the kernel's tunnel socket, anything else to overlay0, which
-/// alone is a way in that reverse path filters and the host's firewall know it to come by.
+/// Leaves a packet to the stack, untouched: a VXLAN frame to the kernel's tunnel socket, anything else to overlay0. What the
+/// stack received as the underlay device's, reverse path filters and the host's firewall would refuse.
 #[inline(always)]
-fn leave(packet: &Packet<'_>, reason: Reason) -> Result<Outcome, Reason> {
-    if !matches!(reason.verdict(), Verdict::Stack) || !(settings::is_udp() || is_plain(packet)) {
-        return Err(reason);
+fn leave(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
+    let is_sockets = matches!(tunnel::format(), Format::Vxlan) && !is_unencapsulated(packet);
+    if !matches!(reason.verdict(), Verdict::Stack) || is_sockets {
+        return Err(reason.into());
     }
     // The datagrams of one frame: taken apart by us they would keep the tunnel's marks (In 4). Before the agent's socket
     // gets them the kernel cuts them, outer headers and all.
-    let is_datagrams =
-        packet.gso_size() != 0 && packet.read::<[u8; 1]>(ETHERNET + IPV4 + UDP + 9) == Some([IPPROTO_UDP]);
-    if is_datagrams && !is_plain(packet) {
-        return Err(reason);
+    let inner_protocol = ETHERNET + IPV4 + UDP + ipv4::offset::PROTOCOL;
+    let is_datagrams = packet.gso_size() != 0 && packet.read(inner_protocol) == Some(protocol::UDP);
+    if is_datagrams && !is_unencapsulated(packet) {
+        return Err(reason.into());
     }
-    stack::hand_over(packet).map(|action| Outcome::Instead(action, reason))
+    Ok(Outcome::Instead(stack::hand_over(packet)?, reason))
 }
 
-/// In 5 of what XDP has judged and unwrapped a moment ago, merged by GRO since. Only the endpoint is looked up again: it
-/// may have moved. One that is gone meanwhile takes the packet along, which cannot be wrapped again.
+/// In 5 of what XDP has classified and decapsulated a moment ago, and GRO has merged since. Only the endpoint is looked up
+/// again: it may have moved. One that is gone meanwhile takes the packet along, which cannot be encapsulated again.
 #[inline(always)]
-pub(crate) fn deliver(packet: &Packet<'_>, slot: u32) -> Result<Outcome, Reason> {
+pub(crate) fn deliver(packet: &Packet<'_>, slot: u32) -> Answer<Outcome> {
     if !packet.pull(ETHERNET + IPV4) {
-        return Err(Reason::Failed);
+        return Err(Reason::Failed.into());
     }
-    // Judged it has been, packet by packet: merged beyond 65,535 bytes its length is zero (BIG TCP).
-    let destination = packet.read(ETHERNET + 16).map(Addr4::new).ok_or(Reason::Failed)?;
+    // The header is not checked again. Each packet's was; merged beyond 65,535 bytes its length is zero (BIG TCP).
+    let destination =
+        packet.read(ETHERNET + ipv4::offset::DESTINATION).map(Addr4::new).ok_or(Reason::Failed)?;
     let endpoint = maps::endpoint(destination).ok_or(Reason::Failed)?;
-    if !packet.takes(endpoint.ifindex, 0) {
-        return Err(Reason::Failed);
+    if !packet.fits_without(endpoint.ifindex, 0) {
+        return Err(Reason::Failed.into());
     }
-    packet.store(0, &macs(&endpoint))?;
+    packet.store(ethernet::offset::DESTINATION, &macs(&endpoint))?;
     packet.accept();
     count::add_received(slot, packet.size(ETHERNET));
     Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
@@ -253,10 +191,4 @@ pub(crate) fn macs(endpoint: &Endpoint) -> [u8; 12] {
     let [a, b, c, d, e, f] = endpoint.mac;
     let [g, h, i, j, k, l] = endpoint.gateway_mac;
     [a, b, c, d, e, f, g, h, i, j, k, l]
-}
-
-/// The inner header's checksum once its type of service byte is `tos`.
-#[inline(always)]
-pub(crate) fn marked(inner: &Ipv4, tos: u8) -> [u8; 2] {
-    ecn::checksum(inner.checksum, 0x45, inner.tos, tos)
 }

@@ -1,63 +1,63 @@
-//! Container to underlay, top to bottom; the steps are those of docs/packet-flow.md, "Out".
+//! Container to underlay, top to bottom. The steps are those of docs/packet-flow.md, "Out".
 use overlay_common::{
     Addr4, Reason, SETTING_STACK_ONLY,
-    wire::{ETHERNET, IPV4},
+    header::{ethernet, ipv4, protocol, udp},
+    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4},
 };
 
 use crate::{
     count,
-    fib::{self, NoWay, Way},
+    fib::{self, NoPath, Path},
     flow,
     frame::Frame as _,
     icmp,
-    ipv4::{IPPROTO_UDP, segment_length},
-    maps, outer,
+    ipv4::{Ipv4, segment_length},
+    maps,
     packet::Packet,
-    programs::Outcome,
-    settings,
+    settings, tunnel,
+    verdict::{Answer, Exit, Outcome},
 };
 
 #[inline(always)]
-pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
+pub(crate) fn encap(packet: &Packet<'_>) -> Answer<Outcome> {
     // Out 1. What is not IPv4 to another host's part of Network is not ours.
-    if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4) {
-        return Ok(Outcome::NotOurs);
+    if !packet.carries(ETHERTYPE_IPV4) || !packet.pull(ETHERNET + IPV4) {
+        return Err(Exit::NotOurs);
     }
-    let Some(destination) = packet.read::<[u8; 4]>(ETHERNET + 16).map(Addr4::new) else {
-        return Ok(Outcome::NotOurs);
-    };
-    if !settings::in_network(destination) || settings::in_subnet(destination) || is_broadcast(destination) {
-        return not_wrapped(packet);
+    let destination =
+        packet.read(ETHERNET + ipv4::offset::DESTINATION).map(Addr4::new).ok_or(Exit::NotOurs)?;
+    if !settings::is_another_hosts(destination) || settings::is_broadcast(destination) {
+        return check_forgery(packet);
     }
-    let inner = packet.ipv4(ETHERNET)?;
+    let inner = Ipv4::checked(packet, ETHERNET).map_err(Reason::from)?;
 
     // Out 2. The source must be a container of ours, on this interface.
-    if !settings::in_subnet(inner.source) {
-        let spoofed = settings::in_network(inner.source);
-        return Err(if spoofed { Reason::SourceNotOurs } else { Reason::ForeignSource });
+    if !settings::in_subnet(inner.source()) {
+        let is_spoofed = settings::in_network(inner.source());
+        return Err(if is_spoofed { Reason::SourceNotOurs } else { Reason::ForeignSource }.into());
     }
     // The first packet follows the ARP exchange by microseconds, the agent's learning by some ten more: the stack
     // carries what is not learned yet.
-    let endpoint = maps::endpoint(inner.source).ok_or(Reason::Unlearned)?;
+    let endpoint = maps::endpoint(inner.source()).ok_or(Reason::Unlearned)?;
     if endpoint.ifindex != packet.ifindex() {
         // Replaced under the same address while no agent runs to learn it: nobody is left to be stolen from.
-        let gone = !packet.exists(endpoint.ifindex);
-        return Err(if gone { Reason::EndpointGone } else { Reason::SourceElsewhere });
+        let is_gone = !packet.exists(endpoint.ifindex);
+        return Err(if is_gone { Reason::EndpointGone } else { Reason::SourceAtWrongPort }.into());
     }
-    if packet.read::<[u8; 6]>(0) != Some(endpoint.gateway_mac) {
-        // Sent to another router on the bridge, or broadcast: the bridge's business.
-        return Ok(Outcome::NotOurs);
+    if packet.read(ethernet::offset::DESTINATION) != Some(endpoint.gateway_mac) {
+        // Sent to another router on the bridge, or broadcast: the bridge forwards it.
+        return Err(Exit::NotOurs);
     }
     if settings::has(SETTING_STACK_ONLY) {
-        return Err(Reason::StackOnly);
+        return Err(Reason::StackOnly.into());
     }
 
     // Out 3. One connection, one path.
     if inner.is_fragment() {
-        return Err(Reason::InnerFragment);
+        return Err(Reason::InnerFragment.into());
     }
-    if flow::is_noted(packet, ETHERNET, &inner) {
-        return Err(Reason::StackFlow);
+    if flow::is_stacks(packet, ETHERNET, &inner) {
+        return Err(Reason::StackFlow.into());
     }
 
     // Out 4. Whose subnet is it?
@@ -66,29 +66,31 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     };
 
     // Out 5. The stack answers time exceeded.
-    if inner.ttl <= 1 {
-        return Err(Reason::TtlExpired);
+    if inner.ttl() <= 1 {
+        return Err(Reason::TtlExpired.into());
     }
 
     // Out 6. Next hop and path MTU, by the length of one segment; encapsulated, unless the peer is the next hop itself.
-    let source_port = outer::source_port(packet);
-    let way = match fib::way(packet, &peer, source_port, segment_length(packet, ETHERNET, &inner)) {
-        Ok(way) => way,
-        Err(NoWay::Stack) => return Err(Reason::NoNextHop),
-        Err(NoWay::TooBig(_)) if !inner.dont_fragment() => return Err(Reason::NeedsFragmentation),
-        Err(NoWay::TooBig(mtu)) => return icmp::fragmentation_needed(packet, &inner, mtu),
+    let source_port = tunnel::source_port(packet);
+    let path = match fib::path(packet, &peer, source_port, segment_length(packet, ETHERNET, &inner)) {
+        Ok(path) => path,
+        Err(NoPath::Stack) => return Err(Reason::NoNextHop.into()),
+        Err(NoPath::TooBig(_)) if !inner.dont_fragment() => {
+            return Err(Reason::NeedsFragmentation.into());
+        }
+        Err(NoPath::TooBig(mtu)) => return icmp::fragmentation_needed(packet, &inner, mtu),
     };
 
-    // Out 7. Everything that reads the frame comes before this: the room for outer headers moves it.
-    // Out 8. Headers. From here on the frame is half ours: a failure drops it.
+    // Out 7. Everything that reads the frame comes before this: making headroom moves it.
+    // Out 8. Headers. From here on the frame is half changed: a failure drops it.
     let size = packet.size(ETHERNET);
-    let next_hop = match way {
-        Way::Wrapped(next_hop) => {
-            outer::wrap(packet, &inner, &peer, source_port)?;
+    let next_hop = match path {
+        Path::Encapsulated(next_hop) => {
+            tunnel::encapsulate(packet, &inner, &peer, source_port)?;
             next_hop
         }
-        Way::Plain(next_hop) => {
-            outer::route(packet, &inner)?;
+        Path::Unencapsulated(next_hop) => {
+            inner.store_forwarded(packet, ETHERNET)?;
             next_hop
         }
     };
@@ -96,47 +98,37 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Result<Outcome, Reason> {
     Ok(Outcome::Carried(Packet::redirect_neighbour(next_hop.ifindex, next_hop.address)))
 }
 
-/// What the bridge hands up, whichever port it came through: only forgery is judged. A port's own program has judged all
-/// else; ports without one (taps, physical ones, a veth not attached yet) are the stack's.
+/// What the bridge hands up the stack, from whichever port it came. Only forgery is looked for: a port's own program has
+/// checked all else, and what ports without one send (taps, physical ones, a veth not attached yet) is left to the stack.
 #[inline(always)]
-pub(crate) fn bridge(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4) {
-        return Ok(Outcome::NotOurs);
+pub(crate) fn bridge(packet: &Packet<'_>) -> Answer<Outcome> {
+    if !packet.carries(ETHERTYPE_IPV4) || !packet.pull(ETHERNET + IPV4) {
+        return Err(Exit::NotOurs);
     }
-    not_wrapped(packet)
+    check_forgery(packet)
 }
 
-/// Not ours, unless a container plays another host's container, or the host: what it wraps itself and sends to a peer is
-/// masqueraded, like all that leaves the host, and arrives from this host's address; what it wraps in a peer's name and
-/// sends to this host is taken by the tunnel's socket, which listens on every address. Either would pass the peer check at
-/// its destination. The header must be readable.
+/// Drops what a container sends in the name of another host, or of another host's container; everything else is not ours. A
+/// packet that the container has encapsulated itself and sends to a peer would be masqueraded, like all that leaves the host,
+/// and arrive from this host's address. One that it sends to this host in a peer's name would be taken by the tunnel's socket,
+/// which listens on every address. Either would pass the check of peers at its destination. The header must be readable.
 #[inline(always)]
-fn not_wrapped(packet: &Packet<'_>) -> Result<Outcome, Reason> {
-    let Some(header) = packet.read::<[u8; IPV4]>(ETHERNET) else {
-        return Ok(Outcome::NotOurs);
-    };
-    // Whomever it is to, a container of the same bridge too: the answers would be kept to the stack (overlay_note).
-    let [.., a, b, c, d, e, f, g, h] = header;
-    let source = Addr4::new([a, b, c, d]);
-    if settings::is_another_hosts(source) {
-        return Err(Reason::SourceNotOurs);
+fn check_forgery(packet: &Packet<'_>) -> Answer<Outcome> {
+    let header = Ipv4::read(packet, ETHERNET).ok_or(Exit::NotOurs)?;
+    // This holds for a packet to a container of the same bridge, too: overlay_note would record its connection, and the other
+    // host's real answers to that container would have to take the stack.
+    if settings::is_another_hosts(header.source()) {
+        return Err(Reason::SourceNotOurs.into());
     }
-    let is_later_fragment = (header[6] & 0x1f) | header[7] != 0;
-    if header[9] != IPPROTO_UDP || is_later_fragment {
-        return Ok(Outcome::NotOurs);
+    if header.protocol() != protocol::UDP || header.is_later_fragment() {
+        return Err(Exit::NotOurs);
     }
-    let options = usize::from(header[0] & 0x0f) * 4;
-    let is_vtep = |octets| maps::vtep(Addr4::new(octets)).is_some();
-    if packet.load(ETHERNET + options + 2) == Some(settings::port())
-        && (is_vtep([e, f, g, h]) || is_vtep([a, b, c, d]))
+    let port = ETHERNET + header.header_length() + udp::offset::DESTINATION_PORT;
+    let is_peers = |address| maps::vtep(address).is_some();
+    if packet.load(port) == Some(settings::port())
+        && (is_peers(header.destination()) || is_peers(header.source()))
     {
-        return Err(Reason::ForgedTunnel);
+        return Err(Reason::ForgedTunnel.into());
     }
-    Ok(Outcome::NotOurs)
-}
-
-/// The last address of Network.
-#[inline(always)]
-fn is_broadcast(address: Addr4) -> bool {
-    address.raw() == settings::network() | !settings::network_mask()
+    Err(Exit::NotOurs)
 }

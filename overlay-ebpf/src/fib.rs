@@ -1,13 +1,13 @@
-//! The way to a peer: the next hop on the underlay, whether encapsulation is needed, and whether a packet fits the path.
+//! The path to a peer: the next hop on the underlay, whether encapsulation is needed, and whether a packet fits the path.
 use aya_ebpf::{
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
     },
     helpers::generated::bpf_fib_lookup as lookup,
 };
-use overlay_common::{Addr4, Peer, SETTING_DIRECT};
+use overlay_common::{Addr4, Peer, SETTING_DIRECT, header::protocol};
 
-use crate::{ipv4::IPPROTO_UDP, packet::Packet, settings};
+use crate::{packet::Packet, settings, tunnel};
 
 const AF_INET: u8 = 2;
 
@@ -19,74 +19,76 @@ pub(crate) struct NextHop {
 }
 
 /// How a packet reaches its peer.
-pub(crate) enum Way {
+pub(crate) enum Path {
     /// As it is: the peer is on the same link, and direct routing is asked for.
-    Plain(NextHop),
+    Unencapsulated(NextHop),
     /// Encapsulated.
-    Wrapped(NextHop),
+    Encapsulated(NextHop),
 }
 
-/// Why there is none.
-pub(crate) enum NoWay {
+/// Why there is no path.
+pub(crate) enum NoPath {
     /// The path takes inner packets of this many bytes only.
     TooBig(u32),
-    /// No route, or one of a kind that the stack knows better (blackhole, a policy, forwarding switched off).
+    /// There is no route, or one of a kind that only the stack can follow (blackhole, a policy, forwarding switched off).
     Stack,
 }
 
-/// The way of a packet whose IP packets (one segment's, of a GSO frame) are `length` bytes long. Whether the peer is on
-/// the same link is what the kernel's routes say at this moment: no gateway on the way.
+/// The path of a packet whose IP packets (one segment's, of a GSO frame) are `length` bytes long. Whether the peer is on
+/// the same link is what the kernel's routes say at this moment: it is if no gateway is on the path.
 #[inline(always)]
-pub(crate) fn way(packet: &Packet<'_>, peer: &Peer, source_port: u16, length: u32) -> Result<Way, NoWay> {
+pub(crate) fn path(packet: &Packet<'_>, peer: &Peer, source_port: u16, length: u32) -> Result<Path, NoPath> {
     let outer = Addr4::new(peer.outer);
     if settings::has(SETTING_DIRECT) {
         match next_hop(packet, outer, source_port, length) {
-            Ok(next_hop) if next_hop.address == outer => return Ok(Way::Plain(next_hop)),
+            Ok(next_hop) if next_hop.address == outer => return Ok(Path::Unencapsulated(next_hop)),
             Ok(_) => {}
-            Err(NoWay::TooBig(mtu)) => {
+            Err(NoPath::TooBig(mtu)) => {
                 // This answer does not name the next hop.
-                if neighbour(packet, peer, source_port).is_some() {
-                    return Err(NoWay::TooBig(mtu));
+                if on_link(packet, peer, source_port).is_some() {
+                    return Err(NoPath::TooBig(mtu));
                 }
             }
-            Err(NoWay::Stack) => return Err(NoWay::Stack),
+            Err(NoPath::Stack) => return Err(NoPath::Stack),
         }
     }
-    let overhead = settings::overhead() as u32;
+    let overhead = tunnel::length() as u32;
     match next_hop(packet, outer, source_port, length + overhead) {
-        Ok(next_hop) => Ok(Way::Wrapped(next_hop)),
-        Err(NoWay::TooBig(mtu)) => Err(NoWay::TooBig(mtu.saturating_sub(overhead))),
-        Err(NoWay::Stack) => Err(NoWay::Stack),
+        Ok(next_hop) => Ok(Path::Encapsulated(next_hop)),
+        Err(NoPath::TooBig(mtu)) => Err(NoPath::TooBig(mtu.saturating_sub(overhead))),
+        Err(NoPath::Stack) => Err(NoPath::Stack),
     }
 }
 
-/// The peer itself as next hop, if it is on the same link and direct routing is asked for; whatever the packet's length.
+/// The peer itself as next hop, if it is on the same link and direct routing is asked for, whatever the packet's length.
 #[inline(always)]
-pub(crate) fn neighbour(packet: &Packet<'_>, peer: &Peer, source_port: u16) -> Option<NextHop> {
+pub(crate) fn on_link(packet: &Packet<'_>, peer: &Peer, source_port: u16) -> Option<NextHop> {
     let outer = Addr4::new(peer.outer);
-    let next_hop = settings::has(SETTING_DIRECT).then(|| any_length(packet, peer, source_port))??;
+    let next_hop =
+        settings::has(SETTING_DIRECT).then(|| next_hop_of_any_length(packet, peer, source_port))??;
     (next_hop.address == outer).then_some(next_hop)
 }
 
 /// The next hop towards a peer, whatever the packet's length.
 #[inline(always)]
-pub(crate) fn any_length(packet: &Packet<'_>, peer: &Peer, source_port: u16) -> Option<NextHop> {
-    // A length of zero would have the kernel judge the frame at hand.
+pub(crate) fn next_hop_of_any_length(packet: &Packet<'_>, peer: &Peer, source_port: u16) -> Option<NextHop> {
+    // With a length of zero the kernel would take the length of the frame at hand.
     next_hop(packet, Addr4::new(peer.outer), source_port, 1).ok()
 }
 
 /// Asks the kernel for the route to `peer`, with the length of one segment on the wire, so that a path MTU which the
-/// kernel learned from ICMP counts too. Nothing is cached: the answer is never stale. Asked as for a packet that came in
-/// by the underlay device, not as one bound to leave there: another device may be the way, as it may for overlay0.
+/// kernel learned from ICMP counts too. Nothing is cached: the answer is never stale. The question is that of a packet which
+/// came in by the underlay device, not of one that must leave there: the route may lead to another device, as it may for
+/// what overlay0 sends.
 #[inline(always)]
-fn next_hop(packet: &Packet<'_>, peer: Addr4, source_port: u16, wire_length: u32) -> Result<NextHop, NoWay> {
+fn next_hop(packet: &Packet<'_>, peer: Addr4, source_port: u16, wire_length: u32) -> Result<NextHop, NoPath> {
     if wire_length > u32::from(u16::MAX) {
-        return Err(NoWay::Stack);
+        return Err(NoPath::Stack);
     }
     // SAFETY: integers only, zero is valid for all of them.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     query.family = AF_INET;
-    query.l4_protocol = IPPROTO_UDP;
+    query.l4_protocol = protocol::UDP;
     query.sport = source_port.to_be();
     query.dport = u16::from_ne_bytes(settings::port());
     query.__bindgen_anon_1.tot_len = wire_length as u16;
@@ -105,9 +107,10 @@ fn next_hop(packet: &Packet<'_>, peer: Addr4, source_port: u16, wire_length: u32
     // An unresolved neighbour is no obstacle: redirect_neighbour resolves it. Leaving that one packet to the stack would
     // move its whole connection there.
     if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        // A next hop of IPv6 (RFC 9229) is none that is read here; overlay0 is no way to a peer, it ends at one.
+        // The address of an IPv6 next hop (RFC 9229) is not read here. And a route to the peer that leads into overlay0 would
+        // send encapsulated packets into the tunnel again.
         if query.family != AF_INET || query.ifindex == settings::device() {
-            return Err(NoWay::Stack);
+            return Err(NoPath::Stack);
         }
         // SAFETY: the kernel has put the next hop's address there.
         let address = unsafe { query.__bindgen_anon_4.ipv4_dst };
@@ -115,7 +118,7 @@ fn next_hop(packet: &Packet<'_>, peer: Addr4, source_port: u16, wire_length: u32
     }
     if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
         // SAFETY: this answer fills in mtu_result.
-        return Err(NoWay::TooBig(u32::from(unsafe { query.__bindgen_anon_1.mtu_result })));
+        return Err(NoPath::TooBig(u32::from(unsafe { query.__bindgen_anon_1.mtu_result })));
     }
-    Err(NoWay::Stack)
+    Err(NoPath::Stack)
 }

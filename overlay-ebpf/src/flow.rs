@@ -1,72 +1,62 @@
-//! One connection, one path: which connections the stack has state for.
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+//! One connection, one path: which connections are stack flows, those that the stack has state for.
 use overlay_common::{
-    Addr4, FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey, Hook, Reason,
-    wire::{ETHERNET, IPV4},
+    FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey, Hook, Reason,
+    header::{icmp, protocol, tcp},
+    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4},
 };
 
-use crate::{
-    count,
-    frame::Frame,
-    ipv4::{IPPROTO_TCP as TCP, IPPROTO_UDP as UDP, Ipv4},
-    maps,
-    packet::Packet,
-    settings,
-};
+use crate::{count, frame::Frame, helpers::now_ns, ipv4::Ipv4, maps, packet::Packet, settings};
 
-const ICMP: u8 = 1;
-const SCTP: u8 = 132;
-/// SYN in byte 13 of a TCP header (RFC 9293 section 3.1).
-const TCP_SYN: u8 = 0x02;
-/// FIN and RST in byte 13 of a TCP header.
-const TCP_CLOSING: u8 = 0x01 | 0x04;
-/// Notes are refreshed at most once a second: a store per packet would bounce a cache line between CPUs.
+/// A stack flow is refreshed at most once a second: a store per packet would bounce a cache line between CPUs.
 const REFRESH_NS: u64 = 1_000_000_000;
+/// Bytes of a packet's transport header that every ICMP error about it quotes (RFC 792).
+const QUOTED: usize = 8;
 
 /// The connection of a packet whose IPv4 header is at `offset`. An ICMP error belongs to the connection it quotes
 /// (the stack's connection tracking holds it to be related to that one), anything without ports to its address pair.
 #[inline(always)]
-pub(crate) fn key(frame: &impl Frame, offset: usize, ip: &Ipv4) -> FlowKey {
+fn key(frame: &impl Frame, offset: usize, ip: &Ipv4) -> FlowKey {
     let transport = offset + IPV4;
-    match ip.protocol {
-        TCP | UDP | SCTP => {
-            // Without a helper's call where they lie in the linear part, as they do but for odd drivers.
-            let ports = frame.read(transport).or_else(|| frame.load(transport)).unwrap_or([0; 4]);
-            FlowKey::new(ip.source, ip.destination, split(ports), ip.protocol)
+    let of = |ports| FlowKey::new(ip.source(), ip.destination(), ports, ip.protocol());
+    match ip.protocol() {
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
+            // Ports lie in the linear part, but for odd drivers; reading them there needs no helper's call.
+            of(split(frame.read(transport).or_else(|| frame.load(transport)).unwrap_or([0; 4])))
         }
-        ICMP => match frame.load::<8>(transport) {
-            // Echo reply and echo: the identifier is what tells two apart (RFC 792).
-            Some([0 | 8, _, _, _, high, low, _, _]) => {
-                FlowKey::new(ip.source, ip.destination, [[high, low]; 2], ICMP)
-            }
-            // Destination unreachable, source quench, redirect, time exceeded, parameter problem: errors.
-            Some([3 | 4 | 5 | 11 | 12, ..]) => quoted(frame, transport + 8).unwrap_or(FlowKey::new(
-                ip.source,
-                ip.destination,
-                [[0; 2]; 2],
-                ICMP,
-            )),
-            _ => FlowKey::new(ip.source, ip.destination, [[0; 2]; 2], ICMP),
+        protocol::ICMP => match frame.load::<{ icmp::LENGTH }>(transport) {
+            // The identifier is what tells two connections apart (RFC 792).
+            Some([icmp::ECHO_REPLY | icmp::ECHO, _, _, _, high, low, _, _]) => of([[high, low]; 2]),
+            Some(
+                [
+                    icmp::UNREACHABLE
+                    | icmp::SOURCE_QUENCH
+                    | icmp::REDIRECT
+                    | icmp::TIME_EXCEEDED
+                    | icmp::PARAMETER_PROBLEM,
+                    ..,
+                ],
+            ) => quoted(frame, transport + icmp::LENGTH).unwrap_or(of([[0; 2]; 2])),
+            _ => of([[0; 2]; 2]),
         },
-        _ => FlowKey::new(ip.source, ip.destination, [[0; 2]; 2], ip.protocol),
+        _ => of([[0; 2]; 2]),
     }
 }
 
 /// The connection of the packet that an ICMP error quotes at `offset`.
 #[inline(always)]
 fn quoted(frame: &impl Frame, offset: usize) -> Option<FlowKey> {
-    let bytes: [u8; IPV4 + 8] = frame.load(offset)?;
-    if bytes[0] != 0x45 {
+    let bytes: [u8; IPV4 + QUOTED] = frame.load(offset)?;
+    let (header, transport) = (Ipv4::new(bytes.first_chunk()?), bytes.last_chunk::<QUOTED>()?);
+    if !header.is_without_options() {
         return None;
     }
-    let source = Addr4::new([bytes[12], bytes[13], bytes[14], bytes[15]]);
-    let destination = Addr4::new([bytes[16], bytes[17], bytes[18], bytes[19]]);
-    let ports = match bytes[9] {
-        TCP | UDP | SCTP => [[bytes[20], bytes[21]], [bytes[22], bytes[23]]],
-        ICMP => [[bytes[24], bytes[25]]; 2],
+    let [a, b, c, d, e, f, ..] = *transport;
+    let ports = match header.protocol() {
+        protocol::TCP | protocol::UDP | protocol::SCTP => split([a, b, c, d]),
+        protocol::ICMP => [[e, f]; 2],
         _ => [[0; 2]; 2],
     };
-    Some(FlowKey::new(source, destination, ports, bytes[9]))
+    Some(FlowKey::new(header.source(), header.destination(), ports, header.protocol()))
 }
 
 #[inline(always)]
@@ -74,11 +64,11 @@ fn split([a, b, c, d]: [u8; 4]) -> [[u8; 2]; 2] {
     [[a, b], [c, d]]
 }
 
-/// Whether the connection is the stack's. Traffic keeps the note alive.
+/// Whether the packet's connection is a stack flow. Traffic keeps the stack flow alive.
 #[inline(always)]
-pub(crate) fn is_noted(frame: &impl Frame, offset: usize, ip: &Ipv4) -> bool {
+pub(crate) fn is_stacks(frame: &impl Frame, offset: usize, ip: &Ipv4) -> bool {
     let key = key(frame, offset, ip);
-    match maps::flow(&key) {
+    match maps::stack_flow(&key) {
         Some(flow) => {
             refresh(frame, offset, ip, &key, flow);
             true
@@ -87,42 +77,42 @@ pub(crate) fn is_noted(frame: &impl Frame, offset: usize, ip: &Ipv4) -> bool {
     }
 }
 
-/// Notes the connection of a packet that the stack handles.
+/// Records the connection of a packet that the stack handles as a stack flow.
 #[inline(always)]
-pub(crate) fn note(packet: &Packet<'_>, hook: Hook, offset: usize, ip: &Ipv4) {
+pub(crate) fn record(packet: &Packet<'_>, hook: Hook, offset: usize, ip: &Ipv4) {
     if ip.is_later_fragment() {
-        // No ports: the first fragment has noted the connection.
+        // A later fragment has no ports. The first one has had the connection recorded.
         return;
     }
     let key = key(packet, offset, ip);
-    if let Some(flow) = maps::flow(&key) {
+    if let Some(flow) = maps::stack_flow(&key) {
         refresh(packet, offset, ip, &key, flow);
         return;
     }
     let state = next_state(packet, offset, ip, &key, 0);
-    let flow = Flow { seen_ns: now(), state, reserved: 0 };
-    if maps::insert_flow(&key, &flow).is_err() {
-        count::add(hook, Reason::FlowsFull, packet.size(offset));
-        count::report_full(packet);
+    let flow = Flow { seen_ns: now_ns(), state, reserved: 0 };
+    if maps::insert_stack_flow(&key, &flow).is_err() {
+        count::add(hook, Reason::FlowTableFull, packet.size(offset));
+        count::report_full(packet.context());
     }
 }
 
-/// Notes the connection of a packet that the stack delivers to a container. Only peers' matter: replies to anything
-/// outside Network never take the fast path. redirect_peer does not come through here, so what does is the stack's.
+/// Records the connection of a packet that the stack delivers to a container, if another host's container sent it: replies to
+/// anything outside Network never take the fast path. What the fast path delivers does not pass here (redirect_peer).
 #[inline(always)]
-pub(crate) fn note_delivery(packet: &Packet<'_>) {
-    if !packet.is_ipv4() || !packet.pull(ETHERNET + IPV4) {
+pub(crate) fn track(packet: &Packet<'_>) {
+    if !packet.carries(ETHERTYPE_IPV4) || !packet.pull(ETHERNET + IPV4) {
         return;
     }
-    let Ok(ip) = packet.ipv4(ETHERNET) else { return };
-    if settings::is_another_hosts(ip.source) {
-        note(packet, Hook::Note, ETHERNET, &ip);
+    let Ok(ip) = Ipv4::checked(packet, ETHERNET) else { return };
+    if settings::is_another_hosts(ip.source()) {
+        record(packet, Hook::Note, ETHERNET, &ip);
     }
 }
 
 #[inline(always)]
 fn refresh(frame: &impl Frame, offset: usize, ip: &Ipv4, key: &FlowKey, flow: &mut Flow) {
-    let now = now();
+    let now = now_ns();
     if now.wrapping_sub(flow.seen_ns) > REFRESH_NS {
         flow.seen_ns = now;
     }
@@ -132,17 +122,18 @@ fn refresh(frame: &impl Frame, offset: usize, ip: &Ipv4, key: &FlowKey, flow: &m
     }
 }
 
+/// The state after this packet, which was `state` before.
 #[inline(always)]
 fn next_state(frame: &impl Frame, offset: usize, ip: &Ipv4, key: &FlowKey, state: u32) -> u32 {
     let mut state = state | direction(key, ip);
-    if ip.protocol == TCP
-        && let Some([flags]) = frame.load::<1>(offset + IPV4 + 13)
+    if ip.protocol() == protocol::TCP
+        && let Some([flags]) = frame.load::<1>(offset + IPV4 + tcp::offset::FLAGS)
     {
-        if flags & TCP_SYN != 0 {
+        if flags & tcp::SYN != 0 {
             // Ports are used again: the end of an earlier connection is not the end of this one.
             state &= !FLOW_CLOSING;
         }
-        if flags & TCP_CLOSING != 0 {
+        if flags & (tcp::FIN | tcp::RST) != 0 {
             state |= FLOW_CLOSING;
         }
     }
@@ -152,11 +143,5 @@ fn next_state(frame: &impl Frame, offset: usize, ip: &Ipv4, key: &FlowKey, state
 /// Which of the key's two addresses sent this packet: a connection with packets from both is more than an attempt.
 #[inline(always)]
 fn direction(key: &FlowKey, ip: &Ipv4) -> u32 {
-    if key.addresses[0] == ip.source.octets { FLOW_FORWARD } else { FLOW_BACKWARD }
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: no arguments, no preconditions.
-    unsafe { bpf_ktime_get_ns() }
+    if key.addresses[0] == ip.source().octets { FLOW_FORWARD } else { FLOW_BACKWARD }
 }

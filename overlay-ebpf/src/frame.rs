@@ -1,19 +1,20 @@
-//! What the judgement of a received frame needs of it, at whichever hook it is seen.
-use crate::ipv4::{self, BadIpv4, Ipv4};
+//! What the steps need of a frame, at whichever hook they see it.
+use overlay_common::Reason;
 
-/// A frame at a hook; its Ethernet header is at offset 0. TC and XDP have one each.
+/// A frame at a hook. Its Ethernet header, where it has one, is at offset 0. TC and XDP have one kind of frame each.
 pub(crate) trait Frame {
-    /// Length of the whole frame, Ethernet header included.
+    /// Length of the whole frame, link header included.
     fn len(&self) -> u32;
 
     /// Payload bytes per segment of a GSO or GRO frame; zero for an ordinary one.
     fn gso_size(&self) -> u32;
 
-    /// Addressed to this interface's own MAC address: not another host's, seen because the interface is promiscuous.
+    /// Whether the frame is addressed to this interface's own MAC address. A promiscuous interface sees other hosts' too.
     fn is_for_us(&self) -> bool;
 
-    /// An untagged IPv4 frame. What is tagged belongs to a VLAN, hence not to the network of this device.
-    fn is_ipv4(&self) -> bool;
+    /// Whether this is a frame of that EtherType without a VLAN tag. What is tagged belongs to a VLAN, hence not to the
+    /// network of this device.
+    fn carries(&self, ethertype: [u8; 2]) -> bool;
 
     /// Makes the first `length` bytes readable through [`Self::read`], if that can be.
     fn pull(&self, length: usize) -> bool;
@@ -24,16 +25,10 @@ pub(crate) trait Frame {
     /// Copies bytes out of anywhere in the frame that this hook can reach.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// Whether interface `ifindex` exists and takes the packet `inner` begins, once `taken` bytes before it are gone.
-    fn fits(&self, ifindex: u32, inner: &Ipv4, taken: usize) -> bool;
+    /// Writes a value over bytes that exist already. `T` must be made of bytes.
+    fn store<T: Copy>(&self, offset: usize, value: &T) -> Result<(), Reason>;
 
-    /// The IPv4 header at `offset`, which must lie in the linear part. Its total length must be that of the frame from there
-    /// on.
-    #[inline(always)]
-    fn ipv4(&self, offset: usize) -> Result<Ipv4, BadIpv4>
-    where
-        Self: Sized,
-    {
-        ipv4::header(self, offset)
-    }
+    /// Whether interface `ifindex` exists, and takes the inner packet of `length` bytes once the `outer_length` bytes in
+    /// front of it are gone.
+    fn fits(&self, ifindex: u32, length: u16, outer_length: usize) -> bool;
 }

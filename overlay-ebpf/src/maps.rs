@@ -116,9 +116,9 @@ pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
     RECEIVERS.redirect(ifindex, u64::from(XDP_PASS)).ok()
 }
 
-/// The note of a connection.
+/// The stack flow of a connection, if it is one.
 #[inline(always)]
-pub(crate) fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
+pub(crate) fn stack_flow(key: &FlowKey) -> Option<&'static mut Flow> {
     if !is_marked(key) {
         return None;
     }
@@ -127,9 +127,9 @@ pub(crate) fn flow(key: &FlowKey) -> Option<&'static mut Flow> {
     FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
 }
 
-/// Notes a connection. Fails when the table is full.
+/// Makes a connection a stack flow. Fails when the table is full.
 #[inline(always)]
-pub(crate) fn insert_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+pub(crate) fn insert_stack_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
     // Before, so that no packet misses the note once it is there; after, for the half that the agent may have cleared in
     // between: what it reads of the table after clearing lacks this note only if the note, and so this mark, comes later.
     mark(key);

@@ -1,10 +1,7 @@
 //! The constants this program was loaded with, one field at a time.
 use core::ptr::addr_of;
 
-use overlay_common::{
-    Addr4, ENCAPSULATION_UDP, STRIPPED_MAGIC, Settings, Stripped,
-    wire::{DATAGRAM, ETHERNET, OVERHEAD},
-};
+use overlay_common::{Addr4, STRIP_MAGIC, Settings, StripMark};
 
 /// Filled in by the loader before the kernel freezes it; the zeros here are never run with.
 #[unsafe(no_mangle)]
@@ -70,24 +67,6 @@ field!(port_min: u16);
 field!(port_count: u16);
 field!(host_bits: u8);
 
-/// Bare IPv4 in UDP. The verifier knows the answer, and leaves the other format's code out of what it loads.
-#[inline(always)]
-pub(crate) fn is_udp() -> bool {
-    encapsulation() == ENCAPSULATION_UDP
-}
-
-/// Bytes that encapsulation adds.
-#[inline(always)]
-pub(crate) fn overhead() -> usize {
-    if is_udp() { DATAGRAM } else { OVERHEAD }
-}
-
-/// Bytes in front of the IP header at overlay0: a TUN has no link layer.
-#[inline(always)]
-pub(crate) fn device_header() -> usize {
-    if is_udp() { 0 } else { ETHERNET }
-}
-
 /// Inside Network.
 #[inline(always)]
 pub(crate) fn in_network(address: Addr4) -> bool {
@@ -104,6 +83,12 @@ pub(crate) fn in_subnet(address: Addr4) -> bool {
 #[inline(always)]
 pub(crate) fn is_another_hosts(address: Addr4) -> bool {
     in_network(address) && !in_subnet(address)
+}
+
+/// The last address of Network.
+#[inline(always)]
+pub(crate) fn is_broadcast(address: Addr4) -> bool {
+    address.raw() == network() | !network_mask()
 }
 
 /// Inside this host's own subnet, and neither its base (overlay0's address) nor its gateway.
@@ -130,10 +115,10 @@ pub(crate) fn address_number(address: Addr4) -> u32 {
     u32::from_be(address.raw() & !subnet_mask())
 }
 
-/// The note that this network's programs put in front of a frame they have unwrapped.
+/// The strip mark that this network's programs put in front of a frame they have decapsulated.
 #[inline(always)]
-pub(crate) fn stripped(slot: u32) -> Stripped {
-    Stripped { magic: STRIPPED_MAGIC, port: port(), vni: vni(), local: local().to_ne_bytes(), slot }
+pub(crate) fn strip_mark(slot: u32) -> StripMark {
+    StripMark { magic: STRIP_MAGIC, port: port(), vni: vni(), local: local().to_ne_bytes(), slot }
 }
 
 /// One of the `SETTING_*` bits.

@@ -1,40 +1,17 @@
-//! The agent and the command line, as a library so that tests can drive them. Modules in reading order.
+//! The agent and the command line, as a library so that tests can drive them. A wing imports only those above it here.
 
-pub mod acquire;
-pub mod agent;
-pub mod check;
-pub mod cli;
-pub mod commands;
-pub mod control;
-pub mod datapath;
-pub mod decided;
-pub mod device;
-pub mod docker_opts;
-pub mod endpoints;
-pub mod flannel;
-pub mod guard;
-pub mod health;
-pub mod history;
-pub mod iface;
-pub mod ingress;
-mod json;
-pub mod keep;
-pub mod lease;
-pub mod losses;
-pub mod mac;
-pub mod mode;
-pub mod netlink;
-pub mod network;
-pub mod observe;
-pub mod origin;
-pub mod own;
-pub mod peers;
-pub mod probe;
-pub mod receivers;
-pub mod relay;
-pub mod rules;
-pub mod state;
-pub mod status;
+pub mod model;
+
 pub mod store;
-pub mod subnet_env;
-pub mod table;
+
+pub mod host;
+
+pub mod datapath;
+
+pub mod learn;
+
+pub mod agent;
+
+pub mod flannel;
+
+pub mod cli;

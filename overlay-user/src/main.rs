@@ -1,18 +1,18 @@
 //! The `overlay` binary: parse, log, dispatch, exit code.
 use std::process::ExitCode;
 
-use overlay_user::{
-    cli,
-    commands::{self, Ended},
+use overlay_user::cli::{
+    commands::{self, Completion},
+    environment,
 };
 
 pub(crate) fn main() -> ExitCode {
-    let cli = match cli::parse(std::env::args_os(), |name| std::env::var_os(name)) {
+    let cli = match environment::parse(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    for name in cli::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
+    for name in environment::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
         log::warn!(
             "variable {name} is the name of no option: ignored; `overlay agent --help` lists the options"
         );
@@ -26,8 +26,8 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     match runtime.block_on(commands::run(cli)) {
-        Ok(Ended::Done) => ExitCode::SUCCESS,
-        Ok(Ended::Problems) => ExitCode::from(3),
+        Ok(Completion::Done) => ExitCode::SUCCESS,
+        Ok(Completion::Problems) => ExitCode::from(3),
         Err(error) => {
             log::error!("{error:#}");
             ExitCode::FAILURE

@@ -6,12 +6,14 @@ use std::{collections::BTreeSet, net::Ipv4Addr, sync::Barrier, thread, time::Dur
 use futures::future::join_all;
 use overlay_lab::etcd::Etcd;
 use overlay_user::{
-    acquire::{self, AcquireError, Held, RenewError, Request, acquire, renew},
-    lease::{Backend, decode},
-    mode::Mode,
-    network::NetworkConfig,
+    model::{
+        backend::Mode,
+        lease::{Backend, decode},
+        network::NetworkConfig,
+    },
     store::{
         Lifetime, Store, StoreError,
+        acquire::{self, AcquireError, Held, RenewError, Request, acquire, renew},
         dir::DirStore,
         etcd::{EtcdOptions, EtcdStore},
         memory::{Fault, MemoryStore},

@@ -6,19 +6,24 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use ipnet::Ipv4Net;
 use overlay_user::{
-    acquire::Held,
-    agent::{self, Exit, Inputs, Setup},
-    control::{Call, Request, Response},
-    datapath::{Change, Endpoint, Peer, PortKind, memory::Memory},
-    health,
-    lease::{Backend, Lease},
-    mac::Mac,
-    mode::Mode,
-    own::Own,
-    peers::Scope,
-    status::{LeaseState, Status},
+    agent::{
+        control::{Call, Request, Response},
+        health,
+        peers::Scope,
+        reconciler::{self, Exit, Inputs, Setup},
+        status::Status,
+    },
+    datapath::{Change, memory::Memory},
+    model::{
+        backend::Mode,
+        entries::{Endpoint, Peer, PortKind},
+        lease::{Backend, Lease},
+        mac::Mac,
+    },
     store::{
         self, Follow as _, Lifetime, Revision, Store as _, Written,
+        acquire::Held,
+        local_lease::{LeaseState, Own},
         memory::{Fault, MemoryStore},
     },
 };
@@ -107,10 +112,14 @@ impl Host {
         let (endpoints, learned) = mpsc::channel(8);
         let (control, calls) = mpsc::channel(8);
         let (shutdown, asked) = watch::channel(false);
-        let setup =
-            Setup { scope, own: Own::new(held(own, modified), MARGIN), audit: agent::AUDIT, origin: None };
+        let setup = Setup {
+            scope,
+            own: Own::new(held(own, modified), MARGIN),
+            audit: reconciler::AUDIT,
+            origin: None,
+        };
         let inputs = Inputs::new(learned, calls, asked, status);
-        let running = tokio::spawn(agent::run(store.clone(), datapath.clone(), setup, inputs));
+        let running = tokio::spawn(reconciler::run(store.clone(), datapath.clone(), setup, inputs));
         let mut host = Self { store, datapath, status: watched, endpoints, control, shutdown, running };
         host.until("the stream to open", |status| status.store.following).await;
         host
@@ -306,7 +315,7 @@ async fn mass_deletion_in_one_revision_is_held_until_accepted() {
     host.delete([2]).await;
     assert_eq!(host.peer(2), None);
     // The audit does not believe the others any more than before.
-    sleep(agent::AUDIT * 2).await;
+    sleep(reconciler::AUDIT * 2).await;
     assert_eq!(host.installed().len(), 9);
     let Response::Done(said) = host.ask(Request::AcceptDeletions).await else { panic!("refused") };
     assert_eq!(said, "5 removals accepted");
@@ -567,7 +576,10 @@ async fn what_learning_decides_is_done_and_ends_with_the_link() {
     let foreign = Change::PutPeer(
         net(9),
         host.datapath.state().installed.peers.values().next().copied().unwrap_or(
-            overlay_user::datapath::Peer { public_ip: Ipv4Addr::LOCALHOST, vtep_mac: Some(Mac([2; 6])) },
+            overlay_user::model::entries::Peer {
+                public_ip: Ipv4Addr::LOCALHOST,
+                vtep_mac: Some(Mac([2; 6])),
+            },
         ),
     );
     host.endpoints.send(vec![foreign]).await.unwrap();
@@ -623,9 +635,13 @@ async fn a_data_path_that_cannot_be_read_at_the_start_is_an_error() {
     };
     let status = watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.mode));
     let inputs = Inputs::new(mpsc::channel(1).1, mpsc::channel(1).1, watch::channel(false).1, status);
-    let setup =
-        Setup { scope, own: Own::new(held(own, Revision(1)), MARGIN), audit: agent::AUDIT, origin: None };
+    let setup = Setup {
+        scope,
+        own: Own::new(held(own, Revision(1)), MARGIN),
+        audit: reconciler::AUDIT,
+        origin: None,
+    };
     let error =
-        format!("{:#}", agent::run(MemoryStore::default(), datapath, setup, inputs).await.unwrap_err());
+        format!("{:#}", reconciler::run(MemoryStore::default(), datapath, setup, inputs).await.unwrap_err());
     assert_eq!(error, "read back what the data path has in force: read the maps: made to fail");
 }

@@ -5,9 +5,8 @@
 //! namespace, both go with the namespace's first process, and that one goes with us. Folders and control groups carry
 //! the number of our process, so that the next run knows those of one that was killed.
 use std::{
-    fs,
     os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -16,33 +15,32 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use overlay_project::project;
 
-use self::groups::Groups;
+use self::{
+    groups::Groups,
+    leftovers::{RUN, mounts_below, remove_orphans, remove_tree},
+};
 use crate::{
     interrupt,
-    setup::{self, Progress},
+    setup::progress::{Progress, lock},
 };
 
 mod base;
 mod enter;
 mod furnish;
 mod groups;
+mod leftovers;
 mod steps;
 
 pub(crate) use self::enter::{Inside, enter};
-
-/// How folders and control groups of runs begin; the process's id follows.
-const RUN: &str = "overlay-fresh-";
-
-/// Where the clone is in the root. The space is there to show that none is in the way.
-const CLONE: &str = "root/a clone/overlay";
 
 /// Makes a root and carries out the steps in there; `whole`: all of CI, in place of them.
 pub(crate) fn run(whole: bool) -> Result<()> {
     let progress = Progress::start();
     let folder = project::target().join("fresh");
     let base = {
-        let _lock = setup::lock(&folder, &progress)?;
+        let _lock = lock(&folder, &progress)?;
         remove_orphans(&folder)?;
+        groups::remove_orphans()?;
         base::provide(&folder, &progress)?
     };
     let name = format!("{RUN}{}", std::process::id());
@@ -97,72 +95,5 @@ impl Drop for Run {
         if let Err(error) = remove_tree(&self.0) {
             eprintln!("{error:#}");
         }
-    }
-}
-
-/// Removes what runs left that were killed.
-fn remove_orphans(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_orphan) {
-            remove_tree(&path)?;
-        }
-    }
-    groups::remove_orphans()
-}
-
-/// Whether this is the name of a run whose process is gone.
-fn is_orphan(name: &str) -> bool {
-    let pid = name.strip_prefix(RUN).and_then(|pid| pid.parse::<u32>().ok());
-    pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
-}
-
-/// Never below a mount: what is mounted there is not ours to remove.
-fn remove_tree(folder: &Path) -> Result<()> {
-    let mounts = mounts_below(folder)?;
-    ensure!(mounts.is_empty(), "{} is not removed: {} is mounted", folder.display(), mounts.join(", "));
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Mount points below `folder`, as this process sees them.
-fn mounts_below(folder: &Path) -> Result<Vec<String>> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    Ok(points_below(&mounts, folder))
-}
-
-fn points_below(mounts: &str, folder: &Path) -> Vec<String> {
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    // The kernel writes a space as an octal number.
-    points
-        .map(|point| point.replace("\\040", " "))
-        .filter(|point| Path::new(point).starts_with(folder))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_runs_whose_process_is_gone_are_orphans() {
-        let own = format!("{RUN}{}", std::process::id());
-        // The largest process id there can be is smaller.
-        let gone = format!("{RUN}4294967295");
-        assert!(is_orphan(&gone));
-        for name in [own.as_str(), "base-bookworm", RUN, "overlay-fresh-x"] {
-            assert!(!is_orphan(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn mounts_below_a_folder_are_found_with_spaces_in_their_names() {
-        let mounts =
-            "proc /proc proc rw 0 0\ntmpfs /a\\040b/run/root/dev tmpfs rw 0 0\next4 /a\\040bc ext4 rw 0 0\n";
-        assert_eq!(points_below(mounts, Path::new("/a b")), ["/a b/run/root/dev"]);
     }
 }

@@ -8,6 +8,8 @@ use self::setup::For;
 
 mod ci;
 mod fresh;
+#[cfg(test)]
+mod house;
 mod interrupt;
 mod run;
 mod setup;
@@ -68,6 +70,11 @@ impl Given {
         self.arguments.iter().any(|argument| argument == word)
     }
 
+    /// Only making hosts needs anything.
+    fn lab(&self) -> For {
+        if self.has("up") { For::Lab } else { For::Tool }
+    }
+
     /// What the demo needs, which depends on what it is asked for.
     fn demo(&self) -> For {
         if self.has("--docker") {
@@ -88,7 +95,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::ci(),
         Command::InFreshRoot(inside) => fresh::enter(&inside),
         Command::Demo(given) => tool::LAB.take_over("demo", &given.arguments, given.demo()),
-        Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, For::Lab),
+        Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, given.lab()),
         Command::Endure(given) => tool::LAB.take_over("endure", &given.arguments, For::Endure),
         Command::Fuzz(given) => tool::FUZZ.take_over("fuzz", &given.arguments, For::Fuzz),
         Command::Bench(given) => tool::BENCH.take_over("bench", &given.arguments, For::Bench),

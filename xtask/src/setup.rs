@@ -1,19 +1,20 @@
 //! What the project needs beyond cargo: all of it for `cargo xtask setup`, for another command what that one needs. Looks
 //! first, installs only what is missing, removes nothing.
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::Command,
-    time::Instant,
-};
+use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
-use nix::unistd::Uid;
-use overlay_project::{command, project};
+use anyhow::{Result, bail};
+use overlay_project::project;
+
+use self::{
+    machine::{find_command, is_root},
+    progress::{Progress, lock},
+};
 
 pub(crate) mod apt;
 mod docker;
 pub(crate) mod ebpf;
+pub(crate) mod machine;
+pub(crate) mod progress;
 mod protoc;
 
 /// What is going to be done with what set-up brings.
@@ -198,18 +199,6 @@ pub(crate) fn provide(what: &[For]) -> Result<()> {
     Ok(())
 }
 
-/// Keeps another set-up from working at the same folder until the file is dropped, or this process ends in any way.
-pub(crate) fn lock(folder: &Path, progress: &Progress) -> Result<File> {
-    let context = || format!("lock {}", folder.display());
-    fs::create_dir_all(folder).with_context(context)?;
-    let file = File::create(folder.join(".setup-lock")).with_context(context)?;
-    if file.try_lock().is_err() {
-        progress.say(&format!("waiting for another set-up of {}", folder.display()));
-        file.lock().with_context(context)?;
-    }
-    Ok(file)
-}
-
 /// What to do where this program cannot install anything itself.
 fn by_hand(missing: &[&str]) -> String {
     let mut advice = String::from("what to do by hand:\n");
@@ -222,39 +211,8 @@ fn by_hand(missing: &[&str]) -> String {
     advice
 }
 
-/// Says what is being done and how long it took to get there.
-pub(crate) struct Progress(Instant);
-
-impl Progress {
-    pub(crate) fn start() -> Self {
-        Self(Instant::now())
-    }
-
-    pub(crate) fn say(&self, text: &str) {
-        eprintln!("[setup {:6.1} s] {text}", self.0.elapsed().as_secs_f32());
-    }
-}
-
 fn is_there(need: &Need) -> bool {
     need.shown_by.iter().any(|mark| {
         if mark.starts_with('/') { Path::new(mark).exists() } else { find_command(mark).is_some() }
     })
-}
-
-/// Where `name` is, in PATH or where root's commands live.
-pub(crate) fn find_command(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-}
-
-/// Runs a long command quietly; its output appears only in the error.
-fn quietly(command: &mut Command) -> Result<()> {
-    command::output(command.stdin(std::process::Stdio::null())).map(drop)
-}
-
-fn is_root() -> bool {
-    Uid::effective().is_root()
 }

@@ -6,32 +6,24 @@ use anyhow::{Context as _, Result, bail};
 
 use overlay_project::project;
 
-use crate::setup::{self, Progress, apt};
+use crate::setup::{
+    apt,
+    progress::{Progress, lock},
+};
 
 mod debian;
+mod files;
 mod image;
+mod kernels;
 mod machine;
 mod modules;
 pub(crate) mod report;
 pub(crate) mod table;
 
-pub(crate) use report::Report;
-
-/// A kernel to test with.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Kernel {
-    /// As in its package's name: `6.1`.
-    pub(crate) version: &'static str,
-    /// Debian's releases that have it, in any order. Testing moves on to the next kernel; backports keep it for a while.
-    suites: &'static [&'static str],
-}
-
-/// The oldest that is promised, the present stable release's, and a new one.
-pub(crate) const KERNELS: &[Kernel] = &[
-    Kernel { version: "6.1", suites: &["bookworm", "bookworm-security"] },
-    Kernel { version: "6.12", suites: &["trixie", "trixie-security"] },
-    Kernel { version: "7.2", suites: &["forky", "trixie-backports"] },
-];
+pub(crate) use self::{
+    kernels::{KERNELS, Kernel},
+    report::Report,
+};
 
 /// What runs the machine, and the guest's shell.
 const TOOLS: &[&str] =
@@ -51,7 +43,7 @@ const RUN: &str = "run-";
 fn remove_orphans(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let owner = debian::name(&path).strip_prefix(RUN).and_then(|name| name.split('-').next());
+        let owner = files::name(&path).strip_prefix(RUN).and_then(|name| name.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
         }
@@ -63,7 +55,7 @@ fn run_in(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report
     let progress = Progress::start();
     let folder = project::target().join("vm");
     let tools = folder.join("tools");
-    let lock = setup::lock(&folder, &progress)?;
+    let lock = lock(&folder, &progress)?;
     if !tools.join("ready").exists() {
         let packages = apt::with_libraries(TOOLS, &progress)?;
         let unpacked = apt::unpack(&packages, &folder, &progress)?;

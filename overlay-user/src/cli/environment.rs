@@ -6,7 +6,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::{Cli, Config, Store};
+use super::options::{self, Cli, Config, store::Store};
 
 /// Reads the command line (`arguments` with the program's name first) and the variables behind it. An error knows its
 /// exit code and prints itself: 2 for wrong usage, 0 for `--help`.
@@ -27,20 +27,20 @@ pub fn parse(
 /// What clap cannot say, because values from variables reach it as defaults.
 fn check(cli: &Cli) -> Result<(), String> {
     let store: Option<&Store> = match &cli.command {
-        super::Command::Agent(agent) if agent.kube_subnet_mgr => {
+        options::Command::Agent(agent) if agent.kube_subnet_mgr => {
             return Err("--kube-subnet-mgr is not supported yet: keep leases in etcd (--etcd-endpoints) or in a shared \
                         folder (--store-dir)"
                 .to_owned());
         }
-        super::Command::Agent(agent) => Some(&agent.store),
-        super::Command::AdoptFlannel(adopt) if adopt.agent.kube_subnet_mgr => {
+        options::Command::Agent(agent) => Some(&agent.store),
+        options::Command::AdoptFlannel(adopt) if adopt.agent.kube_subnet_mgr => {
             return Err(
                 "--kube-subnet-mgr is not supported yet: only hosts that keep leases in etcd can be moved"
                     .to_owned(),
             );
         }
-        super::Command::AdoptFlannel(adopt) => Some(&adopt.agent.store),
-        super::Command::Config(Config::Show { store, .. } | Config::Set { store, .. }) => Some(store),
+        options::Command::AdoptFlannel(adopt) => Some(&adopt.agent.store),
+        options::Command::Config(Config::Show { store, .. } | Config::Set { store, .. }) => Some(store),
         _ => None,
     };
     store.map_or(Ok(()), |store| store.choice().map(|_| ()))
@@ -116,3 +116,7 @@ fn with_variables(command: Command, variable: impl Fn(&str) -> Option<OsString> 
     });
     command.mut_subcommands(move |command| with_variables(command, variable))
 }
+
+#[cfg(test)]
+#[path = "environment_tests.rs"]
+mod tests;

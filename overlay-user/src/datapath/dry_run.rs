@@ -46,7 +46,7 @@ impl<D: Datapath, W: Write + Send> Datapath for DryRun<D, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::{Peer, memory::Memory};
+    use crate::{datapath::memory::Memory, model::entries::Peer};
 
     #[test]
     fn nothing_changes_but_the_output_and_what_is_read_back() {

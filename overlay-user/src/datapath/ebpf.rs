@@ -1,5 +1,6 @@
 //! The eBPF datapath: loads the programs, adopts what is pinned, and makes the loop's changes in the maps.
 mod peers;
+mod vteps;
 
 use std::{collections::BTreeMap, fs, net::Ipv4Addr};
 
@@ -11,7 +12,8 @@ use overlay_common::{Addr4, ENDPOINT_PINNED, Settings};
 use tokio::sync::watch;
 
 use super::{
-    Change, Datapath, DatapathError, Endpoint, Installed, Peer, PortKind,
+    Change, Datapath, DatapathError, Installed,
+    error::{errno, removed},
     flows::Lifetimes,
     index, layouts,
     links::{Attachment, Links},
@@ -21,7 +23,11 @@ use super::{
     tables::{self, Tables},
     xdp::{Receivers, XdpLink},
 };
-use crate::{ingress::Ingress, mac::Mac};
+use crate::model::{
+    entries::{Endpoint, Peer, PortKind},
+    ingress::Ingress,
+    mac::Mac,
+};
 
 /// The programs and maps of one network on this host.
 pub struct EbpfDatapath {
@@ -79,7 +85,7 @@ impl EbpfDatapath {
         let taken = tables.peers.entries()?.into_iter();
         let taken = taken.map(|(base, peer)| (Addr4::new(base.octets()), peer.slot, peer.outer));
         let slots = Slots::new(options.max_peers, taken);
-        peers::mend_vteps(&mut tables, &slots)?;
+        vteps::mend(&mut tables, &slots)?;
         tables.mend_indexes()?;
         tables.flows.mark_all()?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
@@ -238,7 +244,7 @@ impl EbpfDatapath {
                 "peers" => self.options.max_peers,
                 _ => endpoint_capacity(self.prefix_len),
             };
-            full(table, capacity)
+            DatapathError::full(table, capacity)
         } else {
             DatapathError::failed(action, &error)
         }
@@ -247,7 +253,7 @@ impl EbpfDatapath {
 
 impl Datapath for EbpfDatapath {
     fn mend(&mut self) -> Result<usize, DatapathError> {
-        Ok(peers::mend_vteps(&mut self.tables, &self.slots)? + self.tables.mend_indexes()?)
+        Ok(vteps::mend(&mut self.tables, &self.slots)? + self.tables.mend_indexes()?)
     }
 
     fn installed(&self) -> Result<Installed, DatapathError> {
@@ -275,7 +281,7 @@ impl Datapath for EbpfDatapath {
             Change::RemovePeer(subnet) => self.remove_peer(*subnet),
             Change::PutEndpoint(address, endpoint) => self.put_endpoint(*address, endpoint),
             Change::RemoveEndpoint(address) => {
-                gone(self.tables.endpoints.remove(Addr4::new(address.octets())))
+                removed(self.tables.endpoints.remove(Addr4::new(address.octets())))
                     .map_err(|error| DatapathError::failed(format!("remove endpoint {address}"), &error))
             }
             Change::Attach(ifindex, kind) => self.attach(*ifindex, *kind),
@@ -298,14 +304,6 @@ impl Datapath for EbpfDatapath {
     }
 }
 
-fn full(table: &'static str, capacity: u32) -> DatapathError {
-    let remedy = match table {
-        "peers" => "`overlay down`, then start the agent with a larger --max-peers",
-        _ => "it has room for every address of the subnet, up to 65,536: use a smaller subnet",
-    };
-    DatapathError::Full { table, capacity, remedy }
-}
-
 /// The interface's MAC address; nothing where it has none.
 fn mac_of(ifindex: u32) -> Result<Option<[u8; 6]>, DatapathError> {
     let all = getifaddrs().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
@@ -314,20 +312,4 @@ fn mac_of(ifindex: u32) -> Result<Option<[u8; 6]>, DatapathError> {
         let address = address.as_link_addr()?;
         (address.ifindex() == ifindex as usize).then(|| address.addr())?
     }))
-}
-
-/// The outcome of a removal: what is not there any more is as good as removed.
-fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
-        other => other,
-    }
-}
-
-fn errno(error: &MapError) -> Option<Errno> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error().map(Errno::from_raw),
-        _ => None,
-    }
 }

@@ -5,22 +5,23 @@
 //! its one `rename` to `v<ABI>/<network>` is the moment from which ours hold. The links are moved after it, one rename
 //! each, still running the older programs on the older maps, and replaced in place as those of any earlier agent are.
 //! Filters without pins (clsact) are found where they are attached. The older pins go last.
+mod reader;
 #[cfg(feature = "next-layout")]
 mod v1;
 
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
-    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
-use aya::maps::{HashMap, MapData};
 use log::{info, warn};
-use overlay_common::{Addr4, Flow, FlowKey};
+use overlay_common::{Addr4, Flow};
 
+use self::reader::{Contents, Reader, failed};
 use super::{
-    DatapathError, Endpoint, Peer,
+    DatapathError,
+    crash::may_crash,
     links::Attachment,
     tables::{self, Tables},
     xdp::XdpLink,
@@ -34,33 +35,6 @@ pub struct Older {
     /// Its maps, and its links in `links/`.
     pub pins: PathBuf,
 }
-
-/// How to read a layout that is no longer the present one.
-struct Reader {
-    abi: u32,
-    /// Pins of maps that are the same in the present layout. They are shared, so what the older programs still write to
-    /// them while ours take over is not lost: counters that need not be copied are exact.
-    unchanged: &'static [&'static str],
-    /// Reads the others.
-    read: fn(&Path) -> Result<Contents, DatapathError>,
-    /// Reads the notes of connections alone. Empty if they are shared.
-    notes: fn(&Path) -> Result<Notes, DatapathError>,
-}
-
-/// What maps of an older layout hold that the present ones must hold too.
-#[derive(Debug, Default)]
-struct Contents {
-    /// Base address of the subnet, peer, slot of its counters.
-    peers: Vec<(Ipv4Addr, Peer, u32)>,
-    endpoints: Vec<(Ipv4Addr, Endpoint)>,
-    notes: Notes,
-}
-
-/// Connections of the stack.
-type Notes = Vec<(FlowKey, Flow)>;
-
-/// Keys and values of a map, as bytes.
-type Entries<const K: usize, const V: usize> = Vec<([u8; K], [u8; V])>;
 
 const READERS: &[Reader] = &[
     #[cfg(feature = "next-layout")]
@@ -80,27 +54,6 @@ fn reader(older: &Older) -> Result<&'static Reader, DatapathError> {
         )
     })
 }
-
-/// For the tests of upgrades: ends the agent here, as a crash would, if they say so.
-#[cfg(feature = "next-layout")]
-pub(super) fn may_crash(place: &str) {
-    if std::env::var("CRASH_AT").is_ok_and(|at| at == place) {
-        std::process::abort();
-    }
-}
-
-/// The same, halfway through the removal of older pins.
-#[cfg(feature = "next-layout")]
-pub fn may_crash_removing(pins: &Path) {
-    if std::env::var_os("CRASH_AT").is_some() {
-        let _ = fs::remove_file(pins.join("flows"));
-    }
-    may_crash("half removed");
-}
-
-/// Nothing, in every other agent.
-#[cfg(not(feature = "next-layout"))]
-pub(super) const fn may_crash(_place: &str) {}
 
 /// Whether `pins` holds maps.
 pub(super) fn is_filled(pins: &Path) -> Result<bool, DatapathError> {
@@ -241,23 +194,4 @@ pub(super) fn merge_notes(older: &Older, tables: &mut Tables) {
             }
         }
     }
-}
-
-/// A hash map of an older layout, as bytes: its types are no longer in the code, and sizes are checked.
-#[cfg_attr(not(feature = "next-layout"), expect(dead_code, reason = "there is no older layout yet"))]
-fn old_map<const K: usize, const V: usize>(folder: &Path, pin: &str) -> Result<Entries<K, V>, DatapathError> {
-    let path = folder.join(pin);
-    let wrong = |error: &dyn std::error::Error| failed("read the older map", &path, error);
-    let map = MapData::from_pin(&path).map_err(|error| wrong(&error))?;
-    let map = aya::maps::Map::from_map_data(map).map_err(|error| wrong(&error))?;
-    let map: HashMap<MapData, [u8; K], [u8; V]> = map.try_into().map_err(|error| wrong(&error))?;
-    let mut entries = Vec::new();
-    for entry in map.iter() {
-        entries.push(entry.map_err(|error| wrong(&error))?);
-    }
-    Ok(entries)
-}
-
-fn failed(verb: &str, path: &Path, error: &dyn std::error::Error) -> DatapathError {
-    DatapathError::failed(format!("{verb} {}", path.display()), error)
 }

@@ -1,149 +1,42 @@
 //! Attaching programs so that they outlive the agent, and replacing them in place: what belongs where, and what is there.
+mod attacher;
+mod attachment;
 mod clsact;
 mod pins;
 mod tcx;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
+    fmt, fs,
     path::Path,
 };
 
-use aya::{
-    Ebpf,
-    programs::{Program, ProgramError, SchedClassifier, TcAttachType},
-};
+use aya::Ebpf;
 use log::{info, warn};
-use nix::{errno::Errno, net::if_::if_indextoname};
 use serde::Serialize;
 
-use self::{clsact::Clsact, pins::Pins, tcx::Tcx};
-use super::{DatapathError, PortKind};
-use crate::netlink::tc::Direction;
-
-/// A program at a hook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Attachment {
-    /// `overlay_encap` at the ingress of a container's veth.
-    Encap,
-    /// `overlay_note` at the egress of a container's veth.
-    Note,
-    /// `overlay_bridge` at the ingress of a bridge.
-    Bridge,
-    /// `overlay_decap` at the ingress of the underlay device.
-    Decap,
-    /// `overlay_send` at the egress of overlay0.
-    Send,
-    /// `overlay_receive` at the ingress of overlay0.
-    Receive,
-}
-
-/// The kind of place a program hangs at: decides the program's type, and which [`Way`] attaches it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// Traffic control, where the stack has a packet buffer.
-    Tc(Direction),
-}
-
-impl Attachment {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Encap, Self::Note, Self::Bridge, Self::Decap, Self::Send, Self::Receive];
-
-    /// Short name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Encap => "encap",
-            Self::Note => "note",
-            Self::Bridge => "bridge",
-            Self::Decap => "decap",
-            Self::Send => "send",
-            Self::Receive => "receive",
-        }
-    }
-
-    /// The program's name in the object.
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::Encap => "overlay_encap",
-            Self::Note => "overlay_note",
-            Self::Bridge => "overlay_bridge",
-            Self::Decap => "overlay_decap",
-            Self::Send => "overlay_send",
-            Self::Receive => "overlay_receive",
-        }
-    }
-
-    /// Where it hangs.
-    pub const fn hook(self) -> Hook {
-        match self {
-            Self::Encap | Self::Bridge | Self::Decap | Self::Receive => Hook::Tc(Direction::Ingress),
-            Self::Note | Self::Send => Hook::Tc(Direction::Egress),
-        }
-    }
-
-    /// What a port of this kind needs. The note comes first: a packet delivered by the stack must be noted before the
-    /// reply can be seen.
-    pub const fn of_port(kind: PortKind) -> &'static [Self] {
-        match kind {
-            PortKind::Bridge => &[Self::Bridge],
-            PortKind::Veth => &[Self::Note, Self::Encap],
-            PortKind::Underlay => &[Self::Decap],
-            PortKind::Device => &[Self::Receive, Self::Send],
-        }
-    }
-
-    /// Loads its program into the kernel, where the verifier has its say.
-    pub fn load(self, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-        let loaded = match self.hook() {
-            Hook::Tc(_) => program::<SchedClassifier>(ebpf, self)?.load(),
-        };
-        loaded.map_err(|error| DatapathError::failed(format!("load program {}", self.program()), &error))
-    }
-}
-
-/// An interface of this thread's network namespace.
-#[derive(Clone, Copy, Debug)]
-struct Interface<'a> {
-    index: u32,
-    name: &'a str,
-}
-
-/// One way of attaching programs. Only what belongs to this network is seen and touched.
-trait Way {
-    /// What is attached, by interface index; perhaps to interfaces that are gone.
-    fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError>;
-    /// Replaces the program that is there without a moment in between; false if there is none.
-    fn replace(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<bool, DatapathError>;
-    /// Attaches where nothing of ours is.
-    fn attach(
-        &self,
-        ebpf: &mut Ebpf,
-        attachment: Attachment,
-        interface: Interface<'_>,
-    ) -> Result<(), DatapathError>;
-    /// Detaches. Nothing there, or no such interface, is no error.
-    fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError>;
-    /// Whether the kernel runs the program with this id there, whatever we did before.
-    fn runs(
-        &self,
-        program: u32,
-        attachment: Attachment,
-        interface: Interface<'_>,
-    ) -> Result<bool, DatapathError>;
-}
+pub use self::attachment::Attachment;
+use self::{
+    attacher::{Attacher, Interface, interface_name},
+    attachment::not_in_object,
+    clsact::Clsact,
+    pins::Pins,
+    tcx::Tcx,
+};
+use super::{DatapathError, crash::may_crash};
+use crate::model::entries::PortKind;
 
 /// How programs are attached at TC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum TcWay {
+pub enum AttachMethod {
     /// Pinned TCX links.
     Tcx,
     /// Filters of a clsact qdisc.
     Clsact,
 }
 
-impl TcWay {
+impl AttachMethod {
     /// The better one that this kernel has: tries it, since versions say little about what distributions backport or
     /// leave out.
     ///
@@ -168,7 +61,7 @@ impl TcWay {
     }
 }
 
-impl fmt::Display for TcWay {
+impl fmt::Display for AttachMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tcx => "TCX links",
@@ -180,14 +73,14 @@ impl fmt::Display for TcWay {
 /// The attached programs of one network.
 #[derive(Clone, Debug)]
 pub struct Links {
-    chosen: TcWay,
+    chosen: AttachMethod,
     tcx: Tcx,
     clsact: Clsact,
 }
 
 impl Links {
     /// Makes the folders below `pins` if they are not there.
-    pub fn new(pins: &Path, chosen: TcWay) -> Result<Self, DatapathError> {
+    pub fn new(pins: &Path, chosen: AttachMethod) -> Result<Self, DatapathError> {
         let links = Self::open(pins, chosen);
         for folder in [links.tcx.0.folder(), links.clsact.marks()] {
             fs::create_dir_all(folder).map_err(|error| {
@@ -197,22 +90,22 @@ impl Links {
         Ok(links)
     }
 
-    fn open(pins: &Path, chosen: TcWay) -> Self {
+    fn open(pins: &Path, chosen: AttachMethod) -> Self {
         Self { chosen, tcx: Tcx(Pins::new(pins)), clsact: Clsact::new(pins) }
     }
 
-    fn way(&self) -> &dyn Way {
+    fn way(&self) -> &dyn Attacher {
         self.tc(self.chosen)
     }
 
-    fn tc(&self, way: TcWay) -> &dyn Way {
+    fn tc(&self, way: AttachMethod) -> &dyn Attacher {
         match way {
-            TcWay::Tcx => &self.tcx,
-            TcWay::Clsact => &self.clsact,
+            AttachMethod::Tcx => &self.tcx,
+            AttachMethod::Clsact => &self.clsact,
         }
     }
 
-    /// What is attached: interfaces by attachment. One may be gone; [`Way::replace`] finds out.
+    /// What is attached: interfaces by attachment. One may be gone; [`Attacher::replace`] finds out.
     fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         let mut found = self.way().found()?;
         found.sort_unstable();
@@ -226,11 +119,11 @@ impl Links {
         let mut adopted = 0;
         for (attachment, ifindex) in self.found()? {
             adopted += usize::from(self.way().replace(ebpf, attachment, ifindex)?);
-            super::layouts::may_crash("one program replaced");
+            may_crash("one program replaced");
         }
         let other = match self.chosen {
-            TcWay::Tcx => TcWay::Clsact,
-            TcWay::Clsact => TcWay::Tcx,
+            AttachMethod::Tcx => AttachMethod::Clsact,
+            AttachMethod::Clsact => AttachMethod::Tcx,
         };
         let left = self.tc(other).found()?;
         if !left.is_empty() {
@@ -294,9 +187,9 @@ impl Links {
     /// What is attached of the network with these pins, in whichever way: interfaces by attachment, perhaps gone ones.
     /// Needs no agent.
     pub fn of(pins: &Path) -> Result<Vec<(Attachment, u32)>, DatapathError> {
-        let links = Self::open(pins, TcWay::Tcx);
+        let links = Self::open(pins, AttachMethod::Tcx);
         let mut found = BTreeSet::new();
-        for way in [TcWay::Tcx, TcWay::Clsact] {
+        for way in [AttachMethod::Tcx, AttachMethod::Clsact] {
             found.extend(links.tc(way).found()?);
         }
         Ok(found.into_iter().collect())
@@ -304,8 +197,8 @@ impl Links {
 
     /// Detaches every program of the network with these pins, in whichever way it is attached.
     pub fn detach_all(pins: &Path) -> Result<(), DatapathError> {
-        let links = Self::open(pins, TcWay::Tcx);
-        for way in [TcWay::Tcx, TcWay::Clsact].map(|way| links.tc(way)) {
+        let links = Self::open(pins, AttachMethod::Tcx);
+        for way in [AttachMethod::Tcx, AttachMethod::Clsact].map(|way| links.tc(way)) {
             for (attachment, ifindex) in way.found()? {
                 way.detach(attachment, ifindex)?;
             }
@@ -337,20 +230,6 @@ fn program_id(ebpf: &Ebpf, attachment: Attachment) -> Result<u32, DatapathError>
     Ok(info.map_err(|error| DatapathError::failed(format!("ask for the id of {name}"), &error))?.id())
 }
 
-/// The program of an attachment, as one of the type its hook takes.
-fn program<'a, P>(ebpf: &'a mut Ebpf, attachment: Attachment) -> Result<&'a mut P, DatapathError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let name = attachment.program();
-    let program = ebpf.program_mut(name).ok_or_else(|| not_in_object(name))?;
-    program.try_into().map_err(|error| DatapathError::failed(format!("use program {name}"), &error))
-}
-
-fn not_in_object(name: &str) -> DatapathError {
-    DatapathError::missing(format!("find program {name}"), "not in the object")
-}
-
 /// How often an interface is tried that has another name each time.
 const NAMES: usize = 3;
 
@@ -368,43 +247,6 @@ fn by_name(
         }
     }
     Err(DatapathError::missing(format!("attach to interface {index}"), "its name changed each time"))
-}
-
-/// The name of an interface of this thread's network namespace; nothing if there is none of this index. Not from /sys,
-/// which may show another namespace's.
-fn interface_name(index: u32) -> Result<Option<String>, DatapathError> {
-    let failed =
-        |errno: Errno| DatapathError::failed(format!("ask for the name of interface {index}"), &errno);
-    match if_indextoname(index) {
-        // nix 0.31 takes libc's null pointer for an empty name.
-        Ok(name) if name.is_empty() => match Errno::last() {
-            Errno::ENXIO | Errno::ENODEV => Ok(None),
-            errno => Err(failed(errno)),
-        },
-        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
-        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
-        Err(errno) => Err(failed(errno)),
-    }
-}
-
-/// The direction of a program at TC, as aya says it.
-fn attach_type(attachment: Attachment) -> TcAttachType {
-    let Hook::Tc(direction) = attachment.hook();
-    match direction {
-        Direction::Ingress => TcAttachType::Ingress,
-        Direction::Egress => TcAttachType::Egress,
-    }
-}
-
-pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-            return Some(Errno::from_raw(number));
-        }
-        source = error.source();
-    }
-    None
 }
 
 #[cfg(test)]

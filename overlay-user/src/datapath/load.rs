@@ -8,11 +8,11 @@ use overlay_common::Settings;
 use super::{
     DatapathError, index,
     layouts::{self, Older},
-    links::{Attachment, TcWay},
+    links::{AttachMethod, Attachment},
     tables::{MAPS, Tables},
-    xdp::{Receivers, XdpMode},
+    xdp::{self, Receivers},
 };
-use crate::ingress::Ingress;
+use crate::model::ingress::{Ingress, XdpMode};
 
 /// The programs as built by this crate's build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay"));
@@ -25,7 +25,7 @@ pub struct Options {
     /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v1/default`.
     pub pins: PathBuf,
     /// How programs are attached at TC.
-    pub tc: TcWay,
+    pub tc: AttachMethod,
     /// What XDP is to do before TC, or why nothing.
     pub ingress: Ingress,
     /// Capacity of the peer table.
@@ -95,7 +95,7 @@ pub(super) fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tab
     }
     let mut ebpf = load_all(&mut loader)?;
     if let Some(mode) = options.ingress.xdp {
-        mode.load(&mut ebpf)?;
+        xdp::load(mode, &mut ebpf)?;
     }
     let tables = Tables::take(&mut ebpf, &settings)?;
     Ok((ebpf, tables))
@@ -120,7 +120,7 @@ pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), D
     index::size(&mut loader, &settings);
     let mut ebpf = load_all(loader.override_global("SETTINGS", &settings, true))?;
     for mode in XdpMode::ALL {
-        mode.load(&mut ebpf)?;
+        xdp::load(mode, &mut ebpf)?;
     }
     let tables = Tables::take(&mut ebpf, &settings)?;
     let receivers = Receivers::take(&mut ebpf)?;

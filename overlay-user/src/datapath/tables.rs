@@ -13,8 +13,8 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{self as domain, DatapathError, index::Indexed, notes::Notes};
-use crate::mac::Mac;
+use super::{DatapathError, index::Indexed, notes::Notes};
+use crate::model::{entries as domain, mac::Mac};
 
 /// Names of the maps in the programs, and of their pins.
 pub const MAPS: [(&str, &str); 8] = [

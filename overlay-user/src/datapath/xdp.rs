@@ -1,7 +1,7 @@
 //! XDP at the underlay device: one pinned link, in the driver alone, its program replaced in place by the next agent; and
 //! the interfaces it may redirect to.
 use std::{
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -21,54 +21,29 @@ use aya::{
 };
 use log::{debug, info};
 use nix::errno::Errno;
-use serde::{Deserialize, Serialize};
 
-use super::{DatapathError, links::errno};
+use super::{DatapathError, error::errno};
+use crate::model::ingress::XdpMode;
 
-/// What an XDP program does with a packet for a container here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum XdpMode {
-    /// Hands it to the container's veth.
-    #[serde(rename = "xdp")]
-    Redirect,
-    /// Unwraps it for GRO and TC.
-    #[serde(rename = "xdp-strip")]
-    Strip,
-}
-
-impl XdpMode {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Redirect, Self::Strip];
-
-    /// The program's name in the object.
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::Redirect => "overlay_xdp",
-            Self::Strip => "overlay_xdp_strip",
-        }
-    }
-
-    /// Loads its program into the kernel, where the verifier has its say.
-    pub fn load(self, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-        let loaded = self.program_in(ebpf)?.load();
-        loaded.map_err(|error| DatapathError::failed(format!("load program {}", self.program()), &error))
-    }
-
-    fn program_in(self, ebpf: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
-        let action = || format!("use program {}", self.program());
-        let program = ebpf.program_mut(self.program());
-        let program = program.ok_or_else(|| DatapathError::missing(action(), "not in the object"))?;
-        program.try_into().map_err(|error: ProgramError| DatapathError::failed(action(), &error))
+/// The name of this mode's program in the object.
+const fn program_of(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Redirect => "overlay_xdp",
+        XdpMode::Strip => "overlay_xdp_strip",
     }
 }
 
-impl fmt::Display for XdpMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Redirect => "redirects into the containers' veths",
-            Self::Strip => "unwraps for GRO and TC",
-        })
-    }
+/// Loads this mode's program into the kernel, whose verifier may refuse it.
+pub(super) fn load(mode: XdpMode, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    let loaded = program_in(mode, ebpf)?.load();
+    loaded.map_err(|error| DatapathError::failed(format!("load program {}", program_of(mode)), &error))
+}
+
+fn program_in(mode: XdpMode, ebpf: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
+    let action = || format!("use program {}", program_of(mode));
+    let program = ebpf.program_mut(program_of(mode));
+    let program = program.ok_or_else(|| DatapathError::missing(action(), "not in the object"))?;
+    program.try_into().map_err(|error: ProgramError| DatapathError::failed(action(), &error))
 }
 
 /// The pinned link: `links/xdp-<interface's index>`.
@@ -118,14 +93,14 @@ impl XdpLink {
     pub fn mode(&self, ifindex: u32) -> Option<XdpMode> {
         let name = program_name(self.program(ifindex)?)?;
         // The kernel keeps 15 bytes of a name.
-        let kept = |mode: &XdpMode| mode.program().get(..15).unwrap_or(mode.program());
+        let kept = |mode: &XdpMode| program_of(*mode).get(..15).unwrap_or(program_of(*mode));
         XdpMode::ALL.into_iter().find(|mode| kept(mode) == name)
     }
 
     /// Puts this mode's program behind the pinned link. False if there is no link, or only a dead one (which is unpinned).
     pub fn replace(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<bool, DatapathError> {
         let path = self.path(ifindex);
-        let action = format!("replace {} at {}", mode.program(), path.display());
+        let action = format!("replace {} at {}", program_of(mode), path.display());
         let pinned = match PinnedLink::from_pin(&path) {
             Ok(pinned) => pinned,
             Err(LinkError::SyscallError(SyscallError { io_error, .. }))
@@ -137,7 +112,7 @@ impl XdpLink {
         };
         let link = FdLink::from(pinned).try_into();
         let link = link.map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
-        let program = mode.program_in(ebpf)?;
+        let program = program_in(mode, ebpf)?;
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
             // Dropping our handle changes nothing: the pin holds the link.
             Ok(_) => Ok(true),
@@ -153,8 +128,8 @@ impl XdpLink {
 
     /// Attaches in the driver: generic XDP, behind the packet buffer, would only cost.
     pub fn attach(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<(), DatapathError> {
-        let action = format!("attach {} to interface {ifindex}", mode.program());
-        let program = mode.program_in(ebpf)?;
+        let action = format!("attach {} to interface {ifindex}", program_of(mode));
+        let program = program_in(mode, ebpf)?;
         let link = program
             .attach_to_if_index(ifindex, Place::Driver)
             .and_then(|id| program.take_link(id))

@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     datapath::{DatapathError, flows, tables::Tables},
-    netlink::{
+    host::netlink::{
         NetlinkError,
         conntrack::{self, Tracked, Tuple},
     },

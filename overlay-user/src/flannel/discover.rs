@@ -8,12 +8,16 @@ use ipnet::Ipv4Net;
 
 use super::{Flannel, rules::Rules};
 use crate::{
-    iface::Underlay,
-    lease::{Backend, Lease},
-    mac::Mac,
-    mode::Mode,
-    netlink::{ClassicTunnel, Forwarding, GatewayRoute, Netlink, NetlinkError, StaticNeighbour},
-    subnet_env,
+    host::{
+        netlink::{ClassicTunnel, Forwarding, GatewayRoute, Netlink, NetlinkError, StaticNeighbour},
+        subnet_env,
+        underlay::Underlay,
+    },
+    model::{
+        backend::Mode,
+        lease::{Backend, Lease},
+        mac::Mac,
+    },
 };
 
 /// All that was looked at on the host.

@@ -4,7 +4,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{discover::Discovered, record::Record};
-use crate::{device::DeviceSpec, netlink::ClassicTunnel};
+use crate::host::{device::DeviceSpec, netlink::ClassicTunnel};
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -2,13 +2,13 @@
 //! (flannel's pkg/trafficmngr).
 //!
 //! iptables' rules are found in the text of `iptables-save`, and taken away and put back by `iptables-restore`, as in
-//! [`crate::rules::forward`]; a table of nftables is kept as the text that `nft` lists, which `nft -f` reads again.
+//! [`crate::host::firewall::forward`]; a table of nftables is kept as the text that `nft` lists, which `nft -f` reads again.
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::rules::{
+use crate::host::firewall::{
     command::{nft_has_table, run},
     iptables::{self, save},
 };

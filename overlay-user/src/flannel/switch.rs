@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
 use super::Flannel;
-use crate::{
+use crate::host::{
     device::{self, Device, DeviceSpec, Kind},
     netlink::{Address, ClassicTunnel, GatewayRoute, Link, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
 };

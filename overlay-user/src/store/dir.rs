@@ -46,7 +46,7 @@ pub struct DirStore {
 
 impl DirStore {
     /// The folder is made at the first use. Whether other hosts may use it too is for whoever acquires leases to
-    /// say: [`crate::acquire::refuse_other_hosts`].
+    /// say: [`crate::store::acquire::refuse_other_hosts`].
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into() }
     }

@@ -187,7 +187,7 @@ fn sources_are_checked() {
         let elsewhere = bed.elsewhere;
         let outcome =
             bed.run("overlay_encap", elsewhere, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
-        outcome.assert(SHOT, &[(Encap, Reason::SourceElsewhere)]);
+        outcome.assert(SHOT, &[(Encap, Reason::SourceAtWrongPort)]);
         // But if the interface it was learned on is gone, it was replaced while no agent ran.
         bed.learn(CONTAINER, u32::MAX >> 1);
         let outcome =
@@ -329,9 +329,9 @@ fn segments_count_not_frames() {
         let skb = Skb { ifindex: bed.container, gso_segs: 3, gso_size: 900 };
         let outcome = bed.run_with("overlay_encap", skb, &from_container(&large));
         // A test run's GSO frame has no type, so the kernel refuses it room: hosts with real ones are another rung.
-        outcome.assert(NEXT, &[(Encap, Reason::RoomRefused)]);
+        outcome.assert(NEXT, &[(Encap, Reason::HeadroomRefused)]);
         assert_eq!(outcome.frame, from_container(&large), "refused, hence untouched");
-        assert_eq!(bed.tables.counter(Encap, Reason::RoomRefused).unwrap().packets, 3);
+        assert_eq!(bed.tables.counter(Encap, Reason::HeadroomRefused).unwrap().packets, 3);
         let skb = Skb { ifindex: bed.container, gso_segs: 2, gso_size: 1411 };
         let outcome = bed.run_with("overlay_encap", skb, &from_container(&large));
         outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);

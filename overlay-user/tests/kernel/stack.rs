@@ -85,9 +85,9 @@ fn a_full_table_of_flows_is_counted_and_nothing_is_dropped() {
         }
         assert_eq!(inserted, overlay_common::MAX_FLOWS);
         send(bed, &udp(CONTAINER, REMOTE, [4000, 5000], 10))
-            .assert(NEXT, &[(Send, Reason::Carried), (Send, Reason::FlowsFull)]);
+            .assert(NEXT, &[(Send, Reason::Carried), (Send, Reason::FlowTableFull)]);
         let frame = ethernet(CONTAINER_MAC, GATEWAY_MAC, &udp(REMOTE, CONTAINER, [80, 4000], 10));
-        bed.run("overlay_note", bed.container, &frame).assert(NEXT, &[(Note, Reason::FlowsFull)]);
+        bed.run("overlay_note", bed.container, &frame).assert(NEXT, &[(Note, Reason::FlowTableFull)]);
     });
 }
 

@@ -131,7 +131,7 @@ fn segments_count_not_frames() {
         let packet = tcp(CONTAINER, REMOTE, [1, 2], 0x10, 2864);
         let frame = from_container(&packet);
         for (gso_size, verdict, reason) in
-            [(1432, NEXT, Reason::RoomRefused), (1433, REDIRECT, Reason::TooBig)]
+            [(1432, NEXT, Reason::HeadroomRefused), (1433, REDIRECT, Reason::TooBig)]
         {
             let skb = Skb { ifindex: bed.container, gso_segs: 2, gso_size };
             let outcome = bed.run_with("overlay_encap", skb, &frame);

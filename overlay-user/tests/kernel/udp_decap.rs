@@ -206,10 +206,10 @@ fn what_the_stack_must_see_is_handed_over_in_its_wrapping() {
             let frame = OURS.wrap(&packet);
             let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500 };
             let outcome = bed.run_with("overlay_decap", skb, &frame);
-            outcome.assert(verdict, &[(Decap, Reason::RoomRefused)]);
+            outcome.assert(verdict, &[(Decap, Reason::HeadroomRefused)]);
             assert_eq!(outcome.frame, frame);
         }
-        assert_eq!(bed.tables.counter(Decap, Reason::RoomRefused).unwrap().packets, 4, "segments");
+        assert_eq!(bed.tables.counter(Decap, Reason::HeadroomRefused).unwrap().packets, 4, "segments");
 
         let packet = udp(REMOTE, CONTAINER, [1, 2], 500);
         ip("link set c1 mtu 527");

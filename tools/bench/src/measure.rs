@@ -5,18 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use clap::{Args, ValueEnum};
-
 use self::{
     jobs::Group,
+    options::{Underlay, chosen},
     results::{FORM, Results},
     run::Run,
 };
 pub use self::{
     network::{Case, Network},
+    options::Options,
     packets::{Load, Part, Sent, Until, Varied, send},
 };
+use anyhow::{Context as _, Result, ensure};
 use overlay_lab::{command, project};
 
 mod agent;
@@ -25,6 +25,7 @@ mod exchange;
 mod frame;
 mod jobs;
 mod network;
+mod options;
 mod packets;
 mod peers;
 mod plots;
@@ -36,62 +37,6 @@ mod results;
 mod run;
 mod statistics;
 mod streams;
-
-/// How the benchmark runs.
-#[derive(Args, Debug)]
-pub struct Options {
-    /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes once the agent is built, for a look.
-    #[arg(long)]
-    quick: bool,
-    /// Rounds [default: 5, with --quick 3].
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: Option<u32>,
-    /// Milliseconds of each sample [default: 300, with --quick 100].
-    #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
-    milliseconds: Option<u64>,
-    /// Only these measures.
-    #[arg(long, value_name = "MEASURE", value_delimiter = ',')]
-    only: Vec<Group>,
-    /// Only these networks, beside the bare route and its twin.
-    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
-    networks: Vec<Case>,
-    /// How frames cross between the hosts [default: both, with --quick veth].
-    #[arg(long, value_delimiter = ',')]
-    underlay: Vec<Underlay>,
-    /// Numbers of peers to compare; 1 is always among them [default with --quick: 100000].
-    #[arg(long, value_delimiter = ',', default_value = "1,1000,10000,100000")]
-    peers: Vec<u32>,
-    /// Says what changed since the run that wrote this file.
-    #[arg(long, value_name = "OLD.json")]
-    compare: Option<PathBuf>,
-    /// Where results go.
-    #[arg(long, value_name = "FOLDER")]
-    out: Option<PathBuf>,
-}
-
-impl Options {
-    fn groups(&self) -> Vec<Group> {
-        chosen(&self.only, Group::value_variants().to_vec())
-    }
-}
-
-/// Offloads decide what a veth is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Underlay {
-    /// veth's default: 64 KiB frames cross whole, with unfinished checksums.
-    Veth,
-    /// `tso off gso off tx off`, `gro on`: one frame per segment, as behind a NIC without offloads.
-    WireLike,
-}
-
-impl Underlay {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Veth => "veth",
-            Self::WireLike => "wire-like",
-        }
-    }
-}
 
 /// Runs it all, writes the results, prints the tables. Fails, after that, if a case had no figure to give.
 pub fn bench(options: &Options) -> Result<()> {
@@ -125,10 +70,6 @@ pub fn bench(options: &Options) -> Result<()> {
     let errors = results.errors().len();
     ensure!(errors == 0, "{errors} cases have no figure (see above)");
     Ok(())
-}
-
-fn chosen<T: Clone>(asked: &[T], default: Vec<T>) -> Vec<T> {
-    if asked.is_empty() { default } else { asked.to_vec() }
 }
 
 fn empty(options: &Options) -> Result<Results> {

@@ -16,17 +16,23 @@ use nix::{
 };
 use overlay_common::ABI;
 use overlay_user::{
-    check::{self, CheckSpec, Level},
-    datapath::{Change, Installed, PortKind},
-    device::{self, DeviceSpec, Kind},
-    endpoints::{Config, Probe, View},
-    iface::{self, Choice},
-    mac::Mac,
-    mode::Mode,
-    netlink::{LinkKind, Netlink},
-    observe::{self, observe},
-    probe::Prober,
-    state::{Adoption, Paths, Record},
+    cli::check::{self, CheckSpec, Level},
+    datapath::{
+        Change, Installed,
+        state::{Adoption, Paths, Record},
+    },
+    host::{
+        device::{self, DeviceSpec, Kind},
+        netlink::{LinkKind, Netlink},
+        underlay::{self, Choice},
+    },
+    learn::{
+        learner::{Config, Probe},
+        observe::{self, observe},
+        probe::Prober,
+        view::View,
+    },
+    model::{backend::Mode, entries::PortKind, mac::Mac},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -262,7 +268,7 @@ fn what_is_in_overlay0s_way_is_named_and_left_alone() {
 fn the_underlay_is_found_by_the_kernels_routes() {
     in_namespace(|| async {
         let netlink = Netlink::open().unwrap();
-        let error = iface::choose(&netlink, &Choice::default()).await.unwrap_err();
+        let error = underlay::choose(&netlink, &Choice::default()).await.unwrap_err();
         assert!(error.to_string().starts_with("there is no default route"), "{error}");
         for index in [0, 1] {
             run(&format!("ip link add eth{index} type veth peer name peer{index}"));
@@ -271,13 +277,13 @@ fn the_underlay_is_found_by_the_kernels_routes() {
             run(&format!("ip link set peer{index} up"));
         }
         run("ip route add default via 192.168.1.1");
-        let chosen = iface::choose(&netlink, &Choice::default()).await.unwrap();
+        let chosen = underlay::choose(&netlink, &Choice::default()).await.unwrap();
         assert_eq!((chosen.name.as_str(), chosen.address), ("eth1", [192, 168, 1, 7].into()));
         let reaching = |address: [u8; 4]| Choice { can_reach: Some(address.into()), ..Choice::default() };
-        let chosen = iface::choose(&netlink, &reaching([192, 168, 0, 99])).await.unwrap();
+        let chosen = underlay::choose(&netlink, &reaching([192, 168, 0, 99])).await.unwrap();
         assert_eq!((chosen.name.as_str(), chosen.mtu), ("eth0", 1500));
         run("ip route delete default");
-        let error = iface::choose(&netlink, &reaching([8, 8, 8, 8])).await.unwrap_err();
+        let error = underlay::choose(&netlink, &reaching([8, 8, 8, 8])).await.unwrap_err();
         assert!(error.to_string().starts_with("no route leads to 8.8.8.8"), "{error}");
     });
 }

@@ -231,7 +231,7 @@ mod tests {
             (Hook::Decap, Reason::UnknownPeer, 3),
             (Hook::Decap, Reason::Unlearned, 10),
             (Hook::Receive, Reason::Carried, 10),
-            (Hook::Note, Reason::FlowsFull, 7),
+            (Hook::Note, Reason::FlowTableFull, 7),
         ])
     }
 

@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use overlay_project::command;
 
-use super::remove_tree;
-use crate::setup::{Progress, apt};
+use super::leftovers::remove_tree;
+use crate::setup::{apt, progress::Progress};
 
 /// The release that the README names.
 pub(super) const SUITE: &str = "bookworm";

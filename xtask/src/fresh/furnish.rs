@@ -10,9 +10,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use overlay_project::{command, project::root as project};
 
-use super::{CLONE, base::SUITE};
-use crate::setup::{Progress, apt, find_command};
+use super::base::SUITE;
+use crate::setup::{apt, machine::find_command, progress::Progress};
 
+/// Where the clone is in the root. The space is there to show that none is in the way.
+pub(super) const CLONE: &str = "root/a clone/overlay";
 /// Where certificates of authorities are looked for without being told.
 const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 /// Cargo's folder in the root, and rustup's.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::is_orphan;
+use super::leftovers::is_orphan;
 
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(20);

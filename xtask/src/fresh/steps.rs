@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{CLONE, furnish::environment};
+use super::furnish::{CLONE, environment};
 
 /// One line for a shell in the clone, and how it must end.
 struct Step {

@@ -10,7 +10,10 @@ use anyhow::{Context as _, Result, bail};
 use overlay_project::command;
 use tempfile::TempDir;
 
-use super::{Progress, find_command, is_root, quietly};
+use super::{
+    machine::{find_command, is_root, quietly},
+    progress::Progress,
+};
 
 /// Installs `packages`. Nothing installed before is removed: apt refuses rather.
 pub(super) fn install(packages: &[&str], progress: &Progress) -> Result<()> {

@@ -11,7 +11,7 @@ use overlay_project::{
     project::docker::{folder, mark},
 };
 
-use super::{Progress, apt};
+use super::{apt, progress::Progress};
 
 /// For people whose machine set-up cannot change.
 pub(super) const BY_HAND: &str =

@@ -10,7 +10,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use overlay_project::{command, project};
 
-use super::{Progress, apt, lock, quietly};
+use super::{
+    apt,
+    machine::quietly,
+    progress::{Progress, lock},
+};
 
 const LINKER_VERSION: &str = "0.13.0";
 

@@ -4,7 +4,7 @@ use std::{env, path::PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use overlay_project::command;
 
-use super::find_command;
+use super::machine::find_command;
 
 /// What Debian 11 has. Older ones may do; nobody has tried.
 const OLDEST: (u32, u32) = (3, 12);

@@ -7,10 +7,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Kernel, modules};
+use super::{
+    files::{files, name},
+    kernels::Kernel,
+    modules,
+};
 use overlay_project::command;
 
-use crate::setup::{Progress, apt};
+use crate::setup::{apt, progress::Progress};
 
 /// A kernel that is at hand.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ fn fetch(kernel: &Kernel, kept: &Path, tools: &Path, progress: &Progress) -> Res
     let names = lists.ask(&["pkgnames", "linux-image-"])?;
     let package = newest(&names, kernel.version).with_context(|| {
         format!(
-            "{} of Debian offer no linux-image-{}.*-amd64: give it other suites in xtask/src/vm.rs",
+            "{} of Debian offer no linux-image-{}.*-amd64: give it other suites in xtask/src/vm/kernels.rs",
             kernel.suites.join(", "),
             kernel.version
         )
@@ -141,24 +145,6 @@ fn parts(package: &str, listing: &str) -> Vec<String> {
     let release = package.trim_start_matches("linux-image-");
     let names = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     names.filter(|name| name.starts_with("linux-") && name.ends_with(release)).map(str::to_owned).collect()
-}
-
-/// All files below `folder`, at any depth.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.extend(files(&entry.path())?);
-        } else {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
-}
-
-pub(super) fn name(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 #[cfg(test)]

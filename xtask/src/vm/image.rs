@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::debian::Unpacked;
 use overlay_project::command;
 
-use crate::setup::find_command;
+use crate::setup::machine::find_command;
 
 /// The real ones: busybox's own know too little.
 const LAB_TOOLS: &[&str] = &["ip", "tc", "ping", "ethtool", "nsenter", "setpriv", "mount", "umount"];
@@ -33,7 +33,7 @@ pub(super) fn build(
     fs::copy(&busybox, root.folder.join("bin/busybox"))?;
     symlink("busybox", root.folder.join("bin/sh"))?;
     for module in &kernel.modules {
-        fs::copy(module, root.folder.join("modules").join(super::debian::name(module)))?;
+        fs::copy(module, root.folder.join("modules").join(super::files::name(module)))?;
     }
     for tool in LAB_TOOLS {
         let path = find_command(tool).with_context(|| format!("{tool} is missing"))?;

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::debian::name;
+use super::files::name;
 use overlay_project::command;
 
 /// What agent and lab need: links, the tunnel, both ways of attaching.

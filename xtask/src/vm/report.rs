@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::debian::name;
+use super::files::name;
 
 /// Something that was seen: `fact: --ingress tc / ping = both ways`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,10 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{KERNELS, Report};
+use super::{
+    kernels::{KERNELS, Kernel},
+    report::Report,
+};
 use overlay_project::project;
 
 /// The section about the runs themselves: it changes with every new package and test, and is not compared.
@@ -11,9 +14,10 @@ const RUNS: &str = "The runs";
 const NOT_RUN: &str = "not run";
 const HEAD: &str = "# Kernels
 
-What the tests saw on Debian's kernels, in VMs. Written by `cargo xtask test --rung vm --kernels all --write-docs`, not by
-hand: `cargo xtask test` fails when a kernel it runs on shows anything else. A section named by options is what two hosts
-with two containers each did when their agents had them (`tools/host-tests/tests/kernels/`).
+This is what the tests saw on Debian's kernels, in VMs. `cargo xtask test --rung vm --kernels all --write-docs` writes this file;
+it is not edited by hand. `cargo xtask test` fails when a kernel it runs on shows anything else. A section that is named by
+options shows what two hosts, with two containers each, did when their agents had these options
+(`tools/host-tests/tests/kernels/`).
 ";
 
 /// The document: how it was, by section and what was looked at, then by kernel.
@@ -92,7 +96,7 @@ impl Table {
                 text += &line(&mut std::iter::once("").chain(KERNELS.iter().map(|kernel| kernel.version)));
                 text += &format!("|{}\n", "---|".repeat(KERNELS.len() + 1));
             }
-            let how = |kernel: &super::Kernel| cells.get(kernel.version).map_or(NOT_RUN, String::as_str);
+            let how = |kernel: &Kernel| cells.get(kernel.version).map_or(NOT_RUN, String::as_str);
             text += &line(&mut std::iter::once(what.as_str()).chain(KERNELS.iter().map(how)));
         }
         text

@@ -1,16 +1,16 @@
 //! A peer in the maps: its subnet, its underlay address among those that the programs take packets from, its counters.
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use aya::maps::MapError;
 use ipnet::Ipv4Net;
-use log::warn;
 use overlay_common::{Addr4, Vtep};
 
-use super::{EbpfDatapath, full, gone};
-use crate::datapath::{
-    DatapathError, Peer,
-    slots::Slots,
-    tables::{self, Tables},
+use super::EbpfDatapath;
+use crate::{
+    datapath::{
+        error::{DatapathError, removed},
+        tables,
+    },
+    model::entries::Peer,
 };
 
 impl EbpfDatapath {
@@ -45,7 +45,7 @@ impl EbpfDatapath {
 
     pub(super) fn remove_peer(&mut self, subnet: Ipv4Net) -> Result<(), DatapathError> {
         let key = Addr4::new(subnet.network().octets());
-        gone(self.tables.peers.remove(key))
+        removed(self.tables.peers.remove(key))
             .map_err(|error| DatapathError::failed(format!("remove peer {subnet}"), &error))?;
         let Some((slot, outer)) = self.slots.of(key) else { return Ok(()) };
         self.slots.forget(key);
@@ -63,35 +63,16 @@ impl EbpfDatapath {
                 .vteps
                 .insert(key, Vtep { slot }, 0)
                 .map_err(|error| DatapathError::failed(format!("keep VTEP {address}"), &error)),
-            None => gone(self.tables.vteps.remove(&key))
+            None => removed(self.tables.vteps.remove(&key))
                 .map_err(|error| DatapathError::failed(format!("remove VTEP {address}"), &error)),
         }
     }
 
     /// The lowest counter slot nobody has, with its counters at zero.
     fn free_slot(&mut self) -> Result<u32, DatapathError> {
-        let full = full("peers", self.options.max_peers);
-        let slot = self.slots.lowest().ok_or(full)?;
+        let full = || DatapathError::full("peers", self.options.max_peers);
+        let slot = self.slots.lowest().ok_or_else(full)?;
         self.tables.clear_traffic(slot)?;
         Ok(slot)
     }
-}
-
-/// Makes the underlay addresses those of the peers; returns how many were not. An agent that was killed between its two
-/// writes leaves one that no peer has, and it would count as a known peer for ever.
-pub(super) fn mend_vteps(tables: &mut Tables, slots: &Slots) -> Result<usize, DatapathError> {
-    let failed = |error| DatapathError::failed("put right the table of VTEPs", &error);
-    let present: BTreeSet<Addr4> = tables.vteps.keys().collect::<Result<_, MapError>>().map_err(failed)?;
-    let mut mended = 0;
-    for address in present.iter().filter(|address| !slots.knows(address.octets)) {
-        warn!("VTEP {} belongs to no peer: removing it", Ipv4Addr::from(address.octets));
-        gone(tables.vteps.remove(address)).map_err(failed)?;
-        mended += 1;
-    }
-    for (address, slot) in slots.addresses().filter(|(address, _)| !present.contains(address)) {
-        warn!("peer {} is no VTEP: adding it", Ipv4Addr::from(address.octets));
-        tables.vteps.insert(address, Vtep { slot }, 0).map_err(failed)?;
-        mended += 1;
-    }
-    Ok(mended)
 }

@@ -3,10 +3,13 @@ use std::{net::Ipv4Addr, path::Path};
 
 use overlay_common::{Flow, FlowKey};
 
-use super::{Contents, Notes, Reader, old_map};
+use super::reader::{Contents, Notes, Reader, old_map};
 use crate::{
-    datapath::{DatapathError, Endpoint, Peer},
-    mac::Mac,
+    datapath::DatapathError,
+    model::{
+        entries::{Endpoint, Peer},
+        mac::Mac,
+    },
 };
 
 pub(super) const READER: Reader = Reader {

@@ -18,10 +18,16 @@ use aya::{
 use log::info;
 use nix::errno::Errno;
 
-use super::{Attachment, DatapathError, Hook, Interface, Way, attach_type, errno, interface_name, program};
-use crate::netlink::{
-    NetlinkError,
-    tc::{self, Direction, Filter, FilterQdisc},
+use super::{
+    attacher::{Attacher, Interface, interface_name},
+    attachment::{Attachment, Hook, attach_type, program},
+};
+use crate::{
+    datapath::error::{DatapathError, errno},
+    host::netlink::{
+        NetlinkError,
+        tc::{self, Direction, Filter, FilterQdisc},
+    },
 };
 
 /// Of all our filters. Low, so that ours see a packet before others' do, as with TCX: tc(8) counts down from 49152 for
@@ -189,7 +195,7 @@ impl Clsact {
     }
 }
 
-impl Way for Clsact {
+impl Attacher for Clsact {
     fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         let mut found = BTreeSet::new();
         for (ifindex, qdisc) in tc::filter_qdiscs().map_err(failed)? {

@@ -9,7 +9,8 @@ use aya::{
     sys::SyscallError,
 };
 
-use super::{Attachment, DatapathError, Hook};
+use super::attachment::{Attachment, Hook};
+use crate::datapath::DatapathError;
 
 #[derive(Clone, Debug)]
 pub(super) struct Pins {

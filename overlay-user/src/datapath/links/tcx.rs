@@ -10,12 +10,17 @@ use aya::{
 use log::info;
 use nix::errno::Errno;
 
-use super::{Attachment, DatapathError, Hook, Interface, Way, attach_type, errno, pins::Pins, program};
+use super::{
+    attacher::{Attacher, Interface},
+    attachment::{Attachment, Hook, attach_type, program},
+    pins::Pins,
+};
+use crate::datapath::error::{DatapathError, errno};
 
 #[derive(Clone, Debug)]
 pub(super) struct Tcx(pub(super) Pins);
 
-impl Way for Tcx {
+impl Attacher for Tcx {
     fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         self.0.list(|hook| matches!(hook, Hook::Tc(_)))
     }

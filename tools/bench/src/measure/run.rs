@@ -5,9 +5,9 @@ use anyhow::Result;
 use clap::ValueEnum as _;
 
 use super::{
-    Options, Underlay, chosen,
     jobs::{Group, Job},
     network::{Case, Network},
+    options::{Options, Underlay, chosen},
     packets::{Load, Part, Until, send},
     peers::Crowd,
     progress::Progress,

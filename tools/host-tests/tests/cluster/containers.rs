@@ -150,11 +150,11 @@ fn an_address_cannot_be_stolen_by_claiming_it() {
     refused.unwrap();
 
     // Nor can it speak in the victim's name.
-    let before = bed[0].counters().unwrap().packets(Hook::Encap, Reason::SourceElsewhere);
+    let before = bed[0].counters().unwrap().packets(Hook::Encap, Reason::SourceAtWrongPort);
     let line = format!("ping -c 3 -i 0.1 -W 1 -I {} {}", victim.address(), other.address());
     let words: Vec<_> = line.split_whitespace().collect();
     let _ = thief.namespace().command(&words).unwrap().output().unwrap();
-    let after = bed[0].counters().unwrap().packets(Hook::Encap, Reason::SourceElsewhere);
+    let after = bed[0].counters().unwrap().packets(Hook::Encap, Reason::SourceAtWrongPort);
     assert!(after >= before + 3, "{before} {after}");
     thief.exec(&format!("ip address delete {}/24 dev eth0", victim.address())).unwrap();
     assert!(other.ping(victim.address(), pings(3)).unwrap().complete());

@@ -5,7 +5,7 @@ use std::{
 };
 
 use overlay_lab::{Backend, Lab, Numbered, Options, wait_until};
-use overlay_user::status::unix_now;
+use overlay_user::model::clock::unix_now;
 
 use super::bed::{
     Bed, Kind, assert_reaches, flannel_lease, json, lease_key, overlay, peers, pings, wait_for,

@@ -42,7 +42,7 @@ const ROWS: &[Row] = &[
         frame.inner.from = [10, 244, 2, 9];
     }),
     ("source: nobody's subnet", &[(Encap, SourceNotOurs)], 0, |frame| frame.inner.from = [10, 244, 99, 9]),
-    ("source: the neighbour", &[(Encap, SourceElsewhere)], 0, |frame| frame.inner.from = [10, 244, 1, 3]),
+    ("source: the neighbour", &[(Encap, SourceAtWrongPort)], 0, |frame| frame.inner.from = [10, 244, 1, 3]),
     ("source: the gateway", &[(Encap, Unlearned)], 0, |frame| frame.inner.from = GATEWAY),
     ("source: not learned", &[(Encap, Unlearned), (Send, Carried)], 1, |frame| {
         frame.inner.from = [10, 244, 1, 9];

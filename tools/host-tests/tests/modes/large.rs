@@ -146,7 +146,7 @@ fn big(backend: Backend, bytes: u64, no_timeouts: bool) {
         // There were such frames, and what no program could send the agent relayed.
         assert!(count.packets(0, Encap, Reason::NeedsFragmentation) > 0, "{what}: {here:?}");
         let relayed =
-            [Reason::NeedsFragmentation, Reason::RoomRefused].map(|why| count.packets(0, Send, why));
+            [Reason::NeedsFragmentation, Reason::HeadroomRefused].map(|why| count.packets(0, Send, why));
         let sent = here.fast_out + here.stack_out + relayed.iter().sum::<u64>();
         assert!(sent >= bytes / 1460, "{what}: {here:?}");
         assert!(there.fast_in + there.stack_in >= bytes / 1460, "{what}: {there:?}");

@@ -45,7 +45,7 @@ fn datagrams_at_once(bed: &Bed, backend: Backend, wire_like: bool) {
         let is_one_frame = !wire_like && backend != Backend::HostGw;
         let (fast, stack) = if is_one_frame { (0, 20) } else { (20, 0) };
         assert_eq!((there.fast_in, there.stack_in, there.dropped), (fast, stack, 0), "{what}");
-        assert_eq!(count.packets(1, Decap, Reason::RoomRefused), stack, "{what}");
+        assert_eq!(count.packets(1, Decap, Reason::HeadroomRefused), stack, "{what}");
     }
 }
 

@@ -178,7 +178,7 @@ fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
     ask_all(&bed, &mut talks);
 
     // A connection beyond them is counted and evicts none.
-    let full = |host: usize, hook| bed[host].counters().unwrap().packets(hook, Reason::FlowsFull);
+    let full = |host: usize, hook| bed[host].counters().unwrap().packets(hook, Reason::FlowTableFull);
     let before = full(0, Send);
     let a = bed[0].containers[0].clone();
     let mut beyond = Talk::open(a.namespace(), Protocol::Udp, SERVICE, 80).unwrap();

@@ -1,0 +1,16 @@
+//! Helpers of the kernel that are asked without a packet: the clock and random numbers.
+use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_get_prandom_u32};
+
+/// CLOCK_MONOTONIC, in nanoseconds.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// A random number.
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_get_prandom_u32() }
+}

@@ -1,0 +1,78 @@
+//! overlay0 as the kernel's own VXLAN device: it encapsulates and decapsulates, and is the fast path's oracle.
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use overlay_common::{
+    Addr4, Peer, Reason, SETTING_DIRECT, SETTING_OUTER_DF,
+    header::ethernet,
+    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, OUTER_TTL},
+};
+
+use super::{leave_by, may_send, receive_unencapsulated};
+use crate::{
+    check, fib,
+    frame::Frame as _,
+    ipv4::{Ipv4, segment_length},
+    packet::Packet,
+    settings, tunnel,
+    verdict::{Answer, Outcome},
+};
+
+/// Tells the device to which peer the packet goes. Route, path MTU, fragments and source port are the kernel's.
+#[inline(always)]
+pub(super) fn send(packet: &Packet<'_>, peer: &Peer) -> Answer<Outcome> {
+    if settings::has(SETTING_DIRECT)
+        && let Some(next_hop) = fib::on_link(packet, peer, tunnel::source_port(packet))
+    {
+        // The packet has a link header, the device's own, and the stack has taken one from its TTL.
+        return leave_by(packet, &next_hop);
+    }
+    let dont_fragment = settings::has(SETTING_OUTER_DF) && fits(packet, peer);
+    packet.set_tunnel(Addr4::new(peer.outer), OUTER_TTL, dont_fragment)?;
+    packet.store(ethernet::offset::DESTINATION, &peer.vtep_mac)?;
+    Ok(Outcome::Carried(TC_ACT_UNSPEC))
+}
+
+/// Whether the path takes the packet whole, as far as is known. What is larger must not have DF, even if the network's outer
+/// packets have: the kernel would drop it here, and tell nobody but itself.
+#[inline(always)]
+fn fits(packet: &Packet<'_>, peer: &Peer) -> bool {
+    let Ok(ip) = Ipv4::checked(packet, ETHERNET) else { return false };
+    fib::path(packet, peer, tunnel::source_port(packet), segment_length(packet, ETHERNET, &ip)).is_ok()
+}
+
+/// Checks what the device has decapsulated.
+#[inline(always)]
+pub(super) fn receive(packet: &Packet<'_>) -> Answer<Outcome> {
+    let Some((vni, outer)) = packet.tunnel() else {
+        // What the tunnel has received always has a key; what has none was handed over by overlay_decap.
+        return receive_unencapsulated(packet, ETHERNET);
+    };
+    if vni != settings::vni() {
+        return Err(Reason::ForeignVni.into());
+    }
+    check::known(outer)?;
+    // A VLAN tag has been taken off the bytes already, and is the frame's still.
+    if !packet.carries(ETHERTYPE_IPV4) {
+        return Err(Reason::NotIpv4.into());
+    }
+    if !packet.pull(ETHERNET + IPV4) {
+        return Err(Reason::Malformed.into());
+    }
+    let destination: [u8; 6] = packet.read(ethernet::offset::DESTINATION).ok_or(Reason::Malformed)?;
+    let header = Ipv4::read(packet, ETHERNET).ok_or(Reason::Malformed)?;
+    may_send(outer, header.source())?;
+    if destination != settings::vtep_mac() {
+        return Err(Reason::WrongVtepMac.into());
+    }
+    if !settings::in_subnet(header.destination()) {
+        return Err(Reason::NotOurSubnet.into());
+    }
+    Ok(Outcome::Carried(TC_ACT_UNSPEC))
+}
+
+/// Addresses a frame to the device's own MAC address, so that the device takes it.
+#[inline(always)]
+pub(super) fn address(packet: &Packet<'_>) -> Result<(), Reason> {
+    packet.store(ethernet::offset::DESTINATION, &settings::vtep_mac())?;
+    packet.accept();
+    Ok(())
+}

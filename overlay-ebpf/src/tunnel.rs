@@ -1,0 +1,94 @@
+//! The encapsulation format of the network, as one concept: how long its headers are, how a received frame's are read and
+//! taken off, and how a packet's are written. Each format is a file beside this one.
+pub(crate) mod datagram;
+mod vxlan;
+
+use overlay_common::{
+    ENCAPSULATION_UDP, Peer, Reason, SETTING_OUTER_DF,
+    wire::{self, Outer},
+};
+
+use crate::{frame::Frame, helpers, ipv4::Ipv4, packet::Packet, settings, verdict::Answer};
+
+/// How packets are encapsulated.
+pub(crate) enum Format {
+    /// VXLAN (RFC 7348). The kernel's own VXLAN device, overlay0, understands it too.
+    Vxlan,
+    /// Bare IPv4 in UDP, as flannel's udp backend sends it. No device of the kernel's understands it; overlay0 is a TUN.
+    Datagram,
+}
+
+/// The network's format. The verifier knows the answer, and leaves the other format's code out of what it loads.
+#[inline(always)]
+pub(crate) fn format() -> Format {
+    if settings::encapsulation() == ENCAPSULATION_UDP { Format::Datagram } else { Format::Vxlan }
+}
+
+/// Bytes that encapsulation adds to a packet.
+#[inline(always)]
+pub(crate) fn length() -> usize {
+    match format() {
+        Format::Vxlan => vxlan::LENGTH,
+        Format::Datagram => datagram::LENGTH,
+    }
+}
+
+/// The packet in a datagram to our address and port, and the counters' slot of the peer that sent it, if that peer may send
+/// it.
+#[inline(always)]
+pub(crate) fn parse(frame: &impl Frame, outer: &Ipv4) -> Answer<(Ipv4, u32)> {
+    match format() {
+        Format::Vxlan => vxlan::parse(frame, outer),
+        Format::Datagram => datagram::parse(frame, outer),
+    }
+}
+
+/// Takes the outer headers off a frame whose packet is to be delivered. On [`Reason::HeadroomRefused`] the frame is as it
+/// was. `is_unchecked` says that the outer UDP checksum is zero.
+#[inline(always)]
+pub(crate) fn decapsulate(packet: &Packet<'_>, is_unchecked: bool) -> Result<(), Reason> {
+    match format() {
+        Format::Vxlan => packet.remove_headers(vxlan::LENGTH)?,
+        Format::Datagram => datagram::decapsulate(packet, is_unchecked)?,
+    }
+    packet.distrust_checksum();
+    Ok(())
+}
+
+/// Makes headroom behind the Ethernet header and writes all headers into it, and the inner one with a TTL of one less. On
+/// [`Reason::HeadroomRefused`] the frame is as it was.
+#[inline(always)]
+pub(crate) fn encapsulate(
+    packet: &Packet<'_>,
+    inner: &Ipv4,
+    peer: &Peer,
+    source_port: u16,
+) -> Result<(), Reason> {
+    match format() {
+        Format::Vxlan => vxlan::encapsulate(packet, inner, peer, source_port),
+        Format::Datagram => datagram::encapsulate(packet, inner, peer, source_port),
+    }
+}
+
+/// Source port of the outer UDP header: a hash of the inner connection, so that its packets stay in order and connections
+/// spread.
+#[inline(always)]
+pub(crate) fn source_port(packet: &Packet<'_>) -> u16 {
+    wire::source_port(packet.hash(), settings::port_min(), settings::port_count())
+}
+
+/// What the outer IPv4 and UDP headers say, in either format.
+#[inline(always)]
+fn outer(inner: &Ipv4, peer: &Peer, source_port: u16, between: usize) -> Outer {
+    Outer {
+        source: settings::local().to_ne_bytes(),
+        destination: peer.outer,
+        // RFC 6040 section 4.1, normal mode: the outer ECN field is a copy of the inner one.
+        tos: inner.tos() & 0x03,
+        identification: helpers::random() as u16,
+        dont_fragment: settings::has(SETTING_OUTER_DF),
+        source_port,
+        port: settings::port(),
+        payload: u32::from(inner.length()) + between as u32,
+    }
+}

@@ -1,0 +1,241 @@
+//! Puts the agent together: each task gets what it needs, and all of them end together.
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use log::{info, warn};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    agent::{
+        control::{self, Call, Server},
+        device_keeper, health,
+        join::{self, Joined},
+        options::Options,
+        origin,
+        peers::Scope,
+        reconciler::{self, Inputs, Setup},
+        status::Status,
+    },
+    datapath::{Change, Datapath as _, Installed, ebpf::EbpfDatapath, losses, relay},
+    host::{
+        device::Kind,
+        firewall::{FirewallKeeper, RulesStatus, Wanted},
+        netlink::Netlink,
+        subnet_env::SubnetEnv,
+    },
+    learn::{learner, observe, view::View, xdp_targets},
+    model::{entries::PortKind, ingress::XdpMode},
+    store::{Store, local_lease::Own},
+};
+
+/// Joins the network and serves it until a task fails. `private` is the folder of a store that is meant for this host
+/// alone. Nothing outlives this function but the data path.
+///
+/// # Errors
+/// Why the host cannot take part, or why it does no longer.
+pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Options) -> Result<()> {
+    let joined = join::join(&mut store, private, options).await?;
+    // Before anything is made: without the port the network would be half a one.
+    let socket = match joined.spec.kind {
+        Kind::Tun => {
+            let bound = relay::bind(joined.underlay.address, joined.mode.port()).await;
+            Some(bound.inspect_err(|_| joined.undo())?)
+        }
+        Kind::Vxlan { .. } => None,
+    };
+    let datapath = joined.attach(options).await?;
+    let mut tasks = Tasks::new(&joined, options).await;
+    // Before subnet.env, which tells Docker whether to masquerade itself.
+    tasks.keep_rules().await;
+    let (network, subnet) = (joined.network.network, joined.held.lease.subnet);
+    let mtu = joined.mode.overlay_mtu(joined.underlay.mtu);
+    SubnetEnv { network, subnet, mtu, ip_masq: options.ip_masq }.write(&options.subnet_file)?;
+    let noted_origin = origin::read(&joined.paths);
+
+    let installed = installed(&datapath)?;
+    let (changes_to, changes) = mpsc::channel(64);
+    let (commands_to, commands) = mpsc::channel(16);
+    let (view_to, view) = watch::channel(View::default());
+    let (_shutdown_to, shutdown) = watch::channel(false);
+    tasks.follow_programs_log(&datapath);
+    tasks.keep_origin();
+    tasks.keep_devices(&datapath, changes_to.clone())?;
+    if let Some(socket) = socket {
+        tasks.relay(socket, &datapath)?;
+    }
+    if joined.ingress.xdp == Some(XdpMode::Redirect) {
+        tasks.watch_xdp_targets(&installed, view.clone(), changes_to.clone())?;
+    }
+    tasks.learn(installed, changes_to, commands, view_to);
+    let calls = tasks.serve_control(commands_to, view).await?;
+    tasks.serve_health().await?;
+    let inputs = Inputs::new(changes, calls, shutdown, tasks.status.clone());
+    let mut running = tasks.running;
+
+    let scope = Scope {
+        network,
+        subnet_len: joined.network.subnet_len,
+        mode: joined.mode,
+        own_ip: joined.public_ip(),
+        own_subnet: subnet,
+    };
+    let setup = Setup {
+        scope,
+        own: Own::new(joined.held.clone(), options.renew_margin),
+        audit: options.audit,
+        origin: noted_origin.or(Some(joined.origin)),
+    };
+    tokio::select! {
+        exit = reconciler::run(store, datapath, setup, inputs) => exit.map(drop),
+        // A task that ends takes the agent down, to be started again by whoever watches it: better than half an agent.
+        ended = running.join_next() => match ended {
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(error)) => Err(error).context("a task of the agent ended"),
+            Some(Ok(Ok(()))) | None => bail!("a task of the agent ended"),
+        },
+    }
+}
+
+/// What is in force at the start, as far as learning goes by it: the host's own devices are not among its ports.
+fn installed(datapath: &EbpfDatapath) -> Result<Installed> {
+    let mut installed = datapath.installed()?;
+    installed.ports.retain(|_, kind| kind.is_containers());
+    info!(
+        "in force at the start: {} peers, {} endpoints, {} ports",
+        installed.peers.len(),
+        installed.endpoints.len(),
+        installed.ports.values().filter(|kind| **kind == PortKind::Veth).count()
+    );
+    Ok(installed)
+}
+
+/// The tasks that run beside the reconciler.
+struct Tasks<'a> {
+    running: JoinSet<Result<()>>,
+    joined: &'a Joined,
+    options: &'a Options,
+    status: watch::Sender<Status>,
+}
+
+impl<'a> Tasks<'a> {
+    /// None yet.
+    async fn new(joined: &'a Joined, options: &'a Options) -> Self {
+        let lost_before = losses::read(&joined.netlink, &joined.paths.pins).await.unwrap_or_else(|error| {
+            warn!("{error}: losses are shown since the devices were made, not since this start");
+            Vec::new()
+        });
+        let (subnet, network) = (joined.held.lease.subnet, joined.network.network);
+        let status = Status::new(joined.public_ip(), subnet, network, joined.mode);
+        let status = watch::Sender::new(Status { lost_before, ..status });
+        Self { running: JoinSet::new(), joined, options, status }
+    }
+
+    /// Puts our rules in force, and keeps them so.
+    async fn keep_rules(&mut self) {
+        let wanted = Wanted {
+            name: self.joined.paths.network.clone(),
+            network: self.joined.network.network,
+            subnet: self.joined.held.lease.subnet,
+            masquerade: self.options.ip_masq,
+            forward: self.options.forward_rules,
+        };
+        let status = self.status.clone();
+        let report = move |rules: &RulesStatus| status.send_modify(|status| status.rules = rules.clone());
+        self.running.spawn(FirewallKeeper::start(&wanted, report).await.keep());
+    }
+
+    fn follow_programs_log(&mut self, datapath: &EbpfDatapath) {
+        let log = datapath.log();
+        self.running.spawn(async move { match log.follow().await {} });
+    }
+
+    fn keep_origin(&mut self) {
+        self.running.spawn(origin::keep_noted(self.joined.paths.clone(), self.status.clone()));
+    }
+
+    /// Sees to it that overlay0 and the attachments at the underlay device stay.
+    fn keep_devices(&mut self, datapath: &EbpfDatapath, changes: mpsc::Sender<Vec<Change>>) -> Result<()> {
+        // A socket of its own: the kernel refuses a second dump while one is under way (EBUSY).
+        let netlink = Netlink::open()?;
+        let (spec, underlay) = (self.joined.spec.clone(), self.joined.underlay.clone());
+        let attached = datapath.device();
+        self.running.spawn(async move {
+            let kept = device_keeper::keep(netlink, spec, attached, underlay, changes).await;
+            kept.context("watch over the host's devices")
+        });
+        Ok(())
+    }
+
+    /// Carries what in UDP mode only the kernel's socket can take in.
+    fn relay(&mut self, socket: tokio::net::UdpSocket, datapath: &EbpfDatapath) -> Result<()> {
+        let routes = relay::Routes::open(&self.joined.paths.pins, self.joined.held.lease.subnet)?;
+        let relaying = relay::relay(socket, self.joined.spec.name.clone(), datapath.device(), routes);
+        self.running.spawn(async move { relaying.await.context("relay fragmented datagrams") });
+        Ok(())
+    }
+
+    /// Finds out which containers' veths take frames that XDP redirects.
+    fn watch_xdp_targets(
+        &mut self,
+        installed: &Installed,
+        view: watch::Receiver<View>,
+        changes: mpsc::Sender<Vec<Change>>,
+    ) -> Result<()> {
+        let (netlink, switch_gro) = (Netlink::open()?, self.options.endpoint_gro);
+        let adopted = installed.receivers.clone();
+        self.running.spawn(async move {
+            let watched = xdp_targets::watch(netlink, switch_gro, adopted, view, changes).await;
+            watched.context("watch which containers take frames from XDP")
+        });
+        Ok(())
+    }
+
+    /// Learns which containers live here.
+    fn learn(
+        &mut self,
+        installed: Installed,
+        changes: mpsc::Sender<Vec<Change>>,
+        commands: mpsc::Receiver<observe::Command>,
+        view: watch::Sender<View>,
+    ) {
+        let subnet = self.joined.held.lease.subnet;
+        let config = learner::Config { subnet, bridges: self.options.bridges.clone() };
+        let netlink = self.joined.netlink.clone();
+        self.running.spawn(async move {
+            let learned = observe::observe(netlink, config, installed, changes, commands, view).await;
+            learned.context("watch the host's links and neighbours")
+        });
+    }
+
+    /// Listens on the control socket; returns the requests that are the reconciler's to answer.
+    async fn serve_control(
+        &mut self,
+        commands: mpsc::Sender<observe::Command>,
+        view: watch::Receiver<View>,
+    ) -> Result<mpsc::Receiver<Call>> {
+        let (calls_to, calls) = mpsc::channel(16);
+        let (reconciler_to, reconciler) = mpsc::channel(16);
+        let server = Server::bind(&control::socket_path(&self.joined.paths)).await?;
+        self.running.spawn(async move {
+            server.serve(calls_to).await;
+            Ok(())
+        });
+        self.running.spawn(control::divide(calls, reconciler_to, commands, view));
+        Ok(reconciler)
+    }
+
+    /// Serves health and status by HTTP, if that is asked for.
+    async fn serve_health(&mut self) -> Result<()> {
+        let Some(address) = self.options.health else { return Ok(()) };
+        let listener = health::bind(address).await?;
+        let (status, pins) = (self.status.subscribe(), self.joined.paths.pins.clone());
+        self.running.spawn(async move {
+            health::serve(listener, status, pins).await;
+            Ok(())
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,292 @@
+//! The control socket: one line of JSON asks, one line of JSON answers. Both ends.
+use std::{
+    net::Ipv4Addr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use ipnet::Ipv4Net;
+use log::{debug, warn};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+use crate::{
+    agent::status::Status,
+    datapath::state::Paths,
+    learn::{learner::ClaimError, observe, view::View},
+    model::{
+        entries::{Endpoint, Peer},
+        mac::Mac,
+    },
+};
+
+/// No request is longer than this, in bytes.
+const LONGEST: u64 = 4096;
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What can be asked of a running agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How it is.
+    Status,
+    /// All peers.
+    Peers,
+    /// All endpoints.
+    Endpoints,
+    /// Names an endpoint: learning will neither move nor remove it.
+    Attach {
+        /// The container's address, inside the own subnet.
+        address: Ipv4Addr,
+        /// Name of the host side of the container's veth.
+        port: String,
+        /// MAC address inside the container; without it, the one the kernel knows.
+        mac: Option<Mac>,
+    },
+    /// Removes an endpoint: its packets take the stack.
+    Detach {
+        /// The container's address.
+        address: Ipv4Addr,
+    },
+    /// Carries out every removal that the mass-delete guard holds back.
+    AcceptDeletions,
+    /// Reads all leases and the whole data path again.
+    Resync,
+}
+
+/// What the agent answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Peers`].
+    Peers(Vec<PeerLine>),
+    /// To [`Request::Endpoints`].
+    Endpoints(Vec<EndpointLine>),
+    /// It is done; says what.
+    Done(String),
+    /// It is not done; says why.
+    Error(String),
+}
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerLine {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// Where it is.
+    #[serde(flatten)]
+    pub peer: Peer,
+    /// Revision of the lease that asks for it; `None` if none does any more.
+    pub revision: Option<i64>,
+    /// It is in force as wanted.
+    pub installed: bool,
+    /// Its lease is gone, and the mass-delete guard keeps it.
+    pub held: bool,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointLine {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Where it lives.
+    #[serde(flatten)]
+    pub endpoint: Endpoint,
+}
+
+/// A request on its way to the loop.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Response>,
+}
+
+/// Where the agent of a network listens.
+pub fn socket_path(paths: &Paths) -> PathBuf {
+    paths.state.join("control.sock")
+}
+
+/// The server's end. Dropping it removes the socket file.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Server {
+    /// Listens; replaces the socket of an agent that is gone, and refuses to push aside one that answers.
+    pub async fn bind(path: &Path) -> anyhow::Result<Self> {
+        if UnixStream::connect(path).await.is_ok() {
+            bail!(
+                "another agent answers on {}: stop it, or use another --network or --state-dir",
+                path.display()
+            );
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("replace the old socket {}", path.display()));
+            }
+            _ => {}
+        }
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        // Bound under another name first: nobody can connect before the permissions are right.
+        let private = path.with_extension("new");
+        let _ = std::fs::remove_file(&private);
+        let bind = || -> std::io::Result<UnixListener> {
+            let listener = UnixListener::bind(&private)?;
+            std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600))?;
+            std::fs::rename(&private, path)?;
+            Ok(listener)
+        };
+        let listener = bind().with_context(|| format!("listen on {}", path.display()))?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Serves until dropped.
+    pub async fn serve(self, calls: mpsc::Sender<Call>) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let calls = calls.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = converse(stream, calls).await {
+                            debug!("control connection: {error:#}");
+                        }
+                    });
+                }
+                Err(error) => {
+                    warn!("accept on {}: {error}", self.path.display());
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut reader = BufReader::new(reader.take(LONGEST));
+    let mut line = String::new();
+    timeout(PATIENCE, reader.read_line(&mut line)).await??;
+    let too_long = line.len() as u64 == LONGEST && !line.ends_with('\n');
+    let response = match serde_json::from_str(&line) {
+        _ if too_long => Response::Error(format!("request not understood: longer than {LONGEST} bytes")),
+        Ok(request) => ask_loop(request, &calls).await,
+        Err(error) => Response::Error(format!("request not understood: {error}")),
+    };
+    let mut text = serde_json::to_vec(&response)?;
+    text.push(b'\n');
+    timeout(PATIENCE, writer.write_all(&text)).await??;
+    if too_long {
+        // Closing over unread bytes would reset the connection, and the answer with it.
+        writer.shutdown().await?;
+        let mut rest = reader.into_inner().into_inner();
+        timeout(PATIENCE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await??;
+    }
+    Ok(())
+}
+
+/// Divides requests between those who decide: learning about endpoints, the loop about everything else. Ends when nobody
+/// can ask any more.
+pub async fn divide(
+    mut calls: mpsc::Receiver<Call>,
+    to_loop: mpsc::Sender<Call>,
+    to_learning: mpsc::Sender<observe::Command>,
+    view: watch::Receiver<View>,
+) -> anyhow::Result<()> {
+    while let Some(Call { request, answer }) = calls.recv().await {
+        let (to_loop, to_learning, view) = (to_loop.clone(), to_learning.clone(), view.clone());
+        tokio::spawn(async move {
+            let response = match request {
+                Request::Attach { address, port, mac } => {
+                    let (reply, replied) = oneshot::channel();
+                    let done = format!("endpoint {address} attached to {port}");
+                    let command = observe::Command::Attach { address, interface: port, mac, reply };
+                    learned(to_learning.send(command).await.is_ok(), replied, done).await
+                }
+                Request::Detach { address } => {
+                    let (reply, replied) = oneshot::channel();
+                    let command = observe::Command::Detach { address, reply };
+                    let done = format!("endpoint {address} detached");
+                    learned(to_learning.send(command).await.is_ok(), replied, done).await
+                }
+                other => match ask_loop(other, &to_loop).await {
+                    Response::Status(mut status) => {
+                        status.learned = view.borrow().clone();
+                        Response::Status(status)
+                    }
+                    other => other,
+                },
+            };
+            // Whoever asked may have hung up.
+            let _ = answer.send(response);
+        });
+    }
+    Ok(())
+}
+
+async fn learned(sent: bool, replied: oneshot::Receiver<Result<(), ClaimError>>, done: String) -> Response {
+    match replied.await {
+        Ok(Ok(())) if sent => Response::Done(done),
+        Ok(Err(error)) => Response::Error(error.to_string()),
+        Ok(Ok(())) | Err(_) => Response::Error("the agent is ending".to_owned()),
+    }
+}
+
+async fn ask_loop(request: Request, calls: &mpsc::Sender<Call>) -> Response {
+    let (answer, answered) = oneshot::channel();
+    let asked = async {
+        calls.send(Call { request, answer }).await.ok()?;
+        answered.await.ok()
+    };
+    match timeout(PATIENCE, asked).await {
+        Ok(Some(response)) => response,
+        Ok(None) => Response::Error("the agent is ending".to_owned()),
+        Err(_) => Response::Error(format!("the agent's loop does not answer within {PATIENCE:?}")),
+    }
+}
+
+/// Asks a running agent. An answer of [`Response::Error`] is an error here.
+pub async fn ask(path: &Path, request: &Request) -> anyhow::Result<Response> {
+    let talk = async {
+        let mut stream = UnixStream::connect(path).await.with_context(|| {
+            format!("connect to {}: is the agent of this network running, and are you root?", path.display())
+        })?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line).await.context("send the request")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.context("read the answer")?;
+        serde_json::from_str(&answer).context("understand the answer: is the agent of another version?")
+    };
+    // The server may use up its own patience before it answers.
+    match timeout(PATIENCE * 2, talk).await {
+        Ok(Ok(Response::Error(error))) => bail!(error),
+        Ok(answer) => answer,
+        Err(_) => bail!("no answer on {} within {:?}", path.display(), PATIENCE * 2),
+    }
+}
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

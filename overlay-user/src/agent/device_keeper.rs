@@ -1,0 +1,166 @@
+//! Keeps the devices that the programs hang on: overlay0 is made again when somebody deletes or alters it, and the loop
+//! is told where to attach. flannel's agent does not notice, and the host is cut off until somebody restarts it.
+use std::{net::Ipv4Addr, time::Duration};
+
+use anyhow::Context as _;
+use log::{info, warn};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    datapath::Change,
+    host::{
+        device::{self, Device, DeviceSpec},
+        netlink::{Event, Netlink, NetlinkError},
+        underlay::Underlay,
+    },
+    model::{entries::PortKind, mac::Mac},
+};
+
+/// Between two looks at least, so that a quarrel with whoever deletes the device does not take the CPU.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Until the next look while something is missing.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// For how long the loop may take to attach programs to a new device.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Watches over overlay0 (which is as `spec` says; the one that has its programs is told by `attached`) and the underlay
+/// device until `changes` is closed. Fails only if the kernel's events cannot be had at all.
+pub async fn keep(
+    netlink: Netlink,
+    spec: DeviceSpec,
+    attached: watch::Receiver<u32>,
+    underlay: Underlay,
+    changes: mpsc::Sender<Vec<Change>>,
+) -> Result<(), NetlinkError> {
+    let mut monitor = netlink.monitor()?;
+    let device = *attached.borrow();
+    let mut keeper = Keeper {
+        netlink,
+        spec,
+        device,
+        attached,
+        changes,
+        underlay: underlay.ifindex,
+        name: underlay.name,
+        mac: underlay.mac,
+        address: underlay.address,
+        complaint: None,
+    };
+    // What was made before the events were watched may be gone by now.
+    let mut look = true;
+    loop {
+        if look {
+            let found = keeper.look().await;
+            if keeper.changes.send(found).await.is_err() {
+                return Ok(());
+            }
+            sleep(PAUSE).await;
+        }
+        let wait = if keeper.complaint.is_some() { RETRY } else { Duration::MAX };
+        look = match timeout(wait, monitor.next()).await {
+            Ok(Event::Lost) => {
+                monitor = keeper.netlink.monitor()?;
+                true
+            }
+            Ok(event) => keeper.concerns(&event),
+            Err(_) => true,
+        };
+    }
+}
+
+struct Keeper {
+    netlink: Netlink,
+    spec: DeviceSpec,
+    device: u32,
+    attached: watch::Receiver<u32>,
+    changes: mpsc::Sender<Vec<Change>>,
+    underlay: u32,
+    name: String,
+    mac: Option<Mac>,
+    address: Ipv4Addr,
+    /// What is missing, as it was last said.
+    complaint: Option<String>,
+}
+
+impl Keeper {
+    /// Whether something may be missing. A look makes events itself: what is as it should be must not call for another.
+    fn concerns(&self, event: &Event) -> bool {
+        let ours = |link| link == self.device || link == self.underlay;
+        match event {
+            Event::Link(link) if link.index == self.device => {
+                !link.up
+                    || link.mtu != self.spec.mtu
+                    || (self.spec.kind.mac().is_some() && link.mac != self.spec.kind.mac())
+            }
+            // The programs hold its address.
+            Event::Link(link) if link.index == self.underlay => link.mac != self.mac,
+            Event::Link(link) => link.name == self.name || link.name == self.spec.name,
+            Event::LinkGone(link) => ours(*link),
+            Event::Address(address) => address.address == self.address,
+            Event::AddressGone(address) => ours(address.link),
+            Event::RouteGone(route) => route.destination == self.spec.network,
+            _ => false,
+        }
+    }
+
+    /// Makes overlay0 what it must be; returns where programs belong. Attaching what is attached changes nothing, and
+    /// attaching to what is gone tells the loop so.
+    async fn look(&mut self) -> Vec<Change> {
+        let mut complaint = None;
+        match self.make_device().await {
+            Ok(device) if device.ifindex != self.device => {
+                let address =
+                    device.mac.map(|mac| format!(", with its old address {mac}")).unwrap_or_default();
+                info!("{} was deleted: it is made anew{address}", self.spec.name);
+                self.device = device.ifindex;
+            }
+            Ok(_) => {}
+            Err(error) => complaint = Some(format!("{error:#}")),
+        }
+        match self.find_underlay().await {
+            Ok(Some(found)) if found != self.underlay => {
+                info!("{} was made anew: its programs follow", self.name);
+                self.underlay = found;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                complaint = Some(format!(
+                    "interface {} with address {} is gone: bring it back, or start the agent again with what there is now",
+                    self.name, self.address
+                ));
+            }
+            Err(error) => complaint = Some(error.to_string()),
+        }
+        if let Some(complaint) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            warn!("{complaint}; looking again every {RETRY:?}");
+        }
+        self.complaint = complaint;
+        vec![Change::Attach(self.device, PortKind::Device), Change::Attach(self.underlay, PortKind::Underlay)]
+    }
+
+    /// A new one has its programs before it is up: no frame enters the stack unchecked.
+    async fn make_device(&mut self) -> anyhow::Result<Device> {
+        let prepared = device::prepare(&self.netlink, &self.spec).await?;
+        if prepared.ifindex != *self.attached.borrow() {
+            let attach = Change::Attach(prepared.ifindex, PortKind::Device);
+            self.changes.send(vec![attach]).await.context("the agent ends")?;
+            let done = self.attached.wait_for(|ifindex| *ifindex == prepared.ifindex);
+            let done = timeout(PATIENCE, done).await;
+            done.with_context(|| format!("{} waits for its programs", self.spec.name))??;
+        }
+        Ok(device::ensure(&self.netlink, &self.spec).await?)
+    }
+
+    async fn find_underlay(&mut self) -> Result<Option<u32>, NetlinkError> {
+        let Some(link) = self.netlink.link_named(&self.name).await? else { return Ok(None) };
+        self.mac = link.mac;
+        let addresses = self.netlink.addresses().await?;
+        let found =
+            addresses.iter().any(|address| address.link == link.index && address.address == self.address);
+        Ok(found.then_some(link.index))
+    }
+}

@@ -1,0 +1,379 @@
+//! How a host comes to take part: interface, lock, config, lease, record; then device and programs. What the agent begins
+//! with.
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use ipnet::Ipv4Net;
+use log::{info, warn};
+use overlay_common::{
+    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_OUTER_DF, SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings,
+};
+use tokio::time::sleep;
+
+use crate::{
+    agent::options::{AskedIngress, Options},
+    datapath::{
+        ebpf::EbpfDatapath,
+        layouts::Older,
+        links::{AttachMethod, Links},
+        load,
+        state::{Adoption, Lock, Paths, Record},
+        xdp::XdpLink,
+        xdp_fitness,
+    },
+    host::{
+        device::{self, Device, DeviceSpec, Kind, Prepared},
+        netlink::{LinkKind, Netlink},
+        subnet_env,
+        underlay::{self, Underlay},
+    },
+    model::{
+        backend::Mode, entries::Peer, ingress::Ingress, lease::Backend, mac::Mac, network::NetworkConfig,
+    },
+    store::{
+        Origin, Store, StoreError,
+        acquire::{self, AcquireError, Held, Request, TIME_TO_LIVE},
+    },
+};
+
+/// First and longest pause between two tries to reach the store at the start.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// A host that has its lease, and has changed nothing in the kernel yet.
+pub(crate) struct Joined {
+    pub(crate) netlink: Netlink,
+    pub(crate) paths: Paths,
+    pub(crate) lock: Lock,
+    pub(crate) underlay: Underlay,
+    pub(crate) network: NetworkConfig,
+    pub(crate) mode: Mode,
+    pub(crate) held: Held,
+    pub(crate) origin: Origin,
+    pub(crate) spec: DeviceSpec,
+    pub(crate) ingress: Ingress,
+    adoption: Adoption,
+    older: Vec<Older>,
+    tc: AttachMethod,
+}
+
+/// Takes the network for this process, and the subnet for this host. `private` is the folder of a store that is meant for
+/// this host alone.
+pub(crate) async fn join(
+    store: &mut impl Store,
+    private: Option<&Path>,
+    options: &Options,
+) -> Result<Joined> {
+    let netlink = Netlink::open()?;
+    let paths = options.paths.clone();
+    paths.create()?;
+    let lock = paths.lock()?;
+    paths.refuse_shared_device(&options.device)?;
+    paths.refuse_shared_file(&options.subnet_file)?;
+    let underlay = underlay::choose(&netlink, &options.underlay).await?;
+    let public_ip = options.public_ip.unwrap_or(underlay.address);
+    info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
+    paths.refuse_foreign(public_ip)?;
+    let mut older = paths.older()?;
+
+    let network = config(store).await?;
+    paths.refuse_moved(public_ip, &network)?;
+    let mode = Mode::of(&network)?;
+    if mode == Mode::HostGw && public_ip != underlay.address {
+        bail!(
+            "the network's backend is host-gw, which routes to the hosts' own addresses: --public-ip {public_ip} is not that \
+             of {} ({}); leave it out, or use vxlan or udp",
+            underlay.name,
+            underlay.address
+        );
+    }
+    let request = Request {
+        public_ip,
+        mode,
+        vtep_mac: present_mac(&netlink, &options.device).await?,
+        preferred: paths
+            .record()?
+            .map(|record| record.subnet)
+            .or(subnet_env::read(&options.subnet_file).subnet),
+        time_to_live: TIME_TO_LIVE,
+    };
+    let (held, origin) = lease(store, private, &network, &request).await?;
+    let subnet = held.lease.subnet;
+    info!("subnet {subnet} is leased to this host, backend {mode}");
+
+    let record = Record {
+        fast_path: options.fast_path,
+        mode: mode.name().to_owned(),
+        device: Some(options.device.clone()),
+        subnet_file: Some(options.subnet_file.clone()),
+        ..Record::current(public_ip, subnet)?
+    };
+    let adoption = paths.adopt(&record)?;
+    if adoption == Adoption::Fresh {
+        older.clear();
+    } else if older.is_empty() {
+        info!("adopting what an earlier agent left in {}", paths.pins.display());
+    }
+    let vtep_mac = match held.lease.backend {
+        Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+        Backend::Other(_) => None,
+    };
+    let spec = DeviceSpec {
+        name: options.device.clone(),
+        kind: Kind::of(mode, vtep_mac),
+        mtu: mode.device_mtu(underlay.mtu),
+        subnet,
+        network: network.network,
+    };
+    let tc = attach_method(options.attach)?;
+    let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
+    Ok(Joined {
+        netlink,
+        paths,
+        lock,
+        underlay,
+        network,
+        mode,
+        held,
+        origin,
+        spec,
+        ingress,
+        adoption,
+        older,
+        tc,
+    })
+}
+
+impl Joined {
+    /// This host's address as its peers know it.
+    pub(crate) fn public_ip(&self) -> std::net::Ipv4Addr {
+        self.held.lease.public_ip
+    }
+
+    /// The device down, the programs on it, and only then up: no frame enters the stack unchecked. What was made here goes
+    /// again if the rest fails.
+    pub(crate) async fn attach(&self, options: &Options) -> Result<EbpfDatapath> {
+        let prepared = device::prepare(&self.netlink, &self.spec).await.inspect_err(|_| self.undo())?;
+        let attached = async {
+            let datapath = self.load(options, &prepared)?;
+            self.raise().await?;
+            anyhow::Ok(datapath)
+        };
+        let attached = attached.await;
+        if attached.is_err() {
+            self.take_back(&prepared).await;
+        }
+        attached
+    }
+
+    /// Loads the programs, attaches those of the underlay and of the device, which may be down still. An earlier agent's are
+    /// adopted.
+    pub(crate) fn load(&self, options: &Options, device: &Prepared) -> Result<EbpfDatapath> {
+        self.load_knowing(options, device, &[])
+    }
+
+    /// The same with peers that are known from the first packet on: the programs drop what comes from others.
+    pub(crate) fn load_knowing(
+        &self,
+        options: &Options,
+        device: &Prepared,
+        peers: &[(Ipv4Net, Peer)],
+    ) -> Result<EbpfDatapath> {
+        let options = load::Options {
+            settings: self.settings(options, device.ifindex),
+            pins: self.paths.pins.clone(),
+            tc: self.tc,
+            ingress: self.ingress.clone(),
+            max_peers: options.max_peers,
+            max_flows: options.max_flows,
+            older: self.older.clone(),
+            filling: self.paths.filling.clone(),
+        };
+        let datapath = EbpfDatapath::load_knowing(options, peers)?;
+        self.paths.forget_older(&self.older)?;
+        Ok(datapath)
+    }
+
+    /// Brings the device up, with its address and the route to Network: from now on the stack's packets take it.
+    pub(crate) async fn raise(&self) -> Result<Device> {
+        Ok(device::ensure(&self.netlink, &self.spec).await?)
+    }
+
+    /// A start that failed leaves nothing behind; what an earlier agent left stays and works on.
+    pub(crate) async fn take_back(&self, device: &Prepared) {
+        if device.made
+            && let Err(error) = device::remove(&self.netlink, &self.spec.name).await
+        {
+            warn!("{} stays half-made: {error}", self.spec.name);
+        }
+        self.undo();
+    }
+
+    pub(crate) fn undo(&self) {
+        if self.adoption == Adoption::Fresh {
+            if let Err(error) = Links::detach_all(&self.paths.pins) {
+                warn!("{error}");
+            }
+            if let Err(error) = self.paths.clear() {
+                warn!("{error}");
+            }
+        }
+    }
+
+    fn settings(&self, options: &Options, device: u32) -> Settings {
+        let subnet = self.held.lease.subnet;
+        let network = self.network.network;
+        let flags = [
+            (options.outer_df, SETTING_OUTER_DF),
+            (options.strict_peers, SETTING_STRICT_PEERS),
+            (!options.fast_path, SETTING_STACK_ONLY),
+            (self.mode.is_direct(), SETTING_DIRECT),
+        ];
+        // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from its own port and takes
+        // datagrams from any: the flow's hash spreads over the receiver's queues in that mode, too. But routers' answers to
+        // DF find a socket by this port, and only where they do the kernel learns from them: VXLAN's looks for the tunnel's
+        // own (encap_err_lookup), the agent's is an ordinary one.
+        let is_told_by_port = options.outer_df && self.mode.encapsulation() == ENCAPSULATION_UDP;
+        let (port_min, port_count) = if is_told_by_port { (self.mode.port(), 1) } else { (49152, 16384) };
+        Settings {
+            network: network.network().octets(),
+            network_mask: network.netmask().octets(),
+            subnet: subnet.network().octets(),
+            subnet_mask: subnet.netmask().octets(),
+            local: self.underlay.address.octets(),
+            underlay: self.underlay.ifindex,
+            device,
+            vni: self.mode.vni().unwrap_or_default(),
+            port: self.mode.port().to_be_bytes(),
+            vtep_mac: self.spec.kind.mac().map_or([0; 6], |mac| mac.0),
+            flags: flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum(),
+            port_min,
+            port_count,
+            // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
+            gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
+            underlay_mac: self.underlay.mac.map_or([0; 6], |mac| mac.0),
+            encapsulation: self.mode.encapsulation(),
+            host_bits: 32 - subnet.prefix_len(),
+        }
+    }
+}
+
+/// How programs are attached at TC: as asked, or as the kernel can.
+fn attach_method(asked: Option<AttachMethod>) -> Result<AttachMethod> {
+    if let Some(method) = asked {
+        return Ok(method);
+    }
+    let best = AttachMethod::best()?;
+    if best == AttachMethod::Clsact {
+        info!("this kernel has no TCX: attaching by clsact filters instead");
+    }
+    Ok(best)
+}
+
+/// What XDP is to do: as asked, and as the underlay can.
+async fn choose_ingress(
+    netlink: &Netlink,
+    options: &Options,
+    underlay: &Underlay,
+    ours: &XdpLink,
+) -> Result<Ingress> {
+    let mode = match options.ingress {
+        AskedIngress::Auto => {
+            return Ok(Ingress::without(
+                "not asked for: attaching it may reset a NIC and take offloads from it; --ingress xdp does",
+            ));
+        }
+        AskedIngress::Tc => return Ok(Ingress::without("not asked for")),
+        AskedIngress::Xdp(_) if !options.fast_path => {
+            return Ok(Ingress::without("switched off by --fast-path off"));
+        }
+        AskedIngress::Xdp(mode) => mode,
+    };
+    let link = netlink.link_named(&underlay.name).await?.context("the underlay interface is gone")?;
+    if let Some(why) = xdp_fitness::unfit(netlink, &link, ours).await? {
+        warn!("--ingress: {why}; TC takes packets in");
+        return Ok(Ingress::without(why));
+    }
+    Ok(Ingress { xdp: Some(mode), why: String::new() })
+}
+
+/// The network's config. Waits for a store that does not answer, and for a config that nobody wrote yet: on a cluster
+/// that starts, both come. What is wrong for good ends the agent.
+async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
+    let mut pause = PAUSE.0;
+    loop {
+        match store.config().await {
+            Ok(Some(text)) => {
+                return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()));
+            }
+            Ok(None) => warn!(
+                "{} has no network config: write one with `overlay config set`; looking again in {pause:?}",
+                store.name()
+            ),
+            Err(error @ StoreError::Refused { .. }) => return Err(error.into()),
+            Err(error) => warn!("{error}; trying again in {pause:?}"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// A lease of our own, and the history that it is part of.
+async fn lease(
+    store: &mut impl Store,
+    private: Option<&Path>,
+    network: &NetworkConfig,
+    request: &Request,
+) -> Result<(Held, Origin)> {
+    let mut pause = PAUSE.0;
+    loop {
+        let acquired = async {
+            if let Some(folder) = private {
+                acquire::refuse_other_hosts(store, request.public_ip)
+                    .await
+                    .with_context(|| format!("use {} as this host's store", folder.display()))?;
+            }
+            let held = acquire::acquire(store, network, request).await?;
+            anyhow::Ok((held, store.origin().await?))
+        };
+        match acquired.await {
+            Err(error) if is_passing(&error) => warn!("{error:#}; trying again in {pause:?}"),
+            other => return other.context("acquire a lease"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+fn is_passing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let store = match cause.downcast_ref() {
+            // Transparent: the chain holds it in the store error's place.
+            Some(AcquireError::Store(store)) => Some(store),
+            _ => cause.downcast_ref(),
+        };
+        matches!(store, Some(StoreError::Unavailable { .. }))
+    })
+}
+
+/// The MAC address of a tunnel device that is there already: peers know it.
+async fn present_mac(netlink: &Netlink, name: &str) -> Result<Option<Mac>> {
+    let link = netlink.link_named(name).await?;
+    Ok(link.filter(|link| matches!(link.kind, LinkKind::Vxlan(_))).and_then(|link| link.mac))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_does_not_answer_will_pass_and_one_that_refuses_will_not() {
+        let (store, detail) = ("etcd".to_owned(), "gone".to_owned());
+        let away = || StoreError::Unavailable { store: store.clone(), detail: detail.clone() };
+        let refuses = StoreError::Refused { store: store.clone(), detail: detail.clone() };
+        assert!(is_passing(&away().into()));
+        assert!(is_passing(&AcquireError::Store(away()).into()));
+        assert!(is_passing(&anyhow::Error::from(AcquireError::Store(away())).context("use a folder")));
+        assert!(!is_passing(&AcquireError::Store(refuses).into()));
+        assert!(!is_passing(&AcquireError::Contended(1, store.clone()).into()));
+    }
+}

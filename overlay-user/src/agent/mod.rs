@@ -1,0 +1,14 @@
+//! The agent: how a host joins the network, the loop that keeps the data path as the leases say, and what it tells of itself.
+pub mod assembly;
+pub mod control;
+pub mod desired;
+pub mod device_keeper;
+pub mod guard;
+pub mod health;
+pub mod join;
+pub mod options;
+pub mod origin;
+pub mod peers;
+pub mod reconciler;
+pub mod removal;
+pub mod status;

@@ -1,0 +1,66 @@
+//! What the agent is asked to do, apart from how a command line says it.
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use crate::{
+    datapath::{links::AttachMethod, state::Paths},
+    host::underlay::Choice,
+    model::ingress::XdpMode,
+};
+
+/// What the agent is asked to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folders of the network that it serves.
+    pub paths: Paths,
+    /// How to find the underlay interface.
+    pub underlay: Choice,
+    /// Address by which the other hosts reach this one, if it is not the interface's.
+    pub public_ip: Option<Ipv4Addr>,
+    /// File that tells Docker or CNI this host's subnet.
+    pub subnet_file: PathBuf,
+    /// The lease is renewed so long before its end.
+    pub renew_margin: Duration,
+    /// Where health and status are served by HTTP, if they are.
+    pub health: Option<SocketAddr>,
+    /// Name of the tunnel device.
+    pub device: String,
+    /// The programs carry packets themselves; else every packet is left to the stack.
+    pub fast_path: bool,
+    /// Where packets from other hosts are taken in.
+    pub ingress: AskedIngress,
+    /// How programs are attached at TC; `None` takes the best that the kernel has.
+    pub attach: Option<AttachMethod>,
+    /// GRO is switched on inside the containers.
+    pub endpoint_gro: bool,
+    /// What a known host forwards from outside the overlay is dropped too.
+    pub strict_peers: bool,
+    /// Capacity of the peer table.
+    pub max_peers: u32,
+    /// Capacity of the table of stack flows.
+    pub max_flows: u32,
+    /// How often everything is read back and compared.
+    pub audit: Duration,
+    /// Routers must not fragment what is sent.
+    pub outer_df: bool,
+    /// What leaves the overlay is masqueraded.
+    pub ip_masq: bool,
+    /// The overlay's packets are accepted where iptables' FORWARD chain drops.
+    pub forward_rules: bool,
+    /// Names of the containers' bridges. Empty: every bridge with an address of this host's subnet.
+    pub bridges: Vec<String>,
+}
+
+/// Where packets from other hosts are to be taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AskedIngress {
+    /// The best that is safe on any interface, which is TC.
+    Auto,
+    /// TC alone.
+    Tc,
+    /// XDP in this mode, where the underlay interface is fit for it.
+    Xdp(XdpMode),
+}

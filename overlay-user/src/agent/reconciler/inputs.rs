@@ -1,0 +1,78 @@
+//! What reaches the loop besides the store: learned endpoints, requests, the end, the clock.
+use std::time::Duration;
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Interval, MissedTickBehavior, interval},
+};
+
+use crate::{
+    agent::{control::Call, status::Status},
+    datapath::Change,
+};
+
+/// How often the loop shows that it lives; see [`crate::agent::health`].
+const BEAT: Duration = Duration::from_secs(1);
+/// How often noted flows are aged.
+const FLOWS: Duration = Duration::from_secs(30);
+
+/// What reaches the loop besides the store, and where it says how it is.
+#[derive(Debug)]
+pub struct Inputs {
+    endpoints: mpsc::Receiver<Vec<Change>>,
+    control: mpsc::Receiver<Call>,
+    shutdown: watch::Receiver<bool>,
+    pub(super) status: watch::Sender<Status>,
+    beat: Interval,
+    flows: Interval,
+}
+
+/// Why the loop ended. The data path keeps working in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It was asked to.
+    Shutdown,
+    /// Nobody is left who could ask.
+    Abandoned,
+}
+
+/// One thing for the loop to do.
+pub(super) enum Input {
+    /// Endpoints and ports that learning decided on.
+    Learned(Vec<Change>),
+    Asked(Call),
+    Beat,
+    AgeFlows,
+    End(Exit),
+}
+
+impl Inputs {
+    /// `endpoints` brings what learning decided, `control` requests of operators; `true` on `shutdown` ends the loop.
+    pub fn new(
+        endpoints: mpsc::Receiver<Vec<Change>>,
+        control: mpsc::Receiver<Call>,
+        shutdown: watch::Receiver<bool>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let every = |period| {
+            let mut interval = interval(period);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            interval
+        };
+        Self { endpoints, control, shutdown, status, beat: every(BEAT), flows: every(FLOWS) }
+    }
+
+    /// The next thing to do. Cancel-safe. The end comes first, whatever else is waiting.
+    pub(super) async fn next(&mut self) -> Input {
+        tokio::select! {
+            biased;
+            ended = self.shutdown.wait_for(|asked| *asked) => {
+                Input::End(if ended.is_ok() { Exit::Shutdown } else { Exit::Abandoned })
+            }
+            _ = self.beat.tick() => Input::Beat,
+            Some(call) = self.control.recv() => Input::Asked(call),
+            Some(changes) = self.endpoints.recv() => Input::Learned(changes),
+            _ = self.flows.tick() => Input::AgeFlows,
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What the loop says about itself: answers to operators, and the status that health and control servers read.
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use log::{info, warn};
+use tokio::time::Instant;
+
+use super::state::Local;
+use crate::{
+    agent::{
+        control::{EndpointLine, PeerLine, Request, Response},
+        peers::Skipped,
+        status::FailedPeer,
+    },
+    datapath::{Change, Datapath, DatapathError},
+    model::{
+        clock::unix_now,
+        entries::{Endpoint, PortKind},
+    },
+    store::{Revision, StoreError, local_lease::Own},
+};
+
+impl<D: Datapath> Local<D> {
+    /// Does what an operator or a CNI plugin asks, and says how it went.
+    pub(super) fn answer(&mut self, request: Request) -> Response {
+        match request {
+            Request::Status => Response::Status(Box::new(self.inputs.status.borrow().clone())),
+            Request::Peers => Response::Peers(self.peer_lines()),
+            Request::Endpoints => Response::Endpoints(self.endpoint_lines()),
+            // Learning decides on endpoints; what it decides comes by its own way.
+            Request::Attach { .. } | Request::Detach { .. } => {
+                Response::Error("endpoints are not the loop's to decide on".to_owned())
+            }
+            Request::AcceptDeletions => self.accept_deletions(),
+            Request::Resync => {
+                self.resync = true;
+                Response::Done("all leases will be read again".to_owned())
+            }
+        }
+    }
+
+    /// Whether somebody asked for a new snapshot since the last call.
+    pub(super) fn resync_asked(&mut self) -> bool {
+        std::mem::take(&mut self.resync)
+    }
+
+    fn accept_deletions(&mut self) -> Response {
+        let accepted = self.guard.accept();
+        for subnet in &accepted {
+            self.peer_change(&Change::RemovePeer(*subnet));
+        }
+        warn!("{} removals that were held back are accepted by request", accepted.len());
+        Response::Done(format!("{} removals accepted", accepted.len()))
+    }
+
+    fn peer_lines(&self) -> Vec<PeerLine> {
+        let wanted = self.table.wanted().map(|(subnet, peer, revision)| PeerLine {
+            subnet,
+            peer,
+            revision: Some(revision.0),
+            installed: self.installed.peers.get(&subnet) == Some(&peer),
+            held: false,
+        });
+        let held = self.guard.held().iter().filter_map(|subnet| {
+            let peer = *self.installed.peers.get(subnet)?;
+            Some(PeerLine { subnet: *subnet, peer, revision: None, installed: true, held: true })
+        });
+        let mut lines: Vec<_> = wanted.chain(held).collect();
+        lines.sort_by_key(|line| line.subnet);
+        lines
+    }
+
+    fn endpoint_lines(&self) -> Vec<EndpointLine> {
+        let line = |(&address, &endpoint): (&Ipv4Addr, &Endpoint)| EndpointLine { address, endpoint };
+        self.installed.endpoints.iter().map(line).collect()
+    }
+
+    /// The store answered.
+    pub(super) fn heard(&mut self, revision: Revision, cluster: Option<u64>) {
+        self.inputs.status.send_modify(|status| {
+            status.answered = Some(Instant::now());
+            status.store.revision = revision.0;
+            if let Some(cluster) = cluster {
+                status.store.cluster = cluster;
+                status.store.snapshots += 1;
+            }
+        });
+    }
+
+    /// Which store is asked.
+    pub(super) fn names(&mut self, store: &str) {
+        self.inputs.status.send_modify(|status| store.clone_into(&mut status.store.name));
+    }
+
+    /// The stream of changes is open.
+    pub(super) fn following(&mut self) {
+        self.inputs.status.send_modify(|status| {
+            status.store.error = None;
+            if !status.store.following {
+                info!("following {}", status.store.name);
+                status.store.following = true;
+                status.store.since = unix_now();
+            }
+        });
+    }
+
+    pub(super) fn store_failed(&mut self, error: &StoreError) {
+        self.inputs.status.send_modify(|status| {
+            status.store.error = Some(error.to_string());
+            if status.store.following {
+                status.store.following = false;
+                status.store.since = unix_now();
+            }
+        });
+    }
+
+    pub(super) fn datapath_failed(&mut self, error: &DatapathError) {
+        self.readable = false;
+        self.inputs.status.send_modify(|status| {
+            status.datapath.attached = false;
+            status.datapath.error = Some(error.to_string());
+        });
+    }
+
+    pub(super) fn publish_lease(&mut self, own: &Own) {
+        self.inputs.status.send_modify(|status| status.lease = own.status());
+    }
+
+    /// Peers and endpoints, as they are now.
+    pub(super) fn publish(&mut self) {
+        let failed = self.failed.iter();
+        let failed = failed.map(|(&subnet, why)| FailedPeer { subnet, why: why.clone() }).collect();
+        let skipped = self.table.skipped();
+        let bare = self.decided.bare(&self.installed);
+        let bare = bare.first().map(|kind| match kind {
+            PortKind::Device => "the tunnel device has not all of its programs",
+            _ => "the underlay device has no program",
+        });
+        let ports = self.installed.ports.values().filter(|kind| kind.is_containers()).count();
+        let receives = |endpoint: &&Endpoint| self.installed.receivers.contains(&endpoint.port);
+        let receivers = self.installed.endpoints.values().filter(receives).count();
+        self.inputs.status.send_modify(|status| {
+            for Skipped { key, why } in news(&status.peers.skipped, &skipped) {
+                warn!("lease {key} gives no peer: {why}");
+            }
+            status.peers.wanted = self.table.len();
+            status.peers.installed = self.installed.peers.len();
+            status.peers.failed = failed;
+            status.peers.held = self.guard.held().iter().copied().collect();
+            status.peers.skipped = skipped;
+            status.datapath.endpoints = self.installed.endpoints.len();
+            status.datapath.ports = ports;
+            status.datapath.ingress = self.installed.ingress.clone();
+            status.datapath.receivers = receivers;
+            if self.readable {
+                status.datapath.attached = bare.is_none();
+                status.datapath.error = bare.map(str::to_owned);
+            }
+            status.datapath.waiting = self.unrepaired;
+        });
+    }
+}
+
+/// What is in `now` and was not in `before`: an operator hears of each bad lease once, however often it is read.
+fn news<'a>(before: &[Skipped], now: &'a [Skipped]) -> Vec<&'a Skipped> {
+    let before: BTreeSet<&Skipped> = before.iter().collect();
+    now.iter().filter(|skipped| !before.contains(skipped)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bad_lease_is_news_once_and_again_when_its_fault_changes() {
+        let skipped = |key: &str, why: &str| Skipped { key: key.to_owned(), why: why.to_owned() };
+        let before = [skipped("a", "bad"), skipped("b", "bad")];
+        let now = [skipped("a", "bad"), skipped("b", "worse"), skipped("c", "bad")];
+        assert_eq!(news(&before, &now), [&now[1], &now[2]]);
+        assert!(news(&now, &now).is_empty());
+    }
+}

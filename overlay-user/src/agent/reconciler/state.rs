@@ -1,0 +1,295 @@
+//! The loop's hands: the data path, what is wanted of it, and what is known to be in force.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+};
+
+use ipnet::Ipv4Net;
+use log::{error, info, warn};
+use tokio::time::Instant;
+
+use super::inputs::{Exit, Input, Inputs};
+use crate::{
+    agent::{
+        control::Call,
+        desired::Decided,
+        guard::{self, Guard, Suspicion},
+        peers::{self, PeerTable, Scope},
+        status::FirstApply,
+    },
+    datapath::{Change, Datapath, DatapathError, Installed},
+    store::{self, Batch, Origin, Snapshot, history::History},
+};
+
+/// The loop's state but for the store and the own lease, so that it can work while those wait for an answer.
+pub(super) struct Local<D> {
+    pub(super) inputs: Inputs,
+    pub(super) datapath: D,
+    pub(super) table: PeerTable,
+    pub(super) guard: Guard,
+    pub(super) decided: Decided,
+    /// What is in force: read back at every audit, kept up by every successful change.
+    pub(super) installed: Installed,
+    /// Peers that could not be put in force or removed, and why.
+    pub(super) failed: BTreeMap<Ipv4Net, String>,
+    /// How many endpoint and port changes have failed since the last repair.
+    pub(super) unrepaired: usize,
+    /// Where what is in force comes from.
+    history: History,
+    pub(super) resync: bool,
+    /// What is in force could be read back the last time.
+    pub(super) readable: bool,
+}
+
+impl<D: Datapath> Local<D> {
+    pub(super) fn new(
+        datapath: D,
+        scope: Scope,
+        inputs: Inputs,
+        origin: Option<Origin>,
+    ) -> Result<Self, DatapathError> {
+        let installed = datapath.installed()?;
+        Ok(Self {
+            inputs,
+            datapath,
+            table: PeerTable::new(scope),
+            guard: Guard::default(),
+            decided: Decided::default(),
+            installed,
+            failed: BTreeMap::new(),
+            unrepaired: 0,
+            history: History::new(origin),
+            resync: false,
+            readable: false,
+        })
+    }
+
+    /// Waits for a call without neglecting what else comes in.
+    pub(super) async fn meanwhile<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Exit> {
+        tokio::pin!(call);
+        loop {
+            tokio::select! {
+                answer = &mut call => return Ok(answer),
+                input = self.inputs.next() => self.handle(input)?,
+            }
+        }
+    }
+
+    pub(super) fn handle(&mut self, input: Input) -> Result<(), Exit> {
+        match input {
+            Input::End(exit) => return Err(exit),
+            Input::Beat => self.inputs.status.send_modify(|status| status.beat = Instant::now()),
+            Input::Learned(changes) => {
+                for change in &changes {
+                    if !matches!(change, Change::PutPeer(..) | Change::RemovePeer(_)) {
+                        self.decided.note(change);
+                        self.local_change(change);
+                    }
+                }
+                self.publish();
+            }
+            Input::Asked(Call { request, answer }) => {
+                // Whoever asked may have hung up; what was asked for is done all the same.
+                let _ = answer.send(self.answer(request));
+                self.publish();
+            }
+            Input::AgeFlows => self.age_flows(),
+        }
+        Ok(())
+    }
+
+    /// Brings the data path to what all leases at one revision say, from what it really has.
+    pub(super) fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), DatapathError> {
+        let clock = std::time::Instant::now();
+        let mended = self.datapath.mend()?;
+        let remembered = std::mem::replace(&mut self.installed, self.datapath.installed()?);
+        // Not before: if what is in force cannot be read, another history must be news to the next round, too, and to
+        // the agent after this one.
+        let other_history = !self.history.goes_on_in(snapshot);
+        self.history.snapshot(snapshot);
+        self.heard(snapshot.revision, Some(snapshot.cluster));
+        self.table.snapshot(snapshot);
+        let drift = mended + drift(&remembered, &self.installed);
+        if drift > 0 {
+            warn!("audit: {drift} entries of the data path were altered by another hand: putting them right");
+        }
+        let (table, peers) = (&self.table, &self.installed.peers);
+        self.guard.retain(|subnet| peers.contains_key(subnet) && table.get(subnet).is_none());
+        self.failed.clear();
+        let changes = peers::diff(&self.table, &self.installed.peers);
+        let count = changes.len();
+        self.apply_peers(changes, other_history);
+        self.repair();
+        self.readable = true;
+        let first = FirstApply {
+            peers: self.installed.peers.len(),
+            changes: count,
+            micros: u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX),
+        };
+        self.inputs.status.send_modify(|status| {
+            status.datapath.repaired += drift as u64;
+            if status.peers.first_apply.is_none() {
+                status.peers.first_apply = Some(first);
+                info!("{} peers in force after {count} changes in {} us", first.peers, first.micros);
+            }
+        });
+        self.publish();
+        Ok(())
+    }
+
+    /// Takes in the changes of one revision.
+    pub(super) fn change(&mut self, batch: &Batch) {
+        self.history.change(batch);
+        self.heard(batch.revision, None);
+        let touched = self.table.change(batch);
+        for subnet in &touched {
+            if self.table.get(subnet).is_some() {
+                self.guard.forget(subnet);
+            }
+        }
+        let deleted: Vec<&str> = batch
+            .changes
+            .iter()
+            .filter_map(|change| match change {
+                store::Change::Delete { key } => Some(key.as_str()),
+                store::Change::Put(_) => None,
+            })
+            .collect();
+        if deleted.len() < guard::LEAST {
+            for subnet in deleted.iter().filter_map(|key| self.guard.confirm(key)).collect::<Vec<_>>() {
+                self.peer_change(&Change::RemovePeer(subnet));
+            }
+        }
+        let changes = self.changes_of(&touched);
+        self.apply_peers(changes, false);
+        self.publish();
+    }
+
+    fn changes_of(&self, subnets: &BTreeSet<Ipv4Net>) -> Vec<Change> {
+        let change = |subnet: &Ipv4Net| {
+            peers::change_of(*subnet, self.table.get(subnet), self.installed.peers.get(subnet))
+        };
+        subnets.iter().filter_map(change).collect()
+    }
+
+    /// Carries out peer changes: additions and alterations first, then the removals that the guard lets through.
+    fn apply_peers(&mut self, changes: Vec<Change>, other_history: bool) {
+        let before = self.installed.peers.len();
+        let mut removals = Vec::new();
+        for change in &changes {
+            if let Change::RemovePeer(subnet) = change {
+                removals.push(*subnet);
+            } else {
+                self.peer_change(change);
+            }
+        }
+        let verdict = self.guard.judge(&removals, before, other_history);
+        if let Some(why) = verdict.why {
+            let why = match why {
+                Suspicion::TooMany => format!("{} of {before} peers would go at once", verdict.held.len()),
+                Suspicion::OtherHistory => "the store is another one, or was wiped or restored".to_owned(),
+            };
+            warn!(
+                "{why}: {} removals are held back until `overlay peers --accept-deletions`",
+                verdict.held.len()
+            );
+        }
+        for subnet in &verdict.remove {
+            self.peer_change(&Change::RemovePeer(*subnet));
+        }
+        if !verdict.remove.is_empty() {
+            self.retry_failed();
+        }
+        if let Some((subnet, why)) = self.failed.first_key_value() {
+            error!("{} peers could not be brought in force, {subnet} first: {why}", self.failed.len());
+        }
+    }
+
+    /// Room was made: what found none may fit now.
+    fn retry_failed(&mut self) {
+        let failed = std::mem::take(&mut self.failed).into_keys().collect();
+        for change in self.changes_of(&failed) {
+            if matches!(change, Change::PutPeer(..)) {
+                self.peer_change(&change);
+            }
+        }
+    }
+
+    pub(super) fn peer_change(&mut self, change: &Change) {
+        let (Change::PutPeer(subnet, _) | Change::RemovePeer(subnet)) = change else {
+            return;
+        };
+        match self.apply(change) {
+            Ok(()) => self.failed.remove(subnet),
+            Err(error) => self.failed.insert(*subnet, error.to_string()),
+        };
+    }
+
+    /// Carries out a change to endpoints or ports; a failure is tried again by [`Local::repair`].
+    fn local_change(&mut self, change: &Change) {
+        if let Change::Detach(port) = *change {
+            // An endpoint without an attached port would be half a fast path: pinned ones end with their link too.
+            let behind = self.installed.endpoints.iter().filter(|(_, endpoint)| endpoint.port == port);
+            for address in behind.map(|(&address, _)| address).collect::<Vec<_>>() {
+                self.decided.note(&Change::RemoveEndpoint(address));
+                self.local_change(&Change::RemoveEndpoint(address));
+            }
+        }
+        if let Change::PutEndpoint(address, endpoint) = change
+            && !self.installed.ports.contains_key(&endpoint.port)
+        {
+            // Without its port's programs it would be half a fast path: in by it, out by the stack.
+            warn!("endpoint {address} waits until the programs are attached to interface {}", endpoint.port);
+            self.unrepaired += 1;
+            return;
+        }
+        match self.apply(change) {
+            Ok(()) => {}
+            Err(DatapathError::Gone(port)) => {
+                info!("{change}: interface {port} is gone");
+                self.installed.ports.remove(&port);
+                self.decided.forget_port(port);
+            }
+            Err(failed) => {
+                error!("{change}: {failed}; it will be tried again");
+                self.unrepaired += 1;
+            }
+        }
+    }
+
+    /// Puts right what was decided about endpoints and ports and is not in force. Strangers are left alone.
+    fn repair(&mut self) {
+        self.unrepaired = 0;
+        for change in self.decided.missing(&self.installed) {
+            self.local_change(&change);
+        }
+    }
+
+    pub(super) fn apply(&mut self, change: &Change) -> Result<(), DatapathError> {
+        self.datapath.apply(change)?;
+        self.installed.note(change);
+        Ok(())
+    }
+
+    fn age_flows(&mut self) {
+        match self.datapath.expire_flows() {
+            Ok((_, left)) => self.inputs.status.send_modify(|status| status.datapath.flows = left),
+            Err(failed) => error!("forget old flows: {failed}"),
+        }
+        if self.unrepaired > 0 {
+            self.repair();
+            self.publish();
+        }
+    }
+}
+
+/// How many entries that this agent wrote or adopted are not as it left them.
+fn drift(left: &Installed, found: &Installed) -> usize {
+    fn differences<K: Ord, V: PartialEq>(left: &BTreeMap<K, V>, found: &BTreeMap<K, V>) -> usize {
+        let altered = left.iter().filter(|(key, value)| found.get(key) != Some(value)).count();
+        altered + found.keys().filter(|key| !left.contains_key(key)).count()
+    }
+    differences(&left.peers, &found.peers)
+        + differences(&left.endpoints, &found.endpoints)
+        + differences(&left.ports, &found.ports)
+}

@@ -1,0 +1,172 @@
+//! What the agent knows about itself: written by its loop, read by the health and control servers without stopping it.
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{
+    agent::peers::Skipped,
+    datapath::losses::Reading,
+    host::firewall::RulesStatus,
+    learn::view::View,
+    model::{backend::Mode, clock::unix_now, ingress::Ingress},
+    store::local_lease::LeaseStatus,
+};
+
+/// The agent's state. Times of day are seconds since the Unix epoch; durations are what their names say.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// This host's address on the underlay.
+    pub public_ip: Ipv4Addr,
+    /// This host's subnet.
+    pub subnet: Ipv4Net,
+    /// The whole overlay.
+    pub network: Ipv4Net,
+    /// How packets travel between hosts: flannel's name of the backend.
+    #[serde(default)]
+    pub mode: String,
+    /// VXLAN network identifier; zero where there is none.
+    pub vni: u32,
+    /// When the agent started.
+    pub started: u64,
+    /// The store, as last heard.
+    pub store: StoreStatus,
+    /// The own lease.
+    pub lease: LeaseStatus,
+    /// The data path, as last read back.
+    pub datapath: DatapathStatus,
+    /// The peers.
+    pub peers: PeersStatus,
+    /// Our rules in the host's packet filter.
+    #[serde(default)]
+    pub rules: RulesStatus,
+    /// The folder of what outlives the agent.
+    #[serde(default)]
+    pub state: StateStatus,
+    /// Bridges and address conflicts, as learning sees them. Filled in for those who ask.
+    #[serde(default)]
+    pub learned: View,
+    /// What devices had lost when the agent started; see [`crate::datapath::losses`].
+    #[serde(default)]
+    pub lost_before: Vec<Reading>,
+    /// Last sign of life of the loop; see [`crate::agent::health`].
+    #[serde(skip, default = "Instant::now")]
+    pub beat: Instant,
+    /// Last answer of the store; see [`crate::agent::health`].
+    #[serde(skip)]
+    pub answered: Option<Instant>,
+}
+
+impl Status {
+    /// Before anything is known.
+    pub fn new(public_ip: Ipv4Addr, subnet: Ipv4Net, network: Ipv4Net, mode: Mode) -> Self {
+        let now = unix_now();
+        Self {
+            public_ip,
+            subnet,
+            network,
+            mode: mode.to_string(),
+            vni: mode.vni().unwrap_or_default(),
+            started: now,
+            store: StoreStatus { since: now, ..StoreStatus::default() },
+            lease: LeaseStatus::default(),
+            datapath: DatapathStatus::default(),
+            peers: PeersStatus::default(),
+            rules: RulesStatus::default(),
+            state: StateStatus::default(),
+            learned: View::default(),
+            lost_before: Vec::new(),
+            beat: Instant::now(),
+            answered: None,
+        }
+    }
+}
+
+/// The store, as last heard.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Its name.
+    pub name: String,
+    /// A stream of changes is open: what the store knows, the agent knows.
+    pub following: bool,
+    /// Since when `following` is as it is.
+    pub since: u64,
+    /// Revision of the last snapshot or change taken in.
+    pub revision: i64,
+    /// Identity of the cluster or folder.
+    pub cluster: u64,
+    /// Snapshots taken so far.
+    pub snapshots: u64,
+    /// What the last failed call said; gone once the stream is open again.
+    pub error: Option<String>,
+}
+
+/// The data path, as last read back.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DatapathStatus {
+    /// It could be read, and the programs of the underlay device and overlay0 are attached.
+    pub attached: bool,
+    /// What is wrong with it.
+    pub error: Option<String>,
+    /// Endpoints in force.
+    pub endpoints: usize,
+    /// Bridges and container-side veths with programs.
+    pub ports: usize,
+    /// Endpoint and port changes that failed and wait for the next try: with the flows' ageing (30 s) or the audit.
+    pub waiting: usize,
+    /// Entries found altered or missing by audits, and put right, so far.
+    pub repaired: u64,
+    /// What XDP does before TC, or why nothing.
+    #[serde(default)]
+    pub ingress: Ingress,
+    /// Endpoints that XDP may hand frames to; the others are TC's.
+    #[serde(default)]
+    pub receivers: usize,
+    /// Connections noted as the stack's, as counted when they were last aged (every 30 s).
+    pub flows: usize,
+}
+
+/// The peers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PeersStatus {
+    /// Peers that leases ask for.
+    pub wanted: usize,
+    /// Peers in force, those whose removal is held back included.
+    pub installed: usize,
+    /// Peers that could not be put in force.
+    pub failed: Vec<FailedPeer>,
+    /// Removals held back by the mass-delete guard.
+    pub held: Vec<Ipv4Net>,
+    /// Leases that give no peer.
+    pub skipped: Vec<Skipped>,
+    /// How many changes the first full application made, and how long it took.
+    pub first_apply: Option<FirstApply>,
+}
+
+/// The folder of what outlives the agent.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StateStatus {
+    /// Why it cannot be written; gone once it can again.
+    pub error: Option<String>,
+}
+
+/// A peer that could not be put in force or removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedPeer {
+    /// Its subnet.
+    pub subnet: Ipv4Net,
+    /// What the data path said.
+    pub why: String,
+}
+
+/// The first full application after a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstApply {
+    /// Peers in force afterwards.
+    pub peers: usize,
+    /// Entries that had to be written or removed; the rest was adopted as found.
+    pub changes: usize,
+    /// From reading back what was in force to the last write, in microseconds.
+    pub micros: u64,
+}

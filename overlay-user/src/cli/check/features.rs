@@ -1,0 +1,111 @@
+//! What this kernel lacks of what the overlay uses, found by trying, and what takes its place.
+use serde::Serialize;
+
+use super::finding::{Finding, Level};
+use crate::{
+    datapath::links::AttachMethod,
+    host::netlink::{Link, LinkKind},
+};
+
+/// Something that not every kernel has which the overlay runs on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Feature {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether this kernel has it; nothing if it does not say.
+    pub present: Option<bool>,
+    /// What takes its place where it is missing.
+    pub instead: &'static str,
+    /// Something is lost without it.
+    #[serde(skip)]
+    lossy: bool,
+}
+
+/// All of them. Some only the tunnel device can tell.
+pub fn features(device: Option<&Link>) -> Vec<Feature> {
+    vec![tcx(AttachMethod::best().ok()), vnifilter(device)]
+}
+
+/// e420bed02507, Linux 6.6.
+fn tcx(best: Option<AttachMethod>) -> Feature {
+    Feature {
+        name: "TCX",
+        present: best.map(|way| way == AttachMethod::Tcx),
+        instead: "clsact filters",
+        lossy: false,
+    }
+}
+
+/// f9c4bb0b245c, Linux 5.18: older kernels make the device and ignore the wish, so that the device itself tells.
+fn vnifilter(device: Option<&Link>) -> Feature {
+    Feature {
+        name: "vnifilter",
+        present: device.and_then(|link| match link.kind {
+            LinkKind::Vxlan(vxlan) => Some(vxlan.vnifilter),
+            _ => None,
+        }),
+        instead: "the program at the tunnel device drops and counts foreign VNIs; no other network can share the UDP port",
+        lossy: true,
+    }
+}
+
+pub(super) fn findings(features: &[Feature]) -> Vec<Finding> {
+    let finding = |feature: &Feature| match feature.present {
+        Some(true) => Some(Finding::ok(feature.name, "the kernel has it")),
+        Some(false) => {
+            let level = if feature.lossy { Level::Warn } else { Level::Ok };
+            Some(Finding::new(
+                feature.name,
+                level,
+                format!("not in this kernel; instead: {}", feature.instead),
+                "",
+            ))
+        }
+        None => None,
+    };
+    features.iter().filter_map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_its_replacement() {
+        let found = findings(&[tcx(Some(AttachMethod::Clsact))]);
+        assert_eq!((found[0].what.as_str(), found[0].level), ("TCX", Level::Ok));
+        assert_eq!(found[0].detail, "not in this kernel; instead: clsact filters");
+        assert_eq!(findings(&[tcx(Some(AttachMethod::Tcx))])[0].detail, "the kernel has it");
+        // Neither a right nor a device to find out with: nothing is claimed.
+        assert_eq!(findings(&[tcx(None), vnifilter(None)]), []);
+    }
+
+    #[test]
+    fn a_device_that_does_not_filter_is_found() {
+        let device = |vnifilter| {
+            let vxlan = crate::host::netlink::Vxlan { vni: 0, port: 8472, collect_metadata: true, vnifilter };
+            vnifilter_of(LinkKind::Vxlan(vxlan))
+        };
+        assert_eq!(device(true)[0].level, Level::Ok);
+        let found = device(false);
+        assert_eq!(found[0].level, Level::Warn);
+        assert!(found[0].detail.contains("drops and counts foreign VNIs"), "{found:?}");
+    }
+
+    fn vnifilter_of(kind: LinkKind) -> Vec<Finding> {
+        let link = Link {
+            index: 1,
+            name: "overlay0".into(),
+            kind,
+            master: None,
+            mac: None,
+            mtu: 1450,
+            up: true,
+            carrier: true,
+            noarp: true,
+            peer: None,
+            peer_netns: None,
+        };
+        findings(&[vnifilter(Some(&link))])
+    }
+}

@@ -1,0 +1,57 @@
+//! One thing that `overlay check` looked at, and how it stands.
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::Serialize;
+
+/// How serious a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Holds.
+    Ok,
+    /// Works, but not for everything or not as one might think.
+    Warn,
+    /// Will not work.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: String,
+    /// How it stands.
+    pub level: Level,
+    /// What was seen.
+    pub detail: String,
+    /// What to do; empty if nothing.
+    pub remedy: String,
+}
+
+impl Finding {
+    pub(super) fn ok(what: &str, detail: impl Into<String>) -> Self {
+        Self::new(what, Level::Ok, detail, "")
+    }
+
+    pub(super) fn new(
+        what: &str,
+        level: Level,
+        detail: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { what: what.to_owned(), level, detail: detail.into(), remedy: remedy.into() }
+    }
+}
+
+/// Reads a sysctl by its name below `net`.
+pub(super) type Sysctl<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The range of addresses that firewall rules are judged for.
+pub(super) fn overlaps(rule: &str, network: Ipv4Net) -> bool {
+    let parsed = rule.parse::<Ipv4Net>().ok().or_else(|| {
+        let address: Ipv4Addr = rule.parse().ok()?;
+        Some(Ipv4Net::from(address))
+    });
+    parsed.is_some_and(|rule| rule.contains(&network) || network.contains(&rule))
+}

@@ -1,0 +1,312 @@
+//! Firewall rules and IPsec policies that matter: those the fast path bypasses, those that break what takes the stack.
+use ipnet::Ipv4Net;
+
+use super::finding::{Finding, Level, overlaps};
+use crate::host::firewall::{
+    command::{Failed, run},
+    iptables,
+};
+
+pub(super) async fn findings(network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) -> Vec<Finding> {
+    let variants = iptables::variants();
+    let mut findings = Vec::new();
+    // Of either variant: what hides or drops need not be in the one that others use.
+    let mut iptables = String::new();
+    for variant in &variants {
+        match iptables::save(variant).await {
+            Ok(rules) => {
+                findings.push(forward(variant, &rules, network));
+                iptables += &rules;
+            }
+            Err(error) => findings.push(not_inspected(variant, &error)),
+        }
+    }
+    if variants.is_empty() {
+        findings.push(not_inspected("iptables", &Failed::Missing("iptables-save".into())));
+    } else {
+        findings.push(masquerade(&iptables, network, subnet));
+        findings.push(direct_access(&iptables, subnet).await);
+    }
+    // A container may have brought a command of its own.
+    if variants == ["iptables-nft"] && iptables::is_legacy_in_use().unwrap_or(false) {
+        let missing = Failed::Missing(format!("{}-save", iptables::LEGACY));
+        findings.push(not_inspected(iptables::LEGACY, &missing));
+    }
+    match output("nft", &["list", "ruleset"]).await {
+        Ok(rules) => findings.push(nft_forward(&rules, variants.iter().any(|it| *it != iptables::LEGACY))),
+        Err(error) => findings.push(not_inspected("nftables", &error)),
+    }
+    // An error here is a kernel without IPsec: no policy to bypass.
+    findings.push(ipsec(&output("ip", &["xfrm", "policy", "list"]).await.unwrap_or_default()));
+    findings
+}
+
+/// Policies in `ip xfrm policy list`. The fast path neither looks them up when it sends nor asks for them when it receives.
+fn ipsec(policies: &str) -> Finding {
+    let what = "IPsec policies";
+    // Lines that begin a policy; what follows is indented.
+    let policies: Vec<&str> = policies.lines().filter(|line| line.starts_with("src ")).collect();
+    if policies.is_empty() {
+        return Finding::ok(what, "none");
+    }
+    Finding::new(
+        what,
+        Level::Warn,
+        format!("bypassed by the fast path: {}", policies.join("; ")),
+        "if they are to protect what goes between these hosts, start the agent with --fast-path off",
+    )
+}
+
+pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, Failed> {
+    run(program, arguments, "").await
+}
+
+fn not_inspected(what: &str, error: &Failed) -> Finding {
+    let remedy = match error {
+        Failed::Missing(_) => format!("install {what}, if rules of its kind are used on this host"),
+        Failed::Unsupported(_) => "nothing, if the kernel is meant to be without".to_owned(),
+        Failed::Other(_) => "run this as root; if it is, run that command by hand".to_owned(),
+    };
+    Finding::new(&format!("{what} rules"), Level::Warn, format!("not inspected: {error}"), remedy)
+}
+
+/// Rules of iptables-save's filter table that drop forwarded packets.
+fn forward(variant: &str, rules: &str, network: Option<Ipv4Net>) -> Finding {
+    let what = &format!("{variant} forward rules");
+    let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
+    let drops = |line: &&str| line.contains("-j DROP") || line.contains("-j REJECT");
+    let dropping: Vec<&str> = rules.lines().filter(in_forward).filter(drops).collect();
+    if !dropping.is_empty() {
+        return bypassed(what, &dropping);
+    }
+    if rules.lines().any(|line| line.starts_with(":FORWARD DROP")) {
+        let accepted =
+            ["-s", "-d"].iter().all(|end| network.is_some_and(|network| accepts(rules, end, network)));
+        if accepted {
+            return Finding::ok(what, "the FORWARD chain drops by default and accepts the overlay's packets");
+        }
+        let network = network.map_or_else(|| "NETWORK".to_owned(), |network| network.to_string());
+        return Finding::new(
+            what,
+            Level::Warn,
+            "the FORWARD chain drops what no rule accepts: packets that take the stack are lost, unless the agent runs \
+             and accepts them",
+            format!(
+                "start the agent with --forward-rules on, or: {variant} -A FORWARD -s {network} -j ACCEPT; {variant} -A \
+                 FORWARD -d {network} -j ACCEPT"
+            ),
+        );
+    }
+    Finding::ok(what, "none that drops")
+}
+
+/// Whether a rule of FORWARD (ours) or of flannel's chain accepts all with this end in Network, under no other condition.
+fn accepts(rules: &str, end: &str, network: Ipv4Net) -> bool {
+    let begin = |chain: &str| format!("-A {chain} {end} {network} ");
+    rules.lines().any(|line| {
+        let rest = ["FORWARD", "FLANNEL-FWD"].iter().find_map(|chain| line.strip_prefix(&begin(chain)));
+        let mut words = rest.unwrap_or_default().split(' ').skip_while(|word| *word != "-j");
+        let conditions = rest.unwrap_or_default().matches(" -").count() + 1;
+        let comment = rest.is_some_and(|rest| rest.starts_with("-m comment --comment "));
+        words.nth(1) == Some("ACCEPT") && conditions == if comment { 3 } else { 1 }
+    })
+}
+
+/// Docker's filters against direct access to containers (28.0): a packet for a container that no port publishes, or that
+/// comes in by another interface than the bridge, overlay0 included, is dropped. What the fast path delivers passes by.
+async fn direct_access(rules: &str, subnet: Option<Ipv4Net>) -> Finding {
+    let what = "docker's filters";
+    let Some(subnet) = subnet else { return Finding::ok(what, "no subnet leased yet: nothing to look for") };
+    for (rule, bridge) in rules.lines().filter_map(|rule| Some((rule, guarded_bridge(rule)?))) {
+        let addresses =
+            output("ip", &["-o", "-4", "address", "show", "dev", bridge]).await.unwrap_or_default();
+        let mut words = addresses.split_whitespace().skip_while(|word| *word != "inet");
+        if words.nth(1).is_some_and(|address| overlaps(address, subnet)) {
+            return Finding::new(
+                what,
+                Level::Warn,
+                format!("drop what takes the stack to containers: {rule}"),
+                "start dockerd (28.2 or newer) with --allow-direct-routing, or make the network with \
+                 com.docker.network.bridge.trusted_host_interfaces=overlay0",
+            );
+        }
+    }
+    Finding::ok(what, "none between containers of different hosts")
+}
+
+/// `-A DOCKER ! -i docker0 -o docker0 -j DROP`, or `-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP` of the raw table:
+/// the bridge that is guarded.
+fn guarded_bridge(rule: &str) -> Option<&str> {
+    let chain = rule.strip_prefix("-A DOCKER ").or_else(|| rule.strip_prefix("-A PREROUTING -d "))?;
+    let (_, bridge) = chain.strip_suffix(" -j DROP")?.split_once("! -i ")?;
+    bridge.split(' ').next()
+}
+
+fn bypassed(what: &str, rules: &[&str]) -> Finding {
+    Finding::new(
+        what,
+        Level::Warn,
+        format!("bypassed by the fast path: {}", rules.join("; ")),
+        "if these rules must hold between containers of different hosts, start the agent with --fast-path off",
+    )
+}
+
+/// Docker's `--ip-masq`: containers' packets leave with the host's address, also towards other containers.
+fn masquerade(rules: &str, network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) -> Finding {
+    let what = "masquerading";
+    let Some(subnet) = subnet else {
+        return Finding::ok(what, "no subnet leased yet: nothing to look for");
+    };
+    let hides = |line: &&str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let value = |flag: &str| {
+            let at = words.iter().position(|word| *word == flag)?;
+            let negated = at > 0 && words[at - 1] == "!";
+            Some((negated, *words.get(at + 1)?))
+        };
+        let from_us = value("-s").is_some_and(|(negated, source)| !negated && overlaps(source, subnet));
+        let spares = |(negated, target): (bool, &str)| match network {
+            Some(network) => negated == overlaps(target, network),
+            None => true,
+        };
+        line.starts_with("-A POSTROUTING ")
+            && line.contains("-j MASQUERADE")
+            && from_us
+            && !value("-d").is_some_and(spares)
+    };
+    rules.lines().find(hides).map_or_else(
+        || Finding::ok(what, "none between containers"),
+        |rule| {
+            Finding::new(
+                what,
+                Level::Warn,
+                format!("hides containers' addresses from other hosts: {rule}"),
+                "let the agent masquerade (--ip-masq) instead: start dockerd with --ip-masq=false for docker0, and make \
+                 networks with --opt com.docker.network.bridge.enable_ip_masquerade=false",
+            )
+        },
+    )
+}
+
+/// Chains hooked to forward in `nft list ruleset` that drop or reject. Tables written by iptables were seen above, unless
+/// there is no command of that variant here.
+fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
+    let what = "nftables forward rules";
+    let (mut table, mut chain, mut hooked) = (String::new(), String::new(), false);
+    let mut dropping = Vec::new();
+    for line in rules.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches(" {").to_owned();
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.trim_end_matches(" {").to_owned();
+            hooked = false;
+        } else if line.contains("hook forward") {
+            hooked = !(iptables_seen && chain == "FORWARD");
+        }
+        let verdict = line.split([' ', ';']).any(|word| word == "drop" || word == "reject");
+        if hooked && verdict {
+            dropping.push(format!("{table} {chain}: {line}"));
+        }
+    }
+    if dropping.is_empty() {
+        return Finding::ok(what, "none that drops");
+    }
+    let mut finding = bypassed(what, &dropping.iter().map(String::as_str).collect::<Vec<_>>());
+    if dropping.iter().any(|line| line.contains("policy drop")) {
+        finding.remedy += "; packets that take the stack must be accepted in that very chain (the agent leaves other \
+                           tables alone, and an accept in its own would not count): accept Network as source and as \
+                           destination";
+    }
+    finding
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Option<Ipv4Net> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn ipsec_policies_are_quoted() {
+        assert_eq!(ipsec("").level, Level::Ok);
+        let policies = "src 10.99.0.1/32 dst 10.99.0.2/32 proto udp dport 8472\n\tdir out priority 0\n";
+        let found = ipsec(policies);
+        assert_eq!(found.level, Level::Warn);
+        assert!(
+            found.detail.contains("dst 10.99.0.2/32 proto udp dport 8472")
+                && found.remedy.contains("--fast-path off")
+        );
+    }
+
+    #[test]
+    fn rules_the_fast_path_bypasses_are_quoted() {
+        let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A DOCKER-USER -s 10.244.9.0/24 -j DROP\n-A INPUT -j DROP\nCOMMIT\n";
+        let forward = |rules| forward("iptables-nft", rules, net("10.244.0.0/16"));
+        let found = forward(rules);
+        assert_eq!(found.level, Level::Warn);
+        assert_eq!(found.detail, "bypassed by the fast path: -A DOCKER-USER -s 10.244.9.0/24 -j DROP");
+        assert_eq!(forward(":FORWARD DROP [0:0]\n-A FORWARD -i eth7 -j ACCEPT\n").level, Level::Warn);
+        assert_eq!(forward(":FORWARD ACCEPT [0:0]\n-A INPUT -j DROP\n").level, Level::Ok);
+        let dropping = forward(":FORWARD DROP [0:0]\n");
+        assert_eq!(dropping.what, "iptables-nft forward rules");
+        assert!(dropping.remedy.contains("iptables-nft -A FORWARD -d 10.244.0.0/16"), "{}", dropping.remedy);
+    }
+
+    #[test]
+    fn a_chain_that_drops_is_no_worry_where_the_overlays_packets_are_accepted() {
+        let level = |rules: &str| {
+            let rules = format!(":FORWARD DROP [0:0]\n{rules}");
+            forward("iptables-nft", &rules, net("10.244.0.0/16")).level
+        };
+        let of = |end, more| format!("-A FORWARD {end} 10.244.0.0/16 {more}-j ACCEPT\n");
+        let comment = "-m comment --comment \"overlay-forward:default\" ";
+        assert_eq!(level(&(of("-s", comment) + &of("-d", comment))), Level::Ok);
+        assert_eq!(level(&(of("-s", "") + &of("-d", ""))), Level::Ok);
+        assert_eq!(level(&of("-s", comment)), Level::Warn);
+        assert_eq!(level(&(of("-s", comment) + &of("-d", "-p tcp "))), Level::Warn);
+        assert_eq!(level(&(of("-s", comment) + &of("-d", "-i eth1 "))), Level::Warn);
+        let flannels = of("-s", comment) + &of("-d", comment);
+        assert_eq!(level(&flannels.replace("-A FORWARD", "-A FLANNEL-FWD")), Level::Ok);
+    }
+
+    #[test]
+    fn dockers_guards_of_a_bridge_are_recognized() {
+        assert_eq!(guarded_bridge("-A DOCKER ! -i br-7 -o br-7 -j DROP"), Some("br-7"));
+        assert_eq!(guarded_bridge("-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP"), Some("docker0"));
+        assert_eq!(
+            guarded_bridge("-A DOCKER -d 10.244.1.2/32 ! -i docker0 -o docker0 -p tcp -j ACCEPT"),
+            None
+        );
+    }
+
+    #[test]
+    fn dockers_masquerading_is_found_and_flannels_is_not() {
+        let found = |rule| masquerade(rule, net("10.244.0.0/16"), net("10.244.1.0/24")).level;
+        assert_eq!(found("-A POSTROUTING -s 10.244.1.0/24 ! -o docker0 -j MASQUERADE"), Level::Warn);
+        assert_eq!(found("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"), Level::Ok);
+        assert_eq!(found("-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"), Level::Ok);
+        assert_eq!(found("-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE"), Level::Ok);
+    }
+
+    #[test]
+    fn nftables_chains_are_judged_by_their_hook() {
+        let rules = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\tip saddr 10.0.0.1 drop\n\t}\n\
+                     \tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
+        assert_eq!(
+            nft_forward(rules, true).detail,
+            "bypassed by the fast path: inet fw fwd: ip saddr 10.0.0.1 drop"
+        );
+        let own = rules.replace("policy accept", "policy drop");
+        assert!(
+            nft_forward(&own, true).remedy.contains("in that very chain"),
+            "{:?}",
+            nft_forward(&own, true)
+        );
+        let docker =
+            "table ip filter {\n chain FORWARD {\n type filter hook forward priority 0; policy drop;\n }\n}";
+        assert_eq!(nft_forward(docker, true).level, Level::Ok);
+        assert_eq!(nft_forward(docker, false).level, Level::Warn, "nobody else has looked at it");
+    }
+}

@@ -1,0 +1,107 @@
+//! The kernel's version and features, this process's rights, and bpffs.
+use std::{fs, path::Path};
+
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::finding::{Finding, Level};
+
+/// The oldest kernel that the overlay is tested on. What it lacks of what newer ones have: [`super::features`].
+const OLDEST: (u32, u32) = (6, 1);
+/// Numbers from linux/capability.h, and what each is for. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON.
+const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
+const SYS_ADMIN: u32 = 21;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+
+pub(super) fn findings(bpf_root: &Path) -> Vec<Finding> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    vec![
+        version(read("/proc/sys/kernel/osrelease").trim()),
+        capabilities(&read("/proc/thread-self/status")),
+        jit(read("/proc/sys/net/core/bpf_jit_enable").trim()),
+        bpffs(bpf_root),
+    ]
+}
+
+fn version(release: &str) -> Finding {
+    let what = "kernel";
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= OLDEST => Finding::ok(what, release),
+        _ => Finding::new(
+            what,
+            Level::Fail,
+            format!("{release}: older than Linux {}.{}", OLDEST.0, OLDEST.1),
+            "run a newer kernel: Debian 12's own is new enough",
+        ),
+    }
+}
+
+fn capabilities(status: &str) -> Finding {
+    let what = "capabilities";
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let has = |number: u32| effective & (1 << number) != 0;
+    let wanted = [
+        ("CAP_NET_ADMIN", has(NET_ADMIN)),
+        ("CAP_NET_RAW", has(NET_RAW)),
+        ("CAP_BPF", has(BPF) || has(SYS_ADMIN)),
+        ("CAP_PERFMON", has(PERFMON) || has(SYS_ADMIN)),
+    ];
+    let missing: Vec<&str> = wanted.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        return Finding::ok(what, "all there");
+    }
+    let remedy = "run as root, or give the unit these capabilities (AmbientCapabilities=)";
+    Finding::new(what, Level::Fail, format!("missing: {}", missing.join(", ")), remedy)
+}
+
+fn jit(value: &str) -> Finding {
+    // Kernels that can do nothing else (CONFIG_BPF_JIT_ALWAYS_ON) may show 1 or no file.
+    match value {
+        "0" => Finding::new(
+            "bpf jit",
+            Level::Warn,
+            "off: programs are interpreted",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ),
+        _ => Finding::ok("bpf jit", "on"),
+    }
+}
+
+fn bpffs(root: &Path) -> Finding {
+    let what = format!("bpffs at {}", root.display());
+    if statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+        return Finding::ok(&what, "mounted");
+    }
+    Finding::new(&what, Level::Fail, "not a bpf filesystem", "mount -t bpf bpf /sys/fs/bpf")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for (release, level) in [
+            ("6.1.0-41-amd64", Level::Ok),
+            ("6.6.0", Level::Ok),
+            ("6.18.44-fc", Level::Ok),
+            ("10.0", Level::Ok),
+            ("6.0.12", Level::Fail),
+            ("5.19", Level::Fail),
+            ("", Level::Fail),
+        ] {
+            assert_eq!(version(release).level, level, "{release}");
+        }
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let with = |mask: u64| capabilities(&format!("Name:\toverlay\nCapEff:\t{mask:016x}\n"));
+        assert_eq!(with(u64::MAX).level, Level::Ok);
+        assert_eq!(with(1 << NET_ADMIN | 1 << NET_RAW | 1 << SYS_ADMIN).level, Level::Ok);
+        assert_eq!(with(1 << NET_ADMIN | 1 << BPF).detail, "missing: CAP_NET_RAW, CAP_PERFMON");
+    }
+}

@@ -1,0 +1,39 @@
+//! The commands of the `overlay` binary, one file each; the only code that names both the traits and their details.
+mod adopt;
+mod agent;
+mod check;
+mod config;
+mod docker_opts;
+mod down;
+mod dry_run;
+mod endpoint;
+mod losses;
+mod opened;
+mod output;
+mod show;
+
+use anyhow::Result;
+
+pub use self::output::Completion;
+use crate::cli::options::{Cli, Command};
+
+/// Runs one command.
+///
+/// # Errors
+/// What failed, on what object, and what to do about it.
+pub async fn run(cli: Cli) -> Result<Completion> {
+    match cli.command {
+        Command::Agent(options) => agent::agent(*options).await?,
+        Command::Status(options) => show::status(&options).await?,
+        Command::Peers(options) => show::peers(&options).await?,
+        Command::Endpoints(options) => show::endpoints(&options).await?,
+        Command::Config(options) => config::config(options).await?,
+        Command::Attach(options) => endpoint::attach(&options).await?,
+        Command::Detach(options) => endpoint::detach(&options).await?,
+        Command::Check(options) => return check::check(&options).await,
+        Command::DockerOpts(options) => docker_opts::docker_opts(&options).await?,
+        Command::Down(options) => down::down(&options).await?,
+        Command::AdoptFlannel(options) => adopt::adopt(&options).await?,
+    }
+    Ok(Completion::Done)
+}

@@ -1,0 +1,214 @@
+//! `overlay adopt-flannel`: moves a host from flannel to the overlay in place, and back.
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::Uid;
+use serde::Serialize;
+
+use super::opened::{Opened, open};
+use crate::{
+    cli::options::AdoptFlannel,
+    flannel::{
+        discover::{DiscoverError, discover},
+        disruption::Disruption,
+        plan::Plan,
+        record::Record,
+        site::{Site, ignore_signals, obstacle},
+        to_flannel::{of_leases, put_back},
+        to_overlay,
+    },
+    host::{netlink::Netlink, subnet_env},
+    store::Store,
+};
+
+/// What the command says, for programs.
+#[derive(Serialize)]
+struct Report<'a> {
+    /// The host was moved now.
+    moved: bool,
+    plan: Option<&'a Plan>,
+    #[serde(rename = "toll")]
+    disruption: Option<&'a Disruption>,
+    /// What to run next.
+    next: Option<String>,
+}
+
+pub(super) async fn adopt(options: &AdoptFlannel) -> Result<()> {
+    if !Uid::effective().is_root() {
+        bail!("devices, rules and programs of the kernel are looked at and altered: run it as root");
+    }
+    match open(&options.agent.store)? {
+        Opened::Etcd(store) => with_store(*store, None, options).await,
+        Opened::Directory { store, path, shared } => {
+            with_store(store, (!shared).then_some(path.as_path()), options).await
+        }
+    }
+}
+
+async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFlannel) -> Result<()> {
+    let asked = options.agent.options();
+    let record = Record::read(&asked.paths)?;
+    if options.back {
+        return back(store, options, record).await;
+    }
+    let obstacle = obstacle()?;
+    if record.as_ref().is_some_and(|record| !record.finished) {
+        bail!(
+            "an earlier move was cut off: `overlay adopt-flannel --back` makes the host flannel's again; then run this again"
+        );
+    }
+    let mut site = Site::look(store, &asked).await?;
+    let expected = site.expected();
+    let sight = site.sight(&asked).await?;
+    let found = match discover(sight, &expected) {
+        Err(DiscoverError::NoDevice { .. } | DiscoverError::NoRoute) if record.is_some() => {
+            say(options, &Report { moved: false, plan: None, disruption: None, next: None }, || {
+                "nothing to adopt: this host was moved from flannel before; `--back` returns it".to_owned()
+            });
+            return Ok(());
+        }
+        found => found?,
+    };
+    let mut work = to_overlay::Work::prepare(&mut site, &asked, found).await?;
+    if options.agent.dry_run {
+        work.plan.notes.extend(obstacle);
+        say(options, &Report { moved: false, plan: Some(&work.plan), disruption: None, next: None }, || {
+            work.plan.to_string()
+        });
+        return Ok(());
+    }
+    if let Some(obstacle) = obstacle {
+        bail!(obstacle);
+    }
+    if !options.json {
+        println!("{}", work.plan);
+    }
+    let masquerade = work.masquerade;
+    let plan = work.plan.clone();
+    let disruption = to_overlay::carry_out(site, private, &asked, work).await?;
+    let next = agent_line(std::env::args(), masquerade && !options.agent.ip_masq);
+    say(
+        options,
+        &Report { moved: true, plan: Some(&plan), disruption: Some(&disruption), next: Some(next.clone()) },
+        || {
+            format!(
+                "\nthis host is the overlay's; what was flannel's is gone\n{disruption}\nnow start the agent: {next}"
+            )
+        },
+    );
+    Ok(())
+}
+
+async fn back(store: impl Store, options: &AdoptFlannel, record: Option<Record>) -> Result<()> {
+    let asked = options.agent.options();
+    let paths = &asked.paths;
+    let record = match record {
+        Some(record) => record,
+        None => of_leases(&Site::look(store, &asked).await?, &asked).await?,
+    };
+    let flannel = &record.flannel;
+    let mut plan = Plan::back(&record);
+    let obstacle = obstacle()?;
+    if options.agent.dry_run {
+        plan.notes.extend(obstacle);
+        say(options, &Report { moved: false, plan: Some(&plan), disruption: None, next: None }, || {
+            plan.to_string()
+        });
+        return Ok(());
+    }
+    if let Some(obstacle) = obstacle {
+        bail!(obstacle);
+    }
+    std::fs::create_dir_all(&paths.state).with_context(|| format!("create {}", paths.state.display()))?;
+    // A running agent would put back what is removed here.
+    let lock = paths.lock().context("end the agent first")?;
+    if !options.json {
+        println!("{plan}");
+    }
+    ignore_signals()?;
+    let disruption = put_back(&Netlink::open()?, paths, &record, lock).await?;
+    if let Some(text) = &flannel.subnet_env {
+        // The agent's says of masquerading what the agent did.
+        subnet_env::replace(&asked.subnet_file, text.as_bytes())
+            .with_context(|| format!("write {}", asked.subnet_file.display()))?;
+    }
+    let next = "flanneld".to_owned();
+    say(
+        options,
+        &Report { moved: true, plan: Some(&plan), disruption: Some(&disruption), next: Some(next) },
+        || format!("\nthis host is flannel's again\n{disruption}\nnow start flanneld"),
+    );
+    Ok(())
+}
+
+fn say(options: &AdoptFlannel, report: &Report<'_>, text: impl FnOnce() -> String) {
+    if options.json {
+        println!("{:#}", serde_json::json!(report));
+    } else {
+        println!("{}", text());
+    }
+}
+
+/// The command that starts the agent with the options that this one was given. `masquerade` adds --ip-masq, in the place of
+/// one that says otherwise.
+fn agent_line(arguments: impl Iterator<Item = String>, masquerade: bool) -> String {
+    const PASSWORD: &str = "--etcd-password";
+    let mut words = vec!["overlay".to_owned(), "agent".to_owned()];
+    let mut secret = false;
+    for word in arguments.skip(1) {
+        let (option, value) =
+            word.split_once('=').map_or((&*word, None), |(option, value)| (option, Some(value)));
+        match option {
+            _ if secret => words.push("...".to_owned()),
+            "adopt-flannel" | "--json" => {}
+            "--ip-masq" if masquerade => {}
+            PASSWORD if value.is_some() => words.push(format!("{PASSWORD}=...")),
+            _ => words.push(word.clone()),
+        }
+        secret = !secret && word == PASSWORD;
+    }
+    if masquerade {
+        words.push("--ip-masq".to_owned());
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::environment;
+
+    fn line(given: &str, masquerade: bool) -> String {
+        let line = agent_line(given.split(' ').map(str::to_owned), masquerade);
+        let parsed = environment::parse(line.split(' ').map(Into::into), |_| None);
+        assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        line
+    }
+
+    #[test]
+    fn the_agents_command_line_has_the_same_options_and_no_password() {
+        let given = "overlay adopt-flannel --json --iface eth0 --etcd-password secret --etcd-username me";
+        let expected = "overlay agent --iface eth0 --etcd-password ... --etcd-username me";
+        assert_eq!(line(given, false), expected);
+        assert_eq!(line(given, true), format!("{expected} --ip-masq"));
+        let given = "overlay adopt-flannel --etcd-password=secret=1 --etcd-username=me";
+        assert_eq!(line(given, false), "overlay agent --etcd-password=... --etcd-username=me");
+        // A password that looks like something else.
+        for secret in ["--json", "adopt-flannel", "--ip-masq", "--etcd-password"] {
+            let given = format!("overlay adopt-flannel --etcd-password {secret} --etcd-username me");
+            let line = agent_line(given.split(' ').map(str::to_owned), false);
+            assert_eq!(line, "overlay agent --etcd-password ... --etcd-username me");
+        }
+    }
+
+    #[test]
+    fn masquerading_that_is_taken_over_is_said_once() {
+        for no in ["--ip-masq=false", "--ip-masq=no"] {
+            let given = format!("overlay adopt-flannel {no} --iface eth0");
+            assert_eq!(line(&given, true), "overlay agent --iface eth0 --ip-masq");
+            assert_eq!(line(&given, false), format!("overlay agent {no} --iface eth0"));
+        }
+        let given = "overlay adopt-flannel --ip-masq --iface eth0";
+        assert_eq!(line(given, false), "overlay agent --ip-masq --iface eth0");
+    }
+}

@@ -1,0 +1,61 @@
+//! `overlay agent`: runs the agent until it is told to end.
+use anyhow::{Context as _, Result, anyhow, bail};
+use log::info;
+use nix::unistd::Uid;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    dry_run::dry_run,
+    opened::{Opened, open},
+};
+use crate::{agent::assembly, cli::options::Agent, host::firewall};
+
+pub(super) async fn agent(options: Agent) -> Result<()> {
+    if options.dry_run {
+        return dry_run(&options).await;
+    }
+    if !Uid::effective().is_root() {
+        bail!("the agent loads kernel programs and makes devices: run it as root (or with --dry-run)");
+    }
+    if options.ip_masq {
+        // Before anything is changed: what is asked for could not be had.
+        firewall::masquerade::usable().await.map_err(|error| anyhow!("--ip-masq: {error:#}"))?;
+    }
+    let mut end = EndSignals::new()?;
+    let run = async {
+        let asked = options.options();
+        match open(&options.store)? {
+            Opened::Etcd(store) => assembly::run(*store, None, &asked).await,
+            Opened::Directory { store, path, shared } => {
+                assembly::run(store, (!shared).then_some(path.as_path()), &asked).await
+            }
+        }
+    };
+    tokio::select! {
+        result = run => result,
+        name = end.wait() => {
+            info!("{name}: ending; the data path stays and traffic goes on");
+            Ok(())
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct EndSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl EndSignals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

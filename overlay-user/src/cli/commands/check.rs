@@ -1,0 +1,51 @@
+//! `overlay check`: what of this host suits the overlay, what does not, and what to do.
+use anyhow::Result;
+
+use super::output::Completion;
+use crate::{
+    cli::{
+        check::{self, CheckSpec, Level},
+        options::Check,
+        table,
+    },
+    host::{netlink::Netlink, underlay},
+    model::backend::Mode,
+};
+
+pub(super) async fn check(options: &Check) -> Result<Completion> {
+    let netlink = Netlink::open()?;
+    let record = options.show.place.paths().record().ok().flatten();
+    let underlay = underlay::choose(&netlink, &options.underlay.choice()).await;
+    let spec = CheckSpec {
+        underlay: underlay.as_ref().ok().map(|underlay| underlay.name.clone()),
+        device: options.device.clone(),
+        mode: record.as_ref().and_then(|record| Mode::named(&record.mode)).unwrap_or(Mode::DEFAULT),
+        subnet: record.map(|record| record.subnet),
+        bpf_root: options.show.place.bpf_root.clone(),
+        pins: options.show.place.paths().pins,
+    };
+    let mut findings = check::check(&netlink, &spec).await?;
+    if let Err(error) = underlay {
+        findings.push(check::Finding {
+            what: "underlay interface".into(),
+            level: Level::Fail,
+            detail: error.to_string(),
+            remedy: "name it with --iface".into(),
+        });
+    }
+    if options.show.json {
+        println!("{}", serde_json::to_string_pretty(&findings)?);
+    } else {
+        let rows = findings.iter().map(|finding| {
+            let level = match finding.level {
+                Level::Ok => "ok",
+                Level::Warn => "warn",
+                Level::Fail => "FAIL",
+            };
+            vec![level.into(), finding.what.clone(), finding.detail.clone(), finding.remedy.clone()]
+        });
+        println!("{}", table::table(&["", "what", "as it stands", "what to do"], rows));
+    }
+    let worst = findings.iter().map(|finding| finding.level).max();
+    Ok(if worst == Some(Level::Fail) { Completion::Problems } else { Completion::Done })
+}

@@ -1,0 +1,426 @@
+//! `overlay status`, `overlay peers` and `overlay endpoints`: from the agent if it runs, from the pinned maps if not.
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+
+use super::{endpoint::done, losses, output::say};
+use crate::{
+    agent::{
+        control::{self, Request, Response},
+        status::Status,
+    },
+    cli::{
+        check::features::{Feature, features},
+        options::{Peers, Show},
+        table::table,
+    },
+    datapath::{
+        links::AttachMethod,
+        losses::{Loss, judge},
+        state::Record,
+        tables::{Counter, PeerTraffic, Tables, peer_of},
+        xdp::XdpLink,
+    },
+    host::{
+        firewall::{RuleState, RuleStatus},
+        netlink::Netlink,
+    },
+    model::{clock::unix_now, ingress::XdpMode, mac::Mac},
+    store::local_lease::LeaseState,
+};
+
+/// All of `overlay status`.
+#[derive(Serialize)]
+struct Report {
+    network: String,
+    /// How packets travel between hosts: flannel's name of the backend.
+    mode: String,
+    tiers: Vec<Tier>,
+    /// How the programs are attached at TC; nothing if they are not.
+    attached_by: Option<AttachMethod>,
+    /// What not every kernel has, and whether this one does.
+    features: Vec<Feature>,
+    /// Whose pins they are.
+    record: Option<Record>,
+    /// What the agent says of itself; nothing if it does not run. Traffic does not need it.
+    agent: Option<Status>,
+    agent_error: Option<String>,
+    counters: Vec<Counter>,
+    /// What is lost where no program sees it.
+    device_losses: Vec<Loss>,
+    device_losses_error: Option<String>,
+    peers: usize,
+    endpoints: usize,
+}
+
+#[derive(Serialize)]
+struct Tier {
+    name: &'static str,
+    in_use: bool,
+    why: String,
+}
+
+#[derive(Serialize)]
+struct PeerRow {
+    /// Base address of its subnet.
+    subnet: Ipv4Addr,
+    public_ip: Ipv4Addr,
+    vtep_mac: Option<Mac>,
+    /// `yes`, `no` (wanted, not in force), `held` (its lease is gone; the mass-delete guard keeps it).
+    installed: &'static str,
+    #[serde(flatten)]
+    traffic: PeerTraffic,
+}
+
+pub(super) async fn status(show: &Show) -> Result<()> {
+    let paths = show.place.paths();
+    let (agent, agent_error) = match ask(show, &Request::Status).await {
+        Ok(Response::Status(status)) => (Some(*status), None),
+        Ok(other) => (None, Some(format!("an answer that does not fit: {other:?}"))),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    let record = paths.record().ok().flatten();
+    let tables = Tables::open(&paths.pins);
+    if tables.is_err() && agent.is_none() && record.is_none() {
+        bail!(
+            "there is no network {} on this host: no agent answers, and nothing is pinned in {}; `overlay agent` starts \
+             one, --network, --state-dir and --bpf-root name another",
+            paths.network,
+            paths.pins.display()
+        );
+    }
+    let tables = tables.context("read the network's pinned maps")?;
+    let counters = tables.counters()?;
+    let before = agent.as_ref().map(|agent| agent.lost_before.as_slice());
+    let (device_losses, device_losses_error) = match losses::now(&paths.pins).await {
+        Ok(now) => (judge(now, before), None),
+        Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+    };
+    // What cannot be had does not keep the rest from being shown.
+    let in_use = AttachMethod::in_use(&paths.pins).ok().flatten();
+    let attached_by = in_use.map(|(way, _)| way);
+    let links = Netlink::open()?.links().await.unwrap_or_default();
+    let report = Report {
+        network: paths.network,
+        mode: record.as_ref().map_or("vxlan".to_owned(), |record| record.mode.clone()),
+        tiers: tiers(record.as_ref(), agent.as_ref(), attached_by, &XdpLink::new(&paths.pins)),
+        attached_by,
+        features: features(links.iter().find(|link| in_use.is_some_and(|(_, device)| link.index == device))),
+        record,
+        agent,
+        agent_error,
+        peers: tables.peers.entries()?.len(),
+        endpoints: tables.endpoints.entries()?.len(),
+        counters,
+        device_losses,
+        device_losses_error,
+    };
+    if show.json {
+        say(serde_json::to_string_pretty(&report)?)?;
+    } else {
+        say(text(&report))?;
+    }
+    Ok(())
+}
+
+fn tiers(
+    record: Option<&Record>,
+    agent: Option<&Status>,
+    attached_by: Option<AttachMethod>,
+    link: &XdpLink,
+) -> Vec<Tier> {
+    let asked = record.is_none_or(|record| record.fast_path);
+    let broken = agent.filter(|agent| !agent.datapath.attached);
+    let why = match broken {
+        _ if !asked => "switched off by --fast-path off".into(),
+        Some(agent) => agent.datapath.error.clone().unwrap_or_else(|| "the agent has just started".into()),
+        None => {
+            let by = attached_by.map(|way| format!("; attached by {way}")).unwrap_or_default();
+            format!("works on every interface, keeps GSO and GRO{by}")
+        }
+    };
+    vec![
+        xdp(agent, link),
+        Tier { name: "tc", in_use: asked && broken.is_none(), why },
+        Tier { name: "stack", in_use: true, why: "carries what the tiers above leave".into() },
+    ]
+}
+
+/// By the agent's word, or by what it left.
+fn xdp(agent: Option<&Status>, link: &XdpLink) -> Tier {
+    let left = || link.pinned().ok()?.into_iter().find_map(|ifindex| link.mode(ifindex));
+    let used = agent.map_or_else(left, |agent| agent.datapath.ingress.xdp);
+    let why = match (used, agent) {
+        (Some(XdpMode::Redirect), Some(agent)) => format!(
+            "redirects to {} of {} endpoints, whose veths take frames; TC delivers to the others",
+            agent.datapath.receivers, agent.datapath.endpoints
+        ),
+        (Some(mode), _) => mode.to_string(),
+        (None, Some(agent)) => agent.datapath.ingress.why.clone(),
+        (None, None) => "not attached".to_owned(),
+    };
+    Tier { name: "xdp", in_use: used.is_some(), why }
+}
+
+fn text(report: &Report) -> String {
+    let mut rows = vec![vec!["network".into(), format!("{}, mode {}", report.network, report.mode)]];
+    let mut row = |name: &str, value: String| rows.push(vec![name.into(), value]);
+    if let Some(record) = &report.record {
+        let of = report.agent.as_ref().map(|agent| format!(" of {} (vni {})", agent.network, agent.vni));
+        row("this host", format!("{}, subnet {}{}", record.public_ip, record.subnet, of.unwrap_or_default()));
+    }
+    for tier in &report.tiers {
+        row(
+            &format!("tier {}", tier.name),
+            format!("{}: {}", if tier.in_use { "in use" } else { "not used" }, tier.why),
+        );
+    }
+    for feature in report.features.iter().filter(|feature| feature.present == Some(false)) {
+        row("kernel lacks", format!("{}; instead: {}", feature.name, feature.instead));
+    }
+    match &report.agent {
+        None => row(
+            "agent",
+            format!(
+                "not running ({}); traffic goes on",
+                report.agent_error.as_deref().unwrap_or("no answer")
+            ),
+        ),
+        Some(agent) => {
+            row("agent", format!("running for {}", span(unix_now().saturating_sub(agent.started))));
+            let store = &agent.store;
+            row("store", format!("{}, revision {}", store.name, store.revision));
+            row(
+                "following",
+                format!(
+                    "{} for {}{}",
+                    if store.following { "yes" } else { "NO" },
+                    span(unix_now().saturating_sub(store.since)),
+                    store.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
+                ),
+            );
+            row("lease", lease(agent));
+            row("peers", peers_line(agent));
+            for skipped in agent.peers.skipped.iter().take(10) {
+                row("lease skipped", format!("{}: {}", skipped.key, skipped.why));
+            }
+            for failed in agent.peers.failed.iter().take(10) {
+                row("peer failed", format!("{}: {}", failed.subnet, failed.why));
+            }
+            let datapath = &agent.datapath;
+            row(
+                "data path",
+                format!(
+                    "{}; {} ports, {} waiting, {} repaired, {} connections kept to the stack (counted every 30 s)",
+                    match (&datapath.error, datapath.attached) {
+                        (Some(error), _) => error.clone(),
+                        (None, true) => "attached".into(),
+                        (None, false) => "NOT attached".into(),
+                    },
+                    datapath.ports,
+                    datapath.waiting,
+                    datapath.repaired,
+                    datapath.flows
+                ),
+            );
+            row("masquerading", rule_line(&agent.rules.masquerade));
+            row("forward rules", rule_line(&agent.rules.forward));
+            if let Some(error) = &agent.state.error {
+                row("state folder", error.clone());
+            }
+            for conflict in &agent.learned.conflicts {
+                row(
+                    "address conflict",
+                    format!(
+                        "{} is held by {}; {} claims it from {}",
+                        conflict.address, conflict.holder, conflict.mac, conflict.claimant
+                    ),
+                );
+            }
+            for bridge in &agent.learned.bridges {
+                row(
+                    "bridge",
+                    format!("{}, mtu {}, ports: {}", bridge.name, bridge.mtu, bridge.ports.join(" ")),
+                );
+            }
+        }
+    }
+    row("in force", format!("{} peers, {} endpoints", report.peers, report.endpoints));
+    let counters = report.counters.iter().map(|counter| {
+        vec![
+            counter.hook.into(),
+            counter.reason.into(),
+            counter.verdict.into(),
+            counter.packets.to_string(),
+            counter.bytes.to_string(),
+        ]
+    });
+    format!(
+        "{}\n\n{}\n\n{}\n",
+        table(&["", ""], rows).trim_start_matches('\n'),
+        table(&["hook", "reason", "verdict", "packets", "bytes"], counters),
+        losses::text(&report.device_losses, report.device_losses_error.as_deref())
+    )
+}
+
+fn rule_line(rule: &RuleStatus) -> String {
+    let state = match rule.state {
+        RuleState::Off => "off",
+        RuleState::Absent => "not looked after: there is no iptables on this host",
+        RuleState::Unneeded => "not needed: no FORWARD chain of iptables drops by default",
+        RuleState::Active => "in force",
+        RuleState::Failed => "NOT in force",
+    };
+    let error = rule.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    let restored =
+        if rule.restored == 0 { String::new() } else { format!("; put back {} times", rule.restored) };
+    format!("{state}{error}{restored}")
+}
+
+fn lease(agent: &Status) -> String {
+    let lease = &agent.lease;
+    let state = match &lease.state {
+        LeaseState::Held => "held".into(),
+        LeaseState::Missing => "MISSING, being claimed again".into(),
+        LeaseState::Lost { to } => format!("LOST to {to}"),
+    };
+    let ends = match lease.expires {
+        None => "a reservation, without end".into(),
+        Some(at) => format!("ends in {}", span(at.saturating_sub(unix_now()))),
+    };
+    let error = lease.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default();
+    format!("{}, {state}, {ends}{error}", lease.key)
+}
+
+fn peers_line(agent: &Status) -> String {
+    let peers = &agent.peers;
+    let held = match peers.held.len() {
+        0 => String::new(),
+        held => format!(", {held} removals HELD BACK (`overlay peers --accept-deletions`)"),
+    };
+    format!("{} wanted, {} installed{held}", peers.wanted, peers.installed)
+}
+
+/// A duration as people say it.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+pub(super) async fn peers(options: &Peers) -> Result<()> {
+    let show = &options.show;
+    if options.accept_deletions {
+        return done(show, &Request::AcceptDeletions).await;
+    }
+    if options.resync {
+        return done(show, &Request::Resync).await;
+    }
+    let paths = show.place.paths();
+    let tables =
+        Tables::open(&paths.pins).with_context(|| format!("show the peers of network {}", paths.network))?;
+    let mut rows = BTreeMap::new();
+    for (subnet, peer) in tables.peers.entries()? {
+        let row = PeerRow {
+            subnet,
+            public_ip: Ipv4Addr::from(peer.outer),
+            vtep_mac: peer_of(&peer).vtep_mac,
+            installed: "yes",
+            traffic: tables.traffic(peer.slot)?,
+        };
+        rows.insert(subnet, row);
+    }
+    if let Ok(Response::Peers(lines)) = ask(show, &Request::Peers).await {
+        for line in lines {
+            let subnet = line.subnet.network();
+            let installed = if line.held {
+                "held"
+            } else if line.installed {
+                "yes"
+            } else {
+                "no"
+            };
+            let row = rows.entry(subnet).or_insert(PeerRow {
+                subnet,
+                public_ip: line.peer.public_ip,
+                vtep_mac: line.peer.vtep_mac,
+                installed,
+                traffic: PeerTraffic::default(),
+            });
+            row.installed = installed;
+        }
+    }
+    let rows: Vec<_> = rows.into_values().collect();
+    if show.json {
+        say(serde_json::to_string_pretty(&rows)?)?;
+        return Ok(());
+    }
+    let cells = rows.iter().map(|row| {
+        vec![
+            row.subnet.to_string(),
+            row.public_ip.to_string(),
+            row.vtep_mac.map_or("-".to_owned(), |mac| mac.to_string()),
+            row.installed.into(),
+            row.traffic.sent_packets.to_string(),
+            row.traffic.received_packets.to_string(),
+        ]
+    });
+    say(table(&["subnet", "public ip", "vtep mac", "in force", "sent", "received"], cells))?;
+    Ok(())
+}
+
+pub(super) async fn endpoints(show: &Show) -> Result<()> {
+    #[derive(Serialize)]
+    struct Row {
+        address: Ipv4Addr,
+        port: String,
+        ifindex: u32,
+        mac: Mac,
+        gateway_mac: Mac,
+        pinned: bool,
+    }
+    let paths = show.place.paths();
+    let tables = Tables::open(&paths.pins)
+        .with_context(|| format!("show the endpoints of network {}", paths.network))?;
+    let names: BTreeMap<u32, String> = nix::net::if_::if_nameindex()
+        .context("list the interfaces")?
+        .iter()
+        .map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned()))
+        .collect();
+    let rows: Vec<Row> = tables
+        .endpoints
+        .entries()?
+        .into_iter()
+        .map(|(address, endpoint)| Row {
+            address,
+            port: names.get(&endpoint.ifindex).cloned().unwrap_or_else(|| "(gone)".into()),
+            ifindex: endpoint.ifindex,
+            mac: Mac(endpoint.mac),
+            gateway_mac: Mac(endpoint.gateway_mac),
+            pinned: endpoint.flags & overlay_common::ENDPOINT_PINNED != 0,
+        })
+        .collect();
+    if show.json {
+        say(serde_json::to_string_pretty(&rows)?)?;
+        return Ok(());
+    }
+    let cells = rows.iter().map(|row| {
+        vec![
+            row.address.to_string(),
+            row.port.clone(),
+            row.mac.to_string(),
+            row.gateway_mac.to_string(),
+            if row.pinned { "pinned" } else { "learned" }.into(),
+        ]
+    });
+    say(table(&["address", "port", "mac", "gateway mac", "how known"], cells))?;
+    Ok(())
+}
+
+async fn ask(show: &Show, request: &Request) -> Result<Response> {
+    control::ask(&control::socket_path(&show.place.paths()), request).await
+}

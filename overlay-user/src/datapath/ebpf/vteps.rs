@@ -1,0 +1,31 @@
+//! The table of the peers' underlay addresses, made to agree with the peers.
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use aya::maps::MapError;
+use log::warn;
+use overlay_common::{Addr4, Vtep};
+
+use crate::datapath::{
+    error::{DatapathError, removed},
+    slots::Slots,
+    tables::Tables,
+};
+
+/// Makes the underlay addresses those of the peers; returns how many were not. An agent that was killed between its two
+/// writes leaves one that no peer has, and it would count as a known peer for ever.
+pub(super) fn mend(tables: &mut Tables, slots: &Slots) -> Result<usize, DatapathError> {
+    let failed = |error| DatapathError::failed("put right the table of VTEPs", &error);
+    let present: BTreeSet<Addr4> = tables.vteps.keys().collect::<Result<_, MapError>>().map_err(failed)?;
+    let mut mended = 0;
+    for address in present.iter().filter(|address| !slots.knows(address.octets)) {
+        warn!("VTEP {} belongs to no peer: removing it", Ipv4Addr::from(address.octets));
+        removed(tables.vteps.remove(address)).map_err(failed)?;
+        mended += 1;
+    }
+    for (address, slot) in slots.addresses().filter(|(address, _)| !present.contains(address)) {
+        warn!("peer {} is no VTEP: adding it", Ipv4Addr::from(address.octets));
+        tables.vteps.insert(address, Vtep { slot }, 0).map_err(failed)?;
+        mended += 1;
+    }
+    Ok(mended)
+}

@@ -1,0 +1,54 @@
+//! What every attach method can do, and the interfaces it does it at.
+use aya::Ebpf;
+use nix::{errno::Errno, net::if_::if_indextoname};
+
+use super::attachment::Attachment;
+use crate::datapath::DatapathError;
+
+/// An interface of this thread's network namespace.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Interface<'a> {
+    pub(super) index: u32,
+    pub(super) name: &'a str,
+}
+
+/// Attaches programs by one method. Only what belongs to this network is seen and touched.
+pub(super) trait Attacher {
+    /// What is attached, by interface index; perhaps to interfaces that are gone.
+    fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError>;
+    /// Replaces the program that is there without a moment in between; false if there is none.
+    fn replace(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<bool, DatapathError>;
+    /// Attaches where nothing of ours is.
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        attachment: Attachment,
+        interface: Interface<'_>,
+    ) -> Result<(), DatapathError>;
+    /// Detaches. Nothing there, or no such interface, is no error.
+    fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError>;
+    /// Whether the kernel runs the program with this id there, whatever we did before.
+    fn runs(
+        &self,
+        program: u32,
+        attachment: Attachment,
+        interface: Interface<'_>,
+    ) -> Result<bool, DatapathError>;
+}
+
+/// The name of an interface of this thread's network namespace; nothing if there is none of this index. Not from /sys,
+/// which may show another namespace's.
+pub(super) fn interface_name(index: u32) -> Result<Option<String>, DatapathError> {
+    let failed =
+        |errno: Errno| DatapathError::failed(format!("ask for the name of interface {index}"), &errno);
+    match if_indextoname(index) {
+        // nix 0.31 takes libc's null pointer for an empty name.
+        Ok(name) if name.is_empty() => match Errno::last() {
+            Errno::ENXIO | Errno::ENODEV => Ok(None),
+            errno => Err(failed(errno)),
+        },
+        Ok(name) => Ok(Some(name.to_string_lossy().into_owned())),
+        Err(Errno::ENXIO | Errno::ENODEV) => Ok(None),
+        Err(errno) => Err(failed(errno)),
+    }
+}

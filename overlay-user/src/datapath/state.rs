@@ -1,0 +1,18 @@
+//! What outlives an agent on this host: where it is pinned, who may touch it, and to whom it belongs.
+mod adoption;
+mod error;
+mod layouts;
+mod lock;
+mod paths;
+mod record;
+mod removal;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    adoption::Adoption,
+    error::StateError,
+    lock::Lock,
+    paths::{DEFAULT_BPF_ROOT, Paths},
+    record::Record,
+};

@@ -1,0 +1,122 @@
+//! Whether an agent may take over what is pinned here, before it alters anything.
+use std::{fs, net::Ipv4Addr, path::Path};
+
+use ipnet::Ipv4Net;
+
+use super::{
+    error::StateError,
+    layouts,
+    paths::{Paths, RECORD},
+    record::Record,
+};
+use crate::model::network::NetworkConfig;
+
+/// What an agent that starts finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// Nothing of ours, or leftovers from before a boot, now removed.
+    Fresh,
+    /// Pins of this very host: adopt them.
+    Adopt,
+}
+
+impl Paths {
+    /// Decides whether the pins here are ours, and writes the record if there was none. Call it with the lock held and
+    /// before anything is pinned, so that there are never pins without a record.
+    pub fn adopt(&self, current: &Record) -> Result<Adoption, StateError> {
+        let foreign = |owner| self.foreign(owner, current);
+        match self.record()? {
+            Some(found) if found.is_same_host(current) => {
+                self.write(current)?;
+                return Ok(Adoption::Adopt);
+            }
+            // Interface indexes and namespace inodes of an earlier boot mean nothing now.
+            Some(found) if found.boot_id != current.boot_id => self.clear()?,
+            Some(found) => return Err(foreign(found.owner())),
+            None if layouts::has_pins(&self.pins) || !self.older()?.is_empty() => {
+                return Err(foreign(format!("a host whose record is not in {}", self.state.display())));
+            }
+            None => {}
+        }
+        self.write(current)?;
+        Ok(Adoption::Fresh)
+    }
+
+    /// Refuses pins that are another host's whatever subnet the store will give this one: before a lease is taken for
+    /// nothing, which would be this host's from then on.
+    pub fn refuse_foreign(&self, public_ip: Ipv4Addr) -> Result<(), StateError> {
+        let Some(found) = self.record()? else {
+            return Ok(());
+        };
+        let current = Record::current(public_ip, found.subnet)?;
+        if found.is_same_host(&current) || found.boot_id != current.boot_id {
+            return Ok(());
+        }
+        Err(self.foreign(found.owner(), &current))
+    }
+
+    /// Refuses a device that another network of this host has, in this boot and network namespace: two agents would undo each
+    /// other's work for ever.
+    pub fn refuse_shared_device(&self, device: &str) -> Result<(), StateError> {
+        self.refuse_shared(format!("interface {device}"), "--device", |other| {
+            other.device.as_deref() == Some(device)
+        })
+    }
+
+    /// The same for the file that tells the subnet.
+    pub fn refuse_shared_file(&self, subnet_file: &Path) -> Result<(), StateError> {
+        self.refuse_shared(subnet_file.display().to_string(), "--subnet-file", |other| {
+            other.subnet_file.as_deref() == Some(subnet_file)
+        })
+    }
+
+    fn refuse_shared(
+        &self,
+        what: String,
+        option: &'static str,
+        has_it: impl Fn(&Record) -> bool,
+    ) -> Result<(), StateError> {
+        match self.others()?.into_iter().find(|(_, record)| has_it(record)) {
+            Some((other, _)) => {
+                Err(StateError::Shared { what, other, network: self.network.clone(), option })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a config that what runs here has no place in, before the lease is given back which its containers live on.
+    pub fn refuse_moved(&self, public_ip: Ipv4Addr, config: &NetworkConfig) -> Result<(), StateError> {
+        let Some(found) = self.record()? else { return Ok(()) };
+        let is_here = found.is_same_host(&Record::current(public_ip, found.subnet)?);
+        if is_here && !config.fits(found.subnet) {
+            return Err(StateError::Moved { subnet: found.subnet, network: self.network.clone() });
+        }
+        Ok(())
+    }
+
+    /// Records of this host's other networks, by name: of this boot, this network namespace, and the same state folder.
+    fn others(&self) -> Result<Vec<(String, Record)>, StateError> {
+        let folder = self.state.parent().unwrap_or(&self.state);
+        let failed = |error| StateError::io("list", folder, error);
+        let here = Record::current(Ipv4Addr::UNSPECIFIED, Ipv4Net::default())?;
+        let mut others = Vec::new();
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let state = entry.map_err(failed)?.path();
+            let name = state.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let text = fs::read(state.join(RECORD)).unwrap_or_default();
+            // One that cannot be read is its own network's trouble.
+            if let Ok(record) = serde_json::from_slice::<Record>(&text)
+                && name != self.network
+                && (record.netns, &record.boot_id) == (here.netns, &here.boot_id)
+            {
+                others.push((name, record));
+            }
+        }
+        Ok(others)
+    }
+
+    fn foreign(&self, owner: String, current: &Record) -> StateError {
+        let (pins, network) = (self.pins.clone(), self.network.clone());
+        StateError::Foreign { pins, owner, claimant: current.owner(), network }
+    }
+}

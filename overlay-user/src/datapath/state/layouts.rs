@@ -1,0 +1,89 @@
+//! Which map layouts are pinned for a network beside the present one, and whether an agent may touch them.
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    error::StateError,
+    paths::{FILLING, Paths},
+};
+use crate::datapath::layouts::{Older, is_readable};
+
+impl Paths {
+    /// What agents with older layouts left pinned for this network, oldest first. The newest is in force: each takes over
+    /// before it removes.
+    ///
+    /// # Errors
+    /// A layout that this program does not know: a newer agent's, which it must neither adopt nor remove.
+    pub fn older(&self) -> Result<Vec<Older>, StateError> {
+        let mut found = Vec::new();
+        for pins in self.all_layouts()? {
+            let folder = pins.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or("");
+            if pins == self.pins || folder == FILLING || !has_pins(&pins) {
+                continue;
+            }
+            match folder.strip_prefix('v').and_then(|abi| abi.parse().ok()).filter(|abi| is_readable(*abi)) {
+                Some(abi) => found.push(Older { abi, pins }),
+                None => return Err(StateError::UnknownLayout { pins, network: self.network.clone() }),
+            }
+        }
+        found.sort_by_key(|older| older.abi);
+        Ok(found)
+    }
+
+    /// Removes what older layouts left, now that their maps and links are taken over.
+    pub fn forget_older(&self, older: &[Older]) -> Result<(), StateError> {
+        for Older { pins, abi } in older {
+            log::info!("removing what the agent with map layout {abi} left in {}", pins.display());
+            #[cfg(feature = "next-layout")]
+            crate::datapath::crash::may_crash_removing(pins);
+            self.forget_layout(pins)?;
+        }
+        Ok(())
+    }
+
+    /// Removes every layout but the present one, known or not: for who takes the network off the host.
+    pub(super) fn forget_other_layouts(&self) -> Result<(), StateError> {
+        for pins in self.all_layouts()?.into_iter().filter(|pins| *pins != self.pins) {
+            self.forget_layout(&pins)?;
+        }
+        // A crash may have left it empty.
+        let _ = self.filling.parent().map(fs::remove_dir);
+        Ok(())
+    }
+
+    fn forget_layout(&self, pins: &Path) -> Result<(), StateError> {
+        let removed = if pins.is_dir() { fs::remove_dir_all(pins) } else { fs::remove_file(pins) };
+        removed.map_err(|error| StateError::io("remove", pins, error))?;
+        // Shared with other networks; what is not empty stays.
+        let _ = pins.parent().map(fs::remove_dir);
+        Ok(())
+    }
+
+    /// `<bpf root>/overlay/*/<network>`, as far as there is something: the folders of every layout, the present one's too.
+    pub fn all_layouts(&self) -> Result<Vec<PathBuf>, StateError> {
+        let Some(all) = self.pins.ancestors().nth(2) else { return Ok(Vec::new()) };
+        let folders = match fs::read_dir(all) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            folders => folders.map_err(|error| StateError::io("read", all, error))?,
+        };
+        let mut found = Vec::new();
+        for folder in folders {
+            let pins = folder.map_err(|error| StateError::io("read", all, error))?.path().join(&self.network);
+            if pins.exists() {
+                found.push(pins);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether anything is pinned in there. Folders are made before an agent knows whether it may start.
+pub(super) fn has_pins(path: &Path) -> bool {
+    match fs::read_dir(path) {
+        Ok(mut files) => files.any(|file| file.is_ok_and(|file| has_pins(&file.path()))),
+        // What is no folder is a pin.
+        Err(_) => path.exists(),
+    }
+}

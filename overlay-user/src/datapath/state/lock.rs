@@ -1,0 +1,73 @@
+//! The lock that admits one agent per network.
+use std::{
+    fs::{self, File},
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+
+use super::{error::StateError, paths::Paths};
+
+/// Held by the one agent of a network on this host; the kernel releases it when the process ends in whatever way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Paths {
+    /// Takes the network for this process until the lock is dropped. The folders must exist.
+    pub fn lock(&self) -> Result<Lock, StateError> {
+        let path = self.lock_path();
+        let failed = |error| StateError::io("lock", &path, error);
+        loop {
+            // Root's alone: whoever can open it can hold the lock, and keep agents from starting.
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            let file = options.open(&path).map_err(failed)?;
+            file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(mut lock) => {
+                    // Whoever held it before may have removed the file (see `remove`), and another may have made it anew.
+                    let locked = lock.metadata().map_err(failed)?.ino();
+                    if fs::metadata(&path).is_ok_and(|now| now.ino() == locked) {
+                        lock.set_len(0).map_err(failed)?;
+                        lock.rewind().map_err(failed)?;
+                        writeln!(*lock, "{}", std::process::id()).map_err(failed)?;
+                        return Ok(Lock { _file: lock });
+                    }
+                }
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    return Err(StateError::Locked {
+                        network: self.network.clone(),
+                        pid: holder(&mut file),
+                        lock: path.display().to_string(),
+                    });
+                }
+                Err((_, error)) => return Err(failed(error.into())),
+            }
+        }
+    }
+}
+
+/// Who says in the lock that it holds it, `?` if nobody does. Whoever took it just now says so a moment later; until
+/// then the one before stands there.
+fn holder(lock: &mut File) -> String {
+    let mut pid = String::new();
+    for _ in 0..10 {
+        pid.clear();
+        // The holder is named for the operator's sake; that it cannot be read changes nothing.
+        let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut pid));
+        if !pid.trim().is_empty() && Path::new("/proc").join(pid.trim()).exists() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    if pid.trim().is_empty() { "?".to_owned() } else { pid.trim().to_owned() }
+}

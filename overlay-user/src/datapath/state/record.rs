@@ -1,0 +1,107 @@
+//! To whom pins belong, as a file beside them says.
+use std::{
+    fs, io,
+    net::Ipv4Addr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use ipnet::Ipv4Net;
+use overlay_common::ABI;
+use serde::{Deserialize, Serialize};
+
+use super::{error::StateError, paths::Paths};
+
+/// To whom pins belong. They are only adopted by the very same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Inode of the network namespace: interface indexes are meaningless in another.
+    pub netns: u64,
+    /// Changes with every boot, and pins do not survive one.
+    pub boot_id: String,
+    /// The host's identity in the store.
+    pub public_ip: Ipv4Addr,
+    /// The subnet the host leased.
+    pub subnet: Ipv4Net,
+    /// Version of the map layouts.
+    pub abi: u32,
+    /// The programs carry packets themselves; without `--fast-path off`, that is. Another choice is no other host.
+    #[serde(default = "yes")]
+    pub fast_path: bool,
+    /// How packets travel between hosts, as the agent that started last was told: flannel's name of the backend.
+    #[serde(default = "vxlan")]
+    pub mode: String,
+    /// Name of the tunnel device: which to remove, and which no other network may have.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// The file that tells this host's subnet, which no other network may write.
+    #[serde(default)]
+    pub subnet_file: Option<PathBuf>,
+}
+
+fn vxlan() -> String {
+    "vxlan".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Record {
+    /// The record of this host, in the network namespace of the calling thread.
+    pub fn current(public_ip: Ipv4Addr, subnet: Ipv4Net) -> Result<Self, StateError> {
+        let namespace = Path::new("/proc/thread-self/ns/net");
+        let boot = Path::new("/proc/sys/kernel/random/boot_id");
+        let netns = fs::metadata(namespace).map_err(|error| StateError::io("read", namespace, error))?;
+        let boot_id = fs::read_to_string(boot).map_err(|error| StateError::io("read", boot, error))?;
+        let boot_id = boot_id.trim().to_owned();
+        Ok(Self {
+            netns: netns.ino(),
+            boot_id,
+            public_ip,
+            subnet,
+            abi: ABI,
+            fast_path: true,
+            mode: vxlan(),
+            device: None,
+            subnet_file: None,
+        })
+    }
+
+    /// Of the calling thread's network namespace.
+    pub fn is_in_this_namespace(&self) -> bool {
+        Self::current(self.public_ip, self.subnet).is_ok_and(|here| here.netns == self.netns)
+    }
+
+    /// Of the same host in the same boot, whatever version the agent was and however it was started.
+    pub(super) fn is_same_host(&self, other: &Self) -> bool {
+        let host = |record: &Self| (record.netns, record.boot_id.clone(), record.public_ip, record.subnet);
+        host(self) == host(other)
+    }
+
+    pub(super) fn owner(&self) -> String {
+        format!("{} with subnet {} in network namespace {}", self.public_ip, self.subnet, self.netns)
+    }
+}
+
+impl Paths {
+    /// The record, if there is one. One that cannot be read is an error: guessing could adopt another's pins.
+    pub fn record(&self) -> Result<Option<Record>, StateError> {
+        let path = self.record_path();
+        match fs::read(&path) {
+            Ok(text) => {
+                let record = serde_json::from_slice(&text);
+                record.map(Some).map_err(|error| StateError::io("read", &path, error))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StateError::io("read", &path, error)),
+        }
+    }
+
+    pub(super) fn write(&self, record: &Record) -> Result<(), StateError> {
+        let path = self.record_path();
+        let text =
+            serde_json::to_vec_pretty(record).map_err(|error| StateError::io("write", &path, error))?;
+        self.replace(&path, &text)
+    }
+}

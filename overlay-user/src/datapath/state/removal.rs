@@ -1,0 +1,45 @@
+//! Taking away what outlives an agent.
+use std::{fs, io};
+
+use super::{error::StateError, lock::Lock, paths::Paths};
+
+impl Paths {
+    /// Removes every trace of the network, the lock file with it. Nothing there is no error.
+    pub fn remove(&self, lock: Lock) -> Result<(), StateError> {
+        self.forget_other_layouts()?;
+        self.forget()?;
+        let removed = fs::remove_file(self.lock_path());
+        removed.map_err(|error| StateError::io("remove", &self.lock_path(), error))?;
+        drop(lock);
+        // Shared with other networks; what is not empty stays.
+        let shared = self.pins.ancestors().skip(1).take(2);
+        for folder in shared.chain([self.state.as_path()]) {
+            let _ = fs::remove_dir(folder);
+        }
+        Ok(())
+    }
+
+    /// Removes pins and what is noted about them, and leaves the folders for a new start.
+    pub fn clear(&self) -> Result<(), StateError> {
+        self.forget()?;
+        fs::create_dir_all(&self.pins).map_err(|error| StateError::io("create", &self.pins, error))
+    }
+
+    /// Removes pins and what is noted about them.
+    fn forget(&self) -> Result<(), StateError> {
+        let (record, origin) = (self.record_path(), self.origin_path());
+        for (path, removed) in [
+            (&self.pins, fs::remove_dir_all(&self.pins)),
+            (&record, fs::remove_file(&record)),
+            (&origin, fs::remove_file(&origin)),
+        ] {
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StateError::io("remove", path, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

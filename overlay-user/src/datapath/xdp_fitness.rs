@@ -1,0 +1,89 @@
+//! Whether XDP takes packets in, and if not, why: asked for, and fit for this underlay.
+
+use crate::{
+    datapath::xdp::{XdpLink, program_name},
+    host::netlink::{Link, LinkKind, Netlink, NetlinkError, generic::xdp_features},
+};
+
+/// Why this interface is none for XDP; nothing if it is one. `ours` is this network's own link.
+pub async fn unfit(netlink: &Netlink, link: &Link, ours: &XdpLink) -> Result<Option<String>, NetlinkError> {
+    let links = netlink.links().await?;
+    if let Some(why) = unfit_kind(link, &links) {
+        return Ok(Some(why));
+    }
+    let name = &link.name;
+    // Asked rather than tried: a driver may reset its queues before it refuses.
+    if let Some(features) = xdp_features()?
+        && !features.get(&link.index).copied().unwrap_or_default().runs()
+    {
+        return Ok(Some(format!("the driver of {name} has no native XDP")));
+    }
+    if let Some(id) = netlink.xdp_program(link.index).await?
+        && ours.program(link.index) != Some(id)
+    {
+        let program = program_name(id).unwrap_or_else(|| "unnamed".to_owned());
+        return Ok(Some(format!("{name} runs another XDP program: {program}, id {id}")));
+    }
+    Ok(None)
+}
+
+/// The part that needs no kernel.
+fn unfit_kind(link: &Link, links: &[Link]) -> Option<String> {
+    let name = &link.name;
+    match &link.kind {
+        LinkKind::Veth => {}
+        LinkKind::Other(kind) if kind.is_empty() => {}
+        LinkKind::Bridge => return Some(format!("{name} is a bridge: frames arrive at its ports")),
+        LinkKind::Tun(_) => return Some(format!("{name} is a tun: frames arrive at another interface")),
+        LinkKind::Vxlan(_) => return Some(format!("{name} is a tunnel: frames arrive at another interface")),
+        LinkKind::Other(kind) => {
+            return Some(format!("{name} is a {kind}: frames arrive at another interface"));
+        }
+    }
+    let is_vlan = |other: &&Link| {
+        other.kind == LinkKind::Other("vlan".to_owned())
+            && other.peer == Some(link.index)
+            && other.peer_netns.is_none()
+    };
+    // With rx-vlan-offload the tag is gone before XDP sees the frame.
+    let vlan = links.iter().find(is_vlan)?;
+    Some(format!("{name} carries VLAN {}, whose frames XDP cannot always tell from its own", vlan.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: LinkKind, below: Option<u32>) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            kind,
+            master: None,
+            mac: None,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            noarp: false,
+            peer: below,
+            peer_netns: None,
+        }
+    }
+
+    #[test]
+    fn only_interfaces_at_which_frames_arrive_are_fit() {
+        let other = |kind: &str| LinkKind::Other(kind.to_owned());
+        let why = |kind| unfit_kind(&link(2, "eth0", kind, None), &[]);
+        assert_eq!(why(other("")), None);
+        assert_eq!(why(LinkKind::Veth), None);
+        assert_eq!(why(LinkKind::Bridge).as_deref(), Some("eth0 is a bridge: frames arrive at its ports"));
+        for kind in ["bond", "vlan", "macvlan", "team"] {
+            let said = why(other(kind)).unwrap();
+            assert!(said.starts_with(&format!("eth0 is a {kind}: ")), "{said}");
+        }
+        let eth0 = link(2, "eth0", other(""), None);
+        let above = |below| [link(3, "eth0.7", other("vlan"), Some(below))];
+        assert!(unfit_kind(&eth0, &above(2)).is_some_and(|why| why.contains("eth0.7")));
+        assert_eq!(unfit_kind(&eth0, &above(4)), None);
+    }
+}

@@ -1,0 +1,93 @@
+//! Moving a host from flannel to the overlay in place, and back: what flannel left on it, found, noted, and put back.
+pub mod connections;
+pub mod daemon;
+pub mod discover;
+pub mod disruption;
+pub mod plan;
+pub mod record;
+pub mod rules;
+pub mod site;
+pub mod switch;
+pub mod to_flannel;
+pub mod to_overlay;
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use self::rules::Rules;
+use crate::{
+    host::netlink::{ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour},
+    model::lease::{Backend, Lease},
+};
+
+/// What flannel's VXLAN or host-gw backend and its rules are on a host: enough to make all of it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flannel {
+    /// `flannel.<VNI>`; host-gw has no device.
+    pub device: Option<ClassicTunnel>,
+    /// The device's addresses.
+    pub addresses: Vec<Ipv4Net>,
+    /// The device's neighbours: a peer's `.0` and VtepMAC.
+    pub neighbours: Vec<StaticNeighbour>,
+    /// The device's forwarding entries: a peer's VtepMAC and public IP.
+    pub forwarding: Vec<Forwarding>,
+    /// Routes to peers' subnets: through the device, or plain ones (`DirectRouting`, host-gw).
+    pub routes: Vec<GatewayRoute>,
+    /// Its rules in the packet filter.
+    pub rules: Rules,
+    /// The text of subnet.env, if there was one.
+    pub subnet_env: Option<String>,
+}
+
+impl Flannel {
+    /// What flannel makes for these leases, for a host from which nothing else is known. `direct` are the peers that
+    /// it reaches by plain routes, through `underlay`.
+    pub fn of_leases(
+        device: Option<ClassicTunnel>,
+        underlay: &str,
+        own: &Lease,
+        peers: &[Lease],
+        direct: impl Fn(Ipv4Addr) -> bool,
+    ) -> Self {
+        let mut flannel = Self {
+            addresses: device.iter().map(|_| host_net(own.subnet.network())).collect(),
+            neighbours: Vec::new(),
+            forwarding: Vec::new(),
+            routes: Vec::new(),
+            rules: Rules::default(),
+            subnet_env: None,
+            device,
+        };
+        for peer in peers {
+            let (gateway, interface, onlink) = match (&flannel.device, &peer.backend) {
+                _ if direct(peer.public_ip) => (peer.public_ip, underlay.to_owned(), false),
+                (Some(device), &Backend::Vxlan { vtep_mac: mac, .. }) => {
+                    let address = peer.subnet.network();
+                    flannel.neighbours.push(StaticNeighbour { address, mac });
+                    flannel.forwarding.push(Forwarding { mac, to: peer.public_ip });
+                    (address, device.name.clone(), true)
+                }
+                _ => continue,
+            };
+            let destination = peer.subnet;
+            flannel.routes.push(GatewayRoute { destination, gateway, interface, onlink, protocol: BOOT });
+        }
+        flannel
+    }
+
+    /// Routes that do not go with the device.
+    pub fn direct_routes(&self) -> impl Iterator<Item = &GatewayRoute> {
+        let device = self.device.as_ref().map(|device| &device.name);
+        self.routes.iter().filter(move |route| Some(&route.interface) != device)
+    }
+}
+
+/// `RTPROT_BOOT`: what netlink libraries and `ip route` write.
+const BOOT: u8 = 3;
+
+/// One address as a prefix.
+fn host_net(address: Ipv4Addr) -> Ipv4Net {
+    Ipv4Net::new_assert(address, 32)
+}

@@ -1,0 +1,115 @@
+//! What is known of a host and its network before anything is moved.
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    daemon,
+    discover::{Expected, Sight, device_name},
+    rules::Rules,
+    switch,
+};
+use crate::{
+    agent::options::Options,
+    datapath::state::Paths,
+    host::{
+        netlink::Netlink,
+        underlay::{self, Underlay},
+    },
+    model::{
+        backend::Mode,
+        lease::{self, Lease},
+        network::NetworkConfig,
+    },
+    store::{Snapshot, Store},
+};
+
+/// What is known before anything is done.
+pub struct Site<S> {
+    pub(super) store: S,
+    pub(super) netlink: Netlink,
+    pub(super) paths: Paths,
+    pub(super) underlay: Underlay,
+    pub(super) public_ip: Ipv4Addr,
+    pub(super) network: NetworkConfig,
+    pub(super) mode: Mode,
+    pub(super) snapshot: Snapshot,
+}
+
+impl<S: Store> Site<S> {
+    /// Looks at the host, and asks the store.
+    pub async fn look(mut store: S, options: &Options) -> Result<Self> {
+        let netlink = Netlink::open()?;
+        let underlay = underlay::choose(&netlink, &options.underlay).await?;
+        let public_ip = options.public_ip.unwrap_or(underlay.address);
+        let text =
+            store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
+        let network = NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()))?;
+        let mode = Mode::of(&network)?;
+        if matches!(mode, Mode::Udp { .. }) {
+            bail!(
+                "flannel's udp backend leaves nothing to adopt: its device goes with flanneld. End flanneld, and start \
+                 `overlay agent`, which finds the lease"
+            );
+        }
+        let snapshot = store.snapshot().await?;
+        let paths = options.paths.clone();
+        Ok(Self { store, netlink, paths, underlay, public_ip, network, mode, snapshot })
+    }
+
+    /// What flannel's entries must fit.
+    pub fn expected(&self) -> Expected {
+        Expected {
+            network: self.network.network,
+            mode: self.mode,
+            underlay: self.underlay.clone(),
+            public_ip: self.public_ip,
+            leases: leases(&self.snapshot),
+        }
+    }
+
+    /// What there is of flannel.
+    pub async fn sight(&self, options: &Options) -> Result<Sight> {
+        let subnet_env = std::fs::read_to_string(&options.subnet_file).ok();
+        let rules = Rules::find().await.context("look for flannel's rules")?;
+        Ok(Sight::look(&self.netlink, self.device_name().as_deref(), rules, subnet_env).await?)
+    }
+
+    /// flannel's device, if its backend has one.
+    pub(super) fn device_name(&self) -> Option<String> {
+        self.mode.vni().map(device_name)
+    }
+
+    /// Fails where `device` cannot be ours.
+    pub(super) async fn refuse_foreign(&self, device: &str) -> Result<()> {
+        switch::refuse_foreign(&self.netlink, device, self.device_name().as_deref()).await
+    }
+}
+
+/// A flanneld that runs here, and what to do about it. Asked again once the store has answered, which may take any time.
+pub fn obstacle() -> Result<Option<String>> {
+    let daemons = daemon::running().context("look for flanneld among the processes")?;
+    Ok(daemons.first().map(|pid| {
+        format!(
+            "flanneld runs here (pid {pid}) and would put back what is removed: end it first (`systemctl stop flanneld`, or \
+             whatever starts it); traffic goes on without it"
+        )
+    }))
+}
+
+/// From now on SIGTERM, SIGINT and SIGHUP (a terminal that went away, perhaps with the very network that is moved) end
+/// nothing: half of a move is no state to be left in.
+pub fn ignore_signals() -> Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        // The handler stays when this is dropped.
+        drop(signal(kind).context("listen for signals")?);
+    }
+    Ok(())
+}
+
+/// What in the store is a lease.
+pub(super) fn leases(snapshot: &Snapshot) -> Vec<(String, Lease)> {
+    let decode = |key: &str, value| lease::decode(key, value).ok().map(|lease| (key.to_owned(), lease));
+    snapshot.entries.iter().filter_map(|entry| decode(&entry.key, &entry.value)).collect()
+}

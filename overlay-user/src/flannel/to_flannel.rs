@@ -1,0 +1,110 @@
+//! From the overlay back to flannel: on request, and when a move failed half way.
+use anyhow::{Context as _, Result, anyhow, bail};
+use log::warn;
+
+use super::{
+    Flannel, connections,
+    discover::device_name,
+    disruption::{Disruption, Meter},
+    record::Record,
+    site::{Site, leases},
+    switch,
+};
+use crate::{
+    agent::{options::Options, removal},
+    datapath::{
+        state::{Lock, Paths},
+        tables::Tables,
+    },
+    host::netlink::{ClassicTunnel, Netlink, conntrack},
+    model::lease::Lease,
+    store::Store,
+};
+
+/// Makes the host flannel's, as the record says, and takes ours away. The fast path carries until flannel's device does.
+///
+/// # Errors
+/// What failed: this may be called again.
+pub async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, lock: Lock) -> Result<Disruption> {
+    let flannel = &record.flannel;
+    let lost_before = netlink.losses().await?;
+    // There may be none: `overlay down`, or nothing was loaded yet.
+    let tables = Tables::open(&paths.pins).ok();
+    let meter = || tables.as_ref().map_or(Ok(Meter::default()), Meter::read);
+    let there = netlink.link_named(&record.tunnel).await?;
+    let is_foreign = there.as_ref().is_some_and(|link| !switch::is_ours(link));
+    if is_foreign {
+        warn!("{} is not of the overlay's making: it stays as it is", record.tunnel);
+    }
+    let ours = there.filter(|_| !is_foreign).map(|link| link.index);
+    let mut edges = Vec::with_capacity(2);
+    let switched = switch::to_flannel(netlink, flannel, ours, record.network, || {
+        edges.push(meter()?);
+        Ok(())
+    })
+    .await
+    .context("put flannel's device back")?;
+    flannel.rules.put_back().await.context("put flannel's rules back")?;
+    // The last moment: what the fast path carries, the stack does not see until the programs go.
+    if let Err(error) = conntrack::connections().and_then(|it| connections::forget_plain(&it, record.network))
+    {
+        warn!("{error}: where INVALID packets are dropped, connections may end");
+    }
+    let (begun, lost_after) = (edges.first().copied().unwrap_or_default(), netlink.losses().await?);
+    let ended = meter()?;
+    let device = Some(record.tunnel.as_str()).filter(|_| !is_foreign);
+    let failures = removal::take_away(paths, device, lock).await;
+    if !failures.is_empty() {
+        return Err(anyhow!(
+            "flannel's device carries again, but the overlay is not wholly gone: {}",
+            failures.join("; ")
+        ));
+    }
+    Record::remove(paths)?;
+    let after = edges.last().copied().unwrap_or_default();
+    Ok(Disruption::new(switched.interruption, begun, after).with_whole_move(
+        begun,
+        ended,
+        &lost_before,
+        &lost_after,
+    ))
+}
+
+/// What flannel makes for the leases that there are. Rules are flanneld's to write when it starts.
+///
+/// # Errors
+/// When the leases do not say enough.
+pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Record> {
+    site.refuse_foreign(&options.device).await?;
+    let all = leases(&site.snapshot);
+    let (own, peers): (Vec<Lease>, Vec<Lease>) =
+        all.into_iter().map(|(_, lease)| lease).partition(|lease| lease.public_ip == site.public_ip);
+    let [ref own] = own[..] else {
+        bail!("there is no note of what flannel was here, and {} leases of {}", own.len(), site.public_ip);
+    };
+    let mac = site.mode.peer_mac(own).map_err(|why| anyhow!("lease {}: {why}", own.key()))?;
+    let device = site.mode.vni().zip(mac).map(|(vni, mac)| ClassicTunnel {
+        name: device_name(vni),
+        vni,
+        port: site.mode.port(),
+        local: Some(site.underlay.address),
+        underlay: Some(site.underlay.name.clone()),
+        mac,
+        mtu: site.mode.device_mtu(site.underlay.mtu),
+        queue_length: 1000,
+        learning: false,
+        udp_checksum: true,
+        group_policy: false,
+        source_ports: (0, 0),
+    });
+    let mut direct = Vec::new();
+    if site.mode.is_direct() {
+        for peer in &peers {
+            if switch::is_neighbour(&site.netlink, peer.public_ip).await {
+                direct.push(peer.public_ip);
+            }
+        }
+    }
+    let flannel = Flannel::of_leases(device, &site.underlay.name, own, &peers, |host| direct.contains(&host));
+    Ok(Record { finished: true, tunnel: options.device.clone(), network: site.network.network, flannel })
+}

@@ -1,0 +1,253 @@
+//! From flannel to the overlay: everything is made and filled beside flannel's device, then the port changes hands.
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use ipnet::Ipv4Net;
+use log::warn;
+
+use super::{
+    connections,
+    discover::Discovered,
+    disruption::{Disruption, Meter},
+    plan::{Means, Plan},
+    record::Record,
+    site::{Site, ignore_signals, obstacle},
+    switch, to_flannel,
+};
+use crate::{
+    agent::{
+        join::{self, Joined},
+        options::Options,
+        peers::{PeerTable, Scope},
+    },
+    datapath::{Change, Datapath as _, DatapathError, Installed, tables::Tables},
+    host::{
+        device::{self, DeviceSpec, Kind},
+        firewall::{self, FirewallKeeper, RuleState, Wanted},
+        netlink::{Netlink, conntrack},
+    },
+    learn::learner::{self, Learner},
+    model::entries::{Peer, PortKind},
+    store::Store,
+};
+
+/// What is to be done.
+pub struct Work {
+    /// What will be done, in words.
+    pub plan: Plan,
+    /// The agent is to masquerade: it is told to, or flannel did.
+    pub masquerade: bool,
+    found: Discovered,
+    spec: DeviceSpec,
+    peers: Vec<(Ipv4Net, Peer)>,
+}
+
+impl Work {
+    /// Looks whether it can be done, and says how.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn prepare<S: Store>(
+        site: &mut Site<S>,
+        options: &Options,
+        mut found: Discovered,
+    ) -> Result<Self> {
+        site.refuse_foreign(&options.device).await?;
+        let subnet = found.lease.subnet;
+        let mut table = PeerTable::new(Scope {
+            network: site.network.network,
+            subnet_len: site.network.subnet_len,
+            mode: site.mode,
+            own_ip: site.public_ip,
+            own_subnet: subnet,
+        });
+        table.snapshot(&site.snapshot);
+        let skipped = table.skipped();
+        found.notes.extend(skipped.iter().map(|it| format!("lease {} is passed over: {}", it.key, it.why)));
+        let peers: Vec<_> = table.wanted().map(|(subnet, peer, _)| (subnet, peer)).collect();
+        let spec = DeviceSpec {
+            name: options.device.clone(),
+            kind: Kind::of(site.mode, found.mac),
+            mtu: site.mode.device_mtu(site.underlay.mtu),
+            subnet,
+            network: site.network.network,
+        };
+        if let Some(device) = found.flannel.device.as_ref().filter(|device| device.mtu != spec.mtu) {
+            found.notes.push(format!(
+                "{} has MTU {}, {} will have {}: containers that are there keep theirs",
+                device.name, device.mtu, spec.name, spec.mtu
+            ));
+        }
+        let masquerades = found.flannel.rules.masquerade();
+        let masquerade = options.ip_masq || masquerades;
+        if masquerade {
+            firewall::masquerade::usable().await.context("masquerading")?;
+        }
+        if masquerades && !options.ip_masq {
+            found
+                .notes
+                .push("flannel masquerades, and so will the overlay: start the agent with --ip-masq".into());
+        }
+        let changes = learned(&site.netlink, subnet, options).await?;
+        let count = |wanted: fn(&Change) -> bool| changes.iter().filter(|change| wanted(change)).count();
+        let means = Means {
+            spec: spec.clone(),
+            underlay: site.underlay.name.clone(),
+            peers: peers.len(),
+            ports: count(|change| matches!(change, Change::Attach(_, PortKind::Veth))),
+            endpoints: count(|change| matches!(change, Change::PutEndpoint(..))),
+            masquerade,
+            forward: options.forward_rules,
+            fast_path: options.fast_path,
+            record: site.paths.flannel_path().display().to_string(),
+        };
+        Ok(Self { plan: Plan::new(&found, &means), masquerade, found, spec, peers })
+    }
+}
+
+/// Does it, or nothing: what fails is undone.
+///
+/// # Errors
+/// What failed, and whether all is flannel's again.
+pub async fn carry_out<S: Store>(
+    mut site: Site<S>,
+    private: Option<&Path>,
+    options: &Options,
+    work: Work,
+) -> Result<Disruption> {
+    // The lease is written again as it stands. In the kernel nothing is changed yet.
+    let joined = join::join(&mut site.store, private, options).await?;
+    if let Err(error) = refuse_changed(&site, &joined, &work).await {
+        joined.undo();
+        return Err(error);
+    }
+    ignore_signals()?;
+    let mut record = Record {
+        finished: false,
+        tunnel: work.spec.name.clone(),
+        network: work.spec.network,
+        flannel: work.found.flannel.clone(),
+    };
+    record.write(&joined.paths)?;
+    match steps(&joined, options, &work).await {
+        Ok(disruption) => {
+            record.finished = true;
+            record.write(&joined.paths)?;
+            Ok(disruption)
+        }
+        Err(error) => {
+            let Joined { netlink, paths, lock, .. } = joined;
+            match to_flannel::put_back(&netlink, &paths, &record, lock).await {
+                Ok(_) => bail!("{error:#}. Nothing has changed: all is flannel's again"),
+                Err(second) => bail!(
+                    "{error:#}; and not all is flannel's again: {second:#}. `overlay adopt-flannel --back` tries once more"
+                ),
+            }
+        }
+    }
+}
+
+/// What was looked at before, once more: joining may have waited for the store.
+async fn refuse_changed<S: Store>(site: &Site<S>, joined: &Joined, work: &Work) -> Result<()> {
+    if joined.spec != work.spec {
+        bail!(
+            "lease or config has changed meanwhile ({} is this host's now): run this again",
+            joined.spec.subnet
+        );
+    }
+    site.refuse_foreign(&work.spec.name).await?;
+    obstacle()?.map_or(Ok(()), |obstacle| bail!(obstacle))
+}
+
+async fn steps(joined: &Joined, options: &Options, work: &Work) -> Result<Disruption> {
+    let Joined { netlink, paths, spec, .. } = joined;
+    let found = &work.found;
+    let lost_before = netlink.losses().await?;
+    let prepared = device::prepare(netlink, spec).await?;
+    let has_device = found.link.is_some();
+    if !has_device {
+        // Our programs hand it what they leave to the stack, from the first packet on: it must be up by then. Nobody else
+        // can: only root may open this TUN.
+        joined.raise().await?;
+    }
+    let mut datapath = joined.load_knowing(options, &prepared, &work.peers)?;
+    if !has_device {
+        // As soon as there is another way: a strict rp_filter drops what comes by overlay0 and would be answered by them.
+        remove_plain_routes(joined, found).await?;
+    }
+    let mut tables = Tables::open(&paths.pins)?;
+    let begun = Meter::read(&tables)?;
+
+    // Before the fast path knows the containers: it would take over one direction of what is translated.
+    connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
+    for change in learned(netlink, spec.subnet, options).await? {
+        match datapath.apply(&change) {
+            // It left just now; the agent hears of it.
+            Ok(()) | Err(DatapathError::Gone(_)) => {}
+            Err(error) => warn!("{change}: {error}; its packets take the stack"),
+        }
+    }
+    enforce_rules(joined, options, work.masquerade).await?;
+
+    let mut edges = Vec::with_capacity(2);
+    let switched = switch::to_overlay(netlink, spec, prepared.ifindex, found.link, || {
+        edges.push(Meter::read(&tables)?);
+        Ok(())
+    })
+    .await?;
+    // What began meanwhile, and what overlay0 has not seen yet.
+    connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
+    if has_device {
+        remove_plain_routes(joined, found).await?;
+    }
+    let (ended, lost_after) = (Meter::read(&tables)?, netlink.losses().await?);
+    found.flannel.rules.remove().await.context("remove flannel's rules")?;
+    // Last: what has failed until here finds it, with its forwarding entries.
+    if let Some(link) = found.link {
+        netlink.remove_link(link).await?;
+    }
+    let [before, after] = edges[..] else { bail!("the counters were not read") };
+    Ok(Disruption::new(switched.interruption, before, after).with_whole_move(
+        begun,
+        ended,
+        &lost_before,
+        &lost_after,
+    ))
+}
+
+async fn remove_plain_routes(joined: &Joined, found: &Discovered) -> Result<()> {
+    for route in found.flannel.direct_routes() {
+        joined.netlink.remove_gateway_route(joined.underlay.ifindex, route).await?;
+    }
+    Ok(())
+}
+
+/// Which containers are here, as the agent learns them. Addresses before ports: a port with programs whose address is not
+/// known has its connections noted as the stack's, which keeps them there.
+async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &Options) -> Result<Vec<Change>> {
+    let config = learner::Config { subnet, bridges: options.bridges.clone() };
+    let mut learner = Learner::new(config, &Installed::default());
+    learner.resync(netlink.snapshot().await?);
+    let mut changes = learner.take_changes();
+    changes.sort_by_key(|change| !matches!(change, Change::PutEndpoint(..)));
+    Ok(changes)
+}
+
+/// Ours before flannel's go.
+async fn enforce_rules(joined: &Joined, options: &Options, masquerade: bool) -> Result<()> {
+    let DeviceSpec { subnet, network, .. } = joined.spec;
+    let wanted = Wanted {
+        name: options.paths.network.clone(),
+        network,
+        subnet,
+        masquerade,
+        forward: options.forward_rules,
+    };
+    let rules = FirewallKeeper::start(&wanted, |_| {}).await.status().clone();
+    for (what, rule) in [("masquerading", rules.masquerade), ("forward rules", rules.forward)] {
+        if rule.state == RuleState::Failed {
+            bail!("{what} cannot be put in force: {}", rule.error.unwrap_or_default());
+        }
+    }
+    Ok(())
+}

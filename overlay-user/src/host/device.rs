@@ -1,0 +1,202 @@
+//! `overlay0`: the device that carries whatever the fast path does not. With VXLAN the kernel's own tunnel device, which holds
+//! the UDP port; with bare IPv4 in UDP a TUN.
+mod error;
+mod spec;
+mod tun;
+mod vxlan;
+
+use nix::errno::Errno;
+
+pub use self::{
+    error::DeviceError,
+    spec::{Device, DeviceSpec, Kind, Prepared},
+};
+use crate::host::netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, Route, TABLE_MAIN};
+
+/// Sees to it that there is a device to attach programs to. A new one stays down, and hears nothing, until [`ensure`]:
+/// so that no frame enters the stack before the program that checks it is in place.
+pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared, DeviceError> {
+    let links = netlink.links().await?;
+    refuse_foreign_route(netlink, spec, &links).await?;
+    let present = links.iter().find(|link| link.name == spec.name);
+    if let Some(link) = present {
+        if is_fit(link, spec) {
+            return Ok(Prepared { ifindex: link.index, made: false });
+        }
+        if !is_tunnel(&link.kind) {
+            return Err(name_taken(link, spec));
+        }
+        log::warn!(
+            "{} is a {}, and not of the kind that is needed now: making it anew",
+            spec.name,
+            kind_name(&link.kind)
+        );
+    }
+    match spec.kind {
+        Kind::Vxlan { port, mac, .. } => vxlan::make(netlink, spec, port, mac, present, &links).await?,
+        Kind::Tun => {
+            tun::can_be_made(&spec.name)?;
+            if let Some(link) = present {
+                netlink.remove_link(link.index).await?;
+            }
+            tun::make(&spec.name)?;
+        }
+    }
+    let link = netlink.link_named(&spec.name).await?.ok_or_else(|| vanished(spec))?;
+    Ok(Prepared { ifindex: link.index, made: true })
+}
+
+/// Makes the device what it must be. One that fits is adopted and repaired without being taken down; one of our name
+/// with another port is made anew; on error a device made here is removed again, and an adopted one keeps its routes.
+pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, DeviceError> {
+    let prepared = prepare(netlink, spec).await?;
+    let link = netlink.link_named(&spec.name).await?.ok_or_else(|| vanished(spec))?;
+    let device = set_up(netlink, spec, &link).await;
+    if device.is_err()
+        && prepared.made
+        && let Err(error) = netlink.remove_link(link.index).await
+    {
+        log::warn!("{} stays half-made: {error}", spec.name);
+    }
+    device
+}
+
+/// Removes the device, its address and its route. No such device is no error; one of another kind is left alone.
+pub async fn remove(netlink: &Netlink, name: &str) -> Result<(), DeviceError> {
+    match netlink.link_named(name).await? {
+        Some(link) if is_tunnel(&link.kind) => Ok(netlink.remove_link(link.index).await?),
+        Some(link) => Err(DeviceError::NameTaken {
+            kind: kind_name(&link.kind),
+            name: link.name,
+            wanted: "tunnel device",
+        }),
+        None => Ok(()),
+    }
+}
+
+/// What the network's device may be, in one mode or another. Not a VXLAN device with a VNI of its own: flannel's is one.
+pub fn is_tunnel(kind: &LinkKind) -> bool {
+    matches!(kind, LinkKind::Vxlan(vxlan) if vxlan.collect_metadata) || tun::is_ours(kind)
+}
+
+fn is_fit(link: &Link, spec: &DeviceSpec) -> bool {
+    match (&link.kind, spec.kind) {
+        (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, .. }) => vxlan.collect_metadata && vxlan.port == port,
+        (kind, Kind::Tun) => tun::is_ours(kind),
+        _ => false,
+    }
+}
+
+async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Device, DeviceError> {
+    let mac = match spec.kind {
+        Kind::Vxlan { mac, .. } => Some(mac.or(link.mac).ok_or_else(|| vanished(spec))?),
+        Kind::Tun => None,
+    };
+    let change = LinkChange {
+        mac: mac.filter(|_| mac != link.mac),
+        mtu: (link.mtu != spec.mtu).then_some(spec.mtu),
+        // A TUN has no neighbours to resolve.
+        arp: (!link.noarp && mac.is_some()).then_some(false),
+        up: None,
+    };
+    if change != LinkChange::default() {
+        netlink.change_link(link.index, change).await?;
+    }
+    if let Err(error) = netlink.no_generated_addresses(link.index).await {
+        // Without IPv6 there is nothing to generate.
+        log::debug!("{error}");
+    }
+    let vnifilter = match (&link.kind, spec.kind) {
+        (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, vni, .. }) if vxlan.vnifilter => {
+            vxlan::accept(netlink, spec, link.index, port, vni).await?;
+            true
+        }
+        _ => false,
+    };
+    if !link.up {
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        if let Err(error) = netlink.change_link(link.index, up).await {
+            return Err(match spec.kind {
+                Kind::Vxlan { port, .. } => vxlan::port_error(error, spec, port, &netlink.links().await?),
+                Kind::Tun => error.into(),
+            });
+        }
+    }
+    set_addresses(netlink, spec, link.index).await?;
+    Ok(Device { ifindex: link.index, mac, vnifilter })
+}
+
+/// Address before route, and what is stale last: deleting an address takes the routes that prefer it along.
+async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Result<(), DeviceError> {
+    let wanted = Address { link, address: spec.subnet.network(), prefix_len: 32 };
+    let addresses = netlink.addresses().await?;
+    if !addresses.contains(&wanted) {
+        netlink.put_address(wanted).await?;
+    }
+    let route = Route {
+        destination: spec.network,
+        link: Some(link),
+        gateway: None,
+        source: Some(wanted.address),
+        metric: 0,
+        table: TABLE_MAIN,
+    };
+    if !netlink.routes().await?.contains(&route) {
+        netlink.put_route(&route).await?;
+    }
+    for stale in addresses.into_iter().filter(|address| address.link == link && *address != wanted) {
+        netlink.remove_address(stale).await?;
+    }
+    Ok(())
+}
+
+async fn refuse_foreign_route(
+    netlink: &Netlink,
+    spec: &DeviceSpec,
+    links: &[Link],
+) -> Result<(), DeviceError> {
+    let name = |index| {
+        let link = links.iter().find(|link| Some(link.index) == index);
+        link.map_or("?", |link| link.name.as_str())
+    };
+    for route in netlink.routes().await? {
+        if route.destination == spec.network && route.metric == 0 && name(route.link) != spec.name {
+            return Err(DeviceError::RouteTaken {
+                network: spec.network,
+                interface: name(route.link).to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn name_taken(link: &Link, spec: &DeviceSpec) -> DeviceError {
+    let wanted = match spec.kind {
+        Kind::Vxlan { .. } => "vxlan device",
+        Kind::Tun => "tun device",
+    };
+    DeviceError::NameTaken { name: link.name.clone(), kind: kind_name(&link.kind), wanted }
+}
+
+fn vanished(spec: &DeviceSpec) -> NetlinkError {
+    NetlinkError {
+        action: format!("read back interface {}", spec.name),
+        detail: "it went away while it was being set up; something else on this host removes it".into(),
+        errno: Errno::ENODEV,
+    }
+}
+
+fn kind_name(kind: &LinkKind) -> String {
+    match kind {
+        LinkKind::Bridge => "bridge".into(),
+        LinkKind::Veth => "veth".into(),
+        LinkKind::Vxlan(vxlan) if !vxlan.collect_metadata => {
+            format!("vxlan device of vni {} that another program made", vxlan.vni)
+        }
+        LinkKind::Vxlan(_) => "vxlan device".into(),
+        LinkKind::Tun(tun) if tun.is_tap => "tap device".into(),
+        LinkKind::Tun(_) => "tun device that another program made".into(),
+        LinkKind::Other(name) if name.is_empty() => "physical device".into(),
+        LinkKind::Other(name) => format!("{name} device"),
+    }
+}

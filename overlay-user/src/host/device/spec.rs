@@ -1,0 +1,73 @@
+//! What the tunnel device must be, and what it is found to be.
+use ipnet::Ipv4Net;
+
+use crate::model::{backend::Mode, mac::Mac};
+
+/// What the device must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// Interface name, `overlay0` unless the operator says otherwise.
+    pub name: String,
+    /// Which kind of device.
+    pub kind: Kind,
+    /// MTU of the device in bytes, see [`Mode::device_mtu`].
+    pub mtu: u32,
+    /// The subnet this host leased: its base address becomes the device's (flannel's rule, its pkg/backend/vxlan).
+    pub subnet: Ipv4Net,
+    /// The whole overlay, routed through the device.
+    pub network: Ipv4Net,
+}
+
+/// Which kind of device the tunnel's packets need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A VXLAN device in collect-metadata mode.
+    Vxlan {
+        /// UDP port, in the machine's order.
+        port: u16,
+        /// VXLAN network identifier.
+        vni: u32,
+        /// The wanted MAC address. `None` keeps what an existing device has, and makes one up for a new device.
+        mac: Option<Mac>,
+    },
+    /// A TUN, which stays when the agent ends.
+    Tun,
+}
+
+impl Kind {
+    /// The kind that a mode needs.
+    pub fn of(mode: Mode, vtep_mac: Option<Mac>) -> Self {
+        match mode {
+            Mode::Vxlan { port, vni, .. } => Self::Vxlan { port, vni, mac: vtep_mac },
+            Mode::Udp { .. } | Mode::HostGw => Self::Tun,
+        }
+    }
+
+    /// The wanted MAC address.
+    pub fn mac(self) -> Option<Mac> {
+        match self {
+            Self::Vxlan { mac, .. } => mac,
+            Self::Tun => None,
+        }
+    }
+}
+
+/// The device as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Interface index.
+    pub ifindex: u32,
+    /// The VtepMAC, to be published in the lease. A TUN has none.
+    pub mac: Option<Mac>,
+    /// The kernel itself drops foreign VNIs (Linux 5.18 and later).
+    pub vnifilter: bool,
+}
+
+/// A device that is there, perhaps not up yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Interface index.
+    pub ifindex: u32,
+    /// It was made just now, and is down.
+    pub made: bool,
+}

@@ -1,0 +1,78 @@
+//! The VXLAN device, and who else may have its port.
+use nix::errno::Errno;
+
+use super::{error::DeviceError, spec::DeviceSpec};
+use crate::{
+    host::netlink::{Link, LinkKind, Netlink, NetlinkError, NewTunnel, Vxlan},
+    model::mac::Mac,
+};
+
+/// Makes it, down, in place of what has its name.
+pub(super) async fn make(
+    netlink: &Netlink,
+    spec: &DeviceSpec,
+    port: u16,
+    mac: Option<Mac>,
+    present: Option<&Link>,
+    links: &[Link],
+) -> Result<(), DeviceError> {
+    if let Some(link) = present {
+        // Not before it is known that the new one can have the port.
+        refuse_taken_port(spec, port, links)?;
+        netlink.remove_link(link.index).await?;
+    }
+    let tunnel =
+        NewTunnel { name: spec.name.clone(), port, mac: mac.unwrap_or_else(Mac::random), mtu: spec.mtu };
+    netlink.create_tunnel(&tunnel).await.map_err(|error| port_error(error, spec, port, links))
+}
+
+/// Has a filtering device accept the VNI.
+pub(super) async fn accept(
+    netlink: &Netlink,
+    spec: &DeviceSpec,
+    link: u32,
+    port: u16,
+    vni: u32,
+) -> Result<(), DeviceError> {
+    match netlink.add_vni(link, vni) {
+        Err(error) if error.errno == Errno::EEXIST => {
+            let links = netlink.links().await?;
+            let names: Vec<&str> =
+                port_holders(spec, port, &links).map(|(link, _)| link.name.as_str()).collect();
+            Err(DeviceError::VniTaken { vni, port, holder: names.join(" or ") })
+        }
+        added => Ok(added?),
+    }
+}
+
+fn refuse_taken_port(spec: &DeviceSpec, port: u16, links: &[Link]) -> Result<(), DeviceError> {
+    // Filtering devices share a port.
+    let holder = port_holders(spec, port, links).find(|(_, vxlan)| !vxlan.vnifilter);
+    holder.map_or(Ok(()), |(holder, vxlan)| {
+        Err(DeviceError::PortTaken { port, holder: holder.name.clone(), vni: vxlan.vni })
+    })
+}
+
+/// The VXLAN devices, other than ours, that have our port.
+fn port_holders<'a>(
+    spec: &DeviceSpec,
+    port: u16,
+    links: &'a [Link],
+) -> impl Iterator<Item = (&'a Link, Vxlan)> {
+    links.iter().filter_map(move |link| match link.kind {
+        LinkKind::Vxlan(vxlan) if vxlan.port == port && link.name != spec.name => Some((link, vxlan)),
+        _ => None,
+    })
+}
+
+/// What "address in use" (the socket) or "file exists" (a device with the same VNI and port) means here.
+pub(super) fn port_error(error: NetlinkError, spec: &DeviceSpec, port: u16, links: &[Link]) -> DeviceError {
+    if !matches!(error.errno, Errno::EADDRINUSE | Errno::EEXIST) {
+        return error.into();
+    }
+    match refuse_taken_port(spec, port, links) {
+        Err(taken) => taken,
+        Ok(()) if error.errno == Errno::EADDRINUSE => DeviceError::PortBound { port },
+        Ok(()) => error.into(),
+    }
+}

@@ -1,0 +1,185 @@
+//! Our rules in the host's packet filter: put in force, kept in force, told in the status, taken away by `overlay down`.
+pub mod command;
+pub mod forward;
+pub mod iptables;
+pub mod masquerade;
+mod status;
+
+use std::{fmt, time::Duration};
+
+use anyhow::{Result, anyhow, bail};
+use ipnet::Ipv4Net;
+use log::{debug, info, warn};
+use tokio::time::{sleep, timeout};
+
+pub use self::status::{RuleState, RuleStatus, RulesStatus};
+use self::{forward::Forward, masquerade::Masquerade, status::Looked};
+use crate::host::netlink::Nftables;
+
+/// Between two looks though nobody said that anything changed: iptables' older variant tells nobody.
+const PERIOD: Duration = Duration::from_secs(10);
+/// Between two looks at least: a quarrel with whoever removes our rules, or a busy kube-proxy, must not take the CPU.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long `nft` or `iptables` may take: each waits for others of its kind.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What an agent wants of the packet filter.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Name of the network on this host (`--network`): part of our table's name and of our rules' comments.
+    pub name: String,
+    /// The whole overlay.
+    pub network: Ipv4Net,
+    /// This host's subnet.
+    pub subnet: Ipv4Net,
+    /// `--ip-masq`.
+    pub masquerade: bool,
+    /// `--forward-rules`.
+    pub forward: bool,
+}
+
+/// Looks after the rules of one network.
+pub struct FirewallKeeper {
+    masquerade: Option<Masquerade>,
+    forward: Option<Forward>,
+    status: RulesStatus,
+    /// Told whenever the status changes.
+    report: Box<dyn Fn(&RulesStatus) + Send>,
+}
+
+impl FirewallKeeper {
+    /// Removes what an earlier agent was asked for and this one is not, and puts the rest in force. What fails is tried
+    /// again by [`Self::keep`]. `report` is told of the rules' state whenever it changes.
+    pub async fn start(wanted: &Wanted, report: impl Fn(&RulesStatus) + Send + 'static) -> Self {
+        let Wanted { name, network, subnet, .. } = wanted;
+        let masquerade = wanted.masquerade.then(|| Masquerade::new(name, *network, *subnet));
+        let forward = wanted.forward.then(|| Forward::new(name, *network));
+        if masquerade.is_none() {
+            warn_of(masquerade::remove(name).await);
+        }
+        if forward.is_none() {
+            warn_of(forward::remove(name).await);
+        }
+        let mut keeper =
+            Self { masquerade, forward, status: RulesStatus::default(), report: Box::new(report) };
+        keeper.look().await;
+        keeper
+    }
+
+    /// The rules, as they were when last looked at.
+    pub fn status(&self) -> &RulesStatus {
+        &self.status
+    }
+
+    /// Keeps the rules in force, as long as it runs: looks when the kernel says that the packet filter changed, and now
+    /// and then.
+    pub async fn keep(mut self) -> Result<()> {
+        if self.masquerade.is_none() && self.forward.is_none() {
+            return std::future::pending().await;
+        }
+        let mut changes =
+            Nftables::listen().inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).ok();
+        loop {
+            let changed = async {
+                match &mut changes {
+                    Some(changes) => changes.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Its end is a reason to look, too.
+            let _ = timeout(PERIOD, changed).await;
+            self.look().await;
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let mut is_news = false;
+        if let Some(masquerade) = &mut self.masquerade {
+            let looked = within(masquerade.look()).await;
+            is_news |= take_in(&mut self.status.masquerade, "masquerading", looked);
+        }
+        if let Some(forward) = &mut self.forward {
+            let looked = within(forward.look()).await;
+            is_news |= take_in(&mut self.status.forward, "forward rules", looked);
+        }
+        if is_news {
+            (self.report)(&self.status);
+        }
+    }
+}
+
+/// Removes all rules of the network named so.
+///
+/// # Errors
+/// What could not be removed.
+pub async fn remove(name: &str) -> Result<()> {
+    all_or_failures([masquerade::remove(name).await, forward::remove(name).await])
+}
+
+/// Whether all of it was done; else everything that failed, in one line.
+fn all_or_failures(done: impl IntoIterator<Item = Result<()>>) -> Result<()> {
+    let failures: Vec<String> =
+        done.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+    if failures.is_empty() { Ok(()) } else { bail!(failures.join("; ")) }
+}
+
+async fn within(looked: impl Future<Output = Result<Looked>>) -> Result<Looked> {
+    timeout(PATIENCE, looked).await.unwrap_or_else(|_| Err(anyhow!("no answer within {PATIENCE:?}")))
+}
+
+fn warn_of(removed: Result<(), impl fmt::Display>) {
+    if let Err(error) = removed {
+        warn!("rules of an earlier agent may stay: {error}");
+    }
+}
+
+/// Writes into a rule's status what a look found, and logs what is new about it. Says whether anything is.
+fn take_in(rule: &mut RuleStatus, what: &str, looked: Result<Looked>) -> bool {
+    let before = rule.clone();
+    let looked = looked.map_err(|error| error.to_string());
+    match &looked {
+        Ok(Looked::Absent) => rule.state = RuleState::Absent,
+        Ok(Looked::Unneeded) => rule.state = RuleState::Unneeded,
+        Ok(Looked::Kept) => rule.state = RuleState::Active,
+        Ok(Looked::Written) => {
+            if before.state == RuleState::Active {
+                rule.restored += 1;
+                warn!("{what}: somebody removed or altered our rules; they are in force again");
+            } else {
+                info!("{what}: in force");
+            }
+            rule.state = RuleState::Active;
+        }
+        Err(error) => {
+            rule.state = RuleState::Failed;
+            if before.error.as_ref() != Some(error) {
+                warn!("{what}: not in force: {error}; trying again every {PERIOD:?}");
+            }
+        }
+    }
+    rule.error = looked.err();
+    debug!("{what}: {rule:?}");
+    *rule != before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_removed_by_others_is_counted_and_the_first_time_is_not() {
+        let mut rule = RuleStatus::default();
+        let mut look = |looked| {
+            take_in(&mut rule, "x", looked);
+            (rule.state, rule.restored, rule.error.clone())
+        };
+        assert_eq!(look(Ok(Looked::Written)), (RuleState::Active, 0, None));
+        assert_eq!(look(Ok(Looked::Kept)), (RuleState::Active, 0, None));
+        assert_eq!(look(Ok(Looked::Written)), (RuleState::Active, 1, None));
+        assert_eq!(look(Err(anyhow!("why"))), (RuleState::Failed, 1, Some("why".into())));
+        assert_eq!(look(Ok(Looked::Written)), (RuleState::Active, 1, None));
+        assert_eq!(look(Ok(Looked::Unneeded)), (RuleState::Unneeded, 1, None));
+        assert_eq!(look(Ok(Looked::Absent)), (RuleState::Absent, 1, None));
+    }
+}

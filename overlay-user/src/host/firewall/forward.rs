@@ -1,0 +1,171 @@
+//! Accepting the overlay's packets where iptables' FORWARD chain drops what no rule accepts, as it does under Docker.
+//!
+//! Among base chains a packet must pass all: an accept in a table of ours would not keep another chain's policy from
+//! dropping it. So the accept has to stand in that very chain: at its end, where it takes the place of the policy and of
+//! nothing else. Rules of the chain, DOCKER-USER among them, decide before it. Where the policy accepts, nothing is
+//! added; a chain of another nftables table cannot be helped from outside, and `overlay check` names it.
+//!
+//! Either variant of iptables has such a chain, and a host may use both: the rules are put where a policy drops.
+use std::fmt::Write as _;
+
+use anyhow::{Result, bail};
+use ipnet::Ipv4Net;
+
+use super::{
+    command::Failed,
+    iptables::{self, restore, save},
+    status::Looked,
+};
+
+/// The rules of one network.
+#[derive(Debug)]
+pub struct Forward {
+    tag: String,
+    network: Ipv4Net,
+}
+
+impl Forward {
+    /// For the network named so.
+    pub fn new(name: &str, network: Ipv4Net) -> Self {
+        Self { tag: tag(name), network: network.trunc() }
+    }
+
+    /// Looks whether they are needed and there, and writes them if they are not: of each variant all at once, and of one
+    /// though the other fails.
+    pub async fn look(&self) -> Result<Looked> {
+        let mut looked = Looked::Absent;
+        let mut failures = Vec::new();
+        for variant in iptables::variants() {
+            match self.look_at(variant).await {
+                Ok(found) => looked = looked.max(found),
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        if failures.is_empty() { Ok(looked) } else { bail!(failures.join("; ")) }
+    }
+
+    async fn look_at(&self, variant: &str) -> Result<Looked, Failed> {
+        let found = Found::read(&save(variant).await?, &self.tag);
+        if !found.drops {
+            return Ok(Looked::Unneeded);
+        }
+        let wanted = self.rules();
+        if found.ours == wanted {
+            return Ok(Looked::Kept);
+        }
+        restore(variant, &script(&found.ours, &wanted)).await?;
+        Ok(Looked::Written)
+    }
+
+    /// As `iptables-save` shows them.
+    fn rules(&self) -> Vec<String> {
+        let Self { tag, network } = self;
+        ["-s", "-d"].map(|end| format!("FORWARD {end} {network} -m comment --comment {tag} -j ACCEPT")).into()
+    }
+}
+
+/// Removes the rules of the network named so, if there are any. Without iptables there are none of its kind.
+///
+/// # Errors
+/// When they are there and stay, or it is not known whether they are there.
+pub async fn remove(name: &str) -> Result<()> {
+    let mut failures = Vec::new();
+    for variant in iptables::variants() {
+        if let Err(error) = remove_from(variant, &tag(name)).await {
+            failures.push(error.to_string());
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { bail!(failures.join("; ")) }
+}
+
+async fn remove_from(variant: &str, tag: &str) -> Result<(), Failed> {
+    let found = Found::read(&save(variant).await?, tag);
+    if found.ours.is_empty() { Ok(()) } else { restore(variant, &script(&found.ours, &[])).await }
+}
+
+/// What marks our rules.
+fn tag(name: &str) -> String {
+    format!("overlay-forward:{name}")
+}
+
+/// What `iptables-save` says of the filter table's FORWARD.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    /// Its policy.
+    drops: bool,
+    /// Our rules, without `-A`, in their order.
+    ours: Vec<String>,
+}
+
+impl Found {
+    fn read(saved: &str, tag: &str) -> Self {
+        let mut found = Self { drops: false, ours: Vec::new() };
+        let mut filter = false;
+        for line in saved.lines() {
+            if let Some(table) = line.strip_prefix('*') {
+                filter = table == "filter";
+            } else if filter && line.starts_with(":FORWARD ") {
+                found.drops = line.starts_with(":FORWARD DROP");
+            } else if let Some(rule) = line.strip_prefix("-A ").filter(|_| filter) {
+                // Quoted by the nftables variant, and by the older one only where that is needed.
+                let rule = rule.replace('"', "");
+                let mut words = rule.split(' ').skip_while(|word| *word != "--comment");
+                if rule.starts_with("FORWARD ") && words.nth(1) == Some(tag) {
+                    found.ours.push(rule);
+                }
+            }
+        }
+        found
+    }
+}
+
+/// For `iptables-restore --noflush`, which takes it whole or not at all.
+fn script(present: &[String], wanted: &[String]) -> String {
+    let mut script = String::from("*filter\n");
+    for (action, rules) in [("-D", present), ("-A", wanted)] {
+        for rule in rules {
+            // Writing to a string does not fail.
+            let _ = writeln!(script, "{action} {rule}");
+        }
+    }
+    script + "COMMIT\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCKER: &str = "*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\nCOMMIT\n\
+        *filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [7:420]\n-A FORWARD -j DOCKER-USER\n-A FORWARD -i docker0 ! -o docker0 -j ACCEPT\n";
+
+    #[test]
+    fn rules_are_found_by_their_comment_whole_and_in_the_right_table() {
+        let forward = Forward::new("red", "10.244.0.0/16".parse().unwrap());
+        let wanted = forward.rules();
+        let read = |more: &str| Found::read(&format!("{DOCKER}{more}COMMIT\n"), &forward.tag);
+        assert_eq!(read(""), Found { drops: true, ours: vec![] });
+        let quoted = wanted
+            .iter()
+            .map(|rule| format!("-A {}\n", rule.replace(&forward.tag, "\"overlay-forward:red\"")));
+        assert_eq!(read(&quoted.collect::<String>()).ours, wanted);
+        let other = wanted[0].replace("red", "redder");
+        assert_eq!(read(&format!("-A {other}\n")).ours, Vec::<String>::new());
+        assert_eq!(read(&format!("COMMIT\n*raw\n-A {}\n", wanted[0])).ours, Vec::<String>::new());
+        assert!(!Found::read("*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n", "x").drops);
+    }
+
+    #[test]
+    fn a_network_that_changed_replaces_its_rules_in_one_go() {
+        let old = Forward::new("red", "10.1.0.0/16".parse().unwrap()).rules();
+        let new = Forward::new("red", "10.244.0.0/16".parse().unwrap()).rules();
+        let rule = |action, end, net| {
+            format!("{action} FORWARD {end} {net} -m comment --comment overlay-forward:red -j ACCEPT\n")
+        };
+        let expected = ["*filter\n".to_owned()]
+            .into_iter()
+            .chain(["-s", "-d"].map(|end| rule("-D", end, "10.1.0.0/16")))
+            .chain(["-s", "-d"].map(|end| rule("-A", end, "10.244.0.0/16")))
+            .chain(["COMMIT\n".to_owned()]);
+        assert_eq!(script(&old, &new), expected.collect::<String>());
+    }
+}

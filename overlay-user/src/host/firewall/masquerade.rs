@@ -1,0 +1,228 @@
+//! Masquerading of what leaves the overlay: one nftables table of ours, `ip overlay-<network>`, and no other is touched.
+//!
+//! By the crate `nftables`, which speaks JSON with `nft`: every host with nftables has the command, and it hides what
+//! differs among kernels. It is maintained, under our licences, and adds small crates only; libraries that speak
+//! netlink themselves bind C libraries (nftnl) or are under the GPL (rustables).
+use std::{borrow::Cow, io::ErrorKind, path::PathBuf};
+
+use anyhow::{Error, Result, anyhow, bail};
+use ipnet::Ipv4Net;
+use nftables::{
+    batch::Batch,
+    expr::{BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix},
+    helper::{self, DEFAULT_ARGS, NftablesError},
+    schema::{Chain, NfCmd, NfListObject, Nftables, Rule, Table},
+    stmt::{Match, NAT, NATFlag, Operator, Return, Statement},
+    types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
+};
+use serde_json::Value;
+
+use super::{command, status::Looked};
+
+/// Not a word of nft's language, such as `masquerade`: what `nft list ruleset` saves, `nft -f` must be able to read.
+const CHAIN: &str = "postrouting";
+/// `NF_IP_PRI_NAT_SRC` of linux/netfilter_ipv4.h, where iptables' POSTROUTING is, too.
+const PRIORITY: i32 = 100;
+/// Kubernetes' masquerade bit: kube-proxy's own rule takes such packets (kubelet's `--iptables-masquerade-bit`, 14).
+const KUBE_MARK: u32 = 1 << 14;
+
+/// The rules of one network.
+#[derive(Debug)]
+pub struct Masquerade {
+    table: String,
+    network: Ipv4Net,
+    subnet: Ipv4Net,
+    /// The table as it was listed after we wrote it, handles included: whoever alters it changes this.
+    written: Option<Value>,
+}
+
+impl Masquerade {
+    /// For the network named so, and this host's subnet.
+    pub fn new(name: &str, network: Ipv4Net, subnet: Ipv4Net) -> Self {
+        Self { table: table(name), network: network.trunc(), subnet: subnet.trunc(), written: None }
+    }
+
+    /// Looks whether the table is as it was written, and writes it if not: in one transaction, so that there is no moment
+    /// without it. Connections keep the translation they have. The first look always writes, which is how the table of
+    /// an earlier agent is adopted.
+    pub async fn look(&mut self) -> Result<Looked> {
+        if self.written.is_some() && list(&self.table).await.ok() == self.written {
+            return Ok(Looked::Kept);
+        }
+        self.written = None;
+        apply(&self.batch()).await.map_err(|error| words("write", &self.table, &error))?;
+        let listed = list(&self.table).await.map_err(|error| words("read back", &self.table, &error))?;
+        let rules = listed
+            .as_array()
+            .map_or(0, |objects| objects.iter().filter(|it| it.get("rule").is_some()).count());
+        if rules != self.rules().len() {
+            bail!("table ip {}: somebody alters it as we write it: it has {rules} rules", self.table);
+        }
+        self.written = Some(listed);
+        Ok(Looked::Written)
+    }
+
+    /// All that the kernel is to do at once.
+    fn batch(&self) -> Nftables<'_> {
+        let mut batch = emptied(&self.table);
+        batch.add(NfListObject::Table(named(&self.table)));
+        batch.add(NfListObject::Chain(Chain {
+            family: NfFamily::IP,
+            table: Cow::Borrowed(&self.table),
+            name: Cow::Borrowed(CHAIN),
+            _type: Some(NfChainType::NAT),
+            hook: Some(NfHook::Postrouting),
+            prio: Some(PRIORITY),
+            policy: Some(NfChainPolicy::Accept),
+            ..Chain::default()
+        }));
+        for (comment, expr) in self.rules() {
+            batch.add(NfListObject::Rule(Rule {
+                family: NfFamily::IP,
+                table: Cow::Borrowed(&self.table),
+                chain: Cow::Borrowed(CHAIN),
+                expr: Cow::Owned(expr),
+                comment: Some(Cow::Borrowed(comment)),
+                ..Rule::default()
+            }));
+        }
+        batch.to_nftables()
+    }
+
+    /// What flannel's iptables rules mean. flannel's own nftables rules differ: there, what comes from outside to another
+    /// host's container is never masqueraded, and its answers go astray.
+    fn rules(&self) -> Vec<(&'static str, Vec<Statement<'static>>)> {
+        let Self { network, subnet, .. } = *self;
+        let multicast = Ipv4Net::new_assert([224, 0, 0, 0].into(), 4);
+        let (is, is_not) = (Operator::EQ, Operator::NEQ);
+        vec![
+            ("marked: kube-proxy masquerades it", vec![is_marked(), leave()]),
+            ("ours within the overlay", vec![source(is, subnet), destination(is, network), leave()]),
+            ("to containers here, who see who asks", vec![destination(is, subnet), leave()]),
+            ("out of the overlay", vec![source(is, network), destination(is_not, multicast), masquerade()]),
+            (
+                "from outside to another host's containers: their answers must come back here",
+                vec![source(is_not, network), destination(is, network), masquerade()],
+            ),
+        ]
+    }
+}
+
+/// Removes the table of the network named so, if there is one. Without `nft` or nftables there is none.
+///
+/// # Errors
+/// When it is there and stays, or it is not known whether it is there.
+pub async fn remove(name: &str) -> Result<()> {
+    let table = table(name);
+    match command::nft_has_table("ip", &table).await {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
+        Err(error) => bail!("table ip {table} may be there: {error}"),
+    }
+    apply(&emptied(&table).to_nftables()).await.map_err(|error| words("delete", &table, &error))
+}
+
+/// Whether `nft` can be run and the kernel answers it.
+///
+/// # Errors
+/// Why not, and what to do.
+pub async fn usable() -> Result<()> {
+    match ask(["list", "tables", "ip"]).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(words("list", "*", &error)),
+    }
+}
+
+fn table(name: &str) -> String {
+    format!("overlay-{name}")
+}
+
+fn named(table: &str) -> Table<'_> {
+    Table { family: NfFamily::IP, name: Cow::Borrowed(table), ..Table::default() }
+}
+
+/// Deletes the table, whether it is there or not: adding what is there changes nothing.
+fn emptied(table: &str) -> Batch<'_> {
+    let mut batch = Batch::new();
+    batch.add(NfListObject::Table(named(table)));
+    batch.add_cmd(NfCmd::Delete(NfListObject::Table(named(table))));
+    batch
+}
+
+async fn apply(batch: &Nftables<'_>) -> Result<(), NftablesError> {
+    helper::apply_ruleset_with_args_async(batch, Some(&nft()?), DEFAULT_ARGS).await
+}
+
+async fn ask<const N: usize>(words: [&str; N]) -> Result<String, NftablesError> {
+    helper::get_current_ruleset_raw_async(Some(&nft()?), words).await
+}
+
+/// The library itself would look in PATH alone.
+fn nft() -> Result<PathBuf, NftablesError> {
+    let missing = || NftablesError::NftExecution { program: "nft".into(), inner: ErrorKind::NotFound.into() };
+    command::find("nft").ok_or_else(missing)
+}
+
+/// The table as `nft` lists it; of the library's types, some would leave out what others may have added.
+async fn list(table: &str) -> Result<Value, NftablesError> {
+    let text = ask(["list", "table", "ip", table]).await?;
+    let mut listed: Value = serde_json::from_str(&text).map_err(NftablesError::NftInvalidJson)?;
+    let mut objects = listed["nftables"].take();
+    if let Some(objects) = objects.as_array_mut() {
+        objects.retain(|object| object.get("metainfo").is_none());
+    }
+    Ok(objects)
+}
+
+fn words(action: &str, table: &str, error: &NftablesError) -> Error {
+    match error {
+        NftablesError::NftExecution { inner, .. } if inner.kind() == ErrorKind::NotFound => {
+            anyhow!("there is no `nft`: install nftables, or start the agent without --ip-masq")
+        }
+        NftablesError::NftFailed { stderr, .. } if !stderr.trim().is_empty() => {
+            anyhow!("{action} table ip {table}: {}", stderr.lines().next().unwrap_or_default())
+        }
+        other => anyhow!("{action} table ip {table}: {other} (`nft` itself says why, in the agent's output)"),
+    }
+}
+
+fn is_marked() -> Statement<'static> {
+    let mark = Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark }));
+    let bits = BinaryOperation::AND(mark, Expression::Number(KUBE_MARK));
+    Statement::Match(Match {
+        left: Expression::BinaryOperation(Box::new(bits)),
+        right: Expression::Number(0),
+        op: Operator::NEQ,
+    })
+}
+
+fn source(op: Operator, net: Ipv4Net) -> Statement<'static> {
+    address("saddr", op, net)
+}
+
+fn destination(op: Operator, net: Ipv4Net) -> Statement<'static> {
+    address("daddr", op, net)
+}
+
+fn address(field: &'static str, op: Operator, net: Ipv4Net) -> Statement<'static> {
+    let field = PayloadField { protocol: Cow::Borrowed("ip"), field: Cow::Borrowed(field) };
+    let prefix = Prefix {
+        addr: Box::new(Expression::String(Cow::Owned(net.network().to_string()))),
+        len: net.prefix_len().into(),
+    };
+    Statement::Match(Match {
+        left: Expression::Named(NamedExpression::Payload(Payload::PayloadField(field))),
+        right: Expression::Named(NamedExpression::Prefix(prefix)),
+        op,
+    })
+}
+
+fn leave() -> Statement<'static> {
+    Statement::Return(Some(Return {}))
+}
+
+fn masquerade() -> Statement<'static> {
+    // As flannel has it: of two connections that are given the same port at once, one loses its packet.
+    let flags = Some([NATFlag::FullyRandom].into());
+    Statement::Masquerade(Some(NAT { addr: None, family: None, port: None, flags }))
+}

@@ -1,0 +1,30 @@
+//! Links, addresses, routes and neighbours of the current network namespace, in domain words. The only place that
+//! knows rtnetlink.
+mod change;
+mod classic;
+mod connection;
+pub mod conntrack;
+mod decode;
+mod dump;
+mod error;
+pub mod generic;
+mod monitor;
+pub mod namespaces;
+mod nftables;
+mod raw;
+mod read;
+pub mod tc;
+mod types;
+
+pub use self::{
+    change::{LinkChange, NewTunnel},
+    classic::{ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour},
+    connection::Netlink,
+    error::NetlinkError,
+    monitor::{Event, Monitor},
+    nftables::Nftables,
+    types::{
+        Address, DeviceLosses, FdbEntry, HostSnapshot, Link, LinkKind, Neighbour, Route, TABLE_MAIN, Tun,
+        Vxlan,
+    },
+};

@@ -1,0 +1,23 @@
+//! A connection to the kernel's rtnetlink.
+use super::{error::NetlinkError, monitor::Monitor};
+
+/// A connection to the kernel, in the network namespace of the thread that opened it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    pub(super) handle: rtnetlink::Handle,
+}
+
+impl Netlink {
+    /// Connects. Must be called inside a tokio runtime; fails when the kernel has no rtnetlink.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|error| NetlinkError::io("open netlink", &error))?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Subscribes to changes from now on. For a picture that misses nothing: subscribe, then [`Netlink::snapshot`], then follow.
+    pub fn monitor(&self) -> Result<Monitor, NetlinkError> {
+        Monitor::open()
+    }
+}

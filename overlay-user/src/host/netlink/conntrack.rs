@@ -1,0 +1,163 @@
+//! Connections as the kernel's connection tracking has them: which ones it translates.
+use std::net::Ipv4Addr;
+
+use bytes::BytesMut;
+use nix::errno::Errno;
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+
+use super::{
+    error::NetlinkError,
+    raw::{NLM_F_DUMP, find, nest, put, request, word},
+};
+
+/// One direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple {
+    /// Who sends.
+    pub source: Ipv4Addr,
+    /// To whom.
+    pub destination: Ipv4Addr,
+    /// Their ports, in the machine's order; for ICMP echo the identifier twice; zero for other protocols.
+    pub ports: (u16, u16),
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// A connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tracked {
+    /// As its first packet came.
+    pub original: Tuple,
+    /// As answers come.
+    pub reply: Tuple,
+    /// One has come.
+    pub answered: bool,
+}
+
+// From linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h and nf_conntrack_common.h.
+const CTNETLINK_GET: u16 = 1 << 8 | 1;
+const CTNETLINK_DELETE: u16 = 1 << 8 | 2;
+/// `struct nfgenmsg`: AF_INET, version 0, resource 0.
+const IPV4: [u8; 4] = [2, 0, 0, 0];
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTO_ICMP_ID: u16 = 4;
+const SEEN_REPLY: u32 = 1 << 1;
+
+impl Tracked {
+    /// Addresses or ports are not the same on both sides of this host.
+    pub fn is_translated(&self) -> bool {
+        let Tuple { source, destination, ports, .. } = self.reply;
+        (self.original.source, self.original.destination, self.original.ports)
+            != (destination, source, (ports.1, ports.0))
+    }
+}
+
+/// All IPv4 connections of this thread's network namespace; none where nothing is tracked.
+///
+/// # Errors
+/// When the kernel tracks connections and does not tell them.
+pub fn connections() -> Result<Vec<Tracked>, NetlinkError> {
+    match request(NETLINK_NETFILTER, CTNETLINK_GET, NLM_F_DUMP, &IPV4) {
+        Ok(answers) => Ok(answers.iter().filter_map(|answer| tracked(answer.get(4..)?)).collect()),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            // No such part in this kernel: then nothing is translated either.
+            Some(Errno::EINVAL | Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP) => Ok(Vec::new()),
+            _ => Err(NetlinkError::io("list tracked connections", &error)),
+        },
+    }
+}
+
+/// Forgets a connection that began with `original`: its next packet is taken for one in the middle of it. Not knowing it is
+/// no error.
+pub fn forget(original: &Tuple) -> Result<(), NetlinkError> {
+    let mut body = BytesMut::from(IPV4.as_slice());
+    put_tuple(&mut body, CTA_TUPLE_ORIG, original);
+    match request(NETLINK_NETFILTER, CTNETLINK_DELETE, 0, &body) {
+        Err(error) if error.raw_os_error() != Some(Errno::ENOENT as i32) => {
+            let Tuple { source, destination, .. } = original;
+            Err(NetlinkError::io(format!("forget a connection from {source} to {destination}"), &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// ICMP's identifier and kind are not written: no tuple of ICMP is found by the kernel.
+fn put_tuple(out: &mut BytesMut, kind: u16, tuple: &Tuple) {
+    nest(out, kind, |out| {
+        nest(out, CTA_TUPLE_IP, |out| {
+            put(out, CTA_IP_V4_SRC, &tuple.source.octets());
+            put(out, CTA_IP_V4_DST, &tuple.destination.octets());
+        });
+        nest(out, CTA_TUPLE_PROTO, |out| {
+            put(out, CTA_PROTO_NUM, &[tuple.protocol]);
+            put(out, CTA_PROTO_SRC_PORT, &tuple.ports.0.to_be_bytes());
+            put(out, CTA_PROTO_DST_PORT, &tuple.ports.1.to_be_bytes());
+        });
+    });
+}
+
+fn tracked(attributes: &[u8]) -> Option<Tracked> {
+    let status = find(attributes, CTA_STATUS).and_then(word).map_or(0, u32::from_be);
+    Some(Tracked {
+        original: tuple(find(attributes, CTA_TUPLE_ORIG)?)?,
+        reply: tuple(find(attributes, CTA_TUPLE_REPLY)?)?,
+        answered: status & SEEN_REPLY != 0,
+    })
+}
+
+fn tuple(attributes: &[u8]) -> Option<Tuple> {
+    let (ip, proto) = (find(attributes, CTA_TUPLE_IP)?, find(attributes, CTA_TUPLE_PROTO)?);
+    let address = |kind| find(ip, kind)?.first_chunk::<4>().copied().map(Ipv4Addr::from);
+    let port = |kind| find(proto, kind)?.first_chunk().copied().map(u16::from_be_bytes);
+    let echo = port(CTA_PROTO_ICMP_ID);
+    let either = |kind| port(kind).or(echo).unwrap_or_default();
+    Some(Tuple {
+        source: address(CTA_IP_V4_SRC)?,
+        destination: address(CTA_IP_V4_DST)?,
+        ports: (either(CTA_PROTO_SRC_PORT), either(CTA_PROTO_DST_PORT)),
+        protocol: *find(proto, CTA_PROTO_NUM)?.first()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_translated_connection_is_told_from_a_plain_one() {
+        let (client, service, backend) = ([10, 244, 1, 2], [10, 96, 0, 1], [10, 244, 2, 2]);
+        let tuple = |source: [u8; 4], destination: [u8; 4], ports| Tuple {
+            source: source.into(),
+            destination: destination.into(),
+            ports,
+            protocol: 6,
+        };
+        let read = |replies_from, port| {
+            let mut message = BytesMut::new();
+            put_tuple(&mut message, CTA_TUPLE_ORIG, &tuple(client, service, (40000, 80)));
+            put_tuple(&mut message, CTA_TUPLE_REPLY, &tuple(replies_from, client, (port, 40000)));
+            put(&mut message, CTA_STATUS, &0x0e_u32.to_be_bytes());
+            tracked(&message).unwrap()
+        };
+        let translated = read(backend, 8080);
+        assert!(translated.is_translated() && translated.answered);
+        assert_eq!((translated.reply.source, translated.reply.ports), (backend.into(), (8080, 40000)));
+        assert!(!read(service, 80).is_translated());
+        assert!(read(service, 81).is_translated());
+        assert_eq!(tracked(&[]), None);
+    }
+
+    #[test]
+    fn this_namespace_can_be_read() {
+        connections().unwrap();
+    }
+}

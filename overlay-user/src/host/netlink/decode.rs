@@ -1,0 +1,248 @@
+//! Kernel messages into domain words; what says nothing to the overlay becomes `None`.
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use netlink_packet_core::Nla as _;
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressMessage},
+    link::{
+        InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
+};
+
+use super::types::{Address, DeviceLosses, FdbEntry, Link, LinkKind, Neighbour, Route, Tun, Vxlan};
+use crate::model::mac::Mac;
+
+pub(super) fn link(message: &LinkMessage) -> Option<Link> {
+    // A bridge reports its ports under AF_BRIDGE too; "deleted" then means "left the bridge".
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: LinkKind::Other(String::new()),
+        master: None,
+        mac: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        noarp: message.header.flags.contains(LinkFlags::Noarp),
+        peer: None,
+        peer_netns: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Controller(master) => link.master = Some(*master),
+            LinkAttribute::Address(bytes) => link.mac = mac(bytes),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => link.peer = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netns = Some(*id),
+            LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn kind(infos: &[LinkInfo]) -> LinkKind {
+    let mut kind = LinkKind::Other(String::new());
+    let (mut vxlan, mut tun) = (Vxlan::default(), Tun::default());
+    for info in infos {
+        match info {
+            LinkInfo::Kind(InfoKind::Bridge) => kind = LinkKind::Bridge,
+            LinkInfo::Kind(InfoKind::Veth) => kind = LinkKind::Veth,
+            LinkInfo::Kind(InfoKind::Vxlan) => kind = LinkKind::Vxlan(vxlan),
+            LinkInfo::Kind(InfoKind::Tun) => kind = LinkKind::Tun(tun),
+            LinkInfo::Kind(other) => kind = LinkKind::Other(other.to_string()),
+            LinkInfo::Data(InfoData::Vxlan(attributes)) => {
+                for attribute in attributes {
+                    match attribute {
+                        InfoVxlan::Id(vni) => vxlan.vni = *vni,
+                        InfoVxlan::Port(port) => vxlan.port = *port,
+                        InfoVxlan::CollectMetadata(on) => vxlan.collect_metadata = *on,
+                        InfoVxlan::Vnifilter(on) => vxlan.vnifilter = *on,
+                        _ => {}
+                    }
+                }
+            }
+            LinkInfo::Data(InfoData::Tun(attributes)) => {
+                attributes.iter().for_each(|one| note_tun(&mut tun, one))
+            }
+            _ => {}
+        }
+    }
+    match &mut kind {
+        LinkKind::Vxlan(known) => *known = vxlan,
+        LinkKind::Tun(known) => *known = tun,
+        _ => {}
+    }
+    kind
+}
+
+/// The crates know no attributes of a TUN yet: `IFLA_TUN_*` of linux/if_link.h.
+fn note_tun(tun: &mut Tun, attribute: &InfoTun) {
+    const OWNER: u16 = 1;
+    const TYPE: u16 = 3;
+    const PERSIST: u16 = 6;
+    const MULTI_QUEUE: u16 = 7;
+    let mut value = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut value);
+    match (attribute.kind(), value.as_slice()) {
+        (OWNER, &[a, b, c, d]) => tun.owner = Some(u32::from_ne_bytes([a, b, c, d])),
+        // IFF_TAP.
+        (TYPE, &[kind]) => tun.is_tap = kind == 2,
+        (PERSIST, &[on]) => tun.is_persistent = on != 0,
+        (MULTI_QUEUE, &[on]) => tun.is_multi_queue = on != 0,
+        _ => {}
+    }
+}
+
+pub(super) fn losses(message: &LinkMessage) -> Option<DeviceLosses> {
+    if message.header.interface_family != AddressFamily::Unspec {
+        return None;
+    }
+    let flags = message.header.flags;
+    let mut losses = DeviceLosses {
+        index: message.header.index,
+        no_carrier: flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::LowerUp),
+        ..DeviceLosses::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => losses.name.clone_from(name),
+            LinkAttribute::Stats64(stats) => {
+                losses.rx_errors = stats.rx_errors;
+                losses.rx_dropped = stats.rx_dropped;
+                losses.rx_missed = stats.rx_missed_errors;
+                losses.tx_errors = stats.tx_errors;
+                losses.tx_dropped = stats.tx_dropped;
+            }
+            _ => {}
+        }
+    }
+    Some(losses)
+}
+
+/// Interface index, and what one queueing discipline dropped. A classful one counts its children's drops as its own, so
+/// only roots are looked at; `mq` sums up its queues' too.
+pub(super) fn queue_drops(message: &TcMessage) -> (u32, u64) {
+    let index = message.header.index as u32;
+    if message.header.parent != TcHandle::ROOT {
+        return (index, 0);
+    }
+    let drops = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Stats2(stats) => stats.iter().find_map(|stats| match stats {
+            TcStats2::Queue(queue) => Some(u64::from(queue.drops)),
+            _ => None,
+        }),
+        _ => None,
+    });
+    (index, drops.unwrap_or(0))
+}
+
+/// The driver's program, or the generic one: where both are, the kernel names them by attributes of their own.
+pub(super) fn xdp_program(message: &LinkMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(infos) => infos.iter().find_map(|info| match info {
+            LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) if *id != 0 => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+pub(super) fn address(message: &AddressMessage) -> Option<Address> {
+    // On a point-to-point link IFA_ADDRESS is the other end's; IFA_LOCAL is always ours.
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    })?;
+    Some(Address { link: message.header.index, address, prefix_len: message.header.prefix_len })
+}
+
+pub(super) fn route(message: &RouteMessage) -> Option<Route> {
+    let header = &message.header;
+    if header.address_family != AddressFamily::Inet || header.kind != RouteType::Unicast {
+        return None;
+    }
+    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut route = Route {
+        destination: Ipv4Net::default(),
+        link: None,
+        gateway: None,
+        source: None,
+        metric: 0,
+        table: u32::from(header.table),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => route.gateway = Some(*address),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => route.source = Some(*address),
+            RouteAttribute::Oif(index) => route.link = Some(*index),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Table(table) => route.table = *table,
+            _ => {}
+        }
+    }
+    route.destination = Ipv4Net::new(destination, header.destination_prefix_length).ok()?;
+    Some(route)
+}
+
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    if message.header.family != AddressFamily::Inet || !has_mac(message.header.state) {
+        return None;
+    }
+    Some(Neighbour {
+        link: message.header.ifindex,
+        address: destination(message)?,
+        mac: link_layer(message)?,
+    })
+}
+
+/// Link and address of a neighbour entry in whatever state.
+pub(super) fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, Ipv4Addr)> {
+    (message.header.family == AddressFamily::Inet).then_some(())?;
+    Some((message.header.ifindex, destination(message)?))
+}
+
+pub(super) fn fdb_entry(message: &NeighbourMessage) -> Option<FdbEntry> {
+    // Permanent entries are the addresses of the bridge and its ports themselves.
+    if message.header.family != AddressFamily::Bridge || message.header.state == NeighbourState::Permanent {
+        return None;
+    }
+    let bridge = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Controller(index) => Some(*index),
+        _ => None,
+    })?;
+    Some(FdbEntry { bridge, mac: link_layer(message)?, port: message.header.ifindex })
+}
+
+fn has_mac(state: NeighbourState) -> bool {
+    use NeighbourState::{Delay, Permanent, Probe, Reachable, Stale};
+    matches!(state, Reachable | Stale | Delay | Probe | Permanent)
+}
+
+fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })
+}
+
+fn link_layer(message: &NeighbourMessage) -> Option<Mac> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => mac(bytes),
+        _ => None,
+    })
+}
+
+fn mac(bytes: &[u8]) -> Option<Mac> {
+    bytes.try_into().ok().map(Mac)
+}

@@ -1,0 +1,86 @@
+//! Lists that rtnetlink gives in pieces: of one moment, or not at all.
+use std::time::Duration;
+
+use netlink_packet_core::{NetlinkDeserializable as _, NetlinkHeader, NetlinkSerializable as _};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, neighbour::NeighbourMessage};
+use nix::errno::Errno;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use tokio::time::sleep;
+
+use super::{
+    error::NetlinkError,
+    raw::{self, Answer, NLM_F_DUMP},
+};
+
+/// How often a list is asked for that changes each time it is given. A storm of containers pauses sooner.
+const ATTEMPTS: u32 = 20;
+/// Pause before the second attempt; each later one is longer by as much, about two seconds in all.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The kernel's answer to a request for a list, as a whole.
+///
+/// Not asked through rtnetlink's handle: that one hides the flag by which the kernel says that entries may be missing or
+/// doubled (`NLM_F_DUMP_INTR`), and a missing link would count as gone.
+pub(super) async fn dump(
+    action: &str,
+    request: RouteNetlinkMessage,
+) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    let mut body = vec![0; request.buffer_len()];
+    request.serialize(&mut body);
+    for attempt in 1..=ATTEMPTS {
+        let answer = raw::ask(NETLINK_ROUTE, request.message_type(), NLM_F_DUMP, &body)
+            .map_err(|error| NetlinkError::io(action, &error))?;
+        if !answer.interrupted {
+            return Ok(read(&answer));
+        }
+        log::debug!("{action}: changed while it was read, attempt {attempt}");
+        sleep(PAUSE * attempt).await;
+    }
+    Err(NetlinkError {
+        action: action.to_owned(),
+        detail: format!("it changed while it was read, {ATTEMPTS} times"),
+        errno: Errno::EINTR,
+    })
+}
+
+/// A request for all neighbours of a family; for `Bridge`, for the forwarding tables.
+pub(super) fn of_family(family: AddressFamily) -> RouteNetlinkMessage {
+    let mut request = NeighbourMessage::default();
+    request.header.family = family;
+    RouteNetlinkMessage::GetNeighbour(request)
+}
+
+fn read(answer: &Answer) -> Vec<RouteNetlinkMessage> {
+    let mut messages = Vec::with_capacity(answer.messages.len());
+    for message in &answer.messages {
+        let mut header = NetlinkHeader::default();
+        header.message_type = message.kind;
+        match RouteNetlinkMessage::deserialize(&header, &message.body) {
+            Ok(message) => messages.push(message),
+            // It is of a kind of device or route that the crate misreads. The overlay knows none of those kinds.
+            Err(error) => log::debug!("a message of the kernel is not understood: {error}"),
+        }
+    }
+    messages
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+
+    use super::{raw::Message, *};
+
+    #[test]
+    fn what_cannot_be_read_hides_nothing_else() {
+        let mut link = LinkMessage::default();
+        link.header.index = 7;
+        link.attributes.push(LinkAttribute::IfName("eth0".into()));
+        let link = RouteNetlinkMessage::NewLink(link);
+        let mut body = vec![0; link.buffer_len()];
+        link.serialize(&mut body);
+        let kind = link.message_type();
+        let cut_short = Message { kind, body: body[..3].to_vec() };
+        let answer = Answer { messages: vec![cut_short, Message { kind, body }], interrupted: false };
+        assert_eq!(read(&answer), [link]);
+    }
+}

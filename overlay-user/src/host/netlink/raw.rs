@@ -1,0 +1,186 @@
+//! Requests that the netlink crates have no messages for: bytes out, bytes in, and the attributes in them.
+use std::io;
+
+use bytes::{BufMut, BytesMut};
+use rtnetlink::{
+    packet_core::{NlaBuffer, NlasIterator},
+    sys::{Socket, SocketAddr},
+};
+
+// From linux/netlink.h.
+const NLM_F_REQUEST_ACK: u16 = 1 | 4;
+/// Everything there is (`NLM_F_ROOT | NLM_F_MATCH`).
+pub(super) const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+const NLMSG_NOOP: u16 = 1;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLMSG_OVERRUN: u16 = 4;
+const NLA_F_NESTED: u16 = 1 << 15;
+const HEADER: usize = 16;
+
+/// One message of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    /// Its type, such as `RTM_NEWLINK`.
+    pub(super) kind: u16,
+    /// What follows its netlink header.
+    pub(super) body: Vec<u8>,
+}
+
+/// The kernel's answer to one request.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) messages: Vec<Message>,
+    /// The list changed while it was given: entries may be missing or doubled.
+    pub(super) interrupted: bool,
+}
+
+/// Sends one request on a socket of its own, in this thread's network namespace, and reads the whole answer. The kernel
+/// prepares each part of it inside the call that reads it, hence nothing waits here.
+pub(super) fn ask(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Result<Answer> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut request = BytesMut::with_capacity(HEADER + body.len());
+    request.put_u32_ne((HEADER + body.len()) as u32);
+    request.put_u16_ne(kind);
+    request.put_u16_ne(NLM_F_REQUEST_ACK | flags);
+    request.put_u32_ne(1);
+    request.put_u32_ne(0);
+    request.put_slice(body);
+    socket.send(&request, 0)?;
+    let mut answer = Answer::default();
+    loop {
+        let (piece, _) = socket.recv_from_full()?;
+        if answer.take_in(&piece)? {
+            return Ok(answer);
+        }
+    }
+}
+
+/// The bodies of an answer that is no list, or of which every part stands for itself.
+pub(super) fn request(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    let answer = ask(protocol, kind, flags, body)?;
+    Ok(answer.messages.into_iter().map(|message| message.body).collect())
+}
+
+impl Answer {
+    /// Takes in one piece: messages one behind the other, each padded to four bytes. Says whether it was the last.
+    fn take_in(&mut self, mut piece: &[u8]) -> io::Result<bool> {
+        let cut_short = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is cut short");
+        if piece.is_empty() {
+            return Err(cut_short());
+        }
+        while !piece.is_empty() {
+            let length = word(piece).ok_or_else(cut_short)? as usize;
+            let message =
+                piece.get(..length).filter(|message| message.len() >= HEADER).ok_or_else(cut_short)?;
+            let (header, body) = message.split_at(HEADER);
+            let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+            // On the last message too: what was cut off at the end is only known there.
+            self.interrupted |= half(6) & NLM_F_DUMP_INTR != 0;
+            match half(4) {
+                NLMSG_DONE | NLMSG_ERROR => match word(body).unwrap_or_default() as i32 {
+                    code if code < 0 => return Err(io::Error::from_raw_os_error(code.saturating_neg())),
+                    _ => return Ok(true),
+                },
+                NLMSG_NOOP | NLMSG_OVERRUN => {}
+                kind => self.messages.push(Message { kind, body: body.to_vec() }),
+            }
+            piece = piece.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        Ok(false)
+    }
+}
+
+/// Appends an attribute.
+pub(super) fn put(out: &mut BytesMut, kind: u16, value: &[u8]) {
+    out.put_u16_ne(4 + value.len() as u16);
+    out.put_u16_ne(kind);
+    out.put_slice(value);
+    out.put_bytes(0, value.len().next_multiple_of(4) - value.len());
+}
+
+/// Appends an attribute made of attributes.
+pub(super) fn nest(out: &mut BytesMut, kind: u16, fill: impl FnOnce(&mut BytesMut)) {
+    let mut inner = BytesMut::new();
+    fill(&mut inner);
+    put(out, kind | NLA_F_NESTED, &inner);
+}
+
+/// The attributes of a message or of an attribute: kind and value. What is cut short ends them.
+pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute: NlaBuffer<&[u8]>| {
+        let length = attribute.value_length();
+        let kind = attribute.kind();
+        let whole = attribute.into_inner();
+        (kind, &whole[4..4 + length])
+    })
+}
+
+/// The value of the first attribute of that kind.
+pub(super) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+/// The first four bytes.
+pub(super) fn word(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+/// Text without the zero at its end.
+pub(super) fn text(bytes: &[u8]) -> &[u8] {
+    bytes.strip_suffix(&[0]).unwrap_or(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+        let length = (HEADER + body.len()) as u32;
+        let mut message = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes()].concat();
+        message.extend_from_slice(&[0; 8]);
+        message.extend_from_slice(body);
+        message.resize(message.len().next_multiple_of(4), 0);
+        message
+    }
+
+    fn answer(pieces: &[Vec<u8>]) -> Answer {
+        let mut answer = Answer::default();
+        for (index, piece) in pieces.iter().enumerate() {
+            assert_eq!(answer.take_in(piece).unwrap(), index + 1 == pieces.len());
+        }
+        answer
+    }
+
+    #[test]
+    fn pieces_make_one_answer() {
+        let (one, done) = (|flags| message(16, flags, b"abcde"), |flags| message(NLMSG_DONE, flags, &[0; 4]));
+        let whole = answer(&[[one(0), one(0)].concat(), one(0), done(0)]);
+        assert_eq!((whole.messages.len(), whole.interrupted), (3, false));
+        assert_eq!(whole.messages[2], Message { kind: 16, body: b"abcde".to_vec() });
+        assert!(answer(&[one(0), one(NLM_F_DUMP_INTR), done(0)]).interrupted);
+        // What came before the end was whole, and the end says that it was not all.
+        assert!(answer(&[one(0), done(NLM_F_DUMP_INTR)]).interrupted);
+        assert!(Answer::default().take_in(&[]).is_err());
+        assert!(Answer::default().take_in(&one(0)[..20]).is_err());
+        for kind in [NLMSG_ERROR, NLMSG_DONE] {
+            let refused = Answer::default().take_in(&message(kind, 0, &(-19_i32).to_ne_bytes()));
+            assert_eq!(refused.unwrap_err().raw_os_error(), Some(19));
+        }
+    }
+
+    #[test]
+    fn attributes_are_found_again_and_a_cut_one_ends_them() {
+        let mut message = BytesMut::new();
+        put(&mut message, 1, b"abc");
+        nest(&mut message, 2, |inner| put(inner, 7, &5u32.to_ne_bytes()));
+        let kinds: Vec<u16> = attributes(&message).map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, [1, 2]);
+        assert_eq!(find(&message, 1), Some(b"abc".as_slice()));
+        assert_eq!(find(&message, 2).and_then(|inner| find(inner, 7)).and_then(word), Some(5));
+        assert_eq!(find(&message[..message.len() - 1], 2), None);
+    }
+}

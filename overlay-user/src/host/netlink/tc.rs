@@ -1,0 +1,262 @@
+//! Traffic control: the qdiscs whose filters see every packet of an interface (clsact, ingress), and those filters.
+//!
+//! These are not rtnetlink's own requests, because those are asynchronous, and because they read every option of every
+//! kind of filter: one of somebody else's that they do not know would hide ours.
+use std::{collections::BTreeMap, io};
+
+use bytes::{BufMut, BytesMut};
+use nix::errno::Errno;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+
+use super::{
+    error::NetlinkError,
+    raw::{self, NLM_F_DUMP, find, put, word},
+};
+
+/// Which way packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Into the host.
+    Ingress,
+    /// Out of it.
+    Egress,
+}
+
+/// A qdisc that only holds filters. An interface has one of them at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilterQdisc {
+    /// Filters for both directions.
+    Clsact,
+    /// The older one: ingress alone.
+    Ingress,
+}
+
+/// A filter of an interface, or the head of a priority (`handle` 0), which says of which kind all its filters are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Priority: lower ones see the packet first.
+    pub priority: u16,
+    /// Number within its priority.
+    pub handle: u32,
+    /// Ethertype in the machine's order; 3 (`ETH_P_ALL`) for all.
+    pub protocol: u16,
+    /// Chain; packets start in chain 0.
+    pub chain: u32,
+    /// `bpf`, `flower`, ...
+    pub kind: String,
+    /// Name that whoever attached a bpf filter gave it.
+    pub name: String,
+    /// Id of a bpf filter's program.
+    pub program: Option<u32>,
+}
+
+// From linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h and linux/netlink.h.
+const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
+const RTM_GETQDISC: u16 = 38;
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
+const RTM_GETTFILTER: u16 = 46;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_CHAIN: u16 = 11;
+const TCA_BPF_NAME: u16 = 7;
+const TCA_BPF_ID: u16 = 11;
+/// Handle and parent of both kinds of qdisc.
+const FILTER_QDISC: u32 = 0xffff_0000;
+const FILTER_QDISC_PARENT: u32 = 0xffff_fff1;
+/// Length of `tcmsg`.
+const TCMSG: usize = 20;
+/// How often a list that changed while it was read is read again.
+const TRIES: usize = 10;
+
+impl Direction {
+    const fn parent(self) -> u32 {
+        match self {
+            Self::Ingress => 0xffff_fff2,
+            Self::Egress => 0xffff_fff3,
+        }
+    }
+}
+
+/// Interfaces that have such a qdisc, by index.
+pub fn filter_qdiscs() -> Result<BTreeMap<u32, FilterQdisc>, NetlinkError> {
+    let messages = list(RTM_GETQDISC, RTM_NEWQDISC, Tcmsg::default())
+        .map_err(|error| NetlinkError::io("list qdiscs", &error))?;
+    let read = |message: &Vec<u8>| {
+        let (tcmsg, attributes) = Tcmsg::read(message)?;
+        let kind = find(attributes, TCA_KIND).map(text);
+        let kind = match kind.as_deref() {
+            Some("clsact") => FilterQdisc::Clsact,
+            Some("ingress") => FilterQdisc::Ingress,
+            _ => return None,
+        };
+        Some((tcmsg.ifindex, kind))
+    };
+    Ok(messages.iter().filter_map(read).collect())
+}
+
+/// The filters of an interface in one direction, in the order in which they see a packet. None for an interface without
+/// such a qdisc, or that is gone; an ingress qdisc answers for egress as if it were ingress.
+pub fn filters(ifindex: u32, direction: Direction) -> Result<Vec<Filter>, NetlinkError> {
+    let tcmsg = Tcmsg { ifindex, parent: direction.parent(), ..Tcmsg::default() };
+    let messages = match list(RTM_GETTFILTER, RTM_NEWTFILTER, tcmsg) {
+        Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => return Ok(Vec::new()),
+        other => other
+            .map_err(|error| NetlinkError::io(format!("list the filters of interface {ifindex}"), &error))?,
+    };
+    Ok(messages.iter().filter_map(|message| Filter::read(message)).collect())
+}
+
+/// Removes a filter of all protocols. None there, or no such interface, is no error.
+pub fn remove_filter(
+    ifindex: u32,
+    direction: Direction,
+    priority: u16,
+    handle: u32,
+) -> Result<(), NetlinkError> {
+    // `htons(ETH_P_ALL)` in the lower half.
+    let info = u32::from(priority) << 16 | u32::from(3_u16.to_be());
+    let tcmsg = Tcmsg { ifindex, handle, parent: direction.parent(), info };
+    let action = format!("remove filter {handle:#x} of interface {ifindex}");
+    // No qdisc any more is EINVAL, as for everything that is wrong with a request.
+    change(action, RTM_DELTFILTER, 0, &tcmsg.bytes(), &[Errno::ENOENT, Errno::ENODEV, Errno::EINVAL])
+}
+
+/// Gives an interface a clsact qdisc. EEXIST if it has one, or an ingress qdisc.
+pub fn add_clsact(ifindex: u32) -> Result<(), NetlinkError> {
+    let tcmsg = Tcmsg { ifindex, handle: FILTER_QDISC, parent: FILTER_QDISC_PARENT, info: 0 };
+    let action = format!("add a clsact qdisc to interface {ifindex}");
+    change(action, RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &clsact(tcmsg), &[])
+}
+
+/// Takes the clsact qdisc off an interface, with every filter in it. None there is no error.
+pub fn remove_clsact(ifindex: u32) -> Result<(), NetlinkError> {
+    let tcmsg = Tcmsg { ifindex, handle: FILTER_QDISC, parent: FILTER_QDISC_PARENT, info: 0 };
+    let action = format!("remove the clsact qdisc of interface {ifindex}");
+    let fine = [Errno::ENOENT, Errno::ENODEV, Errno::EINVAL];
+    change(action, RTM_DELQDISC, 0, &clsact(tcmsg), &fine)
+}
+
+/// The numbers of `struct tcmsg` that matter here.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tcmsg {
+    ifindex: u32,
+    handle: u32,
+    parent: u32,
+    /// Priority in the upper half, ethertype in network order in the lower.
+    info: u32,
+}
+
+impl Tcmsg {
+    /// With AF_UNSPEC and padding in front.
+    fn bytes(self) -> BytesMut {
+        let mut bytes = BytesMut::with_capacity(TCMSG);
+        for word in [0, self.ifindex, self.handle, self.parent, self.info] {
+            bytes.put_u32_ne(word);
+        }
+        bytes
+    }
+
+    /// The numbers of a message, and the attributes behind them.
+    fn read(message: &[u8]) -> Option<(Self, &[u8])> {
+        let word = |at: usize| Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
+        let tcmsg = Self { ifindex: word(4)?, handle: word(8)?, parent: word(12)?, info: word(16)? };
+        Some((tcmsg, message.get(TCMSG..)?))
+    }
+}
+
+impl Filter {
+    fn read(message: &[u8]) -> Option<Self> {
+        let (tcmsg, attributes) = Tcmsg::read(message)?;
+        let options = find(attributes, TCA_OPTIONS).unwrap_or_default();
+        let kind = find(attributes, TCA_KIND).map(text).unwrap_or_default();
+        // The numbers below mean something else for other kinds.
+        let bpf = if kind == "bpf" { options } else { &[] };
+        Some(Self {
+            priority: (tcmsg.info >> 16) as u16,
+            handle: tcmsg.handle,
+            protocol: u16::from_be(tcmsg.info as u16),
+            chain: find(attributes, TCA_CHAIN).and_then(word).unwrap_or(0),
+            name: find(bpf, TCA_BPF_NAME).map(text).unwrap_or_default(),
+            program: find(bpf, TCA_BPF_ID).and_then(word),
+            kind,
+        })
+    }
+}
+
+fn text(value: &[u8]) -> String {
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
+}
+
+/// A request about an interface's clsact qdisc.
+fn clsact(tcmsg: Tcmsg) -> BytesMut {
+    let mut body = tcmsg.bytes();
+    put(&mut body, TCA_KIND, b"clsact\0");
+    body
+}
+
+/// Makes a change. What the kernel says to one that is not needed is in `fine`.
+fn change(action: String, kind: u16, flags: u16, body: &[u8], fine: &[Errno]) -> Result<(), NetlinkError> {
+    match raw::request(NETLINK_ROUTE, kind, flags, body) {
+        Ok(_) => Ok(()),
+        Err(error) => match NetlinkError::io(action, &error) {
+            error if fine.contains(&error.errno) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// The bodies of all answers of one kind to a request for a list.
+fn list(kind: u16, wanted: u16, tcmsg: Tcmsg) -> io::Result<Vec<Vec<u8>>> {
+    for _ in 0..TRIES {
+        let answer = raw::ask(NETLINK_ROUTE, kind, NLM_F_DUMP, &tcmsg.bytes())?;
+        if !answer.interrupted {
+            let messages = answer.messages.into_iter().filter(|message| message.kind == wanted);
+            return Ok(messages.map(|message| message.body).collect());
+        }
+    }
+    Err(io::Error::other("the list changed whenever it was read"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_read_whatever_stands_beside_it() {
+        // As the kernel sends it: tcmsg, then TCA_KIND, TCA_CHAIN, and TCA_OPTIONS with TCA_BPF_NAME and TCA_BPF_ID.
+        let mut message = BytesMut::new();
+        for word in [0, 7, 0x2a01, 0xffff_fff2, 7 << 16 | u32::from(3_u16.to_be())] {
+            message.put_u32_ne(word);
+        }
+        put(&mut message, TCA_KIND, b"bpf\0");
+        put(&mut message, TCA_CHAIN, &0_u32.to_ne_bytes());
+        // Some attribute from the future.
+        put(&mut message, 99, b"whatever");
+        let options =
+            [&[18, 0, 7, 0][..], b"overlay_decap\0\0\0", &[8, 0, 11, 0], &761_u32.to_ne_bytes()].concat();
+        put(&mut message, TCA_OPTIONS | 1 << 15, &options);
+        let read = Filter::read(&message).unwrap();
+        let wanted = Filter {
+            priority: 7,
+            handle: 0x2a01,
+            protocol: 3,
+            chain: 0,
+            kind: "bpf".into(),
+            name: "overlay_decap".into(),
+            program: Some(761),
+        };
+        assert_eq!(read, wanted);
+        assert_eq!(Filter::read(&message[..19]), None);
+    }
+
+    #[test]
+    fn this_namespace_can_be_read() {
+        filter_qdiscs().unwrap();
+        assert_eq!(filters(u32::MAX >> 1, Direction::Ingress).unwrap(), []);
+    }
+}

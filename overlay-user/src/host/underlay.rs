@@ -1,0 +1,203 @@
+//! Which interface and address peers reach this host at: flannel's rules (its pkg/ipmatch).
+use std::net::Ipv4Addr;
+
+use regex::Regex;
+
+use crate::{
+    host::netlink::{Address, Link, Netlink, NetlinkError},
+    model::mac::Mac,
+};
+
+/// How to find the underlay interface; tried in this order, the default route's interface last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// `--iface`: names or addresses; the first that exists wins.
+    pub names: Vec<String>,
+    /// `--iface-regex`: patterns for addresses, then for names; the first that matches wins.
+    pub patterns: Vec<String>,
+    /// `--iface-can-reach`: the interface that routes to this address.
+    pub can_reach: Option<Ipv4Addr>,
+}
+
+/// The interface that carries encapsulated packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Interface name.
+    pub name: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// Its MAC address; `None` where the link has none (a TUN, a point-to-point line).
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The address peers see, unless `--public-ip` says otherwise.
+    pub address: Ipv4Addr,
+}
+
+/// Why no interface was chosen.
+#[derive(Debug, thiserror::Error)]
+pub enum ChoiceError {
+    /// Nothing fits what was asked for.
+    #[error("no interface matches {asked}: `ip -4 address` lists what there is")]
+    NoMatch {
+        /// The flags as given.
+        asked: String,
+    },
+    /// The interface has no IPv4 address.
+    #[error("interface {0} has no IPv4 address: give it one, or choose another with --iface")]
+    NoAddress(String),
+    /// No default route to choose by.
+    #[error("there is no default route to choose the interface by: name it with --iface")]
+    NoDefaultRoute,
+    /// `--iface-can-reach` names an address without a route.
+    #[error("no route leads to {address} (--iface-can-reach): {detail}")]
+    Unreachable {
+        /// The address.
+        address: Ipv4Addr,
+        /// What the kernel said.
+        detail: String,
+    },
+    /// `--iface-regex` is no regular expression.
+    #[error("--iface-regex {pattern}: {detail}")]
+    BadPattern {
+        /// As given.
+        pattern: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The kernel did not answer.
+    #[error(transparent)]
+    Kernel(#[from] NetlinkError),
+}
+
+/// Chooses the underlay interface. Of several addresses the first is taken, as flannel does, and that is logged.
+pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<Underlay, ChoiceError> {
+    let links = netlink.links().await?;
+    let addresses = netlink.addresses().await?;
+    if !choice.names.is_empty() || !choice.patterns.is_empty() {
+        return pick(choice, &links, &addresses);
+    }
+    let link = match choice.can_reach {
+        Some(address) => {
+            let route = netlink.route_to(address).await;
+            let route = route.map_err(|error| ChoiceError::Unreachable { address, detail: error.detail })?;
+            route.link
+        }
+        None => {
+            let routes = netlink.routes().await?;
+            let defaults = routes.iter().filter(|route| route.destination.prefix_len() == 0);
+            let best = defaults.min_by_key(|route| route.metric);
+            best.ok_or(ChoiceError::NoDefaultRoute)?.link
+        }
+    };
+    let link = links.iter().find(|other| Some(other.index) == link);
+    underlay(link.ok_or(ChoiceError::NoDefaultRoute)?, &addresses, None)
+}
+
+/// The part of the choice that needs no routes.
+fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underlay, ChoiceError> {
+    let holder = |address: &Address| links.iter().find(|link| link.index == address.link);
+    for wanted in &choice.names {
+        if let Ok(wanted) = wanted.parse::<Ipv4Addr>() {
+            let address = addresses.iter().find(|address| address.address == wanted);
+            if let Some(link) = address.and_then(holder) {
+                return underlay(link, addresses, Some(wanted));
+            }
+        } else if let Some(link) = links.iter().find(|link| link.name == *wanted) {
+            return underlay(link, addresses, None);
+        }
+    }
+    for pattern in &choice.patterns {
+        let regex = Regex::new(pattern).map_err(|error| ChoiceError::BadPattern {
+            pattern: pattern.clone(),
+            detail: error.to_string(),
+        })?;
+        let address = addresses.iter().find(|address| regex.is_match(&address.address.to_string()));
+        if let Some((link, address)) = address.and_then(|address| Some((holder(address)?, address))) {
+            return underlay(link, addresses, Some(address.address));
+        }
+        if let Some(link) = links.iter().find(|link| regex.is_match(&link.name)) {
+            return underlay(link, addresses, None);
+        }
+    }
+    let flags = choice.names.iter().map(|name| format!("--iface {name}"));
+    let patterns = choice.patterns.iter().map(|pattern| format!("--iface-regex {pattern}"));
+    Err(ChoiceError::NoMatch { asked: flags.chain(patterns).collect::<Vec<_>>().join(", ") })
+}
+
+fn underlay(link: &Link, addresses: &[Address], wanted: Option<Ipv4Addr>) -> Result<Underlay, ChoiceError> {
+    let own: Vec<_> = addresses.iter().filter(|address| address.link == link.index).collect();
+    let first = own.first().ok_or_else(|| ChoiceError::NoAddress(link.name.clone()))?;
+    let address = wanted.unwrap_or(first.address);
+    if wanted.is_none() && own.len() > 1 {
+        log::info!(
+            "{} has {} addresses: taking the first, {address}; --iface ADDRESS chooses another",
+            link.name,
+            own.len()
+        );
+    }
+    Ok(Underlay { name: link.name.clone(), ifindex: link.index, mac: link.mac, mtu: link.mtu, address })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::netlink::LinkKind;
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            kind: LinkKind::Other(String::new()),
+            master: None,
+            mac: Some(Mac([2, 0, 0, 0, 0, index as u8])),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            noarp: false,
+            peer: None,
+            peer_netns: None,
+        }
+    }
+
+    fn choose_among(names: &[&str], patterns: &[&str]) -> Result<(String, Ipv4Addr), String> {
+        let links = [link(1, "lo"), link(2, "eth0"), link(3, "eth1"), link(4, "bare0")];
+        let address = |link, octets: [u8; 4]| Address { link, address: octets.into(), prefix_len: 24 };
+        let addresses = [
+            address(1, [127, 0, 0, 1]),
+            address(2, [192, 168, 0, 7]),
+            address(3, [10, 9, 0, 1]),
+            address(3, [10, 9, 0, 2]),
+        ];
+        let choice = Choice {
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+            patterns: patterns.iter().map(|&pattern| pattern.to_owned()).collect(),
+            can_reach: None,
+        };
+        pick(&choice, &links, &addresses)
+            .map(|underlay| (underlay.name, underlay.address))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn flags_choose_as_flannels_do() {
+        let chosen = |name: &str, octets: [u8; 4]| Ok((name.to_owned(), Ipv4Addr::from(octets)));
+        assert_eq!(choose_among(&["eth1"], &[]), chosen("eth1", [10, 9, 0, 1]));
+        assert_eq!(choose_among(&["10.9.0.2"], &[]), chosen("eth1", [10, 9, 0, 2]));
+        assert_eq!(choose_among(&["nope", "eth0"], &["eth1"]), chosen("eth0", [192, 168, 0, 7]));
+        assert_eq!(choose_among(&["nope"], &["th1$"]), chosen("eth1", [10, 9, 0, 1]));
+        assert_eq!(choose_among(&[], &[r"^10\.9\.0\.2$"]), chosen("eth1", [10, 9, 0, 2]));
+        assert_eq!(choose_among(&[], &["192"]), chosen("eth0", [192, 168, 0, 7]));
+    }
+
+    #[test]
+    fn refusals_name_what_was_asked_for() {
+        let refusal = |names: &[&str], patterns: &[&str]| choose_among(names, patterns).unwrap_err();
+        assert!(refusal(&["bare0"], &[]).starts_with("interface bare0 has no IPv4 address"));
+        assert!(
+            refusal(&["ens9", "10.0.0.9"], &["^wg"])
+                .starts_with("no interface matches --iface ens9, --iface 10.0.0.9, --iface-regex ^wg")
+        );
+        assert!(refusal(&[], &["("]).starts_with("--iface-regex (: "));
+    }
+}

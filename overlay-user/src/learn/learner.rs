@@ -1,0 +1,348 @@
+//! Learns which container address lives behind which port, from the kernel's events alone. Pure: no clock, no I/O.
+//!
+//! Every event updates a picture of the host; [`Learner::settle`] then compares what the picture claims with what is in
+//! force. Entries that age out leave the picture, and remove nothing: fast-path frames bypass the bridge, so its
+//! entries age under traffic. Only the end of a port, a detach, or a proven move removes an endpoint.
+mod claims;
+mod overview;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::Ipv4Addr,
+};
+
+use ipnet::Ipv4Net;
+
+use crate::{
+    datapath::{Change, Installed},
+    host::netlink::{Event, FdbEntry, HostSnapshot, Link, LinkKind, Neighbour, Route},
+    model::{
+        entries::{Endpoint, PortKind},
+        mac::Mac,
+    },
+};
+
+/// What to learn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The subnet this host leased: no other address is ever learned.
+    pub subnet: Ipv4Net,
+    /// Names of the bridges (or point-to-point veths) to watch. Empty: whichever holds an address of the subnet.
+    pub bridges: Vec<String>,
+}
+
+/// A question only the wire can answer: does `address` still answer on `port`?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Probe {
+    /// The port the address was learned on.
+    pub port: u32,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Its MAC address there.
+    pub mac: Mac,
+    /// What the question is asked from: the gateway's MAC address.
+    pub gateway_mac: Mac,
+}
+
+/// Why an endpoint cannot be attached or detached by name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// No interface of that name in the agent's namespace.
+    #[error("no interface {0}: name the host side of the container's veth")]
+    NoInterface(String),
+    /// Only veths take part.
+    #[error(
+        "interface {0} is not a veth: only veths have a fast path, others use the kernel's stack without being attached"
+    )]
+    NotVeth(String),
+    /// Not this host's address.
+    #[error("{address} is not a container address of {subnet}, this host's subnet")]
+    NotOurs {
+        /// The address.
+        address: Ipv4Addr,
+        /// The own subnet.
+        subnet: Ipv4Net,
+    },
+    /// The MAC address is neither given nor known.
+    #[error(
+        "the MAC address of {0} is not known yet: give it with --mac, or send one packet from the container"
+    )]
+    NoMac(Ipv4Addr),
+    /// Not an endpoint.
+    #[error("{0} is not an endpoint here: `overlay endpoints` lists them")]
+    Unknown(Ipv4Addr),
+}
+
+/// A claim on an address that another port holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Claim {
+    port: u32,
+    mac: Mac,
+    state: Asked,
+    /// Counted as a conflict.
+    counted: bool,
+}
+
+/// How far the holder of a claimed address was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// To be asked.
+    NotYet,
+    /// A probe is under way.
+    Probing,
+    /// It answered, or is pinned: not asked again before [`Learner::retry`].
+    Refused,
+}
+
+/// The picture of the host and what follows from it.
+#[derive(Debug)]
+pub struct Learner {
+    config: Config,
+    links: BTreeMap<u32, Link>,
+    /// Own-subnet addresses of links: (link, address).
+    local: BTreeSet<(u32, Ipv4Addr)>,
+    /// Own-subnet host routes: address to link.
+    routes: BTreeMap<Ipv4Addr, u32>,
+    /// Own-subnet neighbours: (link, address) to MAC.
+    neighbours: BTreeMap<(u32, Ipv4Addr), Mac>,
+    /// Forwarding tables: (bridge, MAC) to port.
+    fdb: BTreeMap<(u32, Mac), u32>,
+    /// Bridges that held an own-subnet address at any time: an address that goes for a moment detaches nobody.
+    bridges: BTreeSet<u32>,
+    /// Links that were ports of a bridge at any time, ours or not.
+    bridged: BTreeSet<u32>,
+    ports: BTreeMap<u32, PortKind>,
+    endpoints: BTreeMap<Ipv4Addr, Endpoint>,
+    claims: BTreeMap<Ipv4Addr, Claim>,
+    /// Addresses whose holder answered since the last [`Self::retry`], or is pinned; and whether a claim was counted.
+    answered: BTreeMap<Ipv4Addr, bool>,
+    conflicts_total: u64,
+    moves_total: u64,
+    changes: Vec<Change>,
+    probes: Vec<Probe>,
+    /// Something was settled since the view was last taken.
+    is_view_stale: bool,
+}
+
+impl Learner {
+    /// Starts from what is in force. Nothing is judged before the first [`Self::resync`].
+    pub fn new(config: Config, installed: &Installed) -> Self {
+        Self {
+            config,
+            links: BTreeMap::new(),
+            local: BTreeSet::new(),
+            routes: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+            fdb: BTreeMap::new(),
+            bridges: BTreeSet::new(),
+            bridged: BTreeSet::new(),
+            ports: installed.ports.clone(),
+            endpoints: installed.endpoints.clone(),
+            claims: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            conflicts_total: 0,
+            moves_total: 0,
+            changes: Vec::new(),
+            probes: Vec::new(),
+            is_view_stale: true,
+        }
+    }
+
+    /// Replaces the picture by a snapshot: at start, and whenever events were lost.
+    pub fn resync(&mut self, snapshot: HostSnapshot) {
+        self.links = snapshot.links.into_iter().map(|link| (link.index, link)).collect();
+        self.local.clear();
+        self.routes.clear();
+        self.neighbours.clear();
+        self.fdb.clear();
+        self.bridges.retain(|index| self.links.contains_key(index));
+        self.bridged.retain(|index| self.links.contains_key(index));
+        let bridged: Vec<u32> =
+            self.links.values().filter(|link| self.is_bridged(link)).map(|link| link.index).collect();
+        self.bridged.extend(bridged);
+        let events = snapshot.addresses.into_iter().map(Event::Address);
+        let events = events.chain(snapshot.routes.into_iter().map(Event::Route));
+        let events = events.chain(snapshot.neighbours.into_iter().map(Event::Neighbour));
+        let events = events.chain(snapshot.fdb.into_iter().map(Event::Fdb));
+        for event in events {
+            self.note(event);
+        }
+        self.find_bridges();
+        let attached: Vec<u32> = self.ports.keys().copied().collect();
+        for index in attached {
+            if self.wanted_kind(index).is_none() {
+                self.end_port(index);
+            }
+        }
+        // Attached anew, which is no error and repairs what was left half-attached.
+        self.ports.clear();
+        let orphans: Vec<_> =
+            self.endpoints.iter().map(|(address, endpoint)| (*address, endpoint.port)).collect();
+        for (address, port) in orphans {
+            if !self.is_veth(port) || !self.is_container(address) || self.wanted_kind(port).is_none() {
+                self.forget(address);
+            }
+        }
+        self.settle();
+    }
+
+    /// Takes in one event. [`Event::Lost`] changes nothing: a [`Self::resync`] must follow.
+    pub fn event(&mut self, event: Event) {
+        let gone = match event {
+            Event::LinkGone(index) => Some(index),
+            _ => None,
+        };
+        // The kernel repeats itself much more often than it has news.
+        if !self.note(event) {
+            return;
+        }
+        if let Some(index) = gone {
+            self.end_port(index);
+        }
+        self.settle();
+    }
+
+    /// The answer to a [`Probe`]: whether the address answered on its old port.
+    pub fn probed(&mut self, probe: Probe, answered: bool) {
+        let Some(held) = self.endpoints.get(&probe.address).filter(|held| held.port == probe.port) else {
+            return;
+        };
+        if answered {
+            self.refuse(probe.address);
+        } else if held.mac == probe.mac {
+            self.concede(probe.address);
+        } else if let Some(claim) = self.claims.get_mut(&probe.address) {
+            // Replaced behind its port while it was asked: the new one has not been.
+            claim.state = Asked::NotYet;
+        }
+        self.settle();
+    }
+
+    /// Lets refused claims be asked about again: a container that moved slowly is found this way. To be called every
+    /// few seconds.
+    pub fn retry(&mut self) {
+        self.answered.clear();
+        for claim in self.claims.values_mut() {
+            if claim.state == Asked::Refused {
+                claim.state = Asked::NotYet;
+            }
+        }
+        self.settle();
+    }
+
+    /// Pins an endpoint that an operator or a CNI plugin names.
+    pub fn attach(&mut self, address: Ipv4Addr, interface: &str, mac: Option<Mac>) -> Result<(), ClaimError> {
+        let link = self.links.values().find(|link| link.name == interface);
+        let link = link.ok_or_else(|| ClaimError::NoInterface(interface.to_owned()))?;
+        if link.kind != LinkKind::Veth {
+            return Err(ClaimError::NotVeth(interface.to_owned()));
+        }
+        if !self.is_container(address) {
+            return Err(ClaimError::NotOurs { address, subnet: self.config.subnet });
+        }
+        let port = link.index;
+        let segment = link.master.unwrap_or(port);
+        let mac = mac
+            .or_else(|| self.neighbours.get(&(segment, address)).copied())
+            .ok_or(ClaimError::NoMac(address))?;
+        let endpoint = Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: true };
+        self.claims.remove(&address);
+        self.answered.remove(&address);
+        self.attach_port(port, PortKind::Veth);
+        self.put(address, endpoint);
+        self.settle();
+        Ok(())
+    }
+
+    /// Removes an endpoint, pinned or learned. It is learned again when the kernel next sees it.
+    pub fn detach(&mut self, address: Ipv4Addr) -> Result<(), ClaimError> {
+        let endpoint = self.endpoints.get(&address).ok_or(ClaimError::Unknown(address))?;
+        let port = endpoint.port;
+        self.neighbours.retain(|(_, other), _| *other != address);
+        self.forget(address);
+        if self.wanted_kind(port).is_none() {
+            self.end_port(port);
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// The changes to make since the last call, in order.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        mem::take(&mut self.changes)
+    }
+
+    /// The probes to send since the last call.
+    pub fn take_probes(&mut self) -> Vec<Probe> {
+        mem::take(&mut self.probes)
+    }
+
+    /// The name of an interface, for those who send probes.
+    pub fn interface_name(&self, index: u32) -> Option<&str> {
+        self.links.get(&index).map(|link| link.name.as_str())
+    }
+
+    /// Writes an event into the picture, without drawing conclusions; whether it is another picture now.
+    fn note(&mut self, event: Event) -> bool {
+        match event {
+            Event::Link(link) => {
+                if self.is_bridged(&link) {
+                    self.bridged.insert(link.index);
+                }
+                let is_news = self.links.get(&link.index) != Some(&link);
+                self.links.insert(link.index, link);
+                is_news
+            }
+            Event::LinkGone(index) => {
+                self.links.remove(&index);
+                self.bridges.remove(&index);
+                self.bridged.remove(&index);
+                self.local.retain(|(link, _)| *link != index);
+                self.routes.retain(|_, link| *link != index);
+                self.neighbours.retain(|(link, _), _| *link != index);
+                self.fdb.retain(|(bridge, _), port| *bridge != index && *port != index);
+                true
+            }
+            Event::Address(address) => {
+                self.config.subnet.contains(&address.address)
+                    && self.local.insert((address.link, address.address))
+            }
+            Event::AddressGone(address) => self.local.remove(&(address.link, address.address)),
+            Event::Route(route) => self
+                .host_route(&route)
+                .is_some_and(|(address, link)| self.routes.insert(address, link) != Some(link)),
+            Event::RouteGone(route) => match self.host_route(&route) {
+                Some((address, link)) if self.routes.get(&address) == Some(&link) => {
+                    self.routes.remove(&address).is_some()
+                }
+                _ => false,
+            },
+            Event::Neighbour(Neighbour { link, address, mac }) => {
+                self.config.subnet.contains(&address)
+                    && self.neighbours.insert((link, address), mac) != Some(mac)
+            }
+            Event::NeighbourGone(link, address) => self.neighbours.remove(&(link, address)).is_some(),
+            Event::Fdb(FdbEntry { bridge, mac, port }) => self.fdb.insert((bridge, mac), port) != Some(port),
+            Event::FdbGone(FdbEntry { bridge, mac, port }) => {
+                self.fdb.get(&(bridge, mac)) == Some(&port) && self.fdb.remove(&(bridge, mac)).is_some()
+            }
+            Event::Lost => false,
+        }
+    }
+
+    fn is_bridged(&self, link: &Link) -> bool {
+        let master = link.master.and_then(|master| self.links.get(&master));
+        master.is_some_and(|master| master.kind == LinkKind::Bridge)
+    }
+
+    fn host_route(&self, route: &Route) -> Option<(Ipv4Addr, u32)> {
+        let address = route.destination.addr();
+        let ours = route.destination.prefix_len() == 32
+            && route.gateway.is_none()
+            && self.config.subnet.contains(&address);
+        Some((address, route.link?)).filter(|_| ours)
+    }
+}

@@ -1,0 +1,163 @@
+//! Feeds the learner: kernel events, commands and probe answers in, changes and a view for status out.
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+
+use nix::errno::Errno;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    datapath::{Change, Installed},
+    host::netlink::{Event, Monitor, Netlink, NetlinkError},
+    learn::{
+        learner::{ClaimError, Config, Learner, Probe},
+        probe::Prober,
+        view::View,
+    },
+    model::mac::Mac,
+};
+
+/// A claim by name, from an operator or a CNI plugin. The answer comes when the change is on its way.
+#[derive(Debug)]
+pub enum Command {
+    /// Pins an endpoint.
+    Attach {
+        /// The container's address.
+        address: Ipv4Addr,
+        /// The host side of its veth.
+        interface: String,
+        /// Its MAC address; `None` takes the one the kernel knows.
+        mac: Option<Mac>,
+        /// Told how it went.
+        reply: oneshot::Sender<Result<(), ClaimError>>,
+    },
+    /// Removes an endpoint.
+    Detach {
+        /// The container's address.
+        address: Ipv4Addr,
+        /// Told how it went.
+        reply: oneshot::Sender<Result<(), ClaimError>>,
+    },
+}
+
+/// How often refused claims are asked about again.
+const RETRY: Duration = Duration::from_secs(10);
+/// Pause before a failed snapshot is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Observes the host until `changes` or `commands` is closed. The first batch, empty or not, is the comparison of what
+/// is installed with what is there: after it, endpoints are as good as known. Fails only if the kernel cannot be asked at all.
+pub async fn observe(
+    netlink: Netlink,
+    config: Config,
+    installed: Installed,
+    changes: mpsc::Sender<Vec<Change>>,
+    mut commands: mpsc::Receiver<Command>,
+    view: watch::Sender<View>,
+) -> Result<(), NetlinkError> {
+    let mut learner = Learner::new(config, &installed);
+    let mut monitor = loop {
+        match start(&netlink, &mut learner).await {
+            // Containers come and go too fast for one look at all of them. Nothing has been judged yet.
+            Err(error) if error.errno == Errno::EINTR => log::warn!("{error}: trying again"),
+            other => break other?,
+        }
+        sleep(PAUSE).await;
+    };
+    let mut probes = Probes::default();
+    let mut retry = interval(RETRY);
+    retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut first = true;
+    loop {
+        probes.send(&mut learner);
+        let batch = learner.take_changes();
+        if let Some(new) = learner.take_view() {
+            view.send_if_modified(|view| {
+                let modified = *view != new;
+                *view = new;
+                modified
+            });
+        }
+        if (first || !batch.is_empty()) && changes.send(batch).await.is_err() {
+            return Ok(());
+        }
+        first = false;
+        tokio::select! {
+            event = monitor.next() => match event {
+                Event::Lost => {
+                    log::warn!("the kernel's events came faster than they were read: listing everything again");
+                    monitor = start_over(&netlink, &mut learner).await;
+                }
+                event => learner.event(event),
+            },
+            Some((probe, answered)) = probes.answer() => learner.probed(probe, answered),
+            command = commands.recv() => match command {
+                Some(command) => obey(&mut learner, command),
+                None => return Ok(()),
+            },
+            _ = retry.tick() => learner.retry(),
+        }
+    }
+}
+
+/// Subscribes, then lists: what changes in between is in both, and changes nothing the second time.
+async fn start(netlink: &Netlink, learner: &mut Learner) -> Result<Monitor, NetlinkError> {
+    let monitor = netlink.monitor()?;
+    learner.resync(netlink.snapshot().await?);
+    Ok(monitor)
+}
+
+async fn start_over(netlink: &Netlink, learner: &mut Learner) -> Monitor {
+    loop {
+        match start(netlink, learner).await {
+            Ok(monitor) => return monitor,
+            Err(error) => log::warn!("{error}: trying again"),
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn obey(learner: &mut Learner, command: Command) {
+    // Whoever asked may have gone; the command stands all the same.
+    match command {
+        Command::Attach { address, interface, mac, reply } => {
+            drop(reply.send(learner.attach(address, &interface, mac)))
+        }
+        Command::Detach { address, reply } => drop(reply.send(learner.detach(address))),
+    }
+}
+
+/// Probes under way: at most one per address.
+#[derive(Default)]
+struct Probes {
+    tasks: JoinSet<(Probe, bool)>,
+    pending: BTreeSet<Probe>,
+}
+
+impl Probes {
+    fn send(&mut self, learner: &mut Learner) {
+        for probe in learner.take_probes() {
+            if !self.pending.insert(probe) {
+                continue;
+            }
+            let name = learner.interface_name(probe.port).unwrap_or_default().to_owned();
+            let prober = Prober::open(probe, &name);
+            self.tasks.spawn_blocking(move || {
+                // Without a question there is no proof: the address stays. A port that went says so by itself.
+                let answered = prober.and_then(|prober| prober.ask()).unwrap_or_else(|error| {
+                    log::warn!("probe {} on {name}: {error}", probe.address);
+                    true
+                });
+                (probe, answered)
+            });
+        }
+    }
+
+    async fn answer(&mut self) -> Option<(Probe, bool)> {
+        let answer = self.tasks.join_next().await?.ok()?;
+        self.pending.remove(&answer.0);
+        Some(answer)
+    }
+}

@@ -1,0 +1,167 @@
+//! Asks one container, on one port, whether it still has an address: a unicast ARP probe (RFC 5227 section 2.1.1).
+use std::{
+    io,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use nix::{
+    errno::Errno,
+    ifaddrs::getifaddrs,
+    sys::{
+        socket::{
+            AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recvfrom, send,
+            setsockopt, socket, sockopt::ReceiveTimeout,
+        },
+        time::{TimeVal, TimeValLike as _},
+    },
+};
+
+use crate::{learn::learner::Probe, model::mac::Mac};
+
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+/// What leaves by the port, which the socket is shown too; from linux/if_packet.h.
+const PACKET_OUTGOING: u8 = 4;
+/// How often the question is asked, and how long each answer may take. A container on this host answers in well under
+/// a millisecond; the rest is patience with a busy CPU.
+const ATTEMPTS: u32 = 2;
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// A socket on the port, ready to ask. Opened apart from asking, in the namespace of the calling thread.
+#[derive(Debug)]
+pub struct Prober {
+    socket: OwnedFd,
+    probe: Probe,
+}
+
+impl Prober {
+    /// Opens a packet socket on the port of that name. Needs CAP_NET_RAW.
+    pub fn open(probe: Probe, interface: &str) -> io::Result<Self> {
+        // All protocols, since any packet from the address proves as much as an answer does.
+        let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, protocol)?;
+        bind(socket.as_raw_fd(), &link_address(interface)?)?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(PATIENCE.as_millis() as i64))?;
+        Ok(Self { socket, probe })
+    }
+
+    /// Asks, and waits for a sign of life; `false` after all attempts went unanswered. Blocks for at most twice
+    /// [`PATIENCE`] per attempt.
+    pub fn ask(&self) -> io::Result<bool> {
+        for _ in 0..ATTEMPTS {
+            match self.attempt() {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) if is_gone(error) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
+    }
+
+    fn attempt(&self) -> Result<bool, Errno> {
+        let socket = self.socket.as_raw_fd();
+        send(socket, &question(&self.probe), MsgFlags::empty())?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut frame = [0; 64];
+        while Instant::now() < deadline {
+            match recvfrom::<LinkAddr>(socket, &mut frame) {
+                // Flooded to the port by its bridge: whoever has the address elsewhere, with the same MAC address.
+                Ok((_, Some(from))) if from.pkttype() == PACKET_OUTGOING => {}
+                Ok((length, _)) if proves(&frame[..length], &self.probe) => return Ok(true),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The port went down or away, which is as silent as can be.
+fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)
+}
+
+/// The link-layer address to bind to, as the system lists it.
+fn link_address(interface: &str) -> io::Result<LinkAddr> {
+    let mut addresses = getifaddrs()?.filter(|entry| entry.interface_name == interface);
+    addresses
+        .find_map(|entry| entry.address?.as_link_addr().copied())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("interface {interface} is gone")))
+}
+
+/// An ARP request to the container alone. The sender's IP address is zero, so that nobody learns anything from it.
+fn question(probe: &Probe) -> Bytes {
+    let mut frame = BytesMut::with_capacity(42);
+    frame.put_slice(&probe.mac.0);
+    frame.put_slice(&probe.gateway_mac.0);
+    frame.put_u16(ETHERTYPE_ARP);
+    frame.put_u16(1); // Ethernet
+    frame.put_u16(ETHERTYPE_IPV4);
+    frame.put_slice(&[6, 4]);
+    frame.put_u16(1); // request
+    frame.put_slice(&probe.gateway_mac.0);
+    frame.put_slice(&[0; 4]);
+    frame.put_slice(&[0; 6]);
+    frame.put_slice(&probe.address.octets());
+    frame.freeze()
+}
+
+/// The frame comes from the address: ARP with it as sender, or IPv4 with it as source, and the known MAC address.
+fn proves(frame: &[u8], probe: &Probe) -> bool {
+    let field = |at: usize, length: usize| frame.get(at..at + length);
+    let from = |at| field(at, 4) == Some(&Ipv4Addr::octets(&probe.address)[..]);
+    let Some(kind) = field(12, 2).map(|kind| u16::from_be_bytes([kind[0], kind[1]])) else {
+        return false;
+    };
+    let mac = field(6, 6).and_then(|mac| mac.try_into().ok()).map(Mac);
+    mac == Some(probe.mac)
+        && match kind {
+            ETHERTYPE_ARP => from(28),
+            ETHERTYPE_IPV4 => from(26),
+            _ => false,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROBE: Probe = Probe {
+        port: 7,
+        address: Ipv4Addr::new(10, 244, 1, 2),
+        mac: Mac([2, 0, 0, 0, 0, 0xa]),
+        gateway_mac: Mac([2, 0, 0, 0, 0, 1]),
+    };
+
+    #[test]
+    fn the_question_is_an_arp_probe() {
+        let expected =
+            "02000000000a 020000000001 0806 0001 0800 06 04 0001 020000000001 00000000 000000000000 0af40102";
+        let hex: String = question(&PROBE).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, expected.replace(' ', ""));
+        assert!(!proves(&question(&PROBE), &PROBE), "our own question must prove nothing");
+    }
+
+    #[test]
+    fn only_the_holder_itself_proves_life() {
+        let mut reply = question(&PROBE).to_vec();
+        reply[..6].copy_from_slice(&PROBE.gateway_mac.0);
+        reply[6..12].copy_from_slice(&PROBE.mac.0);
+        reply[21] = 2;
+        reply[28..32].copy_from_slice(&PROBE.address.octets());
+        assert!(proves(&reply, &PROBE));
+        for length in 0..32 {
+            assert!(!proves(&reply[..length], &PROBE), "{length}");
+        }
+        let mut other = reply.clone();
+        other[31] = 3;
+        assert!(!proves(&other, &PROBE), "another address");
+        reply[11] = 0xb;
+        assert!(!proves(&reply, &PROBE), "another MAC address");
+    }
+}

@@ -1,0 +1,240 @@
+//! How packets travel between hosts, and what follows from that: device, MTU, lease, programs.
+use std::fmt;
+
+use log::info;
+use overlay_common::{ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, wire};
+
+use crate::model::{
+    lease::{Backend, Lease},
+    mac::Mac,
+    network::{BackendConfig, NetworkConfig, UDP_PORT, VXLAN_PORT},
+};
+
+/// How packets travel between hosts: the network's `Backend`, as far as we can carry it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// VXLAN (RFC 7348).
+    Vxlan {
+        /// VXLAN network identifier.
+        vni: u32,
+        /// UDP port, in the machine's order.
+        port: u16,
+        /// MTU of the underlay in bytes, if it is not the interface's.
+        mtu: Option<u32>,
+        /// Without encapsulation to peers on the same link (`DirectRouting`).
+        direct: bool,
+    },
+    /// Bare IPv4 in UDP, flannel's udp backend.
+    Udp {
+        /// UDP port, in the machine's order.
+        port: u16,
+    },
+    /// Without encapsulation to peers on the same link, flannel's host-gw backend; to others, which flannel does not reach
+    /// so, bare IPv4 in UDP.
+    HostGw,
+}
+
+/// A backend that we do not carry out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the network's backend is {0}, and vxlan, udp and host-gw are the supported ones: \
+     `overlay config set '{{\"Network\":...,\"Backend\":{{\"Type\":\"vxlan\"}}}}'`"
+)]
+pub struct UnsupportedBackend(String);
+
+impl Mode {
+    /// VXLAN with flannel's defaults.
+    pub const DEFAULT: Self = Self::Vxlan { vni: 1, port: VXLAN_PORT, mtu: None, direct: false };
+
+    /// A backend by its name, with flannel's defaults.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::DEFAULT, Self::Udp { port: UDP_PORT }, Self::HostGw]
+            .into_iter()
+            .find(|mode| mode.name() == name)
+    }
+
+    /// What the config asks for.
+    ///
+    /// # Errors
+    /// When flannel may know the backend, and we do not.
+    pub fn of(network: &NetworkConfig) -> Result<Self, UnsupportedBackend> {
+        let mode = match network.backend {
+            BackendConfig::Vxlan { vni, port, mtu, direct_routing } => {
+                Self::Vxlan { vni, port, mtu, direct: direct_routing }
+            }
+            BackendConfig::Udp { port } => Self::Udp { port },
+            BackendConfig::HostGw => Self::HostGw,
+            BackendConfig::Unsupported(ref other) => return Err(UnsupportedBackend(other.clone())),
+        };
+        if mode.is_direct() {
+            info!(
+                "peers on the same link are reached without encapsulation: who sends is told by the inner address alone"
+            );
+        }
+        Ok(mode)
+    }
+
+    /// flannel's name of it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::Udp { .. } => "udp",
+            Self::HostGw => "host-gw",
+        }
+    }
+
+    /// VXLAN network identifier; nothing where there is none.
+    pub const fn vni(self) -> Option<u32> {
+        match self {
+            Self::Vxlan { vni, .. } => Some(vni),
+            Self::Udp { .. } | Self::HostGw => None,
+        }
+    }
+
+    /// UDP port of what is encapsulated, in the machine's order.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Vxlan { port, .. } | Self::Udp { port } => port,
+            Self::HostGw => UDP_PORT,
+        }
+    }
+
+    /// Peers on the same link are reached without encapsulation.
+    pub const fn is_direct(self) -> bool {
+        matches!(self, Self::HostGw | Self::Vxlan { direct: true, .. })
+    }
+
+    /// What the programs are told.
+    pub const fn encapsulation(self) -> u8 {
+        match self {
+            Self::Vxlan { .. } => ENCAPSULATION_VXLAN,
+            Self::Udp { .. } | Self::HostGw => ENCAPSULATION_UDP,
+        }
+    }
+
+    /// MTU inside the overlay in bytes, over an interface of this MTU: flannel's rule. With `DirectRouting` that leaves room
+    /// for the headers, too; with host-gw it does not: a peer behind a router takes 28 bytes less, and senders are told.
+    pub fn overlay_mtu(self, interface: u32) -> u32 {
+        let (underlay, overhead) = match self {
+            Self::Vxlan { mtu, .. } => (mtu.unwrap_or(interface), wire::OVERHEAD),
+            Self::Udp { .. } => (interface, wire::DATAGRAM),
+            Self::HostGw => (interface, 0),
+        };
+        underlay.saturating_sub(overhead as u32)
+    }
+
+    /// MTU of overlay0 over an interface of this MTU: what the stack sends must fit encapsulated, too, since peers behind a
+    /// router are reached so.
+    pub fn device_mtu(self, interface: u32) -> u32 {
+        match self {
+            Self::HostGw => interface.saturating_sub(wire::DATAGRAM as u32),
+            Self::Vxlan { .. } | Self::Udp { .. } => self.overlay_mtu(interface),
+        }
+    }
+
+    /// What this host's lease says of it. `vtep_mac` is for VXLAN alone.
+    pub fn published(self, vtep_mac: impl FnOnce() -> Mac) -> Backend {
+        match self {
+            Self::Vxlan { vni, .. } => Backend::Vxlan { vni, vtep_mac: vtep_mac() },
+            // flannel's udp backend writes no type at all.
+            Self::Udp { .. } => Backend::Other(String::new()),
+            Self::HostGw => Backend::Other("host-gw".to_owned()),
+        }
+    }
+
+    /// MAC address of a peer's tunnel device, if its lease is one of this mode's; none where it needs none.
+    ///
+    /// # Errors
+    /// Why the lease gives no peer, in words for the operator.
+    pub fn peer_mac(self, lease: &Lease) -> Result<Option<Mac>, String> {
+        let wanted = self.name();
+        match (self, &lease.backend) {
+            // A VNI of zero means that the lease does not say, which flannel accepts.
+            (Self::Vxlan { vni, .. }, Backend::Vxlan { vni: theirs, .. })
+                if *theirs != vni && *theirs != 0 =>
+            {
+                Err(format!("VNI is {theirs}, not {vni}"))
+            }
+            (Self::Vxlan { .. }, &Backend::Vxlan { vtep_mac, .. }) => Ok(Some(vtep_mac)),
+            (Self::Udp { .. }, Backend::Other(name)) if name.is_empty() || name == "udp" => Ok(None),
+            (Self::HostGw, Backend::Other(name)) if name == "host-gw" => Ok(None),
+            (_, Backend::Vxlan { .. }) => Err(format!("BackendType is vxlan, not {wanted}")),
+            (_, Backend::Other(name)) if name.is_empty() => {
+                Err(format!("BackendType is missing, not {wanted}"))
+            }
+            (_, Backend::Other(name)) => Err(format!("BackendType is {name}, not {wanted}")),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Self::Vxlan { direct: true, .. } => f.write_str(" with direct routing"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(backend: &str) -> Result<Mode, UnsupportedBackend> {
+        let text = format!(r#"{{"Network":"10.244.0.0/16"{backend}}}"#);
+        Mode::of(&NetworkConfig::parse(text.as_bytes()).unwrap())
+    }
+
+    fn peer_mac(mode: Mode, value: &str) -> Result<Option<Mac>, String> {
+        let value = format!(r#"{{"PublicIP":"10.99.0.2","PublicIPv6":null{value}}}"#);
+        mode.peer_mac(&crate::model::lease::decode("10.244.2.0-24", value.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn flannels_backends_and_what_they_leave_of_the_mtu() {
+        let udp = mode("").unwrap();
+        assert_eq!((udp.name(), udp.port(), udp.overlay_mtu(1500)), ("udp", 8285, 1472));
+        let vxlan = mode(r#","Backend":{"Type":"vxlan"}"#).unwrap();
+        assert_eq!((vxlan.port(), vxlan.vni(), vxlan.overlay_mtu(1500)), (8472, Some(1), 1450));
+        assert_eq!(mode(r#","Backend":{"Type":"vxlan","MTU":9000}"#).unwrap().overlay_mtu(1500), 8950);
+        assert_eq!(vxlan.overlay_mtu(10), 0);
+        let host_gw = mode(r#","Backend":{"Type":"host-gw"}"#).unwrap();
+        assert_eq!((host_gw.overlay_mtu(1500), host_gw.device_mtu(1500)), (1500, 1472));
+        assert!(host_gw.is_direct());
+        let direct = mode(r#","Backend":{"Type":"vxlan","DirectRouting":true}"#).unwrap();
+        assert_eq!((direct.is_direct(), direct.overlay_mtu(1500)), (true, 1450));
+        assert_eq!(direct.to_string(), "vxlan with direct routing");
+        let refused = mode(r#","Backend":{"Type":"wireguard"}"#).unwrap_err().to_string();
+        assert!(refused.contains("backend is wireguard"), "{refused}");
+    }
+
+    #[test]
+    fn leases_are_flannels_and_others_are_left_out_with_a_reason() {
+        let mac: Mac = "02:00:00:00:00:02".parse().unwrap();
+        let (plain, host_gw) = ("", r#","BackendType":"host-gw""#);
+        let vxlan = r#","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}"#;
+        let modes = [
+            (mode("").unwrap(), plain, None),
+            (mode(r#","Backend":{"Type":"host-gw"}"#).unwrap(), host_gw, None),
+            (mode(r#","Backend":{"Type":"vxlan"}"#).unwrap(), vxlan, Some(mac)),
+        ];
+        for (mode, own, found) in modes {
+            assert_eq!(peer_mac(mode, own), Ok(found));
+            let published = Lease {
+                subnet: "10.244.2.0/24".parse().unwrap(),
+                public_ip: [10, 99, 0, 2].into(),
+                backend: mode.published(|| mac),
+            };
+            let value = format!(r#"{{"PublicIP":"10.99.0.2","PublicIPv6":null{own}}}"#);
+            assert_eq!(published.value(), value.as_bytes());
+            for other in [plain, host_gw, vxlan].into_iter().filter(|other| *other != own) {
+                let why = peer_mac(mode, other).unwrap_err();
+                assert!(why.ends_with(&format!(", not {}", mode.name())), "{why}");
+            }
+        }
+        let other_vni = vxlan.replace("\"VNI\":1", "\"VNI\":7");
+        let mode = mode(r#","Backend":{"Type":"vxlan"}"#).unwrap();
+        assert_eq!(peer_mac(mode, &other_vni), Err("VNI is 7, not 1".to_owned()));
+    }
+}

@@ -1,0 +1,49 @@
+//! What the data path holds: peers, endpoints, and the ports that programs are attached to.
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::mac::Mac;
+
+/// Another host of the overlay, as its lease says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its address on the underlay.
+    pub public_ip: Ipv4Addr,
+    /// MAC address of its tunnel device, where it has one.
+    pub vtep_mac: Option<Mac>,
+}
+
+/// A local container address, and where it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Interface index of the host side of its veth, in the agent's network namespace.
+    pub port: u32,
+    /// MAC address inside the container.
+    pub mac: Mac,
+    /// MAC address of the gateway it talks to: the bridge's, or the veth's own where there is no bridge.
+    pub gateway_mac: Mac,
+    /// Named by an operator or a CNI plugin rather than learned.
+    pub pinned: bool,
+}
+
+/// Where programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortKind {
+    /// A bridge that holds an address of the own subnet.
+    Bridge,
+    /// The host side of a container's veth.
+    Veth,
+    /// The device that reaches the peers. One alone.
+    Underlay,
+    /// overlay0. One alone.
+    Device,
+}
+
+impl PortKind {
+    /// On the containers' side, where ports come and go; the others are the host's own.
+    pub const fn is_containers(self) -> bool {
+        matches!(self, Self::Bridge | Self::Veth)
+    }
+}

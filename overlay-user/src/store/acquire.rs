@@ -1,0 +1,385 @@
+//! How a host comes by its subnet and keeps it: by flannel's rules (docs/etcd.md), but a lost race is tried again, and a
+//! reservation stays one.
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+
+use ipnet::Ipv4Net;
+use tokio::time::Instant;
+
+use crate::{
+    model::{
+        backend::Mode,
+        lease::{self, Backend, Lease},
+        mac::Mac,
+        network::NetworkConfig,
+    },
+    store::{Entry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
+};
+
+/// flannel's.
+pub const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Out of how many free subnets one is drawn, so that hosts that start together seldom draw the same.
+const DRAW: usize = 100;
+/// Every lost race means that somebody else got a subnet, so this many in a row means something else is wrong.
+const ATTEMPTS: u32 = 32;
+/// The pause after the first lost race is shorter than this; the limit doubles up to 16 times it.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Who asks for a subnet.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The host's address on the underlay: its identity.
+    pub public_ip: Ipv4Addr,
+    /// How packets travel to this host: what the lease says.
+    pub mode: Mode,
+    /// MAC address for a new lease that has one; a random one if `None`. A lease that is reused keeps its own.
+    pub vtep_mac: Option<Mac>,
+    /// The subnet of an earlier run, from this host's record or subnet.env.
+    pub preferred: Option<Ipv4Net>,
+    /// How long the lease lives unless renewed.
+    pub time_to_live: Duration,
+}
+
+/// A lease that is ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Key and value as they stand in the store.
+    pub lease: Lease,
+    /// When it was last written.
+    pub modified: Revision,
+    /// How long it lives from `renewed` on; `None` is a reservation.
+    pub time_to_live: Option<Duration>,
+    /// When the last write was asked for: the store's own count started no earlier.
+    pub renewed: Instant,
+}
+
+impl Held {
+    /// When to renew so that `margin` is left; at half the time to live if the margin leaves less than that.
+    /// A reservation is looked after as often as if it lived [`TIME_TO_LIVE`].
+    pub fn renew_at(&self, margin: Duration) -> Instant {
+        let time_to_live = self.time_to_live.unwrap_or(TIME_TO_LIVE);
+        self.renewed + time_to_live.saturating_sub(margin).max(time_to_live / 2)
+    }
+
+    /// Takes in what the store says of the own key: a reservation never gets an end again, whoever made it one. Says
+    /// whether that is news.
+    pub fn heed(&mut self, lifetime: Lifetime) -> bool {
+        lifetime == Lifetime::Reserved && self.time_to_live.take().is_some()
+    }
+
+    /// When others may take the subnet; never for a reservation.
+    pub fn ends_at(&self) -> Option<Instant> {
+        self.time_to_live.map(|time_to_live| self.renewed + time_to_live)
+    }
+}
+
+/// Why there is no subnet.
+#[derive(Debug, thiserror::Error)]
+pub enum AcquireError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Every subnet is taken.
+    #[error(
+        "no free subnet in {network}: all {total} subnets from {first} to {last} are leased; delete leases of hosts that \
+         are gone, or widen Network, SubnetMin or SubnetMax"
+    )]
+    NoneFree {
+        /// The whole overlay.
+        network: Ipv4Net,
+        /// Subnets that hosts may lease.
+        total: usize,
+        /// The first of them.
+        first: Ipv4Addr,
+        /// The last of them.
+        last: Ipv4Addr,
+    },
+    /// Two leases carry our address.
+    #[error(
+        "public IP {public_ip} has two leases, {first} and {second}: if another host uses this address, give one of them \
+         another --public-ip; delete the wrong lease"
+    )]
+    PublicIpTwice {
+        /// Ours.
+        public_ip: Ipv4Addr,
+        /// One key.
+        first: String,
+        /// The other key.
+        second: String,
+    },
+    /// Another host's lease covers our subnet.
+    #[error(
+        "our lease {own} and {other} of host {public_ip} are for the same addresses: delete the wrong one"
+    )]
+    SubnetTwice {
+        /// Our key.
+        own: String,
+        /// The other key.
+        other: String,
+        /// The other host.
+        public_ip: Ipv4Addr,
+    },
+    /// An operator reserved for us what the config does not allow.
+    #[error(
+        "reservation {key} for {public_ip} is none of the network config's /{subnet_len} subnets from {first} to {last}: \
+         alter or delete the reservation, or alter Network, SubnetLen, SubnetMin or SubnetMax"
+    )]
+    Misfit {
+        /// The reservation's key.
+        key: String,
+        /// Ours.
+        public_ip: Ipv4Addr,
+        /// Length of the subnets' prefix, in bits.
+        subnet_len: u8,
+        /// The first subnet that hosts may lease.
+        first: Ipv4Addr,
+        /// The last of them.
+        last: Ipv4Addr,
+    },
+    /// A folder that is not declared shared holds a lease of another host.
+    #[error(
+        "{store} holds lease {key} of another host, {other}: declare the folder shared if hosts share it, or delete the \
+         lease if it is this host's from before"
+    )]
+    OtherHost {
+        /// The store.
+        store: String,
+        /// The other host's key.
+        key: String,
+        /// The other host.
+        other: Ipv4Addr,
+    },
+    /// Something takes every subnet just before we do.
+    #[error("lost {0} races for a subnet in a row: does something write below {1} all the time?")]
+    Contended(u32, String),
+}
+
+/// Why a lease was not renewed.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewError {
+    /// It is not ours any more.
+    #[error("lease {key} is lost: {}", match holder {
+        Some(holder) => format!("host {holder} holds it now"),
+        None => "it was deleted or has expired".to_owned(),
+    })]
+    Lost {
+        /// The key.
+        key: String,
+        /// Who holds it, if anybody does; our own address if another host uses it too, or our value was altered.
+        holder: Option<Ipv4Addr>,
+    },
+    /// The store failed: the lease is ours until it expires.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Finds or takes a subnet: our own lease by our public IP, else the subnet we had before, else one of the first free.
+pub async fn acquire(
+    store: &mut impl Store,
+    config: &NetworkConfig,
+    request: &Request,
+) -> Result<Held, AcquireError> {
+    for attempt in 0..ATTEMPTS {
+        if let Some(held) = try_acquire(store, config, request).await? {
+            return Ok(held);
+        }
+        let most = PAUSE * (1 << attempt.min(4));
+        tokio::time::sleep(most.mul_f64(rand::random())).await;
+    }
+    Err(AcquireError::Contended(ATTEMPTS, store.name()))
+}
+
+/// For a store that is meant for one host alone: an error if another host has a lease in it.
+pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> Result<(), AcquireError> {
+    let snapshot = store.snapshot().await?;
+    let leases = decoded(&snapshot);
+    match leases.into_iter().find(|(_, lease)| lease.public_ip != public_ip) {
+        None => Ok(()),
+        Some((entry, lease)) => Err(AcquireError::OtherHost {
+            store: store.name(),
+            key: entry.key.clone(),
+            other: lease.public_ip,
+        }),
+    }
+}
+
+/// Renews with a fresh time to live. On [`RenewError::Store`] `held` may be tried again. A key
+/// that was made a reservation meanwhile stays one.
+pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewError> {
+    let (key, value) = (held.lease.key(), held.lease.value());
+    let mut modified = held.modified;
+    // A second try, since a renewal whose answer was lost may have been made.
+    for _ in 0..2 {
+        let renewed = Instant::now();
+        let written = store.renew(&key, value.clone(), modified, held.time_to_live).await?;
+        if let Written::At(revision) = written {
+            held.modified = revision;
+            held.renewed = renewed;
+            return Ok(());
+        }
+        let snapshot = store.snapshot().await?;
+        match snapshot.entries.into_iter().find(|entry| entry.key == key) {
+            Some(entry) if entry.value == value => {
+                modified = entry.modified;
+                held.heed(entry.lifetime);
+            }
+            Some(entry) => {
+                let holder = lease::decode(&key, &entry.value).ok().map(|lease| lease.public_ip);
+                return Err(RenewError::Lost { key, holder });
+            }
+            None => return Err(RenewError::Lost { key, holder: None }),
+        }
+    }
+    let holder = Some(held.lease.public_ip);
+    Err(RenewError::Lost { key, holder })
+}
+
+/// `None` is a lost race.
+async fn try_acquire(
+    store: &mut impl Store,
+    config: &NetworkConfig,
+    request: &Request,
+) -> Result<Option<Held>, AcquireError> {
+    let snapshot = store.snapshot().await?;
+    let leases = decoded(&snapshot);
+    let (own, others): (Vec<_>, Vec<_>) =
+        leases.iter().partition(|(_, lease)| lease.public_ip == request.public_ip);
+    let (fit, misfit): (Vec<_>, Vec<_>) =
+        own.into_iter().partition(|(entry, lease)| config.fits(lease.subnet) && entry.key == lease.key());
+    if let [(first, _), (second, _), ..] = fit[..] {
+        return Err(AcquireError::PublicIpTwice {
+            public_ip: request.public_ip,
+            first: first.key.clone(),
+            second: second.key.clone(),
+        });
+    }
+    for (entry, lease) in &misfit {
+        release_misfit(store, config, entry, lease).await?;
+    }
+    if let Some((entry, lease)) = fit.first() {
+        if let Some((other, covers)) = others.iter().find(|(_, other)| overlap(other.subnet, lease.subnet)) {
+            return Err(AcquireError::SubnetTwice {
+                own: entry.key.clone(),
+                other: other.key.clone(),
+                public_ip: covers.public_ip,
+            });
+        }
+        return Ok(reuse(store, request, entry, lease).await?);
+    }
+    // Whose value is bad is taken all the same. What we just gave back is free.
+    let given_back = |entry: &Entry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
+    let keys = snapshot.entries.iter().filter(|entry| !given_back(entry));
+    let taken = Taken::new(keys.filter_map(|entry| lease::subnet_of(&entry.key).ok()));
+    let preferred = request.preferred.filter(|&subnet| config.fits(subnet) && taken.is_free(subnet));
+    let subnet = match preferred {
+        Some(subnet) => subnet,
+        None => draw(config, &taken)?,
+    };
+    Ok(claim(store, request, subnet).await?)
+}
+
+/// Entries that are leases. The others are not ours, whatever they are; the loop reports them.
+fn decoded(snapshot: &Snapshot) -> Vec<(&Entry, Lease)> {
+    let decode = |entry: &Entry| lease::decode(&entry.key, &entry.value).ok();
+    let entries = snapshot.entries.iter();
+    entries.filter_map(|entry| Some((entry, decode(entry)?))).collect()
+}
+
+/// A lease of ours from before the config was altered, or one with an IPv6 subnet that we would not serve.
+async fn release_misfit(
+    store: &mut impl Store,
+    config: &NetworkConfig,
+    entry: &Entry,
+    lease: &Lease,
+) -> Result<(), AcquireError> {
+    if entry.lifetime == Lifetime::Reserved {
+        return Err(AcquireError::Misfit {
+            key: entry.key.clone(),
+            public_ip: lease.public_ip,
+            subnet_len: config.subnet_len,
+            first: config.subnet_min,
+            last: config.subnet_max,
+        });
+    }
+    log::info!("give back our lease {}, which does not fit the network config", entry.key);
+    store.release(&entry.key, entry.modified).await?;
+    Ok(())
+}
+
+/// Our lease from before, with its MAC address: peers that have not heard of our restart go on using it.
+async fn reuse(
+    store: &mut impl Store,
+    request: &Request,
+    entry: &Entry,
+    lease: &Lease,
+) -> Result<Option<Held>, StoreError> {
+    let vtep_mac = match lease.backend {
+        Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+        Backend::Other(_) => request.vtep_mac,
+    };
+    let lease = new_lease(request, lease.subnet, vtep_mac);
+    let time_to_live = match entry.lifetime {
+        Lifetime::Reserved => None,
+        Lifetime::Limited => Some(request.time_to_live),
+    };
+    let renewed = Instant::now();
+    let written = store.renew(&entry.key, lease.value(), entry.modified, time_to_live).await?;
+    Ok(held(written, lease, time_to_live, renewed))
+}
+
+async fn claim(
+    store: &mut impl Store,
+    request: &Request,
+    subnet: Ipv4Net,
+) -> Result<Option<Held>, StoreError> {
+    let lease = new_lease(request, subnet, request.vtep_mac);
+    let time_to_live = Some(request.time_to_live);
+    let renewed = Instant::now();
+    let written = store.claim(&lease.key(), lease.value(), time_to_live).await?;
+    Ok(held(written, lease, time_to_live, renewed))
+}
+
+fn new_lease(request: &Request, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
+    let backend = request.mode.published(|| vtep_mac.unwrap_or_else(Mac::random));
+    Lease { subnet, public_ip: request.public_ip, backend }
+}
+
+fn held(written: Written, lease: Lease, time_to_live: Option<Duration>, renewed: Instant) -> Option<Held> {
+    match written {
+        Written::At(modified) => Some(Held { lease, modified, time_to_live, renewed }),
+        Written::Lost => None,
+    }
+}
+
+fn draw(config: &NetworkConfig, taken: &Taken) -> Result<Ipv4Net, AcquireError> {
+    let free: Vec<_> = config.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
+    if free.is_empty() {
+        return Err(AcquireError::NoneFree {
+            network: config.network,
+            total: config.candidates().count(),
+            first: config.subnet_min,
+            last: config.subnet_max,
+        });
+    }
+    Ok(free[rand::random_range(0..free.len())])
+}
+
+/// Address ranges in use, apart from each other: first address to last.
+struct Taken(BTreeMap<Ipv4Addr, Ipv4Addr>);
+
+impl Taken {
+    fn new(subnets: impl Iterator<Item = Ipv4Net>) -> Self {
+        let apart = Ipv4Net::aggregate(&subnets.collect());
+        let range = |subnet: Ipv4Net| (subnet.network(), subnet.broadcast());
+        Self(apart.into_iter().map(range).collect())
+    }
+
+    fn is_free(&self, subnet: Ipv4Net) -> bool {
+        let before = self.0.range(..=subnet.broadcast()).next_back();
+        before.is_none_or(|(_, &last)| last < subnet.network())
+    }
+}
+
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
+}

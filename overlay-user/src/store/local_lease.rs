@@ -1,0 +1,329 @@
+//! This host's own lease once it has one: kept alive, taken back when somebody deletes it, never given up.
+mod status;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use log::{error, info, warn};
+use tokio::time::Instant;
+
+pub use self::status::{LeaseState, LeaseStatus};
+use crate::{
+    model::{clock::unix_at, lease},
+    store::{
+        Batch, Change, Entry, Revision, Snapshot, Store, StoreError, Written,
+        acquire::{self, Held, RenewError},
+    },
+};
+
+/// How long to wait after a failed write.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// The own lease.
+#[derive(Debug)]
+pub struct Own {
+    held: Held,
+    key: String,
+    value: Bytes,
+    margin: Duration,
+    state: LeaseState,
+    /// When to write next; `None` is not before the key is free.
+    due: Option<Instant>,
+    error: Option<String>,
+    /// The last write failed, which does not prove that it was not made.
+    unsure: bool,
+    /// Somebody has altered the value since our last write.
+    altered: bool,
+    /// When such a value was last written again.
+    answered: Option<Instant>,
+}
+
+/// What a write came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing more to do now.
+    Settled,
+    /// Somebody else wrote the key meanwhile: only a new snapshot tells what holds.
+    Outrun,
+}
+
+impl Own {
+    /// A lease that was just acquired, to be renewed `margin` before its end.
+    pub fn new(held: Held, margin: Duration) -> Self {
+        Self {
+            key: held.lease.key(),
+            value: held.lease.value(),
+            due: Some(held.renew_at(margin)),
+            held,
+            margin,
+            state: LeaseState::Held,
+            error: None,
+            unsure: false,
+            altered: false,
+            answered: None,
+        }
+    }
+
+    /// When [`Own::keep`] is due.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// For status and readiness.
+    pub fn status(&self) -> LeaseStatus {
+        LeaseStatus {
+            key: self.key.clone(),
+            state: self.state.clone(),
+            expires: self.held.ends_at().map(unix_at),
+            renews: self.due.map(unix_at),
+            error: self.error.clone(),
+        }
+    }
+
+    /// What all leases at one revision say about the own key.
+    pub fn snapshot(&mut self, snapshot: &Snapshot) {
+        match snapshot.entries.iter().find(|entry| entry.key == self.key) {
+            Some(entry) => self.seen(entry),
+            None => self.gone(snapshot.revision),
+        }
+    }
+
+    /// What the changes of one revision say about it.
+    pub fn change(&mut self, batch: &Batch) {
+        // The stream lags behind our own writes: what is older than the last one is history.
+        if batch.revision <= self.held.modified {
+            return;
+        }
+        for change in &batch.changes {
+            match change {
+                Change::Put(entry) if entry.key == self.key && entry.value == self.value && !self.unsure => {
+                    self.imitated(entry);
+                }
+                Change::Put(entry) if entry.key == self.key => self.seen(entry),
+                Change::Delete { key } if *key == self.key => self.gone(batch.revision),
+                Change::Put(_) | Change::Delete { .. } => {}
+            }
+        }
+    }
+
+    /// Renews or claims the key, whichever is due.
+    pub async fn keep(&mut self, store: &mut impl Store) -> Kept {
+        if std::mem::take(&mut self.altered) {
+            self.answered = Some(Instant::now());
+        }
+        let (verb, done) = if self.state == LeaseState::Missing {
+            ("claim", self.claim(store).await)
+        } else {
+            ("renew", acquire::renew(store, &mut self.held).await)
+        };
+        match done {
+            Ok(()) => {
+                info!("{verb} lease {}: done at revision {}", self.key, self.held.modified);
+                self.state = LeaseState::Held;
+                self.error = None;
+                self.unsure = false;
+                self.due = Some(self.held.renew_at(self.margin));
+                Kept::Settled
+            }
+            Err(RenewError::Lost { .. }) => {
+                self.due = Some(Instant::now() + RETRY);
+                Kept::Outrun
+            }
+            Err(RenewError::Store(failed)) => {
+                self.failed(verb, &failed);
+                Kept::Settled
+            }
+        }
+    }
+
+    async fn claim(&mut self, store: &mut impl Store) -> Result<(), RenewError> {
+        let claimed = Instant::now();
+        match store.claim(&self.key, self.value.clone(), self.held.time_to_live).await? {
+            Written::At(revision) => {
+                self.held.modified = revision;
+                self.held.renewed = claimed;
+                Ok(())
+            }
+            Written::Lost => Err(RenewError::Lost { key: self.key.clone(), holder: None }),
+        }
+    }
+
+    fn failed(&mut self, verb: &str, why: &StoreError) {
+        error!("{verb} lease {}: {why}; traffic goes on, next try in {RETRY:?}", self.key);
+        self.error = Some(why.to_string());
+        self.unsure = true;
+        self.due = Some(Instant::now() + RETRY);
+    }
+
+    /// Our value, written by another hand after us. Most likely a second host has our public IP, renews the same lease,
+    /// and answers every write of ours with its own: hence the pause.
+    fn imitated(&mut self, entry: &Entry) {
+        self.held.modified = entry.modified;
+        self.state = LeaseState::Held;
+        if self.heed(entry) {
+            self.due = Some(self.held.renew_at(self.margin));
+            return;
+        }
+        let ip = self.held.lease.public_ip;
+        let why = format!(
+            "somebody else wrote lease {}: does another host use public IP {ip}? Give one of them another --public-ip",
+            self.key
+        );
+        warn!("{why}");
+        self.error = Some(why);
+        self.due = Some(Instant::now() + RETRY);
+    }
+
+    /// An operator may make a reservation of a running host's lease. Says whether one just did.
+    fn heed(&mut self, entry: &Entry) -> bool {
+        let news = self.held.heed(entry.lifetime);
+        if news {
+            info!("lease {} is a reservation now: it gets no end any more", self.key);
+        }
+        news
+    }
+
+    fn seen(&mut self, entry: &Entry) {
+        if entry.value == self.value {
+            self.heed(entry);
+            if entry.modified != self.held.modified || self.unsure {
+                // Our value, not our write: whether its time to live is ours too, only a renewal makes sure. Or our
+                // last write failed, and the store answers again.
+                self.due = Some(Instant::now());
+            }
+            self.held.modified = entry.modified;
+            self.state = LeaseState::Held;
+            return;
+        }
+        self.held.modified = entry.modified;
+        let lease = lease::decode(&entry.key, &entry.value);
+        if lease.as_ref().is_ok_and(|lease| lease.public_ip == self.held.lease.public_ip) {
+            self.heed(entry);
+            // At once, but once a minute: two hosts with one public IP and different values would answer each other as fast
+            // as the store goes.
+            let now = Instant::now();
+            let due = self.answered.map_or(now, |last| now.max(last + RETRY));
+            warn!("lease {} was altered from outside: writing it again in {:?}", self.key, due - now);
+            self.state = LeaseState::Held;
+            self.altered = true;
+            self.due = Some(due);
+            return;
+        }
+        let to = lease.map_or_else(
+            |bad| format!("nobody legible ({})", bad.problem),
+            |lease| lease.public_ip.to_string(),
+        );
+        let state = LeaseState::Lost { to };
+        if self.state != state
+            && let LeaseState::Lost { to } = &state
+        {
+            error!(
+                "lease {} is held by {to} now: two hosts share one subnet. Traffic goes on here; stop the other host's \
+                 agent and delete its key, and this host takes the lease back",
+                self.key
+            );
+        }
+        self.state = state;
+        self.due = None;
+    }
+
+    fn gone(&mut self, revision: Revision) {
+        // Also after a wiped store, whose revisions start again: from here on its news count.
+        self.held.modified = revision;
+        if self.state != LeaseState::Missing {
+            warn!("lease {} was deleted or has expired: claiming it again", self.key);
+            self.state = LeaseState::Missing;
+            self.due = Some(Instant::now());
+        } else if self.unsure {
+            // Our claim failed, and the store answers again.
+            self.due = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::lease::{Backend, Lease},
+        store::{
+            Lifetime,
+            acquire::TIME_TO_LIVE,
+            memory::{Fault, MemoryStore},
+        },
+    };
+
+    const MARGIN: Duration = Duration::from_secs(3600);
+
+    fn lease(mac: u8) -> Lease {
+        Lease {
+            subnet: "10.244.1.0/24".parse().unwrap(),
+            public_ip: [10, 99, 0, 1].into(),
+            backend: Backend::Vxlan { vni: 1, vtep_mac: crate::model::mac::Mac([2, 0, 0, 0, 0, mac]) },
+        }
+    }
+
+    /// Just acquired, and the store it is in.
+    async fn acquired() -> (MemoryStore, Own) {
+        let mut store = MemoryStore::default();
+        let (lease, time_to_live) = (lease(1), Some(TIME_TO_LIVE));
+        let written = store.claim(&lease.key(), lease.value(), time_to_live).await.unwrap();
+        let Written::At(modified) = written else { panic!("{written:?}") };
+        let held = Held { lease, modified, time_to_live, renewed: Instant::now() };
+        (store, Own::new(held, MARGIN))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_store_that_was_down_did_not_take_is_tried_as_soon_as_it_answers() {
+        let (mut store, mut own) = acquired().await;
+        for missing in [false, true] {
+            if missing {
+                store.delete(&own.key);
+                own.snapshot(&store.snapshot().await.unwrap());
+            }
+            store.set_fault(Some(Fault::Unavailable));
+            assert_eq!(own.keep(&mut store).await, Kept::Settled);
+            assert_eq!(own.due(), Some(Instant::now() + RETRY));
+            store.set_fault(None);
+            tokio::time::advance(Duration::from_secs(2)).await;
+            own.snapshot(&store.snapshot().await.unwrap());
+            assert_eq!(own.due(), Some(Instant::now()), "missing: {missing}");
+            own.keep(&mut store).await;
+            assert_eq!(own.state, LeaseState::Held);
+            own.snapshot(&store.snapshot().await.unwrap());
+            assert_eq!(own.due(), Some(own.held.renew_at(MARGIN)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_hosts_that_alter_each_others_value_write_once_a_minute() {
+        let (mut store, mut own) = acquired().await;
+        for pause in [Duration::ZERO, RETRY] {
+            store.put(&own.key, lease(2).value(), Some(TIME_TO_LIVE));
+            let due = Instant::now() + pause;
+            // However often it is seen.
+            for _ in 0..2 {
+                own.snapshot(&store.snapshot().await.unwrap());
+                assert_eq!(own.due(), Some(due));
+            }
+            tokio::time::sleep_until(due).await;
+            own.keep(&mut store).await;
+            assert_eq!(store.snapshot().await.unwrap().entries[0].value, lease(1).value());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reservation_made_under_a_running_host_gets_no_end() {
+        for value in [lease(1).value(), r#"{"PublicIP":"10.99.0.1"}"#.into()] {
+            let (mut store, mut own) = acquired().await;
+            let modified = store.put(&own.key, value.clone(), None);
+            let entry = Entry { key: own.key.clone(), value, modified, lifetime: Lifetime::Reserved };
+            own.change(&Batch { revision: modified, changes: vec![Change::Put(entry)] });
+            assert_eq!((own.status().expires, own.status().error), (None, None));
+            tokio::time::sleep_until(own.due().unwrap()).await;
+            assert_eq!(own.keep(&mut store).await, Kept::Settled);
+            let entry = store.snapshot().await.unwrap().entries.remove(0);
+            assert_eq!((entry.value, entry.lifetime), (lease(1).value(), Lifetime::Reserved));
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! How the local lease stands, as the agent's status shows it.
+use serde::{Deserialize, Serialize};
+
+/// The own lease.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// Its key below `<prefix>/subnets/`.
+    pub key: String,
+    /// Whether the store holds it for this host, as far as known.
+    pub state: LeaseState,
+    /// When it ends unless renewed; `None` for a reservation.
+    pub expires: Option<u64>,
+    /// When the agent will renew it.
+    pub renews: Option<u64>,
+    /// What the last failed renewal or claim said.
+    pub error: Option<String>,
+}
+
+/// Who holds the own lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaseState {
+    /// This host.
+    #[default]
+    Held,
+    /// Nobody: it was deleted or expired, and is being claimed again.
+    Missing,
+    /// Another host. The subnet cannot change under running containers, so traffic goes on and the key is claimed
+    /// again when it becomes free.
+    Lost {
+        /// What the key says about who holds it.
+        to: String,
+    },
+}

@@ -1,0 +1,69 @@
+//! What is asked of the benchmark.
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::{jobs::Group, network::Case};
+
+/// How the benchmark runs.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes once the agent is built, for a look.
+    #[arg(long)]
+    pub(super) quick: bool,
+    /// Rounds [default: 5, with --quick 3].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) rounds: Option<u32>,
+    /// Milliseconds of each sample [default: 300, with --quick 100].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
+    pub(super) milliseconds: Option<u64>,
+    /// Only these measures.
+    #[arg(long, value_name = "MEASURE", value_delimiter = ',')]
+    pub(super) only: Vec<Group>,
+    /// Only these networks, beside the bare route and its twin.
+    #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
+    pub(super) networks: Vec<Case>,
+    /// How frames cross between the hosts [default: both, with --quick veth].
+    #[arg(long, value_delimiter = ',')]
+    pub(super) underlay: Vec<Underlay>,
+    /// Numbers of peers to compare; 1 is always among them [default with --quick: 100000].
+    #[arg(long, value_delimiter = ',', default_value = "1,1000,10000,100000")]
+    pub(super) peers: Vec<u32>,
+    /// Says what changed since the run that wrote this file.
+    #[arg(long, value_name = "OLD.json")]
+    pub(super) compare: Option<PathBuf>,
+    /// Where results go.
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) out: Option<PathBuf>,
+}
+
+impl Options {
+    /// What is measured.
+    pub(super) fn groups(&self) -> Vec<Group> {
+        chosen(&self.only, Group::value_variants().to_vec())
+    }
+}
+
+/// Offloads decide what a veth is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Underlay {
+    /// veth's default: 64 KiB frames cross whole, with unfinished checksums.
+    Veth,
+    /// `tso off gso off tx off`, `gro on`: one frame per segment, as behind a NIC without offloads.
+    WireLike,
+}
+
+impl Underlay {
+    /// In the results.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::WireLike => "wire-like",
+        }
+    }
+}
+
+/// What was asked for, or else what is usual.
+pub(super) fn chosen<T: Clone>(asked: &[T], default: Vec<T>) -> Vec<T> {
+    if asked.is_empty() { default } else { asked.to_vec() }
+}
