@@ -33,12 +33,12 @@ enum Command {
     #[command(disable_help_flag = true)]
     Demo(Given),
     /// Runs the tests, from units to whole hosts.
-    Test(test::Options),
+    Test(test::TestOptions),
     /// Hosts to play with.
     #[command(disable_help_flag = true)]
     Lab(Given),
     /// Builds the agent and starts it on this machine with the given arguments.
-    Run(run::Options),
+    Run(run::RunOptions),
     /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
     #[command(disable_help_flag = true)]
     BenchAgent(Given),

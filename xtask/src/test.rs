@@ -21,7 +21,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct TestOptions {
     /// Only this rung.
     #[arg(long)]
     rung: Option<Rung>,
@@ -44,7 +44,7 @@ fn kernel_names() -> PossibleValuesParser {
     PossibleValuesParser::new(KERNELS.iter().map(|kernel| kernel.version).chain([ALL_KERNELS]))
 }
 
-impl Default for Options {
+impl Default for TestOptions {
     fn default() -> Self {
         Self { rung: None, kernels: vec![DEFAULT_KERNEL.to_owned()], write_docs: false, whole: false }
     }
@@ -103,7 +103,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
 /// What runs in VMs: the programs, and whole hosts.
 const IN_VMS: &[(&str, &str)] = &[("overlay-user", "kernel"), ("overlay-host-tests", "kernels")];
 
-pub(crate) fn test(options: &Options) -> Result<()> {
+pub(crate) fn test(options: &TestOptions) -> Result<()> {
     all_are_listed()?;
     let rungs: Vec<_> = Rung::value_variants()
         .iter()
@@ -142,7 +142,7 @@ fn run(rung: Rung) -> Result<()> {
 }
 
 /// Runs on every kernel before it fails for one.
-fn in_vms(options: &Options) -> Result<()> {
+fn in_vms(options: &TestOptions) -> Result<()> {
     println!("== rung: {:?}", Rung::Vm);
     let overlay = build_overlay()?;
     let tests =
@@ -158,7 +158,7 @@ fn in_vms(options: &Options) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    table::judge(&reports, options.write_docs)
+    table::compare_or_write(&reports, options.write_docs)
 }
 
 /// The program that cargo makes of a file of integration tests.

@@ -19,7 +19,7 @@ use crate::{
         reconciler::{self, Inputs, Setup},
         status::Status,
     },
-    datapath::{Change, Datapath as _, Installed, ebpf::EbpfDatapath, losses, relay},
+    datapath::{Datapath as _, Installed, ebpf::EbpfDatapath, losses, relay},
     host::{
         device::Kind,
         firewall::{FirewallKeeper, RulesStatus, Wanted},
@@ -27,7 +27,11 @@ use crate::{
         subnet_env::SubnetEnv,
     },
     learn::{learner, observe, view::View, xdp_targets},
-    model::{entries::PortKind, ingress::XdpMode},
+    model::{
+        change::{LocalChange, XdpTargetChange},
+        entries::PortKind,
+        ingress::XdpMode,
+    },
     store::{Store, local_lease::Own},
 };
 
@@ -57,6 +61,7 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
 
     let installed = installed(&datapath)?;
     let (changes_to, changes) = mpsc::channel(64);
+    let (xdp_targets_to, xdp_targets) = mpsc::channel(64);
     let (commands_to, commands) = mpsc::channel(16);
     let (view_to, view) = watch::channel(View::default());
     let (_shutdown_to, shutdown) = watch::channel(false);
@@ -67,12 +72,12 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
         tasks.relay(socket, &datapath)?;
     }
     if joined.ingress.xdp == Some(XdpMode::Redirect) {
-        tasks.watch_xdp_targets(&installed, view.clone(), changes_to.clone())?;
+        tasks.watch_xdp_targets(&installed, view.clone(), xdp_targets_to)?;
     }
     tasks.learn(installed, changes_to, commands, view_to);
     let calls = tasks.serve_control(commands_to, view).await?;
     tasks.serve_health().await?;
-    let inputs = Inputs::new(changes, calls, shutdown, tasks.status.clone());
+    let inputs = Inputs::new(changes, xdp_targets, calls, shutdown, tasks.status.clone());
     let mut running = tasks.running;
 
     let scope = Scope {
@@ -157,7 +162,11 @@ impl<'a> Tasks<'a> {
     }
 
     /// Sees to it that overlay0 and the attachments at the underlay device stay.
-    fn keep_devices(&mut self, datapath: &EbpfDatapath, changes: mpsc::Sender<Vec<Change>>) -> Result<()> {
+    fn keep_devices(
+        &mut self,
+        datapath: &EbpfDatapath,
+        changes: mpsc::Sender<Vec<LocalChange>>,
+    ) -> Result<()> {
         // A socket of its own: the kernel refuses a second dump while one is under way (EBUSY).
         let netlink = Netlink::open()?;
         let (spec, underlay) = (self.joined.spec.clone(), self.joined.underlay.clone());
@@ -182,10 +191,10 @@ impl<'a> Tasks<'a> {
         &mut self,
         installed: &Installed,
         view: watch::Receiver<View>,
-        changes: mpsc::Sender<Vec<Change>>,
+        changes: mpsc::Sender<Vec<XdpTargetChange>>,
     ) -> Result<()> {
         let (netlink, switch_gro) = (Netlink::open()?, self.options.endpoint_gro);
-        let adopted = installed.receivers.clone();
+        let adopted = installed.xdp_targets.clone();
         self.running.spawn(async move {
             let watched = xdp_targets::watch(netlink, switch_gro, adopted, view, changes).await;
             watched.context("watch which containers take frames from XDP")
@@ -197,7 +206,7 @@ impl<'a> Tasks<'a> {
     fn learn(
         &mut self,
         installed: Installed,
-        changes: mpsc::Sender<Vec<Change>>,
+        changes: mpsc::Sender<Vec<LocalChange>>,
         commands: mpsc::Receiver<observe::Command>,
         view: watch::Sender<View>,
     ) {

@@ -32,7 +32,7 @@ use crate::{
     },
     store::{
         Origin, Store, StoreError,
-        acquire::{self, AcquireError, Held, Request, TIME_TO_LIVE},
+        acquire::{self, Held, Request, TIME_TO_LIVE},
     },
 };
 
@@ -195,7 +195,7 @@ impl Joined {
 
     /// Brings the device up, with its address and the route to Network: from now on the stack's packets take it.
     pub(crate) async fn raise(&self) -> Result<Device> {
-        Ok(device::ensure(&self.netlink, &self.spec).await?)
+        device::ensure(&self.netlink, &self.spec).await
     }
 
     /// A start that failed leaves nothing behind; what an earlier agent left stays and works on.
@@ -345,14 +345,7 @@ async fn lease(
 }
 
 fn is_passing(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let store = match cause.downcast_ref() {
-            // Transparent: the chain holds it in the store error's place.
-            Some(AcquireError::Store(store)) => Some(store),
-            _ => cause.downcast_ref(),
-        };
-        matches!(store, Some(StoreError::Unavailable { .. }))
-    })
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. })))
 }
 
 /// The MAC address of a tunnel device that is there already: peers know it.
@@ -371,9 +364,8 @@ mod tests {
         let away = || StoreError::Unavailable { store: store.clone(), detail: detail.clone() };
         let refuses = StoreError::Refused { store: store.clone(), detail: detail.clone() };
         assert!(is_passing(&away().into()));
-        assert!(is_passing(&AcquireError::Store(away()).into()));
-        assert!(is_passing(&anyhow::Error::from(AcquireError::Store(away())).context("use a folder")));
-        assert!(!is_passing(&AcquireError::Store(refuses).into()));
-        assert!(!is_passing(&AcquireError::Contended(1, store.clone()).into()));
+        assert!(is_passing(&anyhow::Error::from(away()).context("use a folder")));
+        assert!(!is_passing(&refuses.into()));
+        assert!(!is_passing(&anyhow::anyhow!("no free subnet")));
     }
 }

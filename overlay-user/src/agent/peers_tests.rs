@@ -2,7 +2,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::{datapath::Change, model::mac::Mac};
+use crate::model::mac::Mac;
 
 fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
@@ -39,11 +39,11 @@ fn lease(key: &str, n: u8, modified: i64) -> Entry {
 }
 
 fn put(table: &mut PeerTable, entry: Entry) -> BTreeSet<Ipv4Net> {
-    table.change(&store::Batch { revision: entry.modified, changes: vec![store::Change::Put(entry)] })
+    table.change(&store::Batch { revision: entry.modified, changes: vec![store::KeyChange::Put(entry)] })
 }
 
 fn delete(table: &mut PeerTable, key: &str) -> BTreeSet<Ipv4Net> {
-    let changes = vec![store::Change::Delete { key: key.to_owned() }];
+    let changes = vec![store::KeyChange::Delete { key: key.to_owned() }];
     table.change(&store::Batch { revision: Revision(99), changes })
 }
 
@@ -137,9 +137,9 @@ fn difference_goes_both_ways_and_a_changed_peer_is_one_put() {
     assert_eq!(
         diff(&table, &installed),
         [
-            Change::PutPeer(net("10.244.3.0/24"), peer(3)),
-            Change::PutPeer(net("10.244.4.0/24"), peer(4)),
-            Change::RemovePeer(net("10.244.0.0/24")),
+            PeerChange::Put(net("10.244.3.0/24"), peer(3)),
+            PeerChange::Put(net("10.244.4.0/24"), peer(4)),
+            PeerChange::Remove(net("10.244.0.0/24")),
         ]
     );
     installed = table.wanted().map(|(subnet, peer, _)| (subnet, peer)).collect();

@@ -120,9 +120,9 @@ pub struct DatapathStatus {
     /// What XDP does before TC, or why nothing.
     #[serde(default)]
     pub ingress: Ingress,
-    /// Endpoints that XDP may hand frames to; the others are TC's.
-    #[serde(default)]
-    pub receivers: usize,
+    /// Endpoints on XDP targets; the others are TC's.
+    #[serde(default, rename = "receivers")]
+    pub xdp_targets: usize,
     /// Connections noted as the stack's, as counted when they were last aged (every 30 s).
     pub flows: usize,
 }

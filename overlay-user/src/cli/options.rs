@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 
 use self::store::Store;
@@ -465,21 +466,21 @@ pub enum PeerCheck {
 }
 
 /// A name that shells and systemd accept for a variable.
-fn variable_name(text: &str) -> Result<String, String> {
+fn variable_name(text: &str) -> Result<String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if text.chars().all(fine) && text.starts_with(|c: char| !c.is_ascii_digit()) {
         Ok(text.to_owned())
     } else {
-        Err("a variable's name has letters, digits and underscores, and begins with no digit".to_owned())
+        bail!("a variable's name has letters, digits and underscores, and begins with no digit")
     }
 }
 
 /// A name that is safe as a folder's.
-fn network_name(text: &str) -> Result<String, String> {
+fn network_name(text: &str) -> Result<String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if (1..=64).contains(&text.len()) && text.chars().all(fine) {
         Ok(text.to_owned())
     } else {
-        Err("a network's name has 1 to 64 letters, digits, dashes or underscores".to_owned())
+        bail!("a network's name has 1 to 64 letters, digits, dashes or underscores")
     }
 }

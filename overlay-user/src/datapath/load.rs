@@ -10,7 +10,7 @@ use super::{
     layouts::{self, Older},
     links::{AttachMethod, Attachment},
     tables::{MAPS, Tables},
-    xdp::{self, Receivers},
+    xdp::{self, XdpTargets},
 };
 use crate::model::ingress::{Ingress, XdpMode};
 
@@ -77,7 +77,7 @@ pub(super) fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Table
 pub(super) fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
     let settings = index::settings(&options.settings);
-    let all = MAPS.iter().chain([&Receivers::MAP]).chain(&index::MAPS);
+    let all = MAPS.iter().chain([&XdpTargets::MAP]).chain(&index::MAPS);
     let paths: Vec<(&str, PathBuf)> = all.map(|(name, pin)| (*name, folder.join(pin))).collect();
     let mut loader = EbpfLoader::new();
     index::size(&mut loader, &settings);
@@ -114,7 +114,7 @@ fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
 ///
 /// # Errors
 /// As [`EbpfDatapath::load`].
-pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), DatapathError> {
+pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, XdpTargets), DatapathError> {
     let settings = index::settings(settings);
     let mut loader = EbpfLoader::new();
     index::size(&mut loader, &settings);
@@ -123,8 +123,8 @@ pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), D
         xdp::load(mode, &mut ebpf)?;
     }
     let tables = Tables::take(&mut ebpf, &settings)?;
-    let receivers = Receivers::take(&mut ebpf)?;
-    Ok((ebpf, tables, receivers))
+    let xdp_targets = XdpTargets::take(&mut ebpf)?;
+    Ok((ebpf, tables, xdp_targets))
 }
 
 fn size(pins: &Path, table: &str) -> Result<u32, DatapathError> {

@@ -1,7 +1,8 @@
 //! A data path that only remembers: for tests of the loop. It can be made full, failing or tampered with.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Change, Datapath, DatapathError, Installed};
+use super::{Datapath, DatapathError, Installed};
+use crate::model::change::{Change, LocalChange, PeerChange};
 
 /// A data path that only remembers. Clones share one state, so that a test can look while the loop owns its clone.
 #[derive(Clone, Debug, Default)]
@@ -52,25 +53,25 @@ impl Datapath for Memory {
         state.check(&format!("apply {change:?}"))?;
         let in_force = state.installed.peers.len();
         match *change {
-            Change::PutPeer(subnet, _) => {
+            Change::Peer(PeerChange::Put(subnet, _)) => {
                 if let Some(capacity) = state.capacity
                     && in_force >= capacity as usize
                     && !state.installed.peers.contains_key(&subnet)
                 {
-                    return Err(DatapathError::Full {
-                        table: "peers",
-                        capacity,
-                        remedy: "--max-peers makes room",
-                    });
+                    return Err(DatapathError::full("peers", capacity));
                 }
             }
-            Change::PutEndpoint(_, endpoint) if !state.installed.ports.contains_key(&endpoint.port) => {
+            Change::Local(LocalChange::PutEndpoint(_, endpoint))
+                if !state.installed.ports.contains_key(&endpoint.port) =>
+            {
                 return Err(DatapathError::Gone(endpoint.port));
             }
-            Change::Attach(port, _) if state.gone.contains(&port) => return Err(DatapathError::Gone(port)),
+            Change::Local(LocalChange::Attach(port, _)) if state.gone.contains(&port) => {
+                return Err(DatapathError::Gone(port));
+            }
             _ => {}
         }
-        state.installed.note(change);
+        state.installed.apply(change);
         state.applied.push(*change);
         Ok(())
     }

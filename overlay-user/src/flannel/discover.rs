@@ -72,26 +72,9 @@ pub struct Discovered {
 /// Why nothing can be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoverError {
-    /// There is no such device.
-    #[error(
-        "no flannel here: there is no vxlan device {name} (vni {vni}, port {port}, as the network's config says){others}"
-    )]
-    NoDevice {
-        /// What it would be called.
-        name: String,
-        /// Its VNI.
-        vni: u32,
-        /// Its port.
-        port: u16,
-        /// What there is instead, in words.
-        others: String,
-    },
-    /// There is no such route.
-    #[error(
-        "no flannel here: there is neither a route of its host-gw backend nor a rule of its. `overlay agent` joins the network \
-         without more ado"
-    )]
-    NoRoute,
+    /// There is no flannel here: what is missing, and what to do.
+    #[error("no flannel here: {0}")]
+    Nothing(String),
     /// Some of it contradicts the rest.
     #[error("flannel's parts do not fit together: {}", .0.join("; "))]
     Inconsistent(Vec<String>),
@@ -146,7 +129,7 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
         Some(vni) => {
             let name = device_name(vni);
             let found = sight.tunnels.iter().find(|(_, tunnel)| tunnel.name == name);
-            let Some((link, device)) = found else { return Err(no_device(&sight, expected, name, vni)) };
+            let Some((link, device)) = found else { return Err(no_device(&sight, expected, &name, vni)) };
             check_device(&sight, expected, device, vni, &mut problems);
             Some((*link, device.clone()))
         }
@@ -194,7 +177,11 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
         .collect();
     let routes = check_routes(&sight.routes, expected, device.as_ref(), &peers, &mut problems);
     if device.is_none() && problems.is_empty() && routes.is_empty() && sight.rules.is_empty() {
-        return Err(DiscoverError::NoRoute);
+        return Err(DiscoverError::Nothing(
+            "there is neither a route of its host-gw backend nor a rule of its. `overlay agent` joins the network without \
+             more ado"
+                .to_owned(),
+        ));
     }
     if !problems.is_empty() {
         return Err(DiscoverError::Inconsistent(problems));
@@ -205,7 +192,7 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
     Ok(Discovered { flannel, link, lease, mac, notes })
 }
 
-fn no_device(sight: &Sight, expected: &Expected, name: String, vni: u32) -> DiscoverError {
+fn no_device(sight: &Sight, expected: &Expected, name: &str, vni: u32) -> DiscoverError {
     let port = expected.mode.port();
     let flannels = sight.tunnels.iter().map(|(_, tunnel)| tunnel);
     let flannels: Vec<String> = flannels
@@ -216,7 +203,9 @@ fn no_device(sight: &Sight, expected: &Expected, name: String, vni: u32) -> Disc
         [] => ". `overlay agent` joins the network without more ado".to_owned(),
         _ => format!(", but {}: the config in the store is another network's", flannels.join(", ")),
     };
-    DiscoverError::NoDevice { name, vni, port, others }
+    DiscoverError::Nothing(format!(
+        "there is no vxlan device {name} (vni {vni}, port {port}, as the network's config says){others}"
+    ))
 }
 
 fn check_device(

@@ -45,7 +45,7 @@ impl Record {
     /// When it cannot be written.
     pub fn write(&self, paths: &Paths) -> Result<()> {
         let text = serde_json::to_vec_pretty(self).context("write down what flannel was")?;
-        Ok(paths.replace(&paths.flannel_path(), &text)?)
+        paths.replace(&paths.flannel_path(), &text)
     }
 
     /// Removes it. None there is no error.

@@ -20,13 +20,14 @@ use crate::{
         options::Options,
         peers::{PeerTable, Scope},
     },
-    datapath::{Change, Datapath as _, DatapathError, Installed, tables::Tables},
+    datapath::{Datapath as _, DatapathError, Installed, tables::Tables},
     host::{
         device::{self, DeviceSpec, Kind},
         firewall::{self, FirewallKeeper, RuleState, Wanted},
         netlink::{Netlink, conntrack},
     },
     learn::learner::{self, Learner},
+    model::change::LocalChange,
     model::entries::{Peer, PortKind},
     store::Store,
 };
@@ -89,13 +90,13 @@ impl Work {
                 .push("flannel masquerades, and so will the overlay: start the agent with --ip-masq".into());
         }
         let changes = learned(&site.netlink, subnet, options).await?;
-        let count = |wanted: fn(&Change) -> bool| changes.iter().filter(|change| wanted(change)).count();
+        let count = |wanted: fn(&LocalChange) -> bool| changes.iter().filter(|change| wanted(change)).count();
         let means = Means {
             spec: spec.clone(),
             underlay: site.underlay.name.clone(),
             peers: peers.len(),
-            ports: count(|change| matches!(change, Change::Attach(_, PortKind::Veth))),
-            endpoints: count(|change| matches!(change, Change::PutEndpoint(..))),
+            ports: count(|change| matches!(change, LocalChange::Attach(_, PortKind::Veth))),
+            endpoints: count(|change| matches!(change, LocalChange::PutEndpoint(..))),
             masquerade,
             forward: options.forward_rules,
             fast_path: options.fast_path,
@@ -181,7 +182,7 @@ async fn steps(joined: &Joined, options: &Options, work: &Work) -> Result<Disrup
     // Before the fast path knows the containers: it would take over one direction of what is translated.
     connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
     for change in learned(netlink, spec.subnet, options).await? {
-        match datapath.apply(&change) {
+        match datapath.apply(&change.into()) {
             // It left just now; the agent hears of it.
             Ok(()) | Err(DatapathError::Gone(_)) => {}
             Err(error) => warn!("{change}: {error}; its packets take the stack"),
@@ -224,12 +225,12 @@ async fn remove_plain_routes(joined: &Joined, found: &Discovered) -> Result<()> 
 
 /// Which containers are here, as the agent learns them. Addresses before ports: a port with programs whose address is not
 /// known has its connections noted as the stack's, which keeps them there.
-async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &Options) -> Result<Vec<Change>> {
+async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &Options) -> Result<Vec<LocalChange>> {
     let config = learner::Config { subnet, bridges: options.bridges.clone() };
     let mut learner = Learner::new(config, &Installed::default());
     learner.resync(netlink.snapshot().await?);
     let mut changes = learner.take_changes();
-    changes.sort_by_key(|change| !matches!(change, Change::PutEndpoint(..)));
+    changes.sort_by_key(|change| !matches!(change, LocalChange::PutEndpoint(..)));
     Ok(changes)
 }
 

@@ -17,8 +17,9 @@ use std::{
 use ipnet::Ipv4Net;
 
 use crate::{
-    datapath::{Change, Installed},
+    datapath::Installed,
     host::netlink::{Event, FdbEntry, HostSnapshot, Link, LinkKind, Neighbour, Route},
+    model::change::LocalChange,
     model::{
         entries::{Endpoint, PortKind},
         mac::Mac,
@@ -121,7 +122,7 @@ pub struct Learner {
     answered: BTreeMap<Ipv4Addr, bool>,
     conflicts_total: u64,
     moves_total: u64,
-    changes: Vec<Change>,
+    changes: Vec<LocalChange>,
     probes: Vec<Probe>,
     /// Something was settled since the view was last taken.
     is_view_stale: bool,
@@ -271,7 +272,7 @@ impl Learner {
     }
 
     /// The changes to make since the last call, in order.
-    pub fn take_changes(&mut self) -> Vec<Change> {
+    pub fn take_changes(&mut self) -> Vec<LocalChange> {
         mem::take(&mut self.changes)
     }
 

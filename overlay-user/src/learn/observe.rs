@@ -9,13 +9,14 @@ use tokio::{
 };
 
 use crate::{
-    datapath::{Change, Installed},
+    datapath::Installed,
     host::netlink::{Event, Monitor, Netlink, NetlinkError},
     learn::{
         learner::{ClaimError, Config, Learner, Probe},
         probe::Prober,
         view::View,
     },
+    model::change::LocalChange,
     model::mac::Mac,
 };
 
@@ -53,7 +54,7 @@ pub async fn observe(
     netlink: Netlink,
     config: Config,
     installed: Installed,
-    changes: mpsc::Sender<Vec<Change>>,
+    changes: mpsc::Sender<Vec<LocalChange>>,
     mut commands: mpsc::Receiver<Command>,
     view: watch::Sender<View>,
 ) -> Result<(), NetlinkError> {

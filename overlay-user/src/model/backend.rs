@@ -1,6 +1,7 @@
 //! How packets travel between hosts, and what follows from that: device, MTU, lease, programs.
 use std::fmt;
 
+use anyhow::{Result, anyhow, bail};
 use log::info;
 use overlay_common::{ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, wire};
 
@@ -34,14 +35,6 @@ pub enum Mode {
     HostGw,
 }
 
-/// A backend that we do not carry out.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the network's backend is {0}, and vxlan, udp and host-gw are the supported ones: \
-     `overlay config set '{{\"Network\":...,\"Backend\":{{\"Type\":\"vxlan\"}}}}'`"
-)]
-pub struct UnsupportedBackend(String);
-
 impl Mode {
     /// VXLAN with flannel's defaults.
     pub const DEFAULT: Self = Self::Vxlan { vni: 1, port: VXLAN_PORT, mtu: None, direct: false };
@@ -57,14 +50,17 @@ impl Mode {
     ///
     /// # Errors
     /// When flannel may know the backend, and we do not.
-    pub fn of(network: &NetworkConfig) -> Result<Self, UnsupportedBackend> {
+    pub fn of(network: &NetworkConfig) -> Result<Self> {
         let mode = match network.backend {
             BackendConfig::Vxlan { vni, port, mtu, direct_routing } => {
                 Self::Vxlan { vni, port, mtu, direct: direct_routing }
             }
             BackendConfig::Udp { port } => Self::Udp { port },
             BackendConfig::HostGw => Self::HostGw,
-            BackendConfig::Unsupported(ref other) => return Err(UnsupportedBackend(other.clone())),
+            BackendConfig::Unsupported(ref other) => bail!(
+                "the network's backend is {other}, and vxlan, udp and host-gw are the supported ones: \
+                 `overlay config set '{{\"Network\":...,\"Backend\":{{\"Type\":\"vxlan\"}}}}'`"
+            ),
         };
         if mode.is_direct() {
             info!(
@@ -146,23 +142,23 @@ impl Mode {
     ///
     /// # Errors
     /// Why the lease gives no peer, in words for the operator.
-    pub fn peer_mac(self, lease: &Lease) -> Result<Option<Mac>, String> {
+    pub fn peer_mac(self, lease: &Lease) -> Result<Option<Mac>> {
         let wanted = self.name();
         match (self, &lease.backend) {
             // A VNI of zero means that the lease does not say, which flannel accepts.
             (Self::Vxlan { vni, .. }, Backend::Vxlan { vni: theirs, .. })
                 if *theirs != vni && *theirs != 0 =>
             {
-                Err(format!("VNI is {theirs}, not {vni}"))
+                bail!("VNI is {theirs}, not {vni}")
             }
             (Self::Vxlan { .. }, &Backend::Vxlan { vtep_mac, .. }) => Ok(Some(vtep_mac)),
             (Self::Udp { .. }, Backend::Other(name)) if name.is_empty() || name == "udp" => Ok(None),
             (Self::HostGw, Backend::Other(name)) if name == "host-gw" => Ok(None),
-            (_, Backend::Vxlan { .. }) => Err(format!("BackendType is vxlan, not {wanted}")),
+            (_, Backend::Vxlan { .. }) => Err(anyhow!("BackendType is vxlan, not {wanted}")),
             (_, Backend::Other(name)) if name.is_empty() => {
-                Err(format!("BackendType is missing, not {wanted}"))
+                Err(anyhow!("BackendType is missing, not {wanted}"))
             }
-            (_, Backend::Other(name)) => Err(format!("BackendType is {name}, not {wanted}")),
+            (_, Backend::Other(name)) => Err(anyhow!("BackendType is {name}, not {wanted}")),
         }
     }
 }
@@ -181,14 +177,15 @@ impl fmt::Display for Mode {
 mod tests {
     use super::*;
 
-    fn mode(backend: &str) -> Result<Mode, UnsupportedBackend> {
+    fn mode(backend: &str) -> Result<Mode> {
         let text = format!(r#"{{"Network":"10.244.0.0/16"{backend}}}"#);
         Mode::of(&NetworkConfig::parse(text.as_bytes()).unwrap())
     }
 
     fn peer_mac(mode: Mode, value: &str) -> Result<Option<Mac>, String> {
         let value = format!(r#"{{"PublicIP":"10.99.0.2","PublicIPv6":null{value}}}"#);
-        mode.peer_mac(&crate::model::lease::decode("10.244.2.0-24", value.as_bytes()).unwrap())
+        let lease = crate::model::lease::decode("10.244.2.0-24", value.as_bytes()).unwrap();
+        mode.peer_mac(&lease).map_err(|why| why.to_string())
     }
 
     #[test]

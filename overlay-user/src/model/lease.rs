@@ -1,6 +1,7 @@
 //! A host's lease of a subnet, as flannel writes it: the key's and the value's text, byte for byte (docs/etcd.md).
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use ipnet::Ipv4Net;
 use serde::Serialize;
@@ -47,7 +48,7 @@ pub struct BadLease {
 
 /// Reads one key (without `<prefix>/subnets/`) and its value. Unknown fields are ignored, field names match in any case.
 pub fn decode(key: &str, value: &[u8]) -> Result<Lease, BadLease> {
-    let bad = |problem| BadLease { key: key.to_owned(), problem };
+    let bad = |problem: anyhow::Error| BadLease { key: key.to_owned(), problem: problem.to_string() };
     Ok(Lease { subnet: subnet_of(key).map_err(bad)?, ..parse_value(value).map_err(bad)? })
 }
 
@@ -94,25 +95,25 @@ pub fn key_of(subnet: Ipv4Net) -> String {
 
 /// The subnet of a key. flannel's pattern `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`, the lengths in 5 and 7 bits, anchored at the
 /// left too: a key such as `old10.244.1.0-24` must not pass for a second owner of that subnet.
-pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net, String> {
+pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net> {
     let form = "the key is not of the form 10.244.61.0-24 or 10.244.61.0-24&fd00::-64";
     let (v4, v6) = match key.split_once('&') {
         Some((v4, v6)) => (v4, Some(v6)),
         None => (key, None),
     };
-    let (address, length) = v4.split_once('-').ok_or(form)?;
-    let address: Ipv4Addr = address.parse().map_err(|_| form)?;
-    let length = number(length).filter(|&length| length <= 31).ok_or(form)?;
+    let (address, length) = v4.split_once('-').context(form)?;
+    let address: Ipv4Addr = address.parse().ok().context(form)?;
+    let length = number(length).filter(|&length| length <= 31).context(form)?;
     if let Some(v6) = v6 {
-        let (address, length) = v6.split_once('-').ok_or(form)?;
-        address.parse::<Ipv6Addr>().map_err(|_| form)?;
-        number(length).filter(|&length| length <= 127).ok_or(form)?;
+        let (address, length) = v6.split_once('-').context(form)?;
+        address.parse::<Ipv6Addr>().ok().context(form)?;
+        number(length).filter(|&length| length <= 127).context(form)?;
     }
-    let subnet = Ipv4Net::new(address, length).map_err(|_| form)?;
+    let subnet = Ipv4Net::new(address, length).ok().context(form)?;
     if subnet.network() == address {
         Ok(subnet)
     } else {
-        Err(format!("{address} is not the first address of a /{length} (that is {})", subnet.network()))
+        bail!("{address} is not the first address of a /{length} (that is {})", subnet.network())
     }
 }
 
@@ -123,18 +124,18 @@ fn number(text: &str) -> Option<u8> {
 }
 
 /// Everything but the subnet, which only the key knows.
-fn parse_value(value: &[u8]) -> Result<Lease, String> {
-    let fields = Fields::parse(value).map_err(|problem| format!("the value {problem}"))?;
+fn parse_value(value: &[u8]) -> Result<Lease> {
+    let fields = Fields::parse(value).map_err(|problem| anyhow!("the value {problem}"))?;
     let public_ip: Ipv4Addr = fields
         .get("PublicIP")
-        .map_err(|value| format!("PublicIP is {value}, not an IPv4 address"))?
-        .ok_or("PublicIP is missing")?;
+        .map_err(|value| anyhow!("PublicIP is {value}, not an IPv4 address"))?
+        .context("PublicIP is missing")?;
     if public_ip.is_unspecified() || public_ip.is_multicast() || public_ip.is_broadcast() {
-        return Err(format!("PublicIP is {public_ip}, which is no host's address"));
+        bail!("PublicIP is {public_ip}, which is no host's address");
     }
     let backend_type: String = fields
         .get("BackendType")
-        .map_err(|value| format!("BackendType is {value}, not a string"))?
+        .map_err(|value| anyhow!("BackendType is {value}, not a string"))?
         .unwrap_or_default();
     let backend = match backend_type.as_str() {
         "vxlan" => parse_vxlan(&fields)?,
@@ -143,20 +144,20 @@ fn parse_value(value: &[u8]) -> Result<Lease, String> {
     Ok(Lease { subnet: Ipv4Net::default(), public_ip, backend })
 }
 
-fn parse_vxlan(lease: &Fields) -> Result<Backend, String> {
-    let data = lease.value("BackendData").cloned().ok_or("BackendData is missing")?;
-    let data = Fields::of(data).ok_or("BackendData is not an object")?;
+fn parse_vxlan(lease: &Fields) -> Result<Backend> {
+    let data = lease.value("BackendData").cloned().context("BackendData is missing")?;
+    let data = Fields::of(data).context("BackendData is not an object")?;
     let vni: u32 =
-        data.get("VNI").map_err(|value| format!("VNI is {value}, not a number"))?.unwrap_or_default();
+        data.get("VNI").map_err(|value| anyhow!("VNI is {value}, not a number"))?.unwrap_or_default();
     if vni > MAX_VNI {
-        return Err(format!("VNI is {vni}, more than 24 bits hold"));
+        bail!("VNI is {vni}, more than 24 bits hold");
     }
     let vtep_mac: Mac = data
         .get("VtepMAC")
-        .map_err(|value| format!("VtepMAC is {value}, not a MAC address"))?
-        .ok_or("VtepMAC is missing")?;
+        .map_err(|value| anyhow!("VtepMAC is {value}, not a MAC address"))?
+        .context("VtepMAC is missing")?;
     if !vtep_mac.is_unicast() {
-        return Err(format!("VtepMAC is {vtep_mac}, which is no device's address"));
+        bail!("VtepMAC is {vtep_mac}, which is no device's address");
     }
     Ok(Backend::Vxlan { vni, vtep_mac })
 }

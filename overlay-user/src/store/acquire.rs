@@ -2,6 +2,7 @@
 //! reservation stays one.
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
+use anyhow::{Result, bail};
 use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
@@ -73,87 +74,6 @@ impl Held {
     }
 }
 
-/// Why there is no subnet.
-#[derive(Debug, thiserror::Error)]
-pub enum AcquireError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Every subnet is taken.
-    #[error(
-        "no free subnet in {network}: all {total} subnets from {first} to {last} are leased; delete leases of hosts that \
-         are gone, or widen Network, SubnetMin or SubnetMax"
-    )]
-    NoneFree {
-        /// The whole overlay.
-        network: Ipv4Net,
-        /// Subnets that hosts may lease.
-        total: usize,
-        /// The first of them.
-        first: Ipv4Addr,
-        /// The last of them.
-        last: Ipv4Addr,
-    },
-    /// Two leases carry our address.
-    #[error(
-        "public IP {public_ip} has two leases, {first} and {second}: if another host uses this address, give one of them \
-         another --public-ip; delete the wrong lease"
-    )]
-    PublicIpTwice {
-        /// Ours.
-        public_ip: Ipv4Addr,
-        /// One key.
-        first: String,
-        /// The other key.
-        second: String,
-    },
-    /// Another host's lease covers our subnet.
-    #[error(
-        "our lease {own} and {other} of host {public_ip} are for the same addresses: delete the wrong one"
-    )]
-    SubnetTwice {
-        /// Our key.
-        own: String,
-        /// The other key.
-        other: String,
-        /// The other host.
-        public_ip: Ipv4Addr,
-    },
-    /// An operator reserved for us what the config does not allow.
-    #[error(
-        "reservation {key} for {public_ip} is none of the network config's /{subnet_len} subnets from {first} to {last}: \
-         alter or delete the reservation, or alter Network, SubnetLen, SubnetMin or SubnetMax"
-    )]
-    Misfit {
-        /// The reservation's key.
-        key: String,
-        /// Ours.
-        public_ip: Ipv4Addr,
-        /// Length of the subnets' prefix, in bits.
-        subnet_len: u8,
-        /// The first subnet that hosts may lease.
-        first: Ipv4Addr,
-        /// The last of them.
-        last: Ipv4Addr,
-    },
-    /// A folder that is not declared shared holds a lease of another host.
-    #[error(
-        "{store} holds lease {key} of another host, {other}: declare the folder shared if hosts share it, or delete the \
-         lease if it is this host's from before"
-    )]
-    OtherHost {
-        /// The store.
-        store: String,
-        /// The other host's key.
-        key: String,
-        /// The other host.
-        other: Ipv4Addr,
-    },
-    /// Something takes every subnet just before we do.
-    #[error("lost {0} races for a subnet in a row: does something write below {1} all the time?")]
-    Contended(u32, String),
-}
-
 /// Why a lease was not renewed.
 #[derive(Debug, thiserror::Error)]
 pub enum RenewError {
@@ -174,11 +94,10 @@ pub enum RenewError {
 }
 
 /// Finds or takes a subnet: our own lease by our public IP, else the subnet we had before, else one of the first free.
-pub async fn acquire(
-    store: &mut impl Store,
-    config: &NetworkConfig,
-    request: &Request,
-) -> Result<Held, AcquireError> {
+///
+/// # Errors
+/// A [`StoreError`] if the store failed; else why there is no subnet for this host, and what to do.
+pub async fn acquire(store: &mut impl Store, config: &NetworkConfig, request: &Request) -> Result<Held> {
     for attempt in 0..ATTEMPTS {
         if let Some(held) = try_acquire(store, config, request).await? {
             return Ok(held);
@@ -186,20 +105,25 @@ pub async fn acquire(
         let most = PAUSE * (1 << attempt.min(4));
         tokio::time::sleep(most.mul_f64(rand::random())).await;
     }
-    Err(AcquireError::Contended(ATTEMPTS, store.name()))
+    bail!(
+        "lost {ATTEMPTS} races for a subnet in a row: does something write below {} all the time?",
+        store.name()
+    )
 }
 
 /// For a store that is meant for one host alone: an error if another host has a lease in it.
-pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> Result<(), AcquireError> {
+pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> Result<()> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     match leases.into_iter().find(|(_, lease)| lease.public_ip != public_ip) {
         None => Ok(()),
-        Some((entry, lease)) => Err(AcquireError::OtherHost {
-            store: store.name(),
-            key: entry.key.clone(),
-            other: lease.public_ip,
-        }),
+        Some((entry, lease)) => bail!(
+            "{} holds lease {} of another host, {}: declare the folder shared if hosts share it, or delete the lease if it is \
+             this host's from before",
+            store.name(),
+            entry.key,
+            lease.public_ip
+        ),
     }
 }
 
@@ -239,7 +163,7 @@ async fn try_acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
     request: &Request,
-) -> Result<Option<Held>, AcquireError> {
+) -> Result<Option<Held>> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     let (own, others): (Vec<_>, Vec<_>) =
@@ -247,22 +171,25 @@ async fn try_acquire(
     let (fit, misfit): (Vec<_>, Vec<_>) =
         own.into_iter().partition(|(entry, lease)| config.fits(lease.subnet) && entry.key == lease.key());
     if let [(first, _), (second, _), ..] = fit[..] {
-        return Err(AcquireError::PublicIpTwice {
-            public_ip: request.public_ip,
-            first: first.key.clone(),
-            second: second.key.clone(),
-        });
+        bail!(
+            "public IP {} has two leases, {} and {}: if another host uses this address, give one of them another --public-ip; \
+             delete the wrong lease",
+            request.public_ip,
+            first.key,
+            second.key
+        );
     }
     for (entry, lease) in &misfit {
         release_misfit(store, config, entry, lease).await?;
     }
     if let Some((entry, lease)) = fit.first() {
         if let Some((other, covers)) = others.iter().find(|(_, other)| overlap(other.subnet, lease.subnet)) {
-            return Err(AcquireError::SubnetTwice {
-                own: entry.key.clone(),
-                other: other.key.clone(),
-                public_ip: covers.public_ip,
-            });
+            bail!(
+                "our lease {} and {} of host {} are for the same addresses: delete the wrong one",
+                entry.key,
+                other.key,
+                covers.public_ip
+            );
         }
         return Ok(reuse(store, request, entry, lease).await?);
     }
@@ -291,15 +218,17 @@ async fn release_misfit(
     config: &NetworkConfig,
     entry: &Entry,
     lease: &Lease,
-) -> Result<(), AcquireError> {
+) -> Result<()> {
     if entry.lifetime == Lifetime::Reserved {
-        return Err(AcquireError::Misfit {
-            key: entry.key.clone(),
-            public_ip: lease.public_ip,
-            subnet_len: config.subnet_len,
-            first: config.subnet_min,
-            last: config.subnet_max,
-        });
+        bail!(
+            "reservation {} for {} is none of the network config's /{} subnets from {} to {}: alter or delete the reservation, \
+             or alter Network, SubnetLen, SubnetMin or SubnetMax",
+            entry.key,
+            lease.public_ip,
+            config.subnet_len,
+            config.subnet_min,
+            config.subnet_max
+        );
     }
     log::info!("give back our lease {}, which does not fit the network config", entry.key);
     store.release(&entry.key, entry.modified).await?;
@@ -351,15 +280,17 @@ fn held(written: Written, lease: Lease, time_to_live: Option<Duration>, renewed:
     }
 }
 
-fn draw(config: &NetworkConfig, taken: &Taken) -> Result<Ipv4Net, AcquireError> {
+fn draw(config: &NetworkConfig, taken: &Taken) -> Result<Ipv4Net> {
     let free: Vec<_> = config.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
     if free.is_empty() {
-        return Err(AcquireError::NoneFree {
-            network: config.network,
-            total: config.candidates().count(),
-            first: config.subnet_min,
-            last: config.subnet_max,
-        });
+        bail!(
+            "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen \
+             Network, SubnetMin or SubnetMax",
+            config.network,
+            config.candidates().count(),
+            config.subnet_min,
+            config.subnet_max
+        );
     }
     Ok(free[rand::random_range(0..free.len())])
 }

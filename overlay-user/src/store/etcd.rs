@@ -16,7 +16,9 @@ use etcd_client::{
     TxnOpResponse, TxnResponse, WatchOptions, WatchResponse, WatchStream,
 };
 
-use super::{Batch, Change, Entry, Follow, Lifetime, Origin, Revision, Snapshot, Store, StoreError, Written};
+use super::{
+    Batch, Entry, Follow, KeyChange, Lifetime, Origin, Revision, Snapshot, Store, StoreError, Written,
+};
 
 /// How long one request may take, connecting and logging in included.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -348,11 +350,11 @@ fn batches(answer: &WatchResponse, subnets: &str) -> VecDeque<Batch> {
     batches
 }
 
-fn change(event: &Event, kv: &KeyValue, subnets: &str) -> Change {
+fn change(event: &Event, kv: &KeyValue, subnets: &str) -> KeyChange {
     let entry = entry(kv, subnets);
     match event.event_type() {
-        EventType::Put => Change::Put(entry),
-        EventType::Delete => Change::Delete { key: entry.key },
+        EventType::Put => KeyChange::Put(entry),
+        EventType::Delete => KeyChange::Delete { key: entry.key },
     }
 }
 

@@ -2,7 +2,7 @@
 //! like the one we know. Pure.
 use std::collections::BTreeMap;
 
-use crate::store::{Batch, Change, Origin, Revision, Snapshot};
+use crate::store::{Batch, KeyChange, Origin, Revision, Snapshot};
 
 /// What was heard of the store so far.
 #[derive(Debug, Default)]
@@ -45,10 +45,10 @@ impl History {
         let Some(keys) = &mut self.keys else { return };
         for change in &batch.changes {
             match change {
-                Change::Put(entry) => {
+                KeyChange::Put(entry) => {
                     keys.insert(entry.key.clone(), entry.modified);
                 }
-                Change::Delete { key } => {
+                KeyChange::Delete { key } => {
                     keys.remove(key);
                 }
             }
@@ -76,8 +76,8 @@ mod tests {
         let mut history = History::default();
         assert!(history.goes_on_in(&snapshot(1, &[("a", 1)])), "nothing is known yet");
         history.snapshot(&snapshot(10, &[("a", 3), ("b", 9)]));
-        let put = Change::Put(entry("c", 12));
-        let deleted = Change::Delete { key: "b".to_owned() };
+        let put = KeyChange::Put(entry("c", 12));
+        let deleted = KeyChange::Delete { key: "b".to_owned() };
         history.change(&Batch { revision: Revision(12), changes: vec![put, deleted] });
         history.change(&Batch { revision: Revision(20), changes: vec![] });
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Batch, Change, Entry, Lifetime, Revision, Snapshot, Written};
+use super::{Batch, Entry, KeyChange, Lifetime, Revision, Snapshot, Written};
 
 /// Revisions kept for followers; one that is further behind takes a snapshot.
 const HISTORY: usize = 1000;
@@ -178,13 +178,13 @@ impl Ledger {
     }
 }
 
-fn change(edit: Edit, revision: i64) -> Change {
+fn change(edit: Edit, revision: i64) -> KeyChange {
     match edit.to {
         Some(Value { value, expires }) => {
             let (modified, lifetime) = (Revision(revision), lifetime(expires));
-            Change::Put(Entry { key: edit.key, value, modified, lifetime })
+            KeyChange::Put(Entry { key: edit.key, value, modified, lifetime })
         }
-        None => Change::Delete { key: edit.key },
+        None => KeyChange::Delete { key: edit.key },
     }
 }
 
@@ -232,7 +232,7 @@ mod tests {
         }
         let start = ledger.snapshot().revision;
         assert_eq!(ledger.expire(7), ["a", "b"]);
-        let delete = |key: &str| Change::Delete { key: key.to_owned() };
+        let delete = |key: &str| KeyChange::Delete { key: key.to_owned() };
         assert_eq!(ledger.after(start).unwrap().unwrap().changes, [delete("a"), delete("b")]);
         let now = ledger.snapshot().revision;
         assert_eq!(now, Revision(start.0 + 1));

@@ -11,7 +11,7 @@ pub use self::status::{LeaseState, LeaseStatus};
 use crate::{
     model::{clock::unix_at, lease},
     store::{
-        Batch, Change, Entry, Revision, Snapshot, Store, StoreError, Written,
+        Batch, Entry, KeyChange, Revision, Snapshot, Store, StoreError, Written,
         acquire::{self, Held, RenewError},
     },
 };
@@ -96,12 +96,14 @@ impl Own {
         }
         for change in &batch.changes {
             match change {
-                Change::Put(entry) if entry.key == self.key && entry.value == self.value && !self.unsure => {
+                KeyChange::Put(entry)
+                    if entry.key == self.key && entry.value == self.value && !self.unsure =>
+                {
                     self.imitated(entry);
                 }
-                Change::Put(entry) if entry.key == self.key => self.seen(entry),
-                Change::Delete { key } if *key == self.key => self.gone(batch.revision),
-                Change::Put(_) | Change::Delete { .. } => {}
+                KeyChange::Put(entry) if entry.key == self.key => self.seen(entry),
+                KeyChange::Delete { key } if *key == self.key => self.gone(batch.revision),
+                KeyChange::Put(_) | KeyChange::Delete { .. } => {}
             }
         }
     }
@@ -318,7 +320,7 @@ mod tests {
             let (mut store, mut own) = acquired().await;
             let modified = store.put(&own.key, value.clone(), None);
             let entry = Entry { key: own.key.clone(), value, modified, lifetime: Lifetime::Reserved };
-            own.change(&Batch { revision: modified, changes: vec![Change::Put(entry)] });
+            own.change(&Batch { revision: modified, changes: vec![KeyChange::Put(entry)] });
             assert_eq!((own.status().expires, own.status().error), (None, None));
             tokio::time::sleep_until(own.due().unwrap()).await;
             assert_eq!(own.keep(&mut store).await, Kept::Settled);

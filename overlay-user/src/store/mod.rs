@@ -80,7 +80,7 @@ impl Snapshot {
 
 /// One change below `<prefix>/subnets/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum KeyChange {
     /// A key was written (created, renewed or altered).
     Put(Entry),
     /// A key was deleted or expired.
@@ -97,7 +97,7 @@ pub struct Batch {
     pub revision: Revision,
     /// The changes, in the store's order. None at all means that nothing changed up to this revision: what follows
     /// later may start from here.
-    pub changes: Vec<Change>,
+    pub changes: Vec<KeyChange>,
 }
 
 /// Answer of a guarded write.

@@ -13,7 +13,7 @@ use self::{
 };
 pub use self::{
     network::{Case, Network},
-    options::Options,
+    options::BenchOptions,
     packets::{Load, Part, Sent, Until, Varied, send},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -39,7 +39,7 @@ mod statistics;
 mod streams;
 
 /// Runs it all, writes the results, prints the tables. Fails, after that, if a case had no figure to give.
-pub fn bench(options: &Options) -> Result<()> {
+pub fn bench(options: &BenchOptions) -> Result<()> {
     // Before half an hour of measuring.
     let old = options.compare.as_deref().map(Results::read).transpose()?;
     let program = build_program()?;
@@ -72,7 +72,7 @@ pub fn bench(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn empty(options: &Options) -> Result<Results> {
+fn empty(options: &BenchOptions) -> Result<Results> {
     let kernel = command::run("uname", ["-r", "-m"])?;
     let cpus = std::thread::available_parallelism()?;
     let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });

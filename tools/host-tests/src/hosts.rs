@@ -88,7 +88,7 @@ pub fn logged(host: &Host, words: &str) {
 }
 
 /// A host with a running agent and a container in the subnet it leased.
-pub struct Member {
+pub struct JoinedHost {
     /// The host.
     pub host: Host,
     /// Its agent.
@@ -99,7 +99,7 @@ pub struct Member {
     pub subnet: String,
 }
 
-impl Member {
+impl JoinedHost {
     /// Starts the agent with these arguments and waits until it is ready.
     pub fn join(host: &Host, arguments: &[&str]) -> Self {
         let mut agent = host.start_agent(binary(), arguments).unwrap();

@@ -1,10 +1,8 @@
 //! What stands in an agent's way on its own host: each thing named, with the remedy, and left as it was found.
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
-
 use std::{fs, net::UdpSocket, path::Path};
 
 use overlay_host_tests::{
-    hosts::{CONFIG, Member, SOON, lab, logged, overlay, store, until},
+    hosts::{CONFIG, JoinedHost, SOON, lab, logged, overlay, store, until},
     overlay as binary,
 };
 use overlay_lab::{Agent, Host, Numbered, PingOptions, wait_until};
@@ -94,7 +92,7 @@ fn a_device_a_port_or_a_route_of_somebody_elses() {
 
     // What the message says helps.
     ip("route delete 10.244.0.0/16 dev wan0");
-    let member = Member::join(host, &["--store-dir", &store]);
+    let member = JoinedHost::join(host, &["--store-dir", &store]);
     assert_eq!(member.agent.terminate().unwrap().code(), Some(0));
 }
 
@@ -104,7 +102,7 @@ fn a_device_or_a_subnet_file_of_another_network() {
     let lab = lab(2);
     let (host, default) = (lab.host(0), store(&lab));
     let arguments = ["--store-dir", &default, "--store-shared"];
-    let (a, b) = (Member::join(host, &arguments), Member::join(lab.host(1), &arguments));
+    let (a, b) = (JoinedHost::join(host, &arguments), JoinedHost::join(lab.host(1), &arguments));
     a.reaches(&b);
     let blue = lab.folder().join("blue").display().to_string();
     let config = r#"{"Network":"10.245.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#;
@@ -144,11 +142,11 @@ fn a_config_without_the_subnet_that_the_host_runs_with() {
     let lab = lab(2);
     let (host, store) = (lab.host(0), store(&lab));
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let (a, b) = (Member::join(host, &arguments), Member::join(lab.host(1), &arguments));
+    let (a, b) = (JoinedHost::join(host, &arguments), JoinedHost::join(lab.host(1), &arguments));
     a.reaches(&b);
     let other = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.99.0","Backend":{"Type":"vxlan"}}"#;
     overlay(host, &["config", "set", other, "--store-dir", &store]).is(0, &[]);
-    let Member { agent, subnet, container, host: member, .. } = a;
+    let JoinedHost { agent, subnet, container, host: member, .. } = a;
     assert_eq!(agent.terminate().unwrap().code(), Some(0));
     let says = format!("the network's config has no subnet {subnet} any more");
     overlay(host, &[&["agent", "--iface", "eth0"], &arguments[..]].concat())
@@ -159,7 +157,7 @@ fn a_config_without_the_subnet_that_the_host_runs_with() {
     overlay(host, &["config", "set", CONFIG, "--store-dir", &store]).is(0, &[]);
     let mut agent = host.start_agent(binary(), &arguments).unwrap();
     agent.wait_ready(SOON).unwrap();
-    let a = Member { agent, subnet, container, host: member };
+    let a = JoinedHost { agent, subnet, container, host: member };
     a.reaches(&b);
 }
 
@@ -213,8 +211,8 @@ fn a_second_agent_and_another_hosts_pins() {
     let (one, two) = (lab.host(0), lab.host(1));
     let store = store(&lab);
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let mut a = Member::join(one, &arguments);
-    let b = Member::join(two, &arguments);
+    let mut a = JoinedHost::join(one, &arguments);
+    let b = JoinedHost::join(two, &arguments);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     let mut before = pins(one);
@@ -300,8 +298,8 @@ fn two_agents_started_at_once() {
     let lab = lab(2);
     let store = store(&lab);
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let a = Member::join(lab.host(0), &arguments);
-    let b = Member::join(lab.host(1), &arguments);
+    let a = JoinedHost::join(lab.host(0), &arguments);
+    let b = JoinedHost::join(lab.host(1), &arguments);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
@@ -348,8 +346,8 @@ fn a_state_folder_that_is_full_or_read_only() {
     assert_eq!(pins(host), [""; 0]);
     fs::remove_file(state.join("filler")).unwrap();
 
-    let a = Member::join(host, &arguments);
-    let b = Member::join(lab.host(1), &["--store-dir", &store, "--store-shared"]);
+    let a = JoinedHost::join(host, &arguments);
+    let b = JoinedHost::join(lab.host(1), &["--store-dir", &store, "--store-shared"]);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     let status = || {
@@ -412,8 +410,8 @@ fn a_bpf_filesystem_that_is_read_only() {
     );
     remount("rw");
 
-    let a = Member::join(host, &arguments);
-    let b = Member::join(lab.host(1), &arguments);
+    let a = JoinedHost::join(host, &arguments);
+    let b = JoinedHost::join(lab.host(1), &arguments);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     remount("ro");
@@ -443,8 +441,8 @@ fn pins_that_are_not_what_they_are_called() {
     let lab = lab(2);
     let (host, store) = (lab.host(0), store(&lab));
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let a = Member::join(host, &arguments);
-    let b = Member::join(lab.host(1), &arguments);
+    let a = JoinedHost::join(host, &arguments);
+    let b = JoinedHost::join(lab.host(1), &arguments);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
@@ -497,8 +495,8 @@ fn links_whose_namespace_went() {
     let lab = lab(3);
     let (host, store) = (lab.host(0), store(&lab));
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let a = Member::join(host, &arguments);
-    let b = Member::join(lab.host(1), &arguments);
+    let a = JoinedHost::join(host, &arguments);
+    let b = JoinedHost::join(lab.host(1), &arguments);
     a.reaches(&b);
     let (subnet, mtu) = a.agent.subnet().unwrap();
     let gone = host.add_container("gone", &subnet, 3, mtu).unwrap();
@@ -530,7 +528,7 @@ fn links_whose_namespace_went() {
     // The host's own: a namespace that is gone cannot be told from one that is elsewhere. Told whose they are, and removed
     // by who says so.
     let last = lab.host(2);
-    let c = Member::join(last, &arguments);
+    let c = JoinedHost::join(last, &arguments);
     assert_eq!(c.agent.terminate().unwrap().code(), Some(0));
     let (root, state) =
         (last.bpf_root().display().to_string(), last.folder().join("state").display().to_string());

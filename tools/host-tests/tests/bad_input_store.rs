@@ -4,7 +4,7 @@
 use std::{fs, time::Duration};
 
 use overlay_host_tests::{
-    hosts::{CONFIG, Member, SOON, lab, logged, overlay, status, until},
+    hosts::{CONFIG, JoinedHost, SOON, lab, logged, overlay, status, until},
     overlay as binary,
 };
 use overlay_lab::{Lab, Numbered, etcd::Etcd, wait_until};
@@ -47,8 +47,8 @@ fn leases_that_make_no_sense_are_skipped_by_name() {
     let lab = lab(2);
     let etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
-    let b = Member::join(lab.host(1), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let b = JoinedHost::join(lab.host(1), &["--etcd-endpoints", &url]);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
 
@@ -110,7 +110,7 @@ fn a_second_host_with_the_same_public_ip_is_noticed_and_does_not_make_a_storm() 
     let lab = lab(2);
     let etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
     let mut thief =
         lab.host(1).start_agent(binary(), &["--etcd-endpoints", &url, "--public-ip", "10.99.0.1"]).unwrap();
     logged(lab.host(0), "does another host use public IP 10.99.0.1?");
@@ -156,8 +156,8 @@ fn a_full_table_of_peers() {
     let lab = lab(2);
     let etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url, "--max-peers", "2"]);
-    let b = Member::join(lab.host(1), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url, "--max-peers", "2"]);
+    let b = JoinedHost::join(lab.host(1), &["--etcd-endpoints", &url]);
     a.reaches(&b);
     lease(&etcd, 201);
     until(lab.host(0), "two peers", |status| status["peers"] == 2);
@@ -215,8 +215,8 @@ fn etcd_is_down_at_the_start_then_hangs_then_is_back() {
     agent.wait_ready(SOON).unwrap();
     agent.terminate().unwrap();
 
-    let mut a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
-    let b = Member::join(lab.host(1), &["--etcd-endpoints", &url]);
+    let mut a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let b = JoinedHost::join(lab.host(1), &["--etcd-endpoints", &url]);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     etcd.pause().unwrap();
@@ -240,8 +240,8 @@ fn an_etcd_that_is_wiped_takes_no_route_away() {
     let lab = lab(2);
     let mut etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
-    let b = Member::join(lab.host(1), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let b = JoinedHost::join(lab.host(1), &["--etcd-endpoints", &url]);
     for third in 201..=204 {
         lease(&etcd, third);
     }
@@ -278,7 +278,7 @@ fn an_etcd_wiped_while_the_agent_was_away_is_noticed_too() {
     let lab = lab(1);
     let mut etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
     // Too few for the mass rule: only the other cluster makes their end suspect.
     for third in 201..=203 {
         lease(&etcd, third);

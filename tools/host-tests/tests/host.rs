@@ -18,7 +18,7 @@ use overlay_common::ABI;
 use overlay_user::{
     cli::check::{self, CheckSpec, Level},
     datapath::{
-        Change, Installed,
+        Installed,
         state::{Adoption, Paths, Record},
     },
     host::{
@@ -32,7 +32,7 @@ use overlay_user::{
         probe::Prober,
         view::View,
     },
-    model::{backend::Mode, entries::PortKind, mac::Mac},
+    model::{backend::Mode, change::LocalChange, entries::PortKind, mac::Mac},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -290,10 +290,10 @@ fn the_underlay_is_found_by_the_kernels_routes() {
 
 /// A running observer and what it said.
 struct Observer {
-    changes: mpsc::Receiver<Vec<Change>>,
+    changes: mpsc::Receiver<Vec<LocalChange>>,
     commands: mpsc::Sender<observe::Command>,
     view: watch::Receiver<View>,
-    seen: Vec<Change>,
+    seen: Vec<LocalChange>,
 }
 
 impl Observer {
@@ -311,7 +311,11 @@ impl Observer {
     }
 
     /// Waits for a change of that description; returns it, and what was said before it.
-    async fn until(&mut self, what: &str, wanted: impl Fn(&Change) -> bool) -> (Change, Vec<Change>) {
+    async fn until(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&LocalChange) -> bool,
+    ) -> (LocalChange, Vec<LocalChange>) {
         let mut said = Vec::new();
         let found = timeout(Duration::from_secs(20), async {
             loop {
@@ -345,8 +349,8 @@ fn bridge() {
     run("ip link set br0 up");
 }
 
-fn puts(address: Ipv4Addr, port: u32) -> impl Fn(&Change) -> bool {
-    move |change| matches!(change, Change::PutEndpoint(put, endpoint) if *put == address && endpoint.port == port)
+fn puts(address: Ipv4Addr, port: u32) -> impl Fn(&LocalChange) -> bool {
+    move |change| matches!(change, LocalChange::PutEndpoint(put, endpoint) if *put == address && endpoint.port == port)
 }
 
 async fn index(name: &str) -> u32 {
@@ -358,7 +362,7 @@ async fn index(name: &str) -> u32 {
 fn a_container_is_learned_and_forgotten_with_its_namespace() {
     in_namespace(|| async {
         bridge();
-        let br0 = Change::Attach(index("br0").await, PortKind::Bridge);
+        let br0 = LocalChange::Attach(index("br0").await, PortKind::Bridge);
         let mut observer = Observer::start(Installed::default()).await;
         observer.until("br0 attached", |change| *change == br0).await;
 
@@ -366,8 +370,8 @@ fn a_container_is_learned_and_forgotten_with_its_namespace() {
         let veth1 = index("veth1").await;
         container.ping_gateway();
         let (put, before) = observer.until("learned", puts(C1, veth1)).await;
-        assert!(before.contains(&Change::Attach(veth1, PortKind::Veth)), "{before:?}");
-        let Change::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
+        assert!(before.contains(&LocalChange::Attach(veth1, PortKind::Veth)), "{before:?}");
+        let LocalChange::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
         let inside = container.run("ip link show eth0");
         assert!(inside.contains(&endpoint.mac.to_string()), "{} {inside}", endpoint.mac);
         assert!(run("ip link show br0").contains(&endpoint.gateway_mac.to_string()));
@@ -387,12 +391,12 @@ fn a_container_is_learned_and_forgotten_with_its_namespace() {
             ..Installed::default()
         };
         let again = Observer::start(installed).await;
-        assert!(!again.seen.contains(&Change::RemoveEndpoint(C1)), "{:?}", again.seen);
+        assert!(!again.seen.contains(&LocalChange::RemoveEndpoint(C1)), "{:?}", again.seen);
 
         drop(container);
-        let gone = |change: &Change| *change == Change::Detach(veth1);
+        let gone = |change: &LocalChange| *change == LocalChange::Detach(veth1);
         let (_, before) = observer.until("detached", gone).await;
-        assert_eq!(before, [Change::RemoveEndpoint(C1)]);
+        assert_eq!(before, [LocalChange::RemoveEndpoint(C1)]);
     });
 }
 
@@ -410,7 +414,8 @@ fn a_running_container_is_found_at_start_and_a_named_one_pinned() {
         let attach = observe::Command::Attach { address: C1, interface: "veth1".into(), mac: None, reply };
         observer.commands.send(attach).await.unwrap();
         assert_eq!(answer.await.unwrap(), Ok(()));
-        let pinned = |change: &Change| matches!(change, Change::PutEndpoint(_, endpoint) if endpoint.pinned);
+        let pinned =
+            |change: &LocalChange| matches!(change, LocalChange::PutEndpoint(_, endpoint) if endpoint.pinned);
         observer.until("pinned", pinned).await;
     });
 }
@@ -423,8 +428,8 @@ fn a_container_without_a_bridge_is_learned_by_its_route() {
         let veth1 = index("veth1").await;
         container.ping_gateway();
         let (put, before) = observer.until("learned", puts(C1, veth1)).await;
-        assert_eq!(before, [Change::Attach(veth1, PortKind::Veth)]);
-        let Change::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
+        assert_eq!(before, [LocalChange::Attach(veth1, PortKind::Veth)]);
+        let LocalChange::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
         assert!(run("ip link show veth1").contains(&endpoint.gateway_mac.to_string()));
         assert!(container.run("ip link show eth0").contains(&endpoint.mac.to_string()));
     });
@@ -491,7 +496,7 @@ fn an_address_moves_only_when_its_holder_is_silent() {
         let veth2 = index("veth2").await;
         run("ip neighbour flush dev br0");
         claimant.ping_gateway();
-        let attached = |change: &Change| *change == Change::Attach(veth2, PortKind::Veth);
+        let attached = |change: &LocalChange| *change == LocalChange::Attach(veth2, PortKind::Veth);
         observer.until("veth2 attached", attached).await;
         let refused = observer.view.wait_for(|view| view.conflicts_total >= 1);
         let refused = timeout(Duration::from_secs(5), refused).await;

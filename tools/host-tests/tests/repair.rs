@@ -4,15 +4,15 @@
 use std::path::PathBuf;
 
 use overlay_host_tests::{
-    hosts::{Member, SOON, lab, logged, overlay, status, store, until},
+    hosts::{JoinedHost, SOON, lab, logged, overlay, status, store, until},
     overlay as binary,
 };
 use overlay_lab::{Host, Lab, Numbered, wait_until};
 
-fn members(lab: &Lab, more: &[&str]) -> (Member, Member) {
+fn members(lab: &Lab, more: &[&str]) -> (JoinedHost, JoinedHost) {
     let store = store(lab);
     let arguments = [&["--store-dir", &store, "--store-shared"], more].concat();
-    let (a, b) = (Member::join(lab.host(0), &arguments), Member::join(lab.host(1), &arguments));
+    let (a, b) = (JoinedHost::join(lab.host(0), &arguments), JoinedHost::join(lab.host(1), &arguments));
     a.reaches(&b);
     (a, b)
 }
@@ -45,7 +45,7 @@ fn events(host: &Host) -> String {
 }
 
 /// The host itself reaches the other's container: through overlay0, since no port of a container is on the way.
-fn host_reaches(from: &Host, to: &Member) -> bool {
+fn host_reaches(from: &Host, to: &JoinedHost) -> bool {
     from.exec(&format!("ping -n -c 1 -W 1 {}", to.container.address())).is_ok()
 }
 

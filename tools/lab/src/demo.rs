@@ -8,13 +8,13 @@ use overlay_lab::{self as lab, Lab, Member, PingOptions, iperf3, project};
 mod docker;
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct DemoOptions {
     /// How many hosts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=100))]
     hosts: u8,
     /// Where the hosts' leases are kept: a folder they share, or a real etcd.
-    #[arg(long, value_enum, default_value_t = Store::Dir)]
-    store: Store,
+    #[arg(long, value_enum, default_value_t = StoreKind::Dir)]
+    store: StoreKind,
     /// How packets travel between the hosts.
     #[arg(long, value_enum, default_value_t = lab::Backend::Vxlan)]
     mode: lab::Backend,
@@ -30,17 +30,17 @@ pub(crate) struct Options {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Store {
+pub(crate) enum StoreKind {
     Dir,
     Etcd,
 }
 
-pub(crate) fn demo(options: &Options) -> Result<()> {
+pub(crate) fn demo(options: &DemoOptions) -> Result<()> {
     if options.docker {
         return docker::demo(options.mode, &options.ingress, options.keep);
     }
     // Its etcd ends with this command, and the agents would be left without a store.
-    ensure!(!options.keep || options.store == Store::Dir, "--keep goes with --store dir");
+    ensure!(!options.keep || options.store == StoreKind::Dir, "--keep goes with --store dir");
     let started = Instant::now();
     let step = |text: &str| println!("\n[{:5.1} s] {text}", started.elapsed().as_secs_f32());
     step("building the agent and its kernel programs");
@@ -64,10 +64,10 @@ pub(crate) fn demo(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn show(lab: &Lab, overlay: &Path, options: &Options, step: &dyn Fn(&str)) -> Result<()> {
+fn show(lab: &Lab, overlay: &Path, options: &DemoOptions, step: &dyn Fn(&str)) -> Result<()> {
     let store = match options.store {
-        Store::Dir => lab::Store::folder(lab),
-        Store::Etcd => lab::Store::etcd(lab)?,
+        StoreKind::Dir => lab::Store::folder(lab),
+        StoreKind::Etcd => lab::Store::etcd(lab)?,
     };
     let members = &mut populate(lab, overlay, &store, options.mode, &["--ingress", &options.ingress])?;
     step("pings from every container to every other");

@@ -10,7 +10,7 @@ use overlay_lab::{
 use serde_json::json;
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct EndureOptions {
     /// How many rounds.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -31,7 +31,7 @@ pub(crate) struct Options {
     json: bool,
 }
 
-pub(crate) fn endure(options: &Options) -> Result<()> {
+pub(crate) fn endure(options: &EndureOptions) -> Result<()> {
     let binaries = Binaries::beside(project::build_overlay()?)?;
     let lab = lab::Options { wire_like: options.wire_like, ..lab::Options::default() };
     let agent: Vec<_> = options.agent.iter().map(String::as_str).collect();

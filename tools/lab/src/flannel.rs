@@ -12,11 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
-use crate::{
-    host::{Host, address_in},
-    namespace::Running,
-    wait::wait_until,
-};
+use crate::{host::Host, namespace::Running, subnet::address_in, wait::wait_until};
 
 /// The tunnel device of a host.
 #[derive(Clone, Debug)]

@@ -3,22 +3,18 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
+use anyhow::{Context as _, Result};
 
 use crate::{
-    command,
     container::Container,
     names::folder_of,
     namespace::{Namespace, Running},
     options::Options,
-    path::Path as RoutedPath,
+    path::RoutedPath,
+    subnet::{address_in, length_of},
     visitor::Guesthouse,
-    wait::wait_until,
 };
 
 /// A handle on one host. Reaches its underlay through `eth0`; its containers hang on `br0`.
@@ -210,112 +206,4 @@ impl Host {
             mtu,
         })
     }
-
-    /// Captures what passes `interface` and matches `filter` into a file of the host's folder, until it is finished.
-    pub fn capture(&self, interface: &str, filter: &str) -> Result<Capture> {
-        Capture::start(&self.namespace, &self.folder, interface, filter)
-    }
-
-    /// Asks a web server on the host: `GET path` from 127.0.0.1:`port`; status code and body.
-    pub fn http_get(&self, port: u16, path: &str) -> Result<(u16, String)> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        self.namespace.enter(move || {
-            use std::io::{Read as _, Write as _};
-            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(request.as_bytes())?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-            let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-            Ok((code.context("an answer without a status code")?, body.to_owned()))
-        })
-    }
-}
-
-/// A running tcpdump.
-#[derive(Debug)]
-pub struct Capture {
-    tcpdump: Running,
-    file: PathBuf,
-}
-
-impl Capture {
-    fn start(namespace: &Namespace, folder: &Path, interface: &str, filter: &str) -> Result<Self> {
-        let file = tempfile::Builder::new()
-            .prefix(interface)
-            .suffix(".pcap")
-            .tempfile_in(folder)?
-            .into_temp_path()
-            .keep()?;
-        let log = file.with_extension("log");
-        let path = file.display().to_string();
-        let mut command: Command = namespace.command(&[
-            "tcpdump",
-            "--immediate-mode",
-            "-U",
-            "-Z",
-            "root",
-            "-i",
-            interface,
-            "-w",
-            &path,
-            filter,
-        ])?;
-        command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
-        let tcpdump = Running::start(&mut command)?;
-        let mut capture = Self { tcpdump, file };
-        wait_until("tcpdump", Duration::from_secs(10), || {
-            let said = fs::read_to_string(&log)?;
-            if let Some(status) = capture.tcpdump.status()? {
-                bail!("tcpdump ended with {status}: {said}");
-            }
-            Ok(said.contains("listening on"))
-        })?;
-        Ok(capture)
-    }
-
-    /// Ends the capture and returns its file.
-    pub fn finish(mut self) -> Result<PathBuf> {
-        // A signalled tcpdump leaves in the kernel what it has not read yet: let it become idle first.
-        let mut written = 0;
-        wait_until("an idle tcpdump", Duration::from_secs(10), || {
-            std::thread::sleep(Duration::from_millis(200));
-            let before = std::mem::replace(&mut written, fs::metadata(&self.file)?.len());
-            Ok(before == written)
-        })?;
-        self.tcpdump.signal(Signal::SIGINT)?;
-        self.tcpdump.wait(Duration::from_secs(10))?;
-        Ok(self.file.clone())
-    }
-
-    /// Ends the capture and returns its packets as tcpdump prints them: numeric, verbose, with checksums judged.
-    pub fn lines(self) -> Result<Vec<String>> {
-        let file = self.finish()?.display().to_string();
-        let text = command::run("tcpdump", ["-nn", "-vv", "-r", &file])?;
-        // A packet begins with the time; what it carries follows on lines of its own.
-        let mut packets: Vec<String> = Vec::new();
-        for line in text.lines() {
-            match packets.last_mut() {
-                Some(packet) if !line.starts_with(|first: char| first.is_ascii_digit()) => {
-                    packet.push_str(&format!(" {}", line.trim_start()));
-                }
-                _ => packets.push(line.to_owned()),
-            }
-        }
-        Ok(packets)
-    }
-}
-
-/// Address number `last` of `subnet`.
-pub(crate) fn address_in(subnet: &str, last: u8) -> Result<Ipv4Addr> {
-    let (base, _) =
-        subnet.split_once('/').with_context(|| format!("{subnet} is no subnet like 10.244.1.0/24"))?;
-    let base: Ipv4Addr = base.parse().with_context(|| format!("the subnet {subnet}"))?;
-    Ok(Ipv4Addr::from(u32::from(base) + u32::from(last)))
-}
-
-pub(crate) fn length_of(subnet: &str) -> Result<u8> {
-    let (_, length) = subnet.split_once('/').with_context(|| format!("{subnet} has no prefix length"))?;
-    length.parse().with_context(|| format!("the subnet {subnet}"))
 }

@@ -15,7 +15,7 @@ use crate::{
     names::folder_of,
     namespace::Namespace,
     options::{Options, SWITCH},
-    path::Path as RoutedPath,
+    path::RoutedPath,
     sweep::{self, sweep},
 };
 

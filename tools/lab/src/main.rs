@@ -18,12 +18,12 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Containers on several hosts talk through the overlay; checks what it shows, and cleans up.
-    Demo(demo::Options),
+    Demo(demo::DemoOptions),
     /// Hosts to play with.
     #[command(subcommand)]
-    Lab(play::Command),
+    Lab(play::LabCommand),
     /// Agents that come and go under packets: counts what is lost.
-    Endure(endure::Options),
+    Endure(endure::EndureOptions),
 }
 
 fn main() -> ExitCode {

@@ -19,13 +19,13 @@ use crate::{
 /// Only the link's MTU is lowered: a veth that is smaller than what is sent to it drops without a word, and what is
 /// looked for here are routers that say so, or fragment.
 #[derive(Clone, Debug)]
-pub struct Path {
+pub struct RoutedPath {
     number: u8,
     near: Namespace,
     far: Namespace,
 }
 
-impl Path {
+impl RoutedPath {
     /// Makes both routers, for host number `number`, whose namespace this is, and its `eth0`.
     pub(crate) fn new(
         lab: &str,

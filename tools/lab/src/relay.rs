@@ -14,7 +14,8 @@ use tokio_tun::Tun;
 use self::packet::{net_unreachable, take_one_hop};
 use crate::{
     command::sh,
-    host::{Host, address_in, length_of},
+    host::Host,
+    subnet::{address_in, length_of},
 };
 
 mod packet;

@@ -11,7 +11,8 @@ use crate::{
         peers::Skipped,
         status::FailedPeer,
     },
-    datapath::{Change, Datapath, DatapathError},
+    datapath::{Datapath, DatapathError},
+    model::change::PeerChange,
     model::{
         clock::unix_now,
         entries::{Endpoint, PortKind},
@@ -46,7 +47,7 @@ impl<D: Datapath> Local<D> {
     fn accept_deletions(&mut self) -> Response {
         let accepted = self.guard.accept();
         for subnet in &accepted {
-            self.peer_change(&Change::RemovePeer(*subnet));
+            self.peer_change(PeerChange::Remove(*subnet));
         }
         warn!("{} removals that were held back are accepted by request", accepted.len());
         Response::Done(format!("{} removals accepted", accepted.len()))
@@ -130,14 +131,14 @@ impl<D: Datapath> Local<D> {
         let failed = self.failed.iter();
         let failed = failed.map(|(&subnet, why)| FailedPeer { subnet, why: why.clone() }).collect();
         let skipped = self.table.skipped();
-        let bare = self.decided.bare(&self.installed);
+        let bare = self.desired.bare(&self.installed);
         let bare = bare.first().map(|kind| match kind {
             PortKind::Device => "the tunnel device has not all of its programs",
             _ => "the underlay device has no program",
         });
         let ports = self.installed.ports.values().filter(|kind| kind.is_containers()).count();
-        let receives = |endpoint: &&Endpoint| self.installed.receivers.contains(&endpoint.port);
-        let receivers = self.installed.endpoints.values().filter(receives).count();
+        let receives = |endpoint: &&Endpoint| self.installed.xdp_targets.contains(&endpoint.port);
+        let xdp_targets = self.installed.endpoints.values().filter(receives).count();
         self.inputs.status.send_modify(|status| {
             for Skipped { key, why } in news(&status.peers.skipped, &skipped) {
                 warn!("lease {key} gives no peer: {why}");
@@ -150,7 +151,7 @@ impl<D: Datapath> Local<D> {
             status.datapath.endpoints = self.installed.endpoints.len();
             status.datapath.ports = ports;
             status.datapath.ingress = self.installed.ingress.clone();
-            status.datapath.receivers = receivers;
+            status.datapath.xdp_targets = xdp_targets;
             if self.readable {
                 status.datapath.attached = bare.is_none();
                 status.datapath.error = bare.map(str::to_owned);

@@ -61,7 +61,7 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     let expected = site.expected();
     let sight = site.sight(&asked).await?;
     let found = match discover(sight, &expected) {
-        Err(DiscoverError::NoDevice { .. } | DiscoverError::NoRoute) if record.is_some() => {
+        Err(DiscoverError::Nothing(_)) if record.is_some() => {
             say(options, &Report { moved: false, plan: None, disruption: None, next: None }, || {
                 "nothing to adopt: this host was moved from flannel before; `--back` returns it".to_owned()
             });

@@ -55,7 +55,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     let mut datapath = DryRun::new(memory, std::io::stdout());
     let changes = peers::diff(&table, &datapath.installed()?.peers);
     for change in &changes {
-        datapath.apply(change)?;
+        datapath.apply(&(*change).into())?;
     }
     println!("{} changes to the peers in force", changes.len());
     Ok(())

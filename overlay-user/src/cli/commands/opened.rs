@@ -1,7 +1,7 @@
 //! The store that the options mean, opened.
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use crate::{
     cli::options::store::{Etcd, Store, StoreChoice},
@@ -18,7 +18,7 @@ pub(super) enum Opened {
 }
 
 pub(super) fn open(options: &Store) -> Result<Opened> {
-    Ok(match options.choice().map_err(|error| anyhow!(error))? {
+    Ok(match options.choice()? {
         StoreChoice::Etcd(Etcd { endpoints, prefix, ca, identity, login }) => {
             let (certfile, keyfile) = identity.unzip();
             let (username, password) = login.unzip();

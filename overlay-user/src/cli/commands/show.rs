@@ -154,7 +154,7 @@ fn xdp(agent: Option<&Status>, link: &XdpLink) -> Tier {
     let why = match (used, agent) {
         (Some(XdpMode::Redirect), Some(agent)) => format!(
             "redirects to {} of {} endpoints, whose veths take frames; TC delivers to the others",
-            agent.datapath.receivers, agent.datapath.endpoints
+            agent.datapath.xdp_targets, agent.datapath.endpoints
         ),
         (Some(mode), _) => mode.to_string(),
         (None, Some(agent)) => agent.datapath.ingress.why.clone(),

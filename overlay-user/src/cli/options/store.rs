@@ -1,6 +1,7 @@
 //! The options that say which store is meant.
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
 use clap::Args;
 
 /// Where etcd is looked for when nothing says otherwise.
@@ -70,25 +71,25 @@ pub struct Etcd {
 impl Store {
     /// Any etcd option selects etcd, --store-dir the folder, none of them a local etcd. What contradicts itself is an
     /// error of usage.
-    pub fn choice(&self) -> Result<StoreChoice, String> {
+    pub fn choice(&self) -> Result<StoreChoice> {
         let pair = |a: &Option<PathBuf>, b: &Option<PathBuf>| match (a, b) {
             (Some(a), Some(b)) => Ok(Some((a.clone(), b.clone()))),
             (None, None) => Ok(None),
-            _ => Err("--etcd-certfile and --etcd-keyfile need each other".to_owned()),
+            _ => bail!("--etcd-certfile and --etcd-keyfile need each other"),
         };
         let etcd = self.etcd_options();
         if let Some(path) = &self.store_dir {
             return match etcd.first() {
                 None => Ok(StoreChoice::Directory { path: path.clone(), shared: self.store_shared }),
-                Some(option) => Err(format!("--store-dir and {option} name two stores: give one of them")),
+                Some(option) => bail!("--store-dir and {option} name two stores: give one of them"),
             };
         }
         if self.store_shared {
-            return Err("--store-shared says something about --store-dir, which is missing".to_owned());
+            bail!("--store-shared says something about --store-dir, which is missing");
         }
         let login = match (&self.etcd_username, &self.etcd_password) {
             (Some(name), password) => Some((name.clone(), password.clone().unwrap_or_default())),
-            (None, Some(_)) => return Err("--etcd-password needs --etcd-username".to_owned()),
+            (None, Some(_)) => bail!("--etcd-password needs --etcd-username"),
             (None, None) => None,
         };
         let endpoints = match self.etcd_endpoints.as_slice() {

@@ -7,7 +7,7 @@ use super::{jobs::Group, network::Case};
 
 /// How the benchmark runs.
 #[derive(Args, Debug)]
-pub struct Options {
+pub struct BenchOptions {
     /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes once the agent is built, for a look.
     #[arg(long)]
     pub(super) quick: bool,
@@ -37,7 +37,7 @@ pub struct Options {
     pub(super) out: Option<PathBuf>,
 }
 
-impl Options {
+impl BenchOptions {
     /// What is measured.
     pub(super) fn groups(&self) -> Vec<Group> {
         chosen(&self.only, Group::value_variants().to_vec())

@@ -237,3 +237,17 @@ pub fn segments_are_right(host: &Host, from: &Container, to: &Container) {
         assert!(!packet.contains(" bad ") && !packet.contains("incorrect"), "{packet}");
     }
 }
+
+/// All that hangs at the interfaces of a host: interface, direction, program, its id. In that order.
+pub fn filters(host: &Host) -> Vec<(String, String, String, u64)> {
+    let text = host.exec("bpftool -j net").unwrap();
+    let shown: Value = serde_json::from_str(&text).unwrap();
+    let text = |one: &Value, field: &str| one[field].as_str().unwrap_or_default().to_owned();
+    let filters = shown[0]["tc"].as_array().unwrap();
+    let read = |one: &Value| {
+        (text(one, "devname"), text(one, "kind"), text(one, "name"), one["id"].as_u64().unwrap_or(0))
+    };
+    let mut filters: Vec<_> = filters.iter().map(read).collect();
+    filters.sort();
+    filters
+}

@@ -5,7 +5,7 @@ use overlay_lab::{Host, Options, transfer};
 use serde_json::Value;
 
 use super::{
-    bed::{Bed, Kind, assert_reaches, endpoint, json, pins, wait_for},
+    bed::{Bed, Kind, assert_reaches, endpoint, filters, json, pins, wait_for},
     restart::under_packets,
 };
 
@@ -18,21 +18,7 @@ fn bed(hosts: u8, way: &str) -> Bed {
     Bed::with(Kind::Folder, Options { hosts, ..Options::default() }, &["--attach", way])
 }
 
-/// All that hangs at the interfaces of a host: interface, direction, program, its id. In that order.
-pub fn filters(host: &Host) -> Vec<(String, String, String, u64)> {
-    let text = host.exec("bpftool -j net").unwrap();
-    let shown: Value = serde_json::from_str(&text).unwrap();
-    let text = |one: &Value, field: &str| one[field].as_str().unwrap_or_default().to_owned();
-    let filters = shown[0]["tc"].as_array().unwrap();
-    let read = |one: &Value| {
-        (text(one, "devname"), text(one, "kind"), text(one, "name"), one["id"].as_u64().unwrap_or(0))
-    };
-    let mut filters: Vec<_> = filters.iter().map(read).collect();
-    filters.sort();
-    filters
-}
-
-/// The same without the ids, and short: `eth0 ingress overlay_decap`.
+/// What hangs at the interfaces of a host, without the ids, and short: `eth0 ingress overlay_decap`.
 fn places(host: &Host) -> Vec<String> {
     let place = |(device, kind, name, _): &(String, String, String, u64)| {
         format!("{device} {} {name}", kind.trim_start_matches("clsact/"))

@@ -8,10 +8,7 @@ use overlay_lab::{
     queue_overflows, transfer,
 };
 
-use super::{
-    bed::{Bed, Kind, ids, overlay},
-    clsact::filters,
-};
+use super::bed::{Bed, Kind, filters, ids, overlay};
 
 /// Packets per second, in each direction.
 const RATE: u32 = 50_000;

@@ -4,7 +4,8 @@ use std::net::UdpSocket;
 
 use overlay_fuzz::{
     Bench, Nic,
-    frames::{Frame, Sum, Transport},
+    frames::{Frame, Transport},
+    headers::Sum,
 };
 
 use super::{INGRESSES, overlay};

@@ -6,7 +6,8 @@ use overlay_common::{
 };
 use overlay_fuzz::{
     Bench, Ingress,
-    frames::{Frame, Sum, Transport},
+    frames::{Frame, Transport},
+    headers::Sum,
     rows::hex,
     table::{from_container, is_from_us},
     world::GATEWAY,

@@ -7,7 +7,8 @@ use overlay_common::{
 };
 use overlay_fuzz::{
     Bench, Nic,
-    frames::{Frame, Sum, Train, Transport},
+    frames::{Frame, Train, Transport},
+    headers::Sum,
     table::forwarded,
     world::{CONTAINER, GATEWAY, LOCAL, PEERS, VTEP_MAC},
 };
