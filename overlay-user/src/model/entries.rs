@@ -1,5 +1,5 @@
 //! What the data path holds: peers, endpoints, and the ports that programs are attached to.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::model::mac::Mac;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its address on the underlay.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
     /// MAC address of its tunnel device, where it has one.
     pub vtep_mac: Option<Mac>,
 }

@@ -1,9 +1,9 @@
 //! A host's lease of a subnet, as flannel writes it: the key's and the value's text, byte for byte (docs/etcd.md).
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::model::{json::Fields, mac::Mac};
@@ -15,9 +15,9 @@ pub const MAX_VNI: u32 = 0xff_ffff;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The subnet of the overlay that the host owns.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// The host's address on the underlay: its identity.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
     /// How packets travel to it.
     pub backend: LeaseBackend,
 }
@@ -64,7 +64,7 @@ impl Lease {
         #[serde(rename_all = "PascalCase")]
         struct Value<'a> {
             #[serde(rename = "PublicIP")]
-            public_ip: Ipv4Addr,
+            public_ip: IpAddr,
             #[serde(rename = "PublicIPv6")]
             public_ipv6: Option<Ipv6Addr>,
             #[serde(skip_serializing_if = "str::is_empty")]
@@ -89,13 +89,13 @@ impl Lease {
 }
 
 /// The key of a subnet: `10.244.61.0-24`.
-pub fn key_of(subnet: Ipv4Net) -> String {
+pub fn key_of(subnet: IpNet) -> String {
     format!("{}-{}", subnet.network(), subnet.prefix_len())
 }
 
 /// The subnet of a key. flannel's pattern `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`, the lengths in 5 and 7 bits, anchored at the
 /// left too: a key such as `old10.244.1.0-24` must not pass for a second owner of that subnet.
-pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net> {
+pub(crate) fn subnet_of(key: &str) -> Result<IpNet> {
     let form = "the key is not of the form 10.244.61.0-24 or 10.244.61.0-24&fd00::-64";
     let (v4, v6) = match key.split_once('&') {
         Some((v4, v6)) => (v4, Some(v6)),
@@ -109,7 +109,7 @@ pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net> {
         address.parse::<Ipv6Addr>().ok().context(form)?;
         number(length).filter(|&length| length <= 127).context(form)?;
     }
-    let subnet = Ipv4Net::new(address, length).ok().context(form)?;
+    let subnet = IpNet::new(address.into(), length).ok().context(form)?;
     if subnet.network() == address {
         Ok(subnet)
     } else {
@@ -141,7 +141,7 @@ fn parse_value(value: &[u8]) -> Result<Lease> {
         "vxlan" => parse_vxlan(&fields)?,
         _ => LeaseBackend::Other(backend_type),
     };
-    Ok(Lease { subnet: Ipv4Net::default(), public_ip, backend })
+    Ok(Lease { subnet: IpNet::default(), public_ip: public_ip.into(), backend })
 }
 
 fn parse_vxlan(lease: &Fields) -> Result<LeaseBackend> {

@@ -1,9 +1,9 @@
 //! How a host comes by its subnet and keeps it: by flannel's rules (docs/etcd.md), but a lost race is tried again, and a
 //! reservation stays one.
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::time::Instant;
 
 use crate::{
@@ -30,13 +30,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub struct LeaseRequest {
     /// The host's address on the underlay: its identity.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
     /// How packets travel to this host: what the lease says.
     pub backend: Backend,
     /// MAC address for a new lease that has one; a random one if `None`. A lease that is reused keeps its own.
     pub vtep_mac: Option<Mac>,
     /// The subnet of an earlier run, from this host's record or subnet.env.
-    pub preferred: Option<Ipv4Net>,
+    pub preferred: Option<IpNet>,
     /// How long the lease lives unless renewed.
     pub time_to_live: Duration,
 }
@@ -86,7 +86,7 @@ pub enum RenewError {
         /// The key.
         key: String,
         /// Who holds it, if anybody does; our own address if another host uses it too, or our value was altered.
-        holder: Option<Ipv4Addr>,
+        holder: Option<IpAddr>,
     },
     /// The store failed: the lease is ours until it expires.
     #[error(transparent)]
@@ -116,7 +116,7 @@ pub async fn acquire(
 }
 
 /// For a store that is meant for one host alone: an error if another host has a lease in it.
-pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> Result<()> {
+pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: IpAddr) -> Result<()> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     match leases.into_iter().find(|(_, lease)| lease.public_ip != public_ip) {
@@ -172,8 +172,9 @@ async fn try_acquire(
     let leases = decoded(&snapshot);
     let (own, others): (Vec<_>, Vec<_>) =
         leases.iter().partition(|(_, lease)| lease.public_ip == request.public_ip);
-    let (fit, misfit): (Vec<_>, Vec<_>) =
-        own.into_iter().partition(|(entry, lease)| config.fits(lease.subnet) && entry.key == lease.key());
+    let (fit, misfit): (Vec<_>, Vec<_>) = own
+        .into_iter()
+        .partition(|(entry, lease)| config.plan.fits(lease.subnet) && entry.key == lease.key());
     if let [(first, _), (second, _), ..] = fit[..] {
         bail!(
             "public IP {} has two leases, {} and {}: if another host uses this address, give one of them another --public-ip; \
@@ -201,7 +202,7 @@ async fn try_acquire(
     let given_back = |entry: &LeaseEntry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
     let keys = snapshot.entries.iter().filter(|entry| !given_back(entry));
     let taken = Taken::new(keys.filter_map(|entry| lease::subnet_of(&entry.key).ok()));
-    let preferred = request.preferred.filter(|&subnet| config.fits(subnet) && taken.is_free(subnet));
+    let preferred = request.preferred.filter(|&subnet| config.plan.fits(subnet) && taken.is_free(subnet));
     let subnet = match preferred {
         Some(subnet) => subnet,
         None => draw(config, &taken)?,
@@ -229,9 +230,9 @@ async fn release_misfit(
              or alter Network, SubnetLen, SubnetMin or SubnetMax",
             entry.key,
             lease.public_ip,
-            config.subnet_len,
-            config.subnet_min,
-            config.subnet_max
+            config.plan.subnet_len,
+            config.plan.subnet_min,
+            config.plan.subnet_max
         );
     }
     log::info!("give back our lease {}, which does not fit the network config", entry.key);
@@ -263,7 +264,7 @@ async fn reuse(
 async fn claim(
     store: &mut impl Store,
     request: &LeaseRequest,
-    subnet: Ipv4Net,
+    subnet: IpNet,
 ) -> Result<Option<LocalLease>, StoreError> {
     let lease = new_lease(request, subnet, request.vtep_mac);
     let time_to_live = Some(request.time_to_live);
@@ -272,7 +273,7 @@ async fn claim(
     Ok(held(written, lease, time_to_live, renewed))
 }
 
-fn new_lease(request: &LeaseRequest, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
+fn new_lease(request: &LeaseRequest, subnet: IpNet, vtep_mac: Option<Mac>) -> Lease {
     let backend = request.backend.published(|| vtep_mac.unwrap_or_else(Mac::random));
     Lease { subnet, public_ip: request.public_ip, backend }
 }
@@ -289,37 +290,37 @@ fn held(
     }
 }
 
-fn draw(config: &NetworkConfig, taken: &Taken) -> Result<Ipv4Net> {
-    let free: Vec<_> = config.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
+fn draw(config: &NetworkConfig, taken: &Taken) -> Result<IpNet> {
+    let free: Vec<_> = config.plan.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
     if free.is_empty() {
         bail!(
             "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen \
              Network, SubnetMin or SubnetMax",
-            config.network,
-            config.candidates().count(),
-            config.subnet_min,
-            config.subnet_max
+            config.plan.network,
+            config.plan.candidates().count(),
+            config.plan.subnet_min,
+            config.plan.subnet_max
         );
     }
     Ok(free[rand::random_range(0..free.len())])
 }
 
 /// Address ranges in use, apart from each other: first address to last.
-struct Taken(BTreeMap<Ipv4Addr, Ipv4Addr>);
+struct Taken(BTreeMap<IpAddr, IpAddr>);
 
 impl Taken {
-    fn new(subnets: impl Iterator<Item = Ipv4Net>) -> Self {
-        let apart = Ipv4Net::aggregate(&subnets.collect());
-        let range = |subnet: Ipv4Net| (subnet.network(), subnet.broadcast());
+    fn new(subnets: impl Iterator<Item = IpNet>) -> Self {
+        let apart = IpNet::aggregate(&subnets.collect());
+        let range = |subnet: IpNet| (subnet.network(), subnet.broadcast());
         Self(apart.into_iter().map(range).collect())
     }
 
-    fn is_free(&self, subnet: Ipv4Net) -> bool {
+    fn is_free(&self, subnet: IpNet) -> bool {
         let before = self.0.range(..=subnet.broadcast()).next_back();
         before.is_none_or(|(_, &last)| last < subnet.network())
     }
 }
 
-fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }

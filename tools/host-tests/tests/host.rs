@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     io::Write as _,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     os::unix::fs::MetadataExt as _,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -39,7 +39,7 @@ use tokio::{
     time::timeout,
 };
 
-const C1: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+const C1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2));
 
 /// Runs a test in a network namespace that ends with it. Netlink sockets stay in the namespace of the thread that
 /// opened them, hence one thread and its own runtime.
@@ -71,7 +71,7 @@ struct Container {
 
 impl Container {
     /// Starts it with `veth` as its port on br0 and `address` inside.
-    fn start(veth: &str, address: Ipv4Addr) -> Self {
+    fn start(veth: &str, address: IpAddr) -> Self {
         let container = Self::behind(veth);
         container.run(&format!("ip address add {address}/24 dev eth0"));
         run(&format!("ip link set {veth} master br0 up"));
@@ -79,7 +79,7 @@ impl Container {
     }
 
     /// Starts it without a bridge, as the CNI plugin `ptp` does: the gateway on the veth, a host route to the container.
-    fn start_routed(veth: &str, address: Ipv4Addr) -> Self {
+    fn start_routed(veth: &str, address: IpAddr) -> Self {
         let container = Self::behind(veth);
         run(&format!("ip address add 10.244.1.1/32 dev {veth}"));
         run(&format!("ip link set {veth} up"));
@@ -349,7 +349,7 @@ fn bridge() {
     run("ip link set br0 up");
 }
 
-fn puts(address: Ipv4Addr, port: u32) -> impl Fn(&LocalChange) -> bool {
+fn puts(address: IpAddr, port: u32) -> impl Fn(&LocalChange) -> bool {
     move |change| matches!(change, LocalChange::PutEndpoint(put, endpoint) if *put == address && endpoint.port == port)
 }
 

@@ -1,28 +1,30 @@
 //! A peer in the maps: its subnet, its underlay address among those that the programs take packets from, its counters.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use overlay_common::{Addr4, Vtep};
 
 use super::EbpfDatapath;
 use crate::{
     datapath::{
         error::{DatapathError, removed},
+        keys::key,
         tables,
     },
     model::entries::Peer,
 };
 
 impl EbpfDatapath {
-    pub(super) fn put_peer(&mut self, subnet: Ipv4Net, peer: &Peer) -> Result<(), DatapathError> {
-        let key = Addr4::new(subnet.network().octets());
+    pub(super) fn put_peer(&mut self, subnet: IpNet, peer: &Peer) -> Result<(), DatapathError> {
+        let action = || format!("add peer {subnet}");
+        let key = key(subnet.network(), action)?;
         let old = self.slots.of(key);
         let slot = match old {
             Some((slot, _)) => slot,
             None => self.free_slot()?,
         };
-        let outer = peer.public_ip.octets();
-        let new = tables::peer_entry(peer, slot);
+        let new = tables::peer_entry(peer, slot).map_err(|error| DatapathError::failed(action(), &error))?;
+        let outer = new.outer;
         // The address first: a packet that arrives between the two writes finds its sender known.
         self.tables
             .vteps
@@ -37,16 +39,16 @@ impl EbpfDatapath {
             if old.is_none() {
                 self.slots.release(slot);
             }
-            return Err(self.write_failed("peers", format!("add peer {subnet}"), &error));
+            return Err(self.write_failed("peers", action(), &error));
         }
         self.slots.assign(key, slot, outer);
         moved.map_or(Ok(()), |(_, before)| self.forget_vtep(slot, before))
     }
 
-    pub(super) fn remove_peer(&mut self, subnet: Ipv4Net) -> Result<(), DatapathError> {
-        let key = Addr4::new(subnet.network().octets());
-        removed(self.tables.peers.remove(key))
-            .map_err(|error| DatapathError::failed(format!("remove peer {subnet}"), &error))?;
+    pub(super) fn remove_peer(&mut self, subnet: IpNet) -> Result<(), DatapathError> {
+        let action = || format!("remove peer {subnet}");
+        let key = key(subnet.network(), action)?;
+        removed(self.tables.peers.remove(key)).map_err(|error| DatapathError::failed(action(), &error))?;
         let Some((slot, outer)) = self.slots.of(key) else { return Ok(()) };
         self.slots.forget(key);
         self.slots.release(slot);
@@ -56,7 +58,7 @@ impl EbpfDatapath {
     /// The peer with `slot` is no longer at underlay address `outer`. The address goes unless another subnet's peer is
     /// there too, whose slot it then gets.
     fn forget_vtep(&mut self, slot: u32, outer: [u8; 4]) -> Result<(), DatapathError> {
-        let (key, address) = (Addr4::new(outer), Ipv4Addr::from(outer));
+        let (key, address) = (Addr4::new(outer), IpAddr::from(outer));
         match self.slots.leave(slot, outer) {
             Some(slot) => self
                 .tables
