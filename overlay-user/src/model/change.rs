@@ -32,7 +32,8 @@ pub enum LocalChange {
     RemoveEndpoint(IpAddr),
     /// Attaches the programs of a port. Attaching what is attached is no error.
     Attach(u32, PortKind),
-    /// Detaches those of a container-side port. Detaching what is not attached, or an interface that is gone, is no error.
+    /// Detaches the programs of a port on the containers' side. It is no error if none are attached, or if the interface is
+    /// gone.
     Detach(u32),
 }
 

@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// What flannel's configs may hold beside: no field of ours, no error of ours.
+    /// Fields that flannel's configs may have and that make no difference here. They are no error.
     #[test]
     fn what_makes_no_difference_is_read_all_the_same() {
         let plain = parse(r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan"}}"#);

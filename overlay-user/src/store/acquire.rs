@@ -1,5 +1,5 @@
-//! How a host comes by its subnet and keeps it: by flannel's rules (docs/etcd.md), but a lost race is tried again, and a
-//! reservation stays one.
+//! How a host comes by its subnet: by flannel's rules (docs/etcd.md), except that a lost race is tried again, and that a
+//! reservation stays a reservation.
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Result, bail};
@@ -16,12 +16,13 @@ use crate::{
     store::{LeaseEntry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
 };
 
-/// flannel's.
+/// How long a lease lives unless it is renewed. flannel's leases live as long.
 pub const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Out of how many free subnets one is drawn, so that hosts that start together seldom draw the same.
 const DRAW: usize = 100;
-/// Every lost race means that somebody else got a subnet, so this many in a row means something else is wrong.
+/// How often a race for a subnet is tried. With every lost race some other host got a subnet, so if this many are lost in a
+/// row something else is wrong.
 const ATTEMPTS: u32 = 32;
 /// The pause after the first lost race is shorter than this; the limit doubles up to 16 times it.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -29,9 +30,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Who asks for a subnet.
 #[derive(Clone, Debug)]
 pub struct LeaseRequest {
-    /// The host's address on the underlay: its identity.
+    /// The host's address on the underlay, which is also its identity.
     pub public_ip: IpAddr,
-    /// How packets travel to this host: what the lease says.
+    /// How packets travel to this host, which the lease says.
     pub backend: Backend,
     /// MAC address for a new lease that has one; a random one if `None`. A lease that is reused keeps its own.
     pub vtep_mac: Option<Mac>,
@@ -41,7 +42,7 @@ pub struct LeaseRequest {
     pub time_to_live: Duration,
 }
 
-/// A lease that is ours.
+/// The lease that this host has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalLease {
     /// Key and value as they stand in the store.
@@ -50,20 +51,20 @@ pub struct LocalLease {
     pub modified: Revision,
     /// How long it lives from `renewed` on; `None` is a reservation.
     pub time_to_live: Option<Duration>,
-    /// When the last write was asked for: the store's own count started no earlier.
+    /// When the last write was asked for. The store began to count the lifetime at this moment or later.
     pub renewed: Instant,
 }
 
 impl LocalLease {
-    /// When to renew so that `margin` is left; at half the time to live if the margin leaves less than that.
-    /// A reservation is looked after as often as if it lived [`TIME_TO_LIVE`].
+    /// When the lease must be renewed so that `margin` is left of its lifetime, but not before half of it has passed. A
+    /// reservation is written again as often as a lease that lives [`TIME_TO_LIVE`].
     pub fn renew_at(&self, margin: Duration) -> Instant {
         let time_to_live = self.time_to_live.unwrap_or(TIME_TO_LIVE);
         self.renewed + time_to_live.saturating_sub(margin).max(time_to_live / 2)
     }
 
-    /// Takes in what the store says of the own key: a reservation never gets an end again, whoever made it one. Says
-    /// whether that is news.
+    /// Takes in what the store says of the key's lifetime. If an operator made it a reservation it will not be given an end
+    /// again. Returns whether that is news.
     pub fn heed(&mut self, lifetime: Lifetime) -> bool {
         lifetime == Lifetime::Reserved && self.time_to_live.take().is_some()
     }
@@ -77,7 +78,7 @@ impl LocalLease {
 /// Why a lease was not renewed.
 #[derive(Debug, thiserror::Error)]
 pub enum RenewError {
-    /// It is not ours any more.
+    /// It is no longer this host's.
     #[error("lease {key} is lost: {}", match holder {
         Some(holder) => format!("host {holder} holds it now"),
         None => "it was deleted or has expired".to_owned(),
@@ -85,10 +86,11 @@ pub enum RenewError {
     Lost {
         /// The key.
         key: String,
-        /// Who holds it, if anybody does; our own address if another host uses it too, or our value was altered.
+        /// Which host the key names now, if any. It is this host's own address if another host uses the same address, or if
+        /// somebody altered our value.
         holder: Option<IpAddr>,
     },
-    /// The store failed: the lease is ours until it expires.
+    /// The store failed. The lease is this host's until it expires.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -115,7 +117,7 @@ pub async fn acquire(
     )
 }
 
-/// For a store that is meant for one host alone: an error if another host has a lease in it.
+/// Fails if another host has a lease in this store. For stores that are meant for one host alone.
 pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: IpAddr) -> Result<()> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
@@ -131,12 +133,12 @@ pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: IpAddr) -> Re
     }
 }
 
-/// Renews with a fresh time to live. On [`RenewError::Store`] `held` may be tried again. A key
-/// that was made a reservation meanwhile stays one.
+/// Renews the lease, with a fresh time to live. After [`RenewError::Store`] it may be tried again. A key that an operator
+/// has made a reservation meanwhile stays one.
 pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), RenewError> {
     let (key, value) = (held.lease.key(), held.lease.value());
     let mut modified = held.modified;
-    // A second try, since a renewal whose answer was lost may have been made.
+    // There is a second try because an earlier renewal may have been made though its answer was lost.
     for _ in 0..2 {
         let renewed = Instant::now();
         let written = store.renew(&key, value.clone(), modified, held.time_to_live).await?;
@@ -162,7 +164,7 @@ pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), 
     Err(RenewError::Lost { key, holder })
 }
 
-/// `None` is a lost race.
+/// One try to get a subnet. `None` means that another host was faster.
 async fn try_acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
@@ -198,7 +200,7 @@ async fn try_acquire(
         }
         return Ok(reuse(store, request, entry, lease).await?);
     }
-    // Whose value is bad is taken all the same. What we just gave back is free.
+    // A subnet is taken even if the value of its key cannot be read. The ones that were given back just now are free.
     let given_back = |entry: &LeaseEntry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
     let keys = snapshot.entries.iter().filter(|entry| !given_back(entry));
     let taken = Taken::new(keys.filter_map(|entry| lease::subnet_of(&entry.key).ok()));
@@ -210,14 +212,15 @@ async fn try_acquire(
     Ok(claim(store, request, subnet).await?)
 }
 
-/// Entries that are leases. The others are not ours, whatever they are; the loop reports them.
+/// The entries that are leases. Entries that cannot be read are not this host's; the reconciler reports them.
 fn decoded(snapshot: &Snapshot) -> Vec<(&LeaseEntry, Lease)> {
     let decode = |entry: &LeaseEntry| lease::decode(&entry.key, &entry.value).ok();
     let entries = snapshot.entries.iter();
     entries.filter_map(|entry| Some((entry, decode(entry)?))).collect()
 }
 
-/// A lease of ours from before the config was altered, or one with an IPv6 subnet that we would not serve.
+/// Gives back a lease of this host that it cannot use: one from before the config was altered, or one with an IPv6 subnet,
+/// which this agent would not serve.
 async fn release_misfit(
     store: &mut impl Store,
     config: &NetworkConfig,
@@ -240,7 +243,8 @@ async fn release_misfit(
     Ok(())
 }
 
-/// Our lease from before, with its MAC address: peers that have not heard of our restart go on using it.
+/// Takes this host's earlier lease again, with its MAC address, because peers that have not heard of the restart go on
+/// using that.
 async fn reuse(
     store: &mut impl Store,
     request: &LeaseRequest,
@@ -305,7 +309,7 @@ fn draw(config: &NetworkConfig, taken: &Taken) -> Result<IpNet> {
     Ok(free[rand::random_range(0..free.len())])
 }
 
-/// Address ranges in use, apart from each other: first address to last.
+/// The address ranges that are in use, from first address to last. No two of them overlap.
 struct Taken(BTreeMap<IpAddr, IpAddr>);
 
 impl Taken {

@@ -5,9 +5,9 @@ use serde_json::json;
 use super::values::{ConfigError, bad, read, switch};
 use crate::model::{json::Fields, lease::MAX_VNI};
 
-/// What flannel's VXLAN devices use: the kernel's own default, not IANA's 4789.
+/// The UDP port of flannel's VXLAN devices. It is the kernel's own default, not the 4789 that IANA assigned.
 pub const VXLAN_PORT: u16 = 8472;
-/// flannel's port for bare IP in UDP.
+/// The UDP port of flannel's udp backend.
 pub const UDP_PORT: u16 = 8285;
 
 /// How packets travel between hosts.
@@ -17,11 +17,11 @@ pub enum BackendConfig {
     Vxlan {
         /// VXLAN network identifier, 1 to 2^24 - 1.
         vni: u32,
-        /// UDP port, the same on all hosts: leases do not carry it.
+        /// UDP port. It is the same on all hosts, since leases do not carry it.
         port: u16,
         /// MTU of the underlay in bytes; `None` takes that of the interface.
         mtu: Option<u32>,
-        /// Plain routes, without encapsulation, to hosts on the same link.
+        /// Hosts on the same link are reached by plain routes, without encapsulation.
         direct_routing: bool,
     },
     /// Bare IPv4 in UDP.
@@ -29,9 +29,9 @@ pub enum BackendConfig {
         /// UDP port, the same on all hosts.
         port: u16,
     },
-    /// Plain routes.
+    /// flannel's host-gw: plain routes.
     HostGw,
-    /// One that flannel may know and we do not, as written.
+    /// One that flannel may know and this agent does not, as it is written.
     Unsupported(String),
 }
 
@@ -56,14 +56,15 @@ impl BackendConfig {
     }
 }
 
-/// `Learning` makes no difference: peers are known from their leases, never learned from traffic.
+/// Reads the options of a VXLAN backend. `Learning` makes no difference: peers are known from their leases, and are never
+/// learned from traffic.
 fn vxlan(options: &Fields) -> Result<BackendConfig, ConfigError> {
     let wants = format!("it must be 1 to {MAX_VNI}");
     let vni = read(options, "VNI", &wants)?.unwrap_or(1);
     if !(1..=MAX_VNI).contains(&vni) {
         return Err(bad("VNI", vni, &wants));
     }
-    // 68 bytes are the least that IPv4 asks of a link (RFC 791), 50 go to the outer headers.
+    // IPv4 asks of a link that it carries 68 bytes (RFC 791), and the outer headers take 50.
     let wants = "it must be the underlay's MTU, 118 to 65535 bytes, or left out";
     let mtu: Option<u32> = read(options, "MTU", wants)?.filter(|&mtu| mtu != 0);
     if let Some(mtu) = mtu.filter(|mtu| !(118..=65535).contains(mtu)) {

@@ -26,9 +26,9 @@ pub struct AddressPlan {
 
 /// Prefix lengths that a family's plan may have.
 struct Lengths {
-    /// The longest Network: four subnets of four addresses fit.
+    /// The longest prefix that Network may have, so that four subnets of four addresses fit into it.
     network: u8,
-    /// The longest subnet.
+    /// The longest prefix that a subnet may have.
     subnet: u8,
     /// A subnet's length unless the config says otherwise.
     usual: u8,
@@ -42,7 +42,7 @@ impl AddressPlan {
         let network = network(fields)?;
         let subnet_len = subnet_len(fields, network, &IPV4)?;
         let size = size(network.addr(), subnet_len);
-        // flannel leaves out the first subnet: its first address is the network's own.
+        // flannel leases no host the first subnet, because its first address is that of the network itself.
         let first = after(network.network(), size);
         let last = after(network.broadcast(), (size - 1).wrapping_neg());
         let subnet_min = bound(fields, "SubnetMin", network, subnet_len)?.unwrap_or(first);
@@ -87,7 +87,7 @@ fn subnet_len(fields: &Fields, network: IpNet, lengths: &Lengths) -> Result<u8, 
     let (least, most) = (network.prefix_len() + 2, lengths.subnet);
     let wants = format!("it must be {least} to {most}, so that {network} holds at least four subnets");
     match read(fields, "SubnetLen", &wants)? {
-        // Zero is Go's way to say absent.
+        // In Go's structs zero means that the field is absent.
         None | Some(0) => Ok(lengths.usual.max(least)),
         Some(len) if (least..=most).contains(&len) => Ok(len),
         Some(len) => Err(bad("SubnetLen", len, &wants)),
