@@ -7,8 +7,10 @@ use clap::{Args, Parser, Subcommand};
 use self::setup::For;
 
 mod ci;
+mod fresh;
 #[cfg(test)]
 mod house;
+mod interrupt;
 mod run;
 mod setup;
 mod test;
@@ -51,6 +53,9 @@ enum Command {
     Endure(Given),
     /// Before a push: format and lints, then what CI runs, all tests.
     Ci,
+    /// What the rung `fresh` starts in its namespaces.
+    #[command(hide = true)]
+    InFreshRoot(fresh::Inside),
 }
 
 /// The arguments of a tool, which are the tool's to understand, `--help` among them.
@@ -88,6 +93,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::test(&options),
         Command::Run(options) => run::run(&options),
         Command::Ci => ci::ci(),
+        Command::InFreshRoot(inside) => fresh::enter(&inside),
         Command::Demo(given) => tool::LAB.take_over("demo", &given.arguments, given.demo()),
         Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, given.lab()),
         Command::Endure(given) => tool::LAB.take_over("endure", &given.arguments, For::Endure),

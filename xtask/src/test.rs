@@ -14,6 +14,7 @@ use overlay_project::{
 };
 
 use crate::{
+    fresh, interrupt,
     setup::{For, provide},
     tool,
     vm::{self, KERNELS, Kernel, table},
@@ -30,6 +31,9 @@ pub(crate) struct TestOptions {
     /// Write what the rung `vm` shows into docs/kernels.md, rather than compare the two.
     #[arg(long)]
     write_docs: bool,
+    /// With the rung `fresh`: all that CI runs, on a bare machine, in place of the rung's own steps.
+    #[arg(long)]
+    whole: bool,
 }
 
 /// The oldest that is promised.
@@ -42,7 +46,7 @@ fn kernel_names() -> PossibleValuesParser {
 
 impl Default for TestOptions {
     fn default() -> Self {
-        Self { rung: None, kernels: vec![DEFAULT_KERNEL.to_owned()], write_docs: false }
+        Self { rung: None, kernels: vec![DEFAULT_KERNEL.to_owned()], write_docs: false, whole: false }
     }
 }
 
@@ -56,6 +60,8 @@ enum Rung {
     Hosts,
     /// The tests of the kernel rung, and hosts under every ingress, in VMs with other kernels.
     Vm,
+    /// The README's commands on a bare machine: a root with nothing in it.
+    Fresh,
 }
 
 impl Rung {
@@ -65,6 +71,7 @@ impl Rung {
             Self::Kernel => For::Kernel,
             Self::Hosts => For::Hosts,
             Self::Vm => For::Vm,
+            Self::Fresh => For::Fresh,
         }
     }
 }
@@ -104,8 +111,13 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
         .filter(|rung| options.rung.is_none_or(|only| only == *rung))
         .collect();
     provide(&rungs.iter().map(|rung| rung.needs()).collect::<Vec<_>>())?;
+    interrupt::watch()?;
     for rung in rungs {
-        if rung == Rung::Vm { in_vms(options)? } else { run(rung)? }
+        match rung {
+            Rung::Vm => in_vms(options)?,
+            Rung::Fresh => fresh::run(options.whole)?,
+            _ => run(rung)?,
+        }
     }
     pass_through(Command::new(tool::LAB.build()?).args(["lab", "leaks"]))
         .context("tests left something behind")

@@ -40,6 +40,13 @@ mod streams;
 
 /// Runs it all, writes the results, prints the tables. Fails, after that, if a case had no figure to give.
 pub fn bench(options: &BenchOptions) -> Result<()> {
+    let folder = options.out.clone().unwrap_or_else(|| project::target().join("bench"));
+    if let Some(file) = &options.draw {
+        let results = Results::read(file)?;
+        fs::create_dir_all(&folder)?;
+        return plots::draw(&results, &folder)
+            .with_context(|| format!("draw plots into {}", folder.display()));
+    }
     // Before half an hour of measuring.
     let old = options.compare.as_deref().map(Results::read).transpose()?;
     let program = build_program()?;
@@ -61,10 +68,9 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         text += &report::absolutes(&compare::absolutes(&old, &results), &name);
     }
     println!("{text}");
-    let folder = options.out.clone().unwrap_or_else(|| project::target().join("bench"));
     write(&results, &text, &folder).with_context(|| format!("write results to {}", folder.display()))?;
     println!(
-        "\nwritten to {}: results.json, results.md, plots of the ratios as SVG and PNG",
+        "\nwritten to {}: results.json, results.md, and plots of the ratios as SVG and PNG: headline, and all of each underlay",
         folder.display()
     );
     let errors = results.errors().len();

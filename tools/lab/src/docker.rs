@@ -41,7 +41,7 @@ impl Host {
         let folder = self.folder().join("docker");
         fs::create_dir_all(&folder)?;
         let client = Client { host: self.clone(), folder, path: tools.path()? };
-        let mut docker = Docker { process: Some(client.start_daemon(&tools, options)?), client };
+        let mut docker = Docker { process: Some(client.start_daemon(options)?), client };
         wait_until(&format!("the Docker daemon of {}", self.name()), PATIENCE, || {
             if let Some(status) = docker.process()?.status()? {
                 bail!("it ended with {status}:\n{}", docker.client.log_tail());

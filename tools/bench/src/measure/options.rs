@@ -32,6 +32,9 @@ pub struct BenchOptions {
     /// Says what changed since the run that wrote this file.
     #[arg(long, value_name = "OLD.json")]
     pub(super) compare: Option<PathBuf>,
+    /// Measures nothing, and draws the plots of the run that wrote this file.
+    #[arg(long, value_name = "RESULTS.json", conflicts_with = "compare")]
+    pub(super) draw: Option<PathBuf>,
     /// Where results go.
     #[arg(long, value_name = "FOLDER")]
     pub(super) out: Option<PathBuf>,

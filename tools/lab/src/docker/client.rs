@@ -3,7 +3,6 @@ use std::{ffi::OsString, fs, path::PathBuf, process::Command};
 
 use anyhow::Result;
 
-use super::tools::Tools;
 use crate::{command, host::Host, namespace::Running};
 
 /// What a command needs to reach the daemon of one host.
@@ -15,7 +14,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn start_daemon(&self, tools: &Tools, options: &[&str]) -> Result<Running> {
+    pub(super) fn start_daemon(&self, options: &[&str]) -> Result<Running> {
         let folder = self.folder.display();
         // The machine's own /etc/docker/daemon.json must have no influence here.
         fs::write(self.folder.join("daemon.json"), "{}")?;
@@ -36,7 +35,7 @@ impl Client {
         let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"];
         let mut command = self.host.namespace().command(&[&unshare[..], &["sh", "-c", &script]].concat())?;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
-        command.env("PATH", &self.path).env("LD_LIBRARY_PATH", tools.libraries()?);
+        command.env("PATH", &self.path);
         Running::start(command.stdout(log.try_clone()?).stderr(log))
     }
 

@@ -26,12 +26,6 @@ impl Tools {
         env::join_paths(own.into_iter().chain(system)).context("a folder's name with a colon in it")
     }
 
-    /// The `LD_LIBRARY_PATH` for libraries that the system lacked and that set-up has therefore unpacked as well.
-    pub fn libraries(&self) -> Result<OsString> {
-        let folders = ["usr/lib", "lib"].map(|part| self.0.join(part).join("x86_64-linux-gnu"));
-        env::join_paths(folders).context("a folder's name with a colon in it")
-    }
-
     /// busybox, linked statically.
     pub fn busybox(&self) -> PathBuf {
         self.0.join("bin/busybox")
