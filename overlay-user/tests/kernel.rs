@@ -14,6 +14,7 @@ mod kernel {
     mod tun_send;
     mod udp;
     mod udp_decap;
+    mod world;
     mod xdp;
 }
 mod support;

@@ -15,7 +15,7 @@ pub(crate) fn ci() -> Result<()> {
     pass_through(&mut cargo(&["fmt", "--check"])).context("run `cargo fmt`")?;
     pass_through(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     clippy_of_programs()?;
-    test::test(&test::Options::default())
+    test::test(&test::TestOptions::default())
 }
 
 /// The kernel programs are an empty library for the host; their lints need clippy for the BPF target.

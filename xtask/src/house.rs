@@ -29,6 +29,15 @@ fn packages() -> Vec<PathBuf> {
     packages
 }
 
+/// The files that the crates of a package begin with: library, program, and each file of tests.
+fn crates(package: &Path) -> Vec<PathBuf> {
+    let tests = package.join("tests");
+    let mut crates = if tests.exists() { entries(&tests) } else { Vec::new() };
+    crates.extend(["src/lib.rs", "src/main.rs"].map(|file| package.join(file)));
+    crates.retain(|path| path.is_file());
+    crates
+}
+
 /// A path as it is in the repository.
 fn name(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
@@ -68,7 +77,7 @@ fn shown(circle: &[PathBuf], imports: &Imports) -> String {
 }
 
 /// Where circles are still to be opened.
-const NOT_YET: &[&str] = &["overlay-ebpf/", "overlay-user/", "xtask/src/setup"];
+const NOT_YET: &[&str] = &["overlay-ebpf/", "overlay-user/src/"];
 
 /// No two files of a crate import from each other, nor do more of them in a circle.
 ///
@@ -80,13 +89,11 @@ const NOT_YET: &[&str] = &["overlay-ebpf/", "overlay-user/", "xtask/src/setup"];
 fn no_modules_import_each_other() {
     let mut found = Vec::new();
     for package in packages() {
-        for start in ["src/lib.rs", "src/main.rs"].map(|file| package.join(file)) {
-            if start.exists() {
-                let imports = Crate::read(&start).imports();
-                let mut circles = circles(&imports);
-                circles.retain(|circle| !NOT_YET.iter().any(|start| name(&circle[0]).starts_with(start)));
-                found.extend(circles.iter().map(|circle| shown(circle, &imports)));
-            }
+        for start in crates(&package) {
+            let imports = Crate::read(&start).imports();
+            let mut circles = circles(&imports);
+            circles.retain(|circle| !NOT_YET.iter().any(|start| name(&circle[0]).starts_with(start)));
+            found.extend(circles.iter().map(|circle| shown(circle, &imports)));
         }
     }
     assert!(found.is_empty(), "circles of modules:\n{}", found.join("\n\n"));

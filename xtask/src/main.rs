@@ -7,8 +7,10 @@ use clap::{Args, Parser, Subcommand};
 use self::setup::For;
 
 mod ci;
+mod fresh;
 #[cfg(test)]
 mod house;
+mod interrupt;
 mod run;
 mod setup;
 mod test;
@@ -31,12 +33,12 @@ enum Command {
     #[command(disable_help_flag = true)]
     Demo(Given),
     /// Runs the tests, from units to whole hosts.
-    Test(test::Options),
+    Test(test::TestOptions),
     /// Hosts to play with.
     #[command(disable_help_flag = true)]
     Lab(Given),
     /// Builds the agent and starts it on this machine with the given arguments.
-    Run(run::Options),
+    Run(run::RunOptions),
     /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
     #[command(disable_help_flag = true)]
     BenchAgent(Given),
@@ -51,6 +53,9 @@ enum Command {
     Endure(Given),
     /// Before a push: format and lints, then what CI runs, all tests.
     Ci,
+    /// What the rung `fresh` starts in its namespaces.
+    #[command(hide = true)]
+    InFreshRoot(fresh::Inside),
 }
 
 /// The arguments of a tool, which are the tool's to understand, `--help` among them.
@@ -88,6 +93,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::test(&options),
         Command::Run(options) => run::run(&options),
         Command::Ci => ci::ci(),
+        Command::InFreshRoot(inside) => fresh::enter(&inside),
         Command::Demo(given) => tool::LAB.take_over("demo", &given.arguments, given.demo()),
         Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, given.lab()),
         Command::Endure(given) => tool::LAB.take_over("endure", &given.arguments, For::Endure),

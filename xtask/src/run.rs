@@ -8,13 +8,13 @@ use overlay_project::project;
 use crate::setup::{For, provide};
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct RunOptions {
     /// Arguments of `overlay agent`, after `--`.
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
-pub(crate) fn run(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &RunOptions) -> Result<()> {
     provide(&[For::Run])?;
     let overlay = project::build_overlay()?;
     // The agent takes this process's place, so that it gets the signals.

@@ -1,18 +1,21 @@
 //! What the project needs beyond cargo: all of it for `cargo xtask setup`, for another command what that one needs. Looks
 //! first, installs only what is missing, removes nothing.
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    time::Instant,
-};
+use std::path::Path;
 
 use anyhow::{Result, bail};
-use nix::unistd::Uid;
-use overlay_project::command;
+use overlay_project::project;
+
+use self::{
+    machine::{find_command, is_root},
+    progress::{Progress, lock},
+};
 
 pub(crate) mod apt;
 mod docker;
 pub(crate) mod ebpf;
+pub(crate) mod machine;
+pub(crate) mod progress;
+mod protoc;
 
 /// What is going to be done with what set-up brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +25,7 @@ pub(crate) enum For {
     Kernel,
     Hosts,
     Vm,
+    Fresh,
     /// On a folder as the store.
     Demo,
     DemoEtcd,
@@ -45,6 +49,7 @@ impl For {
         Self::Kernel,
         Self::Hosts,
         Self::Vm,
+        Self::Fresh,
         Self::Demo,
         Self::DemoEtcd,
         Self::DemoDocker,
@@ -60,7 +65,12 @@ impl For {
 
     /// Whether the kernel programs are built for it.
     fn takes_programs(self) -> bool {
-        !matches!(self, Self::Tool | Self::BenchTool)
+        !matches!(self, Self::Fresh | Self::Tool | Self::BenchTool)
+    }
+
+    /// Whether it makes network namespaces, and whatever else is root's to do.
+    fn takes_root(self) -> bool {
+        LAB.contains(&self) || self == Self::Fresh
     }
 
     fn takes_docker(self) -> bool {
@@ -152,24 +162,38 @@ const NEEDS: &[Need] = &[
         "frames not made by our own code",
         &[For::Units, For::Kernel, For::Hosts],
     ),
+    need("debootstrap", &["debootstrap"], "makes a bare machine's root", &[For::Fresh]),
+    need("git", &["git"], "clones the project into that root", &[For::Fresh]),
 ];
 
 /// Brings in what is missing for `what`. Prints one line per thing it does, and one at the end.
 pub(crate) fn provide(what: &[For]) -> Result<()> {
     let progress = Progress::start();
+    // Whoever asks for everything wants what can be had.
+    if what != For::ALL && what.iter().any(|one| one.takes_root()) && !is_root() {
+        bail!("this makes network namespaces and loads programs into the kernel: run it as root");
+    }
+    let _lock = lock(&project::target(), &progress)?;
     let wanted = |need: &&Need| what.iter().any(|one| need.by.contains(one)) && !is_there(need);
     let missing: Vec<_> = NEEDS.iter().filter(wanted).collect();
     for need in &missing {
         progress.say(&format!("{} is missing: {}", need.package, need.purpose));
     }
     let names: Vec<_> = missing.iter().map(|need| need.package).collect();
-    let programs = what.iter().any(|one| one.takes_programs());
-    let docker = what.iter().any(|one| one.takes_docker());
+    let takes = |kind: fn(For) -> bool| what.iter().any(|one| kind(*one));
     let done = apt::install(&names, &progress)
-        .and_then(|()| if programs { ebpf::provide(&progress) } else { Ok(()) })
-        .and_then(|()| if docker { docker::provide(&progress) } else { Ok(()) });
+        .and_then(|()| if takes(|one| AGENT.contains(&one)) { protoc::check() } else { Ok(()) })
+        .and_then(|()| if takes(For::takes_programs) { ebpf::provide(&progress) } else { Ok(()) })
+        .and_then(|()| if takes(For::takes_docker) { docker::provide(&progress) } else { Ok(()) });
     if let Err(error) = done {
-        bail!("{error:#}\n{}", by_hand(&names));
+        let mut advice = by_hand(&names);
+        if takes(For::takes_programs) {
+            advice += ebpf::BY_HAND;
+        }
+        if takes(For::takes_docker) {
+            advice += docker::BY_HAND;
+        }
+        bail!("{error:#}\n{advice}");
     }
     progress.say("set-up: everything is there");
     Ok(())
@@ -184,42 +208,11 @@ fn by_hand(missing: &[&str]) -> String {
             missing.join(" ")
         );
     }
-    advice + ebpf::BY_HAND + docker::BY_HAND
-}
-
-/// Says what is being done and how long it took to get there.
-pub(crate) struct Progress(Instant);
-
-impl Progress {
-    pub(crate) fn start() -> Self {
-        Self(Instant::now())
-    }
-
-    pub(crate) fn say(&self, text: &str) {
-        eprintln!("[setup {:6.1} s] {text}", self.0.elapsed().as_secs_f32());
-    }
+    advice
 }
 
 fn is_there(need: &Need) -> bool {
     need.shown_by.iter().any(|mark| {
         if mark.starts_with('/') { Path::new(mark).exists() } else { find_command(mark).is_some() }
     })
-}
-
-/// Where `name` is, in PATH or where root's commands live.
-pub(crate) fn find_command(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-}
-
-/// Runs a long command quietly; its output appears only in the error.
-fn quietly(command: &mut Command) -> Result<()> {
-    command::output(command.stdin(std::process::Stdio::null())).map(drop)
-}
-
-fn is_root() -> bool {
-    Uid::effective().is_root()
 }

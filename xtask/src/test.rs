@@ -14,13 +14,14 @@ use overlay_project::{
 };
 
 use crate::{
+    fresh, interrupt,
     setup::{For, provide},
     tool,
     vm::{self, KERNELS, Kernel, table},
 };
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct TestOptions {
     /// Only this rung.
     #[arg(long)]
     rung: Option<Rung>,
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     /// Write what the rung `vm` shows into docs/kernels.md, rather than compare the two.
     #[arg(long)]
     write_docs: bool,
+    /// With the rung `fresh`: all that CI runs, on a bare machine, in place of the rung's own steps.
+    #[arg(long)]
+    whole: bool,
 }
 
 /// The oldest that is promised.
@@ -40,9 +44,9 @@ fn kernel_names() -> PossibleValuesParser {
     PossibleValuesParser::new(KERNELS.iter().map(|kernel| kernel.version).chain([ALL_KERNELS]))
 }
 
-impl Default for Options {
+impl Default for TestOptions {
     fn default() -> Self {
-        Self { rung: None, kernels: vec![DEFAULT_KERNEL.to_owned()], write_docs: false }
+        Self { rung: None, kernels: vec![DEFAULT_KERNEL.to_owned()], write_docs: false, whole: false }
     }
 }
 
@@ -56,6 +60,8 @@ enum Rung {
     Hosts,
     /// The tests of the kernel rung, and hosts under every ingress, in VMs with other kernels.
     Vm,
+    /// The README's commands on a bare machine: a root with nothing in it.
+    Fresh,
 }
 
 impl Rung {
@@ -65,6 +71,7 @@ impl Rung {
             Self::Kernel => For::Kernel,
             Self::Hosts => For::Hosts,
             Self::Vm => For::Vm,
+            Self::Fresh => For::Fresh,
         }
     }
 }
@@ -96,7 +103,7 @@ const TESTS: &[(Rung, &str, &str)] = &[
 /// What runs in VMs: the programs, and whole hosts.
 const IN_VMS: &[(&str, &str)] = &[("overlay-user", "kernel"), ("overlay-host-tests", "kernels")];
 
-pub(crate) fn test(options: &Options) -> Result<()> {
+pub(crate) fn test(options: &TestOptions) -> Result<()> {
     all_are_listed()?;
     let rungs: Vec<_> = Rung::value_variants()
         .iter()
@@ -104,8 +111,13 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         .filter(|rung| options.rung.is_none_or(|only| only == *rung))
         .collect();
     provide(&rungs.iter().map(|rung| rung.needs()).collect::<Vec<_>>())?;
+    interrupt::watch()?;
     for rung in rungs {
-        if rung == Rung::Vm { in_vms(options)? } else { run(rung)? }
+        match rung {
+            Rung::Vm => in_vms(options)?,
+            Rung::Fresh => fresh::run(options.whole)?,
+            _ => run(rung)?,
+        }
     }
     pass_through(Command::new(tool::LAB.build()?).args(["lab", "leaks"]))
         .context("tests left something behind")
@@ -130,7 +142,7 @@ fn run(rung: Rung) -> Result<()> {
 }
 
 /// Runs on every kernel before it fails for one.
-fn in_vms(options: &Options) -> Result<()> {
+fn in_vms(options: &TestOptions) -> Result<()> {
     println!("== rung: {:?}", Rung::Vm);
     let overlay = build_overlay()?;
     let tests =
@@ -146,7 +158,7 @@ fn in_vms(options: &Options) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    table::judge(&reports, options.write_docs)
+    table::compare_or_write(&reports, options.write_docs)
 }
 
 /// The program that cargo makes of a file of integration tests.

@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result, bail};
 
 use overlay_project::project;
 
-use crate::setup::{Progress, apt};
+use crate::setup::{
+    apt,
+    progress::{Progress, lock},
+};
 
 mod debian;
 mod files;
@@ -52,11 +55,15 @@ fn run_in(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report
     let progress = Progress::start();
     let folder = project::target().join("vm");
     let tools = folder.join("tools");
+    let lock = lock(&folder, &progress)?;
     if !tools.join("ready").exists() {
-        apt::unpack(TOOLS, &tools, &progress)?;
-        fs::write(tools.join("ready"), "")?;
+        let packages = apt::with_libraries(TOOLS, &progress)?;
+        let unpacked = apt::unpack(&packages, &folder, &progress)?;
+        fs::write(unpacked.tree().join("ready"), "")?;
+        unpacked.put("", &tools)?;
     }
     let kernel = debian::kernel(kernel, &folder, &tools, &progress)?;
+    drop(lock);
     remove_orphans(&folder)?;
     let prefix = format!("{RUN}{}-", std::process::id());
     let work = tempfile::Builder::new()

@@ -106,6 +106,22 @@ fn architecture_names_every_file_of_the_agent_and_the_programs() {
     }
 }
 
+#[test]
+fn the_packets_journey_passes_every_file_of_the_programs() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, journey) = text.split_once("### A packet").unwrap();
+    let (journey, _) = journey.split_once("###").unwrap();
+    for path in files().iter().map(|file| file.display().to_string()) {
+        let apart = path.ends_with("src/lib.rs") || path.ends_with("src/bench.rs");
+        if path.starts_with("overlay-ebpf/src/") && !apart {
+            assert!(
+                journey.contains(&format!("`{path}`")),
+                "ARCHITECTURE.md: the packet's journey lacks {path}"
+            );
+        }
+    }
+}
+
 /// Everything in a text that may be a name.
 fn words(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').collect()

@@ -10,12 +10,12 @@ use tokio::{
 };
 
 use crate::{
-    datapath::Change,
     host::{
         device::{self, Device, DeviceSpec},
         netlink::{Event, Netlink, NetlinkError},
         underlay::Underlay,
     },
+    model::change::LocalChange,
     model::{entries::PortKind, mac::Mac},
 };
 
@@ -34,7 +34,7 @@ pub async fn keep(
     spec: DeviceSpec,
     attached: watch::Receiver<u32>,
     underlay: Underlay,
-    changes: mpsc::Sender<Vec<Change>>,
+    changes: mpsc::Sender<Vec<LocalChange>>,
 ) -> Result<(), NetlinkError> {
     let mut monitor = netlink.monitor()?;
     let device = *attached.borrow();
@@ -77,7 +77,7 @@ struct Keeper {
     spec: DeviceSpec,
     device: u32,
     attached: watch::Receiver<u32>,
-    changes: mpsc::Sender<Vec<Change>>,
+    changes: mpsc::Sender<Vec<LocalChange>>,
     underlay: u32,
     name: String,
     mac: Option<Mac>,
@@ -109,7 +109,7 @@ impl Keeper {
 
     /// Makes overlay0 what it must be; returns where programs belong. Attaching what is attached changes nothing, and
     /// attaching to what is gone tells the loop so.
-    async fn look(&mut self) -> Vec<Change> {
+    async fn look(&mut self) -> Vec<LocalChange> {
         let mut complaint = None;
         match self.make_device().await {
             Ok(device) if device.ifindex != self.device => {
@@ -139,20 +139,23 @@ impl Keeper {
             warn!("{complaint}; looking again every {RETRY:?}");
         }
         self.complaint = complaint;
-        vec![Change::Attach(self.device, PortKind::Device), Change::Attach(self.underlay, PortKind::Underlay)]
+        vec![
+            LocalChange::Attach(self.device, PortKind::Device),
+            LocalChange::Attach(self.underlay, PortKind::Underlay),
+        ]
     }
 
     /// A new one has its programs before it is up: no frame enters the stack unchecked.
     async fn make_device(&mut self) -> anyhow::Result<Device> {
         let prepared = device::prepare(&self.netlink, &self.spec).await?;
         if prepared.ifindex != *self.attached.borrow() {
-            let attach = Change::Attach(prepared.ifindex, PortKind::Device);
+            let attach = LocalChange::Attach(prepared.ifindex, PortKind::Device);
             self.changes.send(vec![attach]).await.context("the agent ends")?;
             let done = self.attached.wait_for(|ifindex| *ifindex == prepared.ifindex);
             let done = timeout(PATIENCE, done).await;
             done.with_context(|| format!("{} waits for its programs", self.spec.name))??;
         }
-        Ok(device::ensure(&self.netlink, &self.spec).await?)
+        device::ensure(&self.netlink, &self.spec).await
     }
 
     async fn find_underlay(&mut self) -> Result<Option<u32>, NetlinkError> {

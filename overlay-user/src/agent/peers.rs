@@ -5,17 +5,18 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::{Result, bail};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath,
+    model::change::PeerChange,
     model::{
-        backend::Mode,
+        backend::Backend,
         entries::Peer,
         lease::{self, Lease},
     },
-    store::{self, Entry, Revision},
+    store::{self, LeaseEntry, Revision},
 };
 
 /// A lease much shorter than SubnetLen would expand into more entries than any table holds; this many at most.
@@ -29,7 +30,7 @@ pub struct Scope {
     /// Prefix length of every entry in the data path's peer table.
     pub subnet_len: u8,
     /// How packets travel; leases that say otherwise are another overlay's.
-    pub mode: Mode,
+    pub backend: Backend,
     /// This host's address on the underlay.
     pub own_ip: Ipv4Addr,
     /// This host's subnet: never a peer's, whatever a lease says.
@@ -47,7 +48,7 @@ pub struct Skipped {
 
 /// One lease's claim to a subnet. The last written one wins: it is the host that is alive.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Claim {
+struct LeaseClaim {
     modified: Revision,
     key: Arc<str>,
 }
@@ -58,7 +59,7 @@ pub struct PeerTable {
     scope: Scope,
     /// Every claim to every subnet in order, with the peer it names; the last of each holds. There is one nearly always:
     /// a map in the map would take half a KiB for it.
-    claims: BTreeMap<Ipv4Net, Vec<(Claim, Peer)>>,
+    claims: BTreeMap<Ipv4Net, Vec<(LeaseClaim, Peer)>>,
     /// What each accepted key claims, to take it back when the key changes or goes.
     keys: BTreeMap<Arc<str>, Box<[Ipv4Net]>>,
     /// Keys that give no peer.
@@ -92,11 +93,11 @@ impl PeerTable {
         let mut touched = BTreeSet::new();
         for change in &batch.changes {
             match change {
-                store::Change::Put(entry) => {
+                store::LeaseChange::Put(entry) => {
                     touched.extend(self.remove(&entry.key));
                     touched.extend(self.put(entry));
                 }
-                store::Change::Delete { key } => touched.extend(self.remove(key)),
+                store::LeaseChange::Delete { key } => touched.extend(self.remove(key)),
             }
         }
         touched
@@ -138,11 +139,15 @@ impl PeerTable {
         refused.chain(lost).collect()
     }
 
-    fn put(&mut self, entry: &Entry) -> Vec<Ipv4Net> {
-        let read = lease::decode(&entry.key, &entry.value).map_err(|bad| bad.problem);
-        match read.and_then(|lease| self.scope.peers_of(&lease)) {
+    fn put(&mut self, entry: &LeaseEntry) -> Vec<Ipv4Net> {
+        let lease = match lease::decode(&entry.key, &entry.value) {
+            Ok(lease) if self.scope.is_own(&lease) => return Vec::new(),
+            Ok(lease) => self.scope.peers_of(&lease).map_err(|why| why.to_string()),
+            Err(bad) => Err(bad.problem),
+        };
+        match lease {
             Ok((peer, subnets)) => {
-                let claim = Claim { modified: entry.modified, key: entry.key.as_str().into() };
+                let claim = LeaseClaim { modified: entry.modified, key: entry.key.as_str().into() };
                 for &subnet in &subnets {
                     let claims = self.claims.entry(subnet).or_insert_with(|| Vec::with_capacity(1));
                     let place = claims.partition_point(|(other, _)| *other < claim);
@@ -155,9 +160,7 @@ impl PeerTable {
                 subnets
             }
             Err(why) => {
-                if !why.is_empty() {
-                    self.refused.insert(entry.key.clone(), why);
-                }
+                self.refused.insert(entry.key.clone(), why);
                 Vec::new()
             }
         }
@@ -189,60 +192,50 @@ impl Scope {
         lease.subnet == self.own_subnet && lease.public_ip == self.own_ip
     }
 
-    /// The peer a lease names and the table entries it needs; an empty reason says that there is nothing to report.
-    fn peers_of(&self, lease: &Lease) -> Result<(Peer, Vec<Ipv4Net>), String> {
-        if self.is_own(lease) {
-            return Err(String::new());
-        }
+    /// The peer that a lease of another host names, and the table entries it needs.
+    fn peers_of(&self, lease: &Lease) -> Result<(Peer, Vec<Ipv4Net>)> {
         if lease.subnet == self.own_subnet {
-            return Err(format!("{} claims the subnet of this host", lease.public_ip));
+            bail!("{} claims the subnet of this host", lease.public_ip);
         }
         if lease.public_ip == self.own_ip {
-            return Err(format!(
+            bail!(
                 "{} is this host's own public IP: an older lease of its own, or a second host with the same address",
                 self.own_ip
-            ));
+            );
         }
-        let vtep_mac = self.mode.peer_mac(lease)?;
+        let vtep_mac = self.backend.peer_mac(lease)?;
         let length = lease.subnet.prefix_len();
         if !self.network.contains(&lease.subnet) {
-            return Err(format!("{} is not inside {}", lease.subnet, self.network));
+            bail!("{} is not inside {}", lease.subnet, self.network);
         }
         if length > self.subnet_len || length + MAX_EXPANSION_BITS < self.subnet_len {
-            return Err(format!(
-                "{} is a /{length} in a network of /{} subnets",
-                lease.subnet, self.subnet_len
-            ));
+            bail!("{} is a /{length} in a network of /{} subnets", lease.subnet, self.subnet_len);
         }
-        let parts = lease.subnet.subnets(self.subnet_len).map_err(|error| error.to_string())?;
+        let parts = lease.subnet.subnets(self.subnet_len)?;
         let parts = parts.filter(|part| *part != self.own_subnet).collect();
         Ok((Peer { public_ip: lease.public_ip, vtep_mac }, parts))
     }
 }
 
 /// What makes one subnet's entry right, if it is not.
-pub fn change_of(
-    subnet: Ipv4Net,
-    wanted: Option<&Peer>,
-    installed: Option<&Peer>,
-) -> Option<datapath::Change> {
+pub fn change_of(subnet: Ipv4Net, wanted: Option<&Peer>, installed: Option<&Peer>) -> Option<PeerChange> {
     match (wanted, installed) {
         (Some(wanted), Some(installed)) if wanted == installed => None,
-        (Some(wanted), _) => Some(datapath::Change::PutPeer(subnet, *wanted)),
-        (None, Some(_)) => Some(datapath::Change::RemovePeer(subnet)),
+        (Some(wanted), _) => Some(PeerChange::Put(subnet, *wanted)),
+        (None, Some(_)) => Some(PeerChange::Remove(subnet)),
         (None, None) => None,
     }
 }
 
 /// What turns `installed` into `wanted`, both ways: additions and alterations first, then removals.
-pub fn diff(wanted: &PeerTable, installed: &BTreeMap<Ipv4Net, Peer>) -> Vec<datapath::Change> {
+pub fn diff(wanted: &PeerTable, installed: &BTreeMap<Ipv4Net, Peer>) -> Vec<PeerChange> {
     let puts = wanted
         .wanted()
         .filter_map(|(subnet, peer, _)| change_of(subnet, Some(&peer), installed.get(&subnet)));
     let removals = installed
         .iter()
         .filter_map(|(&subnet, peer)| change_of(subnet, wanted.get(&subnet), Some(peer)))
-        .filter(|change| matches!(change, datapath::Change::RemovePeer(_)));
+        .filter(|change| matches!(change, PeerChange::Remove(_)));
     puts.chain(removals).collect()
 }
 

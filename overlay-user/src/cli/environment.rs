@@ -1,12 +1,13 @@
 //! Options from variables: `OVERLAY_<NAME>`, and `FLANNELD_<NAME>` for those who come from flannel.
 use std::ffi::OsString;
 
+use anyhow::{Result, bail};
 use clap::{
     ArgAction, Command, CommandFactory as _, FromArgMatches as _,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::options::{self, Cli, Config, store::Store};
+use super::options::{self, Cli, Config, store::StoreOptions};
 
 /// Reads the command line (`arguments` with the program's name first) and the variables behind it. An error knows its
 /// exit code and prints itself: 2 for wrong usage, 0 for `--help`.
@@ -25,19 +26,17 @@ pub fn parse(
 }
 
 /// What clap cannot say, because values from variables reach it as defaults.
-fn check(cli: &Cli) -> Result<(), String> {
-    let store: Option<&Store> = match &cli.command {
+fn check(cli: &Cli) -> Result<()> {
+    let store: Option<&StoreOptions> = match &cli.command {
         options::Command::Agent(agent) if agent.kube_subnet_mgr => {
-            return Err("--kube-subnet-mgr is not supported yet: keep leases in etcd (--etcd-endpoints) or in a shared \
-                        folder (--store-dir)"
-                .to_owned());
+            bail!(
+                "--kube-subnet-mgr is not supported yet: keep leases in etcd (--etcd-endpoints) or in a shared folder \
+                 (--store-dir)"
+            );
         }
         options::Command::Agent(agent) => Some(&agent.store),
         options::Command::AdoptFlannel(adopt) if adopt.agent.kube_subnet_mgr => {
-            return Err(
-                "--kube-subnet-mgr is not supported yet: only hosts that keep leases in etcd can be moved"
-                    .to_owned(),
-            );
+            bail!("--kube-subnet-mgr is not supported yet: only hosts that keep leases in etcd can be moved");
         }
         options::Command::AdoptFlannel(adopt) => Some(&adopt.agent.store),
         options::Command::Config(Config::Show { store, .. } | Config::Set { store, .. }) => Some(store),

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 
-use self::store::Store;
+use self::store::StoreOptions;
 use crate::{
     agent::options::{self as agent, AskedIngress},
     datapath::{links::AttachMethod, state::Paths},
@@ -122,7 +123,7 @@ pub enum Config {
     Show {
         /// Which store.
         #[command(flatten)]
-        store: Store,
+        store: StoreOptions,
         /// The text as it stands in the store
         #[arg(long)]
         json: bool,
@@ -133,7 +134,7 @@ pub enum Config {
         text: String,
         /// Which store.
         #[command(flatten)]
-        store: Store,
+        store: StoreOptions,
         /// JSON instead of a sentence
         #[arg(long)]
         json: bool,
@@ -174,7 +175,7 @@ pub struct Check {
     pub show: Show,
     /// Which interface.
     #[command(flatten)]
-    pub underlay: Underlay,
+    pub underlay: UnderlayOptions,
     /// Name of the kernel's tunnel device
     #[arg(long, default_value = DEFAULT_DEVICE)]
     pub device: String,
@@ -264,7 +265,7 @@ pub struct AdoptFlannel {
 
 /// Which interface reaches the other hosts.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Underlay {
+pub struct UnderlayOptions {
     /// Name or address of the interface that reaches the other hosts; repeat it for more candidates, in order
     #[arg(long)]
     pub iface: Vec<String>,
@@ -279,7 +280,7 @@ pub struct Underlay {
     pub public_ip: Option<Ipv4Addr>,
 }
 
-impl Underlay {
+impl UnderlayOptions {
     /// As flannel chooses by these.
     pub fn choice(&self) -> Choice {
         Choice {
@@ -299,10 +300,10 @@ pub struct Agent {
     pub place: Place,
     /// Which store.
     #[command(flatten)]
-    pub store: Store,
+    pub store: StoreOptions,
     /// Which interface.
     #[command(flatten)]
-    pub underlay: Underlay,
+    pub underlay: UnderlayOptions,
     /// File that tells Docker or CNI this host's subnet
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: PathBuf,
@@ -322,8 +323,8 @@ pub struct Agent {
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub fast_path: Switch,
     /// Where packets from other hosts are taken in
-    #[arg(long, value_enum, default_value_t = Ingress::Auto)]
-    pub ingress: Ingress,
+    #[arg(long, value_enum, default_value_t = IngressOption::Auto)]
+    pub ingress: IngressOption,
     /// How programs are attached to interfaces
     #[arg(long, value_enum, default_value_t = AttachBy::Auto)]
     pub attach: AttachBy,
@@ -400,10 +401,10 @@ impl Agent {
             device: self.device.clone(),
             fast_path: self.fast_path == Switch::On,
             ingress: match self.ingress {
-                Ingress::Auto => AskedIngress::Auto,
-                Ingress::Tc => AskedIngress::Tc,
-                Ingress::Xdp => AskedIngress::Xdp(XdpMode::Redirect),
-                Ingress::XdpStrip => AskedIngress::Xdp(XdpMode::Strip),
+                IngressOption::Auto => AskedIngress::Auto,
+                IngressOption::Tc => AskedIngress::Tc,
+                IngressOption::Xdp => AskedIngress::Xdp(XdpMode::Redirect),
+                IngressOption::XdpStrip => AskedIngress::Xdp(XdpMode::Strip),
             },
             attach: match self.attach {
                 AttachBy::Auto => None,
@@ -433,7 +434,7 @@ pub enum Switch {
 
 /// Where packets from other hosts are taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Ingress {
+pub enum IngressOption {
     /// The best that is safe on any interface: TC
     Auto,
     /// TC: once the stack has a packet buffer, with GSO and GRO kept
@@ -465,21 +466,21 @@ pub enum PeerCheck {
 }
 
 /// A name that shells and systemd accept for a variable.
-fn variable_name(text: &str) -> Result<String, String> {
+fn variable_name(text: &str) -> Result<String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if text.chars().all(fine) && text.starts_with(|c: char| !c.is_ascii_digit()) {
         Ok(text.to_owned())
     } else {
-        Err("a variable's name has letters, digits and underscores, and begins with no digit".to_owned())
+        bail!("a variable's name has letters, digits and underscores, and begins with no digit")
     }
 }
 
 /// A name that is safe as a folder's.
-fn network_name(text: &str) -> Result<String, String> {
+fn network_name(text: &str) -> Result<String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if (1..=64).contains(&text.len()) && text.chars().all(fine) {
         Ok(text.to_owned())
     } else {
-        Err("a network's name has 1 to 64 letters, digits, dashes or underscores".to_owned())
+        bail!("a network's name has 1 to 64 letters, digits, dashes or underscores")
     }
 }

@@ -1,7 +1,8 @@
 //! A decorator that says what would change and changes nothing: `overlay agent --dry-run`.
 use std::io::Write;
 
-use super::{Change, Datapath, DatapathError, Installed};
+use super::{Datapath, DatapathError, Installed};
+use crate::model::change::Change;
 
 /// Forwards reading, prints instead of writing.
 ///
@@ -24,7 +25,7 @@ impl<D: Datapath, W: Write + Send> Datapath for DryRun<D, W> {
     fn installed(&self) -> Result<Installed, DatapathError> {
         let mut installed = self.inner.installed()?;
         for change in &self.pretended {
-            installed.note(change);
+            installed.apply(change);
         }
         Ok(installed)
     }
@@ -46,7 +47,10 @@ impl<D: Datapath, W: Write + Send> Datapath for DryRun<D, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{datapath::memory::Memory, model::entries::Peer};
+    use crate::{
+        datapath::memory::Memory,
+        model::{change::PeerChange, entries::Peer},
+    };
 
     #[test]
     fn nothing_changes_but_the_output_and_what_is_read_back() {
@@ -55,9 +59,9 @@ mod tests {
         let subnet = "10.244.2.0/24".parse().unwrap();
         let peer = Peer { public_ip: [10, 99, 0, 2].into(), vtep_mac: "02:00:00:00:00:02".parse().ok() };
         let mut dry = DryRun::new(real.clone(), &mut out);
-        dry.apply(&Change::PutPeer(subnet, peer)).unwrap();
+        dry.apply(&PeerChange::Put(subnet, peer).into()).unwrap();
         assert_eq!(dry.installed().unwrap().peers.get(&subnet), Some(&peer));
-        dry.apply(&Change::RemovePeer(subnet)).unwrap();
+        dry.apply(&PeerChange::Remove(subnet).into()).unwrap();
         assert!(dry.installed().unwrap().peers.is_empty());
         assert!(real.state().applied.is_empty());
         assert_eq!(

@@ -12,18 +12,19 @@ use overlay_common::{Addr4, ENDPOINT_PINNED, Settings};
 use tokio::sync::watch;
 
 use super::{
-    Change, Datapath, DatapathError, Installed,
+    Datapath, DatapathError, Installed,
     error::{errno, removed},
     flows::Lifetimes,
     index, layouts,
     links::{Attachment, Links},
-    load::{Options, endpoint_capacity, load_object, take_over},
+    load::{LoadOptions, endpoint_capacity, load_object, take_over},
     programs_log::ProgramsLog,
     slots::Slots,
     tables::{self, Tables},
-    xdp::{Receivers, XdpLink},
+    xdp::{XdpLink, XdpTargets},
 };
 use crate::model::{
+    change::{Change, LocalChange, PeerChange, XdpTargetChange},
     entries::{Endpoint, Peer, PortKind},
     ingress::Ingress,
     mac::Mac,
@@ -35,13 +36,13 @@ pub struct EbpfDatapath {
     log: ProgramsLog,
     tables: Tables,
     links: Links,
-    receivers: Receivers,
+    xdp_targets: XdpTargets,
     xdp_link: XdpLink,
     /// What XDP does.
     ingress: Ingress,
     /// The interface that XDP was last attached to, or tried at: attaching may reset a NIC, so it is tried once.
     tried: Option<u32>,
-    options: Options,
+    options: LoadOptions,
     prefix_len: u8,
     slots: Slots,
     /// Index of the tunnel device that has its programs; zero before there is one.
@@ -54,12 +55,12 @@ impl EbpfDatapath {
     ///
     /// # Errors
     /// The verifier's log if the kernel refuses a program; a pin that cannot be read or made.
-    pub fn load(options: Options) -> Result<Self, DatapathError> {
+    pub fn load(options: LoadOptions) -> Result<Self, DatapathError> {
         Self::load_knowing(options, &[])
     }
 
     /// The same with peers that are known from the first packet on: the programs drop what comes from others.
-    pub fn load_knowing(mut options: Options, peers: &[(Ipv4Net, Peer)]) -> Result<Self, DatapathError> {
+    pub fn load_knowing(mut options: LoadOptions, peers: &[(Ipv4Net, Peer)]) -> Result<Self, DatapathError> {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
@@ -77,7 +78,7 @@ impl EbpfDatapath {
                 load_object(&options, &options.pins)?
             }
         };
-        let receivers = Receivers::take(&mut ebpf)?;
+        let xdp_targets = XdpTargets::take(&mut ebpf)?;
         let (links, xdp_link) = (Links::new(&options.pins, options.tc)?, XdpLink::new(&options.pins));
         for older in &options.older {
             layouts::move_links(older, &options.pins)?;
@@ -98,7 +99,7 @@ impl EbpfDatapath {
             log,
             tables,
             links,
-            receivers,
+            xdp_targets,
             xdp_link,
             ingress,
             tried,
@@ -161,7 +162,7 @@ impl EbpfDatapath {
         }
         self.tried = Some(underlay);
         // Of an earlier time: who took frames then need not now.
-        self.receivers.clear()?;
+        self.xdp_targets.clear()?;
         self.ingress = match self.xdp_link.attach(&mut self.ebpf, mode, underlay) {
             Ok(()) => {
                 info!("XDP at interface {underlay} {mode}");
@@ -220,14 +221,14 @@ impl EbpfDatapath {
     /// The programs hold the devices' indexes and addresses as constants: loads them anew, with the same maps, and replaces
     /// every one in place.
     fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
-        let options = Options { settings, ..self.options.clone() };
+        let options = LoadOptions { settings, ..self.options.clone() };
         let (mut ebpf, mut tables) = load_object(&options, &options.pins)?;
         tables.mend_indexes()?;
-        let receivers = Receivers::take(&mut ebpf)?;
+        let xdp_targets = XdpTargets::take(&mut ebpf)?;
         // Only once every program is replaced is it done: else it is to be tried again, all of it.
         self.links.adopt(&mut ebpf)?;
         self.log.read_from(&mut ebpf);
-        (self.ebpf, self.tables, self.receivers, self.options) = (ebpf, tables, receivers, options);
+        (self.ebpf, self.tables, self.xdp_targets, self.options) = (ebpf, tables, xdp_targets, options);
         Ok(())
     }
 
@@ -271,22 +272,24 @@ impl Datapath for EbpfDatapath {
             endpoints: endpoints.collect(),
             ports: self.links.ports(&self.ebpf)?,
             ingress: self.ingress.clone(),
-            receivers: self.receivers.list()?.into_iter().collect(),
+            xdp_targets: self.xdp_targets.list()?.into_iter().collect(),
         })
     }
 
     fn apply(&mut self, change: &Change) -> Result<(), DatapathError> {
         match change {
-            Change::PutPeer(subnet, peer) => self.put_peer(*subnet, peer),
-            Change::RemovePeer(subnet) => self.remove_peer(*subnet),
-            Change::PutEndpoint(address, endpoint) => self.put_endpoint(*address, endpoint),
-            Change::RemoveEndpoint(address) => {
+            Change::Peer(PeerChange::Put(subnet, peer)) => self.put_peer(*subnet, peer),
+            Change::Peer(PeerChange::Remove(subnet)) => self.remove_peer(*subnet),
+            Change::Local(LocalChange::PutEndpoint(address, endpoint)) => {
+                self.put_endpoint(*address, endpoint)
+            }
+            Change::Local(LocalChange::RemoveEndpoint(address)) => {
                 removed(self.tables.endpoints.remove(Addr4::new(address.octets())))
                     .map_err(|error| DatapathError::failed(format!("remove endpoint {address}"), &error))
             }
-            Change::Attach(ifindex, kind) => self.attach(*ifindex, *kind),
-            Change::Receives(ifindex, receives) => self.receivers.set(*ifindex, *receives),
-            Change::Detach(ifindex) => {
+            Change::Local(LocalChange::Attach(ifindex, kind)) => self.attach(*ifindex, *kind),
+            Change::XdpTarget(XdpTargetChange { port, takes }) => self.xdp_targets.set(*port, *takes),
+            Change::Local(LocalChange::Detach(ifindex)) => {
                 for attachment in [Attachment::Encap, Attachment::Note, Attachment::Bridge] {
                     self.links.detach(attachment, *ifindex)?;
                 }

@@ -7,16 +7,6 @@ use nix::errno::Errno;
 /// What the loop branches on.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// A table is full; what is in it stays.
-    #[error("the table of {table} is full ({capacity} entries): {remedy}")]
-    Full {
-        /// `peers`, `endpoints` or `flows`.
-        table: &'static str,
-        /// How many fit.
-        capacity: u32,
-        /// What to do.
-        remedy: &'static str,
-    },
     /// The interface went away between decision and change: a link event will follow.
     #[error("interface {0} is gone")]
     Gone(u32),
@@ -47,12 +37,12 @@ impl DatapathError {
     }
 
     /// A table that takes no more entries, and what to do about it.
-    pub(super) fn full(table: &'static str, capacity: u32) -> Self {
+    pub(super) fn full(table: &str, capacity: u32) -> Self {
         let remedy = match table {
             "peers" => "`overlay down`, then start the agent with a larger --max-peers",
             _ => "it has room for every address of the subnet, up to 65,536: use a smaller subnet",
         };
-        Self::Full { table, capacity, remedy }
+        Self::missing(format!("the table of {table} is full ({capacity} entries)"), remedy)
     }
 
     /// Something that should be there and is not.

@@ -10,7 +10,7 @@ use super::{
     layouts::{self, Older},
     links::{AttachMethod, Attachment},
     tables::{MAPS, Tables},
-    xdp::{self, Receivers},
+    xdp::{self, XdpTargets},
 };
 use crate::model::ingress::{Ingress, XdpMode};
 
@@ -19,7 +19,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// What to load, and how large.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct LoadOptions {
     /// Constants of the programs.
     pub settings: Settings,
     /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v1/default`.
@@ -38,7 +38,7 @@ pub struct Options {
     pub filling: PathBuf,
 }
 
-impl Options {
+impl LoadOptions {
     /// Adopted tables keep the size they were made with, and the loader believes what it is told of them.
     pub(super) fn keep_sizes(&mut self) -> Result<(), DatapathError> {
         for (table, wanted) in [("peers", &mut self.max_peers), ("flows", &mut self.max_flows)] {
@@ -59,12 +59,12 @@ impl Options {
 
 /// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's: what
 /// ends before that leaves the older layout in force.
-pub(super) fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Tables), DatapathError> {
+pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, Tables), DatapathError> {
     let filled = || {
         layouts::stage(older, &options.filling)?;
         // As large as they were: counters that are shared have no more slots.
         let (max_peers, max_flows) = (size(&older.pins, "peers")?, size(&older.pins, "flows")?);
-        let options = Options { max_peers, max_flows, ..options.clone() };
+        let options = LoadOptions { max_peers, max_flows, ..options.clone() };
         let (ebpf, mut tables) = load_object(&options, &options.filling)?;
         layouts::fill(older, &mut tables)?;
         layouts::commit(&options.filling, &options.pins)?;
@@ -74,10 +74,10 @@ pub(super) fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Table
 }
 
 /// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
-pub(super) fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
+pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
     let settings = index::settings(&options.settings);
-    let all = MAPS.iter().chain([&Receivers::MAP]).chain(&index::MAPS);
+    let all = MAPS.iter().chain([&XdpTargets::MAP]).chain(&index::MAPS);
     let paths: Vec<(&str, PathBuf)> = all.map(|(name, pin)| (*name, folder.join(pin))).collect();
     let mut loader = EbpfLoader::new();
     index::size(&mut loader, &settings);
@@ -114,7 +114,7 @@ fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
 ///
 /// # Errors
 /// As [`EbpfDatapath::load`].
-pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), DatapathError> {
+pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, XdpTargets), DatapathError> {
     let settings = index::settings(settings);
     let mut loader = EbpfLoader::new();
     index::size(&mut loader, &settings);
@@ -123,8 +123,8 @@ pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, Receivers), D
         xdp::load(mode, &mut ebpf)?;
     }
     let tables = Tables::take(&mut ebpf, &settings)?;
-    let receivers = Receivers::take(&mut ebpf)?;
-    Ok((ebpf, tables, receivers))
+    let xdp_targets = XdpTargets::take(&mut ebpf)?;
+    Ok((ebpf, tables, xdp_targets))
 }
 
 fn size(pins: &Path, table: &str) -> Result<u32, DatapathError> {

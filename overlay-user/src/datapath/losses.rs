@@ -4,14 +4,12 @@
 //! device that is down, a container whose XDP ring is full. The kernel counts most of that, per device.
 use std::{collections::BTreeMap, fs, path::Path};
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    datapath::{
-        DatapathError,
-        links::{Attachment, Links},
-    },
-    host::netlink::{DeviceLosses, Netlink, NetlinkError},
+    datapath::links::{Attachment, Links},
+    host::netlink::{DeviceLosses, Netlink},
     model::entries::PortKind,
 };
 
@@ -62,19 +60,11 @@ pub struct Loss {
     pub remedy: &'static str,
 }
 
-/// Why the counters cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum LossesError {
-    /// The kernel did not list devices or queues.
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-    /// What is attached is not known.
-    #[error(transparent)]
-    Links(#[from] DatapathError),
-}
-
 /// Counters that are not zero, of every device that has programs of the network pinned below `pins`, and of the CPUs.
-pub async fn read(netlink: &Netlink, pins: &Path) -> Result<Vec<Reading>, LossesError> {
+///
+/// # Errors
+/// When the kernel does not list devices or queues, or it is not known what is attached.
+pub async fn read(netlink: &Netlink, pins: &Path) -> Result<Vec<Reading>> {
     let roles: BTreeMap<u32, Role> =
         Links::of(pins)?.iter().filter_map(|(at, ifindex)| Some((*ifindex, role(*at)?))).collect();
     let mut readings = Vec::new();

@@ -1,15 +1,16 @@
 //! A data path that only remembers: for tests of the loop. It can be made full, failing or tampered with.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Change, Datapath, DatapathError, Installed};
+use super::{Datapath, DatapathError, Installed};
+use crate::model::change::{Change, LocalChange, PeerChange};
 
 /// A data path that only remembers. Clones share one state, so that a test can look while the loop owns its clone.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<State>>);
+pub struct Memory(Arc<Mutex<MemoryState>>);
 
 /// What is in force, what was done, and how to misbehave.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct MemoryState {
     /// What is in force.
     pub installed: Installed,
     /// Every successful change, in order.
@@ -26,12 +27,12 @@ pub struct State {
 
 impl Memory {
     /// The state, for looking and for tampering.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl MemoryState {
     fn check(&self, action: &str) -> Result<(), DatapathError> {
         match &self.failing {
             Some(detail) => Err(DatapathError::Failed { action: action.to_owned(), detail: detail.clone() }),
@@ -52,25 +53,25 @@ impl Datapath for Memory {
         state.check(&format!("apply {change:?}"))?;
         let in_force = state.installed.peers.len();
         match *change {
-            Change::PutPeer(subnet, _) => {
+            Change::Peer(PeerChange::Put(subnet, _)) => {
                 if let Some(capacity) = state.capacity
                     && in_force >= capacity as usize
                     && !state.installed.peers.contains_key(&subnet)
                 {
-                    return Err(DatapathError::Full {
-                        table: "peers",
-                        capacity,
-                        remedy: "--max-peers makes room",
-                    });
+                    return Err(DatapathError::full("peers", capacity));
                 }
             }
-            Change::PutEndpoint(_, endpoint) if !state.installed.ports.contains_key(&endpoint.port) => {
+            Change::Local(LocalChange::PutEndpoint(_, endpoint))
+                if !state.installed.ports.contains_key(&endpoint.port) =>
+            {
                 return Err(DatapathError::Gone(endpoint.port));
             }
-            Change::Attach(port, _) if state.gone.contains(&port) => return Err(DatapathError::Gone(port)),
+            Change::Local(LocalChange::Attach(port, _)) if state.gone.contains(&port) => {
+                return Err(DatapathError::Gone(port));
+            }
             _ => {}
         }
-        state.installed.note(change);
+        state.installed.apply(change);
         state.applied.push(*change);
         Ok(())
     }

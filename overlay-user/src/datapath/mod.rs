@@ -21,7 +21,6 @@ pub mod xdp_fitness;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::Ipv4Addr,
 };
 
@@ -29,6 +28,7 @@ use ipnet::Ipv4Net;
 
 pub use self::error::DatapathError;
 use crate::model::{
+    change::{Change, LocalChange, PeerChange, XdpTargetChange},
     entries::{Endpoint, Peer, PortKind},
     ingress::Ingress,
 };
@@ -44,80 +44,38 @@ pub struct Installed {
     pub ports: BTreeMap<u32, PortKind>,
     /// What XDP does.
     pub ingress: Ingress,
-    /// Interfaces that XDP may hand frames to.
-    pub receivers: BTreeSet<u32>,
+    /// Interfaces that XDP may redirect frames to.
+    pub xdp_targets: BTreeSet<u32>,
 }
 
 impl Installed {
-    /// What is in force after a change.
-    pub fn note(&mut self, change: &Change) {
+    /// Makes it what is in force after a change.
+    pub fn apply(&mut self, change: &Change) {
         match *change {
-            Change::PutPeer(subnet, peer) => {
+            Change::Peer(PeerChange::Put(subnet, peer)) => {
                 self.peers.insert(subnet, peer);
             }
-            Change::RemovePeer(subnet) => {
+            Change::Peer(PeerChange::Remove(subnet)) => {
                 self.peers.remove(&subnet);
             }
-            Change::PutEndpoint(address, endpoint) => {
+            Change::Local(LocalChange::PutEndpoint(address, endpoint)) => {
                 self.endpoints.insert(address, endpoint);
             }
-            Change::RemoveEndpoint(address) => {
+            Change::Local(LocalChange::RemoveEndpoint(address)) => {
                 self.endpoints.remove(&address);
             }
-            Change::Attach(port, kind) => {
+            Change::Local(LocalChange::Attach(port, kind)) => {
                 self.ports.insert(port, kind);
             }
-            Change::Detach(port) => {
+            Change::Local(LocalChange::Detach(port)) => {
                 self.ports.remove(&port);
             }
-            Change::Receives(port, true) => {
-                self.receivers.insert(port);
+            Change::XdpTarget(XdpTargetChange { port, takes: true }) => {
+                self.xdp_targets.insert(port);
             }
-            Change::Receives(port, false) => {
-                self.receivers.remove(&port);
+            Change::XdpTarget(XdpTargetChange { port, takes: false }) => {
+                self.xdp_targets.remove(&port);
             }
-        }
-    }
-}
-
-/// One change to what is in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Adds or alters a peer, without a moment in which it is not there.
-    PutPeer(Ipv4Net, Peer),
-    /// Removes a peer.
-    RemovePeer(Ipv4Net),
-    /// Adds or moves an endpoint. Its port must be attached before.
-    PutEndpoint(Ipv4Addr, Endpoint),
-    /// Removes an endpoint: its packets take the stack.
-    RemoveEndpoint(Ipv4Addr),
-    /// Attaches the programs of a port. Attaching what is attached is no error.
-    Attach(u32, PortKind),
-    /// XDP may hand frames to this interface, or may no longer. For what carries packets without XDP it means nothing.
-    Receives(u32, bool),
-    /// Detaches those of a container-side port. Detaching what is not attached, or an interface that is gone, is no error.
-    Detach(u32),
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PutPeer(subnet, peer) => {
-                write!(f, "put peer {subnet} via {}", peer.public_ip)?;
-                peer.vtep_mac.map_or(Ok(()), |mac| write!(f, " ({mac})"))
-            }
-            Self::RemovePeer(subnet) => write!(f, "remove peer {subnet}"),
-            Self::PutEndpoint(address, endpoint) => {
-                write!(f, "put endpoint {address} on interface {} ({})", endpoint.port, endpoint.mac)
-            }
-            Self::RemoveEndpoint(address) => write!(f, "remove endpoint {address}"),
-            Self::Attach(port, PortKind::Bridge) => write!(f, "attach to bridge {port}"),
-            Self::Attach(port, PortKind::Veth) => write!(f, "attach to veth {port}"),
-            Self::Attach(port, PortKind::Underlay) => write!(f, "attach to underlay device {port}"),
-            Self::Attach(port, PortKind::Device) => write!(f, "attach to tunnel device {port}"),
-            Self::Receives(port, true) => write!(f, "let XDP hand frames to interface {port}"),
-            Self::Receives(port, false) => write!(f, "keep XDP from handing frames to interface {port}"),
-            Self::Detach(port) => write!(f, "detach from interface {port}"),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::anyhow;
 use ipnet::Ipv4Net;
 use log::{debug, info, warn};
 use nix::{errno::Errno, net::if_::if_nametoindex};
@@ -31,21 +32,14 @@ const TRIES: u32 = 100;
 /// The largest IPv4 packet (RFC 791 section 3.1).
 const LARGEST: usize = 65535;
 
-/// The port could not be had.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "bind udp port {port} at {address}: {detail}; find who has it with `ss -ulnp 'sport = :{port}'` (flannel's udp backend \
-     has it while flanneld runs) and stop it"
-)]
-pub struct PortTaken {
-    address: Ipv4Addr,
-    port: u16,
-    detail: io::Error,
-}
-
 /// Takes the port, at the address that peers send to.
-pub async fn bind(address: Ipv4Addr, port: u16) -> Result<UdpSocket, PortTaken> {
-    UdpSocket::bind((address, port)).await.map_err(|detail| PortTaken { address, port, detail })
+pub async fn bind(address: Ipv4Addr, port: u16) -> anyhow::Result<UdpSocket> {
+    UdpSocket::bind((address, port)).await.map_err(|error| {
+        anyhow!(
+            "bind udp port {port} at {address}: {error}; find who has it with `ss -ulnp 'sport = :{port}'` (flannel's udp \
+             backend has it while flanneld runs) and stop it"
+        )
+    })
 }
 
 /// Relays between `socket` and the TUN called `device`, with the peers of `routes`, for as long as it is polled. `attached`

@@ -11,7 +11,6 @@ mod tests;
 
 pub use self::{
     adoption::Adoption,
-    error::StateError,
     lock::Lock,
     paths::{DEFAULT_BPF_ROOT, Paths},
     record::Record,

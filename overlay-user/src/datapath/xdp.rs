@@ -176,9 +176,9 @@ pub fn program_name(id: u32) -> Option<String> {
 }
 
 /// Interfaces that XDP may redirect to.
-pub struct Receivers(DevMapHash<MapData>);
+pub struct XdpTargets(DevMapHash<MapData>);
 
-impl Receivers {
+impl XdpTargets {
     /// The map's name in the programs, and its pin's.
     pub const MAP: (&str, &str) = ("RECEIVERS", "receivers");
 
@@ -187,32 +187,32 @@ impl Receivers {
         let map = ebpf.take_map(Self::MAP.0);
         let map = map.ok_or_else(|| DatapathError::missing("find map RECEIVERS", "not in the object"))?;
         let map = map.try_into();
-        Ok(Self(map.map_err(|error: MapError| DatapathError::failed("use the map of receivers", &error))?))
+        Ok(Self(map.map_err(|error: MapError| DatapathError::failed("use the map of XDP targets", &error))?))
     }
 
     /// Who is in it.
     pub fn list(&self) -> Result<Vec<u32>, DatapathError> {
         let all: Result<Vec<u32>, MapError> = self.0.keys().collect();
-        all.map_err(|error| DatapathError::failed("read the map of receivers", &error))
+        all.map_err(|error| DatapathError::failed("read the map of XDP targets", &error))
     }
 
     /// Adds or removes an interface. One that is gone is not added, and has been removed by the kernel.
-    pub fn set(&mut self, ifindex: u32, receives: bool) -> Result<(), DatapathError> {
-        let action = if receives { "add" } else { "remove" };
-        let done = if receives {
+    pub fn set(&mut self, ifindex: u32, takes: bool) -> Result<(), DatapathError> {
+        let action = if takes { "add" } else { "remove" };
+        let done = if takes {
             self.0.insert(ifindex, ifindex, None, 0)
         } else {
             self.0.remove(ifindex).map_err(XdpMapError::MapError)
         };
         let Err(error) = done else { return Ok(()) };
         match errno(&error) {
-            Some(Errno::ENOENT) if !receives => Ok(()),
-            Some(Errno::EINVAL | Errno::ENODEV) if receives => Err(DatapathError::Gone(ifindex)),
+            Some(Errno::ENOENT) if !takes => Ok(()),
+            Some(Errno::EINVAL | Errno::ENODEV) if takes => Err(DatapathError::Gone(ifindex)),
             Some(Errno::E2BIG) => {
-                debug!("the map of receivers is full: interface {ifindex} is left to TC");
+                debug!("the map of XDP targets is full: interface {ifindex} is left to TC");
                 Ok(())
             }
-            _ => Err(DatapathError::failed(format!("{action} receiver {ifindex}"), &error)),
+            _ => Err(DatapathError::failed(format!("{action} XDP target {ifindex}"), &error)),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::datapath::state::Paths;
 
 /// The note.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct FlannelRecord {
     /// The move came to its end. If not, it was cut off: this host may be half of either.
     pub finished: bool,
     /// Name of our tunnel device.
@@ -22,7 +22,7 @@ pub struct Record {
     pub flannel: Flannel,
 }
 
-impl Record {
+impl FlannelRecord {
     /// Reads it, if there is one.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl Record {
     /// When it cannot be written.
     pub fn write(&self, paths: &Paths) -> Result<()> {
         let text = serde_json::to_vec_pretty(self).context("write down what flannel was")?;
-        Ok(paths.replace(&paths.flannel_path(), &text)?)
+        paths.replace(&paths.flannel_path(), &text)
     }
 
     /// Removes it. None there is no error.

@@ -1,21 +1,18 @@
 //! `overlay0`: the device that carries whatever the fast path does not. With VXLAN the kernel's own tunnel device, which holds
 //! the UDP port; with bare IPv4 in UDP a TUN.
-mod error;
 mod spec;
 mod tun;
 mod vxlan;
 
+use anyhow::{Result, anyhow, bail};
 use nix::errno::Errno;
 
-pub use self::{
-    error::DeviceError,
-    spec::{Device, DeviceSpec, Kind, Prepared},
-};
+pub use self::spec::{Device, DeviceKind, DeviceSpec, Prepared};
 use crate::host::netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, Route, TABLE_MAIN};
 
 /// Sees to it that there is a device to attach programs to. A new one stays down, and hears nothing, until [`ensure`]:
 /// so that no frame enters the stack before the program that checks it is in place.
-pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared, DeviceError> {
+pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared> {
     let links = netlink.links().await?;
     refuse_foreign_route(netlink, spec, &links).await?;
     let present = links.iter().find(|link| link.name == spec.name);
@@ -24,7 +21,11 @@ pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared, D
             return Ok(Prepared { ifindex: link.index, made: false });
         }
         if !is_tunnel(&link.kind) {
-            return Err(name_taken(link, spec));
+            let wanted = match spec.kind {
+                DeviceKind::Vxlan { .. } => "vxlan device",
+                DeviceKind::Tun => "tun device",
+            };
+            return Err(name_taken(link, wanted));
         }
         log::warn!(
             "{} is a {}, and not of the kind that is needed now: making it anew",
@@ -33,8 +34,8 @@ pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared, D
         );
     }
     match spec.kind {
-        Kind::Vxlan { port, mac, .. } => vxlan::make(netlink, spec, port, mac, present, &links).await?,
-        Kind::Tun => {
+        DeviceKind::Vxlan { port, mac, .. } => vxlan::make(netlink, spec, port, mac, present, &links).await?,
+        DeviceKind::Tun => {
             tun::can_be_made(&spec.name)?;
             if let Some(link) = present {
                 netlink.remove_link(link.index).await?;
@@ -48,7 +49,7 @@ pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared, D
 
 /// Makes the device what it must be. One that fits is adopted and repaired without being taken down; one of our name
 /// with another port is made anew; on error a device made here is removed again, and an adopted one keeps its routes.
-pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, DeviceError> {
+pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device> {
     let prepared = prepare(netlink, spec).await?;
     let link = netlink.link_named(&spec.name).await?.ok_or_else(|| vanished(spec))?;
     let device = set_up(netlink, spec, &link).await;
@@ -62,14 +63,10 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device, Devi
 }
 
 /// Removes the device, its address and its route. No such device is no error; one of another kind is left alone.
-pub async fn remove(netlink: &Netlink, name: &str) -> Result<(), DeviceError> {
+pub async fn remove(netlink: &Netlink, name: &str) -> Result<()> {
     match netlink.link_named(name).await? {
         Some(link) if is_tunnel(&link.kind) => Ok(netlink.remove_link(link.index).await?),
-        Some(link) => Err(DeviceError::NameTaken {
-            kind: kind_name(&link.kind),
-            name: link.name,
-            wanted: "tunnel device",
-        }),
+        Some(link) => Err(name_taken(&link, "tunnel device")),
         None => Ok(()),
     }
 }
@@ -81,16 +78,18 @@ pub fn is_tunnel(kind: &LinkKind) -> bool {
 
 fn is_fit(link: &Link, spec: &DeviceSpec) -> bool {
     match (&link.kind, spec.kind) {
-        (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, .. }) => vxlan.collect_metadata && vxlan.port == port,
-        (kind, Kind::Tun) => tun::is_ours(kind),
+        (LinkKind::Vxlan(vxlan), DeviceKind::Vxlan { port, .. }) => {
+            vxlan.collect_metadata && vxlan.port == port
+        }
+        (kind, DeviceKind::Tun) => tun::is_ours(kind),
         _ => false,
     }
 }
 
-async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Device, DeviceError> {
+async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Device> {
     let mac = match spec.kind {
-        Kind::Vxlan { mac, .. } => Some(mac.or(link.mac).ok_or_else(|| vanished(spec))?),
-        Kind::Tun => None,
+        DeviceKind::Vxlan { mac, .. } => Some(mac.or(link.mac).ok_or_else(|| vanished(spec))?),
+        DeviceKind::Tun => None,
     };
     let change = LinkChange {
         mac: mac.filter(|_| mac != link.mac),
@@ -107,7 +106,7 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
         log::debug!("{error}");
     }
     let vnifilter = match (&link.kind, spec.kind) {
-        (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, vni, .. }) if vxlan.vnifilter => {
+        (LinkKind::Vxlan(vxlan), DeviceKind::Vxlan { port, vni, .. }) if vxlan.vnifilter => {
             vxlan::accept(netlink, spec, link.index, port, vni).await?;
             true
         }
@@ -117,8 +116,10 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
         let up = LinkChange { up: Some(true), ..LinkChange::default() };
         if let Err(error) = netlink.change_link(link.index, up).await {
             return Err(match spec.kind {
-                Kind::Vxlan { port, .. } => vxlan::port_error(error, spec, port, &netlink.links().await?),
-                Kind::Tun => error.into(),
+                DeviceKind::Vxlan { port, .. } => {
+                    vxlan::port_error(error, spec, port, &netlink.links().await?)
+                }
+                DeviceKind::Tun => error.into(),
             });
         }
     }
@@ -127,7 +128,7 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
 }
 
 /// Address before route, and what is stale last: deleting an address takes the routes that prefer it along.
-async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Result<(), DeviceError> {
+async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Result<()> {
     let wanted = Address { link, address: spec.subnet.network(), prefix_len: 32 };
     let addresses = netlink.addresses().await?;
     if !addresses.contains(&wanted) {
@@ -150,32 +151,30 @@ async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Resul
     Ok(())
 }
 
-async fn refuse_foreign_route(
-    netlink: &Netlink,
-    spec: &DeviceSpec,
-    links: &[Link],
-) -> Result<(), DeviceError> {
+async fn refuse_foreign_route(netlink: &Netlink, spec: &DeviceSpec, links: &[Link]) -> Result<()> {
     let name = |index| {
         let link = links.iter().find(|link| Some(link.index) == index);
         link.map_or("?", |link| link.name.as_str())
     };
     for route in netlink.routes().await? {
         if route.destination == spec.network && route.metric == 0 && name(route.link) != spec.name {
-            return Err(DeviceError::RouteTaken {
-                network: spec.network,
-                interface: name(route.link).to_owned(),
-            });
+            let (network, interface) = (spec.network, name(route.link));
+            bail!(
+                "{network} is already routed through interface {interface}: remove that route first \
+                 (`ip route delete {network} dev {interface}`)"
+            );
         }
     }
     Ok(())
 }
 
-fn name_taken(link: &Link, spec: &DeviceSpec) -> DeviceError {
-    let wanted = match spec.kind {
-        Kind::Vxlan { .. } => "vxlan device",
-        Kind::Tun => "tun device",
-    };
-    DeviceError::NameTaken { name: link.name.clone(), kind: kind_name(&link.kind), wanted }
+/// Something else has the name of our device.
+fn name_taken(link: &Link, wanted: &str) -> anyhow::Error {
+    let (name, kind) = (&link.name, kind_name(&link.kind));
+    anyhow!(
+        "interface {name} exists and is a {kind}, not the {wanted} that the network needs: rename or delete it, or choose \
+         another --device"
+    )
 }
 
 fn vanished(spec: &DeviceSpec) -> NetlinkError {

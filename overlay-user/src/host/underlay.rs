@@ -1,10 +1,11 @@
 //! Which interface and address peers reach this host at: flannel's rules (its pkg/ipmatch).
 use std::net::Ipv4Addr;
 
+use anyhow::{Context as _, Result, anyhow, bail};
 use regex::Regex;
 
 use crate::{
-    host::netlink::{Address, Link, Netlink, NetlinkError},
+    host::netlink::{Address, Link, Netlink},
     model::mac::Mac,
 };
 
@@ -34,44 +35,13 @@ pub struct Underlay {
     pub address: Ipv4Addr,
 }
 
-/// Why no interface was chosen.
-#[derive(Debug, thiserror::Error)]
-pub enum ChoiceError {
-    /// Nothing fits what was asked for.
-    #[error("no interface matches {asked}: `ip -4 address` lists what there is")]
-    NoMatch {
-        /// The flags as given.
-        asked: String,
-    },
-    /// The interface has no IPv4 address.
-    #[error("interface {0} has no IPv4 address: give it one, or choose another with --iface")]
-    NoAddress(String),
-    /// No default route to choose by.
-    #[error("there is no default route to choose the interface by: name it with --iface")]
-    NoDefaultRoute,
-    /// `--iface-can-reach` names an address without a route.
-    #[error("no route leads to {address} (--iface-can-reach): {detail}")]
-    Unreachable {
-        /// The address.
-        address: Ipv4Addr,
-        /// What the kernel said.
-        detail: String,
-    },
-    /// `--iface-regex` is no regular expression.
-    #[error("--iface-regex {pattern}: {detail}")]
-    BadPattern {
-        /// As given.
-        pattern: String,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// The kernel did not answer.
-    #[error(transparent)]
-    Kernel(#[from] NetlinkError),
-}
+const NO_DEFAULT_ROUTE: &str = "there is no default route to choose the interface by: name it with --iface";
 
 /// Chooses the underlay interface. Of several addresses the first is taken, as flannel does, and that is logged.
-pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<Underlay, ChoiceError> {
+///
+/// # Errors
+/// Why no interface was chosen, and what to do.
+pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<Underlay> {
     let links = netlink.links().await?;
     let addresses = netlink.addresses().await?;
     if !choice.names.is_empty() || !choice.patterns.is_empty() {
@@ -80,22 +50,24 @@ pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<Underlay, Choi
     let link = match choice.can_reach {
         Some(address) => {
             let route = netlink.route_to(address).await;
-            let route = route.map_err(|error| ChoiceError::Unreachable { address, detail: error.detail })?;
+            let route = route.map_err(|error| {
+                anyhow!("no route leads to {address} (--iface-can-reach): {}", error.detail)
+            })?;
             route.link
         }
         None => {
             let routes = netlink.routes().await?;
             let defaults = routes.iter().filter(|route| route.destination.prefix_len() == 0);
             let best = defaults.min_by_key(|route| route.metric);
-            best.ok_or(ChoiceError::NoDefaultRoute)?.link
+            best.context(NO_DEFAULT_ROUTE)?.link
         }
     };
     let link = links.iter().find(|other| Some(other.index) == link);
-    underlay(link.ok_or(ChoiceError::NoDefaultRoute)?, &addresses, None)
+    underlay(link.context(NO_DEFAULT_ROUTE)?, &addresses, None)
 }
 
 /// The part of the choice that needs no routes.
-fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underlay, ChoiceError> {
+fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underlay> {
     let holder = |address: &Address| links.iter().find(|link| link.index == address.link);
     for wanted in &choice.names {
         if let Ok(wanted) = wanted.parse::<Ipv4Addr>() {
@@ -108,10 +80,7 @@ fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underl
         }
     }
     for pattern in &choice.patterns {
-        let regex = Regex::new(pattern).map_err(|error| ChoiceError::BadPattern {
-            pattern: pattern.clone(),
-            detail: error.to_string(),
-        })?;
+        let regex = Regex::new(pattern).map_err(|error| anyhow!("--iface-regex {pattern}: {error}"))?;
         let address = addresses.iter().find(|address| regex.is_match(&address.address.to_string()));
         if let Some((link, address)) = address.and_then(|address| Some((holder(address)?, address))) {
             return underlay(link, addresses, Some(address.address));
@@ -122,12 +91,15 @@ fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underl
     }
     let flags = choice.names.iter().map(|name| format!("--iface {name}"));
     let patterns = choice.patterns.iter().map(|pattern| format!("--iface-regex {pattern}"));
-    Err(ChoiceError::NoMatch { asked: flags.chain(patterns).collect::<Vec<_>>().join(", ") })
+    let asked = flags.chain(patterns).collect::<Vec<_>>().join(", ");
+    bail!("no interface matches {asked}: `ip -4 address` lists what there is")
 }
 
-fn underlay(link: &Link, addresses: &[Address], wanted: Option<Ipv4Addr>) -> Result<Underlay, ChoiceError> {
+fn underlay(link: &Link, addresses: &[Address], wanted: Option<Ipv4Addr>) -> Result<Underlay> {
     let own: Vec<_> = addresses.iter().filter(|address| address.link == link.index).collect();
-    let first = own.first().ok_or_else(|| ChoiceError::NoAddress(link.name.clone()))?;
+    let first = own.first().with_context(|| {
+        format!("interface {} has no IPv4 address: give it one, or choose another with --iface", link.name)
+    })?;
     let address = wanted.unwrap_or(first.address);
     if wanted.is_none() && own.len() > 1 {
         log::info!(

@@ -20,13 +20,13 @@ use tokio::{
 };
 
 use crate::{
-    datapath::Change,
     host::netlink::{
         Event, Link, LinkKind, Netlink, NetlinkError,
         generic::{XdpEvents, XdpFeatures, offload, switch, xdp_features},
         namespaces::{self, Namespaces},
     },
     learn::view::View,
+    model::change::XdpTargetChange,
 };
 
 /// Without an event; each look then tells the data path all, whatever it was told before.
@@ -44,7 +44,7 @@ pub async fn watch(
     switch_gro: bool,
     adopted: BTreeSet<u32>,
     mut view: watch::Receiver<View>,
-    changes: mpsc::Sender<Vec<Change>>,
+    changes: mpsc::Sender<Vec<XdpTargetChange>>,
 ) -> Result<(), NetlinkError> {
     let Some(mut events) = XdpEvents::open()? else {
         info!(
@@ -132,7 +132,11 @@ impl Receivers {
         self.told.contains_key(&index)
     }
 
-    async fn look(&mut self, ports: Vec<Link>, switch_gro: bool) -> Result<Vec<Change>, NetlinkError> {
+    async fn look(
+        &mut self,
+        ports: Vec<Link>,
+        switch_gro: bool,
+    ) -> Result<Vec<XdpTargetChange>, NetlinkError> {
         let mut features = xdp_features()?.unwrap_or_default();
         let mut namespaces = None;
         if switch_gro {
@@ -182,11 +186,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 /// What has not been told yet. Ports that are no longer looked at are told about once more; of interfaces that are gone
 /// the kernel knows itself.
-fn news(told: &mut BTreeMap<u32, bool>, now: BTreeMap<u32, bool>) -> Vec<Change> {
+fn news(told: &mut BTreeMap<u32, bool>, now: BTreeMap<u32, bool>) -> Vec<XdpTargetChange> {
     let left = told.iter().filter(|(index, receives)| **receives && !now.contains_key(index));
-    let left = left.map(|(index, _)| Change::Receives(*index, false));
+    let left = left.map(|(index, _)| XdpTargetChange { port: *index, takes: false });
     let changed = now.iter().filter(|(index, receives)| told.get(index) != Some(receives));
-    let changed = changed.map(|(index, receives)| Change::Receives(*index, *receives));
+    let changed = changed.map(|(index, receives)| XdpTargetChange { port: *index, takes: *receives });
     let news = left.chain(changed).collect();
     *told = now;
     news
@@ -231,12 +235,12 @@ mod tests {
         let now = |entries: &[(u32, bool)]| entries.iter().copied().collect::<BTreeMap<_, _>>();
         assert_eq!(
             news(&mut told, now(&[(7, true), (8, false)])),
-            [Change::Receives(7, true), Change::Receives(8, false)]
+            [XdpTargetChange { port: 7, takes: true }, XdpTargetChange { port: 8, takes: false }]
         );
         assert!(news(&mut told, now(&[(7, true), (8, false)])).is_empty());
         assert_eq!(
             news(&mut told, now(&[(8, true)])),
-            [Change::Receives(7, false), Change::Receives(8, true)]
+            [XdpTargetChange { port: 7, takes: false }, XdpTargetChange { port: 8, takes: true }]
         );
     }
 

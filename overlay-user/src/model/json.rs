@@ -1,15 +1,28 @@
 //! Reads JSON objects as Go's encoding/json does, since that is what wrote them: keys in any case, null as absent.
+use std::fmt;
+
+use anyhow::{Context as _, Result, anyhow};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 /// The fields of one JSON object.
 pub(crate) struct Fields(Map<String, Value>);
 
+/// A value of another type than what is wanted, as it stands.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct WrongType(String);
+
+impl fmt::Display for WrongType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl Fields {
     /// Reads the text of an object. The error is a phrase without its subject.
-    pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
-        let value = serde_json::from_slice(text).map_err(|error| format!("is not JSON ({error})"))?;
-        Self::of(value).ok_or_else(|| "is JSON, but not an object".to_owned())
+    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
+        let value = serde_json::from_slice(text).map_err(|error| anyhow!("is not JSON ({error})"))?;
+        Self::of(value).context("is JSON, but not an object")
     }
 
     /// The fields of a value that is an object.
@@ -34,12 +47,12 @@ impl Fields {
         self.0.get(name).or_else(any_case)
     }
 
-    /// The value of `name` as a `T`; `Err` is the value as it stands, if it is no `T`.
-    pub(crate) fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, String> {
+    /// The value of `name` as a `T`.
+    pub(crate) fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, WrongType> {
         let Some(value) = self.value(name) else {
             return Ok(None);
         };
-        T::deserialize(value).map(Some).map_err(|_| value.to_string())
+        T::deserialize(value).map(Some).map_err(|_| WrongType(value.to_string()))
     }
 }
 
@@ -54,7 +67,7 @@ mod tests {
         assert_eq!(fields.get::<u32>("Vni"), Ok(Some(8)));
         assert_eq!(fields.get::<u32>("Port"), Ok(None));
         assert_eq!(fields.get::<u32>("Absent"), Ok(None));
-        assert_eq!(fields.get::<u32>("MTU"), Err(r#""x""#.to_owned()));
+        assert_eq!(fields.get::<u32>("MTU"), Err(WrongType(r#""x""#.to_owned())));
         assert!(Fields::parse(b"[1]").is_err());
         assert!(Fields::parse(b"{").is_err());
     }

@@ -1,6 +1,7 @@
 //! A host's lease of a subnet, as flannel writes it: the key's and the value's text, byte for byte (docs/etcd.md).
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use ipnet::Ipv4Net;
 use serde::Serialize;
@@ -18,12 +19,12 @@ pub struct Lease {
     /// The host's address on the underlay: its identity.
     pub public_ip: Ipv4Addr,
     /// How packets travel to it.
-    pub backend: Backend,
+    pub backend: LeaseBackend,
 }
 
 /// How packets travel to a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Backend {
+pub enum LeaseBackend {
     /// VXLAN (RFC 7348).
     Vxlan {
         /// VXLAN network identifier; 0 when the lease does not say.
@@ -47,7 +48,7 @@ pub struct BadLease {
 
 /// Reads one key (without `<prefix>/subnets/`) and its value. Unknown fields are ignored, field names match in any case.
 pub fn decode(key: &str, value: &[u8]) -> Result<Lease, BadLease> {
-    let bad = |problem| BadLease { key: key.to_owned(), problem };
+    let bad = |problem: anyhow::Error| BadLease { key: key.to_owned(), problem: problem.to_string() };
     Ok(Lease { subnet: subnet_of(key).map_err(bad)?, ..parse_value(value).map_err(bad)? })
 }
 
@@ -79,8 +80,8 @@ impl Lease {
             vtep_mac: Mac,
         }
         let (backend_type, backend_data) = match &self.backend {
-            &Backend::Vxlan { vni, vtep_mac } => ("vxlan", Some(VxlanData { vni, vtep_mac })),
-            Backend::Other(name) => (name.as_str(), None),
+            &LeaseBackend::Vxlan { vni, vtep_mac } => ("vxlan", Some(VxlanData { vni, vtep_mac })),
+            LeaseBackend::Other(name) => (name.as_str(), None),
         };
         let value = Value { public_ip: self.public_ip, public_ipv6: None, backend_type, backend_data };
         serde_json::to_vec(&value).expect("strings and numbers alone always have a JSON form").into()
@@ -94,25 +95,25 @@ pub fn key_of(subnet: Ipv4Net) -> String {
 
 /// The subnet of a key. flannel's pattern `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`, the lengths in 5 and 7 bits, anchored at the
 /// left too: a key such as `old10.244.1.0-24` must not pass for a second owner of that subnet.
-pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net, String> {
+pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net> {
     let form = "the key is not of the form 10.244.61.0-24 or 10.244.61.0-24&fd00::-64";
     let (v4, v6) = match key.split_once('&') {
         Some((v4, v6)) => (v4, Some(v6)),
         None => (key, None),
     };
-    let (address, length) = v4.split_once('-').ok_or(form)?;
-    let address: Ipv4Addr = address.parse().map_err(|_| form)?;
-    let length = number(length).filter(|&length| length <= 31).ok_or(form)?;
+    let (address, length) = v4.split_once('-').context(form)?;
+    let address: Ipv4Addr = address.parse().ok().context(form)?;
+    let length = number(length).filter(|&length| length <= 31).context(form)?;
     if let Some(v6) = v6 {
-        let (address, length) = v6.split_once('-').ok_or(form)?;
-        address.parse::<Ipv6Addr>().map_err(|_| form)?;
-        number(length).filter(|&length| length <= 127).ok_or(form)?;
+        let (address, length) = v6.split_once('-').context(form)?;
+        address.parse::<Ipv6Addr>().ok().context(form)?;
+        number(length).filter(|&length| length <= 127).context(form)?;
     }
-    let subnet = Ipv4Net::new(address, length).map_err(|_| form)?;
+    let subnet = Ipv4Net::new(address, length).ok().context(form)?;
     if subnet.network() == address {
         Ok(subnet)
     } else {
-        Err(format!("{address} is not the first address of a /{length} (that is {})", subnet.network()))
+        bail!("{address} is not the first address of a /{length} (that is {})", subnet.network())
     }
 }
 
@@ -123,42 +124,42 @@ fn number(text: &str) -> Option<u8> {
 }
 
 /// Everything but the subnet, which only the key knows.
-fn parse_value(value: &[u8]) -> Result<Lease, String> {
-    let fields = Fields::parse(value).map_err(|problem| format!("the value {problem}"))?;
+fn parse_value(value: &[u8]) -> Result<Lease> {
+    let fields = Fields::parse(value).map_err(|problem| anyhow!("the value {problem}"))?;
     let public_ip: Ipv4Addr = fields
         .get("PublicIP")
-        .map_err(|value| format!("PublicIP is {value}, not an IPv4 address"))?
-        .ok_or("PublicIP is missing")?;
+        .map_err(|value| anyhow!("PublicIP is {value}, not an IPv4 address"))?
+        .context("PublicIP is missing")?;
     if public_ip.is_unspecified() || public_ip.is_multicast() || public_ip.is_broadcast() {
-        return Err(format!("PublicIP is {public_ip}, which is no host's address"));
+        bail!("PublicIP is {public_ip}, which is no host's address");
     }
     let backend_type: String = fields
         .get("BackendType")
-        .map_err(|value| format!("BackendType is {value}, not a string"))?
+        .map_err(|value| anyhow!("BackendType is {value}, not a string"))?
         .unwrap_or_default();
     let backend = match backend_type.as_str() {
         "vxlan" => parse_vxlan(&fields)?,
-        _ => Backend::Other(backend_type),
+        _ => LeaseBackend::Other(backend_type),
     };
     Ok(Lease { subnet: Ipv4Net::default(), public_ip, backend })
 }
 
-fn parse_vxlan(lease: &Fields) -> Result<Backend, String> {
-    let data = lease.value("BackendData").cloned().ok_or("BackendData is missing")?;
-    let data = Fields::of(data).ok_or("BackendData is not an object")?;
+fn parse_vxlan(lease: &Fields) -> Result<LeaseBackend> {
+    let data = lease.value("BackendData").cloned().context("BackendData is missing")?;
+    let data = Fields::of(data).context("BackendData is not an object")?;
     let vni: u32 =
-        data.get("VNI").map_err(|value| format!("VNI is {value}, not a number"))?.unwrap_or_default();
+        data.get("VNI").map_err(|value| anyhow!("VNI is {value}, not a number"))?.unwrap_or_default();
     if vni > MAX_VNI {
-        return Err(format!("VNI is {vni}, more than 24 bits hold"));
+        bail!("VNI is {vni}, more than 24 bits hold");
     }
     let vtep_mac: Mac = data
         .get("VtepMAC")
-        .map_err(|value| format!("VtepMAC is {value}, not a MAC address"))?
-        .ok_or("VtepMAC is missing")?;
+        .map_err(|value| anyhow!("VtepMAC is {value}, not a MAC address"))?
+        .context("VtepMAC is missing")?;
     if !vtep_mac.is_unicast() {
-        return Err(format!("VtepMAC is {vtep_mac}, which is no device's address"));
+        bail!("VtepMAC is {vtep_mac}, which is no device's address");
     }
-    Ok(Backend::Vxlan { vni, vtep_mac })
+    Ok(LeaseBackend::Vxlan { vni, vtep_mac })
 }
 
 #[cfg(test)]
@@ -168,11 +169,11 @@ mod tests {
     const VXLAN: &str = r#"{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:76:03:0f:23:cb"}}"#;
     const DUAL: &str = r#"{"PublicIP":"10.99.0.1","PublicIPv6":"fd99::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"7a:75:0d:2d:88:95"},"BackendV6Data":{"VNI":1,"VtepMAC":"e6:26:4c:97:8d:05"}}"#;
 
-    fn vxlan(mac: &str) -> Backend {
-        Backend::Vxlan { vni: 1, vtep_mac: mac.parse().unwrap() }
+    fn vxlan(mac: &str) -> LeaseBackend {
+        LeaseBackend::Vxlan { vni: 1, vtep_mac: mac.parse().unwrap() }
     }
 
-    fn lease(subnet: &str, backend: Backend) -> Lease {
+    fn lease(subnet: &str, backend: LeaseBackend) -> Lease {
         Lease { subnet: subnet.parse().unwrap(), public_ip: "10.99.0.1".parse().unwrap(), backend }
     }
 
@@ -183,8 +184,8 @@ mod tests {
         let ipip = r#"{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"ipip"}"#;
         for (value, backend) in [
             (VXLAN, vxlan("02:76:03:0f:23:cb")),
-            (plain, Backend::Other(String::new())),
-            (ipip, Backend::Other("ipip".to_owned())),
+            (plain, LeaseBackend::Other(String::new())),
+            (ipip, LeaseBackend::Other("ipip".to_owned())),
         ] {
             let read = decode("10.244.61.0-24", value.as_bytes()).unwrap();
             assert_eq!(read, lease("10.244.61.0/24", backend));
@@ -198,14 +199,14 @@ mod tests {
         let dual = decode("10.244.50.0-24&fd00:244:0:4b::-64", DUAL.as_bytes()).unwrap();
         assert_eq!(dual, lease("10.244.50.0/24", vxlan("7a:75:0d:2d:88:95")));
         let bare = decode("10.244.61.0-24", br#"{"PublicIP":"10.99.0.1"}"#).unwrap();
-        assert_eq!(bare.backend, Backend::Other(String::new()));
+        assert_eq!(bare.backend, LeaseBackend::Other(String::new()));
         let other_case = r#"{"publicip":"10.99.0.1","backendtype":"vxlan","new":[1],"backenddata":{"vni":1,"vtepmac":"02:76:03:0f:23:cb"}}"#;
         let read = decode("10.244.61.0-24", other_case.as_bytes()).unwrap();
         assert_eq!(read, lease("10.244.61.0/24", vxlan("02:76:03:0f:23:cb")));
         let extension =
             br#"{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"extension","BackendData":"hello"}"#;
         let read = decode("10.244.61.0-24", extension).unwrap();
-        assert_eq!(read.backend, Backend::Other("extension".to_owned()));
+        assert_eq!(read.backend, LeaseBackend::Other("extension".to_owned()));
     }
 
     #[test]

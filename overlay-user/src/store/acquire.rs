@@ -2,17 +2,18 @@
 //! reservation stays one.
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
+use anyhow::{Result, bail};
 use ipnet::Ipv4Net;
 use tokio::time::Instant;
 
 use crate::{
     model::{
-        backend::Mode,
-        lease::{self, Backend, Lease},
+        backend::Backend,
+        lease::{self, Lease, LeaseBackend},
         mac::Mac,
         network::NetworkConfig,
     },
-    store::{Entry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
+    store::{LeaseEntry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
 };
 
 /// flannel's.
@@ -27,11 +28,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Who asks for a subnet.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct LeaseRequest {
     /// The host's address on the underlay: its identity.
     pub public_ip: Ipv4Addr,
     /// How packets travel to this host: what the lease says.
-    pub mode: Mode,
+    pub backend: Backend,
     /// MAC address for a new lease that has one; a random one if `None`. A lease that is reused keeps its own.
     pub vtep_mac: Option<Mac>,
     /// The subnet of an earlier run, from this host's record or subnet.env.
@@ -42,7 +43,7 @@ pub struct Request {
 
 /// A lease that is ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct LocalLease {
     /// Key and value as they stand in the store.
     pub lease: Lease,
     /// When it was last written.
@@ -53,7 +54,7 @@ pub struct Held {
     pub renewed: Instant,
 }
 
-impl Held {
+impl LocalLease {
     /// When to renew so that `margin` is left; at half the time to live if the margin leaves less than that.
     /// A reservation is looked after as often as if it lived [`TIME_TO_LIVE`].
     pub fn renew_at(&self, margin: Duration) -> Instant {
@@ -71,87 +72,6 @@ impl Held {
     pub fn ends_at(&self) -> Option<Instant> {
         self.time_to_live.map(|time_to_live| self.renewed + time_to_live)
     }
-}
-
-/// Why there is no subnet.
-#[derive(Debug, thiserror::Error)]
-pub enum AcquireError {
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Every subnet is taken.
-    #[error(
-        "no free subnet in {network}: all {total} subnets from {first} to {last} are leased; delete leases of hosts that \
-         are gone, or widen Network, SubnetMin or SubnetMax"
-    )]
-    NoneFree {
-        /// The whole overlay.
-        network: Ipv4Net,
-        /// Subnets that hosts may lease.
-        total: usize,
-        /// The first of them.
-        first: Ipv4Addr,
-        /// The last of them.
-        last: Ipv4Addr,
-    },
-    /// Two leases carry our address.
-    #[error(
-        "public IP {public_ip} has two leases, {first} and {second}: if another host uses this address, give one of them \
-         another --public-ip; delete the wrong lease"
-    )]
-    PublicIpTwice {
-        /// Ours.
-        public_ip: Ipv4Addr,
-        /// One key.
-        first: String,
-        /// The other key.
-        second: String,
-    },
-    /// Another host's lease covers our subnet.
-    #[error(
-        "our lease {own} and {other} of host {public_ip} are for the same addresses: delete the wrong one"
-    )]
-    SubnetTwice {
-        /// Our key.
-        own: String,
-        /// The other key.
-        other: String,
-        /// The other host.
-        public_ip: Ipv4Addr,
-    },
-    /// An operator reserved for us what the config does not allow.
-    #[error(
-        "reservation {key} for {public_ip} is none of the network config's /{subnet_len} subnets from {first} to {last}: \
-         alter or delete the reservation, or alter Network, SubnetLen, SubnetMin or SubnetMax"
-    )]
-    Misfit {
-        /// The reservation's key.
-        key: String,
-        /// Ours.
-        public_ip: Ipv4Addr,
-        /// Length of the subnets' prefix, in bits.
-        subnet_len: u8,
-        /// The first subnet that hosts may lease.
-        first: Ipv4Addr,
-        /// The last of them.
-        last: Ipv4Addr,
-    },
-    /// A folder that is not declared shared holds a lease of another host.
-    #[error(
-        "{store} holds lease {key} of another host, {other}: declare the folder shared if hosts share it, or delete the \
-         lease if it is this host's from before"
-    )]
-    OtherHost {
-        /// The store.
-        store: String,
-        /// The other host's key.
-        key: String,
-        /// The other host.
-        other: Ipv4Addr,
-    },
-    /// Something takes every subnet just before we do.
-    #[error("lost {0} races for a subnet in a row: does something write below {1} all the time?")]
-    Contended(u32, String),
 }
 
 /// Why a lease was not renewed.
@@ -174,11 +94,14 @@ pub enum RenewError {
 }
 
 /// Finds or takes a subnet: our own lease by our public IP, else the subnet we had before, else one of the first free.
+///
+/// # Errors
+/// A [`StoreError`] if the store failed; else why there is no subnet for this host, and what to do.
 pub async fn acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
-    request: &Request,
-) -> Result<Held, AcquireError> {
+    request: &LeaseRequest,
+) -> Result<LocalLease> {
     for attempt in 0..ATTEMPTS {
         if let Some(held) = try_acquire(store, config, request).await? {
             return Ok(held);
@@ -186,26 +109,31 @@ pub async fn acquire(
         let most = PAUSE * (1 << attempt.min(4));
         tokio::time::sleep(most.mul_f64(rand::random())).await;
     }
-    Err(AcquireError::Contended(ATTEMPTS, store.name()))
+    bail!(
+        "lost {ATTEMPTS} races for a subnet in a row: does something write below {} all the time?",
+        store.name()
+    )
 }
 
 /// For a store that is meant for one host alone: an error if another host has a lease in it.
-pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> Result<(), AcquireError> {
+pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> Result<()> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     match leases.into_iter().find(|(_, lease)| lease.public_ip != public_ip) {
         None => Ok(()),
-        Some((entry, lease)) => Err(AcquireError::OtherHost {
-            store: store.name(),
-            key: entry.key.clone(),
-            other: lease.public_ip,
-        }),
+        Some((entry, lease)) => bail!(
+            "{} holds lease {} of another host, {}: declare the folder shared if hosts share it, or delete the lease if it is \
+             this host's from before",
+            store.name(),
+            entry.key,
+            lease.public_ip
+        ),
     }
 }
 
 /// Renews with a fresh time to live. On [`RenewError::Store`] `held` may be tried again. A key
 /// that was made a reservation meanwhile stays one.
-pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewError> {
+pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), RenewError> {
     let (key, value) = (held.lease.key(), held.lease.value());
     let mut modified = held.modified;
     // A second try, since a renewal whose answer was lost may have been made.
@@ -238,8 +166,8 @@ pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewE
 async fn try_acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
-    request: &Request,
-) -> Result<Option<Held>, AcquireError> {
+    request: &LeaseRequest,
+) -> Result<Option<LocalLease>> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     let (own, others): (Vec<_>, Vec<_>) =
@@ -247,27 +175,30 @@ async fn try_acquire(
     let (fit, misfit): (Vec<_>, Vec<_>) =
         own.into_iter().partition(|(entry, lease)| config.fits(lease.subnet) && entry.key == lease.key());
     if let [(first, _), (second, _), ..] = fit[..] {
-        return Err(AcquireError::PublicIpTwice {
-            public_ip: request.public_ip,
-            first: first.key.clone(),
-            second: second.key.clone(),
-        });
+        bail!(
+            "public IP {} has two leases, {} and {}: if another host uses this address, give one of them another --public-ip; \
+             delete the wrong lease",
+            request.public_ip,
+            first.key,
+            second.key
+        );
     }
     for (entry, lease) in &misfit {
         release_misfit(store, config, entry, lease).await?;
     }
     if let Some((entry, lease)) = fit.first() {
         if let Some((other, covers)) = others.iter().find(|(_, other)| overlap(other.subnet, lease.subnet)) {
-            return Err(AcquireError::SubnetTwice {
-                own: entry.key.clone(),
-                other: other.key.clone(),
-                public_ip: covers.public_ip,
-            });
+            bail!(
+                "our lease {} and {} of host {} are for the same addresses: delete the wrong one",
+                entry.key,
+                other.key,
+                covers.public_ip
+            );
         }
         return Ok(reuse(store, request, entry, lease).await?);
     }
     // Whose value is bad is taken all the same. What we just gave back is free.
-    let given_back = |entry: &Entry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
+    let given_back = |entry: &LeaseEntry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
     let keys = snapshot.entries.iter().filter(|entry| !given_back(entry));
     let taken = Taken::new(keys.filter_map(|entry| lease::subnet_of(&entry.key).ok()));
     let preferred = request.preferred.filter(|&subnet| config.fits(subnet) && taken.is_free(subnet));
@@ -279,8 +210,8 @@ async fn try_acquire(
 }
 
 /// Entries that are leases. The others are not ours, whatever they are; the loop reports them.
-fn decoded(snapshot: &Snapshot) -> Vec<(&Entry, Lease)> {
-    let decode = |entry: &Entry| lease::decode(&entry.key, &entry.value).ok();
+fn decoded(snapshot: &Snapshot) -> Vec<(&LeaseEntry, Lease)> {
+    let decode = |entry: &LeaseEntry| lease::decode(&entry.key, &entry.value).ok();
     let entries = snapshot.entries.iter();
     entries.filter_map(|entry| Some((entry, decode(entry)?))).collect()
 }
@@ -289,17 +220,19 @@ fn decoded(snapshot: &Snapshot) -> Vec<(&Entry, Lease)> {
 async fn release_misfit(
     store: &mut impl Store,
     config: &NetworkConfig,
-    entry: &Entry,
+    entry: &LeaseEntry,
     lease: &Lease,
-) -> Result<(), AcquireError> {
+) -> Result<()> {
     if entry.lifetime == Lifetime::Reserved {
-        return Err(AcquireError::Misfit {
-            key: entry.key.clone(),
-            public_ip: lease.public_ip,
-            subnet_len: config.subnet_len,
-            first: config.subnet_min,
-            last: config.subnet_max,
-        });
+        bail!(
+            "reservation {} for {} is none of the network config's /{} subnets from {} to {}: alter or delete the reservation, \
+             or alter Network, SubnetLen, SubnetMin or SubnetMax",
+            entry.key,
+            lease.public_ip,
+            config.subnet_len,
+            config.subnet_min,
+            config.subnet_max
+        );
     }
     log::info!("give back our lease {}, which does not fit the network config", entry.key);
     store.release(&entry.key, entry.modified).await?;
@@ -309,13 +242,13 @@ async fn release_misfit(
 /// Our lease from before, with its MAC address: peers that have not heard of our restart go on using it.
 async fn reuse(
     store: &mut impl Store,
-    request: &Request,
-    entry: &Entry,
+    request: &LeaseRequest,
+    entry: &LeaseEntry,
     lease: &Lease,
-) -> Result<Option<Held>, StoreError> {
+) -> Result<Option<LocalLease>, StoreError> {
     let vtep_mac = match lease.backend {
-        Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
-        Backend::Other(_) => request.vtep_mac,
+        LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+        LeaseBackend::Other(_) => request.vtep_mac,
     };
     let lease = new_lease(request, lease.subnet, vtep_mac);
     let time_to_live = match entry.lifetime {
@@ -329,9 +262,9 @@ async fn reuse(
 
 async fn claim(
     store: &mut impl Store,
-    request: &Request,
+    request: &LeaseRequest,
     subnet: Ipv4Net,
-) -> Result<Option<Held>, StoreError> {
+) -> Result<Option<LocalLease>, StoreError> {
     let lease = new_lease(request, subnet, request.vtep_mac);
     let time_to_live = Some(request.time_to_live);
     let renewed = Instant::now();
@@ -339,27 +272,34 @@ async fn claim(
     Ok(held(written, lease, time_to_live, renewed))
 }
 
-fn new_lease(request: &Request, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
-    let backend = request.mode.published(|| vtep_mac.unwrap_or_else(Mac::random));
+fn new_lease(request: &LeaseRequest, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
+    let backend = request.backend.published(|| vtep_mac.unwrap_or_else(Mac::random));
     Lease { subnet, public_ip: request.public_ip, backend }
 }
 
-fn held(written: Written, lease: Lease, time_to_live: Option<Duration>, renewed: Instant) -> Option<Held> {
+fn held(
+    written: Written,
+    lease: Lease,
+    time_to_live: Option<Duration>,
+    renewed: Instant,
+) -> Option<LocalLease> {
     match written {
-        Written::At(modified) => Some(Held { lease, modified, time_to_live, renewed }),
+        Written::At(modified) => Some(LocalLease { lease, modified, time_to_live, renewed }),
         Written::Lost => None,
     }
 }
 
-fn draw(config: &NetworkConfig, taken: &Taken) -> Result<Ipv4Net, AcquireError> {
+fn draw(config: &NetworkConfig, taken: &Taken) -> Result<Ipv4Net> {
     let free: Vec<_> = config.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
     if free.is_empty() {
-        return Err(AcquireError::NoneFree {
-            network: config.network,
-            total: config.candidates().count(),
-            first: config.subnet_min,
-            last: config.subnet_max,
-        });
+        bail!(
+            "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen \
+             Network, SubnetMin or SubnetMax",
+            config.network,
+            config.candidates().count(),
+            config.subnet_min,
+            config.subnet_max
+        );
     }
     Ok(free[rand::random_range(0..free.len())])
 }

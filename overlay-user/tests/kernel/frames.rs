@@ -2,7 +2,7 @@
 use etherparse::{IpNumber, PacketBuilder};
 use overlay_common::wire;
 
-use super::bed::*;
+use super::world::*;
 
 /// An IPv4 packet of `length` bytes of payload behind a UDP header.
 pub fn udp(source: [u8; 4], destination: [u8; 4], ports: [u16; 2], length: usize) -> Vec<u8> {

@@ -5,7 +5,7 @@ use overlay_bench::agent::{self, Plan, Report, peer, samples::Percentiles};
 use overlay_lab::project;
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct AgentOptions {
     /// How many other hosts have leases.
     #[arg(long, default_value_t = Plan::FULL.peers, value_parser = clap::value_parser!(u32).range(1000..=i64::from(peer::MOST)))]
     peers: u32,
@@ -20,9 +20,9 @@ pub(crate) struct Options {
     json: bool,
 }
 
-pub(crate) fn bench_agent(options: &Options) -> Result<()> {
+pub(crate) fn bench_agent(options: &AgentOptions) -> Result<()> {
     let overlay = project::build_release()?;
-    let Options { peers, changes, starts, json } = *options;
+    let AgentOptions { peers, changes, starts, json } = *options;
     let plan = Plan { peers, changes, starts, ..Plan::FULL };
     let report = agent::measure(&overlay, &plan, |step| {
         if !json {

@@ -17,9 +17,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Measures ours beside a bare route, the kernel's VXLAN device and a userspace relay; and the agent with 10,000 peers.
-    Bench(measure::Options),
+    Bench(measure::BenchOptions),
     /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
-    BenchAgent(bench_agent::Options),
+    BenchAgent(bench_agent::AgentOptions),
 }
 
 fn main() -> ExitCode {

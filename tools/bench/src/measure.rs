@@ -13,7 +13,7 @@ use self::{
 };
 pub use self::{
     network::{Case, Network},
-    options::Options,
+    options::BenchOptions,
     packets::{Load, Part, Sent, Until, Varied, send},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -39,7 +39,14 @@ mod statistics;
 mod streams;
 
 /// Runs it all, writes the results, prints the tables. Fails, after that, if a case had no figure to give.
-pub fn bench(options: &Options) -> Result<()> {
+pub fn bench(options: &BenchOptions) -> Result<()> {
+    let folder = options.out.clone().unwrap_or_else(|| project::target().join("bench"));
+    if let Some(file) = &options.draw {
+        let results = Results::read(file)?;
+        fs::create_dir_all(&folder)?;
+        return plots::draw(&results, &folder)
+            .with_context(|| format!("draw plots into {}", folder.display()));
+    }
     // Before half an hour of measuring.
     let old = options.compare.as_deref().map(Results::read).transpose()?;
     let program = build_program()?;
@@ -61,10 +68,9 @@ pub fn bench(options: &Options) -> Result<()> {
         text += &report::absolutes(&compare::absolutes(&old, &results), &name);
     }
     println!("{text}");
-    let folder = options.out.clone().unwrap_or_else(|| project::target().join("bench"));
     write(&results, &text, &folder).with_context(|| format!("write results to {}", folder.display()))?;
     println!(
-        "\nwritten to {}: results.json, results.md, plots of the ratios as SVG and PNG",
+        "\nwritten to {}: results.json, results.md, and plots of the ratios as SVG and PNG: headline, and all of each underlay",
         folder.display()
     );
     let errors = results.errors().len();
@@ -72,7 +78,7 @@ pub fn bench(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn empty(options: &Options) -> Result<Results> {
+fn empty(options: &BenchOptions) -> Result<Results> {
     let kernel = command::run("uname", ["-r", "-m"])?;
     let cpus = std::thread::available_parallelism()?;
     let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });

@@ -12,7 +12,7 @@ use serde_json::Value;
 #[derive(clap::Parser)]
 struct Arguments {
     #[command(flatten)]
-    options: measure::Options,
+    options: measure::BenchOptions,
 }
 
 fn run(words: &[&str]) -> anyhow::Result<()> {

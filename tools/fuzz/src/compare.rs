@@ -10,7 +10,7 @@
 //! What ours drops and the kernel delivers is not here but in `rules`: each frame has its reason there.
 use std::collections::HashMap;
 
-use crate::{frames::checksum, mutations::Case, rules::Fate};
+use crate::{headers::checksum, mutations::Case, rules::Fate};
 
 /// What one host delivered and the other did not.
 #[derive(Debug, Default)]

@@ -1,5 +1,5 @@
 //! IPv4 packets, fragments and UDP checksums as a host understands them (RFC 791, RFC 1122).
-use crate::frames::checksum;
+use crate::headers::checksum;
 
 /// A frame's IPv4 packet as an IPv4 host understands it: what is behind its total length is gone.
 pub(crate) struct Packet<'a> {

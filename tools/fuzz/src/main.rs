@@ -18,7 +18,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
-    Fuzz(fuzz::Options),
+    Fuzz(fuzz::FuzzOptions),
 }
 
 fn main() -> ExitCode {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn fuzzing(options: &fuzz::Options) -> Result<()> {
+fn fuzzing(options: &fuzz::FuzzOptions) -> Result<()> {
     let report = fuzz::fuzz(options, &project::build_overlay()?)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

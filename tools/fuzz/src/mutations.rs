@@ -1,6 +1,7 @@
 //! What can be wrong with a frame, by name; and the cases that are made of it.
 use crate::{
-    frames::{Frame, Sum, Train, Transport},
+    frames::{Frame, Train, Transport},
+    headers::Sum,
     random::Random,
     twins::Nic,
     world::{CONTAINER, LOCAL, PEERS, REMOTE, SUBNET, VTEP_MAC},

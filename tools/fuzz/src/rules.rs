@@ -80,12 +80,12 @@ pub(crate) fn fate(nic: Nic, frames: &[Vec<u8>]) -> Fate {
     let mut fate = Fate::default();
     let mut fragments = Fragments::default();
     for frame in frames {
-        judge(nic, frame, &mut fate, &mut fragments);
+        decide(nic, frame, &mut fate, &mut fragments);
     }
     fate
 }
 
-fn judge(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
+fn decide(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
     // A tag of VLAN 0 gives a priority and no VLAN (IEEE 802.1Q): the kernel takes it off. Not ours at the device.
     let tagged = frame.get(12..14) == Some(&[0x81, 0x00]) && frame.len() >= 18;
     let in_vlan = tagged && word(frame, 14) & 0x0fff != 0;

@@ -6,7 +6,8 @@ use overlay_common::{Hook, Reason};
 
 use crate::{
     Ingress, Pinned,
-    frames::{Frame, Transport, checksum},
+    frames::{Frame, Transport},
+    headers::checksum,
     kernel_counters::KernelCounters,
     twins::{Counted, Nic, Twins},
     wire::Wire,

@@ -1,10 +1,9 @@
-//! What stands in an agent's way on its own host: each thing named, with the remedy, and left as it was found.
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
-
+//! What is in an agent's way on its own host. The agent names each such thing with the remedy, and leaves it as it was
+//! found.
 use std::{fs, net::UdpSocket, path::Path};
 
 use overlay_host_tests::{
-    hosts::{CONFIG, Member, SOON, lab, logged, overlay, store, until},
+    hosts::{CONFIG, JoinedHost, SOON, lab, logged, overlay, store, until},
     overlay as binary,
 };
 use overlay_lab::{Agent, Host, Numbered, PingOptions, wait_until};
@@ -15,7 +14,7 @@ fn refuses(host: &Host, arguments: &[&str], words: &[&str]) {
     overlay(host, &[&["agent"], arguments].concat()).is(1, words);
 }
 
-/// What is pinned, whoever's it is.
+/// The names of all pins of the network, whichever host they belong to.
 fn pins(host: &Host) -> Vec<String> {
     let folder = host.bpf_root().join("overlay/v1/default");
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -39,7 +38,7 @@ fn the_interface() {
     agent(&["--iface", "bare0"], &["interface bare0 has no IPv4 address", "--iface"]);
     assert_eq!(pins(host), [""; 0]);
 
-    // Of several addresses the first, said aloud; any other by name.
+    // Of several addresses the agent takes the first and says so; another is chosen by naming it.
     host.namespace().ip("address add 10.99.0.77/24 dev eth0").unwrap();
     let dry = |interface: &str, words: &[&str]| {
         overlay(host, &["agent", "--dry-run", "--iface", interface, "--store-dir", &store]).is(0, words);
@@ -92,19 +91,19 @@ fn a_device_a_port_or_a_route_of_somebody_elses() {
     assert_eq!(pins(host), [""; 0]);
     assert!(!host.exec("ip link").unwrap().contains("overlay0"), "a half-made device was left");
 
-    // What the message says helps.
+    // The remedy that the message names must help.
     ip("route delete 10.244.0.0/16 dev wan0");
-    let member = Member::join(host, &["--store-dir", &store]);
+    let member = JoinedHost::join(host, &["--store-dir", &store]);
     assert_eq!(member.agent.terminate().unwrap().code(), Some(0));
 }
 
-/// Two networks on one host: neither takes what is the other's, at the start or at the end.
+/// Two networks on one host: neither takes anything of the other's, at its start or at its end.
 #[test]
 fn a_device_or_a_subnet_file_of_another_network() {
     let lab = lab(2);
     let (host, default) = (lab.host(0), store(&lab));
     let arguments = ["--store-dir", &default, "--store-shared"];
-    let (a, b) = (Member::join(host, &arguments), Member::join(lab.host(1), &arguments));
+    let (a, b) = (JoinedHost::join(host, &arguments), JoinedHost::join(lab.host(1), &arguments));
     a.reaches(&b);
     let blue = lab.folder().join("blue").display().to_string();
     let config = r#"{"Network":"10.245.0.0/16","Backend":{"Type":"vxlan","VNI":2}}"#;
@@ -138,17 +137,17 @@ fn a_device_or_a_subnet_file_of_another_network() {
     a.reaches(&b);
 }
 
-/// The host keeps its lease and its containers their network, whatever the config says by now.
+/// The host keeps its lease, and its containers keep their network, even if the config no longer contains their subnet.
 #[test]
 fn a_config_without_the_subnet_that_the_host_runs_with() {
     let lab = lab(2);
     let (host, store) = (lab.host(0), store(&lab));
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let (a, b) = (Member::join(host, &arguments), Member::join(lab.host(1), &arguments));
+    let (a, b) = (JoinedHost::join(host, &arguments), JoinedHost::join(lab.host(1), &arguments));
     a.reaches(&b);
     let other = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.99.0","Backend":{"Type":"vxlan"}}"#;
     overlay(host, &["config", "set", other, "--store-dir", &store]).is(0, &[]);
-    let Member { agent, subnet, container, host: member, .. } = a;
+    let JoinedHost { agent, subnet, container, host: member, .. } = a;
     assert_eq!(agent.terminate().unwrap().code(), Some(0));
     let says = format!("the network's config has no subnet {subnet} any more");
     overlay(host, &[&["agent", "--iface", "eth0"], &arguments[..]].concat())
@@ -159,7 +158,7 @@ fn a_config_without_the_subnet_that_the_host_runs_with() {
     overlay(host, &["config", "set", CONFIG, "--store-dir", &store]).is(0, &[]);
     let mut agent = host.start_agent(binary(), &arguments).unwrap();
     agent.wait_ready(SOON).unwrap();
-    let a = Member { agent, subnet, container, host: member };
+    let a = JoinedHost { agent, subnet, container, host: member };
     a.reaches(&b);
 }
 
@@ -188,12 +187,12 @@ fn folders_that_cannot_serve() {
     );
     refuses(host, &["--iface", "eth0", "--store-dir", &fixed], &[&fixed, "Read-only file system"]);
 
-    // The host's own address is taken, by a health port say.
+    // The address for health checks is in use.
     let listener = host.namespace().enter(|| Ok(std::net::TcpListener::bind("127.0.0.1:8471")?)).unwrap();
     agent(&["--healthz-ip", "127.0.0.1", "--healthz-port", "8471"], &["127.0.0.1:8471", "--healthz-port"]);
     drop(listener);
 
-    // A subnet.env that makes no sense is no reason to stay away, nor is one of another network.
+    // A subnet.env that makes no sense, or that is of another network, must not keep the agent from starting.
     for text in [
         "FLANNEL_SUBNET=\u{0}\u{0}\nFLANNEL_NETWORK",
         "FLANNEL_SUBNET=10.1.2.1/24\nFLANNEL_NETWORK=10.1.0.0/16\n",
@@ -213,8 +212,8 @@ fn a_second_agent_and_another_hosts_pins() {
     let (one, two) = (lab.host(0), lab.host(1));
     let store = store(&lab);
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let mut a = Member::join(one, &arguments);
-    let b = Member::join(two, &arguments);
+    let mut a = JoinedHost::join(one, &arguments);
+    let b = JoinedHost::join(two, &arguments);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     let mut before = pins(one);
@@ -228,7 +227,8 @@ fn a_second_agent_and_another_hosts_pins() {
     );
     overlay(one, &["down"]).is(1, &["end the agent first", &pid]);
 
-    // Another host by mistake with this one's folders: after its agent ended, and with a state folder of its own.
+    // Another host uses this one's folders by mistake, after this one's agent has ended: first with a state folder of
+    // its own, then with this host's.
     let root = one.bpf_root().display().to_string();
     let state = one.folder().join("state").display().to_string();
     let foreign = ["--iface", "eth0", "--store-dir", &store, "--store-shared", "--bpf-root", &root];
@@ -265,7 +265,7 @@ fn the_networks_config() {
     let folder = store.display().to_string();
     let arguments = ["--iface", "eth0", "--store-dir", &folder];
 
-    // Missing: the agent waits, and says so.
+    // Without a config the agent waits, and says so.
     let mut agent = host.start_agent(binary(), &["--store-dir", &folder]).unwrap();
     logged(host, "has no network config: write one with `overlay config set`");
     assert_eq!(agent.status().unwrap(), None);
@@ -288,7 +288,7 @@ fn the_networks_config() {
             ],
         ),
     ] {
-        // By hand, since `overlay config set` would refuse it.
+        // The file is written by hand, because `overlay config set` would refuse the text.
         fs::write(store.join("config"), text).unwrap();
         refuses(host, &arguments, words);
         assert_eq!(pins(host), [""; 0]);
@@ -300,8 +300,8 @@ fn two_agents_started_at_once() {
     let lab = lab(2);
     let store = store(&lab);
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let a = Member::join(lab.host(0), &arguments);
-    let b = Member::join(lab.host(1), &arguments);
+    let a = JoinedHost::join(lab.host(0), &arguments);
+    let b = JoinedHost::join(lab.host(1), &arguments);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
@@ -334,13 +334,13 @@ fn a_state_folder_that_is_full_or_read_only() {
     fs::create_dir(&state).unwrap();
     let folder = state.display().to_string();
     let sh = |line: &str| overlay_lab::command::sh(line).unwrap();
-    // Room for lock, record, origin and one file on its way.
+    // This file system has space for the lock, the record, the origin and one file that is being written.
     sh(&format!("mount -t tmpfs -o size=24k none {folder}"));
     let arguments = ["--store-dir", &store, "--store-shared", "--state-dir", &folder];
     let refused = |words: &[&str]| refuses(host, &[&["--iface", "eth0"], &arguments[..]].concat(), words);
 
     let fill = || {
-        // Until nothing more goes in.
+        // The rest of the file system is filled up.
         fs::write(state.join("filler"), vec![0; 1 << 20]).unwrap_err();
     };
     fill();
@@ -348,8 +348,8 @@ fn a_state_folder_that_is_full_or_read_only() {
     assert_eq!(pins(host), [""; 0]);
     fs::remove_file(state.join("filler")).unwrap();
 
-    let a = Member::join(host, &arguments);
-    let b = Member::join(lab.host(1), &["--store-dir", &store, "--store-shared"]);
+    let a = JoinedHost::join(host, &arguments);
+    let b = JoinedHost::join(lab.host(1), &["--store-dir", &store, "--store-shared"]);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     let status = || {
@@ -380,7 +380,8 @@ fn a_state_folder_that_is_full_or_read_only() {
     fs::remove_file(state.join("filler")).unwrap();
     recovers();
 
-    // A mount of its own: the agent's open lock keeps the other from becoming read-only.
+    // The folder becomes a mount of its own, because the agent's open lock keeps the outer mount from becoming
+    // read-only.
     let own = format!("{folder}/default");
     sh(&format!("mount --bind {own} {own}"));
     sh(&format!("mount -o remount,bind,ro {own}"));
@@ -412,16 +413,16 @@ fn a_bpf_filesystem_that_is_read_only() {
     );
     remount("rw");
 
-    let a = Member::join(host, &arguments);
-    let b = Member::join(lab.host(1), &arguments);
+    let a = JoinedHost::join(host, &arguments);
+    let b = JoinedHost::join(lab.host(1), &arguments);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     remount("ro");
-    // A container that comes now is the stack's, and reached.
+    // The container that is added now is reached through the stack.
     let (subnet, mtu) = a.agent.subnet().unwrap();
     let late = host.add_container("late", &subnet, 3, mtu).unwrap();
     logged(host, "it will be tried again");
-    // The kernel opens no pinned map for writing there, so ask the agent alone.
+    // On this file system the kernel opens no pinned map for writing, so only the agent itself can be asked.
     wait_until("what waits", SOON, || {
         let status: serde_json::Value = serde_json::from_str(&host.http_get(8471, "/status")?.1)?;
         Ok(status["datapath"]["waiting"].as_u64() > Some(0))
@@ -443,8 +444,8 @@ fn pins_that_are_not_what_they_are_called() {
     let lab = lab(2);
     let (host, store) = (lab.host(0), store(&lab));
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let a = Member::join(host, &arguments);
-    let b = Member::join(lab.host(1), &arguments);
+    let a = JoinedHost::join(host, &arguments);
+    let b = JoinedHost::join(lab.host(1), &arguments);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
@@ -459,7 +460,7 @@ fn pins_that_are_not_what_they_are_called() {
     };
     let refused = |words: &[&str]| refuses(host, &[&["--iface", "eth0"], &arguments[..]].concat(), words);
 
-    // A map of another shape under the name of one of ours.
+    // A map of another shape is pinned under the name of one of ours.
     let (pin, aside) = (all.join("v1/default/endpoints"), host.bpf_root().join("aside"));
     fs::rename(&pin, &aside).unwrap();
     make(&pin);
@@ -467,13 +468,13 @@ fn pins_that_are_not_what_they_are_called() {
     fs::remove_file(&pin).unwrap();
     fs::rename(&aside, &pin).unwrap();
 
-    // A link that only a newer agent knows.
+    // A link is pinned that only a newer agent would know.
     let link = all.join("v1/default/links/whim-7");
     make(&link);
     refused(&[&link.display().to_string(), "knows no such link", "newer agent", "overlay down"]);
     fs::remove_file(&link).unwrap();
 
-    // Layouts nobody here can read.
+    // There are pins of layouts that this agent cannot read.
     for layout in ["v9", "whim"] {
         let pin = all.join(layout).join("default/peers");
         make(&pin);
@@ -497,8 +498,8 @@ fn links_whose_namespace_went() {
     let lab = lab(3);
     let (host, store) = (lab.host(0), store(&lab));
     let arguments = ["--store-dir", &store, "--store-shared"];
-    let a = Member::join(host, &arguments);
-    let b = Member::join(lab.host(1), &arguments);
+    let a = JoinedHost::join(host, &arguments);
+    let b = JoinedHost::join(lab.host(1), &arguments);
     a.reaches(&b);
     let (subnet, mtu) = a.agent.subnet().unwrap();
     let gone = host.add_container("gone", &subnet, 3, mtu).unwrap();
@@ -511,7 +512,7 @@ fn links_whose_namespace_went() {
     let before = count();
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
 
-    // A container's, while no agent runs.
+    // The namespace of a container goes while no agent runs.
     assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
     overlay_lab::command::sh(&format!("ip netns delete {}", gone.namespace().name())).unwrap();
     wait_until("its veth to go", SOON, || Ok(host.exec(&format!("ip link show {}", gone.port())).is_err()))
@@ -527,10 +528,10 @@ fn links_whose_namespace_went() {
     let report = traffic.finish().unwrap();
     assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
 
-    // The host's own: a namespace that is gone cannot be told from one that is elsewhere. Told whose they are, and removed
-    // by who says so.
+    // The namespace of the host itself goes. That cannot be told from a namespace which still exists elsewhere, so the
+    // agent only says whose pins they are, and the operator removes them.
     let last = lab.host(2);
-    let c = Member::join(last, &arguments);
+    let c = JoinedHost::join(last, &arguments);
     assert_eq!(c.agent.terminate().unwrap().code(), Some(0));
     let (root, state) =
         (last.bpf_root().display().to_string(), last.folder().join("state").display().to_string());

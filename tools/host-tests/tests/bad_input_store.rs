@@ -1,10 +1,11 @@
-//! What a store may hold or do that an agent cannot use: named, shown in the status, and nothing in force is lost.
+//! What a store may hold or do that an agent cannot use. The agent names it and shows it in the status, and nothing
+//! that is in force is lost.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
 
 use std::{fs, time::Duration};
 
 use overlay_host_tests::{
-    hosts::{CONFIG, Member, SOON, lab, logged, overlay, status, until},
+    hosts::{CONFIG, JoinedHost, SOON, lab, logged, overlay, status, until},
     overlay as binary,
 };
 use overlay_lab::{Lab, Numbered, etcd::Etcd, wait_until};
@@ -12,7 +13,7 @@ use overlay_lab::{Lab, Numbered, etcd::Etcd, wait_until};
 const SUBNETS: &str = "/coreos.com/network/subnets";
 const MAC: &str = r#""BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}"#;
 
-/// An etcd that all hosts reach.
+/// Starts an etcd that all hosts reach.
 fn etcd(lab: &Lab) -> Etcd {
     Etcd::start_in_netns(&lab.folder(), lab.switch().name(), Lab::SWITCH).unwrap()
 }
@@ -27,7 +28,7 @@ fn put(etcd: &Etcd, key: &str, value: &str) {
     etcd.ctl(&["put", &format!("{SUBNETS}/{key}"), value]).unwrap();
 }
 
-/// A lease of a host that does not exist.
+/// Writes a lease of a host that does not exist.
 fn lease(etcd: &Etcd, third: u8) {
     put(etcd, &format!("10.244.{third}.0-24"), &format!(r#"{{"PublicIP":"10.99.0.{third}",{MAC}}}"#));
 }
@@ -47,8 +48,8 @@ fn leases_that_make_no_sense_are_skipped_by_name() {
     let lab = lab(2);
     let etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
-    let b = Member::join(lab.host(1), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let b = JoinedHost::join(lab.host(1), &["--etcd-endpoints", &url]);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
 
@@ -56,12 +57,12 @@ fn leases_that_make_no_sense_are_skipped_by_name() {
     put(&etcd, "garbage", "{}");
     put(&etcd, "10.244.251.0-24", r#"{"PublicIP":"10.99.0.251","BackendType":"host-gw"}"#);
     put(&etcd, "10.244.252.0-24", &format!(r#"{{"PublicIP":"10.99.0.2522",{MAC}}}"#));
-    // One that the host could have drawn: what it may not have would be refused as that.
+    // The strange lease needs a subnet that a host could have leased; any other would be skipped for that reason.
     let drawn = [&a.subnet, &b.subnet];
     let second = (61..=63).map(|third| format!("10.244.{third}.0/24")).find(|free| !drawn.contains(&free));
     let second = second.unwrap().replace('/', "-");
     put(&etcd, &second, &format!(r#"{{"PublicIP":"10.99.0.1",{MAC}}}"#));
-    // Before the good one of the same subnet: what was written later holds.
+    // This key sorts before the good one of the same subnet. The lease that was written later holds.
     put(&etcd, "10.244.249.0-24&fd00::-64", &format!(r#"{{"PublicIP":"10.99.0.248",{MAC}}}"#));
     lease(&etcd, 249);
     let expected = [
@@ -84,10 +85,10 @@ fn leases_that_make_no_sense_are_skipped_by_name() {
             .unwrap_or_else(|| panic!("{key} is not in {text}"));
         assert!(line.contains(why), "{line}");
     }
-    // A restart among all that changes nothing.
+    // A restart of the agent with all these leases in the store changes nothing.
     a.agent.terminate().unwrap();
     let mut again = lab.host(0).start_agent(binary(), &["--etcd-endpoints", &url]).unwrap();
-    // Two leases with its own address: whose is whose, nobody can tell but an operator.
+    // Two leases carry this host's own address. Only an operator can tell which of them is the host's.
     wait_until("its end", SOON, || Ok(again.status()?.is_some())).unwrap();
     assert_eq!(again.status().unwrap().unwrap().code(), Some(1));
     for words in
@@ -110,7 +111,7 @@ fn a_second_host_with_the_same_public_ip_is_noticed_and_does_not_make_a_storm() 
     let lab = lab(2);
     let etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
     let mut thief =
         lab.host(1).start_agent(binary(), &["--etcd-endpoints", &url, "--public-ip", "10.99.0.1"]).unwrap();
     logged(lab.host(0), "does another host use public IP 10.99.0.1?");
@@ -156,8 +157,8 @@ fn a_full_table_of_peers() {
     let lab = lab(2);
     let etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url, "--max-peers", "2"]);
-    let b = Member::join(lab.host(1), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url, "--max-peers", "2"]);
+    let b = JoinedHost::join(lab.host(1), &["--etcd-endpoints", &url]);
     a.reaches(&b);
     lease(&etcd, 201);
     until(lab.host(0), "two peers", |status| status["peers"] == 2);
@@ -174,7 +175,7 @@ fn a_full_table_of_peers() {
     assert!(text.contains("3 wanted, 2 installed"), "{text}");
     a.reaches(&b);
 
-    // One that moves needs no more room than it has.
+    // A peer that moves to another address needs no more space than it has.
     put(&etcd, "10.244.201.0-24", &format!(r#"{{"PublicIP":"10.99.0.211",{MAC}}}"#));
     until(lab.host(0), "the peer's other address", |_| {
         let said = lab.host(0).overlay(binary(), &["peers", "--json"]).unwrap();
@@ -189,7 +190,7 @@ fn a_full_table_of_peers() {
     assert!(in_force(lab.host(0)).contains(&"10.244.202.0".to_owned()));
     a.reaches(&b);
 
-    // Asked for less at the next start, the table keeps the room it has, and so do the peers' counters.
+    // If the next start asks for a smaller table, the table keeps its size, and the peers' counters keep theirs.
     etcd.ctl(&["del", &format!("{SUBNETS}/10.244.202.0-24")]).unwrap();
     until(lab.host(0), "one peer", |status| status["peers"] == 1);
     let a = a.restarted(&["--etcd-endpoints", &url, "--max-peers", "1"]);
@@ -215,8 +216,8 @@ fn etcd_is_down_at_the_start_then_hangs_then_is_back() {
     agent.wait_ready(SOON).unwrap();
     agent.terminate().unwrap();
 
-    let mut a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
-    let b = Member::join(lab.host(1), &["--etcd-endpoints", &url]);
+    let mut a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let b = JoinedHost::join(lab.host(1), &["--etcd-endpoints", &url]);
     a.reaches(&b);
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
     etcd.pause().unwrap();
@@ -240,8 +241,8 @@ fn an_etcd_that_is_wiped_takes_no_route_away() {
     let lab = lab(2);
     let mut etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
-    let b = Member::join(lab.host(1), &["--etcd-endpoints", &url]);
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
+    let b = JoinedHost::join(lab.host(1), &["--etcd-endpoints", &url]);
     for third in 201..=204 {
         lease(&etcd, third);
     }
@@ -253,7 +254,8 @@ fn an_etcd_that_is_wiped_takes_no_route_away() {
     etcd.stop().unwrap();
     fs::remove_dir_all(lab.folder().join("etcd")).unwrap();
     etcd.restart().unwrap();
-    // The living write themselves into the empty store again; the others are kept until an operator says so.
+    // Hosts that are alive write their leases into the empty store again; the other peers are kept until an operator
+    // lets them go.
     until(lab.host(0), "four held removals", |status| {
         status["agent"]["peers"]["held"].as_array().is_some_and(|held| held.len() == 4)
             && status["agent"]["store"]["following"] == true
@@ -265,7 +267,7 @@ fn an_etcd_that_is_wiped_takes_no_route_away() {
     let text = lab.host(0).overlay(binary(), &["status"]).unwrap();
     assert!(text.contains("4 removals HELD BACK (`overlay peers --accept-deletions`)"), "{text}");
 
-    // An agent that starts finds another cluster than the one it left.
+    // An agent that starts now finds another cluster than the one that its predecessor left.
     a.reaches(&b);
     overlay(lab.host(0), &["peers", "--accept-deletions"]).is(0, &["4 removals accepted"]);
     until(lab.host(0), "one peer", |status| status["peers"] == 1);
@@ -278,8 +280,9 @@ fn an_etcd_wiped_while_the_agent_was_away_is_noticed_too() {
     let lab = lab(1);
     let mut etcd = configured(&lab);
     let url = etcd.client_url();
-    let a = Member::join(lab.host(0), &["--etcd-endpoints", &url]);
-    // Too few for the mass rule: only the other cluster makes their end suspect.
+    let a = JoinedHost::join(lab.host(0), &["--etcd-endpoints", &url]);
+    // These are too few for the rule about more than half of the peers, so only the change of the cluster makes their
+    // removal suspicious.
     for third in 201..=203 {
         lease(&etcd, third);
     }
@@ -300,7 +303,7 @@ fn an_etcd_wiped_while_the_agent_was_away_is_noticed_too() {
             && status["agent"]["peers"]["held"].as_array().is_some_and(|held| held.len() == 3)
     });
     assert_eq!(again.subnet().unwrap().0, a.subnet);
-    // Accepted once, it stays accepted over the next restart.
+    // What the operator accepted once stays accepted over the next restart.
     overlay(lab.host(0), &["peers", "--accept-deletions"]).is(0, &["3 removals accepted"]);
     again.terminate().unwrap();
     let mut last = lab.host(0).start_agent(binary(), &["--etcd-endpoints", &url]).unwrap();

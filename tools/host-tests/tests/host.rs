@@ -1,4 +1,5 @@
-//! The host's side against the real kernel, each test in network namespaces of its own. Needs root, `ip` and `unshare`.
+//! The agent's handling of the kernel's devices, routes and tables, each test in network namespaces of its own. These
+//! tests need root, `ip` and `unshare`.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
 
 use std::{
@@ -18,21 +19,21 @@ use overlay_common::ABI;
 use overlay_user::{
     cli::check::{self, CheckSpec, Level},
     datapath::{
-        Change, Installed,
+        Installed,
         state::{Adoption, Paths, Record},
     },
     host::{
-        device::{self, DeviceSpec, Kind},
+        device::{self, DeviceKind, DeviceSpec},
         netlink::{LinkKind, Netlink},
         underlay::{self, Choice},
     },
     learn::{
-        learner::{Config, Probe},
+        learner::{LearnConfig, Probe},
         observe::{self, observe},
         probe::Prober,
         view::View,
     },
-    model::{backend::Mode, entries::PortKind, mac::Mac},
+    model::{backend::Backend, change::LocalChange, entries::PortKind, mac::Mac},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -41,8 +42,8 @@ use tokio::{
 
 const C1: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 
-/// Runs a test in a network namespace that ends with it. Netlink sockets stay in the namespace of the thread that
-/// opened them, hence one thread and its own runtime.
+/// Runs a test in a network namespace that ends with it. A netlink socket stays in the namespace of the thread that
+/// opened it, so the test gets a thread and a runtime of its own.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET)
@@ -70,7 +71,7 @@ struct Container {
 }
 
 impl Container {
-    /// Starts it with `veth` as its port on br0 and `address` inside.
+    /// Starts a container with `veth` as its port on br0 and `address` inside.
     fn start(veth: &str, address: Ipv4Addr) -> Self {
         let container = Self::behind(veth);
         container.run(&format!("ip address add {address}/24 dev eth0"));
@@ -78,7 +79,8 @@ impl Container {
         container
     }
 
-    /// Starts it without a bridge, as the CNI plugin `ptp` does: the gateway on the veth, a host route to the container.
+    /// Starts a container without a bridge, as the CNI plugin `ptp` does: the gateway's address is on the veth, and a
+    /// host route leads to the container.
     fn start_routed(veth: &str, address: Ipv4Addr) -> Self {
         let container = Self::behind(veth);
         run(&format!("ip address add 10.244.1.1/32 dev {veth}"));
@@ -90,7 +92,7 @@ impl Container {
     }
 
     fn behind(veth: &str) -> Self {
-        // Ends with this test, however that ends.
+        // The process ends with this test, however the test ends.
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--net", "sleep", "60"])
             .stdin(Stdio::null())
@@ -112,7 +114,7 @@ impl Container {
         run(&format!("nsenter --target {} --net {command}", self.process.id()))
     }
 
-    /// Sends something, so that the kernel's bridge and neighbour table see the container.
+    /// Sends a packet, so that the kernel's bridge and neighbour table learn of the container.
     fn ping_gateway(&self) {
         self.run("ping -c 1 -W 2 10.244.1.1");
     }
@@ -120,7 +122,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to end.
+        // The only possible error is that the process has ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -129,14 +131,14 @@ impl Drop for Container {
 fn spec() -> DeviceSpec {
     DeviceSpec {
         name: "overlay0".into(),
-        kind: Kind::Vxlan { port: 8472, vni: 1, mac: None },
-        mtu: Mode::DEFAULT.overlay_mtu(1500),
+        kind: DeviceKind::Vxlan { port: 8472, vni: 1, mac: None },
+        mtu: Backend::DEFAULT.overlay_mtu(1500),
         subnet: "10.244.1.0/24".parse().unwrap(),
         network: "10.244.0.0/16".parse().unwrap(),
     }
 }
 
-/// overlay0 is all that `spec()` says.
+/// Asserts that overlay0 is as `spec()` describes it.
 fn assert_stands() {
     let link = run("ip -details link show overlay0");
     let parts = [
@@ -188,15 +190,15 @@ fn overlay0_is_created_adopted_and_repaired() {
         assert!(addresses.contains("10.244.9.0/32") && !addresses.contains("10.244.1.0"), "{addresses}");
         assert!(run("ip route").contains("src 10.244.9.0"));
 
-        // Another MAC address, as a lease of an earlier life may want it, without taking the device down.
+        // The device gets another MAC address without being taken down, as it must when a lease from earlier names one.
         let mac = Mac::random();
-        let renamed = DeviceSpec { kind: Kind::Vxlan { port: 8472, vni: 1, mac: Some(mac) }, ..moved };
+        let renamed = DeviceSpec { kind: DeviceKind::Vxlan { port: 8472, vni: 1, mac: Some(mac) }, ..moved };
         let adopted = device::ensure(&netlink, &renamed).await.unwrap();
         assert_eq!((adopted.ifindex, adopted.mac), (created.ifindex, Some(mac)));
         assert!(run("ip link show overlay0").contains(&mac.to_string()));
 
         let other_port =
-            DeviceSpec { kind: Kind::Vxlan { port: 4789, vni: 1, mac: created.mac }, ..spec.clone() };
+            DeviceSpec { kind: DeviceKind::Vxlan { port: 4789, vni: 1, mac: created.mac }, ..spec.clone() };
         let anew = device::ensure(&netlink, &other_port).await.unwrap();
         assert_ne!(anew.ifindex, created.ifindex);
         assert_eq!(anew.mac, created.mac);
@@ -214,7 +216,7 @@ fn networks_share_the_port_by_their_vni() {
         device::ensure(&netlink, &spec()).await.unwrap();
         let second = DeviceSpec {
             name: "overlay1".into(),
-            kind: Kind::Vxlan { port: 8472, vni: 2, mac: None },
+            kind: DeviceKind::Vxlan { port: 8472, vni: 2, mac: None },
             subnet: "10.245.1.0/24".parse().unwrap(),
             network: "10.245.0.0/16".parse().unwrap(),
             ..spec()
@@ -288,12 +290,12 @@ fn the_underlay_is_found_by_the_kernels_routes() {
     });
 }
 
-/// A running observer and what it said.
+/// A running observer and the changes that it reported.
 struct Observer {
-    changes: mpsc::Receiver<Vec<Change>>,
-    commands: mpsc::Sender<observe::Command>,
+    changes: mpsc::Receiver<Vec<LocalChange>>,
+    commands: mpsc::Sender<observe::EndpointCommand>,
     view: watch::Receiver<View>,
-    seen: Vec<Change>,
+    seen: Vec<LocalChange>,
 }
 
 impl Observer {
@@ -301,7 +303,7 @@ impl Observer {
         let (to_us, changes) = mpsc::channel(16);
         let (commands, to_it) = mpsc::channel(1);
         let (show, view) = watch::channel(View::default());
-        let config = Config { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] };
+        let config = LearnConfig { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] };
         let netlink = Netlink::open().unwrap();
         tokio::spawn(observe(netlink, config, installed, to_us, to_it, show));
         let mut observer = Self { changes, commands, view, seen: Vec::new() };
@@ -310,8 +312,12 @@ impl Observer {
         observer
     }
 
-    /// Waits for a change of that description; returns it, and what was said before it.
-    async fn until(&mut self, what: &str, wanted: impl Fn(&Change) -> bool) -> (Change, Vec<Change>) {
+    /// Waits for a change that is `wanted`. Returns it, and what was reported before it.
+    async fn until(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&LocalChange) -> bool,
+    ) -> (LocalChange, Vec<LocalChange>) {
         let mut said = Vec::new();
         let found = timeout(Duration::from_secs(20), async {
             loop {
@@ -329,7 +335,7 @@ impl Observer {
         (found.unwrap_or_else(|_| panic!("not {what}; only {said:?}")), said)
     }
 
-    /// Nothing more is said for a while.
+    /// Asserts that nothing more is reported for a while.
     async fn is_quiet(&mut self, duration: Duration) {
         assert_eq!(self.seen, []);
         if let Ok(Some(changes)) = timeout(duration, self.changes.recv()).await {
@@ -339,14 +345,15 @@ impl Observer {
 }
 
 fn bridge() {
-    // A fixed MAC address: otherwise the bridge takes its lowest port's, and endpoints follow.
+    // The bridge has a fixed MAC address. Otherwise it would take that of its lowest port, and the endpoints would
+    // change with it.
     run("ip link add br0 address 02:00:0a:f4:01:01 type bridge");
     run("ip address add 10.244.1.1/24 dev br0");
     run("ip link set br0 up");
 }
 
-fn puts(address: Ipv4Addr, port: u32) -> impl Fn(&Change) -> bool {
-    move |change| matches!(change, Change::PutEndpoint(put, endpoint) if *put == address && endpoint.port == port)
+fn puts(address: Ipv4Addr, port: u32) -> impl Fn(&LocalChange) -> bool {
+    move |change| matches!(change, LocalChange::PutEndpoint(put, endpoint) if *put == address && endpoint.port == port)
 }
 
 async fn index(name: &str) -> u32 {
@@ -358,7 +365,7 @@ async fn index(name: &str) -> u32 {
 fn a_container_is_learned_and_forgotten_with_its_namespace() {
     in_namespace(|| async {
         bridge();
-        let br0 = Change::Attach(index("br0").await, PortKind::Bridge);
+        let br0 = LocalChange::Attach(index("br0").await, PortKind::Bridge);
         let mut observer = Observer::start(Installed::default()).await;
         observer.until("br0 attached", |change| *change == br0).await;
 
@@ -366,8 +373,8 @@ fn a_container_is_learned_and_forgotten_with_its_namespace() {
         let veth1 = index("veth1").await;
         container.ping_gateway();
         let (put, before) = observer.until("learned", puts(C1, veth1)).await;
-        assert!(before.contains(&Change::Attach(veth1, PortKind::Veth)), "{before:?}");
-        let Change::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
+        assert!(before.contains(&LocalChange::Attach(veth1, PortKind::Veth)), "{before:?}");
+        let LocalChange::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
         let inside = container.run("ip link show eth0");
         assert!(inside.contains(&endpoint.mac.to_string()), "{} {inside}", endpoint.mac);
         assert!(run("ip link show br0").contains(&endpoint.gateway_mac.to_string()));
@@ -375,24 +382,24 @@ fn a_container_is_learned_and_forgotten_with_its_namespace() {
         assert_eq!(view.bridges[0].name, "br0");
         assert_eq!(view.bridges[0].ports, ["veth1"]);
 
-        // Entries that go prove nothing.
+        // The absence of neighbour entries proves nothing about a container.
         run("ip neighbour flush dev br0");
         run("bridge fdb flush dev br0 dynamic");
         observer.is_quiet(Duration::from_millis(300)).await;
 
-        // An agent that starts anew keeps what is installed, though the kernel's tables know nothing of it now.
+        // An agent that starts keeps what is installed, even though the kernel's tables no longer know of it.
         let installed = Installed {
             endpoints: [(C1, endpoint)].into(),
             ports: [(veth1, PortKind::Veth)].into(),
             ..Installed::default()
         };
         let again = Observer::start(installed).await;
-        assert!(!again.seen.contains(&Change::RemoveEndpoint(C1)), "{:?}", again.seen);
+        assert!(!again.seen.contains(&LocalChange::RemoveEndpoint(C1)), "{:?}", again.seen);
 
         drop(container);
-        let gone = |change: &Change| *change == Change::Detach(veth1);
+        let gone = |change: &LocalChange| *change == LocalChange::Detach(veth1);
         let (_, before) = observer.until("detached", gone).await;
-        assert_eq!(before, [Change::RemoveEndpoint(C1)]);
+        assert_eq!(before, [LocalChange::RemoveEndpoint(C1)]);
     });
 }
 
@@ -407,10 +414,12 @@ fn a_running_container_is_found_at_start_and_a_named_one_pinned() {
         observer.until("learned", puts(C1, veth1)).await;
 
         let (reply, answer) = oneshot::channel();
-        let attach = observe::Command::Attach { address: C1, interface: "veth1".into(), mac: None, reply };
+        let attach =
+            observe::EndpointCommand::Attach { address: C1, interface: "veth1".into(), mac: None, reply };
         observer.commands.send(attach).await.unwrap();
         assert_eq!(answer.await.unwrap(), Ok(()));
-        let pinned = |change: &Change| matches!(change, Change::PutEndpoint(_, endpoint) if endpoint.pinned);
+        let pinned =
+            |change: &LocalChange| matches!(change, LocalChange::PutEndpoint(_, endpoint) if endpoint.pinned);
         observer.until("pinned", pinned).await;
     });
 }
@@ -423,8 +432,8 @@ fn a_container_without_a_bridge_is_learned_by_its_route() {
         let veth1 = index("veth1").await;
         container.ping_gateway();
         let (put, before) = observer.until("learned", puts(C1, veth1)).await;
-        assert_eq!(before, [Change::Attach(veth1, PortKind::Veth)]);
-        let Change::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
+        assert_eq!(before, [LocalChange::Attach(veth1, PortKind::Veth)]);
+        let LocalChange::PutEndpoint(_, endpoint) = put else { unreachable!("until() waited for it") };
         assert!(run("ip link show veth1").contains(&endpoint.gateway_mac.to_string()));
         assert!(container.run("ip link show eth0").contains(&endpoint.mac.to_string()));
     });
@@ -435,7 +444,8 @@ fn a_container_is_learned_though_events_were_lost() {
     in_namespace(|| async {
         bridge();
         let mut observer = Observer::start(Installed::default()).await;
-        // The observer's runtime stands still while commands run: more events than its socket holds, then a container.
+        // The observer's runtime stands still while commands run. There are more events than its socket holds, and then
+        // a container.
         let mut batch = tempfile::NamedTempFile::new().unwrap();
         for index in 0..8000 {
             let (high, low) = (index / 250, index % 250);
@@ -458,7 +468,7 @@ fn state_lives_on_bpffs_and_leaves_no_trace() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("bpf");
         std::fs::create_dir(&root).unwrap();
-        // A mount of this thread's own, which ends with it.
+        // The mount is this thread's own and ends with it.
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
         mount(none, "/", none, private, none).unwrap();
@@ -486,19 +496,19 @@ fn an_address_moves_only_when_its_holder_is_silent() {
         holder.ping_gateway();
         observer.until("learned", puts(C1, veth1)).await;
 
-        // Another container takes the same address; the kernel believes whoever spoke last.
+        // Another container takes the same address, and the kernel believes whichever spoke last.
         let claimant = Container::start("veth2", C1);
         let veth2 = index("veth2").await;
         run("ip neighbour flush dev br0");
         claimant.ping_gateway();
-        let attached = |change: &Change| *change == Change::Attach(veth2, PortKind::Veth);
+        let attached = |change: &LocalChange| *change == LocalChange::Attach(veth2, PortKind::Veth);
         observer.until("veth2 attached", attached).await;
         let refused = observer.view.wait_for(|view| view.conflicts_total >= 1);
         let refused = timeout(Duration::from_secs(5), refused).await;
         drop(refused.expect("no conflict was counted"));
         observer.is_quiet(Duration::from_millis(100)).await;
 
-        // The holder gives it up without a word.
+        // The holder loses the address without announcing it.
         holder.run("ip address delete 10.244.1.2/24 dev eth0");
         run("ip neighbour flush dev br0");
         claimant.ping_gateway();
@@ -517,7 +527,7 @@ fn what_is_flooded_to_a_port_proves_nothing_about_who_is_behind_it() {
         for container in [&holder, &claimant] {
             container.run(&format!("ip link set eth0 address {mac}"));
         }
-        // It moved with its MAC address, and broadcasts.
+        // The address moves together with its MAC address, and the container broadcasts.
         holder.run("ip address delete 10.244.1.2/24 dev eth0");
         let sent = || {
             let links: serde_json::Value =
@@ -547,7 +557,7 @@ fn what_is_flooded_to_a_port_proves_nothing_about_who_is_behind_it() {
         broadcasts.kill().unwrap();
         broadcasts.wait().unwrap();
         assert!(!answered.unwrap(), "the holder is silent");
-        // Beside the two questions.
+        // More was received than the two questions.
         assert!(after > before + 2, "nothing was flooded");
     });
 }
@@ -564,7 +574,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         let spec = CheckSpec {
             underlay: Some("eth0".into()),
             device: "overlay0".into(),
-            mode: Mode::DEFAULT,
+            backend: Backend::DEFAULT,
             subnet: Some("10.244.1.0/24".parse().unwrap()),
             bpf_root: "/proc".into(),
             pins: "/proc/overlay".into(),
@@ -585,7 +595,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         assert_eq!(level("capabilities"), Level::Ok);
         assert_eq!(level("mtu of routes"), Level::Warn);
 
-        // The socket of our own device is no stranger's.
+        // The socket of our own device must not be reported as another's.
         run("ip link delete flannel.1");
         run("ip link add overlay0 type vxlan external dstport 8472");
         run("ip link set overlay0 up");
@@ -593,7 +603,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         let port = findings.iter().find(|finding| finding.what == "udp port 8472").unwrap();
         assert_eq!(port.level, Level::Ok, "{port:?}");
 
-        // The network's own port and MTU, as its device has them.
+        // The network's port and MTU are taken from its own device.
         run("ip link delete overlay0");
         run("ip link add overlay0 mtu 1400 type vxlan external dstport 4789");
         run("ip link set br0 mtu 1401");
@@ -605,7 +615,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         is_there("mtu of br0", Level::Warn);
         run("ip link set overlay0 up");
 
-        // Network is what leads to our device, and a bridge of others has no place in it.
+        // A route of Network to our own device is right, but a bridge of others with an address in Network is not.
         run("ip route add 10.244.0.0/16 dev overlay0");
         run("ip link add br1 type bridge");
         for (address, level) in [("10.245.2.1/24", Level::Ok), ("10.244.2.1/24", Level::Warn)] {

@@ -3,25 +3,21 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
+use anyhow::{Context as _, Result};
 
 use crate::{
-    command,
     container::Container,
     names::folder_of,
     namespace::{Namespace, Running},
     options::Options,
-    path::Path as RoutedPath,
+    path::RoutedPath,
+    subnet::{address_in, length_of},
     visitor::Guesthouse,
-    wait::wait_until,
 };
 
-/// A handle on one host. Reaches its underlay through `eth0`; its containers hang on `br0`.
+/// A handle on one host. It reaches its underlay through `eth0`; its containers are ports of `br0`.
 #[derive(Clone, Debug)]
 pub struct Host {
     number: u8,
@@ -42,21 +38,21 @@ impl Host {
             keep: options.keep,
         };
         fs::create_dir_all(&host.folder)?;
-        // The agent makes what it needs below; the root itself must be there.
+        // The agent makes the folders below; only the root itself must be there.
         fs::create_dir_all(host.bpf_root())?;
         host.namespace.create()?;
         if number > options.hosts - options.behind_routers {
             host.path = Some(RoutedPath::new(lab, number, options, switch, &host.namespace)?);
         } else {
             let (mtu, inside) = (options.mtu, host.namespace.name());
-            // Both ends are born where they belong: nothing ever shows in the machine's own namespace.
+            // Both ends are made in their namespaces at once, so that nothing ever shows in the machine's own.
             switch.ip(&format!(
                 "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"
             ))?;
             switch.ip(&format!("link set {name} master br0 up"))?;
             if options.wire_like {
-                // No GRO: a switch passes frames on as they came. With it, only what it can merge, plain TCP, would cross
-                // the switch by the dozen, and VXLAN one by one.
+                // A switch passes frames on as they come, so GRO is off. With GRO, a TCP stream without outer headers
+                // would be merged and cross the switch by the dozen, whereas VXLAN frames would cross one by one.
                 switch.exec(&format!("ethtool -K {name} tso off gso off tx off gro off"))?;
             }
         }
@@ -75,12 +71,12 @@ impl Host {
         Ok(host)
     }
 
-    /// Its name in messages and files: `h1`.
+    /// The host's name in messages and files, such as `h1`.
     pub fn name(&self) -> String {
         format!("h{}", self.number)
     }
 
-    /// Its address on the underlay.
+    /// The host's address on the underlay.
     pub fn address(&self) -> Ipv4Addr {
         match self.path {
             Some(_) => RoutedPath::address(self.number),
@@ -88,22 +84,22 @@ impl Host {
         }
     }
 
-    /// Its way to the switch, if it stands behind routers.
+    /// The routers between the host and the switch, if there are any.
     pub fn path(&self) -> Option<&RoutedPath> {
         self.path.as_ref()
     }
 
-    /// Its network namespace.
+    /// The host's network namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// A folder of its own that goes with the lab.
+    /// The host's own folder, which goes with the lab.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Its part of the lab's bpffs, for `--bpf-root`.
+    /// The host's part of the lab's bpffs, for `--bpf-root`.
     pub fn bpf_root(&self) -> PathBuf {
         folder_of(self.namespace.lab()).join("bpf").join(self.name())
     }
@@ -113,7 +109,7 @@ impl Host {
         self.keep
     }
 
-    /// Runs a command on the host; space-separated, no shell.
+    /// Runs a command on the host. The words are separated by spaces; no shell sees them.
     pub fn exec(&self, line: &str) -> Result<String> {
         self.namespace.exec(line)
     }
@@ -135,16 +131,17 @@ impl Host {
         words.nth(1).with_context(|| format!("no mtu in {link}"))?.parse().context("an mtu that is no number")
     }
 
-    /// Makes `br0` with the first address of `subnet` (`10.244.1.0/24`), as Docker's and CNI's bridges have it.
+    /// Makes `br0` with the first address of `subnet` (such as `10.244.1.0/24`), as Docker and CNI plugins do.
     pub fn add_bridge(&self, subnet: &str, mtu: u32) -> Result<()> {
         self.add_bridge_named("br0", subnet, mtu)
     }
 
-    /// The same, of another name.
+    /// Makes a bridge as [`Host::add_bridge`] does, with another name.
     pub fn add_bridge_named(&self, bridge: &str, subnet: &str, mtu: u32) -> Result<()> {
         let (gateway, length) = (address_in(subnet, 1)?, length_of(subnet)?);
-        // As Docker and CNI do: a bridge without a MAC address of its own takes a port's, and another one when that
-        // port goes; containers then send to nobody until they ask again.
+        // Docker and CNI plugins set the MAC address too. A bridge without a MAC address of its own takes that of a
+        // port, and another one when that port goes; containers would then send to a MAC address that nobody has until
+        // they ask again.
         let [a, b, c, d] = gateway.octets();
         self.namespace
             .ip(&format!("link add {bridge} address 02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x} type bridge"))?;
@@ -152,12 +149,13 @@ impl Host {
         self.namespace.ip(&format!("link set {bridge} mtu {mtu} up"))
     }
 
-    /// Makes a container on `br0`: its address is number `last` of the bridge's subnet, its default route the bridge.
+    /// Makes a container on `br0`. Its address is number `last` of the bridge's subnet; its default route leads to the
+    /// bridge.
     pub fn add_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
         self.add_container_on("br0", name, subnet, last, mtu)
     }
 
-    /// The same on another bridge.
+    /// Makes a container as [`Host::add_container`] does, on another bridge.
     pub fn add_container_on(
         &self,
         bridge: &str,
@@ -180,8 +178,8 @@ impl Host {
         Ok(Container::new(namespace, address, port))
     }
 
-    /// Makes a container without a bridge, as the CNI plugin `ptp` does: the gateway's address on the veth itself, and a
-    /// host route to the container.
+    /// Makes a container without a bridge, as the CNI plugin `ptp` does: the gateway's address is on the veth itself,
+    /// and a host route leads to the container.
     pub fn add_routed_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
         let (address, gateway) = (address_in(subnet, last)?, address_in(subnet, 1)?);
         let namespace =
@@ -200,7 +198,7 @@ impl Host {
         Ok(Container::new(namespace, address, port))
     }
 
-    /// Has containers come and go on `br0`, whose subnet this is.
+    /// Has containers come and go on `br0`, whose subnet is `subnet`.
     pub fn guesthouse(&self, subnet: &str, mtu: u32) -> Result<Guesthouse> {
         Ok(Guesthouse {
             host: self.namespace.clone(),
@@ -210,112 +208,4 @@ impl Host {
             mtu,
         })
     }
-
-    /// Captures what passes `interface` and matches `filter` into a file of the host's folder, until it is finished.
-    pub fn capture(&self, interface: &str, filter: &str) -> Result<Capture> {
-        Capture::start(&self.namespace, &self.folder, interface, filter)
-    }
-
-    /// Asks a web server on the host: `GET path` from 127.0.0.1:`port`; status code and body.
-    pub fn http_get(&self, port: u16, path: &str) -> Result<(u16, String)> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        self.namespace.enter(move || {
-            use std::io::{Read as _, Write as _};
-            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            stream.write_all(request.as_bytes())?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-            let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-            Ok((code.context("an answer without a status code")?, body.to_owned()))
-        })
-    }
-}
-
-/// A running tcpdump.
-#[derive(Debug)]
-pub struct Capture {
-    tcpdump: Running,
-    file: PathBuf,
-}
-
-impl Capture {
-    fn start(namespace: &Namespace, folder: &Path, interface: &str, filter: &str) -> Result<Self> {
-        let file = tempfile::Builder::new()
-            .prefix(interface)
-            .suffix(".pcap")
-            .tempfile_in(folder)?
-            .into_temp_path()
-            .keep()?;
-        let log = file.with_extension("log");
-        let path = file.display().to_string();
-        let mut command: Command = namespace.command(&[
-            "tcpdump",
-            "--immediate-mode",
-            "-U",
-            "-Z",
-            "root",
-            "-i",
-            interface,
-            "-w",
-            &path,
-            filter,
-        ])?;
-        command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
-        let tcpdump = Running::start(&mut command)?;
-        let mut capture = Self { tcpdump, file };
-        wait_until("tcpdump", Duration::from_secs(10), || {
-            let said = fs::read_to_string(&log)?;
-            if let Some(status) = capture.tcpdump.status()? {
-                bail!("tcpdump ended with {status}: {said}");
-            }
-            Ok(said.contains("listening on"))
-        })?;
-        Ok(capture)
-    }
-
-    /// Ends the capture and returns its file.
-    pub fn finish(mut self) -> Result<PathBuf> {
-        // A signalled tcpdump leaves in the kernel what it has not read yet: let it become idle first.
-        let mut written = 0;
-        wait_until("an idle tcpdump", Duration::from_secs(10), || {
-            std::thread::sleep(Duration::from_millis(200));
-            let before = std::mem::replace(&mut written, fs::metadata(&self.file)?.len());
-            Ok(before == written)
-        })?;
-        self.tcpdump.signal(Signal::SIGINT)?;
-        self.tcpdump.wait(Duration::from_secs(10))?;
-        Ok(self.file.clone())
-    }
-
-    /// Ends the capture and returns its packets as tcpdump prints them: numeric, verbose, with checksums judged.
-    pub fn lines(self) -> Result<Vec<String>> {
-        let file = self.finish()?.display().to_string();
-        let text = command::run("tcpdump", ["-nn", "-vv", "-r", &file])?;
-        // A packet begins with the time; what it carries follows on lines of its own.
-        let mut packets: Vec<String> = Vec::new();
-        for line in text.lines() {
-            match packets.last_mut() {
-                Some(packet) if !line.starts_with(|first: char| first.is_ascii_digit()) => {
-                    packet.push_str(&format!(" {}", line.trim_start()));
-                }
-                _ => packets.push(line.to_owned()),
-            }
-        }
-        Ok(packets)
-    }
-}
-
-/// Address number `last` of `subnet`.
-pub(crate) fn address_in(subnet: &str, last: u8) -> Result<Ipv4Addr> {
-    let (base, _) =
-        subnet.split_once('/').with_context(|| format!("{subnet} is no subnet like 10.244.1.0/24"))?;
-    let base: Ipv4Addr = base.parse().with_context(|| format!("the subnet {subnet}"))?;
-    Ok(Ipv4Addr::from(u32::from(base) + u32::from(last)))
-}
-
-pub(crate) fn length_of(subnet: &str) -> Result<u8> {
-    let (_, length) = subnet.split_once('/').with_context(|| format!("{subnet} has no prefix length"))?;
-    length.parse().with_context(|| format!("the subnet {subnet}"))
 }

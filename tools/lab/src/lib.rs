@@ -1,4 +1,4 @@
-//! The lab: hosts as network namespaces on one machine, with an underlay between them, bridges and containers; and a real etcd.
+//! The lab: hosts as network namespaces on one machine, with an underlay between them, bridges, containers, and a real etcd.
 //!
 //! ```text
 //!   container      container        container      container     ov<pid>n<lab>-h1-a, ...
@@ -17,12 +17,13 @@ pub use overlay_project::{command, project};
 
 pub use self::{
     agent::Agent,
+    capture::Capture,
     container::{Container, Ping, PingOptions},
     counters::{Carried, Counters},
     docker::{Docker, DockerContainer, Tools as DockerTools},
     flannel::{FlannelDevice, Flanneld},
     foreign::ForeignVxlan,
-    host::{Capture, Host},
+    host::Host,
     interrupt::interrupted,
     lab::Lab,
     latency::{Latency, latency},
@@ -31,7 +32,7 @@ pub use self::{
     namespace::{Namespace, Running, join},
     numbered::{Numbered, NumberedReport, queue_overflows},
     options::Options,
-    path::Path as RoutedPath,
+    path::RoutedPath,
     relay::Relay,
     steady::{Steady, SteadyReport},
     stream::{Transfer, iperf3, transfer, transfer_by},
@@ -41,6 +42,7 @@ pub use self::{
 };
 
 mod agent;
+mod capture;
 mod container;
 mod counters;
 mod direct;
@@ -50,6 +52,7 @@ pub mod etcd;
 mod flannel;
 mod foreign;
 mod host;
+mod http;
 mod interrupt;
 mod lab;
 mod latency;
@@ -63,6 +66,7 @@ mod path;
 mod relay;
 mod steady;
 mod stream;
+mod subnet;
 mod sweep;
 mod visitor;
 mod wait;

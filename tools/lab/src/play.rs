@@ -6,15 +6,15 @@ use overlay_lab::{self as lab, Lab, project};
 use crate::demo;
 
 #[derive(Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum LabCommand {
     /// Makes hosts with agents and containers, and says how to enter them.
     Up(Up),
     /// Removes what `lab up` and `demo --keep` made, and what a killed test left.
     Down {
-        /// Only this one (`ov123n0`); without a name all that no process owns any more.
+        /// Name of a lab (`ov123n0`). Without it, every lab is removed whose process no longer runs.
         name: Option<String>,
     },
-    /// Fails if there is anything that `lab down` would remove, and names it.
+    /// Fails if there is anything that `lab down` would remove, and lists it.
     #[command(hide = true)]
     Leaks,
 }
@@ -26,9 +26,9 @@ pub(crate) struct Up {
     hosts: u8,
 }
 
-pub(crate) fn play(command: &Command) -> Result<()> {
+pub(crate) fn play(command: &LabCommand) -> Result<()> {
     match command {
-        Command::Up(up) => {
+        LabCommand::Up(up) => {
             let overlay = project::build_overlay()?;
             let lab = Lab::new(lab::Options { hosts: up.hosts, keep: true, ..lab::Options::default() })?;
             let _hosts = demo::populate(&lab, &overlay, &lab::Store::folder(&lab), lab::Backend::Vxlan, &[])?;
@@ -36,8 +36,8 @@ pub(crate) fn play(command: &Command) -> Result<()> {
             lab.keep();
             Ok(())
         }
-        Command::Down { name } => down(name.as_deref()),
-        Command::Leaks => {
+        LabCommand::Down { name } => down(name.as_deref()),
+        LabCommand::Leaks => {
             let leaks = lab::leaks(None);
             ensure!(
                 leaks.is_empty(),

@@ -40,10 +40,13 @@ impl Crate {
     fn file(&mut self, file: &Path, folder: &Path, place: Place) {
         let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         self.modules.entry(place.clone()).or_default().file = file.to_owned();
-        self.module(&tokens(&text), file, folder, &place);
+        let beside = file.parent().unwrap_or(folder);
+        self.module(&tokens(&text), file, [folder, beside], &place);
     }
 
-    fn module(&mut self, tokens: &[Token], file: &Path, folder: &Path, place: &Place) {
+    /// The files of its children are in the first folder, or, if an attribute names them, begin in the second.
+    fn module(&mut self, tokens: &[Token], file: &Path, folders: [&Path; 2], place: &Place) {
+        let [folder, beside] = folders;
         // Modules first: paths may begin with them.
         let mut rest = Vec::new();
         let mut at = 0;
@@ -60,11 +63,12 @@ impl Crate {
             let child = [place.clone(), vec![declared.name.clone()]].concat();
             if let Some(body) = declared.body {
                 self.modules.entry(child.clone()).or_default().file = file.to_owned();
-                self.module(body, file, &folder.join(&declared.name), &child);
+                let folder = folder.join(&declared.name);
+                self.module(body, file, [&folder, &folder], &child);
             } else {
                 let (file, folder) = match &declared.path {
                     Some(path) => {
-                        let file = file.parent().unwrap_or(folder).join(path);
+                        let file = beside.join(path);
                         (file.clone(), file.with_extension(""))
                     }
                     None => child_file(folder, &declared.name),

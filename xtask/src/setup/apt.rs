@@ -1,10 +1,19 @@
 //! Debian's packages: installed without removing anything, or only unpacked into a folder.
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, bail};
-
-use super::{Progress, find_command, is_root, quietly};
 use overlay_project::command;
+use tempfile::TempDir;
+
+use super::{
+    machine::{find_command, is_root, quietly},
+    progress::Progress,
+};
 
 /// Installs `packages`. Nothing installed before is removed: apt refuses rather.
 pub(super) fn install(packages: &[&str], progress: &Progress) -> Result<()> {
@@ -21,23 +30,60 @@ pub(super) fn install(packages: &[&str], progress: &Progress) -> Result<()> {
     })
 }
 
-/// Unpacks `packages`, and the libraries they need and the system lacks, below `folder`. Installs nothing, so that it
-/// cannot conflict with what is installed.
-pub(crate) fn unpack(packages: &[&str], folder: &Path, progress: &Progress) -> Result<()> {
-    if find_command("apt-get").is_none() {
-        bail!("unpack {}: there is no apt-get", packages.join(" "));
-    }
-    refresh(packages, progress)?;
-    let all: Vec<_> = with_libraries(packages)?.into_iter().collect();
-    let shown = folder.display();
-    progress.say(&format!("unpacking into {shown} (installs nothing): {}", all.join(" ")));
+/// How the folders begin in which packages are unpacked before they come to their place.
+const UNPACKING: &str = "unpacking-";
+
+/// Packages that have been unpacked and are not yet in their place. Gone when dropped.
+#[derive(Debug)]
+pub(crate) struct Unpacked(TempDir);
+
+/// Unpacks `packages`, and nothing else, in a folder of their own below `folder`: an interrupted set-up leaves nothing
+/// that looks complete. Installs nothing, so that it cannot conflict with what is installed.
+pub(crate) fn unpack(packages: &[String], folder: &Path, progress: &Progress) -> Result<Unpacked> {
+    let names = packages.join(" ");
+    progress.say(&format!("unpacking below {} (installs nothing): {names}", folder.display()));
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    let archives = tempfile::tempdir_in(folder).context("create a folder for the archives")?;
+    remove_interrupted(folder)?;
+    let unpacked = tempfile::Builder::new()
+        .prefix(UNPACKING)
+        .tempdir_in(folder)
+        .with_context(|| format!("create a folder in {}", folder.display()))?;
+    let (archives, tree) = (unpacked.path().join("archives"), unpacked.path().join("tree"));
+    fs::create_dir(&archives)?;
+    fs::create_dir(&tree)?;
     with_current_lists(progress, || {
-        quietly(apt_get().arg("download").args(&all).current_dir(archives.path()))
+        quietly(apt_get().arg("download").args(packages).current_dir(&archives))
     })?;
-    for archive in fs::read_dir(archives.path())? {
-        quietly(Command::new("dpkg-deb").arg("-x").arg(archive?.path()).arg(folder))?;
+    for archive in fs::read_dir(&archives)? {
+        quietly(Command::new("dpkg-deb").arg("-x").arg(archive?.path()).arg(&tree))?;
+    }
+    Ok(Unpacked(unpacked))
+}
+
+impl Unpacked {
+    /// The root of what was unpacked.
+    pub(crate) fn tree(&self) -> PathBuf {
+        self.0.path().join("tree")
+    }
+
+    /// Moves `part` of it (empty: all of it) to `place`, in one step. What stood there, an older or a half-made one, is
+    /// removed.
+    pub(crate) fn put(&self, part: &str, place: &Path) -> Result<()> {
+        let context = || format!("put what was unpacked into {}", place.display());
+        if place.exists() {
+            fs::remove_dir_all(place).with_context(context)?;
+        }
+        fs::rename(self.tree().join(part), place).with_context(context)
+    }
+}
+
+/// What a set-up left that was killed; another that still works at it would hold the lock.
+fn remove_interrupted(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNPACKING) {
+            fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+        }
     }
     Ok(())
 }
@@ -50,8 +96,20 @@ fn with_current_lists(progress: &Progress, work: impl Fn() -> Result<()>) -> Res
     }
     progress.say(&format!("{error:#}"));
     progress.say("fetching apt's package lists, in case they are old");
-    quietly(apt_get().arg("update"))?;
-    work()
+    let said = update()?;
+    work().with_context(|| format!("after `apt-get update`{said}"))
+}
+
+/// Fetches the package lists. Returns what it complained of: lists that cannot be fetched are no error to apt, and none
+/// here, as they may be of a source that is not needed.
+fn update() -> Result<String> {
+    let done = apt_get().arg("update").stdin(Stdio::null()).output().context("start apt-get")?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    if !done.status.success() {
+        bail!("`apt-get update` ended with {}: {}", done.status, said.trim());
+    }
+    let said = said.trim();
+    Ok(if said.is_empty() { String::new() } else { format!(", which said:\n{said}\n") })
 }
 
 fn require(what: &str) -> Result<()> {
@@ -69,6 +127,8 @@ fn apt_get() -> Command {
     apt.env("DEBIAN_FRONTEND", "noninteractive").arg("--quiet");
     // Root's downloads go to folders that apt's own unprivileged user cannot write.
     apt.args(["-o", "APT::Sandbox::User=root"]);
+    // The machine may just be upgrading itself.
+    apt.args(["-o", "DPkg::Lock::Timeout=300"]);
     apt
 }
 
@@ -81,10 +141,10 @@ fn refresh(packages: &[&str], progress: &Progress) -> Result<()> {
         bail!("apt does not know all of {}: run `apt-get update` as root", packages.join(" "));
     }
     progress.say("fetching apt's package lists");
-    quietly(apt_get().arg("update"))?;
+    let said = update()?;
     let unknown = unknown(packages)?;
     if !unknown.is_empty() {
-        bail!("apt has no {}, not even after `apt-get update`", unknown.join(", "));
+        bail!("apt has no {}, not even after `apt-get update`{said}", unknown.join(", "));
     }
     Ok(())
 }
@@ -110,14 +170,24 @@ fn installable(listing: &str) -> BTreeSet<&str> {
     names
 }
 
-/// `packages` and all libraries below them that are not installed. Versions in names (libgit2-1.5, libllvm22) thus
-/// follow the distribution.
-fn with_libraries(packages: &[&str]) -> Result<BTreeSet<String>> {
+/// `packages` as they are, once apt knows them.
+pub(crate) fn known(packages: &[&str], progress: &Progress) -> Result<Vec<String>> {
+    if find_command("apt-get").is_none() {
+        bail!("unpack {}: there is no apt-get", packages.join(" "));
+    }
+    refresh(packages, progress)?;
+    Ok(packages.iter().map(ToString::to_string).collect())
+}
+
+/// `packages` and all libraries below them that are not installed. Versions in names (libgit2-1.5, libllvm22) thus follow
+/// the distribution.
+pub(crate) fn with_libraries(packages: &[&str], progress: &Progress) -> Result<Vec<String>> {
+    let packages = known(packages, progress)?;
     let installed = command::run("dpkg-query", ["--show", "--showformat=${db:Status-Abbrev} ${Package}\n"])?;
     let installed: BTreeSet<_> =
         installed.lines().filter_map(|line| line.strip_prefix("ii ")).map(str::trim).collect();
     let mut wanted = BTreeSet::new();
-    let mut open: BTreeSet<String> = packages.iter().map(ToString::to_string).collect();
+    let mut open: BTreeSet<String> = packages.into_iter().collect();
     while !open.is_empty() {
         let mut ask = vec!["depends".to_owned(), "--important".to_owned()];
         ask.extend(open.iter().cloned());
@@ -128,7 +198,7 @@ fn with_libraries(packages: &[&str]) -> Result<BTreeSet<String>> {
             .filter(|name| !wanted.contains(name) && !installed.contains(name.as_str()))
             .collect();
     }
-    Ok(wanted)
+    Ok(wanted.into_iter().collect())
 }
 
 /// Names of the real packages that `apt-cache depends` lists, of alternatives (marked `|`) only the first.
@@ -145,6 +215,23 @@ fn first_choices(listing: &str) -> Vec<String> {
         alternative = kind.starts_with('|');
     }
     names
+}
+
+/// Where the system takes Debian's packages from, which may be a mirror that alone is reachable.
+pub(crate) fn mirror() -> Option<String> {
+    // Who an archive is stands in its lists, which may not have been fetched yet.
+    [&["Created-By: Packages", "Origin: Debian"][..], &["Created-By: Packages"]].iter().find_map(|filter| {
+        let ask = [&["indextargets", "--format", "$(REPO_URI)"][..], filter].concat();
+        let listed = command::run("apt-get", ask).ok()?;
+        let main = listed.lines().find(|uri| !uri.contains("security") && !uri.contains("backports"))?;
+        Some(main.trim_end_matches('/').to_owned())
+    })
+}
+
+/// The value of one of apt's settings, if it has one.
+pub(crate) fn setting(name: &str) -> Result<Option<String>> {
+    let value = command::run("apt-config", ["dump", "--format", "%v%n", name])?;
+    Ok(value.lines().next().filter(|value| !value.is_empty()).map(str::to_owned))
 }
 
 #[cfg(test)]

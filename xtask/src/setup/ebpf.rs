@@ -1,50 +1,164 @@
-//! The eBPF toolchain: a rustc that compiles for BPF, and bpf-linker with the same LLVM.
-use std::{path::Path, process::Command};
+//! The eBPF toolchain: a rustc that compiles for BPF, and bpf-linker with the same LLVM. Nothing of it is installed.
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Context as _, Result};
-
-use super::{Progress, apt, find_command, quietly};
+use anyhow::{Context as _, Result, ensure};
 use overlay_project::{command, project};
+
+use super::{
+    apt,
+    machine::quietly,
+    progress::{Progress, lock},
+};
 
 const LINKER_VERSION: &str = "0.13.0";
 
 /// For people whose machine set-up cannot change.
 pub(super) const BY_HAND: &str = "  kernel programs, one of:
-    rustup toolchain install nightly --component rust-src && cargo install bpf-linker
-    on Debian 12: run `cargo xtask setup` once as root (it needs apt-get and llvm-22-dev)";
+    rustup toolchain install nightly --component rust-src
+    on Debian 12: nothing to install; `cargo xtask setup` downloads and unpacks a compiler (it needs apt-get, with package
+    lists that `apt-get update` has fetched)
+  then `cargo xtask setup` builds bpf-linker, for which cargo must reach crates.io";
 
 /// rustc with a precompiled `core` for BPF (no rust-src, no nightly), and clippy for the same target.
 const DEBIAN: &[&str] =
     &["rustc-web", "cargo-web", "libstd-rust-web-dev", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
 
-/// Sees to it that overlay-user's build script finds a toolchain.
+/// Sees to it that overlay-user's build script finds a toolchain. What is there already is judged by running it.
 pub(super) fn provide(progress: &Progress) -> Result<()> {
     let kept = project::ebpf_toolchain();
-    let usr = kept.join("usr");
-    let linker = kept.join("bin/bpf-linker");
-    let unpacked = usr.join("bin/rustc").exists() && usr.join("bin/cargo-clippy").exists();
-    if !unpacked && nightly_has_source() {
-        if find_command("bpf-linker").is_some() || linker.exists() {
-            return Ok(());
-        }
-        progress.say("rustup's nightly has rust-src; bpf-linker is missing: building it (minutes)");
-        return install_linker(&kept, None);
-    }
-    if !unpacked {
+    // Clones may share the folder.
+    let _lock = lock(&kept, progress)?;
+    let unpacked = Compiler::unpacked(&kept);
+    let compiler = if unpacked.works() {
+        unpacked
+    } else if nightly_has_source() {
+        // The build script prefers what is unpacked, and must not find the rest of it.
+        remove(&kept.join("usr"), progress)?;
+        Compiler::nightly()?
+    } else {
         progress
             .say("no compiler for the kernel programs: neither rustup's nightly with rust-src nor Debian's");
-        apt::unpack(DEBIAN, &kept, progress)?;
+        let packages = apt::with_libraries(DEBIAN, progress)?;
+        apt::unpack(&packages, &kept, progress)?.put("usr", &kept.join("usr"))?;
+        ensure!(
+            unpacked.works(),
+            "the compiler for BPF that was unpacked into {} does not run: {:#}",
+            kept.display(),
+            unpacked.version().err().unwrap_or_else(|| anyhow::anyhow!("parts of it are missing"))
+        );
+        unpacked
+    };
+    provide_linker(&kept, &compiler, progress)
+}
+
+/// A rustc, as far as bpf-linker must suit it.
+struct Compiler {
+    rustc: PathBuf,
+    /// Where it finds libraries that the system may lack.
+    libraries: Option<PathBuf>,
+}
+
+impl Compiler {
+    /// Debian's, below `kept`.
+    fn unpacked(kept: &Path) -> Self {
+        let usr = kept.join("usr");
+        Self { rustc: usr.join("bin/rustc"), libraries: Some(usr.join("lib/x86_64-linux-gnu")) }
     }
-    if linker.exists() {
-        return Ok(());
+
+    /// Rustup's nightly.
+    fn nightly() -> Result<Self> {
+        let sysroot = command::run("rustc", ["+nightly", "--print", "sysroot"])?;
+        Ok(Self { rustc: Path::new(sysroot.trim()).join("bin/rustc"), libraries: None })
     }
-    let llvm = llvm_major(&usr)?;
-    if !Path::new(&format!("/usr/lib/llvm-{llvm}/include/llvm-c/Core.h")).exists() {
-        progress.say(&format!("llvm-{llvm}-dev is missing: bpf-linker is built with the LLVM of rustc"));
-        apt::install(&[&format!("llvm-{llvm}-dev")], progress)?;
+
+    /// Whether the unpacked one is whole and runs.
+    fn works(&self) -> bool {
+        let Some(usr) = self.rustc.ancestors().nth(2) else { return false };
+        let core = usr.join("lib/rustlib/bpfel-unknown-none/lib");
+        let parts = [core, usr.join("bin/cargo-clippy"), usr.join("bin/clippy-driver")];
+        parts.iter().all(|part| part.exists())
+            && self.version().is_ok()
+            && command::output(self.with_libraries(usr.join("bin/cargo")).arg("--version")).is_ok()
     }
-    progress.say(&format!("building bpf-linker {LINKER_VERSION} with LLVM {llvm} (about two minutes)"));
-    install_linker(&kept, Some(llvm))
+
+    fn version(&self) -> Result<String> {
+        command::output(self.with_libraries(&self.rustc).arg("-vV"))
+    }
+
+    /// A command that finds the libraries that were unpacked beside the compiler.
+    fn with_libraries(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(program.as_ref());
+        if let Some(libraries) = &self.libraries {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
+        command
+    }
+
+    /// The LLVM that `program` loads when it finds this compiler's libraries: its name and its file.
+    fn llvm_of(&self, program: &Path) -> Result<(String, PathBuf)> {
+        let listing = command::output(self.with_libraries("ldd").arg(program))?;
+        llvm_in(&listing).with_context(|| format!("{} loads no LLVM: {listing}", program.display()))
+    }
+}
+
+/// Builds bpf-linker below `kept`, unless one is there that runs and has the compiler's LLVM. One in PATH is not asked: it
+/// may have another LLVM, and the build script looks below `kept` first.
+fn provide_linker(kept: &Path, compiler: &Compiler, progress: &Progress) -> Result<()> {
+    let linker = kept.join("bin/bpf-linker");
+    let (llvm, file) = compiler.llvm_of(&compiler.rustc).context("find the LLVM of the compiler for BPF")?;
+    let works = || -> Result<()> {
+        let version = command::output(compiler.with_libraries(&linker).arg("--version"))?;
+        ensure!(version.trim().ends_with(LINKER_VERSION), "it is {}", version.trim());
+        let (own, _) = compiler.llvm_of(&linker)?;
+        ensure!(own == llvm, "it has {own}, the compiler has {llvm}");
+        Ok(())
+    };
+    match linker.exists().then(works) {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(error)) => progress.say(&format!("bpf-linker is no use: {error:#}")),
+        None => progress.say("bpf-linker is missing: it links the kernel programs"),
+    }
+    let major = major_of(&compiler.version()?).context("rustc does not say which LLVM it has")?;
+    progress.say(&format!("building bpf-linker {LINKER_VERSION} with {llvm} (about a minute)"));
+    build_linker(kept, compiler, major, &file)?;
+    works().with_context(|| format!("{} was built and is no use", linker.display()))
+}
+
+/// Builds bpf-linker into `kept`/bin. All that its build needs of LLVM is the library, so no development files are
+/// installed: a folder with a link of the right name is what it takes for an installed LLVM.
+fn build_linker(kept: &Path, compiler: &Compiler, major: u32, llvm: &Path) -> Result<()> {
+    let prefix = kept.join("llvm");
+    if prefix.exists() {
+        fs::remove_dir_all(&prefix).with_context(|| format!("remove {}", prefix.display()))?;
+    }
+    let lib = prefix.join("lib");
+    fs::create_dir_all(&lib).with_context(|| format!("create {}", lib.display()))?;
+    let own_name = llvm.file_name().context("LLVM's file has no name")?.to_owned();
+    for name in [OsString::from("libLLVM.so"), own_name] {
+        symlink(llvm, lib.join(name)).with_context(|| format!("link to {}", llvm.display()))?;
+    }
+    // Its own build folder: nothing of it belongs among the project's.
+    let build = tempfile::tempdir().context("create a build folder")?;
+    let mut cargo = compiler.with_libraries("cargo");
+    cargo
+        .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])
+        .args(["--no-default-features", "--features", &format!("llvm-{major}")])
+        // Its work is LLVM's, which is optimised: optimising the rest takes a minute, and saves none.
+        .arg("--debug")
+        .env("CARGO_PROFILE_DEV_DEBUG", "false")
+        .env("CARGO_PROFILE_DEV_DEBUG_ASSERTIONS", "false")
+        .env("CARGO_PROFILE_DEV_OVERFLOW_CHECKS", "false")
+        .arg("--root")
+        .arg(kept)
+        .env("LLVM_PREFIX", &prefix)
+        .env("CARGO_TARGET_DIR", build.path());
+    quietly(&mut cargo)
 }
 
 /// `clippy` for the BPF target, if the toolchain in use brings it; further arguments may follow.
@@ -66,38 +180,30 @@ pub(crate) fn clippy() -> Option<Command> {
     Some(clippy)
 }
 
-/// Builds bpf-linker into `root`/bin: against the installed LLVM of that major version, or else the nightly's own.
-fn install_linker(root: &Path, llvm: Option<u32>) -> Result<()> {
-    // Its own build folder: nothing of it belongs among the project's.
-    let build = tempfile::tempdir().context("create a build folder")?;
-    let mut cargo = Command::new("cargo");
-    match llvm {
-        Some(llvm) => cargo
-            .args(["install", "--no-default-features", "--features", &format!("llvm-{llvm}")])
-            .env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}")),
-        None => cargo.args(["+nightly", "install"]),
-    };
-    cargo.args(["bpf-linker", "--version", LINKER_VERSION, "--locked", "--root"]).arg(root);
-    quietly(cargo.env("CARGO_TARGET_DIR", build.path()))
-}
-
 /// Whether rustup has a nightly that can build `core` for BPF.
 fn nightly_has_source() -> bool {
     command::run("rustc", ["+nightly", "--print", "sysroot"])
         .is_ok_and(|sysroot| Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").exists())
 }
 
-/// Major version of the LLVM inside the unpacked rustc.
-fn llvm_major(usr: &Path) -> Result<u32> {
-    let version = command::output(
-        Command::new(usr.join("bin/rustc"))
-            .arg("-vV")
-            .env("LD_LIBRARY_PATH", usr.join("lib/x86_64-linux-gnu")),
-    )
-    .context("ask the unpacked rustc for its LLVM")?;
-    major_of(&version).with_context(|| format!("no LLVM version in what rustc says of itself: {version}"))
+fn remove(folder: &Path, progress: &Progress) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    progress.say(&format!("{} is not whole, and not needed: removing it", folder.display()));
+    fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))
 }
 
+/// Name and file of the LLVM in what ldd prints: `libLLVM.so.22.1 => /usr/lib/x86_64-linux-gnu/libLLVM.so.22.1 (0x...)`.
+fn llvm_in(listing: &str) -> Option<(String, PathBuf)> {
+    let (name, rest) = listing
+        .lines()
+        .find_map(|line| line.trim().split_once(" => ").filter(|_| line.contains("libLLVM")))?;
+    let (file, _) = rest.rsplit_once(" (")?;
+    Some((name.to_owned(), PathBuf::from(file)))
+}
+
+/// Major version of the LLVM in what rustc says of itself.
 fn major_of(version: &str) -> Option<u32> {
     let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     llvm.split('.').next()?.parse().ok()
@@ -111,5 +217,15 @@ mod tests {
     fn llvm_major_is_read_from_what_rustc_says() {
         assert_eq!(major_of("rustc 1.96.0\nhost: x\nLLVM version: 22.1.8\n"), Some(22));
         assert_eq!(major_of("rustc 1.96.0\n"), None);
+    }
+
+    #[test]
+    fn llvm_is_read_from_ldd_with_spaces_in_its_path() {
+        let listing = "\tlinux-vdso.so.1 (0x00007ffe)\n\tlibLLVM.so.22.1 => /a b/libLLVM.so.22.1 (0x00007f44)\n\
+                       \tlibc.so.6 => /lib/libc.so.6 (0x00007f)\n";
+        let expected = ("libLLVM.so.22.1".to_owned(), PathBuf::from("/a b/libLLVM.so.22.1"));
+        assert_eq!(llvm_in(listing), Some(expected));
+        assert_eq!(llvm_in("\tlibLLVM.so.22.1 => not found\n"), None);
+        assert_eq!(llvm_in("\tlibc.so.6 => /lib/libc.so.6 (0x00007f)\n"), None);
     }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use overlay_project::command;
 
-use crate::setup::Progress;
+use crate::setup::{apt, progress::Progress};
 
 /// A kernel that is at hand.
 #[derive(Debug)]
@@ -34,10 +34,11 @@ pub(super) fn kernel(kernel: &Kernel, folder: &Path, tools: &Path, progress: &Pr
     let kept = folder.join(kernel.version);
     let mark = kept.join("ready");
     let wanted = [kernel.suites, modules::WANTED].concat().join(" ");
-    if fs::read_to_string(&mark).is_ok_and(|unpacked| unpacked != wanted) {
-        fs::remove_dir_all(&kept).with_context(|| format!("remove {}", kept.display()))?;
-    }
-    if !mark.exists() {
+    if !fs::read_to_string(&mark).is_ok_and(|unpacked| unpacked == wanted) {
+        // Of other suites, or half-made.
+        if kept.exists() {
+            fs::remove_dir_all(&kept).with_context(|| format!("remove {}", kept.display()))?;
+        }
         fs::create_dir_all(&kept).with_context(|| format!("make {}", kept.display()))?;
         fetch(kernel, &kept, tools, progress)?;
         fs::write(&mark, wanted)?;
@@ -84,7 +85,7 @@ impl Lists {
         ensure!(Path::new(KEYRING).exists(), "{KEYRING} is missing: install debian-archive-keyring");
         let lists = Self { folder: folder.join("apt") };
         fs::create_dir_all(lists.folder.join("lists/partial"))?;
-        let mirror = mirror();
+        let mirror = apt::mirror().unwrap_or_else(|| MIRROR.to_owned());
         let line = |suite: &&str| {
             let security = if suite.ends_with("-security") { "-security" } else { "" };
             format!("deb [signed-by={KEYRING} target=Packages] {mirror}{security} {suite} main\n")
@@ -121,17 +122,6 @@ impl Lists {
     fn download(&self, packages: &[String], folder: &Path) -> Result<()> {
         command::output(self.command("apt-get").arg("download").args(packages).current_dir(folder)).map(drop)
     }
-}
-
-/// Where the system takes Debian's packages from, which may be a mirror that alone is reachable.
-fn mirror() -> String {
-    let listed = command::run(
-        "apt-get",
-        ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"],
-    );
-    let listed = listed.unwrap_or_default();
-    let main = listed.lines().find(|uri| !uri.contains("security") && !uri.contains("backports"));
-    main.unwrap_or(MIRROR).trim_end_matches('/').to_owned()
 }
 
 /// The newest `linux-image-<version>.*-amd64` of these names: neither -cloud nor -rt; unsigned only if no other is there.

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::debian::Unpacked;
 use overlay_project::command;
 
-use crate::setup::find_command;
+use crate::setup::machine::find_command;
 
 /// The real ones: busybox's own know too little.
 const LAB_TOOLS: &[&str] = &["ip", "tc", "ping", "ethtool", "nsenter", "setpriv", "mount", "umount"];

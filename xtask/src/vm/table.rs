@@ -129,7 +129,7 @@ impl Table {
 }
 
 /// Compares runs with the document, or writes them into it.
-pub(crate) fn judge(reports: &[(&str, Report)], write: bool) -> Result<()> {
+pub(crate) fn compare_or_write(reports: &[(&str, Report)], write: bool) -> Result<()> {
     let mut table = Table::load()?;
     if write {
         for (kernel, report) in reports {

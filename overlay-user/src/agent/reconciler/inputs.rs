@@ -8,7 +8,7 @@ use tokio::{
 
 use crate::{
     agent::{control::Call, status::Status},
-    datapath::Change,
+    model::change::{LocalChange, XdpTargetChange},
 };
 
 /// How often the loop shows that it lives; see [`crate::agent::health`].
@@ -19,7 +19,8 @@ const FLOWS: Duration = Duration::from_secs(30);
 /// What reaches the loop besides the store, and where it says how it is.
 #[derive(Debug)]
 pub struct Inputs {
-    endpoints: mpsc::Receiver<Vec<Change>>,
+    local: mpsc::Receiver<Vec<LocalChange>>,
+    xdp_targets: mpsc::Receiver<Vec<XdpTargetChange>>,
     control: mpsc::Receiver<Call>,
     shutdown: watch::Receiver<bool>,
     pub(super) status: watch::Sender<Status>,
@@ -38,8 +39,10 @@ pub enum Exit {
 
 /// One thing for the loop to do.
 pub(super) enum Input {
-    /// Endpoints and ports that learning decided on.
-    Learned(Vec<Change>),
+    /// What the learner or the device keeper decided about endpoints and ports.
+    Local(Vec<LocalChange>),
+    /// Veths that take frames from XDP, or take them no longer.
+    XdpTargets(Vec<XdpTargetChange>),
     Asked(Call),
     Beat,
     AgeFlows,
@@ -47,9 +50,11 @@ pub(super) enum Input {
 }
 
 impl Inputs {
-    /// `endpoints` brings what learning decided, `control` requests of operators; `true` on `shutdown` ends the loop.
+    /// `local` brings what the learner and the device keeper decided, `control` requests of operators; `true` on `shutdown`
+    /// ends the loop.
     pub fn new(
-        endpoints: mpsc::Receiver<Vec<Change>>,
+        local: mpsc::Receiver<Vec<LocalChange>>,
+        xdp_targets: mpsc::Receiver<Vec<XdpTargetChange>>,
         control: mpsc::Receiver<Call>,
         shutdown: watch::Receiver<bool>,
         status: watch::Sender<Status>,
@@ -59,7 +64,7 @@ impl Inputs {
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         };
-        Self { endpoints, control, shutdown, status, beat: every(BEAT), flows: every(FLOWS) }
+        Self { local, xdp_targets, control, shutdown, status, beat: every(BEAT), flows: every(FLOWS) }
     }
 
     /// The next thing to do. Cancel-safe. The end comes first, whatever else is waiting.
@@ -71,7 +76,8 @@ impl Inputs {
             }
             _ = self.beat.tick() => Input::Beat,
             Some(call) = self.control.recv() => Input::Asked(call),
-            Some(changes) = self.endpoints.recv() => Input::Learned(changes),
+            Some(changes) = self.local.recv() => Input::Local(changes),
+            Some(changes) = self.xdp_targets.recv() => Input::XdpTargets(changes),
             _ = self.flows.tick() => Input::AgeFlows,
         }
     }

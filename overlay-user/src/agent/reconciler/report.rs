@@ -4,22 +4,23 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use log::{info, warn};
 use tokio::time::Instant;
 
-use super::state::Local;
+use super::state::ReconcilerState;
 use crate::{
     agent::{
         control::{EndpointLine, PeerLine, Request, Response},
         peers::Skipped,
         status::FailedPeer,
     },
-    datapath::{Change, Datapath, DatapathError},
+    datapath::{Datapath, DatapathError},
+    model::change::PeerChange,
     model::{
         clock::unix_now,
         entries::{Endpoint, PortKind},
     },
-    store::{Revision, StoreError, local_lease::Own},
+    store::{Revision, StoreError, local_lease::LeaseKeeper},
 };
 
-impl<D: Datapath> Local<D> {
+impl<D: Datapath> ReconcilerState<D> {
     /// Does what an operator or a CNI plugin asks, and says how it went.
     pub(super) fn answer(&mut self, request: Request) -> Response {
         match request {
@@ -46,7 +47,7 @@ impl<D: Datapath> Local<D> {
     fn accept_deletions(&mut self) -> Response {
         let accepted = self.guard.accept();
         for subnet in &accepted {
-            self.peer_change(&Change::RemovePeer(*subnet));
+            self.peer_change(PeerChange::Remove(*subnet));
         }
         warn!("{} removals that were held back are accepted by request", accepted.len());
         Response::Done(format!("{} removals accepted", accepted.len()))
@@ -121,8 +122,8 @@ impl<D: Datapath> Local<D> {
         });
     }
 
-    pub(super) fn publish_lease(&mut self, own: &Own) {
-        self.inputs.status.send_modify(|status| status.lease = own.status());
+    pub(super) fn publish_lease(&mut self, lease: &LeaseKeeper) {
+        self.inputs.status.send_modify(|status| status.lease = lease.status());
     }
 
     /// Peers and endpoints, as they are now.
@@ -130,14 +131,14 @@ impl<D: Datapath> Local<D> {
         let failed = self.failed.iter();
         let failed = failed.map(|(&subnet, why)| FailedPeer { subnet, why: why.clone() }).collect();
         let skipped = self.table.skipped();
-        let bare = self.decided.bare(&self.installed);
+        let bare = self.desired.bare(&self.installed);
         let bare = bare.first().map(|kind| match kind {
             PortKind::Device => "the tunnel device has not all of its programs",
             _ => "the underlay device has no program",
         });
         let ports = self.installed.ports.values().filter(|kind| kind.is_containers()).count();
-        let receives = |endpoint: &&Endpoint| self.installed.receivers.contains(&endpoint.port);
-        let receivers = self.installed.endpoints.values().filter(receives).count();
+        let receives = |endpoint: &&Endpoint| self.installed.xdp_targets.contains(&endpoint.port);
+        let xdp_targets = self.installed.endpoints.values().filter(receives).count();
         self.inputs.status.send_modify(|status| {
             for Skipped { key, why } in news(&status.peers.skipped, &skipped) {
                 warn!("lease {key} gives no peer: {why}");
@@ -150,7 +151,7 @@ impl<D: Datapath> Local<D> {
             status.datapath.endpoints = self.installed.endpoints.len();
             status.datapath.ports = ports;
             status.datapath.ingress = self.installed.ingress.clone();
-            status.datapath.receivers = receivers;
+            status.datapath.xdp_targets = xdp_targets;
             if self.readable {
                 status.datapath.attached = bare.is_none();
                 status.datapath.error = bare.map(str::to_owned);

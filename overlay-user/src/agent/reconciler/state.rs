@@ -12,22 +12,23 @@ use super::inputs::{Exit, Input, Inputs};
 use crate::{
     agent::{
         control::Call,
-        desired::Decided,
+        desired::Desired,
         guard::{self, Guard, Suspicion},
         peers::{self, PeerTable, Scope},
         status::FirstApply,
     },
-    datapath::{Change, Datapath, DatapathError, Installed},
+    datapath::{Datapath, DatapathError, Installed},
+    model::change::{Change, LocalChange, PeerChange},
     store::{self, Batch, Origin, Snapshot, history::History},
 };
 
 /// The loop's state but for the store and the own lease, so that it can work while those wait for an answer.
-pub(super) struct Local<D> {
+pub(super) struct ReconcilerState<D> {
     pub(super) inputs: Inputs,
     pub(super) datapath: D,
     pub(super) table: PeerTable,
     pub(super) guard: Guard,
-    pub(super) decided: Decided,
+    pub(super) desired: Desired,
     /// What is in force: read back at every audit, kept up by every successful change.
     pub(super) installed: Installed,
     /// Peers that could not be put in force or removed, and why.
@@ -41,7 +42,7 @@ pub(super) struct Local<D> {
     pub(super) readable: bool,
 }
 
-impl<D: Datapath> Local<D> {
+impl<D: Datapath> ReconcilerState<D> {
     pub(super) fn new(
         datapath: D,
         scope: Scope,
@@ -54,7 +55,7 @@ impl<D: Datapath> Local<D> {
             datapath,
             table: PeerTable::new(scope),
             guard: Guard::default(),
-            decided: Decided::default(),
+            desired: Desired::default(),
             installed,
             failed: BTreeMap::new(),
             unrepaired: 0,
@@ -79,12 +80,16 @@ impl<D: Datapath> Local<D> {
         match input {
             Input::End(exit) => return Err(exit),
             Input::Beat => self.inputs.status.send_modify(|status| status.beat = Instant::now()),
-            Input::Learned(changes) => {
-                for change in &changes {
-                    if !matches!(change, Change::PutPeer(..) | Change::RemovePeer(_)) {
-                        self.decided.note(change);
-                        self.local_change(change);
-                    }
+            Input::Local(changes) => {
+                for change in changes {
+                    self.desired.decide(&change);
+                    self.local_change(change);
+                }
+                self.publish();
+            }
+            Input::XdpTargets(changes) => {
+                for change in changes {
+                    self.carry_out(change.into());
                 }
                 self.publish();
             }
@@ -151,13 +156,13 @@ impl<D: Datapath> Local<D> {
             .changes
             .iter()
             .filter_map(|change| match change {
-                store::Change::Delete { key } => Some(key.as_str()),
-                store::Change::Put(_) => None,
+                store::LeaseChange::Delete { key } => Some(key.as_str()),
+                store::LeaseChange::Put(_) => None,
             })
             .collect();
         if deleted.len() < guard::LEAST {
             for subnet in deleted.iter().filter_map(|key| self.guard.confirm(key)).collect::<Vec<_>>() {
-                self.peer_change(&Change::RemovePeer(subnet));
+                self.peer_change(PeerChange::Remove(subnet));
             }
         }
         let changes = self.changes_of(&touched);
@@ -165,7 +170,7 @@ impl<D: Datapath> Local<D> {
         self.publish();
     }
 
-    fn changes_of(&self, subnets: &BTreeSet<Ipv4Net>) -> Vec<Change> {
+    fn changes_of(&self, subnets: &BTreeSet<Ipv4Net>) -> Vec<PeerChange> {
         let change = |subnet: &Ipv4Net| {
             peers::change_of(*subnet, self.table.get(subnet), self.installed.peers.get(subnet))
         };
@@ -173,14 +178,13 @@ impl<D: Datapath> Local<D> {
     }
 
     /// Carries out peer changes: additions and alterations first, then the removals that the guard lets through.
-    fn apply_peers(&mut self, changes: Vec<Change>, other_history: bool) {
+    fn apply_peers(&mut self, changes: Vec<PeerChange>, other_history: bool) {
         let before = self.installed.peers.len();
         let mut removals = Vec::new();
-        for change in &changes {
-            if let Change::RemovePeer(subnet) = change {
-                removals.push(*subnet);
-            } else {
-                self.peer_change(change);
+        for change in changes {
+            match change {
+                PeerChange::Remove(subnet) => removals.push(subnet),
+                PeerChange::Put(..) => self.peer_change(change),
             }
         }
         let verdict = self.guard.judge(&removals, before, other_history);
@@ -195,7 +199,7 @@ impl<D: Datapath> Local<D> {
             );
         }
         for subnet in &verdict.remove {
-            self.peer_change(&Change::RemovePeer(*subnet));
+            self.peer_change(PeerChange::Remove(*subnet));
         }
         if !verdict.remove.is_empty() {
             self.retry_failed();
@@ -209,33 +213,31 @@ impl<D: Datapath> Local<D> {
     fn retry_failed(&mut self) {
         let failed = std::mem::take(&mut self.failed).into_keys().collect();
         for change in self.changes_of(&failed) {
-            if matches!(change, Change::PutPeer(..)) {
-                self.peer_change(&change);
+            if matches!(change, PeerChange::Put(..)) {
+                self.peer_change(change);
             }
         }
     }
 
-    pub(super) fn peer_change(&mut self, change: &Change) {
-        let (Change::PutPeer(subnet, _) | Change::RemovePeer(subnet)) = change else {
-            return;
-        };
-        match self.apply(change) {
-            Ok(()) => self.failed.remove(subnet),
-            Err(error) => self.failed.insert(*subnet, error.to_string()),
+    pub(super) fn peer_change(&mut self, change: PeerChange) {
+        let subnet = change.subnet();
+        match self.apply(change.into()) {
+            Ok(()) => self.failed.remove(&subnet),
+            Err(error) => self.failed.insert(subnet, error.to_string()),
         };
     }
 
-    /// Carries out a change to endpoints or ports; a failure is tried again by [`Local::repair`].
-    fn local_change(&mut self, change: &Change) {
-        if let Change::Detach(port) = *change {
+    /// Carries out a change to endpoints or ports; a failure is tried again by [`Self::repair`].
+    fn local_change(&mut self, change: LocalChange) {
+        if let LocalChange::Detach(port) = change {
             // An endpoint without an attached port would be half a fast path: pinned ones end with their link too.
             let behind = self.installed.endpoints.iter().filter(|(_, endpoint)| endpoint.port == port);
             for address in behind.map(|(&address, _)| address).collect::<Vec<_>>() {
-                self.decided.note(&Change::RemoveEndpoint(address));
-                self.local_change(&Change::RemoveEndpoint(address));
+                self.desired.decide(&LocalChange::RemoveEndpoint(address));
+                self.local_change(LocalChange::RemoveEndpoint(address));
             }
         }
-        if let Change::PutEndpoint(address, endpoint) = change
+        if let LocalChange::PutEndpoint(address, endpoint) = change
             && !self.installed.ports.contains_key(&endpoint.port)
         {
             // Without its port's programs it would be half a fast path: in by it, out by the stack.
@@ -243,12 +245,17 @@ impl<D: Datapath> Local<D> {
             self.unrepaired += 1;
             return;
         }
+        self.carry_out(change.into());
+    }
+
+    /// Carries out a change to what this host has. What fails is counted as unrepaired.
+    fn carry_out(&mut self, change: Change) {
         match self.apply(change) {
             Ok(()) => {}
             Err(DatapathError::Gone(port)) => {
                 info!("{change}: interface {port} is gone");
                 self.installed.ports.remove(&port);
-                self.decided.forget_port(port);
+                self.desired.forget_port(port);
             }
             Err(failed) => {
                 error!("{change}: {failed}; it will be tried again");
@@ -257,17 +264,17 @@ impl<D: Datapath> Local<D> {
         }
     }
 
-    /// Puts right what was decided about endpoints and ports and is not in force. Strangers are left alone.
+    /// Puts right what was desired about endpoints and ports and is not in force. Strangers are left alone.
     fn repair(&mut self) {
         self.unrepaired = 0;
-        for change in self.decided.missing(&self.installed) {
-            self.local_change(&change);
+        for change in self.desired.missing(&self.installed) {
+            self.local_change(change);
         }
     }
 
-    pub(super) fn apply(&mut self, change: &Change) -> Result<(), DatapathError> {
-        self.datapath.apply(change)?;
-        self.installed.note(change);
+    fn apply(&mut self, change: Change) -> Result<(), DatapathError> {
+        self.datapath.apply(&change)?;
+        self.installed.apply(&change);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::{
 
 /// Counters as they are now.
 pub(super) async fn now(pins: &Path) -> Result<Vec<Reading>> {
-    Ok(losses::read(&Netlink::open()?, pins).await?)
+    losses::read(&Netlink::open()?, pins).await
 }
 
 /// Losses shown to people: the rest is in `--json`. A host may have thousands of containers.

@@ -1,14 +1,11 @@
 //! The store that the options mean, opened.
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use crate::{
-    cli::options::store::{Etcd, Store, StoreChoice},
-    store::{
-        dir::DirStore,
-        etcd::{EtcdOptions, EtcdStore},
-    },
+    cli::options::store::{StoreChoice, StoreOptions},
+    store::{dir::DirStore, etcd::EtcdStore},
 };
 
 /// Either store, opened.
@@ -17,15 +14,9 @@ pub(super) enum Opened {
     Directory { store: DirStore, path: PathBuf, shared: bool },
 }
 
-pub(super) fn open(options: &Store) -> Result<Opened> {
-    Ok(match options.choice().map_err(|error| anyhow!(error))? {
-        StoreChoice::Etcd(Etcd { endpoints, prefix, ca, identity, login }) => {
-            let (certfile, keyfile) = identity.unzip();
-            let (username, password) = login.unzip();
-            let options =
-                EtcdOptions { endpoints, prefix, cafile: ca, certfile, keyfile, username, password };
-            Opened::Etcd(Box::new(EtcdStore::new(&options)?))
-        }
+pub(super) fn open(options: &StoreOptions) -> Result<Opened> {
+    Ok(match options.choice()? {
+        StoreChoice::Etcd(options) => Opened::Etcd(Box::new(EtcdStore::new(&options)?)),
         StoreChoice::Directory { path, shared } => {
             Opened::Directory { store: DirStore::new(&path), path, shared }
         }

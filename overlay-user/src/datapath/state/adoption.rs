@@ -1,10 +1,11 @@
 //! Whether an agent may take over what is pinned here, before it alters anything.
 use std::{fs, net::Ipv4Addr, path::Path};
 
+use anyhow::{Error, Result, anyhow, bail};
 use ipnet::Ipv4Net;
 
 use super::{
-    error::StateError,
+    error::failed,
     layouts,
     paths::{Paths, RECORD},
     record::Record,
@@ -23,8 +24,8 @@ pub enum Adoption {
 impl Paths {
     /// Decides whether the pins here are ours, and writes the record if there was none. Call it with the lock held and
     /// before anything is pinned, so that there are never pins without a record.
-    pub fn adopt(&self, current: &Record) -> Result<Adoption, StateError> {
-        let foreign = |owner| self.foreign(owner, current);
+    pub fn adopt(&self, current: &Record) -> Result<Adoption> {
+        let foreign = |owner: &str| self.foreign(owner, current);
         match self.record()? {
             Some(found) if found.is_same_host(current) => {
                 self.write(current)?;
@@ -32,9 +33,9 @@ impl Paths {
             }
             // Interface indexes and namespace inodes of an earlier boot mean nothing now.
             Some(found) if found.boot_id != current.boot_id => self.clear()?,
-            Some(found) => return Err(foreign(found.owner())),
+            Some(found) => return Err(foreign(&found.owner())),
             None if layouts::has_pins(&self.pins) || !self.older()?.is_empty() => {
-                return Err(foreign(format!("a host whose record is not in {}", self.state.display())));
+                return Err(foreign(&format!("a host whose record is not in {}", self.state.display())));
             }
             None => {}
         }
@@ -44,7 +45,7 @@ impl Paths {
 
     /// Refuses pins that are another host's whatever subnet the store will give this one: before a lease is taken for
     /// nothing, which would be this host's from then on.
-    pub fn refuse_foreign(&self, public_ip: Ipv4Addr) -> Result<(), StateError> {
+    pub fn refuse_foreign(&self, public_ip: Ipv4Addr) -> Result<()> {
         let Some(found) = self.record()? else {
             return Ok(());
         };
@@ -52,19 +53,19 @@ impl Paths {
         if found.is_same_host(&current) || found.boot_id != current.boot_id {
             return Ok(());
         }
-        Err(self.foreign(found.owner(), &current))
+        Err(self.foreign(&found.owner(), &current))
     }
 
     /// Refuses a device that another network of this host has, in this boot and network namespace: two agents would undo each
     /// other's work for ever.
-    pub fn refuse_shared_device(&self, device: &str) -> Result<(), StateError> {
+    pub fn refuse_shared_device(&self, device: &str) -> Result<()> {
         self.refuse_shared(format!("interface {device}"), "--device", |other| {
             other.device.as_deref() == Some(device)
         })
     }
 
     /// The same for the file that tells the subnet.
-    pub fn refuse_shared_file(&self, subnet_file: &Path) -> Result<(), StateError> {
+    pub fn refuse_shared_file(&self, subnet_file: &Path) -> Result<()> {
         self.refuse_shared(subnet_file.display().to_string(), "--subnet-file", |other| {
             other.subnet_file.as_deref() == Some(subnet_file)
         })
@@ -75,33 +76,40 @@ impl Paths {
         what: String,
         option: &'static str,
         has_it: impl Fn(&Record) -> bool,
-    ) -> Result<(), StateError> {
+    ) -> Result<()> {
         match self.others()?.into_iter().find(|(_, record)| has_it(record)) {
-            Some((other, _)) => {
-                Err(StateError::Shared { what, other, network: self.network.clone(), option })
-            }
+            Some((other, _)) => bail!(
+                "{what} is network {other}'s on this host: give network {} its own {option}, or end the other with \
+                 `overlay down --network {other}`",
+                self.network
+            ),
             None => Ok(()),
         }
     }
 
     /// Refuses a config that what runs here has no place in, before the lease is given back which its containers live on.
-    pub fn refuse_moved(&self, public_ip: Ipv4Addr, config: &NetworkConfig) -> Result<(), StateError> {
+    pub fn refuse_moved(&self, public_ip: Ipv4Addr, config: &NetworkConfig) -> Result<()> {
         let Some(found) = self.record()? else { return Ok(()) };
         let is_here = found.is_same_host(&Record::current(public_ip, found.subnet)?);
         if is_here && !config.fits(found.subnet) {
-            return Err(StateError::Moved { subnet: found.subnet, network: self.network.clone() });
+            let (subnet, network) = (found.subnet, &self.network);
+            bail!(
+                "the network's config has no subnet {subnet} any more, with which network {network} runs on this host: traffic \
+                 goes on. Put the config back, or let the host move: `overlay down --network {network}`, then start the agent \
+                 again"
+            );
         }
         Ok(())
     }
 
     /// Records of this host's other networks, by name: of this boot, this network namespace, and the same state folder.
-    fn others(&self) -> Result<Vec<(String, Record)>, StateError> {
+    fn others(&self) -> Result<Vec<(String, Record)>> {
         let folder = self.state.parent().unwrap_or(&self.state);
-        let failed = |error| StateError::io("list", folder, error);
+        let refused = |error| failed("list", folder, error);
         let here = Record::current(Ipv4Addr::UNSPECIFIED, Ipv4Net::default())?;
         let mut others = Vec::new();
-        for entry in fs::read_dir(folder).map_err(failed)? {
-            let state = entry.map_err(failed)?.path();
+        for entry in fs::read_dir(folder).map_err(refused)? {
+            let state = entry.map_err(refused)?.path();
             let name = state.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             let text = fs::read(state.join(RECORD)).unwrap_or_default();
             // One that cannot be read is its own network's trouble.
@@ -115,8 +123,11 @@ impl Paths {
         Ok(others)
     }
 
-    fn foreign(&self, owner: String, current: &Record) -> StateError {
-        let (pins, network) = (self.pins.clone(), self.network.clone());
-        StateError::Foreign { pins, owner, claimant: current.owner(), network }
+    fn foreign(&self, owner: &str, current: &Record) -> Error {
+        let (pins, claimant, network) = (self.pins.display(), current.owner(), &self.network);
+        anyhow!(
+            "the pins in {pins} belong to {owner}, not to {claimant}: give this host its own --bpf-root and --state-dir, or \
+             remove them with `overlay down --network {network}` (same --bpf-root and --state-dir)"
+        )
     }
 }

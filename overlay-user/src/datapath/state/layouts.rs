@@ -4,8 +4,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::{Result, bail};
+use overlay_common::ABI;
+
 use super::{
-    error::StateError,
+    error::failed,
     paths::{FILLING, Paths},
 };
 use crate::datapath::layouts::{Older, is_readable};
@@ -16,7 +19,7 @@ impl Paths {
     ///
     /// # Errors
     /// A layout that this program does not know: a newer agent's, which it must neither adopt nor remove.
-    pub fn older(&self) -> Result<Vec<Older>, StateError> {
+    pub fn older(&self) -> Result<Vec<Older>> {
         let mut found = Vec::new();
         for pins in self.all_layouts()? {
             let folder = pins.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or("");
@@ -25,7 +28,13 @@ impl Paths {
             }
             match folder.strip_prefix('v').and_then(|abi| abi.parse().ok()).filter(|abi| is_readable(*abi)) {
                 Some(abi) => found.push(Older { abi, pins }),
-                None => return Err(StateError::UnknownLayout { pins, network: self.network.clone() }),
+                None => bail!(
+                    "{} holds pins of a map layout that this agent (layout {ABI}) does not know: a newer agent ran here. Start \
+                     that one again. To go back to this one, take the network off the host first, which interrupts its \
+                     traffic: `overlay down --network {}`",
+                    pins.display(),
+                    self.network
+                ),
             }
         }
         found.sort_by_key(|older| older.abi);
@@ -33,7 +42,7 @@ impl Paths {
     }
 
     /// Removes what older layouts left, now that their maps and links are taken over.
-    pub fn forget_older(&self, older: &[Older]) -> Result<(), StateError> {
+    pub fn forget_older(&self, older: &[Older]) -> Result<()> {
         for Older { pins, abi } in older {
             log::info!("removing what the agent with map layout {abi} left in {}", pins.display());
             #[cfg(feature = "next-layout")]
@@ -44,7 +53,7 @@ impl Paths {
     }
 
     /// Removes every layout but the present one, known or not: for who takes the network off the host.
-    pub(super) fn forget_other_layouts(&self) -> Result<(), StateError> {
+    pub(super) fn forget_other_layouts(&self) -> Result<()> {
         for pins in self.all_layouts()?.into_iter().filter(|pins| *pins != self.pins) {
             self.forget_layout(&pins)?;
         }
@@ -53,24 +62,24 @@ impl Paths {
         Ok(())
     }
 
-    fn forget_layout(&self, pins: &Path) -> Result<(), StateError> {
+    fn forget_layout(&self, pins: &Path) -> Result<()> {
         let removed = if pins.is_dir() { fs::remove_dir_all(pins) } else { fs::remove_file(pins) };
-        removed.map_err(|error| StateError::io("remove", pins, error))?;
+        removed.map_err(|error| failed("remove", pins, error))?;
         // Shared with other networks; what is not empty stays.
         let _ = pins.parent().map(fs::remove_dir);
         Ok(())
     }
 
     /// `<bpf root>/overlay/*/<network>`, as far as there is something: the folders of every layout, the present one's too.
-    pub fn all_layouts(&self) -> Result<Vec<PathBuf>, StateError> {
+    pub fn all_layouts(&self) -> Result<Vec<PathBuf>> {
         let Some(all) = self.pins.ancestors().nth(2) else { return Ok(Vec::new()) };
         let folders = match fs::read_dir(all) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            folders => folders.map_err(|error| StateError::io("read", all, error))?,
+            folders => folders.map_err(|error| failed("read", all, error))?,
         };
         let mut found = Vec::new();
         for folder in folders {
-            let pins = folder.map_err(|error| StateError::io("read", all, error))?.path().join(&self.network);
+            let pins = folder.map_err(|error| failed("read", all, error))?.path().join(&self.network);
             if pins.exists() {
                 found.push(pins);
             }

@@ -1,19 +1,20 @@
 //! The lock that admits one agent per network.
 use std::{
     fs::{self, File},
-    io::{Read as _, Seek as _, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
     thread,
     time::Duration,
 };
 
+use anyhow::{Result, bail};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
 
-use super::{error::StateError, paths::Paths};
+use super::{error::failed, paths::Paths};
 
 /// Held by the one agent of a network on this host; the kernel releases it when the process ends in whatever way.
 #[derive(Debug)]
@@ -23,34 +24,35 @@ pub struct Lock {
 
 impl Paths {
     /// Takes the network for this process until the lock is dropped. The folders must exist.
-    pub fn lock(&self) -> Result<Lock, StateError> {
+    pub fn lock(&self) -> Result<Lock> {
         let path = self.lock_path();
-        let failed = |error| StateError::io("lock", &path, error);
+        let refused = |error: io::Error| failed("lock", &path, error);
         loop {
             // Root's alone: whoever can open it can hold the lock, and keep agents from starting.
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(false).mode(0o600);
-            let file = options.open(&path).map_err(failed)?;
-            file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
+            let file = options.open(&path).map_err(refused)?;
+            file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(refused)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {
                     // Whoever held it before may have removed the file (see `remove`), and another may have made it anew.
-                    let locked = lock.metadata().map_err(failed)?.ino();
+                    let locked = lock.metadata().map_err(refused)?.ino();
                     if fs::metadata(&path).is_ok_and(|now| now.ino() == locked) {
-                        lock.set_len(0).map_err(failed)?;
-                        lock.rewind().map_err(failed)?;
-                        writeln!(*lock, "{}", std::process::id()).map_err(failed)?;
+                        lock.set_len(0).map_err(refused)?;
+                        lock.rewind().map_err(refused)?;
+                        writeln!(*lock, "{}", std::process::id()).map_err(refused)?;
                         return Ok(Lock { _file: lock });
                     }
                 }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
-                    return Err(StateError::Locked {
-                        network: self.network.clone(),
-                        pid: holder(&mut file),
-                        lock: path.display().to_string(),
-                    });
+                    let (network, pid) = (&self.network, holder(&mut file));
+                    bail!(
+                        "another agent (pid {pid}) runs network {network} here: it holds {}. Stop it first (`kill {pid}`), or \
+                         give this one its own --network or --state-dir",
+                        path.display()
+                    );
                 }
-                Err((_, error)) => return Err(failed(error.into())),
+                Err((_, error)) => return Err(refused(error.into())),
             }
         }
     }

@@ -4,13 +4,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::{Result, bail};
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use overlay_common::ABI;
 
-use super::error::StateError;
+use super::error::failed;
 
 /// Where bpffs is mounted by convention; the only place we mount it ourselves.
 pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
@@ -48,7 +49,7 @@ impl Paths {
     }
 
     /// Makes sure that bpffs is there (mounting it at its usual place if need be), and creates the folders.
-    pub fn create(&self) -> Result<(), StateError> {
+    pub fn create(&self) -> Result<()> {
         if !is_bpffs(&self.bpf_root) && self.bpf_root == Path::new(DEFAULT_BPF_ROOT) {
             let mounted = mount(Some("bpf"), DEFAULT_BPF_ROOT, Some("bpf"), MsFlags::empty(), None::<&str>);
             if let Err(error) = mounted {
@@ -56,10 +57,13 @@ impl Paths {
             }
         }
         if !is_bpffs(&self.bpf_root) {
-            return Err(StateError::NotBpffs(self.bpf_root.clone()));
+            bail!(
+                "{} is not on a bpf filesystem: run `mount -t bpf bpf /sys/fs/bpf`, or give a --bpf-root that is on one",
+                self.bpf_root.display()
+            );
         }
         for folder in [&self.pins, &self.state] {
-            fs::create_dir_all(folder).map_err(|error| StateError::io("create", folder, error))?;
+            fs::create_dir_all(folder).map_err(|error| failed("create", folder, error))?;
         }
         Ok(())
     }
@@ -83,11 +87,11 @@ impl Paths {
     }
 
     /// By rename: nobody reads half of it, and a full disk leaves the old text.
-    pub(crate) fn replace(&self, path: &Path, text: &[u8]) -> Result<(), StateError> {
+    pub(crate) fn replace(&self, path: &Path, text: &[u8]) -> Result<()> {
         let partial = path.with_extension("new");
         fs::write(&partial, text)
             .and_then(|()| fs::rename(&partial, path))
-            .map_err(|error| StateError::io("write", path, error))
+            .map_err(|error| failed("write", path, error))
     }
 }
 

@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Result;
 use ipnet::Ipv4Net;
 use overlay_common::ABI;
 use serde::{Deserialize, Serialize};
 
-use super::{error::StateError, paths::Paths};
+use super::{error::failed, paths::Paths};
 
 /// To whom pins belong. They are only adopted by the very same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,8 +30,8 @@ pub struct Record {
     #[serde(default = "yes")]
     pub fast_path: bool,
     /// How packets travel between hosts, as the agent that started last was told: flannel's name of the backend.
-    #[serde(default = "vxlan")]
-    pub mode: String,
+    #[serde(default = "vxlan", rename = "mode")]
+    pub backend: String,
     /// Name of the tunnel device: which to remove, and which no other network may have.
     #[serde(default)]
     pub device: Option<String>,
@@ -49,11 +50,11 @@ fn yes() -> bool {
 
 impl Record {
     /// The record of this host, in the network namespace of the calling thread.
-    pub fn current(public_ip: Ipv4Addr, subnet: Ipv4Net) -> Result<Self, StateError> {
+    pub fn current(public_ip: Ipv4Addr, subnet: Ipv4Net) -> Result<Self> {
         let namespace = Path::new("/proc/thread-self/ns/net");
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
-        let netns = fs::metadata(namespace).map_err(|error| StateError::io("read", namespace, error))?;
-        let boot_id = fs::read_to_string(boot).map_err(|error| StateError::io("read", boot, error))?;
+        let netns = fs::metadata(namespace).map_err(|error| failed("read", namespace, error))?;
+        let boot_id = fs::read_to_string(boot).map_err(|error| failed("read", boot, error))?;
         let boot_id = boot_id.trim().to_owned();
         Ok(Self {
             netns: netns.ino(),
@@ -62,7 +63,7 @@ impl Record {
             subnet,
             abi: ABI,
             fast_path: true,
-            mode: vxlan(),
+            backend: vxlan(),
             device: None,
             subnet_file: None,
         })
@@ -86,22 +87,21 @@ impl Record {
 
 impl Paths {
     /// The record, if there is one. One that cannot be read is an error: guessing could adopt another's pins.
-    pub fn record(&self) -> Result<Option<Record>, StateError> {
+    pub fn record(&self) -> Result<Option<Record>> {
         let path = self.record_path();
         match fs::read(&path) {
             Ok(text) => {
                 let record = serde_json::from_slice(&text);
-                record.map(Some).map_err(|error| StateError::io("read", &path, error))
+                record.map(Some).map_err(|error| failed("read", &path, error))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(StateError::io("read", &path, error)),
+            Err(error) => Err(failed("read", &path, error)),
         }
     }
 
-    pub(super) fn write(&self, record: &Record) -> Result<(), StateError> {
+    pub(super) fn write(&self, record: &Record) -> Result<()> {
         let path = self.record_path();
-        let text =
-            serde_json::to_vec_pretty(record).map_err(|error| StateError::io("write", &path, error))?;
+        let text = serde_json::to_vec_pretty(record).map_err(|error| failed("write", &path, error))?;
         self.replace(&path, &text)
     }
 }

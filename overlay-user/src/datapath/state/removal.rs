@@ -1,15 +1,17 @@
 //! Taking away what outlives an agent.
 use std::{fs, io};
 
-use super::{error::StateError, lock::Lock, paths::Paths};
+use anyhow::Result;
+
+use super::{error::failed, lock::Lock, paths::Paths};
 
 impl Paths {
     /// Removes every trace of the network, the lock file with it. Nothing there is no error.
-    pub fn remove(&self, lock: Lock) -> Result<(), StateError> {
+    pub fn remove(&self, lock: Lock) -> Result<()> {
         self.forget_other_layouts()?;
         self.forget()?;
         let removed = fs::remove_file(self.lock_path());
-        removed.map_err(|error| StateError::io("remove", &self.lock_path(), error))?;
+        removed.map_err(|error| failed("remove", &self.lock_path(), error))?;
         drop(lock);
         // Shared with other networks; what is not empty stays.
         let shared = self.pins.ancestors().skip(1).take(2);
@@ -20,13 +22,13 @@ impl Paths {
     }
 
     /// Removes pins and what is noted about them, and leaves the folders for a new start.
-    pub fn clear(&self) -> Result<(), StateError> {
+    pub fn clear(&self) -> Result<()> {
         self.forget()?;
-        fs::create_dir_all(&self.pins).map_err(|error| StateError::io("create", &self.pins, error))
+        fs::create_dir_all(&self.pins).map_err(|error| failed("create", &self.pins, error))
     }
 
     /// Removes pins and what is noted about them.
-    fn forget(&self) -> Result<(), StateError> {
+    fn forget(&self) -> Result<()> {
         let (record, origin) = (self.record_path(), self.origin_path());
         for (path, removed) in [
             (&self.pins, fs::remove_dir_all(&self.pins)),
@@ -35,7 +37,7 @@ impl Paths {
         ] {
             match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(StateError::io("remove", path, error));
+                    return Err(failed("remove", path, error));
                 }
                 _ => {}
             }

@@ -1,7 +1,8 @@
 //! The VXLAN device, and who else may have its port.
+use anyhow::{Result, anyhow, bail};
 use nix::errno::Errno;
 
-use super::{error::DeviceError, spec::DeviceSpec};
+use super::spec::DeviceSpec;
 use crate::{
     host::netlink::{Link, LinkKind, Netlink, NetlinkError, NewTunnel, Vxlan},
     model::mac::Mac,
@@ -15,7 +16,7 @@ pub(super) async fn make(
     mac: Option<Mac>,
     present: Option<&Link>,
     links: &[Link],
-) -> Result<(), DeviceError> {
+) -> Result<()> {
     if let Some(link) = present {
         // Not before it is known that the new one can have the port.
         refuse_taken_port(spec, port, links)?;
@@ -33,23 +34,32 @@ pub(super) async fn accept(
     link: u32,
     port: u16,
     vni: u32,
-) -> Result<(), DeviceError> {
+) -> Result<()> {
     match netlink.add_vni(link, vni) {
         Err(error) if error.errno == Errno::EEXIST => {
             let links = netlink.links().await?;
             let names: Vec<&str> =
                 port_holders(spec, port, &links).map(|(link, _)| link.name.as_str()).collect();
-            Err(DeviceError::VniTaken { vni, port, holder: names.join(" or ") })
+            bail!(
+                "vni {vni} on udp port {port} belongs to {}: networks that share a port need different VNIs (`Backend.VNI` \
+                 in the network's config)",
+                names.join(" or ")
+            )
         }
         added => Ok(added?),
     }
 }
 
-fn refuse_taken_port(spec: &DeviceSpec, port: u16, links: &[Link]) -> Result<(), DeviceError> {
+fn refuse_taken_port(spec: &DeviceSpec, port: u16, links: &[Link]) -> Result<()> {
     // Filtering devices share a port.
     let holder = port_holders(spec, port, links).find(|(_, vxlan)| !vxlan.vnifilter);
     holder.map_or(Ok(()), |(holder, vxlan)| {
-        Err(DeviceError::PortTaken { port, holder: holder.name.clone(), vni: vxlan.vni })
+        let (holder, vni) = (&holder.name, vxlan.vni);
+        bail!(
+            "udp port {port} belongs to vxlan device {holder} (vni {vni}): a host has one owner per port. If flannel made \
+             it, `overlay adopt-flannel` moves the host over under traffic; else stop what manages it, run `ip link delete \
+             {holder}`, and start the agent again"
+        )
     })
 }
 
@@ -66,13 +76,17 @@ fn port_holders<'a>(
 }
 
 /// What "address in use" (the socket) or "file exists" (a device with the same VNI and port) means here.
-pub(super) fn port_error(error: NetlinkError, spec: &DeviceSpec, port: u16, links: &[Link]) -> DeviceError {
+pub(super) fn port_error(error: NetlinkError, spec: &DeviceSpec, port: u16, links: &[Link]) -> anyhow::Error {
     if !matches!(error.errno, Errno::EADDRINUSE | Errno::EEXIST) {
         return error.into();
     }
     match refuse_taken_port(spec, port, links) {
         Err(taken) => taken,
-        Ok(()) if error.errno == Errno::EADDRINUSE => DeviceError::PortBound { port },
+        Ok(()) if error.errno == Errno::EADDRINUSE => {
+            anyhow!(
+                "udp port {port} is bound by a process: find it with `ss -ulnp 'sport = :{port}'` and stop it"
+            )
+        }
         Ok(()) => error.into(),
     }
 }

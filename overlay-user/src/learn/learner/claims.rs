@@ -1,10 +1,10 @@
 //! The learner's conclusions: which ports to attach, whose claim on an address to believe.
 use std::{collections::BTreeMap, mem, net::Ipv4Addr};
 
-use super::{Asked, Claim, Learner, Probe};
+use super::{AddressClaim, Asked, Learner, Probe};
 use crate::{
-    datapath::Change,
     host::netlink::{Link, LinkKind},
+    model::change::LocalChange,
     model::{
         entries::{Endpoint, PortKind},
         mac::Mac,
@@ -131,7 +131,7 @@ impl Learner {
 
     pub(super) fn attach_port(&mut self, index: u32, kind: PortKind) {
         if self.ports.insert(index, kind) != Some(kind) {
-            self.changes.push(Change::Attach(index, kind));
+            self.changes.push(LocalChange::Attach(index, kind));
         }
     }
 
@@ -143,13 +143,13 @@ impl Learner {
             self.forget(address);
         }
         if self.ports.remove(&index).is_some() {
-            self.changes.push(Change::Detach(index));
+            self.changes.push(LocalChange::Detach(index));
         }
     }
 
     pub(super) fn put(&mut self, address: Ipv4Addr, endpoint: Endpoint) {
         if self.endpoints.insert(address, endpoint) != Some(endpoint) {
-            self.changes.push(Change::PutEndpoint(address, endpoint));
+            self.changes.push(LocalChange::PutEndpoint(address, endpoint));
         }
     }
 
@@ -157,7 +157,7 @@ impl Learner {
         self.claims.remove(&address);
         self.answered.remove(&address);
         if self.endpoints.remove(&address).is_some() {
-            self.changes.push(Change::RemoveEndpoint(address));
+            self.changes.push(LocalChange::RemoveEndpoint(address));
         }
     }
 
@@ -233,8 +233,12 @@ impl Learner {
         // The one that is known goes first: of several, each would be new whenever it is its turn.
         let known = self.claims.get(&address).copied();
         let known_rival = known.filter(|claim| rivals.contains(&(claim.port, claim.mac)));
-        let new =
-            rivals.first().map(|&(port, mac)| Claim { port, mac, state: Asked::NotYet, counted: false });
+        let new = rivals.first().map(|&(port, mac)| AddressClaim {
+            port,
+            mac,
+            state: Asked::NotYet,
+            counted: false,
+        });
         let Some(mut claim) = known_rival.or(new) else {
             self.claims.remove(&address);
             return;

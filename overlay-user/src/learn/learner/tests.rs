@@ -54,8 +54,8 @@ fn on(port: u32, mac: Mac) -> Endpoint {
     Endpoint { port, mac, gateway_mac: self::mac(0x80 | BRIDGE as u8), pinned: false }
 }
 
-fn config() -> Config {
-    Config { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] }
+fn config() -> LearnConfig {
+    LearnConfig { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] }
 }
 
 /// A learner that knows an empty bridge.
@@ -66,7 +66,7 @@ fn learner() -> Learner {
         addresses: vec![address(BRIDGE, GATEWAY)],
         ..HostSnapshot::default()
     });
-    assert_eq!(learner.take_changes(), [Change::Attach(BRIDGE, PortKind::Bridge)]);
+    assert_eq!(learner.take_changes(), [LocalChange::Attach(BRIDGE, PortKind::Bridge)]);
     learner
 }
 
@@ -78,7 +78,7 @@ fn learned() -> Learner {
     learner
 }
 
-fn feed(learner: &mut Learner, events: impl IntoIterator<Item = Event>) -> Vec<Change> {
+fn feed(learner: &mut Learner, events: impl IntoIterator<Item = Event>) -> Vec<LocalChange> {
     for event in events {
         learner.event(event);
     }
@@ -102,7 +102,7 @@ fn a_container_is_learned_in_whichever_order_the_kernel_tells() {
     for order in orders {
         assert_eq!(
             feed(&mut learner(), order),
-            [Change::Attach(7, PortKind::Veth), Change::PutEndpoint(C1, on(7, A))]
+            [LocalChange::Attach(7, PortKind::Veth), LocalChange::PutEndpoint(C1, on(7, A))]
         );
     }
 }
@@ -115,9 +115,9 @@ fn a_bridge_that_gets_its_address_later_brings_its_containers() {
     assert_eq!(
         feed(&mut learner, [Event::Address(address(BRIDGE, GATEWAY))]),
         [
-            Change::Attach(BRIDGE, PortKind::Bridge),
-            Change::Attach(7, PortKind::Veth),
-            Change::PutEndpoint(C1, on(7, A)),
+            LocalChange::Attach(BRIDGE, PortKind::Bridge),
+            LocalChange::Attach(7, PortKind::Veth),
+            LocalChange::PutEndpoint(C1, on(7, A)),
         ]
     );
 }
@@ -127,7 +127,7 @@ fn addresses_that_no_container_can_have_are_not_learned() {
     for octets in [[10, 244, 1, 0], [10, 244, 1, 1], [10, 244, 1, 255], [10, 244, 2, 2], [192, 168, 0, 1]] {
         let mut learner = learner();
         let events = [port(7), seen(A, 7), neighbour(BRIDGE, octets.into(), A)];
-        assert_eq!(feed(&mut learner, events), [Change::Attach(7, PortKind::Veth)], "{octets:?}");
+        assert_eq!(feed(&mut learner, events), [LocalChange::Attach(7, PortKind::Veth)], "{octets:?}");
     }
 }
 
@@ -157,7 +157,7 @@ fn ageing_removes_nothing() {
 
 #[test]
 fn the_end_of_a_veth_removes_its_endpoints_before_the_port() {
-    let gone = [Change::RemoveEndpoint(C1), Change::Detach(7)];
+    let gone = [LocalChange::RemoveEndpoint(C1), LocalChange::Detach(7)];
     assert_eq!(feed(&mut learned(), [Event::LinkGone(7)]), gone);
     // Taken out of the bridge, the veth lives on elsewhere.
     assert_eq!(feed(&mut learned(), [Event::Link(link(7, LinkKind::Veth, None))]), gone);
@@ -169,10 +169,10 @@ fn a_container_replaced_behind_a_new_veth_is_learned_there() {
     assert_eq!(
         feed(&mut learned(), events),
         [
-            Change::RemoveEndpoint(C1),
-            Change::Detach(7),
-            Change::Attach(9, PortKind::Veth),
-            Change::PutEndpoint(C1, on(9, B)),
+            LocalChange::RemoveEndpoint(C1),
+            LocalChange::Detach(7),
+            LocalChange::Attach(9, PortKind::Veth),
+            LocalChange::PutEndpoint(C1, on(9, B)),
         ]
     );
 }
@@ -181,7 +181,7 @@ fn a_container_replaced_behind_a_new_veth_is_learned_there() {
 fn a_new_mac_behind_the_same_veth_needs_no_probe() {
     let mut learner = learned();
     let changes = feed(&mut learner, [seen(B, 7), neighbour(BRIDGE, C1, B)]);
-    assert_eq!(changes, [Change::PutEndpoint(C1, on(7, B))]);
+    assert_eq!(changes, [LocalChange::PutEndpoint(C1, on(7, B))]);
     assert_eq!(learner.take_probes(), []);
 }
 
@@ -189,7 +189,7 @@ fn a_new_mac_behind_the_same_veth_needs_no_probe() {
 fn a_gratuitous_arp_steals_nothing_from_a_holder_that_answers() {
     let mut learner = learned();
     let theft = [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)];
-    assert_eq!(feed(&mut learner, theft), [Change::Attach(8, PortKind::Veth)]);
+    assert_eq!(feed(&mut learner, theft), [LocalChange::Attach(8, PortKind::Veth)]);
     let asked = probe(&mut learner);
     assert_eq!((asked.port, asked.address, asked.mac), (7, C1, A));
     // Said again while the probe is under way: asked once.
@@ -231,7 +231,7 @@ fn a_silent_holder_loses_its_address() {
     feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
     let asked = probe(&mut learner);
     learner.probed(asked, false);
-    assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, on(8, B))]);
+    assert_eq!(learner.take_changes(), [LocalChange::PutEndpoint(C1, on(8, B))]);
     assert_eq!(learner.view().moves_total, 1);
     // A late answer to an old question moves nothing.
     learner.probed(asked, false);
@@ -245,7 +245,7 @@ fn a_holder_that_is_gone_needs_no_probe() {
     let asked = probe(&mut learner);
     assert_eq!(
         feed(&mut learner, [Event::LinkGone(7)]),
-        [Change::RemoveEndpoint(C1), Change::Detach(7), Change::PutEndpoint(C1, on(8, B)),]
+        [LocalChange::RemoveEndpoint(C1), LocalChange::Detach(7), LocalChange::PutEndpoint(C1, on(8, B)),]
     );
     learner.probed(asked, false);
     assert_eq!(learner.take_changes(), []);
@@ -259,7 +259,7 @@ fn a_holder_that_is_down_loses_its_address_unasked() {
     assert_eq!(feed(&mut learner, [Event::Link(down.clone())]), []);
     assert_eq!(learner.endpoints[&C1], on(7, A));
     let changes = feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
-    assert_eq!(changes, [Change::Attach(8, PortKind::Veth), Change::PutEndpoint(C1, on(8, B))]);
+    assert_eq!(changes, [LocalChange::Attach(8, PortKind::Veth), LocalChange::PutEndpoint(C1, on(8, B))]);
     assert_eq!((learner.take_probes(), learner.view().moves_total), (vec![], 1));
 
     // Refused at first, and then the holder goes down.
@@ -267,13 +267,13 @@ fn a_holder_that_is_down_loses_its_address_unasked() {
     feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
     let asked = probe(&mut learner);
     learner.probed(asked, true);
-    assert_eq!(feed(&mut learner, [Event::Link(down.clone())]), [Change::PutEndpoint(C1, on(8, B))]);
+    assert_eq!(feed(&mut learner, [Event::Link(down.clone())]), [LocalChange::PutEndpoint(C1, on(8, B))]);
     // A pinned one stays.
     let mut learner = learned();
     learner.attach(C1, "if7", Some(A)).unwrap();
     learner.take_changes();
     let claim = [Event::Link(down), port(8), seen(B, 8), neighbour(BRIDGE, C1, B)];
-    assert_eq!(feed(&mut learner, claim), [Change::Attach(8, PortKind::Veth)]);
+    assert_eq!(feed(&mut learner, claim), [LocalChange::Attach(8, PortKind::Veth)]);
 }
 
 /// A point-to-point veth of ours, with `address` seen behind it.
@@ -317,7 +317,7 @@ fn a_silent_holder_on_another_segment_loses_its_address_for_good() {
         let asked = probe(&mut learner);
         learner.probed(asked, false);
         let moved = Endpoint { gateway_mac: mac(0x80 | rival as u8), ..on(rival, B) };
-        assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, moved)], "{rival}");
+        assert_eq!(learner.take_changes(), [LocalChange::PutEndpoint(C1, moved)], "{rival}");
         // The neighbour entry by which it was known is still in the kernel, and claims nothing.
         learner.retry();
         assert_eq!((learner.take_probes(), learner.view().moves_total), (vec![], 1), "{rival}");
@@ -358,7 +358,7 @@ fn a_holder_replaced_while_it_was_asked_is_asked_again() {
     feed(&mut learner, seen_alone(9, C1, B));
     let old = probe(&mut learner);
     let replaced = [seen(mac(0xc), 7), neighbour(BRIDGE, C1, mac(0xc))];
-    assert_eq!(feed(&mut learner, replaced), [Change::PutEndpoint(C1, on(7, mac(0xc)))]);
+    assert_eq!(feed(&mut learner, replaced), [LocalChange::PutEndpoint(C1, on(7, mac(0xc)))]);
     assert_eq!(learner.take_probes(), []);
     learner.probed(old, false);
     let asked = probe(&mut learner);
@@ -407,7 +407,7 @@ fn claims_with_ever_other_macs_are_asked_about_once() {
     learner.retry();
     let asked = probe(&mut learner);
     learner.probed(asked, false);
-    assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, on(8, B))]);
+    assert_eq!(learner.take_changes(), [LocalChange::PutEndpoint(C1, on(8, B))]);
 }
 
 #[test]
@@ -417,7 +417,7 @@ fn an_address_that_moved_behind_a_tap_goes_to_the_stack() {
     feed(&mut learner, [tap, seen(B, 8), neighbour(BRIDGE, C1, B)]);
     let asked = probe(&mut learner);
     learner.probed(asked, false);
-    assert_eq!(learner.take_changes(), [Change::RemoveEndpoint(C1)]);
+    assert_eq!(learner.take_changes(), [LocalChange::RemoveEndpoint(C1)]);
 }
 
 #[test]
@@ -434,7 +434,7 @@ fn a_point_to_point_veth_is_known_by_its_route() {
     let veth = Event::Link(link(7, LinkKind::Veth, None));
     let changes = feed(&mut learner, [veth, Event::Route(route), neighbour(7, C1, A)]);
     let endpoint = Endpoint { gateway_mac: mac(0x87), ..on(7, A) };
-    assert_eq!(changes, [Change::Attach(7, PortKind::Veth), Change::PutEndpoint(C1, endpoint)]);
+    assert_eq!(changes, [LocalChange::Attach(7, PortKind::Veth), LocalChange::PutEndpoint(C1, endpoint)]);
     // The route going for a moment is not the veth's end.
     assert_eq!(feed(&mut learner, [Event::RouteGone(route), Event::Route(route)]), []);
 }
@@ -444,7 +444,7 @@ fn a_port_that_gave_its_bridge_its_mac_is_no_point_to_point_veth_afterwards() {
     let veth = |master| Event::Link(Link { mac: Some(mac(0x85)), ..link(7, LinkKind::Veth, master) });
     let mut taken_out = learner();
     feed(&mut taken_out, [veth(Some(BRIDGE)), seen(A, 7), neighbour(BRIDGE, C1, A)]);
-    let gone = [Change::RemoveEndpoint(C1), Change::Detach(7)];
+    let gone = [LocalChange::RemoveEndpoint(C1), LocalChange::Detach(7)];
     assert_eq!(feed(&mut taken_out, [veth(None)]), gone);
 
     // A port already when the agent started, seen in no event.
@@ -467,7 +467,7 @@ fn a_port_that_gave_its_bridge_its_mac_is_no_point_to_point_veth_afterwards() {
 #[test]
 fn an_address_that_becomes_the_hosts_own_is_no_container_any_more() {
     let own = || Event::Address(address(BRIDGE, C1));
-    assert_eq!(feed(&mut learned(), [own()]), [Change::RemoveEndpoint(C1)]);
+    assert_eq!(feed(&mut learned(), [own()]), [LocalChange::RemoveEndpoint(C1)]);
     // An operator's word stands.
     let mut learner = learned();
     learner.attach(C1, "if7", Some(A)).unwrap();
@@ -510,7 +510,7 @@ fn a_bridge_with_a_new_mac_is_a_new_gateway() {
     let mut learner = learned();
     let changed = Link { mac: Some(mac(0x77)), ..bridge() };
     let endpoint = Endpoint { gateway_mac: mac(0x77), ..on(7, A) };
-    assert_eq!(feed(&mut learner, [Event::Link(changed)]), [Change::PutEndpoint(C1, endpoint)]);
+    assert_eq!(feed(&mut learner, [Event::Link(changed)]), [LocalChange::PutEndpoint(C1, endpoint)]);
 }
 
 #[test]
@@ -519,14 +519,14 @@ fn a_pinned_endpoint_is_neither_moved_nor_altered_by_learning() {
     feed(&mut learner, [port(7), port(8)]);
     learner.attach(C1, "if7", Some(A)).unwrap();
     let pinned = Endpoint { pinned: true, ..on(7, A) };
-    assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, pinned)]);
+    assert_eq!(learner.take_changes(), [LocalChange::PutEndpoint(C1, pinned)]);
     let claims = [seen(B, 8), neighbour(BRIDGE, C1, B), seen(B, 7)];
     assert_eq!(feed(&mut learner, claims), []);
     assert_eq!(learner.take_probes(), []);
     assert_eq!(learner.view().conflicts_total, 1);
     // Only detach or the link's end.
     learner.detach(C1).unwrap();
-    assert_eq!(learner.take_changes(), [Change::RemoveEndpoint(C1)]);
+    assert_eq!(learner.take_changes(), [LocalChange::RemoveEndpoint(C1)]);
     assert_eq!(learner.detach(C1), Err(ClaimError::Unknown(C1)));
 }
 
@@ -539,7 +539,7 @@ fn an_address_is_pinned_over_whoever_was_first() {
     learner.probed(asked, true);
     assert_eq!(learner.view().conflicts[0].claimant, "if8");
     learner.attach(C1, "if8", None).unwrap();
-    assert_eq!(learner.take_changes(), [Change::PutEndpoint(C1, Endpoint { pinned: true, ..on(8, B) })]);
+    assert_eq!(learner.take_changes(), [LocalChange::PutEndpoint(C1, Endpoint { pinned: true, ..on(8, B) })]);
     // The first one's claims are the conflict now.
     feed(&mut learner, [neighbour(BRIDGE, C1, A)]);
     let view = learner.view();
@@ -553,9 +553,9 @@ fn a_veth_outside_our_bridges_is_attached_for_its_pinned_endpoint() {
     assert_eq!(learner.attach(C1, "if9", None), Err(ClaimError::NoMac(C1)));
     learner.attach(C1, "if9", Some(A)).unwrap();
     let changes = learner.take_changes();
-    assert_eq!(changes[0], Change::Attach(9, PortKind::Veth));
+    assert_eq!(changes[0], LocalChange::Attach(9, PortKind::Veth));
     learner.detach(C1).unwrap();
-    assert_eq!(learner.take_changes(), [Change::RemoveEndpoint(C1), Change::Detach(9)]);
+    assert_eq!(learner.take_changes(), [LocalChange::RemoveEndpoint(C1), LocalChange::Detach(9)]);
 }
 
 #[test]
@@ -595,12 +595,12 @@ fn what_is_installed_survives_a_restart_unless_its_port_went() {
     assert_eq!(
         changes,
         [
-            Change::RemoveEndpoint(gone),
-            Change::Detach(6),
-            Change::RemoveEndpoint(reused),
-            Change::Attach(BRIDGE, PortKind::Bridge),
-            Change::Attach(7, PortKind::Veth),
-            Change::Attach(9, PortKind::Veth),
+            LocalChange::RemoveEndpoint(gone),
+            LocalChange::Detach(6),
+            LocalChange::RemoveEndpoint(reused),
+            LocalChange::Attach(BRIDGE, PortKind::Bridge),
+            LocalChange::Attach(7, PortKind::Veth),
+            LocalChange::Attach(9, PortKind::Veth),
         ]
     );
 }
@@ -616,6 +616,6 @@ fn lost_events_are_made_up_for_by_a_snapshot() {
         ..HostSnapshot::default()
     });
     let changes = learner.take_changes();
-    assert!(changes.contains(&Change::Detach(7)), "{changes:?}");
-    assert_eq!(changes.last(), Some(&Change::PutEndpoint(C1, on(8, B))));
+    assert!(changes.contains(&LocalChange::Detach(7)), "{changes:?}");
+    assert_eq!(changes.last(), Some(&LocalChange::PutEndpoint(C1, on(8, B))));
 }

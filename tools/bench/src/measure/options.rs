@@ -7,7 +7,7 @@ use super::{jobs::Group, network::Case};
 
 /// How the benchmark runs.
 #[derive(Args, Debug)]
-pub struct Options {
+pub struct BenchOptions {
     /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes once the agent is built, for a look.
     #[arg(long)]
     pub(super) quick: bool,
@@ -32,12 +32,15 @@ pub struct Options {
     /// Says what changed since the run that wrote this file.
     #[arg(long, value_name = "OLD.json")]
     pub(super) compare: Option<PathBuf>,
+    /// Measures nothing, and draws the plots of the run that wrote this file.
+    #[arg(long, value_name = "RESULTS.json", conflicts_with = "compare")]
+    pub(super) draw: Option<PathBuf>,
     /// Where results go.
     #[arg(long, value_name = "FOLDER")]
     pub(super) out: Option<PathBuf>,
 }
 
-impl Options {
+impl BenchOptions {
     /// What is measured.
     pub(super) fn groups(&self) -> Vec<Group> {
         chosen(&self.only, Group::value_variants().to_vec())

@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 use super::{
     jobs::{Group, Job},
     network::{Case, Network},
-    options::{Options, Underlay, chosen},
+    options::{BenchOptions, Underlay, chosen},
     packets::{Load, Part, Until, send},
     peers::Crowd,
     progress::Progress,
@@ -32,7 +32,7 @@ fn in_turn<T>(all: &[T], round: u32) -> impl Iterator<Item = &T> {
 
 /// What a run works with.
 pub(super) struct Run<'a> {
-    options: &'a Options,
+    options: &'a BenchOptions,
     overlay: PathBuf,
     /// overlay-frames.
     program: PathBuf,
@@ -42,7 +42,12 @@ pub(super) struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Of these programs, into these results.
-    pub(super) fn new(options: &'a Options, overlay: PathBuf, program: PathBuf, results: Results) -> Self {
+    pub(super) fn new(
+        options: &'a BenchOptions,
+        overlay: PathBuf,
+        program: PathBuf,
+        results: Results,
+    ) -> Self {
         Self { options, overlay, program, results, progress: Progress::new(0) }
     }
 

@@ -12,7 +12,7 @@ use super::{
     },
 };
 
-/// Whom a container hears when somebody asks who is in none.
+/// The address that a web server sees when a process outside of all containers sends it a request.
 fn heard_from(namespace: &Namespace, what: &str) -> Ipv4Addr {
     let busybox = DockerTools::find().unwrap().busybox();
     let line = format!("timeout 5 {} wget -q -O - http://{what}/cgi-bin/who", busybox.display());
@@ -48,7 +48,7 @@ fn answer_everybody(backend: Backend) {
     let [host_here, host_there] = [here, there].map(|member| member.host.namespace());
 
     check("outside", &|| heard_from(outside, &underlay), Lab::SWITCH, [Neither, Neither]);
-    // Out of the overlay, and hence masqueraded.
+    // These packets leave the overlay and are therefore masqueraded.
     check("container there, underlay", &|| heard(&asks, &underlay), there.host.address(), [Neither, Neither]);
     check("container there, .1", &|| heard(&asks, &gateway), asks.address(), [Stack, Fast]);
     check(
@@ -58,7 +58,7 @@ fn answer_everybody(backend: Backend) {
         [Neither, Neither],
     );
     check("host there, .1", &|| heard_from(host_there, &gateway), own(there, 0), [Stack, Stack]);
-    // Docker's own proxy answers those, in the host's name.
+    // Docker's own proxy answers these requests, with the host's address.
     for to in [&underlay, &gateway] {
         check("container here", &|| heard(&beside, to), own(here, 1), [Neither, Neither]);
     }
@@ -70,13 +70,13 @@ fn answer_everybody(backend: Backend) {
     );
     check("host here, .1", &|| heard_from(host_here, &gateway), own(here, 1), [Neither, Neither]);
 
-    // The page itself, too, and what is too long for one packet.
+    // A page and a transfer too long for one packet arrive too.
     assert_eq!(asks.fetch(&gateway).unwrap(), "a page\n");
     for to in [&underlay, &gateway] {
         asks.download(to).unwrap();
     }
 
-    // Unpublished with its container.
+    // The port is closed when its container stops.
     web.stop().unwrap();
     assert!(asks.fetch(&gateway).is_err() && asks.fetch(&underlay).is_err());
 }

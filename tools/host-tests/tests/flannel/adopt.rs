@@ -20,11 +20,11 @@ use super::{
     rules::{self, By},
 };
 
-/// Longest that a move may leave the kernel's stack without a way, in microseconds, on a machine that does other things as
-/// well. Seen are 8,000 to 20,000, and once 265,000 when the machine was busy.
+/// The longest interruption of the stack's path that a move may cause, in microseconds, on a machine that is busy with
+/// other things. Usual are 8,000 to 20,000; 265,000 were seen once on a busy machine.
 const LONGEST: u64 = 1_000_000;
 
-/// Two hosts of flannel's, whose containers have met, and the first of which is to be moved.
+/// Two hosts of flannel's whose containers have talked to each other. The first is to be moved.
 struct Scene {
     bed: Bed,
     etcd: String,
@@ -39,7 +39,7 @@ impl Scene {
         let mut bed = Bed::with(flannel, 0, 2, config, Options::default());
         let etcd = bed.etcd().client_url();
         let scene = Self { bed, etcd };
-        // As kube-proxy and ufw do.
+        // kube-proxy and ufw do this.
         rules::drop_invalid(&scene.moved().host);
         let (a, b) = scene.containers();
         assert_reaches(a, b.address());
@@ -59,7 +59,7 @@ impl Scene {
         (&self.moved().container, &self.other().container)
     }
 
-    /// The command on the host that is moved. `path` comes before the others of `PATH`.
+    /// `overlay adopt-flannel` for the host that is moved. The folder `path` comes first in `PATH`.
     fn command(&self, words: &[&str], path: Option<&PathBuf>) -> Command {
         let host = &self.moved().host;
         let words = [&[overlay().to_str().unwrap(), "adopt-flannel"], words].concat();
@@ -79,14 +79,14 @@ impl Scene {
         self.command(words, None).output().unwrap()
     }
 
-    /// It succeeds; what it prints.
+    /// Runs the command, asserts that it succeeds, and returns what it prints.
     fn done(&self, words: &[&str]) -> String {
         let output = self.run(words);
         assert!(output.status.success(), "{words:?}: {}", text(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// It fails with these words.
+    /// Runs the command and asserts that it fails with these words.
     fn refused(&self, words: &[&str], says: &[&str]) {
         let output = self.run(words);
         assert_eq!(output.status.code(), Some(1), "{words:?}: {}", text(&output));
@@ -105,7 +105,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
 }
 
-/// Everything of a host that a move alters, or must not.
+/// Everything of a host that a move changes or must not change.
 #[derive(Debug, PartialEq, Eq)]
 struct Picture(BTreeMap<&'static str, String>);
 
@@ -120,10 +120,10 @@ impl Picture {
         let links = host.exec("ip -d -j link show type vxlan").unwrap();
         let mut links: Value = serde_json::from_str(&links).unwrap();
         for link in links.as_array_mut().unwrap() {
-            // Another device, and as it was.
+            // A device made anew has another index, but must be the same otherwise.
             link["ifindex"] = Value::Null;
         }
-        // Without the interfaces' numbers.
+        // The interfaces' indexes are cut off.
         let addresses = host.exec("ip -4 -o address").unwrap();
         let mut addresses: Vec<_> =
             addresses.lines().filter_map(|line| line.split_once(": ")).map(|it| it.1).collect();
@@ -147,7 +147,7 @@ impl Picture {
     }
 }
 
-/// What another host has of the one that is moved.
+/// What the other host knows about the one that is moved.
 fn known_elsewhere(scene: &Scene) -> String {
     let (subnet, host) = (&scene.moved().subnet, &scene.other().host);
     let lines =
@@ -156,7 +156,7 @@ fn known_elsewhere(scene: &Scene) -> String {
         + &host.exec(&format!("ip route get {}", subnet.replace("0/24", "2"))).unwrap()
 }
 
-/// Packets both ways, numbered, and a connection each way.
+/// Numbered packets and a connection in each direction.
 struct Traffic {
     numbered: [Numbered; 2],
     steady: [Steady; 2],
@@ -174,13 +174,14 @@ impl Traffic {
         traffic
     }
 
-    /// Waits until a good deal more was sent.
+    /// Waits until 500 more packets are sent.
     fn flow_on(&self) {
         let goal = self.numbered[0].sent() + 500;
         wait_for("packets to be sent", || self.numbered[0].sent() > goal);
     }
 
-    /// The connections have lived; what became of the packets, out of the host that was moved and in.
+    /// Asserts that the connections still work, and returns what became of the packets that left the moved host and of
+    /// those that came to it.
     fn finish(self) -> [NumberedReport; 2] {
         self.flow_on();
         for steady in self.steady {
@@ -210,7 +211,7 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
     assert!(plan.contains(" 1. renew lease") && plan.contains("remove flannel.1, with 1 routes"), "{plan}");
     before.same(&Picture::of(&scene.moved().host), "--dry-run");
 
-    // These begin under flannel, and end there.
+    // These connections begin under flannel, and end under it.
     let (a, b) = scene.containers();
     let through = [(a, b), (b, a)].map(|(from, to)| Steady::start(from, to).unwrap());
     let traffic = Traffic::start(&scene);
@@ -220,10 +221,10 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
     assert!(toll["interruption_us"].as_u64().unwrap() < LONGEST, "{report:#}");
     assert_eq!(toll["refused"], 0, "{report:#}");
 
-    // Nobody else has noticed.
+    // The store and the other host have not noticed anything.
     assert_eq!(scene.lease(), lease);
     assert_eq!(known_elsewhere(&scene), elsewhere);
-    // Nothing of flannel's is left, and what is somebody else's is.
+    // Nothing of flannel's is left, and everything else is.
     let after = Picture::of(&scene.moved().host);
     assert!(!after.0["links"].contains("flannel"), "{}", after.0["links"]);
     assert!(!after.0["routes"].contains("flannel") && !after.0["routes"].contains("blackhole"), "{after:?}");
@@ -233,7 +234,7 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
     assert!(others.into_iter().all(|line| new.contains(line)), "{new}");
     assert!(new.contains("table ip overlay-default"), "masquerading goes on: {new}");
 
-    // The agent finds it all, and goes on.
+    // The agent finds everything and goes on with it.
     let line = report["next"].as_str().unwrap();
     assert!(line.starts_with("overlay agent") && line.ends_with("--ip-masq"), "{line}");
     let etcd = scene.etcd.clone();
@@ -249,10 +250,10 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
         subnet_env(&scene.moved().host),
         before.0["subnet.env"].replace("IPMASQ=false", "IPMASQ=true")
     );
-    // Once more has nothing to do.
+    // A second run has nothing to do.
     assert!(scene.done(&[]).contains("nothing to adopt"));
 
-    // And back.
+    // Now the host is moved back.
     scene.refused(&["--back"], &["end the agent first"]);
     agent.terminate().unwrap();
     let traffic = Traffic::start(&scene);
@@ -292,14 +293,14 @@ fn what_the_stack_carries_is_interrupted_for_a_moment_and_the_packets_are_counte
             let toll = &report["toll"];
             let told = |name: &str| toll[name].as_u64().unwrap();
             println!("{by:?}: lost {} and {}, told {toll}", lost[0].lost, lost[1].lost);
-            // Acknowledgements and segments of the two connections are among those told.
+            // The acknowledgements and segments of the two connections are among the packets that the report counts.
             assert!(lost[0].lost <= told("from_containers"), "{lost:?} {toll}");
             assert!(lost[1].lost <= told("from_peers"), "{lost:?} {toll}");
         }
     }
 }
 
-/// A command of the test's own, found before the one that is installed. `does` is a shell's.
+/// Makes a command that is found before the installed one. `does` is a shell script. Returns the command's folder.
 fn in_place_of(host: &Host, command: &str, does: &str) -> PathBuf {
     let folder = host.folder().join("bin");
     fs::create_dir_all(&folder).unwrap();
@@ -309,7 +310,7 @@ fn in_place_of(host: &Host, command: &str, does: &str) -> PathBuf {
     folder
 }
 
-/// Up or down, when somebody looked.
+/// Whether an interface was up when `links` was printed.
 fn is_up(links: &str, name: &str) -> bool {
     let link = links.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {links}"));
     link.contains(",UP")
@@ -324,7 +325,8 @@ fn a_move_that_fails_half_way_is_undone() {
         let lease = scene.lease();
         let before = Picture::of(&scene.moved().host);
         let seen = scene.moved().host.folder().join("seen");
-        // The last step that can fail: the port has changed hands.
+        // Writing the rules is the last step that can fail. flannel's device has given up the port by then, and ours
+        // has taken it.
         let does = format!("ip -br link > {}; echo no such luck >&2; exit 1", seen.display());
         let path = in_place_of(&scene.moved().host, "iptables-nft-restore", &does);
         let traffic = Traffic::start(&scene);
@@ -339,9 +341,9 @@ fn a_move_that_fails_half_way_is_undone() {
         before.same(&Picture::of(&scene.moved().host), "undone");
         assert_eq!(scene.lease(), lease);
         assert!(!scene.moved().host.folder().join("state/default").exists());
-        // The fast path went on, there and back.
+        // The fast path went on during the move and its undoing.
         assert_eq!((lost[0].lost, lost[1].lost), (0, 0), "{lost:?}");
-        // And then it can be done.
+        // After that the move succeeds.
         scene.done(&[]);
     }
 }
@@ -399,7 +401,7 @@ fn plain_routes_of_direct_routing_go_and_come_back() {
         let direct = format!("{} via 10.99.0.2 dev eth0", scene.other().subnet);
         assert!(before.0["routes"].contains(&direct), "{before:?}");
         let traffic = Traffic::start(&scene);
-        // Where the kernel has no better way to attach.
+        // clsact is the attach method on kernels without TCX.
         let plan = scene.done(&["--attach", "clsact"]);
         traffic.finish();
         assert!(plan.contains(&format!("remove flannel's plain routes: {}", scene.other().subnet)), "{plan}");
@@ -471,7 +473,7 @@ fn an_interface_that_is_not_ours_is_refused_as_device_and_left_alone_by_the_way_
         assert_eq!(links(&host), up);
         before.same(&Picture::of(&host), "refused");
 
-        // What versions before this one noted, and could not undo.
+        // Earlier versions wrote records of such devices, and then could not undo the move.
         scene.done(&[]);
         let mut noted = parsed(&fs::read_to_string(&note).unwrap());
         scene.done(&["--back"]);
@@ -504,7 +506,7 @@ fn a_route_that_cannot_be_put_back_is_named_and_stops_nothing() {
             let host = scene.moved().host.clone();
             let before = Picture::of(&host);
             scene.done(&[]);
-            // As after a NIC was renamed, and an address of the underlay's taken away.
+            // The routes are as after a NIC was renamed, and after an address of the underlay was removed.
             let note = host.folder().join("state/default/flannel.json");
             let mut noted = parsed(&fs::read_to_string(&note).unwrap());
             let route = |destination: &str, gateway: &str, interface: &str| {
@@ -539,7 +541,7 @@ fn a_way_back_that_fails_leaves_nothing_that_drops_packets() {
         let host = scene.moved().host.clone();
         scene.done(&[]);
         let before = host.exec("ip route show").unwrap();
-        // What a move leaves that is killed between the two devices.
+        // This is what remains of a move that is killed while neither device has the port.
         host.namespace().ip("route add blackhole 10.244.0.0/16 metric 4294967295 proto static").unwrap();
         host.namespace().ip("link add flannel.1 type vxlan id 9 dev eth0 dstport 4000").unwrap();
         scene.refused(&["--back"], &["there is a flannel.1 already, and it is not as it was"]);
@@ -567,7 +569,7 @@ impl Translated {
         Self { client, server }
     }
 
-    /// The server speaks first: what the client says would tell the host of the connection.
+    /// Lets the server speak first, because a packet of the client would tell the host about the connection.
     fn talk(&mut self) {
         let mut heard = [0; 4];
         self.server.write_all(b"news").unwrap();
@@ -585,7 +587,8 @@ fn connections_that_the_host_translates_live_through_it() {
         let mut scene = Scene::new(&flannel);
         scene.bed.flannel[0].stop();
         let (a, b) = scene.containers();
-        // A service whose backend is elsewhere, and a port published here.
+        // One connection goes to a service whose backend is on the other host, another to a port that is published
+        // here.
         let service = Ipv4Addr::new(10, 96, 0, 10);
         let here: Ipv4Addr = scene.moved().subnet.replace("0/24", "1").parse().unwrap();
         let rules = format!(
@@ -621,7 +624,7 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         scene.bed.flannel[0].stop();
         let host = scene.moved().host.clone();
         let before = Picture::of(&host);
-        // Whoever is called so: here it is in the way, elsewhere it is not.
+        // Any process of this name is refused on this host; on another host it does not matter.
         let called_flanneld = host.folder().join("flanneld");
         fs::copy(Path::new("/bin/sleep"), &called_flanneld).unwrap();
         let line = format!("{} 1000", called_flanneld.display());
@@ -635,7 +638,7 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         assert!(scene.done(&["--dry-run"]).contains(&format!("note: {pid}")));
         drop(running);
 
-        // One that starts after the first look, before anything is changed.
+        // Another flanneld starts after the first check, before anything is changed.
         let (asked, go) = (host.folder().join("asked"), host.folder().join("go"));
         let does = format!(
             "touch {}; while kill -0 $PPID && ! [ -e {} ]; do sleep 0.05; done; PATH=${{PATH#*:}}; exec iptables-nft-save \"$@\"",
@@ -658,13 +661,13 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         before.same(&Picture::of(&host), "refused");
         drop(running);
 
-        // Another network's device on the port, which would take it.
+        // A device of another network uses the port, and would receive the packets.
         host.namespace().ip("link add other type vxlan id 9 dev eth0 dstport 8472").unwrap();
         scene.refused(&[], &["other (vni 9) has udp port 8472 too"]);
         host.namespace().ip("link delete other").unwrap();
         before.same(&Picture::of(&host), "refused");
 
-        // Another backend than flannel was started with.
+        // The config has another backend than the one that flannel was started with.
         for (mode, says) in
             [(Mode::Udp, "leaves nothing to adopt"), (Mode::HostGw, "is not of flannel's host-gw backend")]
         {

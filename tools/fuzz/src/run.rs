@@ -1,0 +1,131 @@
+//! One batch of cases after the other through both hosts, and the smallest part of a batch that nothing explains.
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+};
+
+use anyhow::Result;
+
+use crate::{
+    account::Account,
+    compare::{comes_from, compare, for_the_kernel},
+    mutations::Case,
+    options::Ingress,
+    report::{Report, finding},
+    rows,
+    rules::Fate,
+    twins::{Delivered, Twins},
+};
+
+/// A broken program breaks everything: enough is enough.
+pub(crate) const MOST_FINDINGS: usize = 20;
+
+/// A run under way.
+pub(crate) struct Run {
+    twins: Twins,
+    pub(crate) report: Report,
+}
+
+/// What some cases showed.
+struct Shown {
+    why: Vec<String>,
+    sent: Delivered,
+    same: u64,
+    rules: BTreeMap<String, u64>,
+    account: Account,
+}
+
+impl Run {
+    /// Two hosts that have seen nothing yet.
+    pub(crate) fn new(overlay: &Path, ingress: Ingress, seed: u64) -> Result<Self> {
+        let report = Report { seed, ..Report::default() };
+        Ok(Self { twins: Twins::new(overlay, ingress.agent())?, report })
+    }
+
+    /// Runs these cases, and looks for the smallest ones that nothing explains.
+    pub(crate) fn batch(&mut self, cases: &[(Fate, Case)]) -> Result<()> {
+        let outcome = self.run(cases)?;
+        let report = &mut self.report;
+        report.frames += outcome.sent.sent;
+        report.cases += cases.len() as u64;
+        report.delivered += outcome.same;
+        report.unaccounted += outcome.account.unaccounted;
+        for (into, from) in
+            [(&mut report.dropped_by_rule, &outcome.rules), (&mut report.accounted, &outcome.account.ended)]
+        {
+            for (name, count) in from {
+                *into.entry(name.clone()).or_default() += count;
+            }
+        }
+        if !outcome.why.is_empty() {
+            self.bisect(cases, outcome.why)?;
+        }
+        Ok(())
+    }
+
+    fn bisect(&mut self, cases: &[(Fate, Case)], why: Vec<String>) -> Result<()> {
+        if self.report.differences.len() >= MOST_FINDINGS {
+            return Ok(());
+        }
+        if let [(fate, case)] = cases {
+            self.report.differences.push(finding(fate, case, why));
+            return Ok(());
+        }
+        let mut found = false;
+        let (first, second) = cases.split_at(cases.len() / 2);
+        for half in [first, second] {
+            let outcome = self.run(half)?;
+            if !outcome.why.is_empty() {
+                found = true;
+                self.bisect(half, outcome.why)?;
+            }
+        }
+        if !found {
+            // All of them are too many to read, and the seed makes them again: the first tells where.
+            let (fate, case) = &cases[0];
+            let mut first = finding(fate, case, why);
+            first.name = format!("{} cases together, from: {}", cases.len(), case.name);
+            self.report.differences.push(first);
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, cases: &[(Fate, Case)]) -> Result<Shown> {
+        let before = (self.twins.counted()?, self.twins.ours.kernel_counters()?);
+        let frames = cases.iter().flat_map(|(_, case)| case.frames.iter().map(|frame| (case.nic, frame)));
+        let ours = self.twins.ours.deliver(frames)?;
+        let after = (self.twins.counted()?, self.twins.ours.kernel_counters()?);
+        let twins: Vec<_> = cases
+            .iter()
+            .flat_map(|(fate, case)| for_the_kernel(case, fate).into_iter().map(|frame| (case.nic, frame)))
+            .collect();
+        let kernel = self.twins.kernel.deliver(twins.iter().map(|(nic, frame)| (*nic, frame)))?;
+
+        let mut why = Vec::new();
+        let difference = compare(&ours.frames, &kernel.frames);
+        for frame in &difference.ours_only {
+            why.push(format!("only ours delivered {}", rows::hex(frame)));
+        }
+        let mut rules = BTreeMap::new();
+        let mut used = HashSet::new();
+        for frame in &difference.kernel_only {
+            match explained(frame, cases, &mut used) {
+                Some(rule) => *rules.entry(rule.to_owned()).or_default() += 1,
+                None => why.push(format!("only the kernel delivered {}", rows::hex(frame))),
+            }
+        }
+        let fates: Vec<_> = cases.iter().map(|(fate, _)| fate).collect();
+        let account = Account::of(&fates, &ours, &before, &after);
+        why.extend(account.why.iter().cloned());
+        Ok(Shown { why, same: difference.same, sent: ours, rules, account })
+    }
+}
+
+/// The rule by which ours dropped what the kernel delivered; each case explains one frame.
+fn explained(frame: &[u8], cases: &[(Fate, Case)], used: &mut HashSet<usize>) -> Option<&'static str> {
+    cases.iter().enumerate().find_map(|(at, (fate, case))| {
+        let rule = fate.dropped_by()?;
+        let new = comes_from(frame, case) && used.insert(at);
+        new.then_some(rule)
+    })
+}
