@@ -182,8 +182,8 @@ impl Bed<'_> {
             ensure!(deleted.trim() == "1", "the host's own lease {key} was not there");
         }
         // The tables must have space for later peers, too.
-        let room = (peers + 1000).to_string();
-        let options = self.store.arguments().iter().map(String::as_str).chain(["--max-peers", &room]);
+        let table_size = (peers + 1000).to_string();
+        let options = self.store.arguments().iter().map(String::as_str).chain(["--max-peers", &table_size]);
         let options: Vec<_> = options.collect();
 
         let started = Instant::now();

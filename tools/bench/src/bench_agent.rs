@@ -86,7 +86,7 @@ fn show(report: &Report) {
         weight(report.maps.iter().map(|map| map.bytes).sum())
     );
     for map in &report.maps {
-        println!("| ... {} (room for {}) | {:.2} MiB | |", map.name, map.max_entries, weight(map.bytes));
+        println!("| ... {} (of {} entries) | {:.2} MiB | |", map.name, map.max_entries, weight(map.bytes));
     }
     println!("| CPU at rest | {:.2} % of one | |", report.cpu_at_rest_percent);
     println!(

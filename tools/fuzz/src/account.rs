@@ -33,7 +33,7 @@ impl Account {
         let marks = sent.marks as i64;
         // A connection that the stack has carried a packet of is a stack flow. The rules know only frames, not what
         // came before.
-        let noted = counted(Hook::Decap, Reason::StackFlow);
+        let stack_flows = counted(Hook::Decap, Reason::StackFlow);
         let kernel = after.1.since(&before.1);
         let is = |name: &str| kernel.get(name);
         let ends = |end: End| total(&|fate| fate.ends.iter().filter(|is| **is == end).count());
@@ -41,10 +41,10 @@ impl Account {
         // refuses a wrong one.
         let broken = total(&|fate| usize::from(fate.broken_outer_sum && fate.decap == [Reason::Carried]));
         let inner = total(&|fate| fate.again.iter().filter(|is| **is == Err(End::UdpError)).count());
-        let minded = (is("Udp.InErrors") - ends(End::UdpError) - inner).clamp(0, broken.min(noted));
+        let minded = (is("Udp.InErrors") - ends(End::UdpError) - inner).clamp(0, broken.min(stack_flows));
         // Congestion marks that cannot be carried over are dropped by the kernel's tunnel.
         let congested = total(&|fate| fate.decap.iter().filter(|is| **is == Reason::NotEctMarked).count());
-        let marked = (congested - counted(Hook::Decap, Reason::NotEctMarked)).clamp(0, noted);
+        let marked = (congested - counted(Hook::Decap, Reason::NotEctMarked)).clamp(0, stack_flows);
         let (mut ours, mut options, mut decapped) = (0, 0, 0);
         for (hook, reason) in
             Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)])
@@ -59,9 +59,9 @@ impl Account {
                 (Hook::Decap, Reason::InnerOptions) => is -= marks,
                 (Hook::Receive, Reason::Carried) => {
                     is -= marks;
-                    should += noted - minded - marked;
+                    should += stack_flows - minded - marked;
                 }
-                (Hook::Decap, Reason::Carried) => should -= noted - marked,
+                (Hook::Decap, Reason::Carried) => should -= stack_flows - marked,
                 (Hook::Decap, Reason::NotEctMarked) => should -= marked,
                 (Hook::Decap, Reason::StackFlow) => should = is,
                 _ => {}
@@ -81,7 +81,7 @@ impl Account {
             if ends_here && reason.verdict() != Verdict::Event {
                 ours += is;
                 decapped += if hook == Hook::Decap { is } else { 0 };
-                account.note(name, is);
+                account.enter(name, is);
             }
         }
 
@@ -118,7 +118,7 @@ impl Account {
             (
                 "datagrams for the tunnel's socket",
                 is("Udp.InDatagrams") - marks,
-                total(&|fate| fate.receive.len()) + noted - minded
+                total(&|fate| fate.receive.len()) + stack_flows - minded
                     + ends(End::NoTunnel)
                     + again(End::NoTunnel)
                     + twice,
@@ -137,15 +137,15 @@ impl Account {
             }
         }
         account.unaccounted = sent.sent as i64 + twice - ours - refused - minded - marked;
-        account.note("kernel no-tunnel, of a connection of the stack".to_owned(), marked);
-        account.note("kernel udp-error, of a connection of the stack".to_owned(), minded);
-        account.note("kernel outer-options".to_owned(), refused + ends(End::Options));
+        account.enter("kernel no-tunnel, of a stack flow".to_owned(), marked);
+        account.enter("kernel udp-error, of a stack flow".to_owned(), minded);
+        account.enter("kernel outer-options".to_owned(), refused + ends(End::Options));
         for end in End::ALL {
             account.unaccounted -= ends(*end);
             if *end == End::Options {
                 continue;
             }
-            account.note(format!("kernel {}", end.as_str()), ends(*end));
+            account.enter(format!("kernel {}", end.as_str()), ends(*end));
         }
         if account.unaccounted != 0 {
             account.why.push(format!("{} frames are in no counter", account.unaccounted));
@@ -156,7 +156,7 @@ impl Account {
         account
     }
 
-    fn note(&mut self, name: String, count: i64) {
+    fn enter(&mut self, name: String, count: i64) {
         if count > 0 {
             self.ended.insert(name, count.cast_unsigned());
         }

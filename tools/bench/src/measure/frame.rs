@@ -30,7 +30,7 @@ const DISCARD: u16 = 9;
 impl Head {
     /// A UDP packet of a container. `length` counts the Ethernet header, but not the frame check sequence, so the
     /// smallest frame is 60 here and 64 on a wire.
-    pub(super) fn plain(macs: [[u8; 6]; 2], from: Ipv4Addr, to: Ipv4Addr, length: usize) -> Result<Self> {
+    pub(super) fn inner(macs: [[u8; 6]; 2], from: Ipv4Addr, to: Ipv4Addr, length: usize) -> Result<Self> {
         let mut bytes = Vec::with_capacity(60);
         let [destination, source] = macs;
         bytes.extend(destination);
@@ -61,7 +61,7 @@ impl Head {
     /// The headers of a frame that was captured between the hosts of a network here, whose inner frame is `inner` bytes
     /// long. The difference in length tells the encapsulation.
     pub(super) fn seen(bytes: &[u8], length: usize, inner: usize) -> Result<Self> {
-        let more = length.checked_sub(inner).context("a frame that became shorter on its way")?;
+        let more = length.checked_sub(inner).context("a frame that became shorter on its path")?;
         let (head, ports) = match u32::try_from(more)? {
             0 => (60, [PORT, 0]),
             UDP => (88, [PORT, UDP + PORT]),
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_container_s_frame_is_one() {
-        let head = Head::plain([[2; 6], [4; 6]], FROM, TO, 60).unwrap();
+        let head = Head::inner([[2; 6], [4; 6]], FROM, TO, 60).unwrap();
         assert_eq!((head.bytes.len(), head.ports), (60, [34, 0]));
         assert_eq!(head.bytes[16..18], [0, 46]);
         // A header with its checksum sums to zero (RFC 1071).

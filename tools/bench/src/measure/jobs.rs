@@ -150,26 +150,26 @@ impl Job {
             }
             Self::Programs => {
                 let work = || send(network, program, Part::Whole, load(64, true)).map(|sent| sent.rate());
-                let taken = nanoseconds(network, work)?.into_iter();
+                let sample = nanoseconds(network, work)?.into_iter();
                 let figure = |(name, value)| Figure {
                     name: format!("one run of {name}"),
                     unit: "ns",
                     more_is_better: false,
                     value,
                 };
-                return Ok(taken.map(figure).collect());
+                return Ok(sample.map(figure).collect());
             }
             Self::Exchange(protocol, flows) => {
-                let taken = exchanges(network, protocol, flows, time)?;
-                vec![taken.p50_us, taken.p99_us]
+                let sample = exchanges(network, protocol, flows, time)?;
+                vec![sample.p50_us, sample.p99_us]
             }
             Self::Connect => {
-                let taken = connections(network, time)?;
-                vec![taken.p50_us, taken.p99_us]
+                let sample = connections(network, time)?;
+                vec![sample.p50_us, sample.p99_us]
             }
             Self::Streams(count) => {
-                let taken = streams(network, count, time * STREAMS_TAKE)?;
-                vec![taken.megabits_per_second, taken.cpu_seconds_per_gigabyte]
+                let sample = streams(network, count, time * STREAMS_TAKE)?;
+                vec![sample.megabits_per_second, sample.cpu_seconds_per_gigabyte]
             }
         };
         let figures = self.figures().into_iter().zip(values);

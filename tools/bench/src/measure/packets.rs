@@ -100,13 +100,13 @@ const FIRST_PORT: u16 = 20_000;
 
 /// Sends frames, and checks that each arrived exactly once.
 pub fn send(network: &Network, program: &Path, part: Part, load: Load<'_>) -> Result<Sent> {
-    let plain = plain(network, load.size - 4)?;
+    let inner = inner_frame(network, load.size - 4)?;
     match part {
-        Part::Whole | Part::Out => out(network, program, part, &plain, load),
+        Part::Whole | Part::Out => out(network, program, part, &inner, load),
         Part::In => {
             let one = Load { flows: 1, peers: None, until: Until::OneFrame, ..load };
-            let seen = out(network, program, Part::Out, &plain, one).context("see a frame on the wire")?;
-            let head = Head::seen(&seen.first, seen.first_length, plain.length)?;
+            let seen = out(network, program, Part::Out, &inner, one).context("see a frame on the wire")?;
+            let head = Head::seen(&seen.first, seen.first_length, inner.length)?;
             let interface = "h2";
             run(
                 program,
@@ -179,13 +179,13 @@ fn run(
 }
 
 /// The frame that the sending container would send.
-fn plain(network: &Network, length: usize) -> Result<Head> {
+fn inner_frame(network: &Network, length: usize) -> Result<Head> {
     let source = mac(network.from.namespace(), "eth0")?;
     let next_hop = match network.sender() {
         Some(host) => mac(host.namespace(), "br0")?,
         None => mac(network.to.namespace(), "eth0")?,
     };
-    Head::plain([next_hop, source], address(&network.from), address(&network.to), length)
+    Head::inner([next_hop, source], address(&network.from), address(&network.to), length)
 }
 
 fn address(container: &Container) -> Ipv4Addr {
