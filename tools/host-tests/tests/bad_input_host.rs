@@ -170,9 +170,9 @@ fn folders_that_cannot_serve() {
     let agent = |more: &[&str], words: &[&str]| {
         refuses(host, &[&["--iface", "eth0", "--store-dir", &store], more].concat(), words);
     };
-    let plain = path("plain");
-    fs::create_dir(&plain).unwrap();
-    agent(&["--bpf-root", &plain], &[&plain, "is not on a bpf filesystem", "mount -t bpf bpf"]);
+    let ordinary = path("ordinary");
+    fs::create_dir(&ordinary).unwrap();
+    agent(&["--bpf-root", &ordinary], &[&ordinary, "is not on a bpf filesystem", "mount -t bpf bpf"]);
 
     let fixed = path("fixed");
     fs::create_dir(&fixed).unwrap();

@@ -184,7 +184,7 @@ fn a_full_table_of_peers() {
     });
 
     etcd.ctl(&["del", &format!("{SUBNETS}/10.244.201.0-24")]).unwrap();
-    until(lab.host(0), "the peer that found no room", |status| {
+    until(lab.host(0), "the peer that had found no space", |status| {
         status["peers"] == 2 && status["agent"]["peers"]["failed"].as_array().is_some_and(Vec::is_empty)
     });
     assert!(in_force(lab.host(0)).contains(&"10.244.202.0".to_owned()));
@@ -289,8 +289,8 @@ fn an_etcd_wiped_while_the_agent_was_away_is_noticed_too() {
     until(lab.host(0), "three peers", |status| status["peers"] == 3);
     let revision = status(lab.host(0))["agent"]["store"]["revision"].to_string();
     let origin = lab.host(0).folder().join("state/default/origin");
-    let noted = || Ok(fs::read_to_string(&origin)?.trim().ends_with(&revision));
-    wait_until("the note of the last revision", SOON, noted).unwrap();
+    let recorded = || Ok(fs::read_to_string(&origin)?.trim().ends_with(&revision));
+    wait_until("the record of the last revision", SOON, recorded).unwrap();
     a.agent.terminate().unwrap();
     etcd.stop().unwrap();
     fs::remove_dir_all(lab.folder().join("etcd")).unwrap();

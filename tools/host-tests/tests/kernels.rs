@@ -10,7 +10,7 @@ mod kernels {
 }
 
 /// One test for each way to set up a host: `name: backend, ingress, attach method, further options of the agent;`.
-macro_rules! ways {
+macro_rules! setups {
     ($($name:ident: $backend:ident, $ingress:literal, $attach:literal, [$($option:literal),*];)+) => {
         $(#[test]
         fn $name() {
@@ -19,7 +19,7 @@ macro_rules! ways {
     };
 }
 
-ways! {
+setups! {
     tc: Vxlan, "tc", "auto", [];
     tc_clsact: Vxlan, "tc", "clsact", [];
     xdp: Vxlan, "xdp", "auto", ["--endpoint-gro", "on"];

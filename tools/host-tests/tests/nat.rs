@@ -11,8 +11,8 @@ mod nat {
     mod forward;
     mod hosts;
     mod masquerade;
-    mod notes;
     mod published;
     mod services;
+    mod stack_flows;
     mod traffic;
 }

@@ -133,7 +133,7 @@ impl Endurance {
         let dropped = self.dropped()?.checked_sub(dropped).context("counters went back")?;
         let round = Round { directions, dropped, machine_overflows: queue_overflows()? - overflows };
 
-        said("the way back");
+        said("back to the present layout");
         for member in &mut self.members {
             end(member)?;
             member.overlay(&["down"])?;

@@ -158,20 +158,20 @@ impl Accounts {
     pub fn gaps(&self, traffic: Traffic) -> [i64; 3] {
         use Verdict::{Answered, Carried, Drop, Stack};
         let seen = |hook| self.at(hook, &[Carried, Stack, Drop, Answered]);
-        let taken = |hook| self.at(hook, &[Carried, Drop, Answered]);
+        let ended = |hook| self.at(hook, &[Carried, Drop, Answered]);
         let carried = |hook| self.at(hook, &[Carried]);
         [
-            minus(traffic.sent, taken(Hook::Encap) + seen(Hook::Send)),
+            minus(traffic.sent, ended(Hook::Encap) + seen(Hook::Send)),
             minus(
                 carried(Hook::Encap) + carried(Hook::Send),
-                taken(Hook::Xdp) + taken(Hook::Decap) + seen(Hook::Receive),
+                ended(Hook::Xdp) + ended(Hook::Decap) + seen(Hook::Receive),
             ),
             minus(carried(Hook::Xdp) + carried(Hook::Decap) + carried(Hook::Receive), traffic.received),
         ]
     }
 
     /// Packets that devices say they lost. On some kernels what a queue drops is counted in the device's tx_dropped as
-    /// well; so of a device's counters for one direction only the largest is taken, which includes the others.
+    /// well; so of a device's counters for one direction only the largest is counted, which includes the others.
     fn explained(&self) -> u64 {
         let mut largest: BTreeMap<(&str, bool), u64> = BTreeMap::new();
         for (name, packets) in &self.devices {

@@ -156,7 +156,7 @@ fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
                     received.longest_gap = received.longest_gap.max(now - last);
                 }
                 let [a, b, c, d, e, f, g, h, ..] = payload;
-                received.note(u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize);
+                received.count(u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize);
             }
             // Half a second of silence after the sender has stopped means that no late packet will come.
             Err(_) if stop.load(Ordering::Relaxed) => return Ok(received),
@@ -166,7 +166,7 @@ fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
 }
 
 impl Received {
-    fn note(&mut self, number: usize) {
+    fn count(&mut self, number: usize) {
         if number >= self.seen.len() {
             self.seen.resize(number + 1, false);
         } else if self.seen[number] {
@@ -188,7 +188,7 @@ mod tests {
     fn numbers_are_counted_once_and_in_order() {
         let mut received = Received::default();
         for number in [0, 1, 4, 3, 3, 5] {
-            received.note(number);
+            received.count(number);
         }
         assert_eq!((received.count, received.duplicated, received.reordered), (5, 1, 1));
         assert_eq!(received.seen, [true, true, false, true, true, true]);

@@ -73,17 +73,17 @@ fn what_arrives_in_outer_fragments_is_checked_all_the_same() {
     }
     bed.ours.host.namespace().ip("-6 address add fd77::1/64 dev overlay0 nodad").unwrap();
     // How many packets the host's own IPv6 has received from overlay0.
-    let taken = || {
+    let received = || {
         let counters = bed.ours.host.exec("cat /proc/net/dev_snmp6/overlay0").unwrap();
         let line = counters.lines().find(|line| line.starts_with("Ip6InReceives")).unwrap().to_owned();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
     };
-    let before = taken();
+    let before = received();
     let dropped = counted(&bed, Reason::NotIpv4, || {
         assert!(bed.foreign_host().exec("ping -6 -n -c 1 -W 0.3 fd77::1").is_err());
     });
     assert!(dropped > 0);
-    assert_eq!(taken(), before, "IPv6 from a peer entered the stack");
+    assert_eq!(received(), before, "IPv6 from a peer entered the stack");
 
     // The same host is no peer any more once its lease is gone.
     bed.etcd().ctl(&["del", &lease_key(FOREIGN)]).unwrap();

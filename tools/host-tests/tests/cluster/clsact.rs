@@ -15,8 +15,8 @@ const PRIORITY: &str = "7";
 /// A filter that matches nothing.
 const NEVER: &str = "u32 match u32 0xdeadbeef 0xffffffff at 0 flowid 1:1";
 
-fn bed(hosts: u8, way: &str) -> Bed {
-    Bed::with(Kind::Folder, Options { hosts, ..Options::default() }, &["--attach", way])
+fn bed(hosts: u8, method: &str) -> Bed {
+    Bed::with(Kind::Folder, Options { hosts, ..Options::default() }, &["--attach", method])
 }
 
 /// What hangs at the interfaces of a host, without the ids, and short: `eth0 ingress overlay_decap`.
@@ -152,7 +152,7 @@ fn what_others_hang_there_is_left_alone() {
 }
 
 #[test]
-fn the_way_of_attaching_changes_under_traffic() {
+fn the_attach_method_changes_under_traffic() {
     let mut bed = bed(2, "tcx");
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     bed.learn_all();
@@ -164,10 +164,10 @@ fn the_way_of_attaching_changes_under_traffic() {
         tc(&host, &format!("qdisc add dev {device} clsact"));
     }
     let before = bed[0].counters().unwrap().carried();
-    for (end, way, attached) in
+    for (end, method, attached) in
         [(true, "clsact", (8, 0)), (false, "auto", (0, 8)), (false, "clsact", (8, 0)), (true, "tcx", (0, 8))]
     {
-        bed.members[0].set_options(&bed.store, &["--attach", way]);
+        bed.members[0].set_options(&bed.store, &["--attach", method]);
         let reports = under_packets(&a, &b, 20_000, || {
             if end {
                 assert!(bed[0].end_agent().unwrap().success());
@@ -177,10 +177,10 @@ fn the_way_of_attaching_changes_under_traffic() {
             bed[0].restart_agent().unwrap();
         });
         for report in reports {
-            println!("to {way}: {report:?}");
-            assert_eq!((report.lost, report.duplicated), (0, 0), "to {way}: {report:?}");
+            println!("to {method}: {report:?}");
+            assert_eq!((report.lost, report.duplicated), (0, 0), "to {method}: {report:?}");
         }
-        assert_eq!((places(&host).len(), pinned_links(&bed, 0)), attached, "to {way}");
+        assert_eq!((places(&host).len(), pinned_links(&bed, 0)), attached, "to {method}");
         // The kernel detaches a link a moment after its pin is removed.
         wait_for("an end of what was there before", || {
             let links = host.exec("bpftool -j link show").unwrap();
@@ -193,7 +193,7 @@ fn the_way_of_attaching_changes_under_traffic() {
         assert_reaches(&a, b.address());
         let after = bed[0].counters().unwrap().carried();
         // Two requests and two answers are each counted once.
-        assert_eq!((after.fast_out - before.fast_out, after.fast_in - before.fast_in), (2, 2), "to {way}");
+        assert_eq!((after.fast_out - before.fast_out, after.fast_in - before.fast_in), (2, 2), "to {method}");
     }
     // There was never a moment without a program either, in which the stack would have carried what arrived.
     let after = bed[0].counters().unwrap().carried();

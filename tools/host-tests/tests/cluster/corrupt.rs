@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::{
     bed::{Bed, Kind, wait_for},
-    ingress::{REDIRECT, STRIP, delivered, receivers},
+    ingress::{REDIRECT, STRIP, delivered, xdp_targets},
 };
 
 const VXLAN_PORT: u16 = 8472;
@@ -188,7 +188,7 @@ fn a_valid_outer_checksum_never_vouches_for_a_broken_inner_one() {
         let (container, _) = bed.pair();
         bed.learn_all();
         if options == REDIRECT {
-            wait_for("the containers' veths to take frames", || receivers(&bed[0]) == 2);
+            wait_for("the containers' veths to take frames", || xdp_targets(&bed[0]) == 2);
         }
         for gro in ["on", "off"] {
             bed[0].host.exec(&format!("ethtool -K eth0 gro {gro}")).unwrap();

@@ -24,7 +24,7 @@ fn tier(member: &Member, name: &str) -> (bool, String) {
 }
 
 /// How many endpoints XDP may redirect frames to.
-pub fn receivers(member: &Member) -> u64 {
+pub fn xdp_targets(member: &Member) -> u64 {
     json(member, &["status"])["agent"]["datapath"]["receivers"].as_u64().unwrap()
 }
 
@@ -64,7 +64,7 @@ fn flannels_device_and_ours_carry_100_mb_by_xdp_either_way() {
             learned(&bed.ours, &bed.container);
             let redirects = options.len() == REDIRECT.len();
             if redirects {
-                wait_for("the containers' veths to take frames", || receivers(&bed.ours) >= 1);
+                wait_for("the containers' veths to take frames", || xdp_targets(&bed.ours) >= 1);
             }
             let [xdp, tc] = transfers(&bed.ours, &bed.container, &bed.foreign);
             println!("  XDP delivered {xdp}, TC {tc}");
@@ -81,14 +81,14 @@ fn a_container_that_cannot_take_redirected_frames_gets_all_by_tc() {
     let bed = Bed::with(Kind::Folder, options, &["--ingress", "xdp"]);
     let (a, b) = bed.pair();
     bed.learn_all();
-    assert_eq!(receivers(&bed[0]), 0);
+    assert_eq!(xdp_targets(&bed[0]), 0);
     let [xdp, tc] = transfers(&bed[0], a, b);
     assert!(xdp == 0 && tc >= BYTES / SEGMENT, "XDP delivered {xdp}, TC {tc}");
 
     // The owner of the container switches GRO on, and off again under traffic, several times.
     for _ in 0..3 {
         a.exec("ethtool -K eth0 gro on").unwrap();
-        wait_for("the veth to take frames", || receivers(&bed[0]) == 1);
+        wait_for("the veth to take frames", || xdp_targets(&bed[0]) == 1);
         let before = delivered(&bed[0].counters().unwrap())[0];
         let stream = thread::spawn({
             let (a, b) = (a.clone(), b.clone());
@@ -96,17 +96,17 @@ fn a_container_that_cannot_take_redirected_frames_gets_all_by_tc() {
         });
         wait_for("XDP to deliver", || delivered(&bed[0].counters().unwrap())[0] > before + 1000);
         a.exec("ethtool -K eth0 gro off").unwrap();
-        wait_for("the veth to be left to TC", || receivers(&bed[0]) == 0);
+        wait_for("the veth to be left to TC", || xdp_targets(&bed[0]) == 0);
         stream.join().unwrap().unwrap();
     }
     // GRO is switched off while the interface is down, of which the kernel sends no event at the host's end.
     a.exec("ethtool -K eth0 gro on").unwrap();
-    wait_for("the veth to take frames", || receivers(&bed[0]) == 1);
+    wait_for("the veth to take frames", || xdp_targets(&bed[0]) == 1);
     let route = format!("ip route replace default via {}", gateway(a));
     for command in ["ip link set eth0 down", "ethtool -K eth0 gro off", "ip link set eth0 up", &route] {
         a.exec(command).unwrap();
     }
-    wait_for("the veth to be left to TC", || receivers(&bed[0]) == 0);
+    wait_for("the veth to be left to TC", || xdp_targets(&bed[0]) == 0);
     wait_for("the container", || b.ping(a.address(), pings(1)).unwrap().complete());
     let clean = Numbered::start(b, a, 1000).unwrap();
     thread::sleep(Duration::from_millis(300));
@@ -159,7 +159,7 @@ fn xdp_that_another_program_has_is_left_to_it() {
     bed[0].end_agent().unwrap();
     bed[0].restart_agent().unwrap();
     assert!(tier(&bed[0], "xdp").0, "{}", tier(&bed[0], "xdp").1);
-    wait_for("the containers' veths to take frames", || receivers(&bed[0]) == 2);
+    wait_for("the containers' veths to take frames", || xdp_targets(&bed[0]) == 2);
     transfer(&b, &a, 10 << 20).unwrap();
     assert!(delivered(&bed[0].counters().unwrap())[0] > (10 << 20) / 1400);
 
@@ -210,7 +210,7 @@ fn no_packet_is_lost_when_agents_under_xdp_end_and_start() {
         let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
         bed.learn_all();
         if options.len() == REDIRECT.len() {
-            wait_for("the containers' veths to take frames", || receivers(&bed[0]) == 2);
+            wait_for("the containers' veths to take frames", || xdp_targets(&bed[0]) == 2);
         }
         for round in 0..2 {
             let before = ids(&bed[0]);

@@ -148,9 +148,9 @@ fn a_veth_that_is_gone_is_seen_to_be_without_an_agent() {
     assert!((0..CLOSING).contains(&lost), "{lost} {accounts}");
     // The bridge floods the first packet to the stack, past the programs of other veths. From then on the connection is
     // a stack flow.
-    let [gone, noted] =
+    let [gone, stack] =
         [Reason::EndpointGone, Reason::StackFlow].map(|reason| accounts.packets(Hook::Decap, reason));
-    assert!(gone > 0 && gone + noted > 5000, "{accounts}");
+    assert!(gone > 0 && gone + stack > 5000, "{accounts}");
 }
 
 #[test]

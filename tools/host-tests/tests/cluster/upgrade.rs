@@ -37,7 +37,7 @@ fn links(pins: &Path) -> Vec<(String, u64)> {
     ids_in(pins).links
 }
 
-fn notes(pins: &Path) -> usize {
+fn stack_flows(pins: &Path) -> usize {
     let table = super::bed::bpftool(&["map", "dump"], &pins.join("flows"));
     table.as_array().unwrap().len()
 }
@@ -59,8 +59,8 @@ fn another_layout_takes_over_links_maps_and_counters() {
     assert!(a.ping(b.address(), large).unwrap().complete());
     let (v1, v2) = (layout(&bed[0], "v1"), layout(&bed[0], "v2"));
     let known = (peers(&bed[0]), json(&bed[0], &["endpoints"]));
-    let (before, noted, counted) = (ids_in(&v1), notes(&v1), bed[0].counters().unwrap().carried());
-    assert!(noted > 0 && !v2.exists());
+    let (before, flows, counted) = (ids_in(&v1), stack_flows(&v1), bed[0].counters().unwrap().carried());
+    assert!(flows > 0 && !v2.exists());
 
     let streams = [(&a, &b), (&b, &a)].map(|(from, to)| Numbered::start(from, to, 20_000).unwrap());
     assert!(bed[0].end_agent().unwrap().success());
@@ -85,7 +85,7 @@ fn another_layout_takes_over_links_maps_and_counters() {
     }
     assert!(!v1.exists() && !layout(&bed[0], "filling").exists());
     assert_eq!((peers(&bed[0]), json(&bed[0], &["endpoints"])), known);
-    assert!(notes(&v2) >= noted, "{} of {noted} notes", notes(&v2));
+    assert!(stack_flows(&v2) >= flows, "{} of {flows} stack flows", stack_flows(&v2));
     let now = bed[0].counters().unwrap().carried();
     assert_eq!(now.fast_out - counted.fast_out, reports[0].sent, "{counted:?} {now:?}");
     assert_eq!(now.fast_in - counted.fast_in, reports[1].sent, "{counted:?} {now:?}");

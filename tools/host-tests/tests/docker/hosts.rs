@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, ops::Deref, thread, time::Duration};
 use overlay_lab::{self as lab, Backend, Docker, DockerContainer, Lab, Member, Options, Store};
 use serde_json::Value;
 
-use super::traffic::{Way, ways};
+use super::traffic::{Tier, tiers};
 use crate::bed::{Bed, endpoint, json, overlay, wait_for};
 
 /// Makes two hosts whose agents masquerade, as they should beside Docker, without bridges or containers.
@@ -116,5 +116,5 @@ fn exchange([a, b]: [&DockerContainer; 2]) {
 pub fn assert_talk_fast(bed: &Bed, containers: [&DockerContainer; 2]) {
     // Some packets of what the stack carried before may still be under way.
     thread::sleep(Duration::from_millis(100));
-    assert_eq!(ways(bed, || exchange(containers)), [Way::Fast, Way::Fast]);
+    assert_eq!(tiers(bed, || exchange(containers)), [Tier::Fast, Tier::Fast]);
 }

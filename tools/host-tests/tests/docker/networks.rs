@@ -8,8 +8,8 @@ use super::{
         Hosts, agents, assert_learned, assert_talk, assert_talk_fast, heard, own, wait_for_forward_rules,
     },
     traffic::{
-        Way::{Fast, Stack},
-        ways,
+        Tier::{Fast, Stack},
+        tiers,
     },
 };
 use crate::bed::{endpoint, json};
@@ -37,7 +37,7 @@ fn containers_of_another_network_speak_as_their_host_and_are_reached_by_publishe
     assert_learned(&hosts[1], &b);
 
     // Docker's masquerading hides the container behind its host's address on the overlay.
-    assert_eq!(ways(&hosts, || assert_eq!(heard(&stranger, b.address()), own(&hosts[0], 0))), [Stack, Fast]);
+    assert_eq!(tiers(&hosts, || assert_eq!(heard(&stranger, b.address()), own(&hosts[0], 0))), [Stack, Fast]);
     stranger.download(b.address()).unwrap();
     assert!(!b.reaches(stranger.address()), "its address is no part of the overlay");
     // This packet leaves the overlay and is therefore masqueraded: the stranger sees its own gateway.

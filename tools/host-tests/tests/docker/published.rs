@@ -6,9 +6,9 @@ use overlay_lab::{Backend, DockerTools, Lab, Namespace};
 use super::{
     hosts::{Hosts, assert_learned, assert_talk, heard, own},
     traffic::{
-        Way,
-        Way::{Fast, Neither, Stack},
-        ways,
+        Tier,
+        Tier::{Fast, Neither, Stack},
+        tiers,
     },
 };
 
@@ -39,9 +39,9 @@ fn answer_everybody(backend: Backend) {
     assert_learned(there, &asks);
     let [underlay, gateway] = [here.host.address(), own(here, 1)].map(|address| format!("{address}:8000"));
 
-    let check = |what: &str, work: &dyn Fn() -> Ipv4Addr, by: Ipv4Addr, expected: [Way; 2]| {
+    let check = |what: &str, work: &dyn Fn() -> Ipv4Addr, by: Ipv4Addr, expected: [Tier; 2]| {
         let mut who = None;
-        let seen = ways(&hosts, || who = Some(work()));
+        let seen = tiers(&hosts, || who = Some(work()));
         assert_eq!((who, seen), (Some(by), expected.to_vec()), "{backend:?}: {what}");
     };
     let outside = hosts.lab.switch();

@@ -148,7 +148,7 @@ impl Picture {
 }
 
 /// What the other host knows about the one that is moved.
-fn known_elsewhere(scene: &Scene) -> String {
+fn known_on_the_other_host(scene: &Scene) -> String {
     let (subnet, host) = (&scene.moved().subnet, &scene.other().host);
     let lines =
         ["ip neigh show dev flannel.1", "bridge fdb show dev flannel.1"].map(|it| host.exec(it).unwrap());
@@ -204,7 +204,7 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
     let mut scene = Scene::new(flannel);
     rules::write(&scene.moved().host, by, &scene.moved().subnet);
     scene.bed.flannel[0].stop();
-    let (lease, elsewhere) = (scene.lease(), known_elsewhere(&scene));
+    let (lease, known) = (scene.lease(), known_on_the_other_host(&scene));
     let before = Picture::of(&scene.moved().host);
 
     let plan = scene.done(&[&["--dry-run"], options].concat());
@@ -217,13 +217,13 @@ fn moves_under_traffic(flannel: &Flannel, by: By, options: &[&str]) -> ([Numbere
     let traffic = Traffic::start(&scene);
     let report = parsed(&scene.done(&[&["--json"], options].concat()));
     let lost = traffic.finish();
-    let toll = &report["toll"];
-    assert!(toll["interruption_us"].as_u64().unwrap() < LONGEST, "{report:#}");
-    assert_eq!(toll["refused"], 0, "{report:#}");
+    let disruption = &report["toll"];
+    assert!(disruption["interruption_us"].as_u64().unwrap() < LONGEST, "{report:#}");
+    assert_eq!(disruption["refused"], 0, "{report:#}");
 
     // The store and the other host have not noticed anything.
     assert_eq!(scene.lease(), lease);
-    assert_eq!(known_elsewhere(&scene), elsewhere);
+    assert_eq!(known_on_the_other_host(&scene), known);
     // Nothing of flannel's is left, and everything else is.
     let after = Picture::of(&scene.moved().host);
     assert!(!after.0["links"].contains("flannel"), "{}", after.0["links"]);
@@ -290,12 +290,12 @@ fn what_the_stack_carries_is_interrupted_for_a_moment_and_the_packets_are_counte
     for flannel in flannels() {
         for by in [By::Iptables("iptables-legacy"), By::Nftables] {
             let (lost, report) = moves_under_traffic(&flannel, by, &["--fast-path", "off"]);
-            let toll = &report["toll"];
-            let told = |name: &str| toll[name].as_u64().unwrap();
-            println!("{by:?}: lost {} and {}, told {toll}", lost[0].lost, lost[1].lost);
+            let disruption = &report["toll"];
+            let told = |name: &str| disruption[name].as_u64().unwrap();
+            println!("{by:?}: lost {} and {}, told {disruption}", lost[0].lost, lost[1].lost);
             // The acknowledgements and segments of the two connections are among the packets that the report counts.
-            assert!(lost[0].lost <= told("from_containers"), "{lost:?} {toll}");
-            assert!(lost[1].lost <= told("from_peers"), "{lost:?} {toll}");
+            assert!(lost[0].lost <= told("from_containers"), "{lost:?} {disruption}");
+            assert!(lost[1].lost <= told("from_peers"), "{lost:?} {disruption}");
         }
     }
 }
@@ -393,7 +393,7 @@ fn the_way_back_is_found_by_the_leases_too() {
 }
 
 #[test]
-fn plain_routes_of_direct_routing_go_and_come_back() {
+fn routes_of_direct_routing_go_and_come_back() {
     for flannel in flannels() {
         let mut scene = Scene::with(&flannel, DIRECT_VXLAN);
         scene.bed.flannel[0].stop();
@@ -418,14 +418,14 @@ fn a_host_of_the_host_gw_backend_is_moved_without_a_gap() {
         let mut scene = Scene::with(&flannel, Mode::HostGw.config());
         rules::write(&scene.moved().host, By::Nftables, &scene.moved().subnet);
         scene.bed.flannel[0].stop();
-        let (lease, elsewhere) = (scene.lease(), scene.other().route(&scene.moved().subnet));
+        let (lease, route) = (scene.lease(), scene.other().route(&scene.moved().subnet));
         let before = Picture::of(&scene.moved().host);
         let traffic = Traffic::start(&scene);
         let report = parsed(&scene.done(&["--json"]));
         let lost = traffic.finish().map(|numbered| numbered.lost);
         assert_eq!(lost, [0, 0], "{report:#}");
         assert_eq!(report["toll"]["interruption_us"], 0, "{report:#}");
-        assert_eq!((scene.lease(), scene.other().route(&scene.moved().subnet)), (lease, elsewhere));
+        assert_eq!((scene.lease(), scene.other().route(&scene.moved().subnet)), (lease, route));
         let after = Picture::of(&scene.moved().host);
         assert!(!after.0["routes"].contains(" via 10.99.0.2 "), "{after:?}");
         assert!(scene.done(&[]).contains("nothing to adopt"));
@@ -458,16 +458,16 @@ fn an_interface_that_is_not_ours_is_refused_as_device_and_left_alone_by_the_way_
         let mut scene = Scene::new(&flannel);
         scene.bed.flannel[0].stop();
         let host = scene.moved().host.clone();
-        let note = host.folder().join("state/default/flannel.json");
+        let record = host.folder().join("state/default/flannel.json");
         host.namespace().ip("link add other type vxlan id 9 dev eth0 dstport 4000").unwrap();
         host.namespace().ip("link set other up").unwrap();
         let (before, up) = (Picture::of(&host), links(&host));
         let taken = "there is an interface of that name, and it is not of the overlay's making";
         let flannels = "flannel's own device is called so";
         for (device, says) in [("eth0", taken), ("br0", taken), ("other", taken), ("flannel.1", flannels)] {
-            for way in ["--dry-run", "--json", "--back"] {
-                scene.refused(&["--device", device, way], &[&format!("--device {device}: {says}")]);
-                assert!(!note.exists(), "{device} {way}");
+            for mode in ["--dry-run", "--json", "--back"] {
+                scene.refused(&["--device", device, mode], &[&format!("--device {device}: {says}")]);
+                assert!(!record.exists(), "{device} {mode}");
             }
         }
         assert_eq!(links(&host), up);
@@ -475,19 +475,19 @@ fn an_interface_that_is_not_ours_is_refused_as_device_and_left_alone_by_the_way_
 
         // Earlier versions wrote records of such devices, and then could not undo the move.
         scene.done(&[]);
-        let mut noted = parsed(&fs::read_to_string(&note).unwrap());
+        let mut recorded = parsed(&fs::read_to_string(&record).unwrap());
         scene.done(&["--back"]);
         let before = Picture::of(&host);
         for device in ["eth0", "other", "flannel.1"] {
-            (noted["finished"], noted["tunnel"]) = (false.into(), device.into());
-            fs::create_dir_all(note.parent().unwrap()).unwrap();
-            fs::write(&note, noted.to_string()).unwrap();
+            (recorded["finished"], recorded["tunnel"]) = (false.into(), device.into());
+            fs::create_dir_all(record.parent().unwrap()).unwrap();
+            fs::write(&record, recorded.to_string()).unwrap();
             scene.refused(&[], &["an earlier move was cut off"]);
             let output = scene.run(&["--back"]);
             assert!(output.status.success(), "{}", text(&output));
             let says = format!("{device} is not of the overlay's making: it stays as it is");
             assert!(text(&output).contains(&says), "{}", text(&output));
-            assert!(!note.exists());
+            assert!(!record.exists());
             for link in ["eth0", "br0", "other", "flannel.1"] {
                 assert!(is_up(&links(&host), link), "{device}: {}", links(&host));
             }
@@ -507,17 +507,17 @@ fn a_route_that_cannot_be_put_back_is_named_and_stops_nothing() {
             let before = Picture::of(&host);
             scene.done(&[]);
             // The routes are as after a NIC was renamed, and after an address of the underlay was removed.
-            let note = host.folder().join("state/default/flannel.json");
-            let mut noted = parsed(&fs::read_to_string(&note).unwrap());
+            let record = host.folder().join("state/default/flannel.json");
+            let mut recorded = parsed(&fs::read_to_string(&record).unwrap());
             let route = |destination: &str, gateway: &str, interface: &str| {
                 json!({
                     "destination": destination, "gateway": gateway, "interface": interface, "onlink": false, "protocol": 3,
                 })
             };
-            let routes = noted["flannel"]["routes"].as_array_mut().unwrap();
+            let routes = recorded["flannel"]["routes"].as_array_mut().unwrap();
             routes.insert(0, route("10.244.200.0/24", "10.99.0.9", "gone0"));
             routes.insert(1, route("10.244.201.0/24", "192.0.2.9", "eth0"));
-            fs::write(&note, noted.to_string()).unwrap();
+            fs::write(&record, recorded.to_string()).unwrap();
 
             let output = scene.run(&["--back"]);
             assert!(output.status.success(), "{}", text(&output));
@@ -528,7 +528,7 @@ fn a_route_that_cannot_be_put_back_is_named_and_stops_nothing() {
                 assert!(text(&output).contains(says), "`{says}` is not in: {}", text(&output));
             }
             before.same(&Picture::of(&host), "--back");
-            assert!(!note.exists());
+            assert!(!record.exists());
         }
     }
 }

@@ -158,7 +158,7 @@ fn i4_d4_a_flannel_host_with_another_mac_is_followed_and_leaves_no_old_entry() {
 }
 
 /// Asserts that nothing is encapsulated between our host and flannel's, in either direction.
-fn assert_plain(bed: &Bed, port: u16) {
+fn assert_unencapsulated(bed: &Bed, port: u16) {
     let capture = bed.ours[0].host.capture("eth0", &format!("udp port {port}")).unwrap();
     for theirs in &bed.flannel {
         let (a, b) = (&bed.ours[0].containers[0], &theirs.container);
@@ -175,7 +175,7 @@ fn i9_any_mixture_of_hosts_talks_also_when_flannel_routes_directly() {
         let bed = Bed::of(mode, &flannel, 1, 2);
         bed.learn_all();
         if mode == Mode::HostGw {
-            assert_plain(&bed, 8285);
+            assert_unencapsulated(&bed, 8285);
         }
     }
     for flannel in flannels() {
@@ -188,7 +188,7 @@ fn i9_any_mixture_of_hosts_talks_also_when_flannel_routes_directly() {
             let route = theirs.route(&ours.subnet);
             assert!(route.contains(&format!("via {} dev eth0", ours.host.address())), "{route}");
         }
-        assert_plain(&bed, 8472);
+        assert_unencapsulated(&bed, 8472);
     }
 }
 

@@ -119,7 +119,7 @@ fn i6_d11_what_etcd_compacted_while_an_agent_was_cut_off_is_caught_up_with() {
             known.sort();
             known == truth
         });
-        println!("caught up {:?} after the way was free", back.elapsed());
+        println!("caught up {:?} after the path was free", back.elapsed());
         // The agent has kept its own lease, although flannel's own code would take such a reset for the loss of the
         // lease.
         let key = lease_key(&bed.ours[0].subnet);

@@ -149,6 +149,6 @@ print(len(sys.argv) - 1)
     assert!(frames.len() > 8);
     let lines: Vec<_> = frames.iter().map(|frame| hex(frame)).collect();
     let words = ["-c", SCRIPT].into_iter().chain(lines.iter().map(String::as_str));
-    let judged = command::run("/usr/bin/python3", words).unwrap();
-    assert_eq!(judged.trim(), frames.len().to_string());
+    let checked = command::run("/usr/bin/python3", words).unwrap();
+    assert_eq!(checked.trim(), frames.len().to_string());
 }

@@ -184,7 +184,7 @@ const ROWS: &[Row] = &[
 
 /// The ways by which a frame comes to our host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Arrival {
     Device,
     Fragments,
     FragmentsReversed,
@@ -192,34 +192,36 @@ enum Way {
 }
 
 #[test]
-fn every_row_ends_as_it_says_on_every_way() {
+fn every_row_ends_as_it_says_however_the_frame_arrives() {
     for ingress in INGRESSES {
         let mut bench = Bench::new(*ingress, overlay()).unwrap();
         let mut number = 0;
         for row in ROWS {
-            for way in [Way::Device, Way::Fragments, Way::FragmentsReversed, Way::SecondNic] {
+            for arrival in
+                [Arrival::Device, Arrival::Fragments, Arrival::FragmentsReversed, Arrival::SecondNic]
+            {
                 number += 1;
-                check(&mut bench, row, way, number, &format!("{ingress:?}, {way:?}: {}", row.name));
+                check(&mut bench, row, arrival, number, &format!("{ingress:?}, {arrival:?}: {}", row.name));
             }
         }
     }
 }
 
-fn check(bench: &mut Bench, row: &Row, way: Way, number: u32, what: &str) {
+fn check(bench: &mut Bench, row: &Row, arrival: Arrival, number: u32, what: &str) {
     let mut frame = Frame::valid(number, Transport::Udp, 40);
     // Each row has a connection of its own, because one that the stack has carried a packet of is a stack flow.
     frame.inner_ports[0] = 10_000 + number as u16;
     (row.alter)(&mut frame);
-    let train = match way {
-        Way::Fragments => Some(Train::InOrder),
-        Way::FragmentsReversed => Some(Train::Reversed),
-        Way::Device | Way::SecondNic => None,
+    let train = match arrival {
+        Arrival::Fragments => Some(Train::InOrder),
+        Arrival::FragmentsReversed => Some(Train::Reversed),
+        Arrival::Device | Arrival::SecondNic => None,
     };
     frame.train = train.map(|train| (train, 64));
-    let nic = if way == Way::SecondNic { Nic::Second } else { Nic::Underlay };
+    let nic = if arrival == Arrival::SecondNic { Nic::Second } else { Nic::Underlay };
     let seen = bench.receive(nic, &frame.frames()).unwrap();
 
-    let device = row.device.filter(|_| way == Way::Device);
+    let device = row.device.filter(|_| arrival == Arrival::Device);
     let ended = device.filter(|reason| reason.verdict() != Verdict::Stack);
     let overlay0 = row.overlay0.filter(|_| ended.is_none());
     let expected: Vec<_> = device
@@ -257,7 +259,7 @@ fn a_broken_outer_checksum_is_not_verified_by_the_fast_path_alone() {
 }
 
 #[test]
-fn no_truncation_of_any_header_is_delivered_on_any_way() {
+fn no_truncation_of_any_header_is_delivered_however_it_arrives() {
     for ingress in INGRESSES {
         let mut bench = Bench::new(*ingress, overlay()).unwrap();
         let whole = Frame::valid(1, Transport::Udp, 0);

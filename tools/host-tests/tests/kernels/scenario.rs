@@ -23,8 +23,8 @@ fn fact(section: &str, what: &str, how: &str) {
 
 pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
     let mode = if backend == Backend::Vxlan { String::new() } else { format!("{}: ", backend.name()) };
-    let way = format!("{mode}--ingress {ingress} --attach {attach}");
-    let seen = |what: &str, how: &str| fact(&way, what, how);
+    let setup = format!("{mode}--ingress {ingress} --attach {attach}");
+    let seen = |what: &str, how: &str| fact(&setup, what, how);
     // The underlay is as between real NICs, because an XDP program takes unfinished checksums for finished ones.
     let lab = Lab::new(Options { wire_like: true, ..Options::default() }).unwrap();
     let store = Store::folder(&lab);

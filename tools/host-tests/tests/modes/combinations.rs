@@ -20,8 +20,8 @@ fn carry(backend: Backend, ingress: &[&str], wire_like: bool) {
     assert_eq!(xdp["in_use"], ingress[1] != "tc", "{}", xdp["why"]);
     if redirects {
         wait_for("the containers' veths to take frames", || {
-            let receivers = |member| json(member, &["status"])["agent"]["datapath"]["receivers"].clone();
-            bed.members.iter().all(|member| receivers(member) == 2)
+            let xdp_targets = |member| json(member, &["status"])["agent"]["datapath"]["receivers"].clone();
+            bed.members.iter().all(|member| xdp_targets(member) == 2)
         });
     }
     let before = bed.members.iter().map(|member| member.counters().unwrap()).collect::<Vec<_>>();
@@ -32,7 +32,7 @@ fn carry(backend: Backend, ingress: &[&str], wire_like: bool) {
         let filter = format!("ip src {} and tcp", b.address());
         let capture = bed[0].host.capture("eth0", &filter).unwrap();
         transfer(b, a, 2 << 20).unwrap();
-        assert!(capture.lines().unwrap().len() > 10, "nothing was unwrapped before TC");
+        assert!(capture.lines().unwrap().len() > 10, "nothing was decapsulated before TC");
     }
     for (member, before) in bed.members.iter().zip(before) {
         let after = member.counters().unwrap();

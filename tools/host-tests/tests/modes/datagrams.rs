@@ -39,7 +39,7 @@ fn packet(source: Ipv4Addr, destination: Ipv4Addr, payload: usize) -> Vec<u8> {
 }
 
 /// Sends `inner` in a datagram from `namespace` to the tunnel's port at `host`.
-fn send_wrapped(namespace: &Namespace, host: Ipv4Addr, inner: Vec<u8>) {
+fn send_encapsulated(namespace: &Namespace, host: Ipv4Addr, inner: Vec<u8>) {
     let sent = namespace.enter(move || {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         Ok(socket.send_to(&inner, (host, PORT))?)
@@ -63,7 +63,7 @@ fn what_the_socket_takes_is_checked_all_the_same() {
 
     // Whole datagrams never reach the socket. What comes in outer fragments does, and the stack delivers it.
     let carried = packets(there, Reason::Carried);
-    send_wrapped(here.namespace(), target, packet(a.address(), b.address(), LARGE));
+    send_encapsulated(here.namespace(), target, packet(a.address(), b.address(), LARGE));
     let mut buffer = [0; 4000];
     let (length, from) = listener.recv_from(&mut buffer).unwrap();
     assert_eq!((length, from.ip()), (LARGE, a.address().into()));
@@ -85,7 +85,7 @@ fn what_the_socket_takes_is_checked_all_the_same() {
         (bed.lab.switch(), packet(a.address(), b.address(), LARGE), Reason::UnknownPeer),
     ] {
         let before = packets(there, reason);
-        send_wrapped(namespace, target, inner);
+        send_encapsulated(namespace, target, inner);
         wait_for(reason.as_str(), || packets(there, reason) == before + 1);
     }
     listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -230,7 +230,11 @@ fn d3_a_tun_that_is_deleted_comes_back_and_is_relayed_to_again() {
     for _ in 0..2 {
         there.host.namespace().ip("link delete overlay0").unwrap();
         wait_for("overlay0 to be back, and fragments to be relayed", || {
-            send_wrapped(here.namespace(), there.host.address(), packet(a.address(), b.address(), LARGE));
+            send_encapsulated(
+                here.namespace(),
+                there.host.address(),
+                packet(a.address(), b.address(), LARGE),
+            );
             listener.recv_from(&mut buffer).is_ok()
         });
         // The packets take the stack in both directions, because a host has no endpoint.

@@ -33,8 +33,8 @@ fn seen(member: &Member, port: u16, work: impl FnOnce()) -> (usize, usize) {
     let capture = host.capture("eth0", &filter).unwrap();
     work();
     let lines = capture.lines().unwrap();
-    let wrapped = |line: &&String| line.contains(&format!(".{port}: "));
-    let count = lines.iter().filter(wrapped).count();
+    let encapsulated = |line: &&String| line.contains(&format!(".{port}: "));
+    let count = lines.iter().filter(encapsulated).count();
     (count, lines.len() - count)
 }
 
@@ -63,7 +63,7 @@ fn ten(from: &Container, to: &Container) {
 }
 
 #[test]
-fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
+fn peers_on_the_link_are_reached_unencapsulated_and_others_encapsulated() {
     for Fallback { config, port, mtu, fallback_mtu } in all() {
         println!("{config}");
         let bed = bed(config);
@@ -71,16 +71,16 @@ fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
         bed.learn_all();
         let (a, b) = bed.pair();
         assert_eq!(bed[0].mtu, mtu);
-        let (wrapped, plain) = seen(&bed[0], port, || ten(a, b));
-        assert!(wrapped == 0 && plain >= 10, "{wrapped} {plain}");
+        let (encapsulated, unencapsulated) = seen(&bed[0], port, || ten(a, b));
+        assert!(encapsulated == 0 && unencapsulated >= 10, "{encapsulated} {unencapsulated}");
         assert!(ping_df(a, b.address(), mtu - 28).complete());
 
         detour(&bed, true);
-        let (wrapped, plain) = seen(&bed[0], port, || ten(a, b));
-        assert!(plain == 0 && wrapped >= 10, "{wrapped} {plain}");
+        let (encapsulated, unencapsulated) = seen(&bed[0], port, || ten(a, b));
+        assert!(unencapsulated == 0 && encapsulated >= 10, "{encapsulated} {unencapsulated}");
         // The answers come unencapsulated as before.
-        let (wrapped, plain) = seen(&bed[1], port, || ten(a, b));
-        assert!(wrapped == 0 && plain >= 10, "{wrapped} {plain}");
+        let (encapsulated, unencapsulated) = seen(&bed[1], port, || ten(a, b));
+        assert!(encapsulated == 0 && unencapsulated >= 10, "{encapsulated} {unencapsulated}");
         if fallback_mtu < mtu {
             let refused = ping_df(a, b.address(), mtu - 28);
             let told = format!("mtu = {fallback_mtu}");
@@ -106,7 +106,7 @@ fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
 }
 
 #[test]
-fn what_takes_the_stack_is_plain_too_and_passes_strict_filters() {
+fn what_takes_the_stack_is_unencapsulated_too_and_passes_strict_filters() {
     for Fallback { config, port, .. } in all() {
         println!("{config}");
         let bed = bed(config);
@@ -114,10 +114,10 @@ fn what_takes_the_stack_is_plain_too_and_passes_strict_filters() {
         let b = &bed[1].containers[0];
         let (subnet, mtu) = (bed[0].subnet.clone(), bed[0].mtu);
         // Hosts have no endpoints, so their packets take the stack in both directions.
-        let (wrapped, plain) = seen(&bed[0], port, || {
+        let (encapsulated, unencapsulated) = seen(&bed[0], port, || {
             bed[0].host.exec(&format!("ping -n -c 5 -i 0.05 -W 5 {}", b.address())).unwrap();
         });
-        assert!(wrapped == 0 && plain >= 5, "{wrapped} {plain}");
+        assert!(encapsulated == 0 && unencapsulated >= 5, "{encapsulated} {unencapsulated}");
         let late = bed[0].host.add_container("late", &subnet, 77, mtu).unwrap();
         assert_reaches(&late, b.address());
         assert_reaches(b, late.address());
@@ -127,7 +127,7 @@ fn what_takes_the_stack_is_plain_too_and_passes_strict_filters() {
 
 /// An unencapsulated packet has no outer source, so only the inner address tells who sent it.
 #[test]
-fn plain_packets_of_nobody_are_dropped_and_the_underlays_own_pass() {
+fn unencapsulated_packets_of_nobody_are_dropped_and_the_underlays_own_pass() {
     for Fallback { config, .. } in all() {
         println!("{config}");
         let bed = bed(config);

@@ -166,6 +166,6 @@ fn big_tcp_arrives_in_udp_mode() {
 }
 
 #[test]
-fn big_tcp_arrives_plainly() {
+fn big_tcp_arrives_unencapsulated() {
     big(Backend::HostGw, 100 << 20, true);
 }

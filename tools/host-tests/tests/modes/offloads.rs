@@ -129,10 +129,10 @@ fn segments_are_right_whoever_cuts_them() {
 
 fn passed_on(bed: &Bed, forwarder: &Forwarder, name: &str) {
     let (a, b) = bed.pair();
-    for (way, address, gateway) in
+    for (forwarding, address, gateway) in
         [("veth", Forwarder::INNER, "192.0.2.1"), ("tunnel", Forwarder::TUNNELLED, "198.51.100.1")]
     {
-        let what = format!("{name}, on by a {way}");
+        let what = format!("{name}, on by a {forwarding}");
         Forwarder::point_to(bed, address);
         forwarder.inside.ip(&format!("route replace default via {gateway}")).unwrap();
         let count = Count::of(bed, || {

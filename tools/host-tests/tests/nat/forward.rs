@@ -4,7 +4,7 @@ use overlay_lab::{Host, Member};
 use super::traffic::{
     Protocol::Tcp,
     Server, Talk,
-    Way::{Fast, Stack},
+    Tier::{Fast, Stack},
     publish, talk,
 };
 use crate::bed::{Bed, Kind, json, wait_for};

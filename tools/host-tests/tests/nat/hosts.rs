@@ -3,7 +3,7 @@ use overlay_lab::Backend;
 
 use super::traffic::{
     Server,
-    Way::{Fast, HalfStack, Neither, Stack},
+    Tier::{Fast, HalfStack, Neither, Stack},
     assert_nothing_invalid, own, strict_bed_of, talk,
 };
 

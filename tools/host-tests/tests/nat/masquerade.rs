@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::traffic::{
     BOTH, Protocol, Server, Talk,
-    Way::{Fast, Neither, Stack},
+    Tier::{Fast, Neither, Stack},
     assert_nothing_invalid, nft, own, strict_bed, talk,
 };
 use crate::bed::{Bed, Kind, json, wait_for};
@@ -53,7 +53,7 @@ fn what_leaves_the_overlay_is_masqueraded_and_nothing_else() {
     assert!(a.ping(Lab::SWITCH, crate::bed::pings(3)).unwrap().complete());
     // Within the overlay, containers see each other's own addresses.
     assert_eq!(talk(&bed, a.namespace(), b.address(), 8080), (a.address(), vec![Fast, Fast]));
-    // From outside, a container sees who sends to it by way of its own host.
+    // From outside, a container sees who sends to it through its own host.
     outside.ip("route add 10.244.0.0/16 via 10.99.0.1").unwrap();
     assert_eq!(talk(&bed, outside, a.address(), 8080), (Lab::SWITCH, vec![Neither, Neither]));
     // Packets that kube-proxy has marked are kube-proxy's to masquerade, whichever other bits are set.

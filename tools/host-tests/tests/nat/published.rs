@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use overlay_lab::{Backend, Lab, Namespace};
 
 use super::traffic::{
-    Server, Way,
-    Way::{Fast, HalfStack, Neither, Stack},
+    Server, Tier,
+    Tier::{Fast, HalfStack, Neither, Stack},
     assert_nothing_invalid, own, publish, strict_bed_of, talk,
 };
 use crate::bed::Bed;
@@ -29,8 +29,8 @@ fn bed(backend: Backend, rp_filter: u8, agent: &[&str]) -> (Bed, [Server; 2]) {
 
 /// Connects from `from`, and compares which address the backend saw and which tiers carried the packets.
 #[track_caller]
-fn check(bed: &Bed, what: &str, from: &Namespace, to: (Ipv4Addr, u16), heard: Ipv4Addr, ways: [Way; 2]) {
-    assert_eq!(talk(bed, from, to.0, to.1), (heard, ways.to_vec()), "{what}");
+fn check(bed: &Bed, what: &str, from: &Namespace, to: (Ipv4Addr, u16), heard: Ipv4Addr, tiers: [Tier; 2]) {
+    assert_eq!(talk(bed, from, to.0, to.1), (heard, tiers.to_vec()), "{what}");
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn answer_with_masquerading(backend: Backend) {
     let (here, there) = (bed[0].host.namespace(), bed[1].host.namespace());
     let [a, b] = [&bed[0].containers[1], &bed[1].containers[1]];
     let outside = bed.lab.switch();
-    let expect = |what, from, to, heard, ways| check(&bed, what, from, to, heard, ways);
+    let expect = |what, from, to, heard, tiers| check(&bed, what, from, to, heard, tiers);
 
     let to = (underlay, HERE);
     expect("outside, underlay", outside, to, Lab::SWITCH, [Neither, Neither]);
@@ -87,7 +87,7 @@ fn see_who_asks(backend: Backend) {
     let (underlay, gateway) = (bed[0].host.address(), own(&bed, 0, 1));
     let b = &bed[1].containers[1];
     bed[1].host.namespace().ip("route add default via 10.99.0.254").unwrap();
-    let expect = |what, from, to, heard, ways| check(&bed, what, from, to, heard, ways);
+    let expect = |what, from, to, heard, tiers| check(&bed, what, from, to, heard, tiers);
     // With direct routing, what a host answers from its own address arrives like any packet of the underlay.
     let there = if backend == Backend::HostGw { Neither } else { HalfStack };
     expect("underlay", b.namespace(), (underlay, HERE), b.address(), [HalfStack, there]);

@@ -6,8 +6,8 @@ use overlay_lab::Backend;
 
 use super::traffic::{
     BOTH, Server, Talk,
-    Way::{Fast, Neither, Stack},
-    assert_nothing_invalid, own, publish, strict_bed_of, talk, ways,
+    Tier::{Fast, Neither, Stack},
+    assert_nothing_invalid, own, publish, strict_bed_of, talk, tiers,
 };
 
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -60,12 +60,12 @@ fn converse(backend: Backend) {
     let mut ask = |bed: &_| {
         for (index, talk) in talks.iter_mut().enumerate() {
             let expected = if index % 2 == 0 { [Stack, Fast] } else { [Fast, Stack] };
-            let ways = ways(bed, || {
+            let tiers = tiers(bed, || {
                 for _ in 0..3 {
                     assert_eq!(talk.ask().unwrap(), a.address());
                 }
             });
-            assert_eq!(ways, expected, "conversation {index}");
+            assert_eq!(tiers, expected, "conversation {index}");
         }
     };
     ask(&bed);

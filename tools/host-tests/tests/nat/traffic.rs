@@ -162,7 +162,7 @@ impl Talk {
 
 /// Which tier carried a conversation on one host. Only these combinations of the two directions may occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Tier {
     /// Both directions by the programs.
     Fast,
     /// Both directions by the stack and overlay0.
@@ -175,37 +175,37 @@ pub enum Way {
 
 /// The tier that carried `work`, by the counters of each host. Nothing may be dropped.
 #[track_caller]
-pub fn ways(bed: &Bed, work: impl FnOnce()) -> Vec<Way> {
+pub fn tiers(bed: &Bed, work: impl FnOnce()) -> Vec<Tier> {
     let count = || bed.members.iter().map(|member| member.counters().unwrap().carried()).collect::<Vec<_>>();
     let before = count();
     work();
     // Late acknowledgements and the answers to a FIN are counted too.
     thread::sleep(Duration::from_millis(100));
     let after = count();
-    let way = |(before, after): (&Carried, &Carried)| {
+    let tier = |(before, after): (&Carried, &Carried)| {
         assert_eq!(before.dropped, after.dropped, "dropped: {before:?} {after:?}");
         let fast = [after.fast_out - before.fast_out, after.fast_in - before.fast_in];
         let stack = [after.stack_out - before.stack_out, after.stack_in - before.stack_in];
         match (fast.map(|packets| packets > 0), stack.map(|packets| packets > 0)) {
-            ([true, true], [false, false]) => Way::Fast,
-            ([false, false], [true, true]) => Way::Stack,
-            ([false, false], [true, false] | [false, true]) => Way::HalfStack,
-            ([false, false], [false, false]) => Way::Neither,
+            ([true, true], [false, false]) => Tier::Fast,
+            ([false, false], [true, true]) => Tier::Stack,
+            ([false, false], [true, false] | [false, true]) => Tier::HalfStack,
+            ([false, false], [false, false]) => Tier::Neither,
             _ => panic!(
                 "one direction is not as the other (out, in): by programs {fast:?}, by the stack {stack:?}"
             ),
         }
     };
-    before.iter().zip(&after).map(way).collect()
+    before.iter().zip(&after).map(tier).collect()
 }
 
 /// Converses by both protocols with `to`, several rounds each. Returns which address the server saw, and which tiers
 /// carried the packets.
 #[track_caller]
-pub fn talk(bed: &Bed, from: &Namespace, to: Ipv4Addr, port: u16) -> (Ipv4Addr, Vec<Way>) {
+pub fn talk(bed: &Bed, from: &Namespace, to: Ipv4Addr, port: u16) -> (Ipv4Addr, Vec<Tier>) {
     let results = BOTH.map(|protocol| {
         let mut heard = None;
-        let ways = ways(bed, || {
+        let tiers = tiers(bed, || {
             let mut talk = Talk::open(from, protocol, to, port).unwrap();
             let all: Vec<_> = (0..5)
                 .map(|round| {
@@ -216,7 +216,7 @@ pub fn talk(bed: &Bed, from: &Namespace, to: Ipv4Addr, port: u16) -> (Ipv4Addr, 
             assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
             heard = Some(all[0]);
         });
-        (heard.unwrap(), ways)
+        (heard.unwrap(), tiers)
     });
     assert_eq!(results[0], results[1], "TCP and UDP differ");
     let [first, _] = results;

@@ -39,7 +39,7 @@ pub enum Route {
     /// Nothing.
     Silent,
     /// `mtu NUMBER`, which the kernel obeys for its own packets only.
-    Plain,
+    Unlocked,
     /// `mtu lock NUMBER`.
     Locked,
 }
@@ -146,7 +146,7 @@ impl Bed {
             let (network, gateway) = (path.network(), path.gateway());
             let mtu = match route {
                 Route::Silent => String::new(),
-                Route::Plain => format!("mtu {mtu}"),
+                Route::Unlocked => format!("mtu {mtu}"),
                 Route::Locked => format!("mtu lock {mtu}"),
             };
             // The route is not replaced, because the new one would inherit what was learned for the old one's next hop.

@@ -35,7 +35,7 @@ fn every_size_arrives_or_is_told_the_mtu_of_its_path_and_none_is_lost_that_flann
     let overlay = UNDERLAY - ours.overhead;
     let [before, mut answered, mut fragmented] = [ours.dropped(), 0, 0];
     let stack_fragments = ours.counted(Hook::Encap, Reason::NeedsFragmentation);
-    for route in [Route::Silent, Route::Plain, Route::Locked] {
+    for route in [Route::Silent, Route::Unlocked, Route::Locked] {
         ours.set_routes(route);
         flannel.set_routes(route);
         for index in [1, 2] {
@@ -152,7 +152,7 @@ fn connections_of_the_stack_lose_nothing_under_outer_df_either() {
     // The stack carries everything here. The host itself answers only packets that overlay0 does not accept.
     let bed = Bed::new(Carrier::Ours(&["--outer-df", "--fast-path", "off"]), Backend::Vxlan, false);
     let overlay = UNDERLAY - bed.overhead;
-    for route in [Route::Silent, Route::Plain, Route::Locked] {
+    for route in [Route::Silent, Route::Unlocked, Route::Locked] {
         bed.set_routes(route);
         for index in [1, 2] {
             let (to, fits) = (bed.wide[index].address(), bed.inner(index));
@@ -160,7 +160,7 @@ fn connections_of_the_stack_lose_nothing_under_outer_df_either() {
             // their own route.
             let losses = match route {
                 Route::Silent => 2,
-                Route::Plain => 1,
+                Route::Unlocked => 1,
                 Route::Locked => 0,
             };
             for _ in 0..losses {

@@ -12,8 +12,8 @@ use overlay_user::datapath::{flows::Lifetimes, tables::Tables};
 
 use super::traffic::{
     BOTH, Protocol, Server, Talk,
-    Way::{Fast, Stack},
-    assert_nothing_invalid, own, publish, strict_bed, ways,
+    Tier::{Fast, Stack},
+    assert_nothing_invalid, own, publish, strict_bed, tiers,
 };
 use crate::bed::{Bed, Kind, json, pins, wait_for};
 
@@ -42,7 +42,7 @@ fn restart(member: &mut Member) -> u64 {
     member.kill_agent().unwrap();
     member.restart_agent().unwrap();
     let mut left = 0;
-    wait_for("the notes to be counted", || {
+    wait_for("the stack flows to be counted", || {
         let status = json(member, &["status"]);
         left = status["agent"]["datapath"]["flows"].as_u64().unwrap();
         left as usize == flows(member).len()
@@ -63,13 +63,13 @@ fn talks(bed: &Bed) -> Vec<Talk> {
 fn ask_all(bed: &Bed, talks: &mut [Talk]) {
     for (index, talk) in talks.iter_mut().enumerate() {
         let expected = if index % 2 == 0 { [Stack, Fast] } else { [Fast, Stack] };
-        let ways = ways(bed, || {
+        let tiers = tiers(bed, || {
             for _ in 0..2 {
                 let heard = talk.ask().unwrap_or_else(|error| panic!("conversation {index}: {error:#}"));
                 assert_eq!(heard, bed[0].containers[0].address());
             }
         });
-        assert_eq!(ways, expected, "conversation {index}");
+        assert_eq!(tiers, expected, "conversation {index}");
     }
 }
 
@@ -131,7 +131,7 @@ fn what_connection_tracking_forgot_begins_anew() {
 }
 
 #[test]
-fn a_note_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
+fn a_stack_flow_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
     let bed = Bed::new(Kind::Folder, 2);
     let mut tables = Tables::open(&pins(&bed[0])).unwrap();
     let [stale, used] = [stranger(1), stranger(2)];
@@ -158,7 +158,7 @@ fn stranger(number: u32) -> FlowKey {
 }
 
 #[test]
-fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
+fn among_a_hundred_thousand_stack_flows_none_in_use_is_evicted() {
     const MANY: u32 = 100_000;
     let mut bed = strict_bed(1, &["--ip-masq", "--max-flows", "100000"]);
     let _server = Server::of(&bed[1].containers[0]);
@@ -199,7 +199,7 @@ fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
     bed[0].host.namespace().sysctl("netfilter/nf_conntrack_tcp_timeout_syn_sent", "1").unwrap();
     assert_eq!(restart(&mut bed[0]), u64::from(MANY - 1000));
     let mut again = Talk::open(a.namespace(), Protocol::Udp, SERVICE, 80).unwrap();
-    assert_eq!(ways(&bed, || assert_eq!(again.ask().unwrap(), a.address())), [Stack, Fast]);
+    assert_eq!(tiers(&bed, || assert_eq!(again.ask().unwrap(), a.address())), [Stack, Fast]);
     assert!(flows(&bed[0]).iter().any(|(key, _)| key.ports.contains(&again.port().to_be_bytes())));
     ask_all(&bed, &mut talks);
     assert_nothing_invalid(&bed);
