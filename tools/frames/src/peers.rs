@@ -43,7 +43,7 @@ pub(crate) fn fill(specification: &Specification) -> Result<Filled> {
     for index in 0..*count {
         let base = u32::from(*subnet) + index * step;
         let key = Addr4::new(base.to_be_bytes());
-        let outer = (u32::from(*outer) + index).to_be_bytes();
+        let outer = Addr4::new((u32::from(*outer) + index).to_be_bytes());
         // Slot 0 is the real peer's. Each peer has a slot of its own, as under an agent, because the cache lines of the
         // counters are part of the cost.
         let slot = index + 1;
@@ -52,9 +52,7 @@ pub(crate) fn fill(specification: &Specification) -> Result<Filled> {
         by_number
             .set((base - u32::from(*network)) / step, peer, 0)
             .with_context(|| format!("write peer {index} of {count} into the programs' index"))?;
-        vteps
-            .insert(Addr4::new(outer), Vtep { slot }, 0)
-            .with_context(|| format!("write vtep {index} of {count}"))?;
+        vteps.insert(outer, Vtep { slot }, 0).with_context(|| format!("write vtep {index} of {count}"))?;
     }
     Ok(Filled { peers: *count })
 }

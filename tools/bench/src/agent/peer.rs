@@ -58,12 +58,12 @@ impl Stranger {
 
     /// Its key in the map of peers.
     pub fn map_key(self) -> Addr4 {
-        Addr4::new(self.subnet().octets())
+        self.subnet().into()
     }
 
     /// Whether the map's entry describes this host as it is now.
     pub fn is_in(self, entry: &Peer) -> bool {
-        (entry.outer, entry.vtep_mac) == (self.public_ip().octets(), self.mac())
+        (entry.outer, entry.vtep_mac) == (self.public_ip().into(), self.mac())
     }
 }
 
@@ -81,7 +81,12 @@ mod tests {
             stranger.value(),
             r#"{"PublicIP":"172.19.1.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:03:00:00:01:02"}}"#
         );
-        let entry = |outer| Peer { outer, vtep_mac: stranger.mac(), reserved: Default::default(), slot: 0 };
+        let entry = |outer| Peer {
+            outer: Addr4::new(outer),
+            vtep_mac: stranger.mac(),
+            reserved: Default::default(),
+            slot: 0,
+        };
         assert!(stranger.is_in(&entry([172, 19, 1, 2])));
         assert!(!stranger.is_in(&entry([172, 16, 1, 2])));
         assert!(!Stranger::new(258).is_in(&entry([172, 16, 1, 2])), "another MAC address");
