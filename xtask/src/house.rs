@@ -1,4 +1,4 @@
-//! What holds of the house itself, looked for in its files: no circle of modules, few entries in the agent's crate, a thin
+//! Unit tests of the project's structure, read from its files: no circle of modules, few entries in the agent's crate, a thin
 //! xtask, no leftovers of a merge.
 use std::{
     collections::{BTreeMap, BTreeSet},
