@@ -7,13 +7,13 @@ use futures::future::join_all;
 use overlay_lab::etcd::Etcd;
 use overlay_user::{
     model::{
-        backend::Mode,
-        lease::{Backend, decode},
+        backend::Backend,
+        lease::{LeaseBackend, decode},
         network::NetworkConfig,
     },
     store::{
         Lifetime, Store, StoreError,
-        acquire::{self, Held, RenewError, Request, acquire, renew},
+        acquire::{self, LeaseRequest, LocalLease, RenewError, acquire, renew},
         dir::DirStore,
         etcd::{EtcdOptions, EtcdStore},
         memory::{Fault, MemoryStore},
@@ -31,10 +31,10 @@ fn small() -> NetworkConfig {
     config(r#"{"Network":"10.0.0.0/22"}"#)
 }
 
-fn request(host: u8) -> Request {
-    Request {
+fn request(host: u8) -> LeaseRequest {
+    LeaseRequest {
         public_ip: Ipv4Addr::new(192, 168, 0, host),
-        mode: Mode::DEFAULT,
+        backend: Backend::DEFAULT,
         vtep_mac: None,
         preferred: None,
         time_to_live: acquire::TIME_TO_LIVE,
@@ -47,10 +47,10 @@ fn value(host: u8) -> String {
     )
 }
 
-fn mac(held: &Held) -> String {
+fn mac(held: &LocalLease) -> String {
     match held.lease.backend {
-        Backend::Vxlan { vtep_mac, .. } => vtep_mac.to_string(),
-        Backend::Other(_) => panic!("{held:?}"),
+        LeaseBackend::Vxlan { vtep_mac, .. } => vtep_mac.to_string(),
+        LeaseBackend::Other(_) => panic!("{held:?}"),
     }
 }
 
@@ -72,7 +72,7 @@ async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
     assert_eq!(entry.lifetime, Lifetime::Limited);
 
     // Another MAC is wanted and another subnet preferred: what peers know goes before both.
-    let again = Request {
+    let again = LeaseRequest {
         vtep_mac: Some("02:00:00:00:00:01".parse().unwrap()),
         preferred: small().candidates().find(|&subnet| subnet != first.lease.subnet),
         ..request(1)
@@ -85,7 +85,7 @@ async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
 #[tokio::test]
 async fn the_preferred_subnet_if_it_is_free_and_fits() {
     let mut store = MemoryStore::default();
-    let prefer = |host, subnet: &str| Request {
+    let prefer = |host, subnet: &str| LeaseRequest {
         preferred: Some(subnet.parse().unwrap()),
         vtep_mac: Some(MAC.parse().unwrap()),
         ..request(host)
@@ -201,7 +201,7 @@ async fn renewal_is_guarded() {
 #[tokio::test]
 async fn renewal_leaves_the_margin() {
     let mut store = MemoryStore::default();
-    let short = Request { time_to_live: Duration::from_secs(100), ..request(1) };
+    let short = LeaseRequest { time_to_live: Duration::from_secs(100), ..request(1) };
     let held = acquire(&mut store, &small(), &short).await.unwrap();
     let after = |margin| held.renew_at(Duration::from_secs(margin)) - held.renewed;
     assert_eq!(after(10), Duration::from_secs(90));
@@ -243,7 +243,7 @@ fn race<S: Store + Clone>(store: S) {
     alone(check(store, &held));
 }
 
-async fn check(mut store: impl Store, held: &[Held]) {
+async fn check(mut store: impl Store, held: &[LocalLease]) {
     let subnets: BTreeSet<_> = held.iter().map(|held| held.lease.subnet).collect();
     assert_eq!(subnets.len(), 16);
     let macs: BTreeSet<_> = held.iter().map(mac).collect();

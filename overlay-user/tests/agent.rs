@@ -15,16 +15,16 @@ use overlay_user::{
     },
     datapath::memory::Memory,
     model::{
-        backend::Mode,
+        backend::Backend,
         change::{Change, LocalChange, PeerChange, XdpTargetChange},
         entries::{Endpoint, Peer, PortKind},
-        lease::{Backend, Lease},
+        lease::{Lease, LeaseBackend},
         mac::Mac,
     },
     store::{
         self, Follow as _, Lifetime, Revision, Store as _, Written,
-        acquire::Held,
-        local_lease::{LeaseState, Own},
+        acquire::LocalLease,
+        local_lease::{LeaseKeeper, LeaseState},
         memory::{Fault, MemoryStore},
     },
 };
@@ -59,7 +59,7 @@ fn lease_of(subnet: u8, peer: Peer) -> Lease {
     Lease {
         subnet: net(subnet),
         public_ip: peer.public_ip,
-        backend: Backend::Vxlan { vni: 1, vtep_mac: peer.vtep_mac.unwrap() },
+        backend: LeaseBackend::Vxlan { vni: 1, vtep_mac: peer.vtep_mac.unwrap() },
     }
 }
 
@@ -67,8 +67,8 @@ fn lease(n: u8) -> Lease {
     lease_of(n, peer(n))
 }
 
-fn held(lease: Lease, modified: Revision) -> Held {
-    Held { lease, modified, time_to_live: Some(LIFE), renewed: Instant::now() }
+fn held(lease: Lease, modified: Revision) -> LocalLease {
+    LocalLease { lease, modified, time_to_live: Some(LIFE), renewed: Instant::now() }
 }
 
 fn endpoint(port: u32, pinned: bool) -> Endpoint {
@@ -109,18 +109,18 @@ impl Host {
         let scope = Scope {
             network: "10.244.0.0/16".parse().unwrap(),
             subnet_len: 24,
-            mode: Mode::DEFAULT,
+            backend: Backend::DEFAULT,
             own_ip: own.public_ip,
             own_subnet: own.subnet,
         };
         let (status, watched) =
-            watch::channel(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.mode));
+            watch::channel(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.backend));
         let (endpoints, learned) = mpsc::channel(8);
         let (control, calls) = mpsc::channel(8);
         let (shutdown, asked) = watch::channel(false);
         let setup = Setup {
             scope,
-            own: Own::new(held(own, modified), MARGIN),
+            lease: LeaseKeeper::new(held(own, modified), MARGIN),
             audit: reconciler::AUDIT,
             origin: None,
         };
@@ -522,8 +522,8 @@ async fn the_lease_is_renewed_while_the_data_path_fails() {
     host.store.put(&key(3), lease(3).value(), Some(DAY));
     loop {
         match &follow.next().await.unwrap().changes[..] {
-            [store::KeyChange::Put(entry)] if entry.key == OWN => {}
-            [store::KeyChange::Put(entry)] if entry.key == key(3) => break,
+            [store::LeaseChange::Put(entry)] if entry.key == OWN => {}
+            [store::LeaseChange::Put(entry)] if entry.key == key(3) => break,
             other => panic!("{other:?}"),
         }
     }
@@ -627,16 +627,17 @@ async fn a_data_path_that_cannot_be_read_at_the_start_is_an_error() {
     let scope = Scope {
         network: "10.244.0.0/16".parse().unwrap(),
         subnet_len: 24,
-        mode: Mode::DEFAULT,
+        backend: Backend::DEFAULT,
         own_ip: own.public_ip,
         own_subnet: own.subnet,
     };
-    let status = watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.mode));
+    let status =
+        watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.backend));
     let inputs =
         Inputs::new(mpsc::channel(1).1, no_targets(), mpsc::channel(1).1, watch::channel(false).1, status);
     let setup = Setup {
         scope,
-        own: Own::new(held(own, Revision(1)), MARGIN),
+        lease: LeaseKeeper::new(held(own, Revision(1)), MARGIN),
         audit: reconciler::AUDIT,
         origin: None,
     };

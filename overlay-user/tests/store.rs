@@ -14,7 +14,7 @@ use futures::future::join_all;
 use nix::fcntl::{Flock, FlockArg};
 use overlay_lab::etcd::{Etcd, Tls};
 use overlay_user::store::{
-    Batch, Follow, KeyChange, Lifetime, Revision, Store, StoreError, Written,
+    Batch, Follow, LeaseChange, Lifetime, Revision, Store, StoreError, Written,
     dir::DirStore,
     etcd::{EtcdOptions, EtcdStore},
     memory::{Fault, MemoryStore},
@@ -58,21 +58,21 @@ async fn next(follow: &mut impl Follow) -> Result<Batch, StoreError> {
 
 fn put_of(batch: &Batch) -> (&str, &[u8], Revision) {
     match &batch.changes[..] {
-        [KeyChange::Put(entry)] => (&entry.key, &entry.value, entry.modified),
+        [LeaseChange::Put(entry)] => (&entry.key, &entry.value, entry.modified),
         other => panic!("{other:?}"),
     }
 }
 
 fn lifetime_of(batch: &Batch) -> Lifetime {
     match &batch.changes[..] {
-        [KeyChange::Put(entry)] => entry.lifetime,
+        [LeaseChange::Put(entry)] => entry.lifetime,
         other => panic!("{other:?}"),
     }
 }
 
 fn deleted(batch: &Batch) -> &str {
     match &batch.changes[..] {
-        [KeyChange::Delete { key }] => key,
+        [LeaseChange::Delete { key }] => key,
         other => panic!("{other:?}"),
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     },
     datapath::{Datapath as _, Installed, ebpf::EbpfDatapath, losses, relay},
     host::{
-        device::Kind,
+        device::DeviceKind,
         firewall::{FirewallKeeper, RulesStatus, Wanted},
         netlink::Netlink,
         subnet_env::SubnetEnv,
@@ -32,7 +32,7 @@ use crate::{
         entries::PortKind,
         ingress::XdpMode,
     },
-    store::{Store, local_lease::Own},
+    store::{Store, local_lease::LeaseKeeper},
 };
 
 /// Joins the network and serves it until a task fails. `private` is the folder of a store that is meant for this host
@@ -44,18 +44,18 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     let joined = join::join(&mut store, private, options).await?;
     // Before anything is made: without the port the network would be half a one.
     let socket = match joined.spec.kind {
-        Kind::Tun => {
-            let bound = relay::bind(joined.underlay.address, joined.mode.port()).await;
+        DeviceKind::Tun => {
+            let bound = relay::bind(joined.underlay.address, joined.backend.port()).await;
             Some(bound.inspect_err(|_| joined.undo())?)
         }
-        Kind::Vxlan { .. } => None,
+        DeviceKind::Vxlan { .. } => None,
     };
     let datapath = joined.attach(options).await?;
     let mut tasks = Tasks::new(&joined, options).await;
     // Before subnet.env, which tells Docker whether to masquerade itself.
     tasks.keep_rules().await;
-    let (network, subnet) = (joined.network.network, joined.held.lease.subnet);
-    let mtu = joined.mode.overlay_mtu(joined.underlay.mtu);
+    let (network, subnet) = (joined.network.network, joined.local_lease.lease.subnet);
+    let mtu = joined.backend.overlay_mtu(joined.underlay.mtu);
     SubnetEnv { network, subnet, mtu, ip_masq: options.ip_masq }.write(&options.subnet_file)?;
     let noted_origin = origin::read(&joined.paths);
 
@@ -83,13 +83,13 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     let scope = Scope {
         network,
         subnet_len: joined.network.subnet_len,
-        mode: joined.mode,
+        backend: joined.backend,
         own_ip: joined.public_ip(),
         own_subnet: subnet,
     };
     let setup = Setup {
         scope,
-        own: Own::new(joined.held.clone(), options.renew_margin),
+        lease: LeaseKeeper::new(joined.local_lease.clone(), options.renew_margin),
         audit: options.audit,
         origin: noted_origin.or(Some(joined.origin)),
     };
@@ -132,8 +132,8 @@ impl<'a> Tasks<'a> {
             warn!("{error}: losses are shown since the devices were made, not since this start");
             Vec::new()
         });
-        let (subnet, network) = (joined.held.lease.subnet, joined.network.network);
-        let status = Status::new(joined.public_ip(), subnet, network, joined.mode);
+        let (subnet, network) = (joined.local_lease.lease.subnet, joined.network.network);
+        let status = Status::new(joined.public_ip(), subnet, network, joined.backend);
         let status = watch::Sender::new(Status { lost_before, ..status });
         Self { running: JoinSet::new(), joined, options, status }
     }
@@ -143,7 +143,7 @@ impl<'a> Tasks<'a> {
         let wanted = Wanted {
             name: self.joined.paths.network.clone(),
             network: self.joined.network.network,
-            subnet: self.joined.held.lease.subnet,
+            subnet: self.joined.local_lease.lease.subnet,
             masquerade: self.options.ip_masq,
             forward: self.options.forward_rules,
         };
@@ -180,7 +180,7 @@ impl<'a> Tasks<'a> {
 
     /// Carries what in UDP mode only the kernel's socket can take in.
     fn relay(&mut self, socket: tokio::net::UdpSocket, datapath: &EbpfDatapath) -> Result<()> {
-        let routes = relay::Routes::open(&self.joined.paths.pins, self.joined.held.lease.subnet)?;
+        let routes = relay::Routes::open(&self.joined.paths.pins, self.joined.local_lease.lease.subnet)?;
         let relaying = relay::relay(socket, self.joined.spec.name.clone(), datapath.device(), routes);
         self.running.spawn(async move { relaying.await.context("relay fragmented datagrams") });
         Ok(())
@@ -207,11 +207,11 @@ impl<'a> Tasks<'a> {
         &mut self,
         installed: Installed,
         changes: mpsc::Sender<Vec<LocalChange>>,
-        commands: mpsc::Receiver<observe::Command>,
+        commands: mpsc::Receiver<observe::EndpointCommand>,
         view: watch::Sender<View>,
     ) {
-        let subnet = self.joined.held.lease.subnet;
-        let config = learner::Config { subnet, bridges: self.options.bridges.clone() };
+        let subnet = self.joined.local_lease.lease.subnet;
+        let config = learner::LearnConfig { subnet, bridges: self.options.bridges.clone() };
         let netlink = self.joined.netlink.clone();
         self.running.spawn(async move {
             let learned = observe::observe(netlink, config, installed, changes, commands, view).await;
@@ -222,7 +222,7 @@ impl<'a> Tasks<'a> {
     /// Listens on the control socket; returns the requests that are the reconciler's to answer.
     async fn serve_control(
         &mut self,
-        commands: mpsc::Sender<observe::Command>,
+        commands: mpsc::Sender<observe::EndpointCommand>,
         view: watch::Receiver<View>,
     ) -> Result<mpsc::Receiver<Call>> {
         let (calls_to, calls) = mpsc::channel(16);

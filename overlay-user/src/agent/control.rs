@@ -211,7 +211,7 @@ async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::
 pub async fn divide(
     mut calls: mpsc::Receiver<Call>,
     to_loop: mpsc::Sender<Call>,
-    to_learning: mpsc::Sender<observe::Command>,
+    to_learning: mpsc::Sender<observe::EndpointCommand>,
     view: watch::Receiver<View>,
 ) -> anyhow::Result<()> {
     while let Some(Call { request, answer }) = calls.recv().await {
@@ -221,12 +221,12 @@ pub async fn divide(
                 Request::Attach { address, port, mac } => {
                     let (reply, replied) = oneshot::channel();
                     let done = format!("endpoint {address} attached to {port}");
-                    let command = observe::Command::Attach { address, interface: port, mac, reply };
+                    let command = observe::EndpointCommand::Attach { address, interface: port, mac, reply };
                     learned(to_learning.send(command).await.is_ok(), replied, done).await
                 }
                 Request::Detach { address } => {
                     let (reply, replied) = oneshot::channel();
-                    let command = observe::Command::Detach { address, reply };
+                    let command = observe::EndpointCommand::Detach { address, reply };
                     let done = format!("endpoint {address} detached");
                     learned(to_learning.send(command).await.is_ok(), replied, done).await
                 }

@@ -25,7 +25,7 @@ pub enum Suspicion {
 
 /// What the guard says about the removals of one snapshot or one revision.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Decision {
     /// To be carried out.
     pub remove: Vec<Ipv4Net>,
     /// Held back from now on; those held before are not repeated.
@@ -37,7 +37,7 @@ pub struct Verdict {
 impl Guard {
     /// Judges removals that one snapshot or one revision asks for. `installed` counts the peers in force before it.
     /// A subnet that is held already stays held: being asked for again proves nothing new.
-    pub fn judge(&mut self, removals: &[Ipv4Net], installed: usize, other_history: bool) -> Verdict {
+    pub fn judge(&mut self, removals: &[Ipv4Net], installed: usize, other_history: bool) -> Decision {
         let fresh: Vec<Ipv4Net> =
             removals.iter().copied().filter(|subnet| !self.held.contains(subnet)).collect();
         // Peers held back are dead as far as the store goes: they must not outweigh the living.
@@ -53,9 +53,9 @@ impl Guard {
         };
         if why.is_some() {
             self.held.extend(&fresh);
-            Verdict { held: fresh, why, remove: Vec::new() }
+            Decision { held: fresh, why, remove: Vec::new() }
         } else {
-            Verdict { remove: fresh, held: Vec::new(), why: None }
+            Decision { remove: fresh, held: Vec::new(), why: None }
         }
     }
 

@@ -195,7 +195,7 @@ mod tests {
             [10, 99, 0, 1].into(),
             "10.244.1.0/24".parse().unwrap(),
             "10.244.0.0/16".parse().unwrap(),
-            crate::model::backend::Mode::DEFAULT,
+            crate::model::backend::Backend::DEFAULT,
         );
         status.store.following = true;
         status.datapath.attached = true;

@@ -22,17 +22,18 @@ use crate::{
         xdp_fitness,
     },
     host::{
-        device::{self, Device, DeviceSpec, Kind, Prepared},
+        device::{self, Device, DeviceKind, DeviceSpec, Prepared},
         netlink::{LinkKind, Netlink},
         subnet_env,
         underlay::{self, Underlay},
     },
     model::{
-        backend::Mode, entries::Peer, ingress::Ingress, lease::Backend, mac::Mac, network::NetworkConfig,
+        backend::Backend, entries::Peer, ingress::Ingress, lease::LeaseBackend, mac::Mac,
+        network::NetworkConfig,
     },
     store::{
         Origin, Store, StoreError,
-        acquire::{self, Held, Request, TIME_TO_LIVE},
+        acquire::{self, LeaseRequest, LocalLease, TIME_TO_LIVE},
     },
 };
 
@@ -46,8 +47,8 @@ pub(crate) struct Joined {
     pub(crate) lock: Lock,
     pub(crate) underlay: Underlay,
     pub(crate) network: NetworkConfig,
-    pub(crate) mode: Mode,
-    pub(crate) held: Held,
+    pub(crate) backend: Backend,
+    pub(crate) local_lease: LocalLease,
     pub(crate) origin: Origin,
     pub(crate) spec: DeviceSpec,
     pub(crate) ingress: Ingress,
@@ -77,8 +78,8 @@ pub(crate) async fn join(
 
     let network = config(store).await?;
     paths.refuse_moved(public_ip, &network)?;
-    let mode = Mode::of(&network)?;
-    if mode == Mode::HostGw && public_ip != underlay.address {
+    let backend = Backend::of(&network)?;
+    if backend == Backend::HostGw && public_ip != underlay.address {
         bail!(
             "the network's backend is host-gw, which routes to the hosts' own addresses: --public-ip {public_ip} is not that \
              of {} ({}); leave it out, or use vxlan or udp",
@@ -86,9 +87,9 @@ pub(crate) async fn join(
             underlay.address
         );
     }
-    let request = Request {
+    let request = LeaseRequest {
         public_ip,
-        mode,
+        backend,
         vtep_mac: present_mac(&netlink, &options.device).await?,
         preferred: paths
             .record()?
@@ -96,13 +97,13 @@ pub(crate) async fn join(
             .or(subnet_env::read(&options.subnet_file).subnet),
         time_to_live: TIME_TO_LIVE,
     };
-    let (held, origin) = lease(store, private, &network, &request).await?;
-    let subnet = held.lease.subnet;
-    info!("subnet {subnet} is leased to this host, backend {mode}");
+    let (local_lease, origin) = lease(store, private, &network, &request).await?;
+    let subnet = local_lease.lease.subnet;
+    info!("subnet {subnet} is leased to this host, backend {backend}");
 
     let record = Record {
         fast_path: options.fast_path,
-        mode: mode.name().to_owned(),
+        backend: backend.name().to_owned(),
         device: Some(options.device.clone()),
         subnet_file: Some(options.subnet_file.clone()),
         ..Record::current(public_ip, subnet)?
@@ -113,14 +114,14 @@ pub(crate) async fn join(
     } else if older.is_empty() {
         info!("adopting what an earlier agent left in {}", paths.pins.display());
     }
-    let vtep_mac = match held.lease.backend {
-        Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
-        Backend::Other(_) => None,
+    let vtep_mac = match local_lease.lease.backend {
+        LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+        LeaseBackend::Other(_) => None,
     };
     let spec = DeviceSpec {
         name: options.device.clone(),
-        kind: Kind::of(mode, vtep_mac),
-        mtu: mode.device_mtu(underlay.mtu),
+        kind: DeviceKind::of(backend, vtep_mac),
+        mtu: backend.device_mtu(underlay.mtu),
         subnet,
         network: network.network,
     };
@@ -132,8 +133,8 @@ pub(crate) async fn join(
         lock,
         underlay,
         network,
-        mode,
-        held,
+        backend,
+        local_lease,
         origin,
         spec,
         ingress,
@@ -146,7 +147,7 @@ pub(crate) async fn join(
 impl Joined {
     /// This host's address as its peers know it.
     pub(crate) fn public_ip(&self) -> std::net::Ipv4Addr {
-        self.held.lease.public_ip
+        self.local_lease.lease.public_ip
     }
 
     /// The device down, the programs on it, and only then up: no frame enters the stack unchecked. What was made here goes
@@ -178,7 +179,7 @@ impl Joined {
         device: &Prepared,
         peers: &[(Ipv4Net, Peer)],
     ) -> Result<EbpfDatapath> {
-        let options = load::Options {
+        let options = load::LoadOptions {
             settings: self.settings(options, device.ifindex),
             pins: self.paths.pins.clone(),
             tc: self.tc,
@@ -220,20 +221,20 @@ impl Joined {
     }
 
     fn settings(&self, options: &Options, device: u32) -> Settings {
-        let subnet = self.held.lease.subnet;
+        let subnet = self.local_lease.lease.subnet;
         let network = self.network.network;
         let flags = [
             (options.outer_df, SETTING_OUTER_DF),
             (options.strict_peers, SETTING_STRICT_PEERS),
             (!options.fast_path, SETTING_STACK_ONLY),
-            (self.mode.is_direct(), SETTING_DIRECT),
+            (self.backend.is_direct(), SETTING_DIRECT),
         ];
         // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from its own port and takes
-        // datagrams from any: the flow's hash spreads over the receiver's queues in that mode, too. But routers' answers to
+        // datagrams from any: the flow's hash spreads over the receiver's queues in that backend, too. But routers' answers to
         // DF find a socket by this port, and only where they do the kernel learns from them: VXLAN's looks for the tunnel's
         // own (encap_err_lookup), the agent's is an ordinary one.
-        let is_told_by_port = options.outer_df && self.mode.encapsulation() == ENCAPSULATION_UDP;
-        let (port_min, port_count) = if is_told_by_port { (self.mode.port(), 1) } else { (49152, 16384) };
+        let is_told_by_port = options.outer_df && self.backend.encapsulation() == ENCAPSULATION_UDP;
+        let (port_min, port_count) = if is_told_by_port { (self.backend.port(), 1) } else { (49152, 16384) };
         Settings {
             network: network.network().octets(),
             network_mask: network.netmask().octets(),
@@ -242,8 +243,8 @@ impl Joined {
             local: self.underlay.address.octets(),
             underlay: self.underlay.ifindex,
             device,
-            vni: self.mode.vni().unwrap_or_default(),
-            port: self.mode.port().to_be_bytes(),
+            vni: self.backend.vni().unwrap_or_default(),
+            port: self.backend.port().to_be_bytes(),
             vtep_mac: self.spec.kind.mac().map_or([0; 6], |mac| mac.0),
             flags: flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum(),
             port_min,
@@ -251,7 +252,7 @@ impl Joined {
             // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
             gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
             underlay_mac: self.underlay.mac.map_or([0; 6], |mac| mac.0),
-            encapsulation: self.mode.encapsulation(),
+            encapsulation: self.backend.encapsulation(),
             host_bits: 32 - subnet.prefix_len(),
         }
     }
@@ -322,8 +323,8 @@ async fn lease(
     store: &mut impl Store,
     private: Option<&Path>,
     network: &NetworkConfig,
-    request: &Request,
-) -> Result<(Held, Origin)> {
+    request: &LeaseRequest,
+) -> Result<(LocalLease, Origin)> {
     let mut pause = PAUSE.0;
     loop {
         let acquired = async {
@@ -332,8 +333,8 @@ async fn lease(
                     .await
                     .with_context(|| format!("use {} as this host's store", folder.display()))?;
             }
-            let held = acquire::acquire(store, network, request).await?;
-            anyhow::Ok((held, store.origin().await?))
+            let local_lease = acquire::acquire(store, network, request).await?;
+            anyhow::Ok((local_lease, store.origin().await?))
         };
         match acquired.await {
             Err(error) if is_passing(&error) => warn!("{error:#}; trying again in {pause:?}"),

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     model::change::PeerChange,
     model::{
-        backend::Mode,
+        backend::Backend,
         entries::Peer,
         lease::{self, Lease},
     },
-    store::{self, Entry, Revision},
+    store::{self, LeaseEntry, Revision},
 };
 
 /// A lease much shorter than SubnetLen would expand into more entries than any table holds; this many at most.
@@ -30,7 +30,7 @@ pub struct Scope {
     /// Prefix length of every entry in the data path's peer table.
     pub subnet_len: u8,
     /// How packets travel; leases that say otherwise are another overlay's.
-    pub mode: Mode,
+    pub backend: Backend,
     /// This host's address on the underlay.
     pub own_ip: Ipv4Addr,
     /// This host's subnet: never a peer's, whatever a lease says.
@@ -48,7 +48,7 @@ pub struct Skipped {
 
 /// One lease's claim to a subnet. The last written one wins: it is the host that is alive.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Claim {
+struct LeaseClaim {
     modified: Revision,
     key: Arc<str>,
 }
@@ -59,7 +59,7 @@ pub struct PeerTable {
     scope: Scope,
     /// Every claim to every subnet in order, with the peer it names; the last of each holds. There is one nearly always:
     /// a map in the map would take half a KiB for it.
-    claims: BTreeMap<Ipv4Net, Vec<(Claim, Peer)>>,
+    claims: BTreeMap<Ipv4Net, Vec<(LeaseClaim, Peer)>>,
     /// What each accepted key claims, to take it back when the key changes or goes.
     keys: BTreeMap<Arc<str>, Box<[Ipv4Net]>>,
     /// Keys that give no peer.
@@ -93,11 +93,11 @@ impl PeerTable {
         let mut touched = BTreeSet::new();
         for change in &batch.changes {
             match change {
-                store::KeyChange::Put(entry) => {
+                store::LeaseChange::Put(entry) => {
                     touched.extend(self.remove(&entry.key));
                     touched.extend(self.put(entry));
                 }
-                store::KeyChange::Delete { key } => touched.extend(self.remove(key)),
+                store::LeaseChange::Delete { key } => touched.extend(self.remove(key)),
             }
         }
         touched
@@ -139,7 +139,7 @@ impl PeerTable {
         refused.chain(lost).collect()
     }
 
-    fn put(&mut self, entry: &Entry) -> Vec<Ipv4Net> {
+    fn put(&mut self, entry: &LeaseEntry) -> Vec<Ipv4Net> {
         let lease = match lease::decode(&entry.key, &entry.value) {
             Ok(lease) if self.scope.is_own(&lease) => return Vec::new(),
             Ok(lease) => self.scope.peers_of(&lease).map_err(|why| why.to_string()),
@@ -147,7 +147,7 @@ impl PeerTable {
         };
         match lease {
             Ok((peer, subnets)) => {
-                let claim = Claim { modified: entry.modified, key: entry.key.as_str().into() };
+                let claim = LeaseClaim { modified: entry.modified, key: entry.key.as_str().into() };
                 for &subnet in &subnets {
                     let claims = self.claims.entry(subnet).or_insert_with(|| Vec::with_capacity(1));
                     let place = claims.partition_point(|(other, _)| *other < claim);
@@ -203,7 +203,7 @@ impl Scope {
                 self.own_ip
             );
         }
-        let vtep_mac = self.mode.peer_mac(lease)?;
+        let vtep_mac = self.backend.peer_mac(lease)?;
         let length = lease.subnet.prefix_len();
         if !self.network.contains(&lease.subnet) {
             bail!("{} is not inside {}", lease.subnet, self.network);

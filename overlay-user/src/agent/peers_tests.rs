@@ -12,7 +12,7 @@ fn scope() -> Scope {
     Scope {
         network: net("10.244.0.0/16"),
         subnet_len: 24,
-        mode: Mode::DEFAULT,
+        backend: Backend::DEFAULT,
         own_ip: Ipv4Addr::new(10, 99, 0, 1),
         own_subnet: net("10.244.1.0/24"),
     }
@@ -22,8 +22,8 @@ fn peer(n: u8) -> Peer {
     Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
 }
 
-fn entry(key: &str, value: &str, modified: i64) -> Entry {
-    Entry {
+fn entry(key: &str, value: &str, modified: i64) -> LeaseEntry {
+    LeaseEntry {
         key: key.to_owned(),
         value: Bytes::copy_from_slice(value.as_bytes()),
         modified: Revision(modified),
@@ -31,19 +31,19 @@ fn entry(key: &str, value: &str, modified: i64) -> Entry {
     }
 }
 
-fn lease(key: &str, n: u8, modified: i64) -> Entry {
+fn lease(key: &str, n: u8, modified: i64) -> LeaseEntry {
     let value = format!(
         r#"{{"PublicIP":"10.99.0.{n}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{n:02x}"}}}}"#
     );
     entry(key, &value, modified)
 }
 
-fn put(table: &mut PeerTable, entry: Entry) -> BTreeSet<Ipv4Net> {
-    table.change(&store::Batch { revision: entry.modified, changes: vec![store::KeyChange::Put(entry)] })
+fn put(table: &mut PeerTable, entry: LeaseEntry) -> BTreeSet<Ipv4Net> {
+    table.change(&store::Batch { revision: entry.modified, changes: vec![store::LeaseChange::Put(entry)] })
 }
 
 fn delete(table: &mut PeerTable, key: &str) -> BTreeSet<Ipv4Net> {
-    let changes = vec![store::KeyChange::Delete { key: key.to_owned() }];
+    let changes = vec![store::LeaseChange::Delete { key: key.to_owned() }];
     table.change(&store::Batch { revision: Revision(99), changes })
 }
 
@@ -66,7 +66,7 @@ fn leases_that_give_no_peer_are_named_and_the_others_still_count() {
             "VNI is 2, not 1",
         ),
     ];
-    let mut entries: Vec<Entry> = cases.iter().map(|(key, value, _)| entry(key, value, 1)).collect();
+    let mut entries: Vec<LeaseEntry> = cases.iter().map(|(key, value, _)| entry(key, value, 1)).collect();
     entries.push(lease("10.244.2.0-24", 2, 1));
     let mut table = PeerTable::new(scope());
     table.snapshot(&store::Snapshot { revision: Revision(5), cluster: 1, entries });

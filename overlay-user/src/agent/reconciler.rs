@@ -10,13 +10,13 @@ use log::{info, warn};
 use tokio::time::{Instant, sleep, sleep_until};
 
 pub use self::inputs::{Exit, Inputs};
-use self::state::Local;
+use self::state::ReconcilerState;
 use crate::{
     agent::peers::Scope,
     datapath::{Datapath, DatapathError},
     store::{
         Follow as _, Origin, Store, StoreError,
-        local_lease::{Kept, Own},
+        local_lease::{LeaseKeeper, LeaseWrite},
     },
 };
 
@@ -30,8 +30,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Setup {
     /// What this host is, and which leases concern it.
     pub scope: Scope,
-    /// The own lease, acquired before.
-    pub own: Own,
+    /// The lease lease, acquired before.
+    pub lease: LeaseKeeper,
     /// How often everything is read back and compared, in both directions.
     pub audit: Duration,
     /// What an earlier agent, or the acquisition of the lease, heard of the store: another history later makes every
@@ -56,14 +56,14 @@ pub async fn run(
     setup: Setup,
     inputs: Inputs,
 ) -> anyhow::Result<Exit> {
-    let Setup { scope, mut own, audit, origin } = setup;
-    let mut local =
-        Local::new(datapath, scope, inputs, origin).context("read back what the data path has in force")?;
-    local.names(&store.name());
+    let Setup { scope, mut lease, audit, origin } = setup;
+    let mut state = ReconcilerState::new(datapath, scope, inputs, origin)
+        .context("read back what the data path has in force")?;
+    state.names(&store.name());
     let mut pause = PAUSE.0;
     loop {
         let started = Instant::now();
-        let ended = round(&mut store, &mut own, &mut local, audit).await;
+        let ended = round(&mut store, &mut lease, &mut state, audit).await;
         // A stream that lived was no failure in a row.
         if started.elapsed() > PAUSE.1 {
             pause = PAUSE.0;
@@ -79,15 +79,15 @@ pub async fn run(
             }
             Err(Stop::Store(error)) => {
                 warn!("{error}; all peers stay, next try in {pause:?}");
-                local.store_failed(&error);
+                state.store_failed(&error);
             }
             Err(Stop::Datapath(error)) => {
                 warn!("read back what the data path has in force: {error}; next try in {pause:?}");
-                local.datapath_failed(&error);
+                state.datapath_failed(&error);
             }
         }
-        local.publish_lease(&own);
-        if let Err(exit) = rest(&mut store, &mut own, &mut local, pause).await {
+        state.publish_lease(&lease);
+        if let Err(exit) = rest(&mut store, &mut lease, &mut state, pause).await {
             return Ok(exit);
         }
         pause = (pause * 2).min(PAUSE.1);
@@ -98,28 +98,28 @@ pub async fn run(
 /// stream, a store that is back and the audit thus all take the same way: from a snapshot, with a difference both ways.
 async fn round<D: Datapath>(
     store: &mut impl Store,
-    own: &mut Own,
-    local: &mut Local<D>,
+    lease: &mut LeaseKeeper,
+    state: &mut ReconcilerState<D>,
     audit: Duration,
 ) -> Result<(), Stop> {
-    let snapshot = local.meanwhile(store.snapshot()).await??;
-    own.snapshot(&snapshot);
-    local.reconcile(&snapshot)?;
-    let mut changes = local.meanwhile(store.follow(snapshot.revision)).await??;
-    local.following();
+    let snapshot = state.meanwhile(store.snapshot()).await??;
+    lease.snapshot(&snapshot);
+    state.reconcile(&snapshot)?;
+    let mut changes = state.meanwhile(store.follow(snapshot.revision)).await??;
+    state.following();
     let audit = sleep(audit);
     tokio::pin!(audit);
-    while !local.resync_asked() {
-        local.publish_lease(own);
+    while !state.resync_asked() {
+        state.publish_lease(lease);
         tokio::select! {
             batch = changes.next() => {
                 let batch = batch?;
-                own.change(&batch);
-                local.change(&batch);
+                lease.change(&batch);
+                state.change(&batch);
             }
-            input = local.inputs.next() => local.handle(input)?,
-            () = at(own.due()) => {
-                if local.meanwhile(own.keep(store)).await? == Kept::Outrun {
+            input = state.inputs.next() => state.handle(input)?,
+            () = at(lease.due()) => {
+                if state.meanwhile(lease.keep(store)).await? == LeaseWrite::Outrun {
                     return Err(Stop::Outrun);
                 }
             }
@@ -129,11 +129,11 @@ async fn round<D: Datapath>(
     Ok(())
 }
 
-/// The pause after a failure. The own lease is kept meanwhile: what fails need not be the store, nor its writes.
+/// The pause after a failure. The lease lease is kept meanwhile: what fails need not be the store, nor its writes.
 async fn rest<D: Datapath>(
     store: &mut impl Store,
-    own: &mut Own,
-    local: &mut Local<D>,
+    lease: &mut LeaseKeeper,
+    state: &mut ReconcilerState<D>,
     pause: Duration,
 ) -> Result<(), Exit> {
     let end = sleep(pause);
@@ -142,11 +142,11 @@ async fn rest<D: Datapath>(
         tokio::select! {
             () = &mut end => return Ok(()),
             // Outrun or not, the next round begins with a snapshot.
-            () = at(own.due()) => {
-                local.meanwhile(own.keep(store)).await?;
-                local.publish_lease(own);
+            () = at(lease.due()) => {
+                state.meanwhile(lease.keep(store)).await?;
+                state.publish_lease(lease);
             }
-            input = local.inputs.next() => local.handle(input)?,
+            input = state.inputs.next() => state.handle(input)?,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     datapath::losses::Reading,
     host::firewall::RulesStatus,
     learn::view::View,
-    model::{backend::Mode, clock::unix_now, ingress::Ingress},
+    model::{backend::Backend, clock::unix_now, ingress::Ingress},
     store::local_lease::LeaseStatus,
 };
 
@@ -24,8 +24,8 @@ pub struct Status {
     /// The whole overlay.
     pub network: Ipv4Net,
     /// How packets travel between hosts: flannel's name of the backend.
-    #[serde(default)]
-    pub mode: String,
+    #[serde(default, rename = "mode")]
+    pub backend: String,
     /// VXLAN network identifier; zero where there is none.
     pub vni: u32,
     /// When the agent started.
@@ -60,14 +60,14 @@ pub struct Status {
 
 impl Status {
     /// Before anything is known.
-    pub fn new(public_ip: Ipv4Addr, subnet: Ipv4Net, network: Ipv4Net, mode: Mode) -> Self {
+    pub fn new(public_ip: Ipv4Addr, subnet: Ipv4Net, network: Ipv4Net, backend: Backend) -> Self {
         let now = unix_now();
         Self {
             public_ip,
             subnet,
             network,
-            mode: mode.to_string(),
-            vni: mode.vni().unwrap_or_default(),
+            backend: backend.to_string(),
+            vni: backend.vni().unwrap_or_default(),
             started: now,
             store: StoreStatus { since: now, ..StoreStatus::default() },
             lease: LeaseStatus::default(),

@@ -14,7 +14,7 @@ pub use self::finding::{Finding, Level};
 use crate::{
     datapath::{xdp::XdpLink, xdp_fitness},
     host::netlink::{Link, LinkKind, Netlink, NetlinkError},
-    model::backend::Mode,
+    model::backend::Backend,
 };
 use ipnet::Ipv4Net;
 use overlay_common::{ENCAPSULATION_UDP, wire};
@@ -27,7 +27,7 @@ pub struct CheckSpec {
     /// Name of the tunnel device.
     pub device: String,
     /// How packets travel, as far as it is known: flannel's defaults, where the tunnel device does not tell.
-    pub mode: Mode,
+    pub backend: Backend,
     /// The own subnet, where there is one.
     pub subnet: Option<Ipv4Net>,
     /// Below which everything is pinned.
@@ -46,7 +46,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     let mut findings = kernel::findings(&spec.bpf_root);
     let device = links.iter().find(|link| link.name == spec.device);
     let underlay = links.iter().find(|link| Some(&link.name) == spec.underlay.as_ref());
-    let spec = &CheckSpec { mode: told(spec.mode, device, underlay), ..spec.clone() };
+    let spec = &CheckSpec { backend: told(spec.backend, device, underlay), ..spec.clone() };
     findings.extend(features::findings(&features::features(device)));
     let interfaces = [spec.underlay.as_deref(), Some(spec.device.as_str())];
     let present = |name: &&str| links.iter().any(|link| link.name == **name);
@@ -58,7 +58,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
         findings.push(path_mtu::finding(&underlay.name, underlay.mtu).await);
         findings.push(xdp(netlink, underlay, &XdpLink::new(&spec.pins)).await?);
     }
-    if spec.mode.encapsulation() == ENCAPSULATION_UDP {
+    if spec.backend.encapsulation() == ENCAPSULATION_UDP {
         findings.extend(datagrams::findings(underlay, &read_sysctl).await);
     }
     let sockets = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
@@ -73,17 +73,17 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     Ok(findings)
 }
 
-/// The mode with the network's own port and MTU, which the agent gave to a VXLAN device. A TUN has no port, and a network
+/// The backend with the network's own port and MTU, which the agent gave to a VXLAN device. A TUN has no port, and a network
 /// with one has no MTU of its own.
-fn told(mode: Mode, device: Option<&Link>, underlay: Option<&Link>) -> Mode {
-    match (mode, device) {
-        (Mode::Vxlan { vni, direct, .. }, Some(&Link { kind: LinkKind::Vxlan(vxlan), mtu, .. })) => {
+fn told(backend: Backend, device: Option<&Link>, underlay: Option<&Link>) -> Backend {
+    match (backend, device) {
+        (Backend::Vxlan { vni, direct, .. }, Some(&Link { kind: LinkKind::Vxlan(vxlan), mtu, .. })) => {
             let mtu = mtu.saturating_add(wire::OVERHEAD as u32);
             // The underlay's may have become smaller since.
             let mtu = underlay.map_or(mtu, |underlay| mtu.min(underlay.mtu));
-            Mode::Vxlan { vni, port: vxlan.port, mtu: Some(mtu), direct }
+            Backend::Vxlan { vni, port: vxlan.port, mtu: Some(mtu), direct }
         }
-        _ => mode,
+        _ => backend,
     }
 }
 
@@ -155,7 +155,7 @@ fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
     let Some(underlay) = underlay else {
         return Vec::new();
     };
-    let fits = spec.mode.overlay_mtu(underlay.mtu);
+    let fits = spec.backend.overlay_mtu(underlay.mtu);
     let judge = |bridge: &Link| {
         let what = format!("mtu of {}", bridge.name);
         let detail = format!("{}; {} carries {fits} after encapsulation", bridge.mtu, underlay.name);
@@ -175,14 +175,14 @@ fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
 fn port(spec: &CheckSpec, device: Option<&Link>, links: &[Link], sockets: &str) -> Finding {
     let mut found = port_of(spec, links, sockets);
     if !matches!(device, Some(Link { kind: LinkKind::Vxlan(_), .. })) {
-        let default = format!("{}'s default: no device tells the network's own", spec.mode.name());
+        let default = format!("{}'s default: no device tells the network's own", spec.backend.name());
         found.detail = format!("{}; that is {default}", found.detail);
     }
     found
 }
 
 fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
-    let port = spec.mode.port();
+    let port = spec.backend.port();
     let what = format!("udp port {port}");
     for link in links {
         match link.kind {
@@ -207,7 +207,7 @@ fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
         return Finding::ok(&what, format!("ours: {} has it", holder.name));
     }
     if bound_by_process(sockets, port) {
-        if spec.mode.encapsulation() == ENCAPSULATION_UDP && spec.subnet.is_some() {
+        if spec.backend.encapsulation() == ENCAPSULATION_UDP && spec.subnet.is_some() {
             return Finding::ok(&what, "bound by a process, as the agent does while it runs");
         }
         let remedy = format!("find it with `ss -ulnp 'sport = :{}'` and stop it", port);
@@ -245,7 +245,7 @@ mod tests {
         CheckSpec {
             underlay: Some("eth0".into()),
             device: "overlay0".into(),
-            mode: Mode::DEFAULT,
+            backend: Backend::DEFAULT,
             subnet: None,
             bpf_root: "/sys/fs/bpf".into(),
             pins: "/nowhere".into(),
@@ -327,15 +327,15 @@ mod tests {
         let device = link("overlay0", vxlan, 1350);
         let told_by = |device, underlay| {
             let underlay = link("eth0", LinkKind::Other(String::new()), underlay);
-            CheckSpec { mode: told(Mode::DEFAULT, device, Some(&underlay)), ..spec() }
+            CheckSpec { backend: told(Backend::DEFAULT, device, Some(&underlay)), ..spec() }
         };
         let known = told_by(Some(&device), 1500);
-        assert_eq!((known.mode.port(), known.mode.overlay_mtu(1500)), (4789, 1350));
+        assert_eq!((known.backend.port(), known.backend.overlay_mtu(1500)), (4789, 1350));
         let found = port(&known, Some(&device), std::slice::from_ref(&device), "");
         assert_eq!((found.what.as_str(), found.detail.as_str()), ("udp port 4789", "ours: overlay0 has it"));
-        assert_eq!(told_by(Some(&device), 1300).mode.overlay_mtu(1300), 1250);
+        assert_eq!(told_by(Some(&device), 1300).backend.overlay_mtu(1300), 1250);
         let unknown = told_by(None, 1500);
-        assert_eq!((unknown.mode.port(), unknown.mode.overlay_mtu(1500)), (8472, 1450));
+        assert_eq!((unknown.backend.port(), unknown.backend.overlay_mtu(1500)), (8472, 1450));
         let found = port(&unknown, None, &[], "");
         assert_eq!(found.detail, "free; that is vxlan's default: no device tells the network's own");
     }

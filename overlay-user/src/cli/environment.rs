@@ -7,7 +7,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::options::{self, Cli, Config, store::Store};
+use super::options::{self, Cli, Config, store::StoreOptions};
 
 /// Reads the command line (`arguments` with the program's name first) and the variables behind it. An error knows its
 /// exit code and prints itself: 2 for wrong usage, 0 for `--help`.
@@ -27,7 +27,7 @@ pub fn parse(
 
 /// What clap cannot say, because values from variables reach it as defaults.
 fn check(cli: &Cli) -> Result<()> {
-    let store: Option<&Store> = match &cli.command {
+    let store: Option<&StoreOptions> = match &cli.command {
         options::Command::Agent(agent) if agent.kube_subnet_mgr => {
             bail!(
                 "--kube-subnet-mgr is not supported yet: keep leases in etcd (--etcd-endpoints) or in a shared folder \

@@ -3,11 +3,10 @@ use std::net::Ipv4Addr;
 
 use clap::CommandFactory as _;
 
+use crate::store::etcd::EtcdOptions;
+
 use super::{
-    super::options::{
-        Agent, Command, DockerOpts, Switch,
-        store::{Etcd, StoreChoice},
-    },
+    super::options::{Agent, Command, DockerOpts, Switch, store::StoreChoice},
     *,
 };
 
@@ -25,7 +24,7 @@ fn agent(line: &str, variables: &[(&str, &str)]) -> Agent {
     }
 }
 
-fn etcd(line: &str, variables: &[(&str, &str)]) -> Etcd {
+fn etcd(line: &str, variables: &[(&str, &str)]) -> EtcdOptions {
     match agent(line, variables).store.choice().unwrap() {
         StoreChoice::Etcd(etcd) => etcd,
         other => panic!("{other:?}"),
@@ -47,7 +46,8 @@ fn flannels_defaults() {
     let etcd = etcd("overlay agent", &[]);
     assert_eq!(etcd.endpoints, ["http://127.0.0.1:2379"]);
     assert_eq!(etcd.prefix, "/coreos.com/network");
-    assert_eq!((etcd.ca, etcd.identity, etcd.login), (None, None, None));
+    assert_eq!((etcd.cafile, etcd.certfile, etcd.keyfile), (None, None, None));
+    assert_eq!((etcd.username, etcd.password), (None, None));
 }
 
 #[test]
@@ -104,8 +104,8 @@ fn one_store_and_a_whole_one() {
     let directory = StoreChoice::Directory { path: "/srv/x".into(), shared: true };
     assert_eq!(choice("overlay agent --store-dir /srv/x --store-shared"), directory);
     assert_eq!(etcd("overlay agent --etcd-prefix net/", &[]).prefix, "/net");
-    let identity = etcd("overlay agent --etcd-certfile c --etcd-keyfile k", &[]).identity;
-    assert_eq!(identity, Some(("c".into(), "k".into())));
+    let both = etcd("overlay agent --etcd-certfile c --etcd-keyfile k", &[]);
+    assert_eq!((both.certfile, both.keyfile), (Some("c".into()), Some("k".into())));
     for (line, variables, says) in [
         ("overlay agent --store-dir /x --etcd-prefix /y", &[][..], "two stores"),
         (

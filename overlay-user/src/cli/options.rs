@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 
-use self::store::Store;
+use self::store::StoreOptions;
 use crate::{
     agent::options::{self as agent, AskedIngress},
     datapath::{links::AttachMethod, state::Paths},
@@ -123,7 +123,7 @@ pub enum Config {
     Show {
         /// Which store.
         #[command(flatten)]
-        store: Store,
+        store: StoreOptions,
         /// The text as it stands in the store
         #[arg(long)]
         json: bool,
@@ -134,7 +134,7 @@ pub enum Config {
         text: String,
         /// Which store.
         #[command(flatten)]
-        store: Store,
+        store: StoreOptions,
         /// JSON instead of a sentence
         #[arg(long)]
         json: bool,
@@ -175,7 +175,7 @@ pub struct Check {
     pub show: Show,
     /// Which interface.
     #[command(flatten)]
-    pub underlay: Underlay,
+    pub underlay: UnderlayOptions,
     /// Name of the kernel's tunnel device
     #[arg(long, default_value = DEFAULT_DEVICE)]
     pub device: String,
@@ -265,7 +265,7 @@ pub struct AdoptFlannel {
 
 /// Which interface reaches the other hosts.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Underlay {
+pub struct UnderlayOptions {
     /// Name or address of the interface that reaches the other hosts; repeat it for more candidates, in order
     #[arg(long)]
     pub iface: Vec<String>,
@@ -280,7 +280,7 @@ pub struct Underlay {
     pub public_ip: Option<Ipv4Addr>,
 }
 
-impl Underlay {
+impl UnderlayOptions {
     /// As flannel chooses by these.
     pub fn choice(&self) -> Choice {
         Choice {
@@ -300,10 +300,10 @@ pub struct Agent {
     pub place: Place,
     /// Which store.
     #[command(flatten)]
-    pub store: Store,
+    pub store: StoreOptions,
     /// Which interface.
     #[command(flatten)]
-    pub underlay: Underlay,
+    pub underlay: UnderlayOptions,
     /// File that tells Docker or CNI this host's subnet
     #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
     pub subnet_file: PathBuf,
@@ -323,8 +323,8 @@ pub struct Agent {
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub fast_path: Switch,
     /// Where packets from other hosts are taken in
-    #[arg(long, value_enum, default_value_t = Ingress::Auto)]
-    pub ingress: Ingress,
+    #[arg(long, value_enum, default_value_t = IngressOption::Auto)]
+    pub ingress: IngressOption,
     /// How programs are attached to interfaces
     #[arg(long, value_enum, default_value_t = AttachBy::Auto)]
     pub attach: AttachBy,
@@ -401,10 +401,10 @@ impl Agent {
             device: self.device.clone(),
             fast_path: self.fast_path == Switch::On,
             ingress: match self.ingress {
-                Ingress::Auto => AskedIngress::Auto,
-                Ingress::Tc => AskedIngress::Tc,
-                Ingress::Xdp => AskedIngress::Xdp(XdpMode::Redirect),
-                Ingress::XdpStrip => AskedIngress::Xdp(XdpMode::Strip),
+                IngressOption::Auto => AskedIngress::Auto,
+                IngressOption::Tc => AskedIngress::Tc,
+                IngressOption::Xdp => AskedIngress::Xdp(XdpMode::Redirect),
+                IngressOption::XdpStrip => AskedIngress::Xdp(XdpMode::Strip),
             },
             attach: match self.attach {
                 AttachBy::Auto => None,
@@ -434,7 +434,7 @@ pub enum Switch {
 
 /// Where packets from other hosts are taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Ingress {
+pub enum IngressOption {
     /// The best that is safe on any interface: TC
     Auto,
     /// TC: once the stack has a packet buffer, with GSO and GRO kept

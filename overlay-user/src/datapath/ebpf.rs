@@ -17,7 +17,7 @@ use super::{
     flows::Lifetimes,
     index, layouts,
     links::{Attachment, Links},
-    load::{Options, endpoint_capacity, load_object, take_over},
+    load::{LoadOptions, endpoint_capacity, load_object, take_over},
     programs_log::ProgramsLog,
     slots::Slots,
     tables::{self, Tables},
@@ -42,7 +42,7 @@ pub struct EbpfDatapath {
     ingress: Ingress,
     /// The interface that XDP was last attached to, or tried at: attaching may reset a NIC, so it is tried once.
     tried: Option<u32>,
-    options: Options,
+    options: LoadOptions,
     prefix_len: u8,
     slots: Slots,
     /// Index of the tunnel device that has its programs; zero before there is one.
@@ -55,12 +55,12 @@ impl EbpfDatapath {
     ///
     /// # Errors
     /// The verifier's log if the kernel refuses a program; a pin that cannot be read or made.
-    pub fn load(options: Options) -> Result<Self, DatapathError> {
+    pub fn load(options: LoadOptions) -> Result<Self, DatapathError> {
         Self::load_knowing(options, &[])
     }
 
     /// The same with peers that are known from the first packet on: the programs drop what comes from others.
-    pub fn load_knowing(mut options: Options, peers: &[(Ipv4Net, Peer)]) -> Result<Self, DatapathError> {
+    pub fn load_knowing(mut options: LoadOptions, peers: &[(Ipv4Net, Peer)]) -> Result<Self, DatapathError> {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
@@ -221,7 +221,7 @@ impl EbpfDatapath {
     /// The programs hold the devices' indexes and addresses as constants: loads them anew, with the same maps, and replaces
     /// every one in place.
     fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
-        let options = Options { settings, ..self.options.clone() };
+        let options = LoadOptions { settings, ..self.options.clone() };
         let (mut ebpf, mut tables) = load_object(&options, &options.pins)?;
         tables.mend_indexes()?;
         let xdp_targets = XdpTargets::take(&mut ebpf)?;

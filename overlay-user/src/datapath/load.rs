@@ -19,7 +19,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 /// What to load, and how large.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct LoadOptions {
     /// Constants of the programs.
     pub settings: Settings,
     /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v1/default`.
@@ -38,7 +38,7 @@ pub struct Options {
     pub filling: PathBuf,
 }
 
-impl Options {
+impl LoadOptions {
     /// Adopted tables keep the size they were made with, and the loader believes what it is told of them.
     pub(super) fn keep_sizes(&mut self) -> Result<(), DatapathError> {
         for (table, wanted) in [("peers", &mut self.max_peers), ("flows", &mut self.max_flows)] {
@@ -59,12 +59,12 @@ impl Options {
 
 /// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's: what
 /// ends before that leaves the older layout in force.
-pub(super) fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Tables), DatapathError> {
+pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, Tables), DatapathError> {
     let filled = || {
         layouts::stage(older, &options.filling)?;
         // As large as they were: counters that are shared have no more slots.
         let (max_peers, max_flows) = (size(&older.pins, "peers")?, size(&older.pins, "flows")?);
-        let options = Options { max_peers, max_flows, ..options.clone() };
+        let options = LoadOptions { max_peers, max_flows, ..options.clone() };
         let (ebpf, mut tables) = load_object(&options, &options.filling)?;
         layouts::fill(older, &mut tables)?;
         layouts::commit(&options.filling, &options.pins)?;
@@ -74,7 +74,7 @@ pub(super) fn take_over(older: &Older, options: &Options) -> Result<(Ebpf, Table
 }
 
 /// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
-pub(super) fn load_object(options: &Options, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
+pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
     let settings = index::settings(&options.settings);
     let all = MAPS.iter().chain([&XdpTargets::MAP]).chain(&index::MAPS);

@@ -6,11 +6,11 @@ use crate::model::change::{Change, LocalChange, PeerChange};
 
 /// A data path that only remembers. Clones share one state, so that a test can look while the loop owns its clone.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<State>>);
+pub struct Memory(Arc<Mutex<MemoryState>>);
 
 /// What is in force, what was done, and how to misbehave.
 #[derive(Debug, Default)]
-pub struct State {
+pub struct MemoryState {
     /// What is in force.
     pub installed: Installed,
     /// Every successful change, in order.
@@ -27,12 +27,12 @@ pub struct State {
 
 impl Memory {
     /// The state, for looking and for tampering.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl MemoryState {
     fn check(&self, action: &str) -> Result<(), DatapathError> {
         match &self.failing {
             Some(detail) => Err(DatapathError::Failed { action: action.to_owned(), detail: detail.clone() }),

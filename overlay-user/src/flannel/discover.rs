@@ -14,8 +14,8 @@ use crate::{
         underlay::Underlay,
     },
     model::{
-        backend::Mode,
-        lease::{Backend, Lease},
+        backend::Backend,
+        lease::{Lease, LeaseBackend},
         mac::Mac,
     },
 };
@@ -45,7 +45,7 @@ pub struct Expected {
     /// The whole overlay.
     pub network: Ipv4Net,
     /// How packets travel.
-    pub mode: Mode,
+    pub backend: Backend,
     /// The interface that reaches the peers.
     pub underlay: Underlay,
     /// This host's identity in the store.
@@ -81,7 +81,7 @@ pub enum DiscoverError {
 }
 
 /// The other hosts' leases by their subnets.
-type Peers<'a> = BTreeMap<Ipv4Net, &'a Lease>;
+type PeersBySubnet<'a> = BTreeMap<Ipv4Net, &'a Lease>;
 
 /// Name of flannel's device.
 pub fn device_name(vni: u32) -> String {
@@ -125,7 +125,7 @@ impl Sight {
 /// No flannel, or all that does not fit together, each with what to do.
 pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, DiscoverError> {
     let mut problems = Vec::new();
-    let found = match expected.mode.vni() {
+    let found = match expected.backend.vni() {
         Some(vni) => {
             let name = device_name(vni);
             let found = sight.tunnels.iter().find(|(_, tunnel)| tunnel.name == name);
@@ -169,7 +169,7 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
         problems.push(format!("{} has {has}, but the lease is for {}", device.name, lease.subnet));
     }
     check_subnet_env(sight.subnet_env.as_deref(), expected, &lease, &mut problems);
-    let peers: Peers<'_> = expected
+    let peers: PeersBySubnet<'_> = expected
         .leases
         .iter()
         .filter(|(_, other)| other.subnet != lease.subnet)
@@ -193,7 +193,7 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
 }
 
 fn no_device(sight: &Sight, expected: &Expected, name: &str, vni: u32) -> DiscoverError {
-    let port = expected.mode.port();
+    let port = expected.backend.port();
     let flannels = sight.tunnels.iter().map(|(_, tunnel)| tunnel);
     let flannels: Vec<String> = flannels
         .filter(|tunnel| tunnel.name.starts_with("flannel.") || tunnel.port == port)
@@ -215,7 +215,7 @@ fn check_device(
     vni: u32,
     problems: &mut Vec<String>,
 ) {
-    let (Expected { underlay, .. }, port) = (expected, expected.mode.port());
+    let (Expected { underlay, .. }, port) = (expected, expected.backend.port());
     if (device.vni, device.port) != (vni, port) {
         problems.push(format!(
             "{} has vni {} and port {}, the network's config vni {vni} and port {port}: flanneld was started before the \
@@ -255,14 +255,14 @@ fn check_lease(
         problems.push(format!("lease {key} is for IPv6 as well, which the overlay does not carry yet"));
     }
     let Some(device) = device else {
-        if lease.backend != Backend::Other("host-gw".to_owned()) {
+        if lease.backend != LeaseBackend::Other("host-gw".to_owned()) {
             problems.push(format!(
                 "lease {key} is not of flannel's host-gw backend: start flanneld once more, and end it"
             ));
         }
         return Some((lease.clone(), None));
     };
-    let Backend::Vxlan { vtep_mac, .. } = lease.backend else {
+    let LeaseBackend::Vxlan { vtep_mac, .. } = lease.backend else {
         problems.push(format!(
             "lease {key} is not of flannel's vxlan backend: start flanneld once more, and end it"
         ));
@@ -301,7 +301,7 @@ fn check_routes(
     routes: &[GatewayRoute],
     expected: &Expected,
     device: Option<&ClassicTunnel>,
-    peers: &Peers<'_>,
+    peers: &PeersBySubnet<'_>,
     problems: &mut Vec<String>,
 ) -> Vec<GatewayRoute> {
     let mut flannels = Vec::new();
@@ -334,7 +334,7 @@ fn differences(
     sight: &Sight,
     routes: &[GatewayRoute],
     device: Option<&ClassicTunnel>,
-    peers: &Peers<'_>,
+    peers: &PeersBySubnet<'_>,
 ) -> Vec<String> {
     let mut notes = Vec::new();
     let routed: BTreeMap<_, _> = routes.iter().map(|route| (route.destination, route)).collect();
@@ -343,7 +343,7 @@ fn differences(
     for lease in peers.values() {
         let tunnelled = |route: &GatewayRoute| device.is_some_and(|device| route.interface == device.name);
         let known = match (routed.get(&lease.subnet), &lease.backend) {
-            (Some(route), &Backend::Vxlan { vtep_mac: mac, .. }) if tunnelled(route) => {
+            (Some(route), &LeaseBackend::Vxlan { vtep_mac: mac, .. }) if tunnelled(route) => {
                 neighbours.contains(&StaticNeighbour { address: route.gateway, mac })
                     && forwarding.contains(&Forwarding { mac, to: lease.public_ip })
             }

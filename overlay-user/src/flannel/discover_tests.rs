@@ -16,7 +16,7 @@ fn public_ip(host: usize) -> Ipv4Addr {
 }
 
 fn lease(host: usize) -> (String, Lease) {
-    let backend = Backend::Vxlan { vni: 1, vtep_mac: mac(host) };
+    let backend = LeaseBackend::Vxlan { vni: 1, vtep_mac: mac(host) };
     let lease = Lease { subnet: net(&format!("10.244.{host}.0/24")), public_ip: public_ip(host), backend };
     (lease.key(), lease)
 }
@@ -24,7 +24,7 @@ fn lease(host: usize) -> (String, Lease) {
 fn expected() -> Expected {
     Expected {
         network: net("10.244.0.0/16"),
-        mode: Mode::DEFAULT,
+        backend: Backend::DEFAULT,
         underlay: Underlay { name: "eth0".into(), ifindex: 2, mac: None, mtu: 1500, address: public_ip(1) },
         public_ip: public_ip(1),
         leases: (1..=3).map(lease).collect(),
@@ -124,7 +124,7 @@ fn what_does_not_fit_together_is_named() {
         refused(sight, &expected, says);
     };
     altered(
-        |_, expected| expected.mode = Mode::Vxlan { vni: 1, port: 4789, mtu: None, direct: false },
+        |_, expected| expected.backend = Backend::Vxlan { vni: 1, port: 4789, mtu: None, direct: false },
         &["flannel.1 has vni 1 and port 8472", "vni 1 and port 4789"],
     );
     altered(|_, expected| drop(expected.leases.remove(0)), &["no lease carries 10.99.0.1", "--public-ip"]);
@@ -163,7 +163,7 @@ fn what_does_not_fit_together_is_named() {
         &["10.244.3.0/24 is routed via 10.99.0.77", "10.99.0.3", "ip route delete"],
     );
     altered(
-        |_, expected| expected.leases[0].1.backend = Backend::Other("host-gw".into()),
+        |_, expected| expected.leases[0].1.backend = LeaseBackend::Other("host-gw".into()),
         &["10.244.1.0-24 is not of flannel's vxlan backend"],
     );
     altered(
@@ -174,10 +174,11 @@ fn what_does_not_fit_together_is_named() {
 
 #[test]
 fn host_gw_leaves_routes_alone() {
-    let host_gw =
-        |(key, lease): (String, Lease)| (key, Lease { backend: Backend::Other("host-gw".into()), ..lease });
+    let host_gw = |(key, lease): (String, Lease)| {
+        (key, Lease { backend: LeaseBackend::Other("host-gw".into()), ..lease })
+    };
     let expected = Expected {
-        mode: Mode::HostGw,
+        backend: Backend::HostGw,
         leases: (1..=3).map(|host| host_gw(lease(host))).collect(),
         ..expected()
     };

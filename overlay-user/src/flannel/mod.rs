@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use self::rules::Rules;
 use crate::{
     host::netlink::{ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour},
-    model::lease::{Backend, Lease},
+    model::lease::{Lease, LeaseBackend},
 };
 
 /// What flannel's VXLAN or host-gw backend and its rules are on a host: enough to make all of it again.
@@ -63,7 +63,7 @@ impl Flannel {
         for peer in peers {
             let (gateway, interface, onlink) = match (&flannel.device, &peer.backend) {
                 _ if direct(peer.public_ip) => (peer.public_ip, underlay.to_owned(), false),
-                (Some(device), &Backend::Vxlan { vtep_mac: mac, .. }) => {
+                (Some(device), &LeaseBackend::Vxlan { vtep_mac: mac, .. }) => {
                     let address = peer.subnet.network();
                     flannel.neighbours.push(StaticNeighbour { address, mac });
                     flannel.forwarding.push(Forwarding { mac, to: peer.public_ip });

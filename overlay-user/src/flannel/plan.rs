@@ -3,7 +3,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{discover::Discovered, record::Record};
+use super::{discover::Discovered, record::FlannelRecord};
 use crate::host::{device::DeviceSpec, netlink::ClassicTunnel};
 
 /// The steps.
@@ -19,7 +19,7 @@ pub struct Plan {
 
 /// What the plan is made of, beside what was found.
 #[derive(Clone, Debug)]
-pub struct Means {
+pub struct PlanInput {
     /// Our tunnel device.
     pub spec: DeviceSpec,
     /// Name of the underlay interface.
@@ -42,7 +42,7 @@ pub struct Means {
 
 impl Plan {
     /// The plan for moving over what was found.
-    pub fn new(found: &Discovered, means: &Means) -> Self {
+    pub fn new(found: &Discovered, means: &PlanInput) -> Self {
         let flannel = &found.flannel;
         let DeviceSpec { name, mtu, subnet, network, .. } = &means.spec;
         let direct: Vec<String> = flannel.direct_routes().map(|it| it.destination.to_string()).collect();
@@ -107,8 +107,8 @@ impl Plan {
     }
 
     /// The plan for going back.
-    pub fn back(record: &Record) -> Self {
-        let Record { tunnel, network, flannel, .. } = record;
+    pub fn back(record: &FlannelRecord) -> Self {
+        let FlannelRecord { tunnel, network, flannel, .. } = record;
         let (routes, rules) = (flannel.routes.len(), flannel.rules.names());
         let mut steps = match &flannel.device {
             Some(device) => vec![

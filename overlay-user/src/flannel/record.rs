@@ -11,7 +11,7 @@ use crate::datapath::state::Paths;
 
 /// The note.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct FlannelRecord {
     /// The move came to its end. If not, it was cut off: this host may be half of either.
     pub finished: bool,
     /// Name of our tunnel device.
@@ -22,7 +22,7 @@ pub struct Record {
     pub flannel: Flannel,
 }
 
-impl Record {
+impl FlannelRecord {
     /// Reads it, if there is one.
     ///
     /// # Errors

@@ -17,23 +17,23 @@ use crate::host::firewall::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     /// Those of iptables.
-    pub iptables: Vec<Iptables>,
+    pub iptables: Vec<IptablesRules>,
     /// Those of nftables.
-    pub nftables: Vec<Nftables>,
+    pub nftables: Vec<NftTable>,
 }
 
 /// The chains in one variant of iptables: a host may have both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Iptables {
+pub struct IptablesRules {
     /// `iptables-nft`, `iptables-legacy`, or plain `iptables`: what `-save` and `-restore` are appended to.
     pub variant: String,
     /// The tables that have any.
-    pub tables: Vec<Table>,
+    pub tables: Vec<ChainTable>,
 }
 
 /// The chains in one table of iptables.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Table {
+pub struct ChainTable {
     /// `nat`, `filter`.
     pub name: String,
     /// Names of the chains.
@@ -57,7 +57,7 @@ pub struct Jump {
 
 /// One table of nftables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Nftables {
+pub struct NftTable {
     /// `ip` or `ip6`.
     pub family: String,
     /// Its name.
@@ -83,12 +83,12 @@ impl Rules {
         for variant in iptables::variants() {
             let tables = read(&save(variant).await?);
             if !tables.is_empty() {
-                rules.iptables.push(Iptables { variant: variant.into(), tables });
+                rules.iptables.push(IptablesRules { variant: variant.into(), tables });
             }
         }
         for (family, name) in TABLES {
             if let Some(text) = list(family, name).await? {
-                rules.nftables.push(Nftables { family: family.into(), name: name.into(), text });
+                rules.nftables.push(NftTable { family: family.into(), name: name.into(), text });
             }
         }
         Ok(rules)
@@ -124,12 +124,12 @@ impl Rules {
     /// # Errors
     /// What is left, and why.
     pub async fn remove(&self) -> Result<()> {
-        for Iptables { variant, tables } in &self.iptables {
-            let present: Vec<Table> = read(&save(variant).await?);
+        for IptablesRules { variant, tables } in &self.iptables {
+            let present: Vec<ChainTable> = read(&save(variant).await?);
             let present = present.into_iter().filter(|it| tables.iter().any(|table| table.name == it.name));
             restore(variant, &removal(&present.collect::<Vec<_>>())).await?;
         }
-        for Nftables { family, name, .. } in &self.nftables {
+        for NftTable { family, name, .. } in &self.nftables {
             if list(family, name).await?.is_some() {
                 nft(&["delete", "table", family, name], "").await?;
             }
@@ -142,11 +142,11 @@ impl Rules {
     /// # Errors
     /// What is missing, and why.
     pub async fn put_back(&self) -> Result<()> {
-        for Iptables { variant, tables } in &self.iptables {
+        for IptablesRules { variant, tables } in &self.iptables {
             let saved = save(variant).await?;
             restore(variant, &restoration(tables, &saved)).await?;
         }
-        for Nftables { family, name, text } in &self.nftables {
+        for NftTable { family, name, text } in &self.nftables {
             if list(family, name).await?.is_none() {
                 nft(&["-f", "-"], text).await?;
             }
@@ -155,7 +155,7 @@ impl Rules {
     }
 }
 
-impl Table {
+impl ChainTable {
     /// Whether all of `other` is in it.
     fn holds(&self, other: &Self) -> bool {
         let has =
@@ -166,13 +166,13 @@ impl Table {
 }
 
 /// What of flannel's is in the text of `iptables-save`.
-fn read(saved: &str) -> Vec<Table> {
+fn read(saved: &str) -> Vec<ChainTable> {
     let mut tables = Vec::new();
-    let mut table = Table::default();
+    let mut table = ChainTable::default();
     let mut lengths = BTreeMap::<String, usize>::new();
     for line in saved.lines() {
         if let Some(name) = line.strip_prefix('*') {
-            table = Table { name: name.to_owned(), ..Table::default() };
+            table = ChainTable { name: name.to_owned(), ..ChainTable::default() };
             lengths.clear();
         } else if let Some(chain) = line.strip_prefix(':').filter(|chain| chain.starts_with(CHAIN)) {
             table.chains.extend(chain.split(' ').next().map(str::to_owned));
@@ -196,9 +196,9 @@ fn read(saved: &str) -> Vec<Table> {
 }
 
 /// For `iptables-restore --noflush`, which takes each table whole or not at all.
-fn removal(tables: &[Table]) -> String {
+fn removal(tables: &[ChainTable]) -> String {
     let mut script = String::new();
-    for Table { name, chains, jumps, .. } in tables {
+    for ChainTable { name, chains, jumps, .. } in tables {
         // Writing to a string does not fail.
         let _ = writeln!(script, "*{name}");
         for Jump { chain, rule, .. } in jumps {
@@ -215,11 +215,11 @@ fn removal(tables: &[Table]) -> String {
 
 /// The same the other way. `saved` is what there is now: chains of flannel's are filled anew, a jump that is there stays
 /// where it is, one that is not comes to its old place, or to the end of what is shorter now.
-fn restoration(tables: &[Table], saved: &str) -> String {
+fn restoration(tables: &[ChainTable], saved: &str) -> String {
     let present = read(saved);
     let mut script = String::new();
-    let is_whole = |table: &Table| present.iter().any(|now| now.holds(table));
-    for Table { name, chains, rules, jumps } in tables.iter().filter(|table| !is_whole(table)) {
+    let is_whole = |table: &ChainTable| present.iter().any(|now| now.holds(table));
+    for ChainTable { name, chains, rules, jumps } in tables.iter().filter(|table| !is_whole(table)) {
         let _ = writeln!(script, "*{name}");
         for chain in chains {
             let _ = writeln!(script, ":{chain} - [0:0]");

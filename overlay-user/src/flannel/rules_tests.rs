@@ -32,8 +32,8 @@ COMMIT
 const BARE: &str = "*filter\n:FORWARD DROP [3:252]\n-A FORWARD -j DOCKER-USER\nCOMMIT\n\
     *nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\nCOMMIT\n";
 
-fn rules(tables: Vec<Table>) -> Rules {
-    Rules { iptables: vec![Iptables { variant: "iptables-nft".into(), tables }], nftables: Vec::new() }
+fn rules(tables: Vec<ChainTable>) -> Rules {
+    Rules { iptables: vec![IptablesRules { variant: "iptables-nft".into(), tables }], nftables: Vec::new() }
 }
 
 #[test]

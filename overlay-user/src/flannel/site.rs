@@ -18,7 +18,7 @@ use crate::{
         underlay::{self, Underlay},
     },
     model::{
-        backend::Mode,
+        backend::Backend,
         lease::{self, Lease},
         network::NetworkConfig,
     },
@@ -33,7 +33,7 @@ pub struct Site<S> {
     pub(super) underlay: Underlay,
     pub(super) public_ip: Ipv4Addr,
     pub(super) network: NetworkConfig,
-    pub(super) mode: Mode,
+    pub(super) backend: Backend,
     pub(super) snapshot: Snapshot,
 }
 
@@ -46,8 +46,8 @@ impl<S: Store> Site<S> {
         let text =
             store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
         let network = NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()))?;
-        let mode = Mode::of(&network)?;
-        if matches!(mode, Mode::Udp { .. }) {
+        let backend = Backend::of(&network)?;
+        if matches!(backend, Backend::Udp { .. }) {
             bail!(
                 "flannel's udp backend leaves nothing to adopt: its device goes with flanneld. End flanneld, and start \
                  `overlay agent`, which finds the lease"
@@ -55,14 +55,14 @@ impl<S: Store> Site<S> {
         }
         let snapshot = store.snapshot().await?;
         let paths = options.paths.clone();
-        Ok(Self { store, netlink, paths, underlay, public_ip, network, mode, snapshot })
+        Ok(Self { store, netlink, paths, underlay, public_ip, network, backend, snapshot })
     }
 
     /// What flannel's entries must fit.
     pub fn expected(&self) -> Expected {
         Expected {
             network: self.network.network,
-            mode: self.mode,
+            backend: self.backend,
             underlay: self.underlay.clone(),
             public_ip: self.public_ip,
             leases: leases(&self.snapshot),
@@ -78,7 +78,7 @@ impl<S: Store> Site<S> {
 
     /// flannel's device, if its backend has one.
     pub(super) fn device_name(&self) -> Option<String> {
-        self.mode.vni().map(device_name)
+        self.backend.vni().map(device_name)
     }
 
     /// Fails where `device` cannot be ours.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Flannel;
 use crate::host::{
-    device::{self, Device, DeviceSpec, Kind},
+    device::{self, Device, DeviceKind, DeviceSpec},
     netlink::{Address, ClassicTunnel, GatewayRoute, Link, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
 };
 
@@ -66,7 +66,7 @@ pub async fn to_overlay(
         return Ok(Switched { interruption: Duration::ZERO, now });
     };
     let link = netlink.link_named(&spec.name).await?.context("our tunnel device went away")?;
-    let (LinkKind::Vxlan(vxlan), Kind::Vxlan { vni, .. }) = (link.kind, spec.kind) else {
+    let (LinkKind::Vxlan(vxlan), DeviceKind::Vxlan { vni, .. }) = (link.kind, spec.kind) else {
         bail!("{} is no vxlan device", spec.name);
     };
     if let Err(error) = netlink.no_generated_addresses(tunnel).await {

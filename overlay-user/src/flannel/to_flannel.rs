@@ -6,7 +6,7 @@ use super::{
     Flannel, connections,
     discover::device_name,
     disruption::{Disruption, Meter},
-    record::Record,
+    record::FlannelRecord,
     site::{Site, leases},
     switch,
 };
@@ -25,7 +25,12 @@ use crate::{
 ///
 /// # Errors
 /// What failed: this may be called again.
-pub async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, lock: Lock) -> Result<Disruption> {
+pub async fn put_back(
+    netlink: &Netlink,
+    paths: &Paths,
+    record: &FlannelRecord,
+    lock: Lock,
+) -> Result<Disruption> {
     let flannel = &record.flannel;
     let lost_before = netlink.losses().await?;
     // There may be none: `overlay down`, or nothing was loaded yet.
@@ -60,7 +65,7 @@ pub async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, lock: L
             failures.join("; ")
         ));
     }
-    Record::remove(paths)?;
+    FlannelRecord::remove(paths)?;
     let after = edges.last().copied().unwrap_or_default();
     Ok(Disruption::new(switched.interruption, begun, after).with_whole_move(
         begun,
@@ -74,7 +79,7 @@ pub async fn put_back(netlink: &Netlink, paths: &Paths, record: &Record, lock: L
 ///
 /// # Errors
 /// When the leases do not say enough.
-pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Record> {
+pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<FlannelRecord> {
     site.refuse_foreign(&options.device).await?;
     let all = leases(&site.snapshot);
     let (own, peers): (Vec<Lease>, Vec<Lease>) =
@@ -82,15 +87,15 @@ pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Re
     let [ref own] = own[..] else {
         bail!("there is no note of what flannel was here, and {} leases of {}", own.len(), site.public_ip);
     };
-    let mac = site.mode.peer_mac(own).map_err(|why| anyhow!("lease {}: {why}", own.key()))?;
-    let device = site.mode.vni().zip(mac).map(|(vni, mac)| ClassicTunnel {
+    let mac = site.backend.peer_mac(own).map_err(|why| anyhow!("lease {}: {why}", own.key()))?;
+    let device = site.backend.vni().zip(mac).map(|(vni, mac)| ClassicTunnel {
         name: device_name(vni),
         vni,
-        port: site.mode.port(),
+        port: site.backend.port(),
         local: Some(site.underlay.address),
         underlay: Some(site.underlay.name.clone()),
         mac,
-        mtu: site.mode.device_mtu(site.underlay.mtu),
+        mtu: site.backend.device_mtu(site.underlay.mtu),
         queue_length: 1000,
         learning: false,
         udp_checksum: true,
@@ -98,7 +103,7 @@ pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Re
         source_ports: (0, 0),
     });
     let mut direct = Vec::new();
-    if site.mode.is_direct() {
+    if site.backend.is_direct() {
         for peer in &peers {
             if switch::is_neighbour(&site.netlink, peer.public_ip).await {
                 direct.push(peer.public_ip);
@@ -106,5 +111,10 @@ pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Re
         }
     }
     let flannel = Flannel::of_leases(device, &site.underlay.name, own, &peers, |host| direct.contains(&host));
-    Ok(Record { finished: true, tunnel: options.device.clone(), network: site.network.network, flannel })
+    Ok(FlannelRecord {
+        finished: true,
+        tunnel: options.device.clone(),
+        network: site.network.network,
+        flannel,
+    })
 }

@@ -9,8 +9,8 @@ use super::{
     connections,
     discover::Discovered,
     disruption::{Disruption, Meter},
-    plan::{Means, Plan},
-    record::Record,
+    plan::{Plan, PlanInput},
+    record::FlannelRecord,
     site::{Site, ignore_signals, obstacle},
     switch, to_flannel,
 };
@@ -22,7 +22,7 @@ use crate::{
     },
     datapath::{Datapath as _, DatapathError, Installed, tables::Tables},
     host::{
-        device::{self, DeviceSpec, Kind},
+        device::{self, DeviceKind, DeviceSpec},
         firewall::{self, FirewallKeeper, RuleState, Wanted},
         netlink::{Netlink, conntrack},
     },
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// What is to be done.
-pub struct Work {
+pub struct PreparedMove {
     /// What will be done, in words.
     pub plan: Plan,
     /// The agent is to masquerade: it is told to, or flannel did.
@@ -43,7 +43,7 @@ pub struct Work {
     peers: Vec<(Ipv4Net, Peer)>,
 }
 
-impl Work {
+impl PreparedMove {
     /// Looks whether it can be done, and says how.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl Work {
         let mut table = PeerTable::new(Scope {
             network: site.network.network,
             subnet_len: site.network.subnet_len,
-            mode: site.mode,
+            backend: site.backend,
             own_ip: site.public_ip,
             own_subnet: subnet,
         });
@@ -68,8 +68,8 @@ impl Work {
         let peers: Vec<_> = table.wanted().map(|(subnet, peer, _)| (subnet, peer)).collect();
         let spec = DeviceSpec {
             name: options.device.clone(),
-            kind: Kind::of(site.mode, found.mac),
-            mtu: site.mode.device_mtu(site.underlay.mtu),
+            kind: DeviceKind::of(site.backend, found.mac),
+            mtu: site.backend.device_mtu(site.underlay.mtu),
             subnet,
             network: site.network.network,
         };
@@ -91,7 +91,7 @@ impl Work {
         }
         let changes = learned(&site.netlink, subnet, options).await?;
         let count = |wanted: fn(&LocalChange) -> bool| changes.iter().filter(|change| wanted(change)).count();
-        let means = Means {
+        let means = PlanInput {
             spec: spec.clone(),
             underlay: site.underlay.name.clone(),
             peers: peers.len(),
@@ -114,7 +114,7 @@ pub async fn carry_out<S: Store>(
     mut site: Site<S>,
     private: Option<&Path>,
     options: &Options,
-    work: Work,
+    work: PreparedMove,
 ) -> Result<Disruption> {
     // The lease is written again as it stands. In the kernel nothing is changed yet.
     let joined = join::join(&mut site.store, private, options).await?;
@@ -123,7 +123,7 @@ pub async fn carry_out<S: Store>(
         return Err(error);
     }
     ignore_signals()?;
-    let mut record = Record {
+    let mut record = FlannelRecord {
         finished: false,
         tunnel: work.spec.name.clone(),
         network: work.spec.network,
@@ -149,7 +149,7 @@ pub async fn carry_out<S: Store>(
 }
 
 /// What was looked at before, once more: joining may have waited for the store.
-async fn refuse_changed<S: Store>(site: &Site<S>, joined: &Joined, work: &Work) -> Result<()> {
+async fn refuse_changed<S: Store>(site: &Site<S>, joined: &Joined, work: &PreparedMove) -> Result<()> {
     if joined.spec != work.spec {
         bail!(
             "lease or config has changed meanwhile ({} is this host's now): run this again",
@@ -160,7 +160,7 @@ async fn refuse_changed<S: Store>(site: &Site<S>, joined: &Joined, work: &Work) 
     obstacle()?.map_or(Ok(()), |obstacle| bail!(obstacle))
 }
 
-async fn steps(joined: &Joined, options: &Options, work: &Work) -> Result<Disruption> {
+async fn steps(joined: &Joined, options: &Options, work: &PreparedMove) -> Result<Disruption> {
     let Joined { netlink, paths, spec, .. } = joined;
     let found = &work.found;
     let lost_before = netlink.losses().await?;
@@ -226,7 +226,7 @@ async fn remove_plain_routes(joined: &Joined, found: &Discovered) -> Result<()> 
 /// Which containers are here, as the agent learns them. Addresses before ports: a port with programs whose address is not
 /// known has its connections noted as the stack's, which keeps them there.
 async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &Options) -> Result<Vec<LocalChange>> {
-    let config = learner::Config { subnet, bridges: options.bridges.clone() };
+    let config = learner::LearnConfig { subnet, bridges: options.bridges.clone() };
     let mut learner = Learner::new(config, &Installed::default());
     learner.resync(netlink.snapshot().await?);
     let mut changes = learner.take_changes();

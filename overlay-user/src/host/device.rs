@@ -7,7 +7,7 @@ mod vxlan;
 use anyhow::{Result, anyhow, bail};
 use nix::errno::Errno;
 
-pub use self::spec::{Device, DeviceSpec, Kind, Prepared};
+pub use self::spec::{Device, DeviceKind, DeviceSpec, Prepared};
 use crate::host::netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, Route, TABLE_MAIN};
 
 /// Sees to it that there is a device to attach programs to. A new one stays down, and hears nothing, until [`ensure`]:
@@ -22,8 +22,8 @@ pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared> {
         }
         if !is_tunnel(&link.kind) {
             let wanted = match spec.kind {
-                Kind::Vxlan { .. } => "vxlan device",
-                Kind::Tun => "tun device",
+                DeviceKind::Vxlan { .. } => "vxlan device",
+                DeviceKind::Tun => "tun device",
             };
             return Err(name_taken(link, wanted));
         }
@@ -34,8 +34,8 @@ pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared> {
         );
     }
     match spec.kind {
-        Kind::Vxlan { port, mac, .. } => vxlan::make(netlink, spec, port, mac, present, &links).await?,
-        Kind::Tun => {
+        DeviceKind::Vxlan { port, mac, .. } => vxlan::make(netlink, spec, port, mac, present, &links).await?,
+        DeviceKind::Tun => {
             tun::can_be_made(&spec.name)?;
             if let Some(link) = present {
                 netlink.remove_link(link.index).await?;
@@ -78,16 +78,18 @@ pub fn is_tunnel(kind: &LinkKind) -> bool {
 
 fn is_fit(link: &Link, spec: &DeviceSpec) -> bool {
     match (&link.kind, spec.kind) {
-        (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, .. }) => vxlan.collect_metadata && vxlan.port == port,
-        (kind, Kind::Tun) => tun::is_ours(kind),
+        (LinkKind::Vxlan(vxlan), DeviceKind::Vxlan { port, .. }) => {
+            vxlan.collect_metadata && vxlan.port == port
+        }
+        (kind, DeviceKind::Tun) => tun::is_ours(kind),
         _ => false,
     }
 }
 
 async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Device> {
     let mac = match spec.kind {
-        Kind::Vxlan { mac, .. } => Some(mac.or(link.mac).ok_or_else(|| vanished(spec))?),
-        Kind::Tun => None,
+        DeviceKind::Vxlan { mac, .. } => Some(mac.or(link.mac).ok_or_else(|| vanished(spec))?),
+        DeviceKind::Tun => None,
     };
     let change = LinkChange {
         mac: mac.filter(|_| mac != link.mac),
@@ -104,7 +106,7 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
         log::debug!("{error}");
     }
     let vnifilter = match (&link.kind, spec.kind) {
-        (LinkKind::Vxlan(vxlan), Kind::Vxlan { port, vni, .. }) if vxlan.vnifilter => {
+        (LinkKind::Vxlan(vxlan), DeviceKind::Vxlan { port, vni, .. }) if vxlan.vnifilter => {
             vxlan::accept(netlink, spec, link.index, port, vni).await?;
             true
         }
@@ -114,8 +116,10 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
         let up = LinkChange { up: Some(true), ..LinkChange::default() };
         if let Err(error) = netlink.change_link(link.index, up).await {
             return Err(match spec.kind {
-                Kind::Vxlan { port, .. } => vxlan::port_error(error, spec, port, &netlink.links().await?),
-                Kind::Tun => error.into(),
+                DeviceKind::Vxlan { port, .. } => {
+                    vxlan::port_error(error, spec, port, &netlink.links().await?)
+                }
+                DeviceKind::Tun => error.into(),
             });
         }
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// The options, under the names that dockerd's daemon.json has for them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DockerOpts {
+pub struct DockerOptions {
     /// Address and length of docker0: `10.244.61.1/24`.
     pub bip: Ipv4Net,
     /// Whether Docker masquerades: it must where the agent does not.
@@ -35,7 +35,7 @@ pub struct Form {
 #[error("{0}")]
 pub struct BadSubnetEnv(String);
 
-impl DockerOpts {
+impl DockerOptions {
     /// Reads the text of subnet.env; without `ip_masq` nothing is said about masquerading.
     pub fn of(subnet_env: &str, ip_masq: bool) -> Result<Self, BadSubnetEnv> {
         let variables: BTreeMap<_, _> = subnet_env
@@ -110,7 +110,7 @@ mod tests {
     /// What the script really wrote for this subnet.env.
     #[test]
     fn every_form_is_the_scripts_byte_for_byte() {
-        let opts = DockerOpts::of(UDP, true).unwrap();
+        let opts = DockerOptions::of(UDP, true).unwrap();
         let individual = "DOCKER_OPT_BIP=\"--bip=10.244.61.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n";
         let combined = "DOCKER_OPTS=\" --bip=10.244.61.1/24 --ip-masq=true --mtu=1472\"\n";
         assert_eq!(opts.text(&form(true, true)), format!("{individual}{combined}"));
@@ -128,7 +128,7 @@ mod tests {
         let value = |text: String| text.trim_end().split_once('=').unwrap().1.trim_matches('"').to_owned();
         let run = |env: &str, before: &str| {
             let form = Form { before: before.to_owned(), ..form(false, true) };
-            value(DockerOpts::of(env, true).unwrap().text(&form))
+            value(DockerOptions::of(env, true).unwrap().text(&form))
         };
         for own in ["", "-H fd://", "-H fd:// --label 'a  b'"] {
             let first = run(UDP, own);
@@ -138,7 +138,7 @@ mod tests {
             assert_eq!(run(&moved, &first), run(&moved, own));
         }
         // What is not said anew is the user's.
-        let silent = DockerOpts::of(UDP, false).unwrap();
+        let silent = DockerOptions::of(UDP, false).unwrap();
         let form = Form { before: "--ip-masq=true --mtu=1 -D".to_owned(), ..form(false, true) };
         assert_eq!(value(silent.text(&form)), "--ip-masq=true -D  --bip=10.244.61.1/24 --mtu=1472");
     }
@@ -146,8 +146,8 @@ mod tests {
     #[test]
     fn docker_masquerades_where_the_agent_does_not() {
         let masq = UDP.replace("IPMASQ=false", "IPMASQ=true");
-        assert_eq!(DockerOpts::of(&masq, true).unwrap().ip_masq, Some(false));
-        let silent = DockerOpts::of(&masq, false).unwrap();
+        assert_eq!(DockerOptions::of(&masq, true).unwrap().ip_masq, Some(false));
+        let silent = DockerOptions::of(&masq, false).unwrap();
         assert_eq!(silent.text(&form(false, true)), "DOCKER_OPTS=\" --bip=10.244.61.1/24 --mtu=1472\"\n");
         let individual = silent.text(&form(true, false));
         assert!(!individual.contains("IPMASQ"), "{individual}");
@@ -155,9 +155,9 @@ mod tests {
 
     #[test]
     fn json_is_a_part_of_dockers_own_file() {
-        let json = serde_json::to_string(&DockerOpts::of(UDP, true).unwrap()).unwrap();
+        let json = serde_json::to_string(&DockerOptions::of(UDP, true).unwrap()).unwrap();
         assert_eq!(json, r#"{"bip":"10.244.61.1/24","ip-masq":true,"mtu":1472}"#);
-        let json = serde_json::to_string(&DockerOpts::of(UDP, false).unwrap()).unwrap();
+        let json = serde_json::to_string(&DockerOptions::of(UDP, false).unwrap()).unwrap();
         assert_eq!(json, r#"{"bip":"10.244.61.1/24","mtu":1472}"#);
     }
 
@@ -166,7 +166,7 @@ mod tests {
         let dual = UDP.replace("FLANNEL_MTU", "FLANNEL_IPV6_SUBNET=fd00:244:0:4b::1/64\nFLANNEL_MTU");
         let quoted = UDP.replace("1472", "\"1472\"");
         for text in [dual, quoted] {
-            let opts = DockerOpts::of(&text, true).unwrap();
+            let opts = DockerOptions::of(&text, true).unwrap();
             assert_eq!((opts.bip.to_string().as_str(), opts.mtu), ("10.244.61.1/24", 1472));
         }
     }
@@ -180,7 +180,7 @@ mod tests {
             (UDP.replace("FLANNEL_MTU", "MTU"), "FLANNEL_MTU is missing"),
             (UDP.replace("=false", "=no"), "FLANNEL_IPMASQ is `no`, but it must be true or false"),
         ] {
-            let error = DockerOpts::of(&text, true).unwrap_err().to_string();
+            let error = DockerOptions::of(&text, true).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 pub use self::status::{RuleState, RuleStatus, RulesStatus};
 use self::{forward::Forward, masquerade::Masquerade, status::Looked};
-use crate::host::netlink::Nftables;
+use crate::host::netlink::NftablesEvents;
 
 /// Between two looks though nobody said that anything changed: iptables' older variant tells nobody.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -78,7 +78,7 @@ impl FirewallKeeper {
             return std::future::pending().await;
         }
         let mut changes =
-            Nftables::listen().inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).ok();
+            NftablesEvents::listen().inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).ok();
         loop {
             let changed = async {
                 match &mut changes {

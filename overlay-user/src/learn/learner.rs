@@ -28,7 +28,7 @@ use crate::{
 
 /// What to learn.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub struct LearnConfig {
     /// The subnet this host leased: no other address is ever learned.
     pub subnet: Ipv4Net,
     /// Names of the bridges (or point-to-point veths) to watch. Empty: whichever holds an address of the subnet.
@@ -79,7 +79,7 @@ pub enum ClaimError {
 
 /// A claim on an address that another port holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Claim {
+struct AddressClaim {
     port: u32,
     mac: Mac,
     state: Asked,
@@ -101,7 +101,7 @@ enum Asked {
 /// The picture of the host and what follows from it.
 #[derive(Debug)]
 pub struct Learner {
-    config: Config,
+    config: LearnConfig,
     links: BTreeMap<u32, Link>,
     /// Own-subnet addresses of links: (link, address).
     local: BTreeSet<(u32, Ipv4Addr)>,
@@ -117,7 +117,7 @@ pub struct Learner {
     bridged: BTreeSet<u32>,
     ports: BTreeMap<u32, PortKind>,
     endpoints: BTreeMap<Ipv4Addr, Endpoint>,
-    claims: BTreeMap<Ipv4Addr, Claim>,
+    claims: BTreeMap<Ipv4Addr, AddressClaim>,
     /// Addresses whose holder answered since the last [`Self::retry`], or is pinned; and whether a claim was counted.
     answered: BTreeMap<Ipv4Addr, bool>,
     conflicts_total: u64,
@@ -130,7 +130,7 @@ pub struct Learner {
 
 impl Learner {
     /// Starts from what is in force. Nothing is judged before the first [`Self::resync`].
-    pub fn new(config: Config, installed: &Installed) -> Self {
+    pub fn new(config: LearnConfig, installed: &Installed) -> Self {
         Self {
             config,
             links: BTreeMap::new(),

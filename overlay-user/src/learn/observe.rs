@@ -12,7 +12,7 @@ use crate::{
     datapath::Installed,
     host::netlink::{Event, Monitor, Netlink, NetlinkError},
     learn::{
-        learner::{ClaimError, Config, Learner, Probe},
+        learner::{ClaimError, LearnConfig, Learner, Probe},
         probe::Prober,
         view::View,
     },
@@ -22,7 +22,7 @@ use crate::{
 
 /// A claim by name, from an operator or a CNI plugin. The answer comes when the change is on its way.
 #[derive(Debug)]
-pub enum Command {
+pub enum EndpointCommand {
     /// Pins an endpoint.
     Attach {
         /// The container's address.
@@ -52,10 +52,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// is installed with what is there: after it, endpoints are as good as known. Fails only if the kernel cannot be asked at all.
 pub async fn observe(
     netlink: Netlink,
-    config: Config,
+    config: LearnConfig,
     installed: Installed,
     changes: mpsc::Sender<Vec<LocalChange>>,
-    mut commands: mpsc::Receiver<Command>,
+    mut commands: mpsc::Receiver<EndpointCommand>,
     view: watch::Sender<View>,
 ) -> Result<(), NetlinkError> {
     let mut learner = Learner::new(config, &installed);
@@ -120,13 +120,13 @@ async fn start_over(netlink: &Netlink, learner: &mut Learner) -> Monitor {
     }
 }
 
-fn obey(learner: &mut Learner, command: Command) {
+fn obey(learner: &mut Learner, command: EndpointCommand) {
     // Whoever asked may have gone; the command stands all the same.
     match command {
-        Command::Attach { address, interface, mac, reply } => {
+        EndpointCommand::Attach { address, interface, mac, reply } => {
             drop(reply.send(learner.attach(address, &interface, mac)))
         }
-        Command::Detach { address, reply } => drop(reply.send(learner.detach(address))),
+        EndpointCommand::Detach { address, reply } => drop(reply.send(learner.detach(address))),
     }
 }
 

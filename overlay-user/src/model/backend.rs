@@ -6,14 +6,14 @@ use log::info;
 use overlay_common::{ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, wire};
 
 use crate::model::{
-    lease::{Backend, Lease},
+    lease::{Lease, LeaseBackend},
     mac::Mac,
     network::{BackendConfig, NetworkConfig, UDP_PORT, VXLAN_PORT},
 };
 
 /// How packets travel between hosts: the network's `Backend`, as far as we can carry it out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum Backend {
     /// VXLAN (RFC 7348).
     Vxlan {
         /// VXLAN network identifier.
@@ -35,7 +35,7 @@ pub enum Mode {
     HostGw,
 }
 
-impl Mode {
+impl Backend {
     /// VXLAN with flannel's defaults.
     pub const DEFAULT: Self = Self::Vxlan { vni: 1, port: VXLAN_PORT, mtu: None, direct: false };
 
@@ -43,7 +43,7 @@ impl Mode {
     pub fn named(name: &str) -> Option<Self> {
         [Self::DEFAULT, Self::Udp { port: UDP_PORT }, Self::HostGw]
             .into_iter()
-            .find(|mode| mode.name() == name)
+            .find(|backend| backend.name() == name)
     }
 
     /// What the config asks for.
@@ -51,7 +51,7 @@ impl Mode {
     /// # Errors
     /// When flannel may know the backend, and we do not.
     pub fn of(network: &NetworkConfig) -> Result<Self> {
-        let mode = match network.backend {
+        let backend = match network.backend {
             BackendConfig::Vxlan { vni, port, mtu, direct_routing } => {
                 Self::Vxlan { vni, port, mtu, direct: direct_routing }
             }
@@ -62,12 +62,12 @@ impl Mode {
                  `overlay config set '{{\"Network\":...,\"Backend\":{{\"Type\":\"vxlan\"}}}}'`"
             ),
         };
-        if mode.is_direct() {
+        if backend.is_direct() {
             info!(
                 "peers on the same link are reached without encapsulation: who sends is told by the inner address alone"
             );
         }
-        Ok(mode)
+        Ok(backend)
     }
 
     /// flannel's name of it.
@@ -129,16 +129,16 @@ impl Mode {
     }
 
     /// What this host's lease says of it. `vtep_mac` is for VXLAN alone.
-    pub fn published(self, vtep_mac: impl FnOnce() -> Mac) -> Backend {
+    pub fn published(self, vtep_mac: impl FnOnce() -> Mac) -> LeaseBackend {
         match self {
-            Self::Vxlan { vni, .. } => Backend::Vxlan { vni, vtep_mac: vtep_mac() },
+            Self::Vxlan { vni, .. } => LeaseBackend::Vxlan { vni, vtep_mac: vtep_mac() },
             // flannel's udp backend writes no type at all.
-            Self::Udp { .. } => Backend::Other(String::new()),
-            Self::HostGw => Backend::Other("host-gw".to_owned()),
+            Self::Udp { .. } => LeaseBackend::Other(String::new()),
+            Self::HostGw => LeaseBackend::Other("host-gw".to_owned()),
         }
     }
 
-    /// MAC address of a peer's tunnel device, if its lease is one of this mode's; none where it needs none.
+    /// MAC address of a peer's tunnel device, if its lease is one of this backend's; none where it needs none.
     ///
     /// # Errors
     /// Why the lease gives no peer, in words for the operator.
@@ -146,24 +146,24 @@ impl Mode {
         let wanted = self.name();
         match (self, &lease.backend) {
             // A VNI of zero means that the lease does not say, which flannel accepts.
-            (Self::Vxlan { vni, .. }, Backend::Vxlan { vni: theirs, .. })
+            (Self::Vxlan { vni, .. }, LeaseBackend::Vxlan { vni: theirs, .. })
                 if *theirs != vni && *theirs != 0 =>
             {
                 bail!("VNI is {theirs}, not {vni}")
             }
-            (Self::Vxlan { .. }, &Backend::Vxlan { vtep_mac, .. }) => Ok(Some(vtep_mac)),
-            (Self::Udp { .. }, Backend::Other(name)) if name.is_empty() || name == "udp" => Ok(None),
-            (Self::HostGw, Backend::Other(name)) if name == "host-gw" => Ok(None),
-            (_, Backend::Vxlan { .. }) => Err(anyhow!("BackendType is vxlan, not {wanted}")),
-            (_, Backend::Other(name)) if name.is_empty() => {
+            (Self::Vxlan { .. }, &LeaseBackend::Vxlan { vtep_mac, .. }) => Ok(Some(vtep_mac)),
+            (Self::Udp { .. }, LeaseBackend::Other(name)) if name.is_empty() || name == "udp" => Ok(None),
+            (Self::HostGw, LeaseBackend::Other(name)) if name == "host-gw" => Ok(None),
+            (_, LeaseBackend::Vxlan { .. }) => Err(anyhow!("BackendType is vxlan, not {wanted}")),
+            (_, LeaseBackend::Other(name)) if name.is_empty() => {
                 Err(anyhow!("BackendType is missing, not {wanted}"))
             }
-            (_, Backend::Other(name)) => Err(anyhow!("BackendType is {name}, not {wanted}")),
+            (_, LeaseBackend::Other(name)) => Err(anyhow!("BackendType is {name}, not {wanted}")),
         }
     }
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
         match self {
@@ -177,32 +177,32 @@ impl fmt::Display for Mode {
 mod tests {
     use super::*;
 
-    fn mode(backend: &str) -> Result<Mode> {
+    fn backend(backend: &str) -> Result<Backend> {
         let text = format!(r#"{{"Network":"10.244.0.0/16"{backend}}}"#);
-        Mode::of(&NetworkConfig::parse(text.as_bytes()).unwrap())
+        Backend::of(&NetworkConfig::parse(text.as_bytes()).unwrap())
     }
 
-    fn peer_mac(mode: Mode, value: &str) -> Result<Option<Mac>, String> {
+    fn peer_mac(backend: Backend, value: &str) -> Result<Option<Mac>, String> {
         let value = format!(r#"{{"PublicIP":"10.99.0.2","PublicIPv6":null{value}}}"#);
         let lease = crate::model::lease::decode("10.244.2.0-24", value.as_bytes()).unwrap();
-        mode.peer_mac(&lease).map_err(|why| why.to_string())
+        backend.peer_mac(&lease).map_err(|why| why.to_string())
     }
 
     #[test]
     fn flannels_backends_and_what_they_leave_of_the_mtu() {
-        let udp = mode("").unwrap();
+        let udp = backend("").unwrap();
         assert_eq!((udp.name(), udp.port(), udp.overlay_mtu(1500)), ("udp", 8285, 1472));
-        let vxlan = mode(r#","Backend":{"Type":"vxlan"}"#).unwrap();
+        let vxlan = backend(r#","Backend":{"Type":"vxlan"}"#).unwrap();
         assert_eq!((vxlan.port(), vxlan.vni(), vxlan.overlay_mtu(1500)), (8472, Some(1), 1450));
-        assert_eq!(mode(r#","Backend":{"Type":"vxlan","MTU":9000}"#).unwrap().overlay_mtu(1500), 8950);
+        assert_eq!(backend(r#","Backend":{"Type":"vxlan","MTU":9000}"#).unwrap().overlay_mtu(1500), 8950);
         assert_eq!(vxlan.overlay_mtu(10), 0);
-        let host_gw = mode(r#","Backend":{"Type":"host-gw"}"#).unwrap();
+        let host_gw = backend(r#","Backend":{"Type":"host-gw"}"#).unwrap();
         assert_eq!((host_gw.overlay_mtu(1500), host_gw.device_mtu(1500)), (1500, 1472));
         assert!(host_gw.is_direct());
-        let direct = mode(r#","Backend":{"Type":"vxlan","DirectRouting":true}"#).unwrap();
+        let direct = backend(r#","Backend":{"Type":"vxlan","DirectRouting":true}"#).unwrap();
         assert_eq!((direct.is_direct(), direct.overlay_mtu(1500)), (true, 1450));
         assert_eq!(direct.to_string(), "vxlan with direct routing");
-        let refused = mode(r#","Backend":{"Type":"wireguard"}"#).unwrap_err().to_string();
+        let refused = backend(r#","Backend":{"Type":"wireguard"}"#).unwrap_err().to_string();
         assert!(refused.contains("backend is wireguard"), "{refused}");
     }
 
@@ -211,27 +211,27 @@ mod tests {
         let mac: Mac = "02:00:00:00:00:02".parse().unwrap();
         let (plain, host_gw) = ("", r#","BackendType":"host-gw""#);
         let vxlan = r#","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}"#;
-        let modes = [
-            (mode("").unwrap(), plain, None),
-            (mode(r#","Backend":{"Type":"host-gw"}"#).unwrap(), host_gw, None),
-            (mode(r#","Backend":{"Type":"vxlan"}"#).unwrap(), vxlan, Some(mac)),
+        let backends = [
+            (backend("").unwrap(), plain, None),
+            (backend(r#","Backend":{"Type":"host-gw"}"#).unwrap(), host_gw, None),
+            (backend(r#","Backend":{"Type":"vxlan"}"#).unwrap(), vxlan, Some(mac)),
         ];
-        for (mode, own, found) in modes {
-            assert_eq!(peer_mac(mode, own), Ok(found));
+        for (backend, own, found) in backends {
+            assert_eq!(peer_mac(backend, own), Ok(found));
             let published = Lease {
                 subnet: "10.244.2.0/24".parse().unwrap(),
                 public_ip: [10, 99, 0, 2].into(),
-                backend: mode.published(|| mac),
+                backend: backend.published(|| mac),
             };
             let value = format!(r#"{{"PublicIP":"10.99.0.2","PublicIPv6":null{own}}}"#);
             assert_eq!(published.value(), value.as_bytes());
             for other in [plain, host_gw, vxlan].into_iter().filter(|other| *other != own) {
-                let why = peer_mac(mode, other).unwrap_err();
-                assert!(why.ends_with(&format!(", not {}", mode.name())), "{why}");
+                let why = peer_mac(backend, other).unwrap_err();
+                assert!(why.ends_with(&format!(", not {}", backend.name())), "{why}");
             }
         }
         let other_vni = vxlan.replace("\"VNI\":1", "\"VNI\":7");
-        let mode = mode(r#","Backend":{"Type":"vxlan"}"#).unwrap();
-        assert_eq!(peer_mac(mode, &other_vni), Err("VNI is 7, not 1".to_owned()));
+        let backend = backend(r#","Backend":{"Type":"vxlan"}"#).unwrap();
+        assert_eq!(peer_mac(backend, &other_vni), Err("VNI is 7, not 1".to_owned()));
     }
 }

@@ -19,12 +19,12 @@ pub struct Lease {
     /// The host's address on the underlay: its identity.
     pub public_ip: Ipv4Addr,
     /// How packets travel to it.
-    pub backend: Backend,
+    pub backend: LeaseBackend,
 }
 
 /// How packets travel to a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Backend {
+pub enum LeaseBackend {
     /// VXLAN (RFC 7348).
     Vxlan {
         /// VXLAN network identifier; 0 when the lease does not say.
@@ -80,8 +80,8 @@ impl Lease {
             vtep_mac: Mac,
         }
         let (backend_type, backend_data) = match &self.backend {
-            &Backend::Vxlan { vni, vtep_mac } => ("vxlan", Some(VxlanData { vni, vtep_mac })),
-            Backend::Other(name) => (name.as_str(), None),
+            &LeaseBackend::Vxlan { vni, vtep_mac } => ("vxlan", Some(VxlanData { vni, vtep_mac })),
+            LeaseBackend::Other(name) => (name.as_str(), None),
         };
         let value = Value { public_ip: self.public_ip, public_ipv6: None, backend_type, backend_data };
         serde_json::to_vec(&value).expect("strings and numbers alone always have a JSON form").into()
@@ -139,12 +139,12 @@ fn parse_value(value: &[u8]) -> Result<Lease> {
         .unwrap_or_default();
     let backend = match backend_type.as_str() {
         "vxlan" => parse_vxlan(&fields)?,
-        _ => Backend::Other(backend_type),
+        _ => LeaseBackend::Other(backend_type),
     };
     Ok(Lease { subnet: Ipv4Net::default(), public_ip, backend })
 }
 
-fn parse_vxlan(lease: &Fields) -> Result<Backend> {
+fn parse_vxlan(lease: &Fields) -> Result<LeaseBackend> {
     let data = lease.value("BackendData").cloned().context("BackendData is missing")?;
     let data = Fields::of(data).context("BackendData is not an object")?;
     let vni: u32 =
@@ -159,7 +159,7 @@ fn parse_vxlan(lease: &Fields) -> Result<Backend> {
     if !vtep_mac.is_unicast() {
         bail!("VtepMAC is {vtep_mac}, which is no device's address");
     }
-    Ok(Backend::Vxlan { vni, vtep_mac })
+    Ok(LeaseBackend::Vxlan { vni, vtep_mac })
 }
 
 #[cfg(test)]
@@ -169,11 +169,11 @@ mod tests {
     const VXLAN: &str = r#"{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:76:03:0f:23:cb"}}"#;
     const DUAL: &str = r#"{"PublicIP":"10.99.0.1","PublicIPv6":"fd99::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"7a:75:0d:2d:88:95"},"BackendV6Data":{"VNI":1,"VtepMAC":"e6:26:4c:97:8d:05"}}"#;
 
-    fn vxlan(mac: &str) -> Backend {
-        Backend::Vxlan { vni: 1, vtep_mac: mac.parse().unwrap() }
+    fn vxlan(mac: &str) -> LeaseBackend {
+        LeaseBackend::Vxlan { vni: 1, vtep_mac: mac.parse().unwrap() }
     }
 
-    fn lease(subnet: &str, backend: Backend) -> Lease {
+    fn lease(subnet: &str, backend: LeaseBackend) -> Lease {
         Lease { subnet: subnet.parse().unwrap(), public_ip: "10.99.0.1".parse().unwrap(), backend }
     }
 
@@ -184,8 +184,8 @@ mod tests {
         let ipip = r#"{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"ipip"}"#;
         for (value, backend) in [
             (VXLAN, vxlan("02:76:03:0f:23:cb")),
-            (plain, Backend::Other(String::new())),
-            (ipip, Backend::Other("ipip".to_owned())),
+            (plain, LeaseBackend::Other(String::new())),
+            (ipip, LeaseBackend::Other("ipip".to_owned())),
         ] {
             let read = decode("10.244.61.0-24", value.as_bytes()).unwrap();
             assert_eq!(read, lease("10.244.61.0/24", backend));
@@ -199,14 +199,14 @@ mod tests {
         let dual = decode("10.244.50.0-24&fd00:244:0:4b::-64", DUAL.as_bytes()).unwrap();
         assert_eq!(dual, lease("10.244.50.0/24", vxlan("7a:75:0d:2d:88:95")));
         let bare = decode("10.244.61.0-24", br#"{"PublicIP":"10.99.0.1"}"#).unwrap();
-        assert_eq!(bare.backend, Backend::Other(String::new()));
+        assert_eq!(bare.backend, LeaseBackend::Other(String::new()));
         let other_case = r#"{"publicip":"10.99.0.1","backendtype":"vxlan","new":[1],"backenddata":{"vni":1,"vtepmac":"02:76:03:0f:23:cb"}}"#;
         let read = decode("10.244.61.0-24", other_case.as_bytes()).unwrap();
         assert_eq!(read, lease("10.244.61.0/24", vxlan("02:76:03:0f:23:cb")));
         let extension =
             br#"{"PublicIP":"10.99.0.1","PublicIPv6":null,"BackendType":"extension","BackendData":"hello"}"#;
         let read = decode("10.244.61.0-24", extension).unwrap();
-        assert_eq!(read.backend, Backend::Other("extension".to_owned()));
+        assert_eq!(read.backend, LeaseBackend::Other("extension".to_owned()));
     }
 
     #[test]

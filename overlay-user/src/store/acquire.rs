@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use crate::{
     model::{
-        backend::Mode,
-        lease::{self, Backend, Lease},
+        backend::Backend,
+        lease::{self, Lease, LeaseBackend},
         mac::Mac,
         network::NetworkConfig,
     },
-    store::{Entry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
+    store::{LeaseEntry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
 };
 
 /// flannel's.
@@ -28,11 +28,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Who asks for a subnet.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct LeaseRequest {
     /// The host's address on the underlay: its identity.
     pub public_ip: Ipv4Addr,
     /// How packets travel to this host: what the lease says.
-    pub mode: Mode,
+    pub backend: Backend,
     /// MAC address for a new lease that has one; a random one if `None`. A lease that is reused keeps its own.
     pub vtep_mac: Option<Mac>,
     /// The subnet of an earlier run, from this host's record or subnet.env.
@@ -43,7 +43,7 @@ pub struct Request {
 
 /// A lease that is ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct LocalLease {
     /// Key and value as they stand in the store.
     pub lease: Lease,
     /// When it was last written.
@@ -54,7 +54,7 @@ pub struct Held {
     pub renewed: Instant,
 }
 
-impl Held {
+impl LocalLease {
     /// When to renew so that `margin` is left; at half the time to live if the margin leaves less than that.
     /// A reservation is looked after as often as if it lived [`TIME_TO_LIVE`].
     pub fn renew_at(&self, margin: Duration) -> Instant {
@@ -97,7 +97,11 @@ pub enum RenewError {
 ///
 /// # Errors
 /// A [`StoreError`] if the store failed; else why there is no subnet for this host, and what to do.
-pub async fn acquire(store: &mut impl Store, config: &NetworkConfig, request: &Request) -> Result<Held> {
+pub async fn acquire(
+    store: &mut impl Store,
+    config: &NetworkConfig,
+    request: &LeaseRequest,
+) -> Result<LocalLease> {
     for attempt in 0..ATTEMPTS {
         if let Some(held) = try_acquire(store, config, request).await? {
             return Ok(held);
@@ -129,7 +133,7 @@ pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> 
 
 /// Renews with a fresh time to live. On [`RenewError::Store`] `held` may be tried again. A key
 /// that was made a reservation meanwhile stays one.
-pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewError> {
+pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), RenewError> {
     let (key, value) = (held.lease.key(), held.lease.value());
     let mut modified = held.modified;
     // A second try, since a renewal whose answer was lost may have been made.
@@ -162,8 +166,8 @@ pub async fn renew(store: &mut impl Store, held: &mut Held) -> Result<(), RenewE
 async fn try_acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
-    request: &Request,
-) -> Result<Option<Held>> {
+    request: &LeaseRequest,
+) -> Result<Option<LocalLease>> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     let (own, others): (Vec<_>, Vec<_>) =
@@ -194,7 +198,7 @@ async fn try_acquire(
         return Ok(reuse(store, request, entry, lease).await?);
     }
     // Whose value is bad is taken all the same. What we just gave back is free.
-    let given_back = |entry: &Entry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
+    let given_back = |entry: &LeaseEntry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
     let keys = snapshot.entries.iter().filter(|entry| !given_back(entry));
     let taken = Taken::new(keys.filter_map(|entry| lease::subnet_of(&entry.key).ok()));
     let preferred = request.preferred.filter(|&subnet| config.fits(subnet) && taken.is_free(subnet));
@@ -206,8 +210,8 @@ async fn try_acquire(
 }
 
 /// Entries that are leases. The others are not ours, whatever they are; the loop reports them.
-fn decoded(snapshot: &Snapshot) -> Vec<(&Entry, Lease)> {
-    let decode = |entry: &Entry| lease::decode(&entry.key, &entry.value).ok();
+fn decoded(snapshot: &Snapshot) -> Vec<(&LeaseEntry, Lease)> {
+    let decode = |entry: &LeaseEntry| lease::decode(&entry.key, &entry.value).ok();
     let entries = snapshot.entries.iter();
     entries.filter_map(|entry| Some((entry, decode(entry)?))).collect()
 }
@@ -216,7 +220,7 @@ fn decoded(snapshot: &Snapshot) -> Vec<(&Entry, Lease)> {
 async fn release_misfit(
     store: &mut impl Store,
     config: &NetworkConfig,
-    entry: &Entry,
+    entry: &LeaseEntry,
     lease: &Lease,
 ) -> Result<()> {
     if entry.lifetime == Lifetime::Reserved {
@@ -238,13 +242,13 @@ async fn release_misfit(
 /// Our lease from before, with its MAC address: peers that have not heard of our restart go on using it.
 async fn reuse(
     store: &mut impl Store,
-    request: &Request,
-    entry: &Entry,
+    request: &LeaseRequest,
+    entry: &LeaseEntry,
     lease: &Lease,
-) -> Result<Option<Held>, StoreError> {
+) -> Result<Option<LocalLease>, StoreError> {
     let vtep_mac = match lease.backend {
-        Backend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
-        Backend::Other(_) => request.vtep_mac,
+        LeaseBackend::Vxlan { vtep_mac, .. } => Some(vtep_mac),
+        LeaseBackend::Other(_) => request.vtep_mac,
     };
     let lease = new_lease(request, lease.subnet, vtep_mac);
     let time_to_live = match entry.lifetime {
@@ -258,9 +262,9 @@ async fn reuse(
 
 async fn claim(
     store: &mut impl Store,
-    request: &Request,
+    request: &LeaseRequest,
     subnet: Ipv4Net,
-) -> Result<Option<Held>, StoreError> {
+) -> Result<Option<LocalLease>, StoreError> {
     let lease = new_lease(request, subnet, request.vtep_mac);
     let time_to_live = Some(request.time_to_live);
     let renewed = Instant::now();
@@ -268,14 +272,19 @@ async fn claim(
     Ok(held(written, lease, time_to_live, renewed))
 }
 
-fn new_lease(request: &Request, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
-    let backend = request.mode.published(|| vtep_mac.unwrap_or_else(Mac::random));
+fn new_lease(request: &LeaseRequest, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
+    let backend = request.backend.published(|| vtep_mac.unwrap_or_else(Mac::random));
     Lease { subnet, public_ip: request.public_ip, backend }
 }
 
-fn held(written: Written, lease: Lease, time_to_live: Option<Duration>, renewed: Instant) -> Option<Held> {
+fn held(
+    written: Written,
+    lease: Lease,
+    time_to_live: Option<Duration>,
+    renewed: Instant,
+) -> Option<LocalLease> {
     match written {
-        Written::At(modified) => Some(Held { lease, modified, time_to_live, renewed }),
+        Written::At(modified) => Some(LocalLease { lease, modified, time_to_live, renewed }),
         Written::Lost => None,
     }
 }

@@ -17,7 +17,7 @@ use etcd_client::{
 };
 
 use super::{
-    Batch, Entry, Follow, KeyChange, Lifetime, Origin, Revision, Snapshot, Store, StoreError, Written,
+    Batch, Follow, LeaseChange, LeaseEntry, Lifetime, Origin, Revision, Snapshot, Store, StoreError, Written,
 };
 
 /// How long one request may take, connecting and logging in included.
@@ -28,7 +28,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 const PAGE: i64 = 500;
 
 /// Where etcd is and who we are to it: flannel's `--etcd-*` flags.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EtcdOptions {
     /// `http://host:port` or `https://host:port` each.
     pub endpoints: Vec<String>,
@@ -350,17 +350,17 @@ fn batches(answer: &WatchResponse, subnets: &str) -> VecDeque<Batch> {
     batches
 }
 
-fn change(event: &Event, kv: &KeyValue, subnets: &str) -> KeyChange {
+fn change(event: &Event, kv: &KeyValue, subnets: &str) -> LeaseChange {
     let entry = entry(kv, subnets);
     match event.event_type() {
-        EventType::Put => KeyChange::Put(entry),
-        EventType::Delete => KeyChange::Delete { key: entry.key },
+        EventType::Put => LeaseChange::Put(entry),
+        EventType::Delete => LeaseChange::Delete { key: entry.key },
     }
 }
 
-fn entry(kv: &KeyValue, subnets: &str) -> Entry {
+fn entry(kv: &KeyValue, subnets: &str) -> LeaseEntry {
     let key = String::from_utf8_lossy(kv.key());
-    Entry {
+    LeaseEntry {
         key: key.strip_prefix(subnets).unwrap_or(&key).to_owned(),
         value: Bytes::copy_from_slice(kv.value()),
         modified: Revision(kv.mod_revision()),

@@ -2,7 +2,7 @@
 //! like the one we know. Pure.
 use std::collections::BTreeMap;
 
-use crate::store::{Batch, KeyChange, Origin, Revision, Snapshot};
+use crate::store::{Batch, LeaseChange, Origin, Revision, Snapshot};
 
 /// What was heard of the store so far.
 #[derive(Debug, Default)]
@@ -45,10 +45,10 @@ impl History {
         let Some(keys) = &mut self.keys else { return };
         for change in &batch.changes {
             match change {
-                KeyChange::Put(entry) => {
+                LeaseChange::Put(entry) => {
                     keys.insert(entry.key.clone(), entry.modified);
                 }
-                KeyChange::Delete { key } => {
+                LeaseChange::Delete { key } => {
                     keys.remove(key);
                 }
             }
@@ -59,11 +59,11 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Entry, Lifetime};
+    use crate::store::{LeaseEntry, Lifetime};
 
-    fn entry(key: &str, modified: i64) -> Entry {
+    fn entry(key: &str, modified: i64) -> LeaseEntry {
         let value = bytes::Bytes::new();
-        Entry { key: key.to_owned(), value, modified: Revision(modified), lifetime: Lifetime::Limited }
+        LeaseEntry { key: key.to_owned(), value, modified: Revision(modified), lifetime: Lifetime::Limited }
     }
 
     fn snapshot(revision: i64, entries: &[(&str, i64)]) -> Snapshot {
@@ -76,8 +76,8 @@ mod tests {
         let mut history = History::default();
         assert!(history.goes_on_in(&snapshot(1, &[("a", 1)])), "nothing is known yet");
         history.snapshot(&snapshot(10, &[("a", 3), ("b", 9)]));
-        let put = KeyChange::Put(entry("c", 12));
-        let deleted = KeyChange::Delete { key: "b".to_owned() };
+        let put = LeaseChange::Put(entry("c", 12));
+        let deleted = LeaseChange::Delete { key: "b".to_owned() };
         history.change(&Batch { revision: Revision(12), changes: vec![put, deleted] });
         history.change(&Batch { revision: Revision(20), changes: vec![] });
 

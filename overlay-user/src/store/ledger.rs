@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Batch, Entry, KeyChange, Lifetime, Revision, Snapshot, Written};
+use super::{Batch, LeaseChange, LeaseEntry, Lifetime, Revision, Snapshot, Written};
 
 /// Revisions kept for followers; one that is further behind takes a snapshot.
 const HISTORY: usize = 1000;
@@ -19,12 +19,12 @@ pub(super) struct Ledger {
     revision: i64,
     /// Followers of this revision and later ones find everything in `history`.
     oldest: i64,
-    records: BTreeMap<String, Record>,
+    records: BTreeMap<String, Stored>,
     history: VecDeque<Past>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Record {
+struct Stored {
     #[serde(with = "text")]
     value: Bytes,
     modified: i64,
@@ -63,7 +63,7 @@ impl Ledger {
             match to.clone() {
                 Some(Value { value, expires }) => {
                     let modified = self.revision;
-                    self.records.insert(key.clone(), Record { value, modified, expires });
+                    self.records.insert(key.clone(), Stored { value, modified, expires });
                 }
                 None => drop(self.records.remove(key)),
             }
@@ -92,7 +92,7 @@ impl Ledger {
 
     /// Deletes what has expired, together: many that do so between two looks may be a clock that was set.
     pub(super) fn expire(&mut self, now: Millis) -> Vec<String> {
-        let over = |record: &Record| record.expires.is_some_and(|expires| expires <= now);
+        let over = |record: &Stored| record.expires.is_some_and(|expires| expires <= now);
         let keys: Vec<_> =
             self.records.iter().filter(|(_, record)| over(record)).map(|(key, _)| key.clone()).collect();
         self.delete(keys.clone());
@@ -135,7 +135,7 @@ impl Ledger {
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        let entry = |(key, record): (&String, &Record)| Entry {
+        let entry = |(key, record): (&String, &Stored)| LeaseEntry {
             key: key.clone(),
             value: record.value.clone(),
             modified: Revision(record.modified),
@@ -178,13 +178,13 @@ impl Ledger {
     }
 }
 
-fn change(edit: Edit, revision: i64) -> KeyChange {
+fn change(edit: Edit, revision: i64) -> LeaseChange {
     match edit.to {
         Some(Value { value, expires }) => {
             let (modified, lifetime) = (Revision(revision), lifetime(expires));
-            KeyChange::Put(Entry { key: edit.key, value, modified, lifetime })
+            LeaseChange::Put(LeaseEntry { key: edit.key, value, modified, lifetime })
         }
-        None => KeyChange::Delete { key: edit.key },
+        None => LeaseChange::Delete { key: edit.key },
     }
 }
 
@@ -232,7 +232,7 @@ mod tests {
         }
         let start = ledger.snapshot().revision;
         assert_eq!(ledger.expire(7), ["a", "b"]);
-        let delete = |key: &str| KeyChange::Delete { key: key.to_owned() };
+        let delete = |key: &str| LeaseChange::Delete { key: key.to_owned() };
         assert_eq!(ledger.after(start).unwrap().unwrap().changes, [delete("a"), delete("b")]);
         let now = ledger.snapshot().revision;
         assert_eq!(now, Revision(start.0 + 1));

@@ -11,8 +11,8 @@ pub use self::status::{LeaseState, LeaseStatus};
 use crate::{
     model::{clock::unix_at, lease},
     store::{
-        Batch, Entry, KeyChange, Revision, Snapshot, Store, StoreError, Written,
-        acquire::{self, Held, RenewError},
+        Batch, LeaseChange, LeaseEntry, Revision, Snapshot, Store, StoreError, Written,
+        acquire::{self, LocalLease, RenewError},
     },
 };
 
@@ -21,8 +21,8 @@ const RETRY: Duration = Duration::from_secs(60);
 
 /// The own lease.
 #[derive(Debug)]
-pub struct Own {
-    held: Held,
+pub struct LeaseKeeper {
+    current: LocalLease,
     key: String,
     value: Bytes,
     margin: Duration,
@@ -40,21 +40,21 @@ pub struct Own {
 
 /// What a write came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum LeaseWrite {
     /// Nothing more to do now.
     Settled,
     /// Somebody else wrote the key meanwhile: only a new snapshot tells what holds.
     Outrun,
 }
 
-impl Own {
+impl LeaseKeeper {
     /// A lease that was just acquired, to be renewed `margin` before its end.
-    pub fn new(held: Held, margin: Duration) -> Self {
+    pub fn new(lease: LocalLease, margin: Duration) -> Self {
         Self {
-            key: held.lease.key(),
-            value: held.lease.value(),
-            due: Some(held.renew_at(margin)),
-            held,
+            key: lease.lease.key(),
+            value: lease.lease.value(),
+            due: Some(lease.renew_at(margin)),
+            current: lease,
             margin,
             state: LeaseState::Held,
             error: None,
@@ -64,7 +64,7 @@ impl Own {
         }
     }
 
-    /// When [`Own::keep`] is due.
+    /// When [`LeaseKeeper::keep`] is due.
     pub fn due(&self) -> Option<Instant> {
         self.due
     }
@@ -74,7 +74,7 @@ impl Own {
         LeaseStatus {
             key: self.key.clone(),
             state: self.state.clone(),
-            expires: self.held.ends_at().map(unix_at),
+            expires: self.current.ends_at().map(unix_at),
             renews: self.due.map(unix_at),
             error: self.error.clone(),
         }
@@ -91,59 +91,59 @@ impl Own {
     /// What the changes of one revision say about it.
     pub fn change(&mut self, batch: &Batch) {
         // The stream lags behind our own writes: what is older than the last one is history.
-        if batch.revision <= self.held.modified {
+        if batch.revision <= self.current.modified {
             return;
         }
         for change in &batch.changes {
             match change {
-                KeyChange::Put(entry)
+                LeaseChange::Put(entry)
                     if entry.key == self.key && entry.value == self.value && !self.unsure =>
                 {
                     self.imitated(entry);
                 }
-                KeyChange::Put(entry) if entry.key == self.key => self.seen(entry),
-                KeyChange::Delete { key } if *key == self.key => self.gone(batch.revision),
-                KeyChange::Put(_) | KeyChange::Delete { .. } => {}
+                LeaseChange::Put(entry) if entry.key == self.key => self.seen(entry),
+                LeaseChange::Delete { key } if *key == self.key => self.gone(batch.revision),
+                LeaseChange::Put(_) | LeaseChange::Delete { .. } => {}
             }
         }
     }
 
     /// Renews or claims the key, whichever is due.
-    pub async fn keep(&mut self, store: &mut impl Store) -> Kept {
+    pub async fn keep(&mut self, store: &mut impl Store) -> LeaseWrite {
         if std::mem::take(&mut self.altered) {
             self.answered = Some(Instant::now());
         }
         let (verb, done) = if self.state == LeaseState::Missing {
             ("claim", self.claim(store).await)
         } else {
-            ("renew", acquire::renew(store, &mut self.held).await)
+            ("renew", acquire::renew(store, &mut self.current).await)
         };
         match done {
             Ok(()) => {
-                info!("{verb} lease {}: done at revision {}", self.key, self.held.modified);
+                info!("{verb} lease {}: done at revision {}", self.key, self.current.modified);
                 self.state = LeaseState::Held;
                 self.error = None;
                 self.unsure = false;
-                self.due = Some(self.held.renew_at(self.margin));
-                Kept::Settled
+                self.due = Some(self.current.renew_at(self.margin));
+                LeaseWrite::Settled
             }
             Err(RenewError::Lost { .. }) => {
                 self.due = Some(Instant::now() + RETRY);
-                Kept::Outrun
+                LeaseWrite::Outrun
             }
             Err(RenewError::Store(failed)) => {
                 self.failed(verb, &failed);
-                Kept::Settled
+                LeaseWrite::Settled
             }
         }
     }
 
     async fn claim(&mut self, store: &mut impl Store) -> Result<(), RenewError> {
         let claimed = Instant::now();
-        match store.claim(&self.key, self.value.clone(), self.held.time_to_live).await? {
+        match store.claim(&self.key, self.value.clone(), self.current.time_to_live).await? {
             Written::At(revision) => {
-                self.held.modified = revision;
-                self.held.renewed = claimed;
+                self.current.modified = revision;
+                self.current.renewed = claimed;
                 Ok(())
             }
             Written::Lost => Err(RenewError::Lost { key: self.key.clone(), holder: None }),
@@ -159,14 +159,14 @@ impl Own {
 
     /// Our value, written by another hand after us. Most likely a second host has our public IP, renews the same lease,
     /// and answers every write of ours with its own: hence the pause.
-    fn imitated(&mut self, entry: &Entry) {
-        self.held.modified = entry.modified;
+    fn imitated(&mut self, entry: &LeaseEntry) {
+        self.current.modified = entry.modified;
         self.state = LeaseState::Held;
         if self.heed(entry) {
-            self.due = Some(self.held.renew_at(self.margin));
+            self.due = Some(self.current.renew_at(self.margin));
             return;
         }
-        let ip = self.held.lease.public_ip;
+        let ip = self.current.lease.public_ip;
         let why = format!(
             "somebody else wrote lease {}: does another host use public IP {ip}? Give one of them another --public-ip",
             self.key
@@ -177,29 +177,29 @@ impl Own {
     }
 
     /// An operator may make a reservation of a running host's lease. Says whether one just did.
-    fn heed(&mut self, entry: &Entry) -> bool {
-        let news = self.held.heed(entry.lifetime);
+    fn heed(&mut self, entry: &LeaseEntry) -> bool {
+        let news = self.current.heed(entry.lifetime);
         if news {
             info!("lease {} is a reservation now: it gets no end any more", self.key);
         }
         news
     }
 
-    fn seen(&mut self, entry: &Entry) {
+    fn seen(&mut self, entry: &LeaseEntry) {
         if entry.value == self.value {
             self.heed(entry);
-            if entry.modified != self.held.modified || self.unsure {
+            if entry.modified != self.current.modified || self.unsure {
                 // Our value, not our write: whether its time to live is ours too, only a renewal makes sure. Or our
                 // last write failed, and the store answers again.
                 self.due = Some(Instant::now());
             }
-            self.held.modified = entry.modified;
+            self.current.modified = entry.modified;
             self.state = LeaseState::Held;
             return;
         }
-        self.held.modified = entry.modified;
+        self.current.modified = entry.modified;
         let lease = lease::decode(&entry.key, &entry.value);
-        if lease.as_ref().is_ok_and(|lease| lease.public_ip == self.held.lease.public_ip) {
+        if lease.as_ref().is_ok_and(|lease| lease.public_ip == self.current.lease.public_ip) {
             self.heed(entry);
             // At once, but once a minute: two hosts with one public IP and different values would answer each other as fast
             // as the store goes.
@@ -231,7 +231,7 @@ impl Own {
 
     fn gone(&mut self, revision: Revision) {
         // Also after a wiped store, whose revisions start again: from here on its news count.
-        self.held.modified = revision;
+        self.current.modified = revision;
         if self.state != LeaseState::Missing {
             warn!("lease {} was deleted or has expired: claiming it again", self.key);
             self.state = LeaseState::Missing;
@@ -247,7 +247,7 @@ impl Own {
 mod tests {
     use super::*;
     use crate::{
-        model::lease::{Backend, Lease},
+        model::lease::{Lease, LeaseBackend},
         store::{
             Lifetime,
             acquire::TIME_TO_LIVE,
@@ -261,55 +261,55 @@ mod tests {
         Lease {
             subnet: "10.244.1.0/24".parse().unwrap(),
             public_ip: [10, 99, 0, 1].into(),
-            backend: Backend::Vxlan { vni: 1, vtep_mac: crate::model::mac::Mac([2, 0, 0, 0, 0, mac]) },
+            backend: LeaseBackend::Vxlan { vni: 1, vtep_mac: crate::model::mac::Mac([2, 0, 0, 0, 0, mac]) },
         }
     }
 
     /// Just acquired, and the store it is in.
-    async fn acquired() -> (MemoryStore, Own) {
+    async fn acquired() -> (MemoryStore, LeaseKeeper) {
         let mut store = MemoryStore::default();
         let (lease, time_to_live) = (lease(1), Some(TIME_TO_LIVE));
         let written = store.claim(&lease.key(), lease.value(), time_to_live).await.unwrap();
         let Written::At(modified) = written else { panic!("{written:?}") };
-        let held = Held { lease, modified, time_to_live, renewed: Instant::now() };
-        (store, Own::new(held, MARGIN))
+        let lease = LocalLease { lease, modified, time_to_live, renewed: Instant::now() };
+        (store, LeaseKeeper::new(lease, MARGIN))
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_store_that_was_down_did_not_take_is_tried_as_soon_as_it_answers() {
-        let (mut store, mut own) = acquired().await;
+        let (mut store, mut keeper) = acquired().await;
         for missing in [false, true] {
             if missing {
-                store.delete(&own.key);
-                own.snapshot(&store.snapshot().await.unwrap());
+                store.delete(&keeper.key);
+                keeper.snapshot(&store.snapshot().await.unwrap());
             }
             store.set_fault(Some(Fault::Unavailable));
-            assert_eq!(own.keep(&mut store).await, Kept::Settled);
-            assert_eq!(own.due(), Some(Instant::now() + RETRY));
+            assert_eq!(keeper.keep(&mut store).await, LeaseWrite::Settled);
+            assert_eq!(keeper.due(), Some(Instant::now() + RETRY));
             store.set_fault(None);
             tokio::time::advance(Duration::from_secs(2)).await;
-            own.snapshot(&store.snapshot().await.unwrap());
-            assert_eq!(own.due(), Some(Instant::now()), "missing: {missing}");
-            own.keep(&mut store).await;
-            assert_eq!(own.state, LeaseState::Held);
-            own.snapshot(&store.snapshot().await.unwrap());
-            assert_eq!(own.due(), Some(own.held.renew_at(MARGIN)));
+            keeper.snapshot(&store.snapshot().await.unwrap());
+            assert_eq!(keeper.due(), Some(Instant::now()), "missing: {missing}");
+            keeper.keep(&mut store).await;
+            assert_eq!(keeper.state, LeaseState::Held);
+            keeper.snapshot(&store.snapshot().await.unwrap());
+            assert_eq!(keeper.due(), Some(keeper.current.renew_at(MARGIN)));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn two_hosts_that_alter_each_others_value_write_once_a_minute() {
-        let (mut store, mut own) = acquired().await;
+        let (mut store, mut keeper) = acquired().await;
         for pause in [Duration::ZERO, RETRY] {
-            store.put(&own.key, lease(2).value(), Some(TIME_TO_LIVE));
+            store.put(&keeper.key, lease(2).value(), Some(TIME_TO_LIVE));
             let due = Instant::now() + pause;
             // However often it is seen.
             for _ in 0..2 {
-                own.snapshot(&store.snapshot().await.unwrap());
-                assert_eq!(own.due(), Some(due));
+                keeper.snapshot(&store.snapshot().await.unwrap());
+                assert_eq!(keeper.due(), Some(due));
             }
             tokio::time::sleep_until(due).await;
-            own.keep(&mut store).await;
+            keeper.keep(&mut store).await;
             assert_eq!(store.snapshot().await.unwrap().entries[0].value, lease(1).value());
         }
     }
@@ -317,13 +317,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reservation_made_under_a_running_host_gets_no_end() {
         for value in [lease(1).value(), r#"{"PublicIP":"10.99.0.1"}"#.into()] {
-            let (mut store, mut own) = acquired().await;
-            let modified = store.put(&own.key, value.clone(), None);
-            let entry = Entry { key: own.key.clone(), value, modified, lifetime: Lifetime::Reserved };
-            own.change(&Batch { revision: modified, changes: vec![KeyChange::Put(entry)] });
-            assert_eq!((own.status().expires, own.status().error), (None, None));
-            tokio::time::sleep_until(own.due().unwrap()).await;
-            assert_eq!(own.keep(&mut store).await, Kept::Settled);
+            let (mut store, mut keeper) = acquired().await;
+            let modified = store.put(&keeper.key, value.clone(), None);
+            let entry = LeaseEntry { key: keeper.key.clone(), value, modified, lifetime: Lifetime::Reserved };
+            keeper.change(&Batch { revision: modified, changes: vec![LeaseChange::Put(entry)] });
+            assert_eq!((keeper.status().expires, keeper.status().error), (None, None));
+            tokio::time::sleep_until(keeper.due().unwrap()).await;
+            assert_eq!(keeper.keep(&mut store).await, LeaseWrite::Settled);
             let entry = store.snapshot().await.unwrap().entries.remove(0);
             assert_eq!((entry.value, entry.lifetime), (lease(1).value(), Lifetime::Reserved));
         }

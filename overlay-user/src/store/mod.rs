@@ -32,7 +32,7 @@ pub enum Lifetime {
 
 /// One key below `<prefix>/subnets/`, undecoded: a bad value is the loop's business, not the store's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct LeaseEntry {
     /// The key without `<prefix>/subnets/`: `10.244.61.0-24`.
     pub key: String,
     /// The value, byte for byte.
@@ -51,7 +51,7 @@ pub struct Snapshot {
     /// Identity of the store; another one means another cluster (or folder) answers under the same address.
     pub cluster: u64,
     /// The entries, in no particular order.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LeaseEntry>,
 }
 
 /// Which history something comes from, and how far that had got.
@@ -80,9 +80,9 @@ impl Snapshot {
 
 /// One change below `<prefix>/subnets/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyChange {
+pub enum LeaseChange {
     /// A key was written (created, renewed or altered).
-    Put(Entry),
+    Put(LeaseEntry),
     /// A key was deleted or expired.
     Delete {
         /// The key without `<prefix>/subnets/`.
@@ -97,7 +97,7 @@ pub struct Batch {
     pub revision: Revision,
     /// The changes, in the store's order. None at all means that nothing changed up to this revision: what follows
     /// later may start from here.
-    pub changes: Vec<KeyChange>,
+    pub changes: Vec<LeaseChange>,
 }
 
 /// Answer of a guarded write.

@@ -22,17 +22,17 @@ use overlay_user::{
         state::{Adoption, Paths, Record},
     },
     host::{
-        device::{self, DeviceSpec, Kind},
+        device::{self, DeviceKind, DeviceSpec},
         netlink::{LinkKind, Netlink},
         underlay::{self, Choice},
     },
     learn::{
-        learner::{Config, Probe},
+        learner::{LearnConfig, Probe},
         observe::{self, observe},
         probe::Prober,
         view::View,
     },
-    model::{backend::Mode, change::LocalChange, entries::PortKind, mac::Mac},
+    model::{backend::Backend, change::LocalChange, entries::PortKind, mac::Mac},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -129,8 +129,8 @@ impl Drop for Container {
 fn spec() -> DeviceSpec {
     DeviceSpec {
         name: "overlay0".into(),
-        kind: Kind::Vxlan { port: 8472, vni: 1, mac: None },
-        mtu: Mode::DEFAULT.overlay_mtu(1500),
+        kind: DeviceKind::Vxlan { port: 8472, vni: 1, mac: None },
+        mtu: Backend::DEFAULT.overlay_mtu(1500),
         subnet: "10.244.1.0/24".parse().unwrap(),
         network: "10.244.0.0/16".parse().unwrap(),
     }
@@ -190,13 +190,13 @@ fn overlay0_is_created_adopted_and_repaired() {
 
         // Another MAC address, as a lease of an earlier life may want it, without taking the device down.
         let mac = Mac::random();
-        let renamed = DeviceSpec { kind: Kind::Vxlan { port: 8472, vni: 1, mac: Some(mac) }, ..moved };
+        let renamed = DeviceSpec { kind: DeviceKind::Vxlan { port: 8472, vni: 1, mac: Some(mac) }, ..moved };
         let adopted = device::ensure(&netlink, &renamed).await.unwrap();
         assert_eq!((adopted.ifindex, adopted.mac), (created.ifindex, Some(mac)));
         assert!(run("ip link show overlay0").contains(&mac.to_string()));
 
         let other_port =
-            DeviceSpec { kind: Kind::Vxlan { port: 4789, vni: 1, mac: created.mac }, ..spec.clone() };
+            DeviceSpec { kind: DeviceKind::Vxlan { port: 4789, vni: 1, mac: created.mac }, ..spec.clone() };
         let anew = device::ensure(&netlink, &other_port).await.unwrap();
         assert_ne!(anew.ifindex, created.ifindex);
         assert_eq!(anew.mac, created.mac);
@@ -214,7 +214,7 @@ fn networks_share_the_port_by_their_vni() {
         device::ensure(&netlink, &spec()).await.unwrap();
         let second = DeviceSpec {
             name: "overlay1".into(),
-            kind: Kind::Vxlan { port: 8472, vni: 2, mac: None },
+            kind: DeviceKind::Vxlan { port: 8472, vni: 2, mac: None },
             subnet: "10.245.1.0/24".parse().unwrap(),
             network: "10.245.0.0/16".parse().unwrap(),
             ..spec()
@@ -291,7 +291,7 @@ fn the_underlay_is_found_by_the_kernels_routes() {
 /// A running observer and what it said.
 struct Observer {
     changes: mpsc::Receiver<Vec<LocalChange>>,
-    commands: mpsc::Sender<observe::Command>,
+    commands: mpsc::Sender<observe::EndpointCommand>,
     view: watch::Receiver<View>,
     seen: Vec<LocalChange>,
 }
@@ -301,7 +301,7 @@ impl Observer {
         let (to_us, changes) = mpsc::channel(16);
         let (commands, to_it) = mpsc::channel(1);
         let (show, view) = watch::channel(View::default());
-        let config = Config { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] };
+        let config = LearnConfig { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] };
         let netlink = Netlink::open().unwrap();
         tokio::spawn(observe(netlink, config, installed, to_us, to_it, show));
         let mut observer = Self { changes, commands, view, seen: Vec::new() };
@@ -411,7 +411,8 @@ fn a_running_container_is_found_at_start_and_a_named_one_pinned() {
         observer.until("learned", puts(C1, veth1)).await;
 
         let (reply, answer) = oneshot::channel();
-        let attach = observe::Command::Attach { address: C1, interface: "veth1".into(), mac: None, reply };
+        let attach =
+            observe::EndpointCommand::Attach { address: C1, interface: "veth1".into(), mac: None, reply };
         observer.commands.send(attach).await.unwrap();
         assert_eq!(answer.await.unwrap(), Ok(()));
         let pinned =
@@ -569,7 +570,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         let spec = CheckSpec {
             underlay: Some("eth0".into()),
             device: "overlay0".into(),
-            mode: Mode::DEFAULT,
+            backend: Backend::DEFAULT,
             subnet: Some("10.244.1.0/24".parse().unwrap()),
             bpf_root: "/proc".into(),
             pins: "/proc/overlay".into(),

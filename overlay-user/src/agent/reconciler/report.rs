@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use log::{info, warn};
 use tokio::time::Instant;
 
-use super::state::Local;
+use super::state::ReconcilerState;
 use crate::{
     agent::{
         control::{EndpointLine, PeerLine, Request, Response},
@@ -17,10 +17,10 @@ use crate::{
         clock::unix_now,
         entries::{Endpoint, PortKind},
     },
-    store::{Revision, StoreError, local_lease::Own},
+    store::{Revision, StoreError, local_lease::LeaseKeeper},
 };
 
-impl<D: Datapath> Local<D> {
+impl<D: Datapath> ReconcilerState<D> {
     /// Does what an operator or a CNI plugin asks, and says how it went.
     pub(super) fn answer(&mut self, request: Request) -> Response {
         match request {
@@ -122,8 +122,8 @@ impl<D: Datapath> Local<D> {
         });
     }
 
-    pub(super) fn publish_lease(&mut self, own: &Own) {
-        self.inputs.status.send_modify(|status| status.lease = own.status());
+    pub(super) fn publish_lease(&mut self, lease: &LeaseKeeper) {
+        self.inputs.status.send_modify(|status| status.lease = lease.status());
     }
 
     /// Peers and endpoints, as they are now.

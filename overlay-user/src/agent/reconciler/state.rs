@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The loop's state but for the store and the own lease, so that it can work while those wait for an answer.
-pub(super) struct Local<D> {
+pub(super) struct ReconcilerState<D> {
     pub(super) inputs: Inputs,
     pub(super) datapath: D,
     pub(super) table: PeerTable,
@@ -42,7 +42,7 @@ pub(super) struct Local<D> {
     pub(super) readable: bool,
 }
 
-impl<D: Datapath> Local<D> {
+impl<D: Datapath> ReconcilerState<D> {
     pub(super) fn new(
         datapath: D,
         scope: Scope,
@@ -156,8 +156,8 @@ impl<D: Datapath> Local<D> {
             .changes
             .iter()
             .filter_map(|change| match change {
-                store::KeyChange::Delete { key } => Some(key.as_str()),
-                store::KeyChange::Put(_) => None,
+                store::LeaseChange::Delete { key } => Some(key.as_str()),
+                store::LeaseChange::Put(_) => None,
             })
             .collect();
         if deleted.len() < guard::LEAST {

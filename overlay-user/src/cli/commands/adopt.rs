@@ -12,7 +12,7 @@ use crate::{
         discover::{DiscoverError, discover},
         disruption::Disruption,
         plan::Plan,
-        record::Record,
+        record::FlannelRecord,
         site::{Site, ignore_signals, obstacle},
         to_flannel::{of_leases, put_back},
         to_overlay,
@@ -23,7 +23,7 @@ use crate::{
 
 /// What the command says, for programs.
 #[derive(Serialize)]
-struct Report<'a> {
+struct MoveReport<'a> {
     /// The host was moved now.
     moved: bool,
     plan: Option<&'a Plan>,
@@ -47,7 +47,7 @@ pub(super) async fn adopt(options: &AdoptFlannel) -> Result<()> {
 
 async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFlannel) -> Result<()> {
     let asked = options.agent.options();
-    let record = Record::read(&asked.paths)?;
+    let record = FlannelRecord::read(&asked.paths)?;
     if options.back {
         return back(store, options, record).await;
     }
@@ -62,19 +62,21 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     let sight = site.sight(&asked).await?;
     let found = match discover(sight, &expected) {
         Err(DiscoverError::Nothing(_)) if record.is_some() => {
-            say(options, &Report { moved: false, plan: None, disruption: None, next: None }, || {
+            say(options, &MoveReport { moved: false, plan: None, disruption: None, next: None }, || {
                 "nothing to adopt: this host was moved from flannel before; `--back` returns it".to_owned()
             });
             return Ok(());
         }
         found => found?,
     };
-    let mut work = to_overlay::Work::prepare(&mut site, &asked, found).await?;
+    let mut work = to_overlay::PreparedMove::prepare(&mut site, &asked, found).await?;
     if options.agent.dry_run {
         work.plan.notes.extend(obstacle);
-        say(options, &Report { moved: false, plan: Some(&work.plan), disruption: None, next: None }, || {
-            work.plan.to_string()
-        });
+        say(
+            options,
+            &MoveReport { moved: false, plan: Some(&work.plan), disruption: None, next: None },
+            || work.plan.to_string(),
+        );
         return Ok(());
     }
     if let Some(obstacle) = obstacle {
@@ -89,7 +91,12 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     let next = agent_line(std::env::args(), masquerade && !options.agent.ip_masq);
     say(
         options,
-        &Report { moved: true, plan: Some(&plan), disruption: Some(&disruption), next: Some(next.clone()) },
+        &MoveReport {
+            moved: true,
+            plan: Some(&plan),
+            disruption: Some(&disruption),
+            next: Some(next.clone()),
+        },
         || {
             format!(
                 "\nthis host is the overlay's; what was flannel's is gone\n{disruption}\nnow start the agent: {next}"
@@ -99,7 +106,7 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     Ok(())
 }
 
-async fn back(store: impl Store, options: &AdoptFlannel, record: Option<Record>) -> Result<()> {
+async fn back(store: impl Store, options: &AdoptFlannel, record: Option<FlannelRecord>) -> Result<()> {
     let asked = options.agent.options();
     let paths = &asked.paths;
     let record = match record {
@@ -111,7 +118,7 @@ async fn back(store: impl Store, options: &AdoptFlannel, record: Option<Record>)
     let obstacle = obstacle()?;
     if options.agent.dry_run {
         plan.notes.extend(obstacle);
-        say(options, &Report { moved: false, plan: Some(&plan), disruption: None, next: None }, || {
+        say(options, &MoveReport { moved: false, plan: Some(&plan), disruption: None, next: None }, || {
             plan.to_string()
         });
         return Ok(());
@@ -135,13 +142,13 @@ async fn back(store: impl Store, options: &AdoptFlannel, record: Option<Record>)
     let next = "flanneld".to_owned();
     say(
         options,
-        &Report { moved: true, plan: Some(&plan), disruption: Some(&disruption), next: Some(next) },
+        &MoveReport { moved: true, plan: Some(&plan), disruption: Some(&disruption), next: Some(next) },
         || format!("\nthis host is flannel's again\n{disruption}\nnow start flanneld"),
     );
     Ok(())
 }
 
-fn say(options: &AdoptFlannel, report: &Report<'_>, text: impl FnOnce() -> String) {
+fn say(options: &AdoptFlannel, report: &MoveReport<'_>, text: impl FnOnce() -> String) {
     if options.json {
         println!("{:#}", serde_json::json!(report));
     } else {

@@ -9,7 +9,7 @@ use crate::{
         table,
     },
     host::{netlink::Netlink, underlay},
-    model::backend::Mode,
+    model::backend::Backend,
 };
 
 pub(super) async fn check(options: &Check) -> Result<Completion> {
@@ -19,7 +19,10 @@ pub(super) async fn check(options: &Check) -> Result<Completion> {
     let spec = CheckSpec {
         underlay: underlay.as_ref().ok().map(|underlay| underlay.name.clone()),
         device: options.device.clone(),
-        mode: record.as_ref().and_then(|record| Mode::named(&record.mode)).unwrap_or(Mode::DEFAULT),
+        backend: record
+            .as_ref()
+            .and_then(|record| Backend::named(&record.backend))
+            .unwrap_or(Backend::DEFAULT),
         subnet: record.map(|record| record.subnet),
         bpf_root: options.show.place.bpf_root.clone(),
         pins: options.show.place.paths().pins,

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use crate::{
     cli::options,
     host::{
-        docker_opts::{DockerOpts, Form},
+        docker_opts::{DockerOptions, Form},
         netlink::Netlink,
         subnet_env::replace,
     },
@@ -38,7 +38,7 @@ pub(super) async fn docker_opts(options: &options::DockerOpts) -> Result<()> {
     Ok(())
 }
 
-fn read(path: &Path, ip_masq: bool) -> Result<DockerOpts> {
+fn read(path: &Path, ip_masq: bool) -> Result<DockerOptions> {
     let shown = path.display();
     let text = fs::read_to_string(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => anyhow!(
@@ -47,7 +47,7 @@ fn read(path: &Path, ip_masq: bool) -> Result<DockerOpts> {
         ),
         _ => anyhow!("read {shown}: {error} (--subnet-file names another file)"),
     })?;
-    DockerOpts::of(&text, ip_masq).with_context(|| {
+    DockerOptions::of(&text, ip_masq).with_context(|| {
         format!("{shown} is not what flannel or `overlay agent` writes; delete it and start the agent again")
     })
 }

@@ -12,7 +12,7 @@ use crate::{
         tables::{Tables, peer_of},
     },
     host::{netlink::Netlink, underlay},
-    model::{backend::Mode, lease, network::NetworkConfig},
+    model::{backend::Backend, lease, network::NetworkConfig},
     store::Store,
 };
 
@@ -28,7 +28,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     let own_ip = options.underlay.public_ip.unwrap_or(underlay.address);
     let text = store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
     let network = NetworkConfig::parse(&text)?;
-    let mode = Mode::of(&network)?;
+    let backend = Backend::of(&network)?;
     let snapshot = store.snapshot().await?;
     let own = snapshot.entries.iter().find_map(|entry| {
         lease::decode(&entry.key, &entry.value).ok().filter(|lease| lease.public_ip == own_ip)
@@ -40,7 +40,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     let scope = Scope {
         network: network.network,
         subnet_len: network.subnet_len,
-        mode,
+        backend,
         own_ip,
         // Without a lease no subnet is ours, and the base of Network is nobody's.
         own_subnet: own.map_or(network.network, |own| own.subnet),

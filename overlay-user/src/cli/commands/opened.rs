@@ -4,11 +4,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
-    cli::options::store::{Etcd, Store, StoreChoice},
-    store::{
-        dir::DirStore,
-        etcd::{EtcdOptions, EtcdStore},
-    },
+    cli::options::store::{StoreChoice, StoreOptions},
+    store::{dir::DirStore, etcd::EtcdStore},
 };
 
 /// Either store, opened.
@@ -17,15 +14,9 @@ pub(super) enum Opened {
     Directory { store: DirStore, path: PathBuf, shared: bool },
 }
 
-pub(super) fn open(options: &Store) -> Result<Opened> {
+pub(super) fn open(options: &StoreOptions) -> Result<Opened> {
     Ok(match options.choice()? {
-        StoreChoice::Etcd(Etcd { endpoints, prefix, ca, identity, login }) => {
-            let (certfile, keyfile) = identity.unzip();
-            let (username, password) = login.unzip();
-            let options =
-                EtcdOptions { endpoints, prefix, cafile: ca, certfile, keyfile, username, password };
-            Opened::Etcd(Box::new(EtcdStore::new(&options)?))
-        }
+        StoreChoice::Etcd(options) => Opened::Etcd(Box::new(EtcdStore::new(&options)?)),
         StoreChoice::Directory { path, shared } => {
             Opened::Directory { store: DirStore::new(&path), path, shared }
         }

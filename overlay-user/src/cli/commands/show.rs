@@ -32,7 +32,7 @@ use crate::{
 
 /// All of `overlay status`.
 #[derive(Serialize)]
-struct Report {
+struct StatusReport {
     network: String,
     /// How packets travel between hosts: flannel's name of the backend.
     mode: String,
@@ -101,9 +101,9 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let in_use = AttachMethod::in_use(&paths.pins).ok().flatten();
     let attached_by = in_use.map(|(way, _)| way);
     let links = Netlink::open()?.links().await.unwrap_or_default();
-    let report = Report {
+    let report = StatusReport {
         network: paths.network,
-        mode: record.as_ref().map_or("vxlan".to_owned(), |record| record.mode.clone()),
+        mode: record.as_ref().map_or("vxlan".to_owned(), |record| record.backend.clone()),
         tiers: tiers(record.as_ref(), agent.as_ref(), attached_by, &XdpLink::new(&paths.pins)),
         attached_by,
         features: features(links.iter().find(|link| in_use.is_some_and(|(_, device)| link.index == device))),
@@ -163,7 +163,7 @@ fn xdp(agent: Option<&Status>, link: &XdpLink) -> Tier {
     Tier { name: "xdp", in_use: used.is_some(), why }
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &StatusReport) -> String {
     let mut rows = vec![vec!["network".into(), format!("{}, mode {}", report.network, report.mode)]];
     let mut row = |name: &str, value: String| rows.push(vec![name.into(), value]);
     if let Some(record) = &report.record {

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::store::etcd::EtcdOptions;
+
 /// Where etcd is looked for when nothing says otherwise.
 const ETCD: &str = "http://127.0.0.1:2379";
 
-/// Which store; see [`Store::choice`].
+/// Which store; see [`StoreOptions::choice`].
 #[derive(Clone, Debug, Default, Args)]
-pub struct Store {
+pub struct StoreOptions {
     /// URLs of etcd's members, with commas between [default: http://127.0.0.1:2379 unless --store-dir is given]
     #[arg(long, value_name = "URLS", value_delimiter = ',')]
     pub etcd_endpoints: Vec<String>,
@@ -43,7 +45,7 @@ pub struct Store {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreChoice {
     /// etcd.
-    Etcd(Etcd),
+    Etcd(EtcdOptions),
     /// A folder of lease files.
     Directory {
         /// The folder.
@@ -53,30 +55,10 @@ pub enum StoreChoice {
     },
 }
 
-/// How to reach etcd.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Etcd {
-    /// URLs of its members; at least one.
-    pub endpoints: Vec<String>,
-    /// Below which keys are kept; begins with a slash and does not end with one.
-    pub prefix: String,
-    /// Certificate authority.
-    pub ca: Option<PathBuf>,
-    /// Own certificate and its key.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// User name and password.
-    pub login: Option<(String, String)>,
-}
-
-impl Store {
+impl StoreOptions {
     /// Any etcd option selects etcd, --store-dir the folder, none of them a local etcd. What contradicts itself is an
     /// error of usage.
     pub fn choice(&self) -> Result<StoreChoice> {
-        let pair = |a: &Option<PathBuf>, b: &Option<PathBuf>| match (a, b) {
-            (Some(a), Some(b)) => Ok(Some((a.clone(), b.clone()))),
-            (None, None) => Ok(None),
-            _ => bail!("--etcd-certfile and --etcd-keyfile need each other"),
-        };
         let etcd = self.etcd_options();
         if let Some(path) = &self.store_dir {
             return match etcd.first() {
@@ -87,22 +69,25 @@ impl Store {
         if self.store_shared {
             bail!("--store-shared says something about --store-dir, which is missing");
         }
-        let login = match (&self.etcd_username, &self.etcd_password) {
-            (Some(name), password) => Some((name.clone(), password.clone().unwrap_or_default())),
-            (None, Some(_)) => bail!("--etcd-password needs --etcd-username"),
-            (None, None) => None,
-        };
+        if self.etcd_password.is_some() && self.etcd_username.is_none() {
+            bail!("--etcd-password needs --etcd-username");
+        }
+        if self.etcd_certfile.is_some() != self.etcd_keyfile.is_some() {
+            bail!("--etcd-certfile and --etcd-keyfile need each other");
+        }
         let endpoints = match self.etcd_endpoints.as_slice() {
             [] => vec![ETCD.to_owned()],
             given => given.to_vec(),
         };
         let prefix = self.etcd_prefix.as_deref().unwrap_or("/coreos.com/network");
-        Ok(StoreChoice::Etcd(Etcd {
+        Ok(StoreChoice::Etcd(EtcdOptions {
             endpoints,
             prefix: format!("/{}", prefix.trim_matches('/')),
-            ca: self.etcd_cafile.clone(),
-            identity: pair(&self.etcd_certfile, &self.etcd_keyfile)?,
-            login,
+            cafile: self.etcd_cafile.clone(),
+            certfile: self.etcd_certfile.clone(),
+            keyfile: self.etcd_keyfile.clone(),
+            username: self.etcd_username.clone(),
+            password: self.etcd_password.clone(),
         }))
     }
 

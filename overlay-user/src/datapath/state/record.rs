@@ -30,8 +30,8 @@ pub struct Record {
     #[serde(default = "yes")]
     pub fast_path: bool,
     /// How packets travel between hosts, as the agent that started last was told: flannel's name of the backend.
-    #[serde(default = "vxlan")]
-    pub mode: String,
+    #[serde(default = "vxlan", rename = "mode")]
+    pub backend: String,
     /// Name of the tunnel device: which to remove, and which no other network may have.
     #[serde(default)]
     pub device: Option<String>,
@@ -63,7 +63,7 @@ impl Record {
             subnet,
             abi: ABI,
             fast_path: true,
-            mode: vxlan(),
+            backend: vxlan(),
             device: None,
             subnet_file: None,
         })

@@ -1,7 +1,7 @@
 //! What the tunnel device must be, and what it is found to be.
 use ipnet::Ipv4Net;
 
-use crate::model::{backend::Mode, mac::Mac};
+use crate::model::{backend::Backend, mac::Mac};
 
 /// What the device must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,8 +9,8 @@ pub struct DeviceSpec {
     /// Interface name, `overlay0` unless the operator says otherwise.
     pub name: String,
     /// Which kind of device.
-    pub kind: Kind,
-    /// MTU of the device in bytes, see [`Mode::device_mtu`].
+    pub kind: DeviceKind,
+    /// MTU of the device in bytes, see [`Backend::device_mtu`].
     pub mtu: u32,
     /// The subnet this host leased: its base address becomes the device's (flannel's rule, its pkg/backend/vxlan).
     pub subnet: Ipv4Net,
@@ -20,7 +20,7 @@ pub struct DeviceSpec {
 
 /// Which kind of device the tunnel's packets need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum DeviceKind {
     /// A VXLAN device in collect-metadata mode.
     Vxlan {
         /// UDP port, in the machine's order.
@@ -34,12 +34,12 @@ pub enum Kind {
     Tun,
 }
 
-impl Kind {
-    /// The kind that a mode needs.
-    pub fn of(mode: Mode, vtep_mac: Option<Mac>) -> Self {
-        match mode {
-            Mode::Vxlan { port, vni, .. } => Self::Vxlan { port, vni, mac: vtep_mac },
-            Mode::Udp { .. } | Mode::HostGw => Self::Tun,
+impl DeviceKind {
+    /// The kind that a backend needs.
+    pub fn of(backend: Backend, vtep_mac: Option<Mac>) -> Self {
+        match backend {
+            Backend::Vxlan { port, vni, .. } => Self::Vxlan { port, vni, mac: vtep_mac },
+            Backend::Udp { .. } | Backend::HostGw => Self::Tun,
         }
     }
 

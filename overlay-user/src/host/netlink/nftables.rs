@@ -10,11 +10,11 @@ use super::error::NetlinkError;
 const GROUP: u32 = 1 << (7 - 1);
 
 /// A subscription to changes of this network namespace's rules. Ends with its drop.
-pub struct Nftables {
+pub struct NftablesEvents {
     socket: TokioSocket,
 }
 
-impl Nftables {
+impl NftablesEvents {
     /// Subscribes.
     pub fn listen() -> Result<Self, NetlinkError> {
         let failed = |error: &std::io::Error| NetlinkError::io("subscribe to changes of nftables", error);

@@ -1,7 +1,7 @@
 //! The learner's conclusions: which ports to attach, whose claim on an address to believe.
 use std::{collections::BTreeMap, mem, net::Ipv4Addr};
 
-use super::{Asked, Claim, Learner, Probe};
+use super::{AddressClaim, Asked, Learner, Probe};
 use crate::{
     host::netlink::{Link, LinkKind},
     model::change::LocalChange,
@@ -233,8 +233,12 @@ impl Learner {
         // The one that is known goes first: of several, each would be new whenever it is its turn.
         let known = self.claims.get(&address).copied();
         let known_rival = known.filter(|claim| rivals.contains(&(claim.port, claim.mac)));
-        let new =
-            rivals.first().map(|&(port, mac)| Claim { port, mac, state: Asked::NotYet, counted: false });
+        let new = rivals.first().map(|&(port, mac)| AddressClaim {
+            port,
+            mac,
+            state: Asked::NotYet,
+            counted: false,
+        });
         let Some(mut claim) = known_rival.or(new) else {
             self.claims.remove(&address);
             return;

@@ -54,8 +54,8 @@ fn on(port: u32, mac: Mac) -> Endpoint {
     Endpoint { port, mac, gateway_mac: self::mac(0x80 | BRIDGE as u8), pinned: false }
 }
 
-fn config() -> Config {
-    Config { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] }
+fn config() -> LearnConfig {
+    LearnConfig { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] }
 }
 
 /// A learner that knows an empty bridge.
