@@ -84,7 +84,7 @@ impl EbpfDatapath {
             layouts::move_links(older, &options.pins)?;
         }
         let taken = tables.peers.entries()?.into_iter();
-        let taken = taken.map(|(base, peer)| (Addr4::new(base.octets()), peer.slot, peer.outer));
+        let taken = taken.map(|(base, peer)| (base.into(), peer.slot, peer.outer));
         let slots = Slots::new(options.max_peers, taken);
         vteps::mend(&mut tables, &slots)?;
         tables.mend_indexes()?;

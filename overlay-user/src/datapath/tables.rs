@@ -183,7 +183,7 @@ impl Tables {
 /// A peer as `PEERS` holds it, with its counters at `slot`.
 pub(super) fn peer_entry(peer: &domain::Peer, slot: u32) -> Peer {
     let vtep_mac = peer.vtep_mac.unwrap_or(NO_MAC).0;
-    Peer { outer: peer.public_ip.octets(), vtep_mac, reserved: Default::default(), slot }
+    Peer { outer: peer.public_ip.into(), vtep_mac, reserved: Default::default(), slot }
 }
 
 /// What `PEERS` holds for a peer whose packets need no inner MAC address: no device has it.

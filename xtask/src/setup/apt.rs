@@ -125,7 +125,7 @@ fn require(what: &str) -> Result<()> {
 fn apt_get() -> Command {
     let mut apt = Command::new("apt-get");
     apt.env("DEBIAN_FRONTEND", "noninteractive").arg("--quiet");
-    // Root's downloads go to folders that apt's own unprivileged user cannot write.
+    // apt's own unprivileged user cannot write to the folders that root's downloads go to.
     apt.args(["-o", "APT::Sandbox::User=root"]);
     // The machine may just be upgrading itself.
     apt.args(["-o", "DPkg::Lock::Timeout=300"]);
@@ -217,7 +217,7 @@ fn first_choices(listing: &str) -> Vec<String> {
     names
 }
 
-/// Where the system takes Debian's packages from, which may be a mirror that alone is reachable.
+/// Where the system gets Debian's packages from. It may be a mirror, and the only archive that can be reached.
 pub(crate) fn mirror() -> Option<String> {
     // Who an archive is stands in its lists, which may not have been fetched yet.
     [&["Created-By: Packages", "Origin: Debian"][..], &["Created-By: Packages"]].iter().find_map(|filter| {

@@ -15,18 +15,18 @@ use crate::{
 
 impl EbpfDatapath {
     pub(super) fn put_peer(&mut self, subnet: Ipv4Net, peer: &Peer) -> Result<(), DatapathError> {
-        let key = Addr4::new(subnet.network().octets());
+        let key = Addr4::from(subnet.network());
         let old = self.slots.of(key);
         let slot = match old {
             Some((slot, _)) => slot,
             None => self.free_slot()?,
         };
-        let outer = peer.public_ip.octets();
+        let outer = Addr4::from(peer.public_ip);
         let new = tables::peer_entry(peer, slot);
         // The address first: a packet that arrives between the two writes finds its sender known.
         self.tables
             .vteps
-            .insert(Addr4::new(outer), Vtep { slot }, 0)
+            .insert(outer, Vtep { slot }, 0)
             .map_err(|error| self.write_failed("peers", format!("add VTEP {}", peer.public_ip), &error))?;
         self.slots.take(slot, outer);
         let moved = old.filter(|(_, before)| *before != outer);
@@ -44,7 +44,7 @@ impl EbpfDatapath {
     }
 
     pub(super) fn remove_peer(&mut self, subnet: Ipv4Net) -> Result<(), DatapathError> {
-        let key = Addr4::new(subnet.network().octets());
+        let key = Addr4::from(subnet.network());
         removed(self.tables.peers.remove(key))
             .map_err(|error| DatapathError::failed(format!("remove peer {subnet}"), &error))?;
         let Some((slot, outer)) = self.slots.of(key) else { return Ok(()) };
@@ -55,15 +55,15 @@ impl EbpfDatapath {
 
     /// The peer with `slot` is no longer at underlay address `outer`. The address goes unless another subnet's peer is
     /// there too, whose slot it then gets.
-    fn forget_vtep(&mut self, slot: u32, outer: [u8; 4]) -> Result<(), DatapathError> {
-        let (key, address) = (Addr4::new(outer), Ipv4Addr::from(outer));
+    fn forget_vtep(&mut self, slot: u32, outer: Addr4) -> Result<(), DatapathError> {
+        let address = Ipv4Addr::from(outer);
         match self.slots.leave(slot, outer) {
             Some(slot) => self
                 .tables
                 .vteps
-                .insert(key, Vtep { slot }, 0)
+                .insert(outer, Vtep { slot }, 0)
                 .map_err(|error| DatapathError::failed(format!("keep VTEP {address}"), &error)),
-            None => removed(self.tables.vteps.remove(&key))
+            None => removed(self.tables.vteps.remove(&outer))
                 .map_err(|error| DatapathError::failed(format!("remove VTEP {address}"), &error)),
         }
     }
