@@ -1,4 +1,4 @@
-//! What holds of the house itself, looked for in its files: no circle of modules, few entries in the agent's crate, a thin
+//! Unit tests of the project's structure, read from its files: no circle of modules, few entries in the agent's crate, a thin
 //! xtask, no leftovers of a merge.
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -77,7 +77,7 @@ fn shown(circle: &[PathBuf], imports: &Imports) -> String {
 }
 
 /// Where circles are still to be opened.
-const NOT_YET: &[&str] = &["overlay-ebpf/", "overlay-user/src/"];
+const NOT_YET: &[&str] = &["overlay-ebpf/"];
 
 /// No two files of a crate import from each other, nor do more of them in a circle.
 ///

@@ -1,5 +1,5 @@
-//! Into the fresh root: namespaces, mounts, `pivot_root`. Not chroot: what enters the namespaces of a process in there by its
-//! id, as `docker exec` does, would land in this machine's root.
+//! The way into the fresh root: namespaces, mounts, `pivot_root`. A chroot would not do, because a process that enters the
+//! namespaces of another one in there, as `docker exec` does, would land in this machine's root.
 use std::{
     ffi::OsString,
     fs::{self, File},
