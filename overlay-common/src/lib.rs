@@ -5,21 +5,27 @@
 //! Nothing here does I/O, knows aya (but for the `Pod` marks), tokio or etcd.
 #![no_std]
 
+pub mod address;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod checksum;
 #[cfg(test)]
 mod documents;
+pub mod flow;
 pub mod header;
 pub mod maps;
 #[cfg(feature = "user")]
 mod pod;
 pub mod reason;
+pub mod settings;
 pub mod wire;
 
+pub use address::{Addr4, Address};
+pub use flow::*;
 pub use maps::*;
 pub use reason::{Hook, Reason, Verdict};
+pub use settings::*;
 
 /// Version of the map layouts. It is part of the pin path, so that programs of one layout never see maps of another.
-/// Raise it with every change to a type in [`maps`].
+/// Raise it with every change to a type in [`maps`] or [`flow`].
 pub const ABI: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };

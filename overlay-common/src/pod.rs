@@ -1,5 +1,5 @@
 //! Marks the map types as plain old data for aya.
-use crate::maps::{Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep};
+use crate::{Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep};
 
 macro_rules! pod {
     ($($name:ty),+) => {$(

@@ -1,7 +1,7 @@
 //! The bytes around an inner packet: VXLAN over UDP over IPv4 (RFC 7348 section 5), or UDP over IPv4 alone (flannel's udp
 //! backend, its pkg/backend/udp), written once as an array.
 use crate::{
-    checksum,
+    Addr4, checksum,
     header::{ethernet, ipv4, protocol, udp},
 };
 
@@ -30,11 +30,11 @@ pub const VNI_END: u32 = 1 << 24;
 
 /// Everything that differs from one datagram's headers to the next.
 #[derive(Clone, Copy, Debug)]
-pub struct Outer {
+pub struct Outer<A = Addr4> {
     /// This host's underlay address.
-    pub source: [u8; 4],
+    pub source: A,
     /// The peer's underlay address.
-    pub destination: [u8; 4],
+    pub destination: A,
     /// Type of service byte; only the ECN bits are ever set (RFC 6040 section 4.1, DSCP zero as the kernel's default).
     pub tos: u8,
     /// Identification: any value that differs from packet to packet, since DF may be clear.
@@ -49,7 +49,7 @@ pub struct Outer {
     pub payload: u32,
 }
 
-impl Outer {
+impl Outer<Addr4> {
     /// Writes the outer IPv4 and UDP headers; the outer Ethernet header is the neighbour subsystem's. The UDP checksum is
     /// zero (RFC 7348 section 5: "SHOULD be transmitted as zero"; flannel's receivers take that in either backend).
     /// In place: the BPF stack has no room for copies.
@@ -71,8 +71,8 @@ impl Outer {
         out[TTL] = OUTER_TTL;
         out[PROTOCOL] = protocol::UDP;
         out[CHECKSUM..SOURCE].fill(0);
-        out[SOURCE..DESTINATION].copy_from_slice(&self.source);
-        out[DESTINATION..IPV4].copy_from_slice(&self.destination);
+        out[SOURCE..DESTINATION].copy_from_slice(&self.source.octets);
+        out[DESTINATION..IPV4].copy_from_slice(&self.destination.octets);
         let sum = checksum::finish(checksum::sum_words(out, 0, IPV4));
         out[CHECKSUM..SOURCE].copy_from_slice(&sum.to_be_bytes());
 
@@ -92,6 +92,8 @@ pub struct Vxlan {
     pub destination_mac: [u8; 6],
     /// Our VtepMAC.
     pub source_mac: [u8; 6],
+    /// EtherType of the inner packet, network order.
+    pub ethertype: [u8; 2],
 }
 
 impl Vxlan {
@@ -105,7 +107,7 @@ impl Vxlan {
         vxlan.copy_from_slice(&[VXLAN_VNI_VALID, 0, 0, 0, a, b, c, 0]);
         inner[DESTINATION..SOURCE].copy_from_slice(&self.destination_mac);
         inner[SOURCE..ETHERTYPE].copy_from_slice(&self.source_mac);
-        inner[ETHERTYPE..].copy_from_slice(&ETHERTYPE_IPV4);
+        inner[ETHERTYPE..].copy_from_slice(&self.ethertype);
     }
 }
 
@@ -149,8 +151,8 @@ mod tests {
     #[test]
     fn the_headers_are_those_a_kernel_vxlan_device_writes() {
         let outer = Outer {
-            source: [10, 99, 0, 1],
-            destination: [10, 99, 0, 2],
+            source: Addr4::new([10, 99, 0, 1]),
+            destination: Addr4::new([10, 99, 0, 2]),
             tos: 0,
             identification: 0x05dc,
             dont_fragment: false,
@@ -162,6 +164,7 @@ mod tests {
             vni: 1,
             destination_mac: [0xfa, 0x3c, 0x34, 0x4c, 0x9c, 0xf0],
             source_mac: [0x52, 0x4a, 0xf5, 0x2a, 0x76, 0xbf],
+            ethertype: ETHERTYPE_IPV4,
         };
         let mut inside = [BLANK; VXLAN + ETHERNET];
         vxlan.write(&mut inside);
@@ -172,8 +175,8 @@ mod tests {
     #[test]
     fn the_headers_are_those_of_flannels_udp_backend() {
         let outer = Outer {
-            source: [10, 99, 0, 1],
-            destination: [10, 99, 0, 2],
+            source: Addr4::new([10, 99, 0, 1]),
+            destination: Addr4::new([10, 99, 0, 2]),
             tos: 0,
             identification: 0x7b52,
             dont_fragment: true,

@@ -1,18 +1,23 @@
 //! Who may send what: the checks on a decapsulated packet, the same at the underlay device and at overlay0.
-use overlay_common::{Addr4, Reason, SETTING_STRICT_PEERS};
+use overlay_common::{Reason, SETTING_STRICT_PEERS};
 
 use crate::{
     frame::Frame,
-    ipv4::Ipv4,
-    maps, settings,
+    ip::{Family, Header as _},
+    maps::Lookups,
+    settings::{self, Prefixes},
     verdict::{Answer, Exit},
 };
 
 /// The inner header at `offset`, and the counters' slot of the peer that sent it, if that peer may send it. Only a peer's
 /// packet is told what is wrong with it.
 #[inline(always)]
-pub(crate) fn sender(frame: &impl Frame, offset: usize, outer: &Ipv4) -> Result<(Ipv4, u32), Reason> {
-    let inner = match Ipv4::checked(frame, offset) {
+pub(crate) fn sender<F: Family>(
+    frame: &impl Frame,
+    offset: usize,
+    outer: &F::Header,
+) -> Result<(F::Header, u32), Reason> {
+    let inner = match F::Header::checked(frame, offset) {
         Ok(inner) => inner,
         Err(bad) => {
             known(outer.source())?;
@@ -26,14 +31,14 @@ pub(crate) fn sender(frame: &impl Frame, offset: usize, outer: &Ipv4) -> Result<
 /// The counters' slot of the peer at underlay address `outer`, if that peer may send a packet with this inner source.
 /// One look-up answers the common case: the inner source's subnet belongs to the outer source.
 #[inline(always)]
-pub(crate) fn peer(outer: Addr4, source: Addr4) -> Result<u32, Reason> {
-    if let Some(peer) = maps::peer(source)
-        && Addr4::new(peer.outer) == outer
+pub(crate) fn peer<A: Lookups + Prefixes>(outer: A, source: A) -> Result<u32, Reason> {
+    if let Some(peer) = source.peer()
+        && peer.outer == outer
     {
         return Ok(peer.slot);
     }
     known(outer)?;
-    if settings::in_network(source) {
+    if source.in_network() {
         return Err(Reason::PeerMismatch);
     }
     if settings::has(SETTING_STRICT_PEERS) {
@@ -44,20 +49,20 @@ pub(crate) fn peer(outer: Addr4, source: Addr4) -> Result<u32, Reason> {
 
 /// The counters' slot of the peer at this underlay address.
 #[inline(always)]
-pub(crate) fn known(outer: Addr4) -> Result<u32, Reason> {
-    maps::vtep(outer).map(|vtep| vtep.slot).ok_or(Reason::UnknownPeer)
+pub(crate) fn known(outer: impl Lookups) -> Result<u32, Reason> {
+    outer.vtep().map(|vtep| vtep.slot).ok_or(Reason::UnknownPeer)
 }
 
 /// The counters' slot of the peer that must have sent a packet without encapsulation (`DirectRouting`, host-gw), by its
 /// source alone: no outer header says who it was, so only the link's own protection keeps others from using the address.
 /// A packet with a source outside Network is not ours: it is the underlay's own.
 #[inline(always)]
-pub(crate) fn unencapsulated(source: Addr4) -> Answer<u32> {
-    if !settings::in_network(source) {
+pub(crate) fn unencapsulated(source: impl Lookups + Prefixes) -> Answer<u32> {
+    if !source.in_network() {
         return Err(Exit::NotOurs);
     }
-    if settings::in_subnet(source) {
+    if source.in_subnet() {
         return Err(Reason::PeerMismatch.into());
     }
-    Ok(maps::peer(source).map(|peer| peer.slot).ok_or(Reason::UnknownPeer)?)
+    Ok(source.peer().map(|peer| peer.slot).ok_or(Reason::UnknownPeer)?)
 }

@@ -1,26 +1,27 @@
 //! Underlay to container, top to bottom. The steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the
 //! classification, which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
-    Addr4, Endpoint, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict,
-    header::{ethernet, ipv4, protocol},
-    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, UDP},
+    Endpoint, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict,
+    header::{ethernet, protocol},
+    wire::{ETHERNET, UDP},
 };
 
 use crate::{
     check, count, ecn, flow,
     frame::Frame,
-    ipv4::Ipv4,
-    maps,
+    ip::{Family, Header as _},
+    maps::Lookups as _,
     packet::Packet,
-    settings, stack,
+    settings::{self, Prefixes},
+    stack,
     tunnel::{self, Format},
     udp::Udp,
     verdict::{Answer, Exit, Outcome},
 };
 
 /// A packet that is for a container here, and to be delivered past the stack.
-pub(crate) struct Delivery {
-    pub(crate) inner: Ipv4,
+pub(crate) struct Delivery<F: Family> {
+    pub(crate) inner: F::Header,
     pub(crate) endpoint: Endpoint,
     /// Counters' slot of the peer that sent it.
     pub(crate) slot: u32,
@@ -35,65 +36,65 @@ pub(crate) struct Delivery {
 
 /// Whether and how a frame is to be delivered. Changes nothing.
 #[inline(always)]
-pub(crate) fn classify(frame: &impl Frame) -> Answer<Delivery> {
+pub(crate) fn classify<F: Family>(frame: &impl Frame) -> Answer<Delivery<F>> {
     // In 1. Anything but a whole datagram to our address and port, with our VNI where there is one, passes untouched: the
     // socket that holds the port takes what is to it, reassembles fragments, and the result gets to overlay_receive.
-    if !frame.carries(ETHERTYPE_IPV4) || !frame.is_for_us() || !frame.pull(ETHERNET + IPV4) {
+    if !frame.carries(F::ETHERTYPE) || !frame.is_for_us() || !frame.pull(ETHERNET + F::HEADER) {
         return Err(Exit::NotOurs);
     }
-    if is_unencapsulated(frame) {
+    if is_unencapsulated::<F>(frame) {
         return classify_unencapsulated(frame);
     }
-    let outer = Ipv4::checked(frame, ETHERNET).map_err(|_| Exit::NotOurs)?;
-    if outer.protocol() != protocol::UDP
-        || outer.destination().raw() != settings::local()
-        || outer.is_fragment()
+    let outer = F::Header::checked(frame, ETHERNET).map_err(|_| Exit::NotOurs)?;
+    if outer.protocol() != protocol::UDP || outer.destination() != F::Address::local() || outer.is_fragment()
     {
         return Err(Exit::NotOurs);
     }
-    if !frame.pull(ETHERNET + IPV4 + UDP) {
+    if !frame.pull(ETHERNET + F::HEADER + UDP) {
         return Err(Exit::NotOurs);
     }
-    let udp = Udp::read(frame, ETHERNET + IPV4).ok_or(Exit::NotOurs)?;
-    let is_whole = usize::from(udp.length()) + IPV4 == usize::from(outer.length());
+    let udp = Udp::read(frame, ETHERNET + F::HEADER).ok_or(Exit::NotOurs)?;
+    let is_whole = usize::from(udp.length()) + F::HEADER == usize::from(outer.length());
     if udp.destination_port() != settings::port() || !is_whole {
         return Err(Exit::NotOurs);
     }
 
     // In 2. Sent by a peer, and from that peer's own subnet.
-    let (inner, slot) = tunnel::parse(frame, &outer)?;
+    let (inner, slot) = tunnel::parse::<F>(frame, &outer)?;
 
     // In 3. For a container here that is learned, whose connection is no stack flow, and whose veth still exists.
-    let outer_length = tunnel::length();
-    let endpoint = receiver(frame, &inner, outer_length)?;
+    let outer_length = tunnel::length::<F>();
+    let endpoint = receiver::<F>(frame, &inner, outer_length)?;
     let tos = ecn::decapsulated(outer.tos(), inner.tos())?;
     Ok(Delivery { inner, endpoint, slot, tos, is_unchecked: udp.is_unchecked(), outer_length })
 }
 
 /// Under direct routing: a packet to the own subnet that came without encapsulation.
 #[inline(always)]
-pub(crate) fn is_unencapsulated(frame: &impl Frame) -> bool {
+pub(crate) fn is_unencapsulated<F: Family>(frame: &impl Frame) -> bool {
     settings::has(SETTING_DIRECT)
-        && frame
-            .read::<[u8; 4]>(ETHERNET + ipv4::offset::DESTINATION)
-            .is_some_and(|to| settings::in_subnet(Addr4::new(to)))
+        && frame.read::<F::Address>(ETHERNET + F::DESTINATION).is_some_and(Prefixes::in_subnet)
 }
 
 /// In 1 to 3 of such a packet. What the underlay's own hosts send is not ours; what has a source inside Network must have one
 /// in a peer's subnet.
 #[inline(always)]
-fn classify_unencapsulated(frame: &impl Frame) -> Answer<Delivery> {
-    let source = frame.read(ETHERNET + ipv4::offset::SOURCE).map(Addr4::new).ok_or(Exit::NotOurs)?;
+fn classify_unencapsulated<F: Family>(frame: &impl Frame) -> Answer<Delivery<F>> {
+    let source: F::Address = frame.read(ETHERNET + F::SOURCE).ok_or(Exit::NotOurs)?;
     let slot = check::unencapsulated(source)?;
-    let inner = Ipv4::checked(frame, ETHERNET).map_err(Reason::from)?;
-    let endpoint = receiver(frame, &inner, 0)?;
+    let inner = F::Header::checked(frame, ETHERNET).map_err(Reason::from)?;
+    let endpoint = receiver::<F>(frame, &inner, 0)?;
     Ok(Delivery { inner, endpoint, slot, tos: inner.tos(), is_unchecked: true, outer_length: 0 })
 }
 
 /// In 3: the endpoint of a packet that begins `outer_length` bytes behind the Ethernet header.
 #[inline(always)]
-fn receiver(frame: &impl Frame, inner: &Ipv4, outer_length: usize) -> Result<Endpoint, Reason> {
-    if !settings::in_subnet(inner.destination()) {
+fn receiver<F: Family>(
+    frame: &impl Frame,
+    inner: &F::Header,
+    outer_length: usize,
+) -> Result<Endpoint, Reason> {
+    if !inner.destination().in_subnet() {
         return Err(Reason::NotOurSubnet);
     }
     if settings::has(SETTING_STACK_ONLY) {
@@ -106,8 +107,8 @@ fn receiver(frame: &impl Frame, inner: &Ipv4, outer_length: usize) -> Result<End
     if inner.ttl() <= 1 {
         return Err(Reason::TtlExpired);
     }
-    let endpoint = maps::endpoint(inner.destination()).ok_or(Reason::Unlearned)?;
-    if flow::is_stacks(frame, ETHERNET + outer_length, inner) {
+    let endpoint = inner.destination().endpoint().ok_or(Reason::Unlearned)?;
+    if flow::is_stacks::<F>(frame, ETHERNET + outer_length, inner) {
         return Err(Reason::StackFlow);
     }
     if !frame.fits(endpoint.ifindex, inner.length(), outer_length) {
@@ -117,11 +118,11 @@ fn receiver(frame: &impl Frame, inner: &Ipv4, outer_length: usize) -> Result<End
 }
 
 #[inline(always)]
-pub(crate) fn decap(packet: &Packet<'_>) -> Answer<Outcome> {
-    let Delivery { inner, endpoint, slot, tos, is_unchecked, outer_length } = match classify(packet) {
+pub(crate) fn decap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+    let Delivery { inner, endpoint, slot, tos, is_unchecked, outer_length } = match classify::<F>(packet) {
         Ok(delivery) => delivery,
         Err(Exit::NotOurs) => return Err(Exit::NotOurs),
-        Err(Exit::Because(reason)) => return leave(packet, reason),
+        Err(Exit::Because(reason)) => return leave::<F>(packet, reason),
     };
 
     // In 4. On refusal the frame is as it was, and the stack's. So are the datagrams of one frame (UDP_SEGMENT, or merged
@@ -130,10 +131,10 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Answer<Outcome> {
     let size = packet.size(ETHERNET + outer_length);
     if outer_length != 0 {
         if packet.gso_size() != 0 && inner.protocol() == protocol::UDP {
-            return leave(packet, Reason::HeadroomRefused);
+            return leave::<F>(packet, Reason::HeadroomRefused);
         }
-        if let Err(reason) = tunnel::decapsulate(packet, is_unchecked) {
-            return leave(packet, reason);
+        if let Err(reason) = tunnel::decapsulate::<F>(packet, is_unchecked) {
+            return leave::<F>(packet, reason);
         }
     }
 
@@ -150,16 +151,16 @@ pub(crate) fn decap(packet: &Packet<'_>) -> Answer<Outcome> {
 /// Leaves a packet to the stack, untouched: a VXLAN frame to the kernel's tunnel socket, anything else to overlay0. What the
 /// stack received as the underlay device's, reverse path filters and the host's firewall would refuse.
 #[inline(always)]
-fn leave(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
-    let is_sockets = matches!(tunnel::format(), Format::Vxlan) && !is_unencapsulated(packet);
+fn leave<F: Family>(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
+    let is_sockets = matches!(tunnel::format(), Format::Vxlan) && !is_unencapsulated::<F>(packet);
     if !matches!(reason.verdict(), Verdict::Stack) || is_sockets {
         return Err(reason.into());
     }
     // The datagrams of one frame: taken apart by us they would keep the tunnel's marks (In 4). Before the agent's socket
     // gets them the kernel cuts them, outer headers and all.
-    let inner_protocol = ETHERNET + IPV4 + UDP + ipv4::offset::PROTOCOL;
+    let inner_protocol = ETHERNET + F::HEADER + UDP + F::PROTOCOL;
     let is_datagrams = packet.gso_size() != 0 && packet.read(inner_protocol) == Some(protocol::UDP);
-    if is_datagrams && !is_unencapsulated(packet) {
+    if is_datagrams && !is_unencapsulated::<F>(packet) {
         return Err(reason.into());
     }
     Ok(Outcome::Instead(stack::hand_over(packet)?, reason))
@@ -168,14 +169,13 @@ fn leave(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
 /// In 5 of what XDP has classified and decapsulated a moment ago, and GRO has merged since. Only the endpoint is looked up
 /// again: it may have moved. One that is gone meanwhile takes the packet along, which cannot be encapsulated again.
 #[inline(always)]
-pub(crate) fn deliver(packet: &Packet<'_>, slot: u32) -> Answer<Outcome> {
-    if !packet.pull(ETHERNET + IPV4) {
+pub(crate) fn deliver<F: Family>(packet: &Packet<'_>, slot: u32) -> Answer<Outcome> {
+    if !packet.pull(ETHERNET + F::HEADER) {
         return Err(Reason::Failed.into());
     }
     // The header is not checked again. Each packet's was; merged beyond 65,535 bytes its length is zero (BIG TCP).
-    let destination =
-        packet.read(ETHERNET + ipv4::offset::DESTINATION).map(Addr4::new).ok_or(Reason::Failed)?;
-    let endpoint = maps::endpoint(destination).ok_or(Reason::Failed)?;
+    let destination: F::Address = packet.read(ETHERNET + F::DESTINATION).ok_or(Reason::Failed)?;
+    let endpoint = destination.endpoint().ok_or(Reason::Failed)?;
     if !packet.fits_without(endpoint.ifindex, 0) {
         return Err(Reason::Failed.into());
     }

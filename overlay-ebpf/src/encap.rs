@@ -1,8 +1,8 @@
 //! Container to underlay, top to bottom. The steps are those of docs/packet-flow.md, "Out".
 use overlay_common::{
-    Addr4, Reason, SETTING_STACK_ONLY,
-    header::{ethernet, ipv4, protocol, udp},
-    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4},
+    Reason, SETTING_STACK_ONLY,
+    header::{ethernet, protocol, udp},
+    wire::ETHERNET,
 };
 
 use crate::{
@@ -11,34 +11,34 @@ use crate::{
     flow,
     frame::Frame as _,
     icmp,
-    ipv4::{Ipv4, segment_length},
-    maps,
+    ip::{Family, Header as _, segment_length},
+    maps::Lookups as _,
     packet::Packet,
-    settings, tunnel,
+    settings::{self, Prefixes as _},
+    tunnel,
     verdict::{Answer, Exit, Outcome},
 };
 
 #[inline(always)]
-pub(crate) fn encap(packet: &Packet<'_>) -> Answer<Outcome> {
-    // Out 1. What is not IPv4 to another host's part of Network is not ours.
-    if !packet.carries(ETHERTYPE_IPV4) || !packet.pull(ETHERNET + IPV4) {
+pub(crate) fn encap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+    // Out 1. What is not of this family, or not to another host's part of Network is not ours.
+    if !packet.carries(F::ETHERTYPE) || !packet.pull(ETHERNET + F::HEADER) {
         return Err(Exit::NotOurs);
     }
-    let destination =
-        packet.read(ETHERNET + ipv4::offset::DESTINATION).map(Addr4::new).ok_or(Exit::NotOurs)?;
-    if !settings::is_another_hosts(destination) || settings::is_broadcast(destination) {
-        return check_forgery(packet);
+    let destination: F::Address = packet.read(ETHERNET + F::DESTINATION).ok_or(Exit::NotOurs)?;
+    if !destination.is_another_hosts() || destination.is_broadcast() {
+        return check_forgery::<F>(packet);
     }
-    let inner = Ipv4::checked(packet, ETHERNET).map_err(Reason::from)?;
+    let inner = F::Header::checked(packet, ETHERNET).map_err(Reason::from)?;
 
     // Out 2. The source must be a container of ours, on this interface.
-    if !settings::in_subnet(inner.source()) {
-        let is_spoofed = settings::in_network(inner.source());
+    if !inner.source().in_subnet() {
+        let is_spoofed = inner.source().in_network();
         return Err(if is_spoofed { Reason::SourceNotOurs } else { Reason::ForeignSource }.into());
     }
     // The first packet follows the ARP exchange by microseconds, the agent's learning by some ten more: the stack
     // carries what is not learned yet.
-    let endpoint = maps::endpoint(inner.source()).ok_or(Reason::Unlearned)?;
+    let endpoint = inner.source().endpoint().ok_or(Reason::Unlearned)?;
     if endpoint.ifindex != packet.ifindex() {
         // Replaced under the same address while no agent runs to learn it: nobody is left to be stolen from.
         let is_gone = !packet.exists(endpoint.ifindex);
@@ -56,13 +56,13 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Answer<Outcome> {
     if inner.is_fragment() {
         return Err(Reason::InnerFragment.into());
     }
-    if flow::is_stacks(packet, ETHERNET, &inner) {
+    if flow::is_stacks::<F>(packet, ETHERNET, &inner) {
         return Err(Reason::StackFlow.into());
     }
 
     // Out 4. Whose subnet is it?
-    let Some(peer) = maps::peer(destination) else {
-        return icmp::network_unreachable(packet, &inner);
+    let Some(peer) = destination.peer() else {
+        return icmp::network_unreachable::<F>(packet, &inner);
     };
 
     // Out 5. The stack answers time exceeded.
@@ -72,13 +72,14 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Answer<Outcome> {
 
     // Out 6. Next hop and path MTU, by the length of one segment; encapsulated, unless the peer is the next hop itself.
     let source_port = tunnel::source_port(packet);
-    let path = match fib::path(packet, &peer, source_port, segment_length(packet, ETHERNET, &inner)) {
+    let length = segment_length::<F>(packet, ETHERNET, &inner);
+    let path = match fib::path::<F>(packet, &peer, source_port, length) {
         Ok(path) => path,
         Err(NoPath::Stack) => return Err(Reason::NoNextHop.into()),
         Err(NoPath::TooBig(_)) if !inner.dont_fragment() => {
             return Err(Reason::NeedsFragmentation.into());
         }
-        Err(NoPath::TooBig(mtu)) => return icmp::fragmentation_needed(packet, &inner, mtu),
+        Err(NoPath::TooBig(mtu)) => return icmp::too_big::<F>(packet, &inner, mtu),
     };
 
     // Out 7. Everything that reads the frame comes before this: making headroom moves it.
@@ -86,7 +87,7 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Answer<Outcome> {
     let size = packet.size(ETHERNET);
     let next_hop = match path {
         Path::Encapsulated(next_hop) => {
-            tunnel::encapsulate(packet, &inner, &peer, source_port)?;
+            tunnel::encapsulate::<F>(packet, &inner, &peer, source_port)?;
             next_hop
         }
         Path::Unencapsulated(next_hop) => {
@@ -101,11 +102,11 @@ pub(crate) fn encap(packet: &Packet<'_>) -> Answer<Outcome> {
 /// What the bridge hands up the stack, from whichever port it came. Only forgery is looked for: a port's own program has
 /// checked all else, and what ports without one send (taps, physical ones, a veth not attached yet) is left to the stack.
 #[inline(always)]
-pub(crate) fn bridge(packet: &Packet<'_>) -> Answer<Outcome> {
-    if !packet.carries(ETHERTYPE_IPV4) || !packet.pull(ETHERNET + IPV4) {
+pub(crate) fn bridge<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+    if !packet.carries(F::ETHERTYPE) || !packet.pull(ETHERNET + F::HEADER) {
         return Err(Exit::NotOurs);
     }
-    check_forgery(packet)
+    check_forgery::<F>(packet)
 }
 
 /// Drops what a container sends in the name of another host, or of another host's container; everything else is not ours. A
@@ -113,18 +114,18 @@ pub(crate) fn bridge(packet: &Packet<'_>) -> Answer<Outcome> {
 /// and arrive from this host's address. One that it sends to this host in a peer's name would be taken by the tunnel's socket,
 /// which listens on every address. Either would pass the check of peers at its destination. The header must be readable.
 #[inline(always)]
-fn check_forgery(packet: &Packet<'_>) -> Answer<Outcome> {
-    let header = Ipv4::read(packet, ETHERNET).ok_or(Exit::NotOurs)?;
+fn check_forgery<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+    let header = F::Header::read(packet, ETHERNET).ok_or(Exit::NotOurs)?;
     // This holds for a packet to a container of the same bridge, too: overlay_note would record its connection, and the other
     // host's real answers to that container would have to take the stack.
-    if settings::is_another_hosts(header.source()) {
+    if header.source().is_another_hosts() {
         return Err(Reason::SourceNotOurs.into());
     }
     if header.protocol() != protocol::UDP || header.is_later_fragment() {
         return Err(Exit::NotOurs);
     }
     let port = ETHERNET + header.header_length() + udp::offset::DESTINATION_PORT;
-    let is_peers = |address| maps::vtep(address).is_some();
+    let is_peers = |address: F::Address| address.vtep().is_some();
     if packet.load(port) == Some(settings::port())
         && (is_peers(header.destination()) || is_peers(header.source()))
     {

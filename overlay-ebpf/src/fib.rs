@@ -5,25 +5,29 @@ use aya_ebpf::{
     },
     helpers::generated::bpf_fib_lookup as lookup,
 };
-use overlay_common::{Addr4, Peer, SETTING_DIRECT, header::protocol};
+use overlay_common::{Peer, SETTING_DIRECT, header::protocol};
 
-use crate::{packet::Packet, settings, tunnel};
-
-const AF_INET: u8 = 2;
+use crate::{
+    ip::Family,
+    kernel::KernelAddress,
+    packet::Packet,
+    settings::{self, Prefixes},
+    tunnel,
+};
 
 /// Where a frame leaves.
-pub(crate) struct NextHop {
+pub(crate) struct NextHop<A> {
     pub(crate) ifindex: u32,
     /// The peer, or the gateway towards it.
-    pub(crate) address: Addr4,
+    pub(crate) address: A,
 }
 
 /// How a packet reaches its peer.
-pub(crate) enum Path {
+pub(crate) enum Path<A> {
     /// As it is: the peer is on the same link, and direct routing is asked for.
-    Unencapsulated(NextHop),
+    Unencapsulated(NextHop<A>),
     /// Encapsulated.
-    Encapsulated(NextHop),
+    Encapsulated(NextHop<A>),
 }
 
 /// Why there is no path.
@@ -37,11 +41,15 @@ pub(crate) enum NoPath {
 /// The path of a packet whose IP packets (one segment's, of a GSO frame) are `length` bytes long. Whether the peer is on
 /// the same link is what the kernel's routes say at this moment: it is if no gateway is on the path.
 #[inline(always)]
-pub(crate) fn path(packet: &Packet<'_>, peer: &Peer, source_port: u16, length: u32) -> Result<Path, NoPath> {
-    let outer = Addr4::new(peer.outer);
+pub(crate) fn path<F: Family>(
+    packet: &Packet<'_>,
+    peer: &Peer<F::Address>,
+    source_port: u16,
+    length: u32,
+) -> Result<Path<F::Address>, NoPath> {
     if settings::has(SETTING_DIRECT) {
-        match next_hop(packet, outer, source_port, length) {
-            Ok(next_hop) if next_hop.address == outer => return Ok(Path::Unencapsulated(next_hop)),
+        match next_hop(packet, peer.outer, source_port, length) {
+            Ok(next_hop) if next_hop.address == peer.outer => return Ok(Path::Unencapsulated(next_hop)),
             Ok(_) => {}
             Err(NoPath::TooBig(mtu)) => {
                 // This answer does not name the next hop.
@@ -52,8 +60,8 @@ pub(crate) fn path(packet: &Packet<'_>, peer: &Peer, source_port: u16, length: u
             Err(NoPath::Stack) => return Err(NoPath::Stack),
         }
     }
-    let overhead = tunnel::length() as u32;
-    match next_hop(packet, outer, source_port, length + overhead) {
+    let overhead = tunnel::length::<F>() as u32;
+    match next_hop(packet, peer.outer, source_port, length + overhead) {
         Ok(next_hop) => Ok(Path::Encapsulated(next_hop)),
         Err(NoPath::TooBig(mtu)) => Err(NoPath::TooBig(mtu.saturating_sub(overhead))),
         Err(NoPath::Stack) => Err(NoPath::Stack),
@@ -62,18 +70,25 @@ pub(crate) fn path(packet: &Packet<'_>, peer: &Peer, source_port: u16, length: u
 
 /// The peer itself as next hop, if it is on the same link and direct routing is asked for, whatever the packet's length.
 #[inline(always)]
-pub(crate) fn on_link(packet: &Packet<'_>, peer: &Peer, source_port: u16) -> Option<NextHop> {
-    let outer = Addr4::new(peer.outer);
+pub(crate) fn on_link<A: KernelAddress + Prefixes>(
+    packet: &Packet<'_>,
+    peer: &Peer<A>,
+    source_port: u16,
+) -> Option<NextHop<A>> {
     let next_hop =
         settings::has(SETTING_DIRECT).then(|| next_hop_of_any_length(packet, peer, source_port))??;
-    (next_hop.address == outer).then_some(next_hop)
+    (next_hop.address == peer.outer).then_some(next_hop)
 }
 
 /// The next hop towards a peer, whatever the packet's length.
 #[inline(always)]
-pub(crate) fn next_hop_of_any_length(packet: &Packet<'_>, peer: &Peer, source_port: u16) -> Option<NextHop> {
+pub(crate) fn next_hop_of_any_length<A: KernelAddress + Prefixes>(
+    packet: &Packet<'_>,
+    peer: &Peer<A>,
+    source_port: u16,
+) -> Option<NextHop<A>> {
     // With a length of zero the kernel would take the length of the frame at hand.
-    next_hop(packet, Addr4::new(peer.outer), source_port, 1).ok()
+    next_hop(packet, peer.outer, source_port, 1).ok()
 }
 
 /// Asks the kernel for the route to `peer`, with the length of one segment on the wire, so that a path MTU which the
@@ -81,20 +96,24 @@ pub(crate) fn next_hop_of_any_length(packet: &Packet<'_>, peer: &Peer, source_po
 /// came in by the underlay device, not of one that must leave there: the route may lead to another device, as it may for
 /// what overlay0 sends.
 #[inline(always)]
-fn next_hop(packet: &Packet<'_>, peer: Addr4, source_port: u16, wire_length: u32) -> Result<NextHop, NoPath> {
+fn next_hop<A: KernelAddress + Prefixes>(
+    packet: &Packet<'_>,
+    peer: A,
+    source_port: u16,
+    wire_length: u32,
+) -> Result<NextHop<A>, NoPath> {
     if wire_length > u32::from(u16::MAX) {
         return Err(NoPath::Stack);
     }
     // SAFETY: integers only, zero is valid for all of them.
     let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    query.family = AF_INET;
+    query.family = A::FAMILY;
     query.l4_protocol = protocol::UDP;
     query.sport = source_port.to_be();
     query.dport = u16::from_ne_bytes(settings::port());
     query.__bindgen_anon_1.tot_len = wire_length as u16;
     query.ifindex = settings::underlay();
-    query.__bindgen_anon_3.ipv4_src = settings::local();
-    query.__bindgen_anon_4.ipv4_dst = peer.raw();
+    A::ask(&mut query, A::local(), peer);
     // SAFETY: the query is as long as said.
     let result = unsafe {
         lookup(
@@ -107,14 +126,12 @@ fn next_hop(packet: &Packet<'_>, peer: Addr4, source_port: u16, wire_length: u32
     // An unresolved neighbour is no obstacle: redirect_neighbour resolves it. Leaving that one packet to the stack would
     // move its whole connection there.
     if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        // The address of an IPv6 next hop (RFC 9229) is not read here. And a route to the peer that leads into overlay0 would
+        // The address of a next hop of another family (RFC 9229) is not read here. And a route to the peer that leads into overlay0 would
         // send encapsulated packets into the tunnel again.
-        if query.family != AF_INET || query.ifindex == settings::device() {
+        if query.family != A::FAMILY || query.ifindex == settings::device() {
             return Err(NoPath::Stack);
         }
-        // SAFETY: the kernel has put the next hop's address there.
-        let address = unsafe { query.__bindgen_anon_4.ipv4_dst };
-        return Ok(NextHop { ifindex: query.ifindex, address: Addr4::new(address.to_ne_bytes()) });
+        return Ok(NextHop { ifindex: query.ifindex, address: A::answered(&query) });
     }
     if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
         // SAFETY: this answer fills in mtu_result.

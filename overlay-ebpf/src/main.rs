@@ -36,7 +36,11 @@ mod helpers;
 #[cfg(target_arch = "bpf")]
 mod icmp;
 #[cfg(target_arch = "bpf")]
+mod ip;
+#[cfg(target_arch = "bpf")]
 mod ipv4;
+#[cfg(target_arch = "bpf")]
+mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
@@ -64,6 +68,8 @@ mod programs {
 
     use crate::{
         count, decap, encap, flow,
+        ip::Family,
+        ipv4::V4,
         packet::Packet,
         stack, tunnel,
         verdict::{NEXT, conclude, conclude_xdp},
@@ -75,7 +81,7 @@ mod programs {
     fn overlay_encap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let before = packet.size(ETHERNET);
-        let answer = encap::encap(&packet);
+        let answer = encap::encap::<V4>(&packet);
         conclude(&packet, Hook::Encap, before, answer)
     }
 
@@ -84,7 +90,7 @@ mod programs {
     fn overlay_bridge(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let before = packet.size(ETHERNET);
-        let answer = encap::bridge(&packet);
+        let answer = encap::bridge::<V4>(&packet);
         conclude(&packet, Hook::Encap, before, answer)
     }
 
@@ -92,15 +98,15 @@ mod programs {
     #[classifier]
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let stripped = packet.stripped();
+        let stripped = packet.stripped::<<V4 as Family>::Address>();
         let outer_length = match stripped {
-            None if !decap::is_unencapsulated(&packet) => tunnel::length(),
+            None if !decap::is_unencapsulated::<V4>(&packet) => tunnel::length::<V4>(),
             _ => 0,
         };
         let before = packet.size(ETHERNET + outer_length);
         let answer = match stripped {
-            Some(slot) => decap::deliver(&packet, slot),
-            None => decap::decap(&packet),
+            Some(slot) => decap::deliver::<V4>(&packet, slot),
+            None => decap::decap::<V4>(&packet),
         };
         conclude(&packet, Hook::Decap, before, answer)
     }
@@ -108,20 +114,20 @@ mod programs {
     /// Underlay to container, before there is a packet buffer.
     #[xdp(frags)]
     fn overlay_xdp(ctx: XdpContext) -> u32 {
-        let frame = XdpFrame::new(&ctx);
-        let answer = xdp::redirect(&frame);
+        let frame = XdpFrame::new::<V4>(&ctx);
+        let answer = xdp::redirect::<V4>(&frame);
         if answer.is_ok() {
             count::add(Hook::Xdp, Reason::Carried, frame.size());
         }
-        conclude_xdp(&frame, answer)
+        conclude_xdp(frame.size(), answer)
     }
 
     /// Underlay to TC, without its wrapping. What is passed on is counted there.
     #[xdp(frags)]
     fn overlay_xdp_strip(ctx: XdpContext) -> u32 {
-        let frame = XdpFrame::new(&ctx);
-        let answer = xdp::strip(&frame);
-        conclude_xdp(&frame, answer)
+        let frame = XdpFrame::new::<V4>(&ctx);
+        let answer = xdp::strip::<V4>(&frame);
+        conclude_xdp(frame.size(), answer)
     }
 
     /// Stack to peer: tells the kernel's tunnel where to, or takes the packet there.
@@ -129,7 +135,7 @@ mod programs {
     fn overlay_send(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let before = packet.size(stack::link_header());
-        let answer = stack::send(&packet);
+        let answer = stack::send::<V4>(&packet);
         conclude(&packet, Hook::Send, before, answer)
     }
 
@@ -137,15 +143,15 @@ mod programs {
     #[classifier]
     fn overlay_receive(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(stack::link_header() + stack::outer_length(&packet));
-        let answer = stack::receive(&packet);
+        let before = packet.size(stack::link_header() + stack::outer_length::<V4>(&packet));
+        let answer = stack::receive::<V4>(&packet);
         conclude(&packet, Hook::Receive, before, answer)
     }
 
     /// Stack to container: remembers the connection, so that the replies take the stack too.
     #[classifier]
     fn overlay_note(ctx: TcContext) -> i32 {
-        flow::track(&Packet::new(&ctx));
+        flow::track::<V4>(&Packet::new(&ctx));
         NEXT
     }
 }

@@ -5,12 +5,12 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Addr4, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_RECEIVERS, NOTED_BUCKETS,
-    Peer, PeerCount, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
+    Addr4, Address, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_RECEIVERS,
+    NOTED_BUCKETS, Peer, PeerCount, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
     reason::{HOOKS, REASONS},
 };
 
-use crate::settings;
+use crate::settings::{self, Prefixes as _};
 
 /// Which host holds a subnet. Preallocated: an update never fails for want of memory, a look-up never meets a half-made entry.
 #[btf_map]
@@ -74,39 +74,75 @@ pub(crate) struct Pace {
     pub(crate) tokens: u64,
 }
 
-/// The peer whose subnet holds this address of Network.
-#[inline(always)]
-pub(crate) fn peer(address: Addr4) -> Option<Peer> {
-    if settings::has(SETTING_PEER_INDEX) {
-        // A number is one of Network's only for an address inside.
-        let indexed =
-            settings::in_network(address).then(|| PEER_INDEX.get(settings::subnet_number(address)))??;
-        let peer = *indexed;
-        return (u32::from_ne_bytes(peer.outer) != 0).then_some(peer);
-    }
-    // SAFETY: copied out at once. User space replaces entries whole; a torn read across a replacement sends one packet
-    // to the old or the new address with the other's MAC, which that host drops.
-    unsafe { PEERS.get(settings::subnet_of(address)) }.copied()
+/// What the maps of one family know of an address.
+pub(crate) trait Lookups: Address {
+    /// The peer whose subnet holds this address of Network.
+    fn peer(self) -> Option<Peer<Self>>;
+
+    /// The peer at this underlay address.
+    fn vtep(self) -> Option<Vtep>;
+
+    /// The endpoint with this address.
+    fn endpoint(self) -> Option<Endpoint>;
+
+    /// The stack flow of a connection, if it is one.
+    fn stack_flow(key: &FlowKey<Self>) -> Option<&'static mut Flow>;
+
+    /// Makes a connection a stack flow. Fails when the table is full.
+    fn insert_stack_flow(key: &FlowKey<Self>, flow: &Flow) -> Result<(), i32>;
 }
 
-/// The peer behind an underlay address.
-#[inline(always)]
-pub(crate) fn vtep(outer: Addr4) -> Option<Vtep> {
-    // SAFETY: as in `peer`.
-    unsafe { VTEPS.get(outer) }.copied()
-}
-
-/// The endpoint with this address.
-#[inline(always)]
-pub(crate) fn endpoint(address: Addr4) -> Option<Endpoint> {
-    if settings::has(SETTING_ENDPOINT_INDEX) {
-        let indexed =
-            settings::in_subnet(address).then(|| ENDPOINT_INDEX.get(settings::address_number(address)))??;
-        let endpoint = *indexed;
-        return (endpoint.ifindex != 0).then_some(endpoint);
+impl Lookups for Addr4 {
+    #[inline(always)]
+    fn peer(self) -> Option<Peer> {
+        if settings::has(SETTING_PEER_INDEX) {
+            // A number is one of Network's only for an address inside.
+            let indexed = self.in_network().then(|| PEER_INDEX.get(settings::subnet_number(self)))??;
+            let peer = *indexed;
+            return (peer.outer.raw() != 0).then_some(peer);
+        }
+        // SAFETY: copied out at once. User space replaces entries whole; a torn read across a replacement sends one packet
+        // to the old or the new address with the other's MAC, which that host drops.
+        unsafe { PEERS.get(self.subnet()) }.copied()
     }
-    // SAFETY: as in `peer`.
-    unsafe { ENDPOINTS.get(address) }.copied()
+
+    #[inline(always)]
+    fn vtep(self) -> Option<Vtep> {
+        // SAFETY: as in `peer`.
+        unsafe { VTEPS.get(self) }.copied()
+    }
+
+    #[inline(always)]
+    fn endpoint(self) -> Option<Endpoint> {
+        if settings::has(SETTING_ENDPOINT_INDEX) {
+            let indexed = self.in_subnet().then(|| ENDPOINT_INDEX.get(settings::address_number(self)))??;
+            let endpoint = *indexed;
+            return (endpoint.ifindex != 0).then_some(endpoint);
+        }
+        // SAFETY: as in `peer`.
+        unsafe { ENDPOINTS.get(self) }.copied()
+    }
+
+    #[inline(always)]
+    fn stack_flow(key: &FlowKey) -> Option<&'static mut Flow> {
+        if !is_marked(key.bucket()) {
+            return None;
+        }
+        // SAFETY: hash entries are preallocated and never freed while the program runs; `Flow` is two words that several
+        // CPUs may write: the last writer wins, and both wrote the present second.
+        FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+    }
+
+    #[inline(always)]
+    fn insert_stack_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
+        // The mark is set before, so that no packet misses the entry once it is there, and after it, for the half that the
+        // agent may have cleared in between: what the agent reads of the table after clearing lacks this entry only if the
+        // entry, and so this second mark, comes later.
+        mark(key.bucket());
+        let inserted = FLOWS.insert(key, flow, 0);
+        mark(key.bucket());
+        inserted
+    }
 }
 
 /// Verdict of an XDP program that hands the frame, as it is when the program ends, to interface `ifindex`; nothing if
@@ -116,39 +152,17 @@ pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
     RECEIVERS.redirect(ifindex, u64::from(XDP_PASS)).ok()
 }
 
-/// The stack flow of a connection, if it is one.
+/// Whether there may be a stack flow whose mark is in this bucket.
 #[inline(always)]
-pub(crate) fn stack_flow(key: &FlowKey) -> Option<&'static mut Flow> {
-    if !is_marked(key) {
-        return None;
-    }
-    // SAFETY: hash entries are preallocated and never freed while the program runs; `Flow` is two words that several
-    // CPUs may write: the last writer wins, and both wrote the present second.
-    FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
-}
-
-/// Makes a connection a stack flow. Fails when the table is full.
-#[inline(always)]
-pub(crate) fn insert_stack_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
-    // Before, so that no packet misses the note once it is there; after, for the half that the agent may have cleared in
-    // between: what it reads of the table after clearing lacks this note only if the note, and so this mark, comes later.
-    mark(key);
-    let inserted = FLOWS.insert(key, flow, 0);
-    mark(key);
-    inserted
-}
-
-/// Whether there may be a note of this connection, or of one with the same mark.
-#[inline(always)]
-fn is_marked(key: &FlowKey) -> bool {
+fn is_marked(bucket: u32) -> bool {
     let half = NOTED_HALF.get(0).copied().unwrap_or(0) & 1;
-    NOTED.get(half * NOTED_BUCKETS + key.bucket()).is_none_or(|mark| *mark != 0)
+    NOTED.get(half * NOTED_BUCKETS + bucket).is_none_or(|mark| *mark != 0)
 }
 
 #[inline(always)]
-fn mark(key: &FlowKey) {
+fn mark(bucket: u32) {
     for half in [0, 1] {
-        if let Some(mark) = NOTED.get_ptr_mut(half * NOTED_BUCKETS + key.bucket()) {
+        if let Some(mark) = NOTED.get_ptr_mut(half * NOTED_BUCKETS + bucket) {
             // SAFETY: a word of a map that is never freed while the program runs; programs write nothing but this.
             unsafe { mark.write_volatile(1) };
         }

@@ -1,7 +1,7 @@
-//! The constants this program was loaded with, one field at a time.
+//! The constants that this program was loaded with, read one field at a time.
 use core::ptr::addr_of;
 
-use overlay_common::{Addr4, STRIP_MAGIC, Settings, StripMark};
+use overlay_common::{Addr4, Address, STRIP_MAGIC, Settings, StripMark};
 
 /// Filled in by the loader before the kernel freezes it; the zeros here are never run with.
 #[unsafe(no_mangle)]
@@ -40,7 +40,7 @@ macro_rules! word {
     ($(#[doc = $doc:literal])* $name:ident) => {
         $(#[doc = $doc])*
         #[inline(always)]
-        pub(crate) fn $name() -> u32 {
+        fn $name() -> u32 {
             const { assert!(core::mem::offset_of!(Settings, $name) % 4 == 0) };
             // SAFETY: a field of a static whose type is aligned to 4, at an offset divisible by 4 (asserted above).
             // One load of four bytes where the array's own alignment would make it four.
@@ -67,40 +67,71 @@ field!(port_min: u16);
 field!(port_count: u16);
 field!(host_bits: u8);
 
-/// Inside Network.
-#[inline(always)]
-pub(crate) fn in_network(address: Addr4) -> bool {
-    address.raw() & network_mask() == network()
+/// What the network's and the host's addresses are, in one family.
+pub(crate) trait Prefixes: Address {
+    /// This host's address on the underlay.
+    fn local() -> Self;
+
+    /// The address that ICMP errors to containers come from.
+    fn gateway() -> Self;
+
+    /// Base of the leased subnet that holds this address: its key in the table of peers.
+    fn subnet(self) -> Self;
+
+    /// Inside Network.
+    fn in_network(self) -> bool;
+
+    /// Inside this host's own subnet.
+    fn in_subnet(self) -> bool;
+
+    /// The last address of Network, if the family has broadcasts.
+    fn is_broadcast(self) -> bool;
+
+    /// Inside this host's own subnet, and neither its base (overlay0's address) nor its gateway.
+    fn is_container(self) -> bool;
+
+    /// Inside Network, and not in this host's own subnet.
+    #[inline(always)]
+    fn is_another_hosts(self) -> bool {
+        self.in_network() && !self.in_subnet()
+    }
 }
 
-/// Inside this host's own subnet.
-#[inline(always)]
-pub(crate) fn in_subnet(address: Addr4) -> bool {
-    address.raw() & subnet_mask() == subnet()
-}
+impl Prefixes for Addr4 {
+    #[inline(always)]
+    fn local() -> Self {
+        Self::new(local().to_ne_bytes())
+    }
 
-/// Inside Network, and not in this host's own subnet.
-#[inline(always)]
-pub(crate) fn is_another_hosts(address: Addr4) -> bool {
-    in_network(address) && !in_subnet(address)
-}
+    #[inline(always)]
+    fn gateway() -> Self {
+        Self::new(gateway().to_ne_bytes())
+    }
 
-/// The last address of Network.
-#[inline(always)]
-pub(crate) fn is_broadcast(address: Addr4) -> bool {
-    address.raw() == network() | !network_mask()
-}
+    #[inline(always)]
+    fn subnet(self) -> Self {
+        Self::new((self.raw() & subnet_mask()).to_ne_bytes())
+    }
 
-/// Inside this host's own subnet, and neither its base (overlay0's address) nor its gateway.
-#[inline(always)]
-pub(crate) fn is_container(address: Addr4) -> bool {
-    in_subnet(address) && address.raw() != subnet() && address.raw() != gateway()
-}
+    #[inline(always)]
+    fn in_network(self) -> bool {
+        self.raw() & network_mask() == network()
+    }
 
-/// Base of the leased subnet that holds `address`: the key of `PEERS`.
-#[inline(always)]
-pub(crate) fn subnet_of(address: Addr4) -> Addr4 {
-    Addr4::new((address.raw() & subnet_mask()).to_ne_bytes())
+    #[inline(always)]
+    fn in_subnet(self) -> bool {
+        self.raw() & subnet_mask() == subnet()
+    }
+
+    #[inline(always)]
+    fn is_broadcast(self) -> bool {
+        self.raw() == network() | !network_mask()
+    }
+
+    #[inline(always)]
+    fn is_container(self) -> bool {
+        self.in_subnet() && self.raw() != subnet() && self.raw() != gateway()
+    }
 }
 
 /// The number in Network of the subnet that holds `address`, which is inside Network.
@@ -117,8 +148,8 @@ pub(crate) fn address_number(address: Addr4) -> u32 {
 
 /// The strip mark that this network's programs put in front of a frame they have decapsulated.
 #[inline(always)]
-pub(crate) fn strip_mark(slot: u32) -> StripMark {
-    StripMark { magic: STRIP_MAGIC, port: port(), vni: vni(), local: local().to_ne_bytes(), slot }
+pub(crate) fn strip_mark<A: Prefixes>(slot: u32) -> StripMark<A> {
+    StripMark { magic: STRIP_MAGIC, port: port(), vni: vni(), local: A::local(), slot }
 }
 
 /// One of the `SETTING_*` bits.

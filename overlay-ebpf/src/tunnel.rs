@@ -8,7 +8,14 @@ use overlay_common::{
     wire::{self, Outer},
 };
 
-use crate::{frame::Frame, helpers, ipv4::Ipv4, packet::Packet, settings, verdict::Answer};
+use crate::{
+    frame::Frame,
+    helpers,
+    ip::{Family, Header as _},
+    packet::Packet,
+    settings::{self, Prefixes as _},
+    verdict::Answer,
+};
 
 /// How packets are encapsulated.
 pub(crate) enum Format {
@@ -26,30 +33,30 @@ pub(crate) fn format() -> Format {
 
 /// Bytes that encapsulation adds to a packet.
 #[inline(always)]
-pub(crate) fn length() -> usize {
+pub(crate) fn length<F: Family>() -> usize {
     match format() {
-        Format::Vxlan => vxlan::LENGTH,
-        Format::Datagram => datagram::LENGTH,
+        Format::Vxlan => vxlan::length::<F>(),
+        Format::Datagram => datagram::length::<F>(),
     }
 }
 
 /// The packet in a datagram to our address and port, and the counters' slot of the peer that sent it, if that peer may send
 /// it.
 #[inline(always)]
-pub(crate) fn parse(frame: &impl Frame, outer: &Ipv4) -> Answer<(Ipv4, u32)> {
+pub(crate) fn parse<F: Family>(frame: &impl Frame, outer: &F::Header) -> Answer<(F::Header, u32)> {
     match format() {
-        Format::Vxlan => vxlan::parse(frame, outer),
-        Format::Datagram => datagram::parse(frame, outer),
+        Format::Vxlan => vxlan::parse::<F>(frame, outer),
+        Format::Datagram => datagram::parse::<F>(frame, outer),
     }
 }
 
 /// Takes the outer headers off a frame whose packet is to be delivered. On [`Reason::HeadroomRefused`] the frame is as it
 /// was. `is_unchecked` says that the outer UDP checksum is zero.
 #[inline(always)]
-pub(crate) fn decapsulate(packet: &Packet<'_>, is_unchecked: bool) -> Result<(), Reason> {
+pub(crate) fn decapsulate<F: Family>(packet: &Packet<'_>, is_unchecked: bool) -> Result<(), Reason> {
     match format() {
-        Format::Vxlan => packet.remove_headers(vxlan::LENGTH)?,
-        Format::Datagram => datagram::decapsulate(packet, is_unchecked)?,
+        Format::Vxlan => packet.remove_headers(vxlan::length::<F>())?,
+        Format::Datagram => datagram::decapsulate::<F>(packet, is_unchecked)?,
     }
     packet.distrust_checksum();
     Ok(())
@@ -58,15 +65,15 @@ pub(crate) fn decapsulate(packet: &Packet<'_>, is_unchecked: bool) -> Result<(),
 /// Makes headroom behind the Ethernet header and writes all headers into it, and the inner one with a TTL of one less. On
 /// [`Reason::HeadroomRefused`] the frame is as it was.
 #[inline(always)]
-pub(crate) fn encapsulate(
+pub(crate) fn encapsulate<F: Family>(
     packet: &Packet<'_>,
-    inner: &Ipv4,
-    peer: &Peer,
+    inner: &F::Header,
+    peer: &Peer<F::Address>,
     source_port: u16,
 ) -> Result<(), Reason> {
     match format() {
-        Format::Vxlan => vxlan::encapsulate(packet, inner, peer, source_port),
-        Format::Datagram => datagram::encapsulate(packet, inner, peer, source_port),
+        Format::Vxlan => vxlan::encapsulate::<F>(packet, inner, peer, source_port),
+        Format::Datagram => datagram::encapsulate::<F>(packet, inner, peer, source_port),
     }
 }
 
@@ -77,11 +84,16 @@ pub(crate) fn source_port(packet: &Packet<'_>) -> u16 {
     wire::source_port(packet.hash(), settings::port_min(), settings::port_count())
 }
 
-/// What the outer IPv4 and UDP headers say, in either format.
+/// What the outer IP and UDP headers say, in either format. `between` bytes stand between them and the packet.
 #[inline(always)]
-fn outer(inner: &Ipv4, peer: &Peer, source_port: u16, between: usize) -> Outer {
+fn outer<F: Family>(
+    inner: &F::Header,
+    peer: &Peer<F::Address>,
+    source_port: u16,
+    between: usize,
+) -> Outer<F::Address> {
     Outer {
-        source: settings::local().to_ne_bytes(),
+        source: F::Address::local(),
         destination: peer.outer,
         // RFC 6040 section 4.1, normal mode: the outer ECN field is a copy of the inner one.
         tos: inner.tos() & 0x03,

@@ -1,4 +1,4 @@
-//! What a program makes of a packet, and the one place where that becomes the kernel's verdict and a count.
+//! The outcome of a packet, and the one place where it becomes the kernel's verdict and a count.
 use aya_ebpf::bindings::{
     TC_ACT_SHOT, TC_ACT_UNSPEC,
     xdp_action::{XDP_DROP, XDP_PASS},
@@ -8,7 +8,6 @@ use overlay_common::{Hook, Reason, Verdict};
 use crate::{
     count::{self, Size},
     packet::Packet,
-    xdp::XdpFrame,
 };
 
 /// Verdict that passes the frame on to whatever else is attached here, and then up the stack: TCX_NEXT, and the same number
@@ -64,12 +63,12 @@ fn goes_on(hook: Hook, reason: Reason) -> bool {
 
 /// The same for XDP programs. They count what they drop; TC classifies and counts what they pass on.
 #[inline(always)]
-pub(crate) fn conclude_xdp(frame: &XdpFrame<'_>, answer: Answer<u32>) -> u32 {
+pub(crate) fn conclude_xdp(size: Size, answer: Answer<u32>) -> u32 {
     match answer {
         Err(Exit::NotOurs) => XDP_PASS,
         Ok(action) => action,
         Err(Exit::Because(reason)) => {
-            count::add(Hook::Xdp, reason, frame.size());
+            count::add(Hook::Xdp, reason, size);
             XDP_DROP
         }
     }

@@ -6,8 +6,8 @@ mod frame;
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use overlay_common::{
     Reason, StripMark, checksum,
-    header::{ethernet, icmp, protocol, tcp, udp},
-    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, UDP},
+    header::{ethernet, protocol, tcp, udp},
+    wire::{ETHERNET, UDP},
 };
 
 pub(crate) use self::frame::XdpFrame;
@@ -15,14 +15,15 @@ use crate::{
     count,
     decap::{self, Delivery},
     frame::Frame as _,
+    ip::{Family, Header as _, ICMP_HEADER},
     maps, settings,
     verdict::{Answer, Exit},
 };
 
 /// Hands the packet to the container's veth.
 #[inline(always)]
-pub(crate) fn redirect(frame: &XdpFrame<'_>) -> Answer<u32> {
-    let delivery = classify(frame)?;
+pub(crate) fn redirect<F: Family>(frame: &XdpFrame<'_>) -> Answer<u32> {
+    let delivery = classify::<F>(frame)?;
     if !is_finished(frame, &delivery) {
         return Err(Exit::NotOurs);
     }
@@ -37,9 +38,9 @@ pub(crate) fn redirect(frame: &XdpFrame<'_>) -> Answer<u32> {
 /// Decapsulates the packet and passes it on, so that GRO merges what was inside before TC delivers it. The frame has the
 /// container's address already: should no program be at TC, the stack drops it as another host's (PACKET_OTHERHOST).
 #[inline(always)]
-pub(crate) fn strip(frame: &XdpFrame<'_>) -> Answer<u32> {
-    const MARK: i32 = size_of::<StripMark>() as i32;
-    let delivery = classify(frame)?;
+pub(crate) fn strip<F: Family>(frame: &XdpFrame<'_>) -> Answer<u32> {
+    let mark_size = size_of::<StripMark<F::Address>>() as i32;
+    let delivery = classify::<F>(frame)?;
     if delivery.outer_length == 0 {
         return Err(Exit::NotOurs);
     }
@@ -49,31 +50,31 @@ pub(crate) fn strip(frame: &XdpFrame<'_>) -> Answer<u32> {
     if !delivery.is_unchecked || !is_finished(frame, &delivery) || !is_right(frame, &delivery) {
         return Err(Exit::NotOurs);
     }
-    frame.make_mark_space(MARK).ok_or(Exit::NotOurs)?;
+    frame.make_mark_space(mark_size).ok_or(Exit::NotOurs)?;
     if frame.remove_headers(delivery.outer_length).is_none() {
         // The space was there a moment ago, so it can be given back.
-        let _ = frame.make_mark_space(-MARK);
+        let _ = frame.make_mark_space(-mark_size);
         return Err(Exit::NotOurs);
     }
-    frame.write_mark(settings::strip_mark(delivery.slot))?;
+    frame.write_mark(settings::strip_mark::<F::Address>(delivery.slot))?;
     finish(frame, &delivery)?;
     Ok(XDP_PASS)
 }
 
 /// A packet that is to be delivered, and of a kind that XDP understands. Whatever else there is to say of a packet, TC says.
 #[inline(always)]
-fn classify(frame: &XdpFrame<'_>) -> Answer<Delivery> {
-    let delivery = decap::classify(frame).map_err(|_| Exit::NotOurs)?;
+fn classify<F: Family>(frame: &XdpFrame<'_>) -> Answer<Delivery<F>> {
+    let delivery = decap::classify::<F>(frame).map_err(|_| Exit::NotOurs)?;
     is_known(frame, &delivery).then_some(delivery).ok_or(Exit::NotOurs)
 }
 
 /// Writes the container's addresses and the congestion mark into the frame, whose packet is right behind the Ethernet header
 /// now.
 #[inline(always)]
-fn finish(frame: &XdpFrame<'_>, delivery: &Delivery) -> Result<(), Reason> {
+fn finish<F: Family>(frame: &XdpFrame<'_>, delivery: &Delivery<F>) -> Result<(), Reason> {
     frame.store(0, &decap::macs(&delivery.endpoint))?;
     // Where the packet had no Ethernet header, outer bytes stand in its place.
-    frame.store(ethernet::offset::ETHERTYPE, &ETHERTYPE_IPV4)?;
+    frame.store(ethernet::offset::ETHERTYPE, &F::ETHERTYPE)?;
     if delivery.tos != delivery.inner.tos() {
         delivery.inner.store_tos(frame, ETHERNET, delivery.tos)?;
     }
@@ -82,20 +83,20 @@ fn finish(frame: &XdpFrame<'_>, delivery: &Delivery) -> Result<(), Reason> {
 
 /// Where the transport header begins.
 #[inline(always)]
-fn transport(delivery: &Delivery) -> usize {
-    ETHERNET + delivery.outer_length + IPV4
+fn transport<F: Family>(delivery: &Delivery<F>) -> usize {
+    ETHERNET + delivery.outer_length + F::HEADER
 }
 
 /// Whether the packet is of a protocol of which it is known what an unfinished checksum looks like, with enough of it in the
 /// first buffer to tell its connection. Of ICMP only echoes are: an error's connection is told by what it quotes.
 #[inline(always)]
-fn is_known(frame: &XdpFrame<'_>, delivery: &Delivery) -> bool {
+fn is_known<F: Family>(frame: &XdpFrame<'_>, delivery: &Delivery<F>) -> bool {
     let transport = transport(delivery);
     match delivery.inner.protocol() {
         protocol::TCP => frame.pull(transport + tcp::LENGTH),
         protocol::UDP => frame.pull(transport + UDP),
-        protocol::ICMP => {
-            matches!(frame.read::<[u8; icmp::LENGTH]>(transport), Some([icmp::ECHO_REPLY | icmp::ECHO, ..]))
+        protocol if protocol == F::ICMP => {
+            frame.read::<[u8; ICMP_HEADER]>(transport).is_some_and(|[kind, ..]| F::is_echo(kind))
         }
         _ => false,
     }
@@ -103,25 +104,20 @@ fn is_known(frame: &XdpFrame<'_>, delivery: &Delivery) -> bool {
 
 /// Whether the inner transport checksum fits the data, all of which must lie in the first buffer.
 #[inline(always)]
-fn is_right(frame: &XdpFrame<'_>, delivery: &Delivery) -> bool {
+fn is_right<F: Family>(frame: &XdpFrame<'_>, delivery: &Delivery<F>) -> bool {
     let (inner, transport) = (&delivery.inner, transport(delivery));
-    let length = inner.length() - IPV4 as u16;
+    let length = inner.length() - F::HEADER as u16;
     if inner.protocol() == protocol::UDP && frame.read(transport + udp::offset::CHECKSUM) == Some([0u8; 2]) {
         return true;
     }
-    let pseudo_header = match inner.protocol() {
-        protocol::ICMP => 0,
-        protocol => {
-            checksum::pseudo_header(inner.source().octets, inner.destination().octets, protocol, length)
-        }
-    };
+    let pseudo_header = inner.pseudo_header(length);
     frame.sum(transport, length).is_some_and(|sum| checksum::finish(pseudo_header + sum) == 0)
 }
 
 /// Whether the inner checksum is finished. A frame from a virtual device may have one that a device was still to finish
 /// (CHECKSUM_PARTIAL): a redirected frame loses what says so, and the container would see a wrong sum.
 #[inline(always)]
-fn is_finished(frame: &XdpFrame<'_>, delivery: &Delivery) -> bool {
+fn is_finished<F: Family>(frame: &XdpFrame<'_>, delivery: &Delivery<F>) -> bool {
     let (inner, transport) = (&delivery.inner, transport(delivery));
     let field = match inner.protocol() {
         protocol::TCP => frame.read::<[u8; 2]>(transport + tcp::offset::CHECKSUM),
@@ -133,8 +129,6 @@ fn is_finished(frame: &XdpFrame<'_>, delivery: &Delivery) -> bool {
     if inner.protocol() == protocol::UDP && field == [0; 2] {
         return true;
     }
-    let (source, destination) = (inner.source().octets, inner.destination().octets);
-    let length = inner.length() - IPV4 as u16;
-    let pseudo_header = checksum::pseudo_header(source, destination, inner.protocol(), length);
+    let pseudo_header = inner.pseudo_header(inner.length() - F::HEADER as u16);
     !checksum::is_unfinished(u16::from_be_bytes(field), pseudo_header)
 }

@@ -1,4 +1,4 @@
-//! How hosts come by their subnets: every rule on the store in memory, the races on every store.
+//! How hosts get their subnets. Every rule is tested on the store in memory, and the races on every store.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeSet, sync::Barrier, thread, time::Duration};
@@ -26,7 +26,7 @@ fn config(text: &str) -> NetworkConfig {
     NetworkConfig::parse(text.as_bytes()).unwrap()
 }
 
-/// Four subnets of which three can be leased: 10.0.1.0/24 to 10.0.3.0/24.
+/// A network of four subnets, three of which can be leased: 10.0.1.0/24 to 10.0.3.0/24.
 fn small() -> NetworkConfig {
     config(r#"{"Network":"10.0.0.0/22"}"#)
 }
@@ -71,7 +71,7 @@ async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
     assert_eq!(entry.modified, first.modified);
     assert_eq!(entry.lifetime, Lifetime::Limited);
 
-    // Another MAC is wanted and another subnet preferred: what peers know goes before both.
+    // The host asks for another MAC and another subnet, but the lease that peers know takes precedence over both.
     let again = LeaseRequest {
         vtep_mac: Some("02:00:00:00:00:01".parse().unwrap()),
         preferred: small().plan.candidates().find(|&subnet| subnet != first.lease.subnet),
@@ -179,7 +179,8 @@ async fn renewal_is_guarded() {
     assert!(held.modified > before);
     let key = held.lease.key();
 
-    // A renewal that was made although its answer was lost: the same value at a revision we have not seen.
+    // The renewal was made although its answer was lost: the value is the same, at a revision that the host has not
+    // seen.
     store.put(&key, held.lease.value(), held.time_to_live);
     renew(&mut store, &mut held).await.unwrap();
 
@@ -219,14 +220,14 @@ async fn one_host_alone_refuses_company() {
     assert!(other.to_string().contains("10.0.2.0-24 of another host, 192.168.0.2"), "{other}");
 }
 
-/// As many subnets as hosts that race for them.
+/// A network with as many subnets as hosts that race for them.
 fn sixteen() -> NetworkConfig {
     let config = config(r#"{"Network":"10.0.0.0/20","SubnetMin":"10.0.0.0"}"#);
     assert_eq!(config.plan.candidates().count(), 16);
     config
 }
 
-/// Hosts on threads of their own, all at the same moment.
+/// Has hosts on threads of their own acquire subnets, all at the same moment.
 fn race<S: Store + Clone>(store: S) {
     let start = Barrier::new(16);
     let held: Vec<_> = thread::scope(|scope| {
@@ -257,7 +258,7 @@ fn alone<T>(work: impl Future<Output = T>) -> T {
     runtime.unwrap().block_on(work)
 }
 
-/// On one thread, so that every host looks before any host claims.
+/// All hosts are on one thread, so every host looks before any host claims.
 #[tokio::test]
 async fn sixteen_hosts_race_in_memory() {
     let store = MemoryStore::default();

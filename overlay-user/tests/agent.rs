@@ -1,5 +1,5 @@
-//! The loop against a store and a data path in memory, in paused time: what an etcd event, an outage, a compaction, a
-//! mass deletion, a lost lease or tampering come to.
+//! The reconciler with a store and a data path in memory, in paused time: what it does after an etcd event, an outage,
+//! a compaction, a mass deletion, a lost lease, or tampering.
 #![allow(clippy::unwrap_used, reason = "clippy knows the tests, not their helpers")]
 
 use std::{net::IpAddr, time::Duration};
@@ -34,11 +34,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Longer than any test.
+/// A time longer than any test.
 const DAY: Duration = Duration::from_secs(86_400);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
-/// Of the own lease.
+/// The lifetime of the local lease.
 const LIFE: Duration = Duration::from_secs(2 * 3600);
 const MARGIN: Duration = Duration::from_secs(600);
 const OWN: &str = "10.244.1.0-24";
@@ -81,12 +81,12 @@ fn endpoint(port: u32, pinned: bool) -> Endpoint {
     Endpoint { port, mac: Mac([2; 6]), gateway_mac: Mac([4; 6]), pinned }
 }
 
-/// Nobody who would tell of XDP targets.
+/// A channel on which no XDP targets are announced.
 fn no_targets() -> mpsc::Receiver<Vec<XdpTargetChange>> {
     mpsc::channel(1).1
 }
 
-/// One host: its loop, and every handle on it.
+/// A host: its reconciler, and every handle on it.
 struct Host {
     store: MemoryStore,
     datapath: Memory,
@@ -97,8 +97,19 @@ struct Host {
     running: JoinHandle<anyhow::Result<Exit>>,
 }
 
+/// The network, and the place of the host in it that holds this lease.
+fn scope_of(own: &Lease) -> Scope {
+    Scope {
+        network: "10.244.0.0/16".parse().unwrap(),
+        subnet_len: 24,
+        backend: Backend::DEFAULT,
+        own_ip: own.public_ip,
+        own_subnet: own.subnet,
+    }
+}
+
 impl Host {
-    /// A host whose store has leases for these peers, and whose data path is as given.
+    /// Starts a host whose store has leases of these peers, and whose data path is as given.
     async fn start(peers: impl IntoIterator<Item = u8>, datapath: Memory) -> Self {
         let store = MemoryStore::default();
         for n in peers {
@@ -112,13 +123,7 @@ impl Host {
         let Written::At(modified) = store.claim(OWN, own.value(), Some(LIFE)).await.unwrap() else {
             panic!("the own key is taken")
         };
-        let scope = Scope {
-            network: "10.244.0.0/16".parse().unwrap(),
-            subnet_len: 24,
-            backend: Backend::DEFAULT,
-            own_ip: own.public_ip,
-            own_subnet: own.subnet,
-        };
+        let scope = scope_of(&own);
         let (status, watched) =
             watch::channel(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.backend));
         let (endpoints, learned) = mpsc::channel(8);
@@ -137,14 +142,14 @@ impl Host {
         host
     }
 
-    /// Waits until the status is as described.
+    /// Waits until the status fulfils `is`.
     async fn until(&mut self, what: &str, is: impl FnMut(&Status) -> bool) -> Status {
         let found = timeout(DAY, self.status.wait_for(is)).await;
         let found = found.unwrap_or_else(|_| panic!("waited in vain for {what}")).unwrap();
         found.clone()
     }
 
-    /// Waits until what the store said last has been taken in.
+    /// Waits until everything up to this revision of the store has been taken in.
     async fn caught_up(&mut self, revision: Revision) -> Status {
         self.until("a revision", |status| status.store.revision >= revision.0).await
     }
@@ -165,7 +170,7 @@ impl Host {
         answered.await.unwrap()
     }
 
-    /// Subnets in force.
+    /// The third bytes of the subnets whose peers are installed.
     fn installed(&self) -> Vec<u8> {
         self.datapath.state().installed.peers.keys().map(third).collect()
     }
@@ -180,14 +185,14 @@ impl Host {
     }
 }
 
-/// A data path that already has these peers, as a restarted agent finds it.
+/// A data path that already has these peers, as an agent finds it after a restart.
 fn with_peers(peers: impl IntoIterator<Item = u8>) -> Memory {
     let datapath = Memory::default();
     datapath.state().installed.peers = peers.into_iter().map(|n| (net(n), peer(n))).collect();
     datapath
 }
 
-/// All tests but one end like this: asked to stop, the loop leaves everything as it is.
+/// Ends a test, as all but one end: the reconciler is told to stop, and leaves everything as it is.
 async fn stopped_without_a_trace(host: Host) {
     let datapath = host.datapath.clone();
     let before = datapath.state().installed.clone();
@@ -219,7 +224,7 @@ async fn every_change_of_a_lease_is_one_change_of_the_data_path() {
     host.put(2, &lease(2)).await;
     let moved = Peer { vtep_mac: Some(Mac([2, 0, 0, 0, 0, 99])), ..peer(7) };
     host.put(2, &lease_of(2, moved)).await;
-    // A renewal writes the same value again: nothing to do.
+    // A renewal writes the same value again, so there is nothing to do.
     host.put(2, &lease_of(2, moved)).await;
     host.delete([2]).await;
     assert_eq!(
@@ -278,12 +283,12 @@ async fn a_store_that_is_down_takes_nothing_away_and_the_status_says_since_when(
         host.store.set_fault(Some(fault));
         let status = host.until("the outage", |status| !status.store.following).await;
         assert!(status.store.error.is_some() && status.store.since > 0);
-        // Both together end before the lease does.
+        // These two together end before the lease does.
         sleep(HOUR / 2).await;
         assert_eq!(host.installed(), [2, 3]);
         let not_ready = health::not_ready(&host.status.borrow());
         assert!(not_ready.len() == 1 && not_ready[0].starts_with("store: "), "{not_ready:?}");
-        // What is local goes on meanwhile.
+        // What is learned on this host is applied meanwhile.
         let learned = vec![
             LocalChange::Attach(9, PortKind::Veth),
             LocalChange::PutEndpoint(IpAddr::from([10, 244, 1, 9]), endpoint(9, false)),
@@ -305,7 +310,8 @@ async fn pauses_between_tries_double_up_to_five_seconds() {
     let mut host = Host::start([2], Memory::default()).await;
     host.store.set_fault(Some(Fault::Unavailable));
     host.until("the outage", |status| !status.store.following).await;
-    // 0.1 + 0.2 + 0.4 + 0.8 + 1.6 + 3.2 s, then 5 s each: the store is back at 7 s, asked at 11.3 s.
+    // The pauses are 0.1, 0.2, 0.4, 0.8, 1.6 and 3.2 s, and then 5 s each. The store is back after 7 s, and asked after
+    // 11.3 s.
     let start = Instant::now();
     sleep(Duration::from_secs(7)).await;
     host.store.set_fault(None);
@@ -323,12 +329,12 @@ async fn mass_deletion_in_one_revision_is_held_until_accepted() {
     assert_eq!(status.peers.wanted, 4);
     let status = host.until("the held ones", |status| status.peers.held.len() == 6).await;
     assert_eq!(status.peers.held[0], net(2));
-    // One comes back, and is deleted again by itself: that one is believed.
+    // One peer comes back and is deleted again by itself. That deletion is believed.
     host.put(2, &lease(2)).await;
     host.until("one less", |status| status.peers.held.len() == 5).await;
     host.delete([2]).await;
     assert_eq!(host.peer(2), None);
-    // The audit does not believe the others any more than before.
+    // The audit holds the others back as before.
     sleep(reconciler::AUDIT * 2).await;
     assert_eq!(host.installed().len(), 9);
     let Response::Done(said) = host.ask(Request::AcceptDeletions).await else { panic!("refused") };
@@ -370,7 +376,7 @@ async fn another_cluster_removes_nobody_and_gets_our_lease() {
     assert_eq!(host.installed(), [2, 3]);
     let own = host.store.snapshot().await.unwrap().entries;
     assert_eq!((own[0].key.as_str(), &own[0].value), (OWN, &lease(1).value()));
-    // A peer that finds its way to the new cluster is no longer held.
+    // A peer that claims its lease in the new cluster is no longer held.
     host.put(2, &lease(2)).await;
     host.until("one less", |status| status.peers.held == [net(3)]).await;
     stopped_without_a_trace(host).await;
@@ -419,7 +425,7 @@ async fn the_own_key_in_other_hands_is_reported_and_taken_back_when_free() {
     let status = host.until("the loss", |status| status.lease.state == lost).await;
     assert_eq!(health::not_ready(&status), ["lease: 10.244.1.0-24 is held by 10.99.0.9"]);
     assert_eq!(host.installed(), [2], "the thief of the own subnet is no peer for it");
-    // The margin passes, audits pass: the other's key is not touched.
+    // The margin passes and audits pass, but the other host's key is not touched.
     sleep(LIFE * 2).await;
     let entries = host.store.snapshot().await.unwrap().entries;
     assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease_of(1, peer(9)).value()));
@@ -444,7 +450,7 @@ async fn the_lease_is_renewed_by_its_margin_also_after_an_outage() {
     let back = Instant::now();
     host.caught_up(Revision(modified + 2)).await;
     assert!(back.elapsed() < MINUTE, "{:?}", back.elapsed());
-    // And so on: never once is the key gone.
+    // This goes on, and the key is there all the time.
     let revision = host.status.borrow().store.revision;
     sleep(LIFE * 3).await;
     let renewals = host.status.borrow().store.revision - revision;
@@ -491,7 +497,7 @@ async fn a_full_table_is_reported_the_rest_applied_and_room_is_used() {
     let status = host.status.borrow().clone();
     assert_eq!((status.peers.wanted, status.peers.installed, status.peers.failed.len()), (3, 2, 1));
     assert!(status.peers.failed[0].why.contains("--max-peers"), "{:?}", status.peers.failed);
-    // An alteration of one that is there needs no room; a removal makes some.
+    // An entry that exists can be changed without more space, and a removal makes space.
     let moved = Peer { vtep_mac: Some(Mac([2, 0, 0, 0, 0, 42])), ..peer(2) };
     host.put(2, &lease_of(2, moved)).await;
     assert_eq!(host.peer(2), Some(moved));
@@ -524,7 +530,7 @@ async fn the_lease_is_renewed_while_the_data_path_fails() {
     sleep(LIFE * 3).await;
     let entries = host.store.snapshot().await.unwrap().entries;
     assert!(entries.iter().any(|entry| entry.key == OWN && entry.value == lease(1).value()));
-    // Renewed, not lost and claimed again; and a peer's new lease, which ends the wait.
+    // The lease is renewed rather than lost and claimed again. A new lease of a peer ends the wait.
     host.store.put(&key(3), lease(3).value(), Some(DAY));
     loop {
         match &follow.next().await.unwrap().changes[..] {
@@ -587,7 +593,7 @@ async fn what_learning_decides_is_done_and_ends_with_the_link() {
     assert_eq!(lines.iter().map(|line| line.endpoint).collect::<Vec<_>>(), [endpoint(9, false)]);
     host.endpoints.send(vec![LocalChange::Detach(9)]).await.unwrap();
     host.until("the link's end", |status| status.datapath.ports == 1 && status.datapath.endpoints == 0).await;
-    // Peers are not learning's to change: what it sends has no word for them.
+    // Learning cannot change peers: its messages have no form for that.
     assert!(host.installed().is_empty());
     stopped_without_a_trace(host).await;
 }
@@ -630,13 +636,7 @@ async fn a_data_path_that_cannot_be_read_at_the_start_is_an_error() {
     let datapath = Memory::default();
     datapath.state().failing = Some("made to fail".to_owned());
     let own = lease(1);
-    let scope = Scope {
-        network: "10.244.0.0/16".parse().unwrap(),
-        subnet_len: 24,
-        backend: Backend::DEFAULT,
-        own_ip: own.public_ip,
-        own_subnet: own.subnet,
-    };
+    let scope = scope_of(&own);
     let status =
         watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.backend));
     let inputs =

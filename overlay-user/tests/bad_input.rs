@@ -1,4 +1,5 @@
-//! The binary given what it cannot use, where no kernel and no store is needed: exit code, object, remedy.
+//! The program is given what it cannot use, in cases that need neither kernel nor store. It must name the object and
+//! the remedy, and end with the right exit code.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
 
 use std::process::{Command, Output};
@@ -96,7 +97,7 @@ fn a_misspelt_variable_is_named() {
 #[test]
 fn an_agent_that_is_not_root_says_so() {
     let mut command = if Uid::effective().is_root() {
-        // The binary lies where only root may go; a copy is where nobody can read it.
+        // The program is where only root may go, so another user needs a copy.
         let folder = tempfile::Builder::new()
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir()
@@ -154,7 +155,7 @@ fn a_config_that_means_nothing_is_not_written() {
     }
     assert_eq!(ends(overlay(&show).arg("--json"), 0, &[]).trim(), text);
 
-    // Somebody who has seen enough before the first line.
+    // The reader has gone before the first line is written.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let unread = overlay(&show).stdout(writer).output().unwrap();

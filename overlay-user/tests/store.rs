@@ -1,4 +1,5 @@
-//! One contract for every store, run on the one in memory, on a folder and on a real etcd; then what only etcd does.
+//! One contract for every store, which is run on the one in memory, on a folder and on a real etcd; then what only etcd
+//! does.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -45,7 +46,7 @@ fn at(written: Written) -> Revision {
     }
 }
 
-/// The next batch that has changes, soon.
+/// The next batch that has changes, for which it waits a short time.
 async fn next(follow: &mut impl Follow) -> Result<Batch, StoreError> {
     loop {
         let batch = tokio::time::timeout(Duration::from_secs(20), follow.next());
@@ -93,7 +94,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert!(empty.entries.is_empty(), "the config is no lease");
     let mut follow = b.follow(empty.revision).await.unwrap();
 
-    // Claim: once.
+    // A key can be claimed once.
     let made = at(a.claim(KEY, Bytes::from_static(b"one"), HOUR).await.unwrap());
     assert!(made > empty.revision);
     let lost = b.claim(KEY, Bytes::from_static(b"two"), HOUR).await.unwrap();
@@ -106,7 +107,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert_eq!((&*entry.key, &*entry.value, entry.modified), (KEY, &b"one"[..], made));
     assert_eq!(entry.lifetime, Lifetime::Limited);
 
-    // Renew and release: only what one has seen.
+    // Only a revision that has been seen can be renewed or released.
     let stale = Revision(made.0 - 1);
     let value = Bytes::from_static(b"three");
     assert_eq!(b.renew(KEY, value.clone(), stale, HOUR).await.unwrap(), Written::Lost);
@@ -118,19 +119,19 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     let gone = a.renew(KEY, Bytes::new(), renewed, HOUR).await.unwrap();
     assert_eq!(gone, Written::Lost, "renewing makes no key");
 
-    // Every change, in order, with its revision.
+    // Every change comes in order, with its revision.
     let first = next(&mut follow).await.unwrap();
     assert_eq!((put_of(&first), lifetime_of(&first)), ((KEY, &b"one"[..], made), Lifetime::Limited));
     assert_eq!(put_of(&next(&mut follow).await.unwrap()), (KEY, &b"three"[..], renewed));
     let delete = next(&mut follow).await.unwrap();
     assert_eq!(deleted(&delete), KEY);
     assert!(delete.revision > renewed);
-    // The same again for one that comes late.
+    // A follower that starts later sees the same changes.
     let mut late = a.follow(made).await.unwrap();
     assert_eq!(next(&mut late).await.unwrap().revision, renewed);
     assert_eq!(next(&mut late).await.unwrap(), delete);
 
-    // A reservation stays one.
+    // A reservation remains a reservation.
     let reserved = at(a.claim(KEY, Bytes::from_static(b"r"), None).await.unwrap());
     assert_eq!(lifetime(&mut b, KEY).await, Lifetime::Reserved);
     let mut follow = b.follow(Revision(reserved.0 - 1)).await.unwrap();
@@ -139,7 +140,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert_eq!(lifetime(&mut b, KEY).await, Lifetime::Reserved);
     at(a.release(KEY, at(again)).await.unwrap());
 
-    // Expiry is a deletion that followers see, and renewal puts it off.
+    // Expiry is a deletion that followers see, and a renewal delays it.
     let now = b.snapshot().await.unwrap().revision;
     let mut follow = b.follow(now).await.unwrap();
     let second = Some(Duration::from_secs(1));
@@ -157,7 +158,7 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     at(b.release("10.244.3.0-24", left[0].modified).await.unwrap());
 }
 
-/// Of many that claim one key at the same time one gets it.
+/// Of many hosts that claim one key at the same time, one gets it.
 async fn race<S: Store + Clone>(store: &S) {
     let claims = (0..16).map(|n: usize| {
         let mut store = store.clone();
@@ -171,7 +172,8 @@ async fn race<S: Store + Clone>(store: &S) {
     at(store.clone().release(KEY, at(written)).await.unwrap());
 }
 
-/// Keys of more than two pages, and the end of a history that began before `start`.
+/// Tests snapshots of more than two pages, and followers that are behind the store's history, which began before
+/// `start`.
 async fn many_and_behind<S: Store + Clone>(store: &S, start: Revision, count: usize) {
     let mut store = store.clone();
     let snapshot = store.snapshot().await.unwrap();
@@ -189,11 +191,11 @@ async fn many_and_behind<S: Store + Clone>(store: &S, start: Revision, count: us
         Err(StoreError::Behind { oldest, .. }) => assert!(oldest > start && oldest <= snapshot.revision),
         other => panic!("{other:?}"),
     }
-    // From the snapshot on all is well.
+    // From the snapshot's revision on, following works.
     let mut follow = store.follow(snapshot.revision).await.unwrap();
     let made = at(store.claim("10.9.9.0-24", Bytes::new(), None).await.unwrap());
     assert_eq!(next(&mut follow).await.unwrap().revision, made);
-    // A revision of another, longer history is no place to go on from.
+    // One cannot follow from a revision of another, longer history.
     let future = Revision(made.0 + 1000);
     let future = match store.follow(future).await {
         Ok(mut follow) => next(&mut follow).await,
@@ -242,7 +244,7 @@ async fn dir_store() {
     let store = DirStore::new(folder.path());
     contract(store.clone(), DirStore::new(folder.path())).await;
     race(&store).await;
-    // More changes than its history holds.
+    // These are more changes than the store's history holds.
     let start = store.clone().snapshot().await.unwrap().revision;
     for n in 0..1200 {
         fs::write(folder.path().join("subnets").join(key(n)), "").unwrap();
@@ -266,7 +268,7 @@ async fn dir_store_is_edited_by_hand() {
     fs::remove_file(&file).unwrap();
     assert_eq!(deleted(&next(&mut follow).await.unwrap()), KEY);
 
-    // What an agent claimed is a plain file, and an edit of it keeps its lifetime.
+    // A lease that an agent claimed is an ordinary file, and keeps its lifetime when it is edited.
     at(store.claim(KEY, Bytes::from_static(b"claimed"), HOUR).await.unwrap());
     assert_eq!(fs::read(&file).unwrap(), b"claimed");
     next(&mut follow).await.unwrap();
@@ -279,12 +281,12 @@ async fn dir_store_is_edited_by_hand() {
     assert!(damaged.contains(".ledger.json is damaged"), "{damaged}");
 }
 
-/// A claim waits for a lock that is let go soon; in paused time.
+/// A claim waits a while for a lock that another holds. The time is paused.
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_is_never_let_go_is_named_and_blocks_nobody_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(".lock");
-    // As an agent before this rule made it.
+    // Earlier agents made the lock file with these permissions.
     fs::write(&path, "").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     let mut store = DirStore::new(folder.path());
@@ -310,7 +312,7 @@ async fn a_lock_that_is_never_let_go_is_named_and_blocks_nobody_else() {
         other => panic!("{other}"),
     };
     names(store.snapshot().await.unwrap_err());
-    // The agent's loop looks away every second.
+    // The reconciler stops waiting every second.
     let start = tokio::time::Instant::now();
     let error = loop {
         if let Ok(ended) = tokio::time::timeout(Duration::from_secs(1), follow.next()).await {
@@ -344,7 +346,7 @@ async fn etcd_store() {
     contract(store.clone(), EtcdStore::new(&options(&etcd)).unwrap()).await;
     race(&store).await;
     assert_eq!(leases(&etcd), 0, "every etcd lease was revoked with its key");
-    // A neighbour's keys that flannel's own prefix would match.
+    // flannel's own prefix would match these keys of a neighbour.
     etcd.ctl(&["put", "/coreos.com/network/subnetsX/10.244.9.0-24", "x"]).unwrap();
     let start = store.clone().snapshot().await.unwrap().revision;
     let fill = (0..16).map(|lane: usize| {
@@ -376,7 +378,7 @@ async fn etcd_leases_do_not_pile_up() {
         modified = at(store.renew(KEY, Bytes::new(), modified, HOUR).await.unwrap());
         assert_eq!(leases(&etcd), 1);
     }
-    // A lease that holds an operator's key too is not ours to revoke.
+    // An etcd lease that holds an operator's key as well must not be revoked.
     let grant = etcd.ctl(&["lease", "grant", "3600"]).unwrap();
     let id = format!("--lease={}", grant.split_whitespace().nth(1).unwrap());
     etcd.ctl(&["put", &id, "/other", "x"]).unwrap();
@@ -409,7 +411,7 @@ async fn one_revision_of_etcd_is_one_batch() {
     etcd.ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]).unwrap();
     let batch = next(&mut follow).await.unwrap();
     assert_eq!(batch.changes.len(), 50);
-    // Read again later, from history.
+    // This is read again later, from the history.
     at(store.claim(KEY, Bytes::new(), None).await.unwrap());
     let mut late = store.follow(start).await.unwrap();
     assert_eq!(next(&mut late).await.unwrap(), batch);
@@ -446,11 +448,11 @@ async fn etcd_hangs_stops_and_comes_back() {
     at(store.renew(KEY, Bytes::new(), made, HOUR).await.unwrap());
     assert_eq!(put_of(&next(&mut follow).await.unwrap()).0, KEY);
 
-    // Wiped: younger than what we have seen.
+    // A store that was wiped is younger than what has been seen.
     etcd.stop().unwrap();
     fs::remove_dir_all(folder.path().join("etcd")).unwrap();
     etcd.restart().unwrap();
-    // The first request may still find the connection from before.
+    // The first request may still use the connection from before.
     let _ = store.config().await;
     let wiped = store.follow(made).await.err();
     assert!(matches!(wiped, Some(StoreError::Behind { .. })), "{wiped:?}");
@@ -460,7 +462,7 @@ async fn etcd_hangs_stops_and_comes_back() {
 async fn dead_endpoints_are_passed_over() {
     let (_folder, etcd) = etcd();
     let mut options = options(&etcd);
-    // Port 1 refuses; the other listens and never answers.
+    // Port 1 refuses connections; the other listens and never answers.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mute = format!("http://{}", listener.local_addr().unwrap());
     options.endpoints.splice(0..0, ["http://127.0.0.1:1".to_owned(), mute]);
@@ -508,7 +510,7 @@ async fn etcd_refuses() {
     at(store.claim(KEY, Bytes::new(), HOUR).await.unwrap());
 }
 
-/// A certificate for 127.0.0.1 that vouches for itself, and its key, as PEM files.
+/// Makes a certificate for 127.0.0.1 that is signed by its own key, and that key, as PEM files.
 fn certificate(folder: &Path, name: &str) -> Tls {
     let (cert, key) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
     let made = Command::new("openssl")
@@ -571,7 +573,7 @@ async fn one_member_with_a_wrong_certificate_is_passed_over_and_renewed_files_ar
         ..options(&good)
     };
     let made = at(EtcdStore::new(&options).unwrap().claim(KEY, Bytes::new(), HOUR).await.unwrap());
-    // None answers: the refusal is what an operator can do something about.
+    // If none answers, the refusal is reported, because an operator can do something about it.
     options.endpoints[1] = "https://127.0.0.1:1".to_owned();
     let refused = EtcdStore::new(&options).unwrap().snapshot().await;
     assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");

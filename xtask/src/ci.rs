@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: format and lints, then the tests that CI runs.
+//! `cargo xtask ci`: format and lints, and then the tests.
 use anyhow::{Context as _, Result};
 use overlay_project::{
     command::pass_through,
@@ -18,7 +18,7 @@ pub(crate) fn ci() -> Result<()> {
     test::test(&test::TestOptions::default())
 }
 
-/// The kernel programs are an empty library for the host; their lints need clippy for the BPF target.
+/// For the host, the kernel programs are an empty library, so their lints need clippy for the BPF target.
 fn clippy_of_programs() -> Result<()> {
     let Some(mut clippy) = ebpf::clippy() else {
         println!("no lints of the kernel programs: the eBPF toolchain in use brings no clippy for BPF");
@@ -27,7 +27,7 @@ fn clippy_of_programs() -> Result<()> {
     clippy
         .current_dir(root())
         .env("CARGO_TARGET_DIR", target().join("ebpf-clippy"))
-        // What aya-build passes too: which machine's register layouts the programs see.
+        // aya-build passes this too. It says which machine's register layouts the programs see.
         .env("RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH))
         .args([
             "clippy",

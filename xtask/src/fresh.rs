@@ -81,7 +81,7 @@ struct First(Child);
 
 impl Drop for First {
     fn drop(&mut self) {
-        // The only error is that it has ended already.
+        // The only possible error is that it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -17,7 +17,7 @@ pub(crate) struct RunOptions {
 pub(crate) fn run(options: &RunOptions) -> Result<()> {
     provide(&[For::Run])?;
     let overlay = project::build_overlay()?;
-    // The agent takes this process's place, so that it gets the signals.
+    // The agent takes this process's place, so that signals reach it.
     let error = Command::new(&overlay).arg("agent").args(&options.arguments).exec();
     Err(error).with_context(|| format!("start {}", overlay.display()))
 }

@@ -1,4 +1,5 @@
-//! Commands that a tool carries out: what it needs is set up, the tool is built, and it takes this process's place.
+//! Commands that a tool carries out: what the tool needs is set up, the tool is built, and it takes this process's
+//! place.
 use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
@@ -12,9 +13,9 @@ use crate::setup::{For, provide};
 /// A program below `tools/`.
 #[derive(Debug)]
 pub(crate) struct Tool {
-    /// Package and program.
+    /// Name of the package and of the program.
     name: &'static str,
-    /// What building it takes.
+    /// What building the tool needs.
     build: For,
 }
 
@@ -23,15 +24,16 @@ pub(crate) const FUZZ: Tool = Tool { name: "overlay-fuzz", build: For::Tool };
 pub(crate) const BENCH: Tool = Tool { name: "overlay-bench", build: For::BenchTool };
 
 impl Tool {
-    /// Builds it, and returns its path.
+    /// Builds the tool, and returns its path.
     pub(crate) fn build(&self) -> Result<PathBuf> {
-        // Cargo's own words are the progress that is seen.
+        // cargo's own messages show the progress.
         pass_through(&mut cargo(&["build", "--package", self.name, "--bin", self.name]))?;
         Ok(target().join("debug").join(self.name))
     }
 
-    /// Has it carry out `command` with these arguments, in place of this process: signals reach it, and its exit code is
-    /// ours. Returns only if that fails. Who asks for help alone needs nothing but the tool.
+    /// Has the tool carry out `command` with these arguments in place of this process, so that signals reach it and its
+    /// exit code is ours. It returns only if that fails. For `--help`, nothing is set up but what building the tool
+    /// needs.
     pub(crate) fn take_over(&self, command: &str, arguments: &[OsString], what: For) -> Result<()> {
         let help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
         provide(&[if help { self.build } else { what }])?;

@@ -1,5 +1,5 @@
-//! VMs with other kernels, by qemu's software emulation: no KVM, no root, nothing installed. Debian's kernel boots straight
-//! into an initramfs that holds the test programs, runs them, and powers off.
+//! VMs with other kernels, by qemu's software emulation, so that neither KVM nor root is needed and nothing is
+//! installed. Debian's kernel boots into an initramfs that holds the test programs, runs them, and powers off.
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
@@ -25,21 +25,21 @@ pub(crate) use self::{
     report::Report,
 };
 
-/// What runs the machine, and the guest's shell.
+/// The commands that run the machine, and the guest's shell.
 const TOOLS: &[&str] =
     &["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "busybox-static"];
 
-/// Runs `tests` (programs that cargo built) one after the other on `kernel`, with `programs` at hand at their own paths.
-/// Prints what they say. An error if one fails, or if the machine ends in any way but its own.
+/// Runs `tests` (programs that cargo built) one after the other on `kernel`; `programs` are in the guest at the paths
+/// that they have here. Prints what they print. It fails if a test fails, or if the machine ends before its init does.
 pub(crate) fn run(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report> {
     let context = || format!("Linux {} in a VM", kernel.version);
     run_in(kernel, tests, programs).with_context(context)
 }
 
-/// How the folders of runs begin; the process's id follows.
+/// How the names of the runs' folders begin. The process's id follows.
 const RUN: &str = "run-";
 
-/// Removes the folders of runs that were killed. Their qemu died with them.
+/// Removes the folders of runs that were killed, whose qemu has died with them.
 fn remove_orphans(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -70,7 +70,7 @@ fn run_in(kernel: &Kernel, tests: &[&Path], programs: &[&Path]) -> Result<Report
         .prefix(&prefix)
         .tempdir_in(&folder)
         .context("make a folder for the machine")?;
-    // Only this run's own init knows it: no output of a test, and no crash, looks like the end.
+    // Only the init of this run knows this word, so neither a test's output nor a crash can look like the end.
     let nonce = work.path().file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     let image = image::build(work.path(), &tools, &kernel, tests, programs, &nonce)?;
     let started = std::time::Instant::now();

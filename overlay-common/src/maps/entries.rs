@@ -1,11 +1,12 @@
 //! Values of the tables of peers, endpoints and connections: what the programs look up for each packet.
+use crate::Addr4;
 
 /// Value of `PEERS`: the host that leased the subnet which is the key. In `PEER_INDEX` an underlay address of zero is no peer.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
+pub struct Peer<A = Addr4> {
     /// The peer's underlay address: outer destination of what we send, outer source of what it sends.
-    pub outer: [u8; 4],
+    pub outer: A,
     /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
     /// Zero where no inner frame has one (bare IPv4 in UDP).
     pub vtep_mac: [u8; 6],

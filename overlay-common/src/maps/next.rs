@@ -1,10 +1,11 @@
-//! Another layout of the same values, for the tests of upgrades: one of another size, two that only the order of their
-//! fields tells from the present ones, so that whoever takes one for the other does not get away with it.
+//! Another layout of the same values, for the tests of upgrades. One value has another size; two differ from the present ones
+//! only in the order of their fields, so that reading one as the other cannot go unnoticed.
+use crate::Addr4;
 
 /// See `entries.rs`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
+pub struct Peer<A = Addr4> {
     /// Counters.
     pub slot: u32,
     /// Always zero.
@@ -12,7 +13,7 @@ pub struct Peer {
     /// Inner destination MAC.
     pub vtep_mac: [u8; 6],
     /// Underlay address.
-    pub outer: [u8; 4],
+    pub outer: A,
 }
 
 /// See `entries.rs`.

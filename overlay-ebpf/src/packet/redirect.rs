@@ -3,12 +3,9 @@ use aya_ebpf::{
     bindings::{BPF_F_INGRESS, bpf_redir_neigh},
     helpers::generated::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer},
 };
-use overlay_common::Addr4;
 
 use super::Packet;
-
-/// `AF_INET` of linux/socket.h.
-const AF_INET: u32 = 2;
+use crate::kernel::KernelAddress;
 
 impl Packet<'_> {
     /// Verdict that sends the frame out of `ifindex` as it is.
@@ -28,11 +25,10 @@ impl Packet<'_> {
     /// Verdict that sends the frame to a neighbour on `ifindex`, whose Ethernet header the kernel writes. It resolves the
     /// neighbour first if need be, and keeps probing it: a MAC address written by ourselves would be used for ever.
     #[inline(always)]
-    pub(crate) fn redirect_neighbour(ifindex: u32, address: Addr4) -> i32 {
+    pub(crate) fn redirect_neighbour(ifindex: u32, address: impl KernelAddress) -> i32 {
         // SAFETY: integers only, zero is valid for all of them; the helper wants the unused ones zero.
         let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-        neighbour.nh_family = AF_INET;
-        neighbour.__bindgen_anon_1.ipv4_nh = address.raw();
+        address.name(&mut neighbour);
         // SAFETY: the neighbour is as long as said.
         unsafe {
             bpf_redirect_neigh(ifindex, &raw mut neighbour, size_of::<bpf_redir_neigh>() as i32, 0) as i32

@@ -7,20 +7,26 @@ use aya_ebpf::{
 use overlay_common::{Addr4, Reason};
 
 use super::Packet;
-use crate::settings;
+use crate::{
+    kernel::KernelAddress,
+    settings::{self, Prefixes},
+};
 
 impl Packet<'_> {
     /// Tells the kernel's tunnel device where this frame goes.
     #[inline(always)]
-    pub(crate) fn set_tunnel(&self, remote: Addr4, ttl: u8, dont_fragment: bool) -> Result<(), Reason> {
+    pub(crate) fn set_tunnel<A: KernelAddress + Prefixes>(
+        &self,
+        remote: A,
+        ttl: u8,
+        dont_fragment: bool,
+    ) -> Result<(), Reason> {
         // SAFETY: integers only, zero is valid for all of them.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         key.tunnel_id = settings::vni();
-        // The helper takes IPv4 addresses in host order.
-        key.__bindgen_anon_1.remote_ipv4 = u32::from_be(remote.raw());
-        key.__bindgen_anon_3.local_ipv4 = u32::from_be(settings::local());
+        A::put(&mut key, remote, A::local());
         key.tunnel_ttl = ttl;
-        let mut flags = BPF_F_ZERO_CSUM_TX;
+        let mut flags = BPF_F_ZERO_CSUM_TX | A::TUNNEL_FLAGS;
         if dont_fragment {
             flags |= BPF_F_DONT_FRAGMENT;
         }
@@ -46,18 +52,21 @@ impl Packet<'_> {
 
     /// VNI and outer source of a frame that the kernel's tunnel device decapsulated.
     #[inline(always)]
-    pub(crate) fn tunnel(&self) -> Option<(u32, Addr4)> {
+    pub(crate) fn tunnel<A: KernelAddress>(&self) -> Option<(u32, A)> {
         // SAFETY: integers only, zero is valid for all of them.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         // SAFETY: the key is as long as said.
         let result = unsafe {
-            bpf_skb_get_tunnel_key(self.skb(), &raw mut key, size_of::<bpf_tunnel_key>() as u32, 0)
+            bpf_skb_get_tunnel_key(
+                self.skb(),
+                &raw mut key,
+                size_of::<bpf_tunnel_key>() as u32,
+                A::TUNNEL_FLAGS.into(),
+            )
         };
         if result != 0 {
             return None;
         }
-        // SAFETY: flag 0 asks for an IPv4 key; the bytes are initialised either way.
-        let remote = unsafe { key.__bindgen_anon_1.remote_ipv4 };
-        Some((key.tunnel_id, Addr4::new(remote.to_be_bytes())))
+        Some((key.tunnel_id, A::remote(&key)))
     }
 }

@@ -1,32 +1,34 @@
-//! overlay0 as the kernel's own VXLAN device: it encapsulates and decapsulates, and is the fast path's oracle.
+//! overlay0 as the kernel's own VXLAN device, which encapsulates and decapsulates. The fast path must deliver nothing that this
+//! device would not deliver.
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
-    Addr4, Peer, Reason, SETTING_DIRECT, SETTING_OUTER_DF,
+    Peer, Reason, SETTING_DIRECT, SETTING_OUTER_DF,
     header::ethernet,
-    wire::{ETHERNET, ETHERTYPE_IPV4, IPV4, OUTER_TTL},
+    wire::{ETHERNET, OUTER_TTL},
 };
 
 use super::{leave_by, may_send, receive_unencapsulated};
 use crate::{
     check, fib,
     frame::Frame as _,
-    ipv4::{Ipv4, segment_length},
+    ip::{Family, Header as _, segment_length},
     packet::Packet,
-    settings, tunnel,
+    settings::{self, Prefixes as _},
+    tunnel,
     verdict::{Answer, Outcome},
 };
 
 /// Tells the device to which peer the packet goes. Route, path MTU, fragments and source port are the kernel's.
 #[inline(always)]
-pub(super) fn send(packet: &Packet<'_>, peer: &Peer) -> Answer<Outcome> {
+pub(super) fn send<F: Family>(packet: &Packet<'_>, peer: &Peer<F::Address>) -> Answer<Outcome> {
     if settings::has(SETTING_DIRECT)
         && let Some(next_hop) = fib::on_link(packet, peer, tunnel::source_port(packet))
     {
         // The packet has a link header, the device's own, and the stack has taken one from its TTL.
         return leave_by(packet, &next_hop);
     }
-    let dont_fragment = settings::has(SETTING_OUTER_DF) && fits(packet, peer);
-    packet.set_tunnel(Addr4::new(peer.outer), OUTER_TTL, dont_fragment)?;
+    let dont_fragment = settings::has(SETTING_OUTER_DF) && fits::<F>(packet, peer);
+    packet.set_tunnel(peer.outer, OUTER_TTL, dont_fragment)?;
     packet.store(ethernet::offset::DESTINATION, &peer.vtep_mac)?;
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
 }
@@ -34,36 +36,37 @@ pub(super) fn send(packet: &Packet<'_>, peer: &Peer) -> Answer<Outcome> {
 /// Whether the path takes the packet whole, as far as is known. What is larger must not have DF, even if the network's outer
 /// packets have: the kernel would drop it here, and tell nobody but itself.
 #[inline(always)]
-fn fits(packet: &Packet<'_>, peer: &Peer) -> bool {
-    let Ok(ip) = Ipv4::checked(packet, ETHERNET) else { return false };
-    fib::path(packet, peer, tunnel::source_port(packet), segment_length(packet, ETHERNET, &ip)).is_ok()
+fn fits<F: Family>(packet: &Packet<'_>, peer: &Peer<F::Address>) -> bool {
+    let Ok(ip) = F::Header::checked(packet, ETHERNET) else { return false };
+    let length = segment_length::<F>(packet, ETHERNET, &ip);
+    fib::path::<F>(packet, peer, tunnel::source_port(packet), length).is_ok()
 }
 
 /// Checks what the device has decapsulated.
 #[inline(always)]
-pub(super) fn receive(packet: &Packet<'_>) -> Answer<Outcome> {
-    let Some((vni, outer)) = packet.tunnel() else {
+pub(super) fn receive<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+    let Some((vni, outer)) = packet.tunnel::<F::Address>() else {
         // What the tunnel has received always has a key; what has none was handed over by overlay_decap.
-        return receive_unencapsulated(packet, ETHERNET);
+        return receive_unencapsulated::<F>(packet, ETHERNET);
     };
     if vni != settings::vni() {
         return Err(Reason::ForeignVni.into());
     }
     check::known(outer)?;
     // A VLAN tag has been taken off the bytes already, and is the frame's still.
-    if !packet.carries(ETHERTYPE_IPV4) {
-        return Err(Reason::NotIpv4.into());
+    if !packet.carries(F::ETHERTYPE) {
+        return Err(F::OTHER_INSIDE.into());
     }
-    if !packet.pull(ETHERNET + IPV4) {
+    if !packet.pull(ETHERNET + F::HEADER) {
         return Err(Reason::Malformed.into());
     }
     let destination: [u8; 6] = packet.read(ethernet::offset::DESTINATION).ok_or(Reason::Malformed)?;
-    let header = Ipv4::read(packet, ETHERNET).ok_or(Reason::Malformed)?;
+    let header = F::Header::read(packet, ETHERNET).ok_or(Reason::Malformed)?;
     may_send(outer, header.source())?;
     if destination != settings::vtep_mac() {
         return Err(Reason::WrongVtepMac.into());
     }
-    if !settings::in_subnet(header.destination()) {
+    if !header.destination().in_subnet() {
         return Err(Reason::NotOurSubnet.into());
     }
     Ok(Outcome::Carried(TC_ACT_UNSPEC))

@@ -1,37 +1,40 @@
-//! Bare IPv4 in UDP over IPv4, as flannel's udp backend sends it.
+//! A bare IP packet in UDP over IP, as flannel's udp backend sends it.
 use overlay_common::{
     Peer, Reason,
-    wire::{DATAGRAM, ETHERNET, IPV4},
+    wire::{ETHERNET, UDP},
 };
 
 use super::outer;
 use crate::{
     check,
     frame::Frame,
-    ipv4::{FORWARDED, Ipv4},
+    ip::{Family, Header as _},
     packet::Packet,
     verdict::{Answer, Exit},
 };
 
-/// Bytes that encapsulation adds to a packet.
-pub(crate) const LENGTH: usize = DATAGRAM;
-
 /// All that is written of a frame behind its Ethernet header.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Headers {
-    outer: [u8; DATAGRAM],
-    inner: [u8; FORWARDED],
+struct Headers<F: Family> {
+    outer: F::Datagram,
+    inner: F::Forwarded,
+}
+
+/// Bytes that encapsulation adds to a packet.
+#[inline(always)]
+pub(crate) const fn length<F: Family>() -> usize {
+    F::HEADER + UDP
 }
 
 #[inline(always)]
-pub(super) fn parse(frame: &impl Frame, outer: &Ipv4) -> Answer<(Ipv4, u32)> {
-    const INNER: usize = ETHERNET + LENGTH;
-    if !frame.pull(INNER + IPV4) {
+pub(super) fn parse<F: Family>(frame: &impl Frame, outer: &F::Header) -> Answer<(F::Header, u32)> {
+    let inner = const { ETHERNET + length::<F>() };
+    if !frame.pull(inner + F::HEADER) {
         check::known(outer.source())?;
         return Err(Reason::Malformed.into());
     }
-    match check::sender(frame, INNER, outer) {
+    match check::sender::<F>(frame, inner, outer) {
         // Datagrams that GRO has merged (rx-gro-list, rx-udp-gro-forwarding): the socket takes them apart again.
         Err(Reason::TrailingBytes) if frame.gso_size() != 0 => Err(Exit::NotOurs),
         sent => Ok(sent?),
@@ -39,45 +42,45 @@ pub(super) fn parse(frame: &impl Frame, outer: &Ipv4) -> Answer<(Ipv4, u32)> {
 }
 
 #[inline(always)]
-pub(super) fn decapsulate(packet: &Packet<'_>, is_unchecked: bool) -> Result<(), Reason> {
+pub(super) fn decapsulate<F: Family>(packet: &Packet<'_>, is_unchecked: bool) -> Result<(), Reason> {
     // What has a checksum may have one that is not finished.
-    let start = if is_unchecked { None } else { packet.read::<[u8; 8]>(ETHERNET + LENGTH) };
+    let start = if is_unchecked { None } else { packet.read::<[u8; 8]>(ETHERNET + length::<F>()) };
     match start {
-        Some(start) => packet.remove_datagram_headers(&start),
-        None => packet.remove_headers(LENGTH),
+        Some(start) => packet.remove_unfinished_headers(length::<F>(), &start),
+        None => packet.remove_headers(length::<F>()),
     }
 }
 
 #[inline(always)]
-pub(super) fn encapsulate(
+pub(super) fn encapsulate<F: Family>(
     packet: &Packet<'_>,
-    inner: &Ipv4,
-    peer: &Peer,
+    inner: &F::Header,
+    peer: &Peer<F::Address>,
     source_port: u16,
 ) -> Result<(), Reason> {
-    let outer = outer(inner, peer, source_port, 0);
-    packet.make_datagram_headroom()?;
-    let mut headers = Headers { outer: [0; DATAGRAM], inner: inner.forwarded() };
-    outer.write(&mut headers.outer);
+    let outer = outer::<F>(inner, peer, source_port, 0);
+    packet.make_datagram_headroom::<F>(length::<F>())?;
+    let mut headers = Headers::<F> { outer: F::BLANK_DATAGRAM, inner: F::forwarded(inner) };
+    F::write_datagram(&outer, &mut headers.outer);
     packet.store(ETHERNET, &headers)
 }
 
 /// Encapsulates a packet without link header, which gets one. The packet in the datagram stays as it is, since the stack has
 /// forwarded it. On [`Reason::HeadroomRefused`] it is as it was.
 #[inline(always)]
-pub(crate) fn encapsulate_forwarded(
+pub(crate) fn encapsulate_forwarded<F: Family>(
     packet: &Packet<'_>,
-    inner: &Ipv4,
-    peer: &Peer,
+    inner: &F::Header,
+    peer: &Peer<F::Address>,
     source_port: u16,
 ) -> Result<(), Reason> {
     // Refused (EALREADY) where the packet is marked as one in a tunnel. One that has come out of ours is marked still: a
     // veth carries the sender's mark over, which a wire does not. Its segmentation knows all it must.
-    if packet.make_datagram_headroom().is_err() {
-        packet.make_datagram_headroom_again()?;
+    if packet.make_datagram_headroom::<F>(length::<F>()).is_err() {
+        packet.make_headroom_again(length::<F>())?;
     }
-    let mut headers = [0; DATAGRAM];
-    outer(inner, peer, source_port, 0).write(&mut headers);
+    let mut headers = F::BLANK_DATAGRAM;
+    F::write_datagram(&outer::<F>(inner, peer, source_port, 0), &mut headers);
     packet.make_link_header()?;
     packet.store(ETHERNET, &headers)
 }

@@ -9,13 +9,13 @@ use aya_ebpf::{
 };
 use overlay_common::{Reason, StripMark, checksum, header::ethernet, wire::ETHERNET};
 
-use crate::{count::Size, decap, frame::Frame, packet, settings, tunnel};
+use crate::{count::Size, decap, frame::Frame, ip::Family, packet, settings, tunnel};
 
 /// A frame at an XDP hook. Its Ethernet header is at offset 0.
 pub(crate) struct XdpFrame<'a> {
     ctx: &'a XdpContext,
     length: u32,
-    is_unencapsulated: bool,
+    outer_length: usize,
 }
 
 impl Frame for XdpFrame<'_> {
@@ -79,12 +79,13 @@ impl Frame for XdpFrame<'_> {
 
 impl<'a> XdpFrame<'a> {
     #[inline(always)]
-    pub(crate) fn new(ctx: &'a XdpContext) -> Self {
+    pub(crate) fn new<F: Family>(ctx: &'a XdpContext) -> Self {
         // SAFETY: the context pointer the kernel gave. Counts the fragments that a large frame has behind its first buffer.
         let length = unsafe { bpf_xdp_get_buff_len(ctx.as_ptr().cast()) } as u32;
-        let frame = Self { ctx, length, is_unencapsulated: false };
+        let frame = Self { ctx, length, outer_length: 0 };
         // Asked now: later the frame may begin elsewhere.
-        Self { is_unencapsulated: decap::is_unencapsulated(&frame), ..frame }
+        let is_unencapsulated = decap::is_unencapsulated::<F>(&frame);
+        Self { outer_length: if is_unencapsulated { 0 } else { tunnel::length::<F>() }, ..frame }
     }
 
     #[inline(always)]
@@ -95,8 +96,8 @@ impl<'a> XdpFrame<'a> {
     /// The packet, and its inner bytes.
     #[inline(always)]
     pub(crate) fn size(&self) -> Size {
-        let outer_length = if self.is_unencapsulated { 0 } else { tunnel::length() };
-        Size { packets: 1, bytes: u64::from(self.length).saturating_sub((ETHERNET + outer_length) as u64) }
+        let headers = ETHERNET + self.outer_length;
+        Size { packets: 1, bytes: u64::from(self.length).saturating_sub(headers as u64) }
     }
 
     /// Moves the frame's beginning, so that the packet lies right behind an Ethernet header. On refusal the frame is as it
@@ -122,13 +123,13 @@ impl<'a> XdpFrame<'a> {
 
     /// Writes the strip mark into the space in front of the frame.
     #[inline(always)]
-    pub(super) fn write_mark(&self, mark: StripMark) -> Result<(), Reason> {
+    pub(super) fn write_mark<A: Copy>(&self, mark: StripMark<A>) -> Result<(), Reason> {
         let start = self.ctx.metadata();
-        if start + size_of::<StripMark>() > self.ctx.metadata_end() {
+        if start + size_of::<StripMark<A>>() > self.ctx.metadata_end() {
             return Err(Reason::Failed);
         }
         // SAFETY: between data_meta and data (checked above, which is what the verifier needs to see).
-        unsafe { (start as *mut StripMark).write_unaligned(mark) };
+        unsafe { (start as *mut StripMark<A>).write_unaligned(mark) };
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use aya::{Ebpf, maps::MapError};
 use ipnet::IpNet;
 use log::{info, warn};
 use nix::{errno::Errno, ifaddrs::getifaddrs};
-use overlay_common::{Addr4, ENDPOINT_PINNED, Settings};
+use overlay_common::{ENDPOINT_PINNED, Settings};
 use tokio::sync::watch;
 
 use super::{
@@ -86,7 +86,7 @@ impl EbpfDatapath {
             layouts::move_links(older, &options.pins)?;
         }
         let taken = tables.peers.entries()?.into_iter();
-        let taken = taken.map(|(base, peer)| (Addr4::new(base.octets()), peer.slot, peer.outer));
+        let taken = taken.map(|(base, peer)| (base.into(), peer.slot, peer.outer));
         let slots = Slots::new(options.max_peers, taken);
         vteps::mend(&mut tables, &slots)?;
         tables.mend_indexes()?;

@@ -1,4 +1,4 @@
-//! When a noted connection may be forgotten: not before the stack's connection tracking has forgotten it.
+//! When a stack flow may be removed: not before the stack's connection tracking has forgotten its connection.
 use std::{fs, net::Ipv4Addr, time::Duration};
 
 use log::debug;
@@ -127,10 +127,10 @@ pub fn note(
     protocol: u8,
     answered: bool,
 ) -> Result<(), DatapathError> {
-    let end = |(address, port): (Ipv4Addr, u16)| (Addr4::new(address.octets()), port.to_be_bytes());
+    let end = |(address, port): (Ipv4Addr, u16)| (Addr4::from(address), port.to_be_bytes());
     let (source, destination) = (end(from), end(to));
     let key = FlowKey::new(source.0, destination.0, [source.1, destination.1], protocol);
-    let first = if key.addresses[0] == source.0.octets { FLOW_FORWARD } else { FLOW_BACKWARD };
+    let first = if key.addresses[0] == source.0 { FLOW_FORWARD } else { FLOW_BACKWARD };
     let state = if answered { FLOW_FORWARD | FLOW_BACKWARD } else { first };
     let flow = Flow { seen_ns: now()?.as_nanos() as u64, state, reserved: 0 };
     flows.insert(key, flow).map_err(|error| DatapathError::failed("note a connection", &error))

@@ -63,11 +63,11 @@ impl Entry for Peer {
     }
 
     fn exists(&self) -> bool {
-        self.outer != [0; 4]
+        self.outer != Addr4::default()
     }
 
     fn hidden(self) -> Self {
-        Self { outer: [0; 4], ..self }
+        Self { outer: Addr4::default(), ..self }
     }
 }
 
@@ -196,7 +196,7 @@ impl<V: Entry> Indexed<V> {
     pub fn entries(&self) -> Result<BTreeMap<Ipv4Addr, V>, DatapathError> {
         self.table
             .iter()
-            .map(|entry| entry.map(|(key, value)| (Ipv4Addr::from(key.octets), value)))
+            .map(|entry| entry.map(|(key, value)| (key.into(), value)))
             .collect::<Result<_, _>>()
             .map_err(|error| DatapathError::failed(format!("read the table of {}", V::PLURAL), &error))
     }
@@ -222,14 +222,14 @@ impl<V: Entry> Index<V> {
     }
 
     fn mend(&mut self, entries: &BTreeMap<Ipv4Addr, V>) -> Result<usize, MapError> {
-        let is_stale = |key: &&Addr4| !entries.contains_key(&key.octets.into());
+        let is_stale = |key: &&Addr4| !entries.contains_key(&Ipv4Addr::from(**key));
         let stale: Vec<_> = self.placed.iter().filter(is_stale).copied().collect();
         for key in &stale {
             self.remove(*key)?;
         }
         let mut put = 0;
         for (key, value) in entries {
-            let key = Addr4::new(key.octets());
+            let key = Addr4::from(*key);
             if !self.holds(key, value) {
                 self.put(key, *value)?;
                 put += 1;

@@ -8,6 +8,5 @@ use crate::model::addr::ipv4;
 
 /// The key of an address, for what `action` is to do.
 pub(super) fn key(address: IpAddr, action: impl FnOnce() -> String) -> Result<Addr4, DatapathError> {
-    let address = ipv4(address).map_err(|error| DatapathError::failed(action(), &error))?;
-    Ok(Addr4::new(address.octets()))
+    ipv4(address).map(Addr4::from).map_err(|error| DatapathError::failed(action(), &error))
 }

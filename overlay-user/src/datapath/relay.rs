@@ -141,8 +141,8 @@ fn put_headers(packet: &mut [u8], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     let payload = packet.len().saturating_sub(DATAGRAM) as u32;
     if let Some(headers) = packet.first_chunk_mut() {
         let outer = Outer {
-            source: from.0.octets(),
-            destination: to.0.octets(),
+            source: from.0.into(),
+            destination: to.0.into(),
             tos: 0,
             identification: 0,
             dont_fragment: false,

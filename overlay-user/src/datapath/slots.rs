@@ -1,5 +1,5 @@
-//! Which peer has which counter slot and underlay address, as the agent wrote it: so that neither adding nor removing a peer
-//! has to read the whole table again, or to believe it.
+//! The slot and the underlay address of each peer, as the agent wrote them, so that a change of a peer needs neither to read
+//! the whole table again nor to trust it.
 use std::collections::{BTreeMap, BTreeSet};
 
 use overlay_common::Addr4;
@@ -9,14 +9,14 @@ use overlay_common::Addr4;
 pub(super) struct Slots {
     free: BTreeSet<u32>,
     /// Slot and underlay address by the base address of the peer's subnet.
-    by_base: BTreeMap<Addr4, (u32, [u8; 4])>,
+    by_base: BTreeMap<Addr4, (u32, Addr4)>,
     /// Slots by underlay address; a host that holds several subnets has several.
-    by_outer: BTreeMap<[u8; 4], BTreeSet<u32>>,
+    by_outer: BTreeMap<Addr4, BTreeSet<u32>>,
 }
 
 impl Slots {
     /// `capacity` slots, of which `taken` are in use by these subnets and addresses.
-    pub(super) fn new(capacity: u32, taken: impl IntoIterator<Item = (Addr4, u32, [u8; 4])>) -> Self {
+    pub(super) fn new(capacity: u32, taken: impl IntoIterator<Item = (Addr4, u32, Addr4)>) -> Self {
         let mut slots = Self { free: (0..capacity).collect(), ..Self::default() };
         for (base, slot, outer) in taken {
             slots.take(slot, outer);
@@ -26,12 +26,12 @@ impl Slots {
     }
 
     /// Slot and underlay address of the peer with this subnet.
-    pub(super) fn of(&self, base: Addr4) -> Option<(u32, [u8; 4])> {
+    pub(super) fn of(&self, base: Addr4) -> Option<(u32, Addr4)> {
         self.by_base.get(&base).copied()
     }
 
     /// The peer with this subnet is in the table so.
-    pub(super) fn assign(&mut self, base: Addr4, slot: u32, outer: [u8; 4]) {
+    pub(super) fn assign(&mut self, base: Addr4, slot: u32, outer: Addr4) {
         self.by_base.insert(base, (slot, outer));
     }
 
@@ -42,11 +42,11 @@ impl Slots {
 
     /// Every underlay address, with a slot of its.
     pub(super) fn addresses(&self) -> impl Iterator<Item = (Addr4, u32)> {
-        self.by_outer.iter().filter_map(|(outer, slots)| Some((Addr4::new(*outer), *slots.first()?)))
+        self.by_outer.iter().filter_map(|(outer, slots)| Some((*outer, *slots.first()?)))
     }
 
     /// Whether some peer is at this underlay address.
-    pub(super) fn knows(&self, outer: [u8; 4]) -> bool {
+    pub(super) fn knows(&self, outer: Addr4) -> bool {
         self.by_outer.contains_key(&outer)
     }
 
@@ -56,13 +56,13 @@ impl Slots {
     }
 
     /// `slot` is in use by the peer at `outer`.
-    pub(super) fn take(&mut self, slot: u32, outer: [u8; 4]) {
+    pub(super) fn take(&mut self, slot: u32, outer: Addr4) {
         self.free.remove(&slot);
         self.by_outer.entry(outer).or_default().insert(slot);
     }
 
     /// `slot` is not in use by the peer at `outer` any more; returns another slot of that address, if it has one.
-    pub(super) fn leave(&mut self, slot: u32, outer: [u8; 4]) -> Option<u32> {
+    pub(super) fn leave(&mut self, slot: u32, outer: Addr4) -> Option<u32> {
         let slots = self.by_outer.get_mut(&outer)?;
         slots.remove(&slot);
         let other = slots.first().copied();
@@ -84,11 +84,11 @@ mod tests {
 
     #[test]
     fn slots_are_reused_lowest_first_and_addresses_counted() {
-        let (a, b) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let (a, b) = (Addr4::new([10, 0, 0, 1]), Addr4::new([10, 0, 0, 2]));
         let base = |third| Addr4::new([10, 244, third, 0]);
         let mut slots = Slots::new(4, [(base(1), 0, a), (base(2), 2, a)]);
         assert_eq!((slots.of(base(2)), slots.of(base(3))), (Some((2, a)), None));
-        assert_eq!(slots.addresses().collect::<Vec<_>>(), [(Addr4::new(a), 0)]);
+        assert_eq!(slots.addresses().collect::<Vec<_>>(), [(a, 0)]);
         assert_eq!(slots.lowest(), Some(1));
         slots.take(1, b);
         assert_eq!(slots.lowest(), Some(3));

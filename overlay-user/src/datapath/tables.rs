@@ -186,7 +186,7 @@ impl Tables {
 
 /// A peer as `PEERS` holds it, with its counters at `slot`.
 pub(super) fn peer_entry(peer: &domain::Peer, slot: u32) -> Result<Peer, OtherFamily> {
-    let (outer, vtep_mac) = (ipv4(peer.public_ip)?.octets(), peer.vtep_mac.unwrap_or(NO_MAC).0);
+    let (outer, vtep_mac) = (ipv4(peer.public_ip)?.into(), peer.vtep_mac.unwrap_or(NO_MAC).0);
     Ok(Peer { outer, vtep_mac, reserved: Default::default(), slot })
 }
 

@@ -1,4 +1,4 @@
-//! How a host comes by its subnet: by flannel's rules (docs/etcd.md), except that a lost race is tried again, and that a
+//! How a host gets its subnet and keeps it: by flannel's rules (docs/etcd.md), except that a lost race is tried again and a
 //! reservation stays a reservation.
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Keeps this host's own lease: renews it, takes it back if somebody deletes it, and never gives it up.
+//! The local lease once this host has it: it is kept alive, claimed again when somebody deletes it, and never given up.
 mod status;
 
 use std::time::Duration;

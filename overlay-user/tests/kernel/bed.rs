@@ -1,4 +1,4 @@
-//! The bed of the kernel rung: one host's programs and maps, and what they make of a frame.
+//! What the tests of the kernel rung work on: one host's programs and maps, and what they make of a frame.
 use aya::{
     Ebpf, Pod, TestRunResult,
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},
@@ -71,7 +71,7 @@ pub fn with_each_way_to_find(test: impl Fn(&mut Bed, [u8; 4]) + Send + Sync) {
         (settings.subnet, settings.subnet_mask, settings.host_bits) = (NETWORK, [255, 254, 0, 0], 17);
     };
     with_settings(large, |bed| {
-        let peer = Peer { outer: PEER, vtep_mac: PEER_VTEP_MAC, ..Peer::default() };
+        let peer = Peer { outer: Addr4::new(PEER), vtep_mac: PEER_VTEP_MAC, ..Peer::default() };
         bed.tables.peers.put(Addr4::new([10, 246, 0, 0]), peer).unwrap();
         test(bed, [10, 247, 255, 7]);
     });
@@ -140,7 +140,7 @@ impl Bed {
                 .enumerate()
         {
             let slot = slot as u32;
-            let peer = Peer { outer, vtep_mac, reserved: [0; 2], slot };
+            let peer = Peer { outer: Addr4::new(outer), vtep_mac, reserved: [0; 2], slot };
             tables.peers.put(Addr4::new(subnet), peer).unwrap();
             tables.vteps.insert(Addr4::new(outer), Vtep { slot }, 0).unwrap();
         }

@@ -1,9 +1,9 @@
 //! Container to underlay: every branch of `overlay_encap` and `overlay_bridge`.
 use overlay_common::{
-    FLOW_CLOSING,
+    Addr4, FLOW_CLOSING,
     Hook::Encap,
     Reason, SETTING_OUTER_DF, SETTING_STACK_ONLY,
-    wire::{DATAGRAM, ETHERNET, INNER, OVERHEAD, Outer, Vxlan},
+    wire::{DATAGRAM, ETHERNET, ETHERTYPE_IPV4, INNER, OVERHEAD, Outer, Vxlan},
 };
 
 use super::bed::*;
@@ -32,8 +32,8 @@ fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
         let port = u16::from_be_bytes([frame[34], frame[35]]);
         assert!(port >= 49152, "{port}");
         let expected = Outer {
-            source: LOCAL,
-            destination: PEER,
+            source: Addr4::new(LOCAL),
+            destination: Addr4::new(PEER),
             tos: 0,
             identification: u16::from_be_bytes([frame[18], frame[19]]),
             dont_fragment: false,
@@ -41,7 +41,8 @@ fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
             port: PORT.to_be_bytes(),
             payload: (OVERHEAD - DATAGRAM + packet.len()) as u32,
         };
-        let vxlan = Vxlan { vni: VNI, destination_mac: PEER_VTEP_MAC, source_mac: VTEP_MAC };
+        let ethertype = ETHERTYPE_IPV4;
+        let vxlan = Vxlan { vni: VNI, destination_mac: PEER_VTEP_MAC, source_mac: VTEP_MAC, ethertype };
         // Whatever is left unwritten shows.
         let mut headers = [0xa5; OVERHEAD];
         expected.write(headers.first_chunk_mut().unwrap());

@@ -77,7 +77,10 @@ fn a_full_table_of_flows_is_counted_and_nothing_is_dropped() {
     with_bed(|bed| {
         let mut inserted = 0u32;
         loop {
-            let key = FlowKey { addresses: [[9; 4], inserted.to_be_bytes()], ..FlowKey::default() };
+            let key = FlowKey {
+                addresses: [Addr4::new([9; 4]), Addr4::new(inserted.to_be_bytes())],
+                ..FlowKey::default()
+            };
             if bed.tables.flows.insert(key, overlay_common::Flow::default()).is_err() {
                 break;
             }

@@ -1,4 +1,4 @@
-//! Bare IPv4 in UDP, underlay to container: the judgement, at TC and at XDP alike, and what is handed over to overlay0.
+//! Bare IPv4 in UDP, underlay to container: the classification, at TC and at XDP alike, and what is handed over to overlay0.
 use overlay_common::{
     Addr4,
     Hook::{Decap, Xdp},
@@ -58,7 +58,7 @@ fn a_frame_of_flannels_udp_backend_is_understood() {
             (settings.local, settings.subnet) = (PEER, [10, 244, 31, 0]);
         },
         |bed| {
-            let peer = Peer { outer: LOCAL, slot: 2, ..Peer::default() };
+            let peer = Peer { outer: Addr4::new(LOCAL), slot: 2, ..Peer::default() };
             bed.tables.peers.put(Addr4::new([10, 244, 66, 0]), peer).unwrap();
             bed.learn([10, 244, 31, 2], bed.container);
             let outcome = bed.take_in(&frame);

@@ -1,5 +1,5 @@
-//! What the agent costs and how fast it is with many peers: a real agent on a lab host, a real etcd, and leases of hosts that
-//! are not there. Measured from outside, by the maps and /proc.
+//! What the agent costs and how fast it is with many peers: a real agent on a host of the lab, a real etcd, and leases
+//! of hosts that do not exist. It is measured from outside, by the maps and by /proc.
 use std::{
     path::{Path, PathBuf},
     thread,
@@ -28,71 +28,71 @@ pub mod samples;
 /// What is measured, and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Other hosts.
+    /// How many other hosts there are.
     pub peers: u32,
-    /// Single changes.
+    /// How many single changes are made.
     pub changes: u32,
-    /// Cold starts.
+    /// How many cold starts are made.
     pub starts: u32,
-    /// How long the agent is watched at rest, and at a steady rate of changes.
+    /// How long the agent is watched at rest, and how long at a steady rate of changes.
     pub watch: Duration,
-    /// Changes per second then.
+    /// How many changes there are per second at that rate.
     pub rate: u32,
 }
 
 impl Plan {
-    /// For the record.
+    /// The plan for figures that are recorded.
     pub const FULL: Self =
         Self { peers: 10_000, changes: 1000, starts: 5, watch: Duration::from_secs(10), rate: 1000 };
-    /// For a look, of the same quantities: within 12 seconds.
+    /// The plan for a quick look, which takes 12 seconds and has the same quantities.
     pub const QUICK: Self = Self { changes: 100, starts: 2, watch: Duration::from_secs(3), ..Self::FULL };
 }
 
-/// What came out.
+/// The figures that were measured.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Other hosts.
+    /// How many other hosts there are.
     pub peers: u32,
     /// Every cold start, in milliseconds.
     pub cold_starts: Vec<ColdStart>,
-    /// From etcd's answer to the map entry, all kinds of changes together.
+    /// The time from etcd's answer to the map entry, for all kinds of changes together.
     pub change: Percentiles,
-    /// The same from asking etcd: some changes are in the map before etcd's answer is here.
+    /// The time from the request to etcd, because some changes are in the map before etcd's answer arrives.
     pub change_from_asking: Percentiles,
-    /// A lease that was not there.
+    /// The time for a lease that is new.
     pub change_comes: Percentiles,
-    /// A lease with other addresses in it.
+    /// The time for a lease whose addresses change.
     pub change_moves: Percentiles,
-    /// A lease that is deleted.
+    /// The time for a lease that is deleted.
     pub change_leaves: Percentiles,
     /// The agent's memory after the last cold start.
     pub memory_at_rest: Memory,
-    /// The same after all changes.
+    /// The agent's memory after all changes.
     pub memory_after_changes: Memory,
-    /// The network's maps.
+    /// The sizes of the network's maps.
     pub maps: Vec<MapSize>,
     /// CPU time at rest, in percent of one CPU.
     pub cpu_at_rest_percent: f64,
     /// CPU time while changes come steadily, in percent of one CPU.
     pub cpu_at_rate_percent: f64,
-    /// How many came per second then.
+    /// How many changes came per second then.
     pub rate: f64,
     /// How long after etcd's last answer the maps showed all of them, in milliseconds.
     pub rate_behind_ms: f64,
 }
 
-/// From the command that starts the agent, in milliseconds. Nothing is pinned, and the host has no lease.
+/// Times in milliseconds from the command that starts the agent. Nothing is pinned then, and the host has no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ColdStart {
-    /// Until the maps are there: the lease is acquired by then.
+    /// The time until the maps exist; the lease is acquired by then.
     pub maps_ms: f64,
-    /// Until the last peer is in the map.
+    /// The time until the last peer is in the map.
     pub last_peer_ms: f64,
-    /// From reading back what was in force to the last write, as the agent itself says.
+    /// The time from reading back what was in force to the last write, as the agent itself reports it.
     pub first_apply_ms: f64,
 }
 
-/// The switch, an etcd, one host. They end in this order.
+/// The switch, an etcd, and one host. When it is dropped, they end in this order.
 struct Bed<'a> {
     agent: Option<Agent>,
     leases: Leases,
@@ -101,7 +101,7 @@ struct Bed<'a> {
     binary: &'a Path,
 }
 
-/// Measures everything; `said` hears what is under way.
+/// Measures everything. `said` is told what is being done.
 pub fn measure(binary: &Path, plan: &Plan, mut said: impl FnMut(&str)) -> Result<Report> {
     let lab = Lab::new(lab::Options { hosts: 1, ..lab::Options::default() })?;
     let mut store = Store::etcd(&lab)?;
@@ -170,7 +170,7 @@ impl Bed<'_> {
         format!("the agent's last lines:\n{}", self.lab.host(0).agent_log_tail())
     }
 
-    /// Takes away what an earlier agent left, here and in etcd, and starts one.
+    /// Removes what an earlier agent left, here and in etcd, and starts an agent.
     fn cold_start(&mut self, peers: u32) -> Result<ColdStart> {
         let host = self.lab.host(0).clone();
         if let Some(agent) = self.agent.take() {
@@ -181,9 +181,9 @@ impl Bed<'_> {
             let deleted = self.store.as_etcd()?.ctl(&["del", &key])?;
             ensure!(deleted.trim() == "1", "the host's own lease {key} was not there");
         }
-        // Room for those that come later, too.
-        let room = (peers + 1000).to_string();
-        let options = self.store.arguments().iter().map(String::as_str).chain(["--max-peers", &room]);
+        // The tables must have space for later peers, too.
+        let table_size = (peers + 1000).to_string();
+        let options = self.store.arguments().iter().map(String::as_str).chain(["--max-peers", &table_size]);
         let options: Vec<_> = options.collect();
 
         let started = Instant::now();
@@ -206,7 +206,7 @@ impl Bed<'_> {
         })
     }
 
-    /// The map of peers, once the agent has pinned it.
+    /// Waits until the agent has pinned its map of peers, and opens it.
     fn appear(&mut self) -> Result<Peers> {
         let pin = self.pins().join("peers");
         map::poll("the agent's maps", Duration::from_micros(200), || {
@@ -218,7 +218,7 @@ impl Bed<'_> {
     }
 }
 
-/// Does `work`, and says what part of one CPU the process used meanwhile, in percent.
+/// Does `work`, and returns the CPU time that the process used meanwhile, in percent of one CPU.
 fn busy<T>(pid: u32, work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
     let (before, started) = (cpu_time(pid)?, Instant::now());
     let done = work()?;

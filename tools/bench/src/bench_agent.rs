@@ -1,4 +1,4 @@
-//! `cargo xtask bench-agent`: how fast and how large the agent is with many peers, as a table beside the targets.
+//! `cargo xtask bench-agent`: how fast and how large the agent is with many peers, as a table with the targets.
 use anyhow::Result;
 use clap::Args;
 use overlay_bench::agent::{self, Plan, Report, peer, samples::Percentiles};
@@ -12,10 +12,10 @@ pub(crate) struct AgentOptions {
     /// How many changes are made one at a time.
     #[arg(long, default_value_t = Plan::FULL.changes, value_parser = clap::value_parser!(u32).range(3..))]
     changes: u32,
-    /// How many cold starts.
+    /// How many cold starts are made.
     #[arg(long, default_value_t = Plan::FULL.starts, value_parser = clap::value_parser!(u32).range(1..))]
     starts: u32,
-    /// Prints the figures as JSON, and no progress.
+    /// Prints the figures as JSON instead of the progress and the table.
     #[arg(long)]
     json: bool,
 }
@@ -70,7 +70,7 @@ fn show(report: &Report) {
         mib(rest.resident_kib),
         mib(rest.anonymous_kib),
         mib(rest.peak_kib),
-        // 30 MB, as /proc counts.
+        // The target is 30 MB; /proc counts in KiB.
         target(rest.resident_kib as f64 * 1.024 / 1000.0, 30.0, "MB")
     );
     println!(
@@ -86,7 +86,7 @@ fn show(report: &Report) {
         weight(report.maps.iter().map(|map| map.bytes).sum())
     );
     for map in &report.maps {
-        println!("| ... {} (room for {}) | {:.2} MiB | |", map.name, map.max_entries, weight(map.bytes));
+        println!("| ... {} (of {} entries) | {:.2} MiB | |", map.name, map.max_entries, weight(map.bytes));
     }
     println!("| CPU at rest | {:.2} % of one | |", report.cpu_at_rest_percent);
     println!(

@@ -6,7 +6,7 @@ use overlay_bench::measure;
 
 mod bench_agent;
 
-/// How fast and how large it is.
+/// Measures how fast the overlay is and how large.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -16,9 +16,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measures ours beside a bare route, the kernel's VXLAN device and a userspace relay; and the agent with 10,000 peers.
+    /// Compares our networks with a bare route, the kernel's VXLAN device and a userspace relay; also measures the
+    /// agent with 10,000 peers.
     Bench(measure::BenchOptions),
-    /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
+    /// Measures the agent with many peers: cold start, single changes, memory, CPU.
     BenchAgent(bench_agent::AgentOptions),
 }
 

@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: networks between two containers side by side, every measure taken from one after the other, round by
-//! round, so that what else the machine does hits all of them alike; and the agent, once.
+//! `cargo xtask bench`: networks between two containers side by side. Every quantity is measured on one network after
+//! the other, round by round, so that everything else that the machine does affects all of them alike. The agent is
+//! measured once.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -38,7 +39,7 @@ mod run;
 mod statistics;
 mod streams;
 
-/// Runs it all, writes the results, prints the tables. Fails, after that, if a case had no figure to give.
+/// Runs everything, writes the results, and prints the tables. It fails after that if a case has no figure.
 pub fn bench(options: &BenchOptions) -> Result<()> {
     let folder = options.out.clone().unwrap_or_else(|| project::target().join("bench"));
     if let Some(file) = &options.draw {
@@ -47,7 +48,7 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
         return plots::draw(&results, &folder)
             .with_context(|| format!("draw plots into {}", folder.display()));
     }
-    // Before half an hour of measuring.
+    // A file that cannot be read must be noticed before half an hour of measuring.
     let old = options.compare.as_deref().map(Results::read).transpose()?;
     let program = build_program()?;
     let agent = options.groups().contains(&Group::Agent).then(project::build_release).transpose()?;
@@ -86,8 +87,8 @@ fn empty(options: &BenchOptions) -> Result<Results> {
     Ok(Results { form: FORM, machine, rounds, quick: options.quick, measures: Vec::new() })
 }
 
-/// Builds overlay-frames, and returns its path. Not optimised, as the agent: between thousands of frames, which are the
-/// kernel's and its own program's, it does next to nothing.
+/// Builds overlay-frames and returns its path. It is not optimised, like the agent: between thousands of frames, which
+/// the kernel and the BPF program send, it does next to nothing.
 pub fn build_program() -> Result<PathBuf> {
     command::pass_through(&mut project::cargo(&["build", "--package", "overlay-frames"]))?;
     Ok(project::target().join("debug/overlay-frames"))

@@ -1,4 +1,4 @@
-//! The benchmark itself: that it runs, and that it notices what would make its figures worthless. No speed is judged here.
+//! The benchmark runs, and it notices what would make its figures worthless. No speed is checked here.
 use std::{fs, time::Duration};
 
 use clap::Parser as _;
@@ -20,7 +20,8 @@ fn run(words: &[&str]) -> anyhow::Result<()> {
     bench(&Arguments::try_parse_from(short.iter().chain(words))?.options)
 }
 
-/// Every measure but the agent's, whose optimised build takes minutes, of few networks; the files; and that a run does not differ from itself.
+/// Measures everything but the agent, whose optimised build takes minutes, on few networks. Checks the files, and that
+/// a run does not differ from itself.
 #[test]
 fn each_measure_has_a_figure() {
     let folder = tempfile::tempdir().unwrap();
@@ -62,7 +63,7 @@ fn each_measure_has_a_figure() {
     assert_eq!(fs::read(folder.path().join("veth.png")).unwrap()[1..4], *b"PNG");
 }
 
-/// Of the agent that tests have: what comes out is plausible, and all of it.
+/// Measures the agent as it is built for tests. All figures must be there, and plausible.
 #[test]
 fn the_agent_has_figures() {
     let overlay = project::build_overlay().unwrap();
@@ -88,7 +89,7 @@ fn a_lost_frame_or_one_that_comes_twice_is_an_error_and_no_figure() {
     let send = || measure::send(&network, &program, Part::Whole, load);
     assert!(send().unwrap().rate() > 0.0);
     let (host, to) = (network.receiver().unwrap(), network.to.address());
-    // Each rule takes two of 32768 frames: the one it counts from, and the one 30000 later.
+    // Each rule affects two of 32768 frames: the one that it begins to count with, and the one 30000 later.
     let lose = "udp dport 9 numgen inc mod 30000 == 0 drop".to_owned();
     let double = format!("udp dport 9 numgen inc mod 30000 == 7 dup to {to} device br0");
     let error_under = |rules: &[&String]| {
@@ -100,7 +101,7 @@ fn a_lost_frame_or_one_that_comes_twice_is_an_error_and_no_figure() {
     };
     assert_eq!(error_under(&[&lose]), "32768 frames were sent, 32766 arrived");
     assert_eq!(error_under(&[&double]), "32768 frames were sent, 32770 arrived");
-    // The count alone would be right.
+    // One frame is lost and another comes twice, so the count alone would be right.
     let both = error_under(&[&double, &lose]);
     assert_eq!(both, "32768 frames were sent, 32768 arrived, but not each once");
 }

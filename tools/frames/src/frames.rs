@@ -1,4 +1,4 @@
-//! Frames sent by live test runs of an XDP program, as fast as one CPU goes, and counted where they arrive.
+//! Frames that are sent by live test runs of an XDP program, as fast as one CPU can, and counted where they arrive.
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -26,33 +26,34 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Deserialize)]
 pub(crate) struct Specification {
-    /// The interface that the frames come from, in the network namespace this program was started in.
+    /// The interface that the frames come from, in the network namespace that this program was started in.
     from: String,
-    /// Up the stack of `from`, as if it had received them; or sent by `from`, to be received by its peer's driver.
+    /// Whether frames go up the stack of `from`, as if it had received them, or are sent by `from` and received by its
+    /// peer's driver.
     way: Way,
     /// The first bytes of each frame: 60, 88 or 110.
     head: Vec<u8>,
-    /// Bytes of each frame, without its checksum.
+    /// Bytes of each frame, without its frame check sequence.
     length: usize,
-    /// Connections that take turns.
+    /// How many connections take turns.
     flows: u32,
-    /// Where their source ports stand.
+    /// Offsets of their source ports.
     ports: [u32; 2],
     first_port: u16,
-    /// Peers that take turns, and what differs between them.
+    /// How many peers take turns, and the addresses that differ between them.
     #[serde(default)]
     peers: u32,
     #[serde(default)]
     varied: Vec<Variation>,
-    /// Where they are counted.
+    /// The interface where the frames are counted.
     to: String,
     to_namespace: PathBuf,
-    /// Frames that are sent in one go, before all of them have arrived; a power of two.
+    /// How many frames are sent in one go before their arrival is waited for. It is a power of two.
     window: u32,
-    /// Whether the kernel counts runs and time of all programs meanwhile (BPF_ENABLE_STATS, Linux 5.8).
+    /// Whether the kernel counts the runs and the time of all programs meanwhile (BPF_ENABLE_STATS, Linux 5.8).
     #[serde(default)]
     statistics: bool,
-    /// Goes on with another, until this has passed.
+    /// How long frames are sent. Another go is begun until this time is over.
     milliseconds: u64,
 }
 
@@ -77,17 +78,17 @@ pub(crate) struct Report {
     arrived: u64,
     /// Whether the numbers that arrived are those that were sent, each once.
     each_once: bool,
-    /// From the first of each go to the arrival of its last, added up: what the kernel takes to start and to end a test
-    /// run, milliseconds, is not the frames'.
+    /// The time from the first frame of each go to the arrival of its last, added up. The milliseconds that the kernel
+    /// takes to start and end a test run are left out.
     nanoseconds: u64,
     /// Length and first bytes of the first frame that arrived.
     first_length: u32,
     first: Vec<u8>,
 }
 
-/// How long frames may be on their way.
+/// How long frames may be under way.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Frames that the kernel sends at once: what a NIC's driver hands up in one poll.
+/// How many frames the kernel sends at once, as a NIC's driver hands them up in one poll.
 const BATCH: u32 = 64;
 
 pub(crate) fn send(specification: &Specification) -> Result<Report> {
@@ -111,7 +112,7 @@ pub(crate) fn send(specification: &Specification) -> Result<Report> {
     cpus.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("pin to CPU 0")?;
 
-    // Ends with this process, however that ends.
+    // The kernel ends this with the process, however that ends.
     let _statistics = specification
         .statistics
         .then(|| enable_stats(Stats::RunTime))
@@ -147,15 +148,15 @@ pub(crate) fn send(specification: &Specification) -> Result<Report> {
     })
 }
 
-/// Whether as many arrived as were sent, with the numbers 0 to `sent` - 1 by their sum: a lost frame and another one that
-/// came twice leave the count as it is, but not the sum.
+/// Whether the numbers 0 to `sent` - 1 have arrived, by their count and their sum. If one frame is lost and another
+/// comes twice, the count is right but not the sum.
 fn each_once(sent: u64, arrived: &Arrived) -> bool {
-    // Wraps as the sum of what arrived does.
+    // The sum wraps as the sum of what arrived does.
     let numbers = (u128::from(sent) * u128::from(sent.saturating_sub(1)) / 2) as u64;
     arrived.frames == sent && arrived.numbers == numbers
 }
 
-/// What had arrived when all had, or when patience ended.
+/// Waits until all frames have arrived or patience ends, and returns what has arrived.
 fn wait(arrived: &PerCpuArray<&MapData, Arrived>, sent: u64) -> Result<Arrived> {
     let started = Instant::now();
     loop {
@@ -203,7 +204,7 @@ fn shape(specification: &Specification) -> Result<Shape> {
     })
 }
 
-/// Sum of an IPv4 header's words, but for its checksum and the address at `field`.
+/// Sum of an IPv4 header's words without its checksum and the address at `field`.
 fn header_sum(head: &[u8], header: u32, field: u32) -> Option<u32> {
     let (at, field) = (usize::try_from(header).ok()?, usize::try_from(field).ok()?);
     let words = head.get(at..at + 20)?.chunks_exact(2).enumerate();
@@ -220,7 +221,7 @@ fn context(from: &str, length: usize) -> Result<[u8; 24]> {
     Ok(context)
 }
 
-/// Attaches the program that counts, for as long as `ebpf` lives.
+/// Attaches the program that counts. It stays attached as long as `ebpf` lives.
 fn attach(ebpf: &mut Ebpf, namespace: &Path, interface: &str) -> Result<()> {
     let program: &mut SchedClassifier =
         ebpf.program_mut("finish").context("no program finish")?.try_into()?;
@@ -244,7 +245,7 @@ fn attach(ebpf: &mut Ebpf, namespace: &Path, interface: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Of four frames that were sent, these numbers arrived.
+    /// Checks four frames that were sent, of which these numbers arrived.
     fn of_four(numbers: &[u64]) -> bool {
         let arrived =
             Arrived { frames: numbers.len() as u64, numbers: numbers.iter().sum(), ..Arrived::default() };
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn a_lost_frame_is_noticed() {
         assert!(!of_four(&[0, 1, 2]));
-        // Number 0 adds nothing to the sum.
+        // The frame of number 0 adds nothing to the sum.
         assert!(!of_four(&[1, 2, 3]));
     }
 

@@ -1,5 +1,5 @@
-//! `overlay-frames SPECIFICATION`: what of the benchmark takes BPF. The specification is JSON, and so is the answer; `cargo
-//! xtask bench` writes the one and reads the other.
+//! `overlay-frames SPECIFICATION`: the parts of the benchmark that need BPF. The specification and the answer are JSON;
+//! `cargo xtask bench` writes the one and reads the other.
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 

@@ -1,4 +1,4 @@
-//! Peers by the thousand, written straight into a network's pinned maps.
+//! Thousands of peers, written directly into a network's pinned maps.
 use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Specification {
     /// Where the network's maps are pinned.
     pins: PathBuf,
-    /// The whole overlay's base address.
+    /// Base address of the whole overlay.
     network: Ipv4Addr,
-    /// How many.
+    /// How many peers.
     count: u32,
-    /// The first one's subnet.
+    /// Subnet of the first peer.
     subnet: Ipv4Addr,
-    /// Addresses in each subnet.
+    /// How many addresses each subnet has.
     step: u32,
-    /// The first one's underlay address; the others' follow.
+    /// Underlay address of the first peer; those of the others follow it.
     outer: Ipv4Addr,
     vtep_mac: [u8; 6],
 }
@@ -43,17 +43,16 @@ pub(crate) fn fill(specification: &Specification) -> Result<Filled> {
     for index in 0..*count {
         let base = u32::from(*subnet) + index * step;
         let key = Addr4::new(base.to_be_bytes());
-        let outer = (u32::from(*outer) + index).to_be_bytes();
-        // Slot 0 is the real peer's. Each has its own, as in life: cache lines of the counters are part of the cost.
+        let outer = Addr4::new((u32::from(*outer) + index).to_be_bytes());
+        // Slot 0 is the real peer's. Each peer has a slot of its own, as under an agent, because the cache lines of the
+        // counters are part of the cost.
         let slot = index + 1;
         let peer = Peer { outer, vtep_mac: *vtep_mac, slot, ..Peer::default() };
         peers.insert(key, peer, 0).with_context(|| format!("write peer {index} of {count}"))?;
         by_number
             .set((base - u32::from(*network)) / step, peer, 0)
             .with_context(|| format!("write peer {index} of {count} into the programs' index"))?;
-        vteps
-            .insert(Addr4::new(outer), Vtep { slot }, 0)
-            .with_context(|| format!("write vtep {index} of {count}"))?;
+        vteps.insert(outer, Vtep { slot }, 0).with_context(|| format!("write vtep {index} of {count}"))?;
     }
     Ok(Filled { peers: *count })
 }

@@ -1,4 +1,5 @@
-//! A wire between two interfaces: what arrives at one leaves by the other, past any bridge they are ports of.
+//! A wire between two interfaces: what arrives at one leaves by the other, without passing a bridge that they are ports
+//! of.
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -11,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Deserialize)]
 pub(crate) struct Specification {
-    /// Its ends, in the network namespace this program was started in.
+    /// The interfaces at its ends, in the network namespace that this program was started in.
     interfaces: [String; 2],
-    /// Where the programs' links are pinned: the wire is there as long as they are.
+    /// Where the programs' links are pinned. The wire exists as long as they do.
     pins: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! Every frame is counted: the programs' reasons and the kernel's own counters, against the rules.
+//! The account of all frames: the programs' reasons and the kernel's own counters must agree with the rules.
 use std::collections::BTreeMap;
 
 use overlay_common::{Hook, Reason, Verdict};
@@ -9,7 +9,7 @@ use crate::{
     twins::{Counted, Delivered},
 };
 
-/// Where frames ended, and what does not add up.
+/// Where the frames ended, and what does not add up.
 #[derive(Debug, Default)]
 pub(crate) struct Account {
     pub(crate) ended: BTreeMap<String, u64>,
@@ -20,7 +20,8 @@ pub(crate) struct Account {
 type Reading = (Counted, KernelCounters);
 
 impl Account {
-    /// Compares what was counted between two readings with what the rules say about the frames sent in between.
+    /// Compares what was counted between two readings with what the rules say about the frames that were sent in
+    /// between.
     pub(crate) fn of(fates: &[&Fate], sent: &Delivered, before: &Reading, after: &Reading) -> Self {
         let mut account = Self::default();
         let counted = |hook, reason| {
@@ -30,18 +31,20 @@ impl Account {
         let total =
             |count: &dyn Fn(&Fate) -> usize| fates.iter().map(|fate| count(fate)).sum::<usize>() as i64;
         let marks = sent.marks as i64;
-        // A connection that the stack has carried a packet of stays the stack's: the rules know frames, not their past.
-        let noted = counted(Hook::Decap, Reason::StackFlow);
+        // A connection that the stack has carried a packet of is a stack flow. The rules know only frames, not what
+        // came before.
+        let stack_flows = counted(Hook::Decap, Reason::StackFlow);
         let kernel = after.1.since(&before.1);
         let is = |name: &str| kernel.get(name);
         let ends = |end: End| total(&|fate| fate.ends.iter().filter(|is| **is == end).count());
-        // Of those connections the kernel, not the program, saw the outer checksum, and minds it when it is broken.
+        // For packets of such connections it is the kernel, not the program, that sees the outer checksum, and it
+        // refuses a wrong one.
         let broken = total(&|fate| usize::from(fate.broken_outer_sum && fate.decap == [Reason::Carried]));
         let inner = total(&|fate| fate.again.iter().filter(|is| **is == Err(End::UdpError)).count());
-        let minded = (is("Udp.InErrors") - ends(End::UdpError) - inner).clamp(0, broken.min(noted));
-        // And marks of congestion that cannot be carried are for the kernel's tunnel to drop.
+        let minded = (is("Udp.InErrors") - ends(End::UdpError) - inner).clamp(0, broken.min(stack_flows));
+        // Congestion marks that cannot be carried over are dropped by the kernel's tunnel.
         let congested = total(&|fate| fate.decap.iter().filter(|is| **is == Reason::NotEctMarked).count());
-        let marked = (congested - counted(Hook::Decap, Reason::NotEctMarked)).clamp(0, noted);
+        let marked = (congested - counted(Hook::Decap, Reason::NotEctMarked)).clamp(0, stack_flows);
         let (mut ours, mut options, mut decapped) = (0, 0, 0);
         for (hook, reason) in
             Reason::ALL.iter().flat_map(|reason| [(Hook::Decap, *reason), (Hook::Receive, *reason)])
@@ -56,15 +59,15 @@ impl Account {
                 (Hook::Decap, Reason::InnerOptions) => is -= marks,
                 (Hook::Receive, Reason::Carried) => {
                     is -= marks;
-                    should += noted - minded - marked;
+                    should += stack_flows - minded - marked;
                 }
-                (Hook::Decap, Reason::Carried) => should -= noted - marked,
+                (Hook::Decap, Reason::Carried) => should -= stack_flows - marked,
                 (Hook::Decap, Reason::NotEctMarked) => should -= marked,
                 (Hook::Decap, Reason::StackFlow) => should = is,
                 _ => {}
             }
             if hook == Hook::Receive {
-                // With outer options: up to so many more.
+                // Frames with outer options may add to this number.
                 let open = total(&|fate| fate.open.iter().filter(|is| **is == reason).count());
                 let taken = (is - should).clamp(0, open);
                 should += taken;
@@ -78,18 +81,18 @@ impl Account {
             if ends_here && reason.verdict() != Verdict::Event {
                 ours += is;
                 decapped += if hook == Hook::Decap { is } else { 0 };
-                account.note(name, is);
+                account.enter(name, is);
             }
         }
 
         let refused = total(&|fate| fate.open.len()) - options;
-        // Datagrams with outer options may meet UDP and the tunnel, or not.
+        // Datagrams with outer options may or may not reach UDP and the tunnel.
         let may = refused + options + ends(End::Options);
         let joined = total(&|fate| fate.joined);
-        // Inner packets for the host itself: frames that were counted before.
+        // Inner packets for the host itself belong to frames that were counted before.
         let again = |end: End| total(&|fate| fate.again.iter().filter(|is| **is == Err(end)).count());
         let twice = total(&|fate| fate.again.iter().filter(|is| is.is_ok()).count());
-        // What the kernel can tell of the frames that no program of ours counted.
+        // These are what the kernel tells about the frames that none of our programs counted.
         for (name, is, should, may) in [
             (
                 "frames that the devices took",
@@ -98,7 +101,7 @@ impl Account {
                 0,
             ),
             (
-                // The outer one and, behind overlay0, the inner one.
+                // The kernel takes the outer packet and, behind overlay0, the inner one.
                 "IPv4 packets that the kernel took",
                 is("Ip.InReceives") - 2 * marks,
                 sent.sent as i64 - decapped - ends(End::OtherProtocol)
@@ -115,7 +118,7 @@ impl Account {
             (
                 "datagrams for the tunnel's socket",
                 is("Udp.InDatagrams") - marks,
-                total(&|fate| fate.receive.len()) + noted - minded
+                total(&|fate| fate.receive.len()) + stack_flows - minded
                     + ends(End::NoTunnel)
                     + again(End::NoTunnel)
                     + twice,
@@ -134,15 +137,15 @@ impl Account {
             }
         }
         account.unaccounted = sent.sent as i64 + twice - ours - refused - minded - marked;
-        account.note("kernel no-tunnel, of a connection of the stack".to_owned(), marked);
-        account.note("kernel udp-error, of a connection of the stack".to_owned(), minded);
-        account.note("kernel outer-options".to_owned(), refused + ends(End::Options));
+        account.enter("kernel no-tunnel, of a stack flow".to_owned(), marked);
+        account.enter("kernel udp-error, of a stack flow".to_owned(), minded);
+        account.enter("kernel outer-options".to_owned(), refused + ends(End::Options));
         for end in End::ALL {
             account.unaccounted -= ends(*end);
             if *end == End::Options {
                 continue;
             }
-            account.note(format!("kernel {}", end.as_str()), ends(*end));
+            account.enter(format!("kernel {}", end.as_str()), ends(*end));
         }
         if account.unaccounted != 0 {
             account.why.push(format!("{} frames are in no counter", account.unaccounted));
@@ -153,7 +156,7 @@ impl Account {
         account
     }
 
-    fn note(&mut self, name: String, count: i64) {
+    fn enter(&mut self, name: String, count: i64) {
         if count > 0 {
             self.ended.insert(name, count.cast_unsigned());
         }

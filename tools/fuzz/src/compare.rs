@@ -12,12 +12,12 @@ use std::collections::HashMap;
 
 use crate::{headers::checksum, mutations::Case, rules::Fate};
 
-/// What one host delivered and the other did not.
+/// Frames that one host delivered and the other did not.
 #[derive(Debug, Default)]
 pub(crate) struct Difference {
     pub(crate) ours_only: Vec<Vec<u8>>,
     pub(crate) kernel_only: Vec<Vec<u8>>,
-    /// Delivered by both.
+    /// How many frames both delivered.
     pub(crate) same: u64,
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn compare(ours: &[Vec<u8>], kernel: &[Vec<u8>]) -> Difference {
     for (frame, count) in left {
         difference.kernel_only.extend((0..count).map(|_| frame.to_vec()));
     }
-    // A map has no order, a report must have one.
+    // The frames come from a map, which has no order, but a report must have one.
     difference.kernel_only.sort();
     difference
 }
@@ -62,7 +62,7 @@ fn one_hop_less(frame: &[u8]) -> Option<Vec<u8>> {
     Some(frame)
 }
 
-/// The frames of `case` as the kernel gets them.
+/// The frames of `case` as the kernel's host gets them.
 pub(crate) fn for_the_kernel(case: &Case, fate: &Fate) -> Vec<Vec<u8>> {
     let mut frames = case.frames.clone();
     if fate.broken_outer_sum && fate.decap == [overlay_common::Reason::Carried] {
@@ -73,18 +73,18 @@ pub(crate) fn for_the_kernel(case: &Case, fate: &Fate) -> Vec<Vec<u8>> {
     frames
 }
 
-/// Whether `delivered` can come from `case`: its addresses, its identification and its payload are in there.
+/// Whether `delivered` can come from `case`, because its addresses, its identification and its payload are in there.
 pub(crate) fn comes_from(delivered: &[u8], case: &Case) -> bool {
     let Some(packet) = delivered.get(14..).filter(|packet| packet.len() >= 20) else {
         return false;
     };
     let payload = &packet[(usize::from(packet[0] & 15) * 4).min(packet.len())..];
-    // Fragments of the outer datagram: their payloads in the order of their offsets.
+    // The payloads of fragments of the outer datagram are put into the order of their offsets.
     let mut parts: Vec<(u16, &[u8])> = Vec::new();
     for frame in &case.frames {
         let at = if frame.get(12..14) == Some(&[0x81, 0x00]) { 18 } else { 14 };
         let Some(ip) = frame.get(at..at + 20) else { continue };
-        // What is behind the packet is no part of the datagram.
+        // What is behind the packet does not belong to the datagram.
         let length = usize::from(u16::from_be_bytes([ip[2], ip[3]])).clamp(20, frame.len() - at);
         parts.push((u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff, &frame[at + 20..at + length]));
     }

@@ -1,14 +1,14 @@
 //! IPv4 packets, fragments and UDP checksums as a host understands them (RFC 791, RFC 1122).
 use crate::headers::checksum;
 
-/// A frame's IPv4 packet as an IPv4 host understands it: what is behind its total length is gone.
+/// A frame's IPv4 packet as an IPv4 host understands it, without what is behind its total length.
 pub(crate) struct Packet<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) header: usize,
 }
 
 impl<'a> Packet<'a> {
-    /// RFC 1122 section 3.2.1: version, checksum, and lengths that fit.
+    /// Checks version, checksum and lengths (RFC 1122, section 3.2.1).
     pub(crate) fn of(bytes: &'a [u8]) -> Option<Self> {
         if bytes.len() < 20 || bytes[0] >> 4 != 4 {
             return None;
@@ -46,7 +46,7 @@ pub(crate) fn four(bytes: &[u8], at: usize) -> [u8; 4] {
     [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]
 }
 
-/// RFC 768: zero means there is none.
+/// A checksum of zero means that there is none (RFC 768).
 pub(crate) fn udp_sum_is_right(udp: &[u8], from: [u8; 4], to: [u8; 4]) -> bool {
     let seed = u32::from(word(&from, 0))
         + u32::from(word(&from, 2))
@@ -57,7 +57,7 @@ pub(crate) fn udp_sum_is_right(udp: &[u8], from: [u8; 4], to: [u8; 4]) -> bool {
     word(udp, 6) == 0 || checksum(udp, seed) == 0
 }
 
-/// Parts of outer datagrams (RFC 791 section 3.2, and Linux's rule that an overlap ends it all, since 4.18).
+/// Fragments of outer datagrams (RFC 791, section 3.2). In Linux since 4.18, an overlap discards the datagram.
 #[derive(Default)]
 pub(crate) struct Fragments {
     parts: Vec<(usize, Vec<u8>)>,
@@ -71,7 +71,7 @@ impl Fragments {
         let (at, more) = (usize::from(field & 0x1fff) * 8, field & 0x2000 != 0);
         let mut payload = packet.payload().to_vec();
         if more {
-            // The kernel cuts what cannot be followed.
+            // The kernel cuts off what is no multiple of eight if more must follow.
             payload.truncate(payload.len() & !7);
         } else {
             self.length = Some(at + payload.len());

@@ -1,21 +1,22 @@
-//! What the rules say of a case, in words.
+//! What the rules say about a case, in words.
 use overlay_common::{Reason, Verdict};
 
 use crate::rules::Fate;
 
 impl Fate {
-    /// The rule that keeps it from the container where the kernel alone might deliver it.
+    /// The rule by which our host keeps the case from the container although the kernel alone might deliver it.
     pub(crate) fn dropped_by(&self) -> Option<&'static str> {
         let reasons =
             || self.decap.iter().chain(&self.receive).chain(&self.open).chain(self.again.iter().flatten());
         let dropped =
             reasons().find(|reason| matches!(reason.verdict(), Verdict::Drop) || **reason == Reason::NotIpv4);
-        // The stack's connections meet the kernel's own UDP, which verifies what the programs do not.
+        // Packets of stack flows pass the kernel's own UDP, which verifies the checksum that the programs do not
+        // verify.
         let unverified = self.broken_outer_sum.then_some("outer UDP checksum, verified by the stack");
         dropped.map(|reason| reason.as_str()).or(unverified)
     }
 
-    /// In one word, for rows.
+    /// What the rules expect, in one word, for rows.
     pub(crate) fn verdict(&self) -> String {
         let mut words: Vec<_> =
             self.decap.iter().map(|reason| format!("decap:{}", reason.as_str())).collect();

@@ -1,4 +1,4 @@
-//! A frame of the underlay in pieces, each of which a mutation can break, and the bytes they make.
+//! A frame on the underlay in pieces, each of which a mutation can break, and the bytes that they make.
 use crate::{
     headers::{Ethernet, Ip, Sum, put},
     world::{
@@ -23,13 +23,13 @@ pub enum Transport {
 pub enum Train {
     /// As they are sent.
     InOrder,
-    /// The last one first.
+    /// In order.
     Reversed,
     /// The first one twice.
     Twice,
     /// The last fragment never comes.
     Incomplete,
-    /// The second begins before the first ends.
+    /// The second fragment begins before the first ends.
     Overlapping,
 }
 
@@ -42,7 +42,7 @@ pub struct Frame {
     pub ip: Ip,
     /// Outer UDP ports, source and destination.
     pub ports: [u16; 2],
-    /// Added to the right UDP length.
+    /// What is added to the right UDP length.
     pub udp_lie: i32,
     /// Outer UDP checksum.
     pub udp_sum: Sum,
@@ -54,25 +54,25 @@ pub struct Frame {
     pub inner: Ip,
     /// What the inner packet carries.
     pub transport: Transport,
-    /// Its checksum.
+    /// Checksum of the transport header.
     pub transport_sum: Sum,
-    /// Its ports; identifier and sequence number of ICMP.
+    /// Ports of the transport header, or identifier and sequence number of ICMP.
     pub inner_ports: [u16; 2],
-    /// Its payload.
+    /// Payload of the transport header.
     pub payload: Vec<u8>,
-    /// In place of the whole inner IPv4 packet.
+    /// Bytes in place of the whole inner IPv4 packet.
     pub instead: Option<Vec<u8>>,
     /// Bytes behind the inner packet, within the outer one.
     pub inner_trailer: usize,
     /// Bytes behind the outer packet.
     pub trailer: usize,
-    /// The inner packet, from its Ethernet header on, ends here; the outer lengths are right.
+    /// How many bytes of the inner frame there are, counted from its Ethernet header. The outer lengths are right.
     pub inner_cut: Option<usize>,
-    /// The frame ends here; its lengths lie.
+    /// How many bytes of the frame there are. Its length fields are then wrong.
     pub cut: Option<usize>,
-    /// Bits turned over at last: byte, mask.
+    /// Bits that are flipped last of all: offset of the byte, and mask.
     pub flips: Vec<(usize, u8)>,
-    /// Sent as fragments, split near so many bytes of the outer UDP datagram.
+    /// How the frame is sent as fragments, and near which byte of the outer UDP datagram it is split.
     pub train: Option<(Train, usize)>,
 }
 
@@ -89,7 +89,8 @@ impl Frame {
         payload.extend((payload.len()..length).map(|at| at as u8));
         payload.truncate(length);
         let mut ip = Ip::new(PEERS[0].0, LOCAL, 17);
-        // Whole datagrams and fragments apart: fragments wait for each other by this number.
+        // Whole datagrams and fragments have different identifications, because fragments wait for each other by this
+        // number.
         ip.id = number as u16 & 0x7fff;
         let mut inner = Ip::new(REMOTE, CONTAINER, protocol);
         inner.id = number as u16;
@@ -116,7 +117,7 @@ impl Frame {
         }
     }
 
-    /// The frames that go out on the wire: one, or the fragments of one.
+    /// The frames that are sent: one, or the fragments of one.
     pub fn frames(&self) -> Vec<Vec<u8>> {
         let udp = self.datagram();
         let mut frames = match self.train {
@@ -197,11 +198,11 @@ impl Frame {
             }
             Transport::Tcp => {
                 let mut header = [from, to].concat();
-                // Sequence and acknowledgement, no options, ACK, window.
+                // Sequence number and acknowledgement, no options, the flag ACK, and a window.
                 header.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
                 (header, 16)
             }
-            // An echo reply: nobody answers it.
+            // Nobody answers an echo reply.
             Transport::Icmp => (vec![0, 0, 0, 0, from[0], from[1], to[0], to[1]], 2),
         };
         segment.extend(&self.payload);

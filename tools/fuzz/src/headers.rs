@@ -1,11 +1,11 @@
-//! Headers in pieces, as a frame has them outside and inside, and the checksum that they share.
+//! Headers in pieces, as a frame has them outside and inside, and the checksum that they use.
 
-/// What stands in a checksum field.
+/// What is in a checksum field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
-    /// What the bytes sum up to.
+    /// The right checksum.
     Right,
-    /// Something else.
+    /// A wrong checksum.
     Wrong,
     /// Zero.
     Zero,
@@ -27,9 +27,9 @@ pub struct Ethernet {
 /// An IPv4 header.
 #[derive(Clone, Debug)]
 pub struct Ip {
-    /// 4, or a lie.
+    /// Version, which is 4 unless it is wrong.
     pub version: u8,
-    /// Type of service, ECN in the lower two bits.
+    /// Type of service, with ECN in the lower two bits.
     pub tos: u8,
     /// Identification.
     pub id: u16,
@@ -37,15 +37,15 @@ pub struct Ip {
     pub fragment: u16,
     /// Time to live.
     pub ttl: u8,
-    /// What it says it carries.
+    /// Protocol number.
     pub protocol: u8,
     /// Source.
     pub from: [u8; 4],
     /// Destination.
     pub to: [u8; 4],
-    /// A multiple of four bytes.
+    /// Options, a multiple of four bytes.
     pub options: Vec<u8>,
-    /// Added to the right total length.
+    /// What is added to the right total length.
     pub lie: i32,
     /// Header checksum.
     pub sum: Sum,

@@ -1,4 +1,4 @@
-//! What a host's own kernel counted of the frames that our programs left to it.
+//! What a host's own kernel counted about the frames that our programs left to it.
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
@@ -13,7 +13,7 @@ impl KernelCounters {
     pub(crate) fn read(namespace: &Namespace) -> Result<Self> {
         let mut counters = BTreeMap::new();
         for file in ["/proc/net/snmp", "/proc/net/netstat"] {
-            // Of the calling thread's namespace.
+            // The file shows the counters of the calling thread's namespace.
             let text = namespace
                 .enter(move || Ok(std::fs::read_to_string(file.replace("/proc/", "/proc/thread-self/"))?))?;
             let lines: Vec<_> = text.lines().collect();
@@ -44,7 +44,7 @@ impl KernelCounters {
         Self(changed.collect())
     }
 
-    /// Zero if nobody has heard of it.
+    /// The value of a counter, or zero if there is none of this name.
     pub(crate) fn get(&self, name: &str) -> i64 {
         self.0.get(name).copied().unwrap_or_default()
     }

@@ -1,6 +1,7 @@
-//! The differential fuzzer: the same broken frames to our decapsulation and to the kernel's own VXLAN device. What ours
-//! delivers, the kernel delivers too, byte for byte; what ours drops beyond that, a rule explains that was written
-//! without the programs, and the programs' counters agree with it; and every frame is counted somewhere.
+//! The differential fuzzer sends the same broken frames to our decapsulation and to the kernel's own VXLAN device. What
+//! ours delivers, the kernel must deliver too, byte for byte. What only ours drops must be explained by a rule that was
+//! written without looking at the programs, and the programs' counters must agree with it. Every frame must be counted
+//! somewhere.
 use std::{path::Path, time::Instant};
 
 use anyhow::{Context as _, Result};
@@ -40,7 +41,7 @@ mod twins;
 mod wire;
 pub mod world;
 
-/// Frames per comparison: the agent is asked for its counters once for so many.
+/// Frames per comparison. The agent is asked for its counters once per comparison.
 const BATCH: usize = 4096;
 
 /// Fuzzes with the agent's binary at `overlay`.
@@ -60,7 +61,7 @@ pub fn fuzz(options: &FuzzOptions, overlay: &Path) -> Result<Report> {
     Ok(run.report)
 }
 
-/// The frames of named rows, one case after the other; the findings.
+/// Sends the frames of named rows, one case after the other, and returns the findings.
 pub fn replay(rows: &[rows::Row], ingress: Ingress, overlay: &Path) -> Result<Report> {
     let _pinned = Pinned::new()?;
     let mut run = Run::new(overlay, ingress, 0)?;

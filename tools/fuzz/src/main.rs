@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: hostile frames to our decapsulation and to the kernel's. `cargo xtask` builds this program and hands its
-//! arguments over, hence the name in the usage.
+//! `cargo xtask fuzz`: hostile frames are sent to our decapsulation and to the kernel's. `cargo xtask` builds this
+//! program and hands its arguments over, hence the name in the usage.
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use overlay_fuzz as fuzz;
 use overlay_lab::project;
 
-/// Hostile frames.
+/// Sends hostile frames.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -17,7 +17,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
+    /// Sends hostile frames to our decapsulation and to the kernel's VXLAN device, and compares what they deliver byte
+    /// for byte.
     Fuzz(fuzz::FuzzOptions),
 }
 

@@ -1,4 +1,4 @@
-//! What can be wrong with a frame, by name; and the cases that are made of it.
+//! What can be wrong with a frame, by name, and the cases that are made from it.
 use crate::{
     frames::{Frame, Train, Transport},
     headers::Sum,
@@ -17,7 +17,7 @@ pub(crate) struct Case {
 
 type Mutation = (&'static str, fn(&mut Frame, &mut Random));
 
-/// One way each of being broken.
+/// The mutations, each of which breaks a frame in one way.
 const MUTATIONS: &[Mutation] = &[
     ("cut", |frame, random| frame.cut = Some(14 + random.below(120))),
     ("inner cut, outer lengths right", |frame, random| frame.inner_cut = Some(random.below(60))),
@@ -147,7 +147,7 @@ const MUTATIONS: &[Mutation] = &[
     }),
     ("IPv6 inside", |frame, _| {
         frame.inner_ethernet.kind = 0x86dd;
-        // Version, no next header, hop limit; ff02::1 from fe80::2.
+        // The header has version, no next header and hop limit; the packet goes to ff02::1 from fe80::2.
         let mut packet = vec![0x60, 0, 0, 0, 0, 0, 59, 255, 0xfe, 0x80];
         packet.extend([0; 13]);
         packet.extend([2, 0xff, 2]);
@@ -159,7 +159,7 @@ const MUTATIONS: &[Mutation] = &[
         let inside = Frame::valid(random.next() as u32, Transport::Udp, 8).frames().remove(0);
         frame.instead = Some(inside[14..].to_vec());
         if random.below(2) == 0 {
-            // As it would come back to a container's own tunnel.
+            // The packet is as it would come back to a container's own tunnel.
             frame.instead = None;
             frame.inner_ports = [51_234, 8472];
             frame.payload = inside[42..].to_vec();
@@ -188,22 +188,23 @@ const MUTATIONS: &[Mutation] = &[
     }),
 ];
 
-/// A length that is wrong by little or by much.
+/// A length that is wrong by a little or by much.
 fn lie(random: &mut Random) -> i32 {
     let some = 1 + random.below(40) as i32;
     random.one(&[1, -1, some, -some, 1000, -1000, 60_000])
 }
 
-/// Options: none that do anything, routes, timestamps, security, rubbish (RFC 791 section 3.1).
+/// IPv4 options: those without effect, routes, timestamps, security, and rubbish (RFC 791, section 3.1).
 fn options(random: &mut Random) -> Vec<u8> {
     match random.below(8) {
         0 => vec![1, 1, 1, 0],
-        // Record route, with room for one address.
+        // Record route, with space for one address.
         1 => vec![7, 7, 4, 0, 0, 0, 0, 0],
         // Loose and strict source route.
         2 => [&[131, 7, 4], LOCAL.as_slice(), &[0]].concat(),
         3 => [&[137, 7, 4], REMOTE.as_slice(), &[0]].concat(),
-        // Timestamp without room for one: what has room tells the time, and two hosts differ.
+        // A timestamp option without space for another entry. With space, each host would write its own time, and the
+        // two would differ.
         4 => vec![68, 8, 9, 0, 0, 0, 0, 0],
         // Router alert (RFC 2113).
         5 => vec![148, 4, 0, 0],
@@ -235,7 +236,8 @@ impl Cases {
             _ => 4 + random.below(1400),
         };
         let mut frame = Frame::valid(self.number, transport, length);
-        // A connection each: one that the stack has delivered a packet of would be noted, and stay the stack's.
+        // Each frame has a connection of its own, because one that the stack has delivered a packet of becomes a stack
+        // flow.
         frame.inner_ports = [self.number as u16, 4000 + (self.number >> 16) as u16];
         (frame, name)
     }
@@ -247,7 +249,7 @@ impl Iterator for Cases {
     fn next(&mut self) -> Option<Case> {
         let (mut frame, kind) = self.valid();
         let mut names = vec![kind];
-        // First every length at which a frame can end, in the three ways lengths can be right or wrong about it.
+        // The first cases are cut off at every length, with the length fields right or wrong about it in three ways.
         let swept = self.number as usize;
         if swept < 3 * 100 {
             let end = swept / 3;
@@ -269,13 +271,13 @@ impl Iterator for Cases {
             }
         }
         if frame.train.is_some() || frame.ip.fragment != 0 {
-            // What a host makes of options in fragments is its own business, and nobody sends them.
+            // What a host makes of options in fragments is not specified, and nobody sends them.
             frame.ip.options.clear();
         }
         self.number = self.number.wrapping_add(1);
         let mut frames = frame.frames();
         for frame in &mut frames {
-            // What a wire takes: its MTU, and an Ethernet header.
+            // A wire takes no more than its MTU and an Ethernet header.
             frame.truncate(1514);
         }
         let nic = if self.random.below(8) == 0 { Nic::Second } else { Nic::Underlay };

@@ -5,13 +5,13 @@ use nix::{
     unistd::Pid,
 };
 
-/// This thread on one CPU, while it lives: every stage of a frame's way is a queue of the CPU that sent it, so that order
-/// tells when all is done.
+/// Keeps this thread on one CPU while it lives. Every stage of a frame's path is a queue of the CPU that sent it, so
+/// the order of frames tells when all are done.
 #[derive(Debug)]
 pub(crate) struct Pinned(CpuSet);
 
 impl Pinned {
-    /// From now on.
+    /// Pins the thread from now on.
     pub(crate) fn new() -> Result<Self> {
         let before = sched_getaffinity(Pid::from_raw(0))?;
         let mut one = CpuSet::new();
@@ -23,7 +23,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // It only was for order; nothing is lost if it stays.
+        // This was only needed for the order of frames, so it does no harm if the thread stays pinned.
         let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
     }
 }

@@ -1,5 +1,6 @@
-//! Random numbers that are the same on every machine and with every version of every library: a seed found years ago must
-//! make the same frames. (Vigna's splitmix64; `rand`'s named generators would do, but its sampling changes between versions.)
+//! Random numbers that are the same on every machine and with every version of every library, so that a seed found
+//! years ago makes the same frames. This is Vigna's splitmix64; `rand` has named generators too, but how it samples
+//! from them changes between versions.
 
 /// A generator.
 #[derive(Clone, Debug)]
@@ -28,7 +29,7 @@ impl Random {
         self.next() as u8
     }
 
-    /// One of these.
+    /// One of these values.
     pub(crate) fn one<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
@@ -38,7 +39,7 @@ impl Random {
 mod tests {
     use super::*;
 
-    // First outputs of the reference implementation (Vigna, splitmix64.c) for the seed 1234567.
+    // These are the first outputs of the reference implementation (Vigna, splitmix64.c) for the seed 1234567.
     #[test]
     fn the_sequence_is_the_published_one() {
         let mut random = Random::new(1_234_567);

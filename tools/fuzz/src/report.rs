@@ -1,28 +1,28 @@
-//! What came of a run: figures, and each case that nothing explains.
+//! The result of a run: figures, and each case that nothing explains.
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
 use crate::{mutations::Case, rows, rules::Fate, twins::Nic};
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    /// Of the generator.
+    /// The generator's seed.
     pub seed: u64,
-    /// Frames sent to either host.
+    /// Frames that were sent to each host.
     pub frames: u64,
-    /// Groups of frames that belong together, one each for most.
+    /// Cases, each of which is one frame or several that belong together.
     pub cases: u64,
-    /// Frames that both hosts delivered to their container, the same.
+    /// Frames that both hosts delivered to their container with the same bytes.
     pub delivered: u64,
-    /// Frames that only the kernel delivered, by the rule that explains it.
+    /// Frames that only the kernel delivered, by the rule that explains why ours did not.
     pub dropped_by_rule: BTreeMap<String, u64>,
-    /// Where our host's frames ended: the programs' counters, and the kernel's.
+    /// Where our host's frames ended, by the programs' counters and the kernel's.
     pub accounted: BTreeMap<String, u64>,
     /// Frames that no counter and no rule accounts for.
     pub unaccounted: i64,
-    /// What nothing explains.
+    /// Cases that nothing explains.
     pub differences: Vec<Finding>,
     /// How long it took.
     #[serde(skip)]
@@ -36,11 +36,11 @@ pub struct Finding {
     pub name: String,
     /// What the rules say about them.
     pub verdict: String,
-    /// Through which device they came.
+    /// The device through which the frames came.
     pub device: &'static str,
-    /// The frames, hexadecimal.
+    /// The frames as hexadecimal digits.
     pub frames: Vec<String>,
-    /// What was expected, and what came.
+    /// What was expected, and what came instead.
     pub why: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn finding(fate: &Fate, case: &Case, why: Vec<String>) -> Finding {
 }
 
 impl Finding {
-    /// As a row of the table of frames that once failed.
+    /// The case as a row of the table of frames that once failed.
     pub fn row(&self) -> String {
         format!("{} | {} | {} | {}", self.name, self.verdict, self.device, self.frames.join(" "))
     }

@@ -3,14 +3,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::twins::Nic;
 
-/// One case that is run again for ever.
+/// One case that every run repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// What is wrong with the frames.
     pub name: String,
-    /// What the rules say about them: `decap:malformed`, `decap:inner-options,receive:carried`, ...
+    /// What the rules say about them, such as `decap:malformed` or `decap:inner-options,receive:carried`.
     pub verdict: String,
-    /// Through which device they come: `eth0`, the underlay's, or `eth1`.
+    /// The device through which they come: `eth0`, which is the underlay device, or `eth1`.
     pub nic: Nic,
     /// The frames, from the outer Ethernet header on.
     pub frames: Vec<Vec<u8>>,
@@ -21,7 +21,7 @@ pub fn rows() -> Result<Vec<Row>> {
     parse(include_str!("rows.txt"))
 }
 
-/// `name | verdict | device | hex hex ...`, one row a line; `#` begins a remark.
+/// Reads rows of the form `name | verdict | device | hex hex ...`, one on each line. `#` begins a remark.
 fn parse(text: &str) -> Result<Vec<Row>> {
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.map(|line| row(line).with_context(|| format!("in the row `{line}`"))).collect()

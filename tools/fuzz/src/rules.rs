@@ -1,5 +1,5 @@
-//! What must become of a frame, read off the frame alone: written from docs/packet-flow.md and the RFCs, not from the
-//! programs, so that the two can disagree.
+//! What must become of a frame, concluded from the frame alone. The rules are written from docs/packet-flow.md and the
+//! RFCs rather than from the programs, so that the two can disagree.
 use overlay_common::Reason;
 
 use crate::{
@@ -11,41 +11,42 @@ use crate::{
 /// What must become of one case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Fate {
-    /// What `overlay_decap` counts; nothing for frames that are not ours.
+    /// What `overlay_decap` counts, or nothing for frames that are not ours.
     pub(crate) decap: Vec<Reason>,
     /// What `overlay_receive` counts.
     pub(crate) receive: Vec<Reason>,
-    /// Where frames end that neither counts: a counter of the kernel, or why it has none.
+    /// Where frames end that neither program counts: a counter of the kernel, or the reason why it has none.
     pub(crate) ends: Vec<End>,
-    /// What became of the inner packet, where that was for the host itself and went through its UDP once more: `Ok` is what
-    /// `overlay_receive` counts, of a packet in a packet.
+    /// What becomes of an inner packet that is for the host itself and passes its UDP once more. `Ok` is what
+    /// `overlay_receive` counts for a packet inside of a packet.
     pub(crate) again: Vec<Result<Reason, End>>,
-    /// How many outer datagrams got whole.
+    /// How many outer datagrams were reassembled.
     pub(crate) joined: usize,
-    /// What `overlay_receive` counts if the kernel takes the outer options: that is the host's own business
-    /// (RFC 1122 section 3.2.1.8), so either is right.
+    /// What `overlay_receive` counts if the kernel accepts the outer options. A host may do so or not (RFC 1122,
+    /// section 3.2.1.8), so either is right.
     pub(crate) open: Vec<Reason>,
-    /// The outer UDP checksum is not zero, and wrong.
+    /// Whether the outer UDP checksum is wrong and not zero.
     pub(crate) broken_outer_sum: bool,
 }
 
-/// Where the kernel drops what came before `overlay_receive`.
+/// Where the kernel drops what does not reach `overlay_receive`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum End {
-    /// Neither IPv4 nor addressed to this host's MAC: no protocol of ours.
+    /// The frame is neither IPv4 nor addressed to this host's MAC, so no protocol of ours gets it.
     OtherProtocol,
-    /// IPv4 header wrong, cut short, or its addresses unusable.
+    /// The IPv4 header is wrong or cut short, or its addresses are unusable.
     Ip,
-    /// Waits for the rest of its datagram.
+    /// The fragment waits for the rest of its datagram.
     Fragment,
-    /// IPv4, but not UDP; or UDP to another port; or not to this host.
+    /// The packet is IPv4 but not UDP, or UDP to another port, or not to this host.
     OtherService,
-    /// UDP.InErrors: length or checksum.
+    /// The UDP length or checksum is wrong (UDP.InErrors).
     UdpError,
-    /// Outer options, and what they led to.
+    /// The packet has outer options, whatever the host made of them.
     Options,
-    /// To the tunnel's socket, which has no device for it: no I flag, reserved bits, a VNI it does not know, too short
-    /// for its headers, from its own MAC address, or marked CE though it cannot be.
+    /// The datagram reaches the tunnel's socket, which has no device for it: the I flag is missing, reserved bits are
+    /// set, the VNI is unknown, it is too short for its headers, it comes from its own MAC address, or it is marked CE
+    /// though it cannot be.
     NoTunnel,
 }
 
@@ -86,11 +87,12 @@ pub(crate) fn fate(nic: Nic, frames: &[Vec<u8>]) -> Fate {
 }
 
 fn decide(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
-    // A tag of VLAN 0 gives a priority and no VLAN (IEEE 802.1Q): the kernel takes it off. Not ours at the device.
+    // A tag of VLAN 0 gives a priority and no VLAN (IEEE 802.1Q), so the kernel takes it off. At the device such a
+    // frame is not ours.
     let tagged = frame.get(12..14) == Some(&[0x81, 0x00]) && frame.len() >= 18;
     let in_vlan = tagged && word(frame, 14) & 0x0fff != 0;
     let body = if tagged { &frame[16..] } else { &frame[12..] };
-    // Nothing behind the tag: the kernel cannot take it off (skb_vlan_untag).
+    // If there is nothing behind the tag, the kernel cannot take it off (skb_vlan_untag).
     let bare = tagged && frame.len() < 20;
     if bare || in_vlan || body.len() < 2 || body[..2] != [0x08, 0x00] || is_another_hosts(frame) {
         fate.ends.push(End::OtherProtocol);
@@ -138,7 +140,8 @@ fn decide(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
     }
 }
 
-/// At overlay0; what is carried there and is for the host itself comes to its UDP again.
+/// What must become of a frame at overlay0. A packet that is carried there and is for the host itself comes to its UDP
+/// again.
 fn received(outer: [u8; 4], inside: &[u8], fate: &mut Fate) {
     let reason = at_overlay0(outer, inside);
     fate.receive.push(reason);
@@ -157,12 +160,13 @@ fn received(outer: [u8; 4], inside: &[u8], fate: &mut Fate) {
     fate.again.push(again);
 }
 
-/// Addressed to one other machine.
+/// Whether the frame is addressed to one other machine.
 fn is_another_hosts(frame: &[u8]) -> bool {
     frame[0] & 1 == 0 && frame[..6] != UNDERLAY_MAC
 }
 
-/// In 1 to In 3 at the underlay device: the reason, and whether the outer checksum is broken; nothing if it is not ours.
+/// Steps In 1 to In 3 at the underlay device: the reason, and whether the outer checksum is wrong; or nothing if the
+/// frame is not ours.
 fn at_the_device(outer: &Packet<'_>, available: usize) -> Option<(Reason, bool)> {
     let udp = outer.payload();
     let whole = outer.header == 20 && outer.bytes.len() == available && !outer.is_fragment();
@@ -221,7 +225,7 @@ fn reason_at_the_device(outer: &Packet<'_>, inside: &[u8]) -> Reason {
     Reason::Carried
 }
 
-/// What is wrong with an inner source of the peer that holds `subnet`.
+/// What is wrong with an inner source address from the peer that holds `subnet`.
 fn source(address: [u8; 4], subnet: [u8; 3]) -> Option<Reason> {
     match (address[..3] == subnet, in_network(address)) {
         (true, _) => None,
@@ -230,11 +234,12 @@ fn source(address: [u8; 4], subnet: [u8; 3]) -> Option<Reason> {
     }
 }
 
-/// Where a packet ends whose outer addresses no host takes (RFC 1122 section 3.2.1.3), or not this one.
+/// Where a packet ends whose outer addresses no host accepts (RFC 1122, section 3.2.1.3), or not this one.
 fn unusable(from: [u8; 4], to: [u8; 4]) -> Option<End> {
     let own = from == LOCAL || in_subnet(from) && from[3] < 2;
     let broadcast = in_subnet(from) && from[3] == 255 || from == [10, 99, 0, 255];
-    // "This host", before it knows its address; and zero was once a broadcast (RFC 1122 section 3.3.6).
+    // The address 0.0.0.0 means "this host" before it knows its address; as a destination it was once a broadcast (RFC
+    // 1122, section 3.3.6).
     let old_broadcast = [from, to] == [[0; 4]; 2];
     let nobody = from[0] == 0 && !matches!(to, [255, 255, 255, 255] | [224, 0, 0, 1]) && !old_broadcast;
     if from[0] == 127 || from[0] >= 240 || from[0] & 0xf0 == 224 || own || broadcast || nobody {
@@ -246,7 +251,7 @@ fn unusable(from: [u8; 4], to: [u8; 4]) -> Option<End> {
     (!is_local(to) && !old_broadcast).then_some(End::OtherService)
 }
 
-/// Through the kernel's UDP and tunnel: the inner Ethernet frame.
+/// Passes a datagram through the kernel's UDP and tunnel, and returns the inner Ethernet frame.
 fn to_overlay0(protocol: u8, udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) -> Result<&[u8], End> {
     if protocol != 17 {
         return Err(End::OtherService);
@@ -271,7 +276,8 @@ fn to_overlay0(protocol: u8, udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) ->
     if inside[6..12] == VTEP_MAC {
         return Err(End::NoTunnel);
     }
-    // The kernel's device wants a whole header of what it knows, and looks at the ECN field in it (RFC 6040).
+    // The kernel's device requires a whole header of a protocol that it knows, and looks at the ECN field in it (RFC
+    // 6040).
     let congested = tos & 3 == 3;
     let broken = match word(inside, 12) {
         0x0800 => inside.len() < 34 || congested && inside[15] & 3 == 0,
@@ -285,13 +291,13 @@ fn to_overlay0(protocol: u8, udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) ->
     Ok(inside)
 }
 
-/// Addresses that an IPv4 host with this underlay takes packets to: its own, broadcasts, all hosts (RFC 1112).
+/// Whether an IPv4 host with this underlay accepts packets to an address: its own, broadcasts, all hosts (RFC 1112).
 fn is_local(address: [u8; 4]) -> bool {
     matches!(address, LOCAL | [10, 99, 0, 255] | [255, 255, 255, 255] | [224, 0, 0, 1])
         || in_subnet(address) && matches!(address[3], 0 | 1 | 255)
 }
 
-/// The same checks at overlay0.
+/// The same checks as they are made at overlay0.
 fn at_overlay0(outer: [u8; 4], inside: &[u8]) -> Reason {
     let Some((_, subnet)) = PEERS.iter().find(|(address, _)| *address == outer) else {
         return Reason::UnknownPeer;

@@ -1,4 +1,4 @@
-//! One batch of cases after the other through both hosts, and the smallest part of a batch that nothing explains.
+//! Batches of cases run through both hosts, and the search for the smallest part of a batch that nothing explains.
 use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
@@ -17,7 +17,7 @@ use crate::{
     twins::{Delivered, Twins},
 };
 
-/// A broken program breaks everything: enough is enough.
+/// A run ends after so many findings, because a broken program breaks every case.
 pub(crate) const MOST_FINDINGS: usize = 20;
 
 /// A run under way.
@@ -26,7 +26,7 @@ pub(crate) struct Run {
     pub(crate) report: Report,
 }
 
-/// What some cases showed.
+/// What some cases led to.
 struct Shown {
     why: Vec<String>,
     sent: Delivered,
@@ -36,7 +36,7 @@ struct Shown {
 }
 
 impl Run {
-    /// Two hosts that have seen nothing yet.
+    /// Starts two hosts that have seen no frame yet.
     pub(crate) fn new(overlay: &Path, ingress: Ingress, seed: u64) -> Result<Self> {
         let report = Report { seed, ..Report::default() };
         Ok(Self { twins: Twins::new(overlay, ingress.agent())?, report })
@@ -81,7 +81,7 @@ impl Run {
             }
         }
         if !found {
-            // All of them are too many to read, and the seed makes them again: the first tells where.
+            // All of these are too many to read, and the seed makes them again, so only the first is reported.
             let (fate, case) = &cases[0];
             let mut first = finding(fate, case, why);
             first.name = format!("{} cases together, from: {}", cases.len(), case.name);
@@ -121,7 +121,7 @@ impl Run {
     }
 }
 
-/// The rule by which ours dropped what the kernel delivered; each case explains one frame.
+/// The rule by which our host dropped what the kernel delivered. Each case explains one frame.
 fn explained(frame: &[u8], cases: &[(Fate, Case)], used: &mut HashSet<usize>) -> Option<&'static str> {
     cases.iter().enumerate().find_map(|(at, (fate, case))| {
         let rule = fate.dropped_by()?;

@@ -1,4 +1,4 @@
-//! One frame at a time, for tables of frames: what became of it on our host, and on the kernel's in its place.
+//! One frame at a time, for tables of frames: what became of it on our host, and on a host with the kernel's device.
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -25,19 +25,19 @@ pub struct Bench {
     _pinned: Pinned,
 }
 
-/// What became of frames.
+/// What became of some frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// What our programs counted, without the events beside a packet's fate.
+    /// What our programs counted, without events.
     pub counted: Vec<(Hook, Reason, u64)>,
-    /// What came out of our host, whole frames: at its container, or at its underlay device.
+    /// The whole frames that came out of our host, at its container or at its underlay device.
     pub ours: Vec<Vec<u8>>,
-    /// What came out of the kernel's.
+    /// The whole frames that came out of the kernel's host.
     pub kernel: Vec<Vec<u8>>,
 }
 
 impl Bench {
-    /// With the agent's binary at `overlay`.
+    /// Starts both hosts, ours with the agent's binary at `overlay`.
     pub fn new(ingress: Ingress, overlay: &Path) -> Result<Self> {
         let pinned = Pinned::new()?;
         let twins = Twins::new(overlay, ingress.agent())?;
@@ -47,12 +47,12 @@ impl Bench {
         Ok(Self { twins, speak, hear, marks: 0, _pinned: pinned })
     }
 
-    /// Sends these frames to both hosts, and waits for what comes of them.
+    /// Sends these frames to both hosts, and waits for what comes out.
     pub fn receive(&mut self, nic: Nic, frames: &[Vec<u8>]) -> Result<Seen> {
         let before = self.twins.counted()?;
         let ours = self.twins.ours.deliver(frames.iter().map(|frame| (nic, frame)))?;
         let mut counted = self.since(&before)?;
-        // What the host answers by itself is another matter.
+        // What the host itself answers is not looked at here.
         counted.retain(|(hook, ..)| !matches!(hook, Hook::Encap | Hook::Send));
         take(&mut counted, (Hook::Decap, Reason::InnerOptions), ours.marks);
         take(&mut counted, (Hook::Receive, Reason::Carried), ours.marks);
@@ -60,14 +60,15 @@ impl Bench {
         Ok(Seen { counted, ours: ours.frames, kernel: kernel.frames })
     }
 
-    /// Sends these frames from our container, Ethernet header and all; what left the host on the underlay.
+    /// Sends these frames, Ethernet headers included, from our container, and returns what left the host on the
+    /// underlay.
     pub fn send(&mut self, frames: &[Vec<u8>]) -> Result<Seen> {
         while self.hear.next(std::time::Duration::ZERO)?.is_some() {}
         let before = self.twins.counted()?;
         for frame in frames {
             self.speak.send(frame)?;
         }
-        // Through the stack, which is the longest way out.
+        // The mark goes through the stack, which is the longest path out.
         self.marks += 1;
         let mut mark = Frame::valid(u32::from(self.marks), Transport::Udp, 0);
         mark.inner.options = vec![1; 4];
@@ -109,18 +110,18 @@ impl Bench {
         &self.twins.member
     }
 
-    /// Our container that frames are for.
+    /// Our container, to which frames are addressed.
     pub fn container(&self) -> &Container {
         &self.twins.member.containers[0]
     }
 
-    /// One of the container's own counters: `Udp.InCsumErrors`.
+    /// A counter of the container's own kernel, such as `Udp.InCsumErrors`.
     pub fn counter(&self, name: &str) -> Result<i64> {
         Ok(KernelCounters::read(self.container().namespace())?.get(name))
     }
 }
 
-/// The marks are not what is looked at.
+/// Removes a mark from what was counted.
 fn take(counted: &mut Vec<(Hook, Reason, u64)>, mark: (Hook, Reason), count: u64) {
     for (hook, reason, packets) in counted.iter_mut() {
         if (*hook, *reason) == mark {
@@ -130,7 +131,7 @@ fn take(counted: &mut Vec<(Hook, Reason, u64)>, mark: (Hook, Reason), count: u64
     counted.retain(|(.., packets)| *packets > 0);
 }
 
-/// The inner packet of `frame` the other way: from our container to the first peer's, by its gateway.
+/// The inner packet of `frame` in the other direction: from our container to the first peer's, by its gateway.
 pub fn from_container(frame: &Frame) -> Vec<u8> {
     let [a, b, c, d] = GATEWAY;
     let mut frame = frame.clone();
@@ -142,7 +143,7 @@ pub fn from_container(frame: &Frame) -> Vec<u8> {
     frame.inner_frame()
 }
 
-/// The IPv4 packet of an Ethernet frame as the next router sends it on.
+/// The IPv4 packet of an Ethernet frame as the next router forwards it.
 pub fn forwarded(frame: &[u8]) -> Vec<u8> {
     let mut packet = frame[14..].to_vec();
     packet[8] -= 1;
@@ -153,7 +154,7 @@ pub fn forwarded(frame: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// Our host on the underlay.
+/// Whether a frame comes from our host on the underlay.
 pub fn is_from_us(frame: &[u8]) -> bool {
     frame.get(12..14) == Some(&[8, 0]) && frame.get(26..30) == Some(&LOCAL)
 }

@@ -1,4 +1,4 @@
-//! Two hosts that get the same frames: ours, and the kernel's classic VXLAN device in its place, set up as flannel does.
+//! Two hosts that get the same frames: ours, and one that has the kernel's own VXLAN device, set up as flannel does it.
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,15 +17,15 @@ use overlay_lab::{
 
 const SUBNET: &str = "10.244.1.0/24";
 const MAX_UNSYNCED: usize = 128;
-/// How long a frame may take through one host: it takes microseconds, on a machine that does nothing else.
+/// How long a frame may take through one host. On an idle machine it takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The device that a frame comes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nic {
-    /// The underlay's, where our program is attached.
+    /// The underlay device, where our program is attached.
     Underlay,
-    /// Another one of the host.
+    /// Another device of the host.
     Second,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Twin {
     marks: u32,
 }
 
-/// Both.
+/// Both hosts.
 #[derive(Debug)]
 pub(crate) struct Twins {
     pub(crate) ours: Twin,
@@ -48,11 +48,11 @@ pub(crate) struct Twins {
     labs: [Lab; 2],
 }
 
-/// What our programs counted, by hook and reason; unchanging order.
+/// What our programs counted, by hook and reason, in a fixed order.
 pub(crate) type Counted = BTreeMap<(Hook, Reason), u64>;
 
 impl Twins {
-    /// `overlay` is the agent's binary, `ingress` what it is told beside the usual.
+    /// Starts both hosts. `overlay` is the agent's binary, `agent` the options that its ingress mode needs.
     pub(crate) fn new(overlay: &Path, agent: &[&str]) -> Result<Self> {
         let labs = [alone()?, alone()?];
         let member = ours(&labs[0], overlay, agent)?;
@@ -78,8 +78,8 @@ impl Twins {
         self.labs[0].switch()
     }
 
-    /// What our programs have counted until now. At the underlay's device two may judge, and one of them counts: both are
-    /// [`Hook::Decap`] here.
+    /// What our programs have counted until now. At the underlay device two programs may classify a frame, but only one
+    /// counts it. Both are [`Hook::Decap`] here.
     pub(crate) fn counted(&self) -> Result<Counted> {
         let mut counted = Counted::new();
         for (hook, reason, packets, _) in self.member.counters()?.all() {
@@ -94,7 +94,7 @@ fn alone() -> Result<Lab> {
     let lab = Lab::new(Options { hosts: 1, ..Options::default() })?;
     let host = lab.host(0);
     ensure!(host.address().octets() == LOCAL, "the lab's first host is not {LOCAL:?}");
-    // Nobody answers here but whom the fuzzer speaks for.
+    // No machine answers here except those that the fuzzer plays.
     lab.switch().ip("link set h1 nomaster")?;
     host.namespace().ip(&format!("link set eth0 address {}", mac_text(UNDERLAY_MAC)))?;
     for (address, _) in PEERS {
@@ -102,7 +102,7 @@ fn alone() -> Result<Lab> {
         host.namespace()
             .ip(&format!("neighbour replace {a}.{b}.{c}.{d} lladdr 06:00:00:00:00:02 dev eth0"))?;
     }
-    // Half datagrams that never get whole must not keep others from being put together.
+    // Incomplete datagrams must not take the space that others need to be reassembled.
     host.namespace().sysctl("ipv4/ipfrag_high_thresh", "268435456")?;
     host.namespace().sysctl("ipv4/ipfrag_time", "1")?;
     Ok(lab)
@@ -111,7 +111,7 @@ fn alone() -> Result<Lab> {
 fn ours(lab: &Lab, overlay: &Path, agent: &[&str]) -> Result<Member> {
     let store = Store::folder(lab);
     lab::configure(lab, overlay, &store, lab::Backend::Vxlan.config())?;
-    // Leases that are there already: an agent keeps subnet and VtepMAC of the one with its address.
+    // The leases exist before the agent starts, which keeps the subnet and the VtepMAC of the lease with its address.
     let subnets = lab.folder().join("store/subnets");
     let lease = |[a, b, c]: [u8; 3], address: [u8; 4], mac: String| {
         let [p, q, r, s] = address;
@@ -146,17 +146,17 @@ fn mac_text(mac: [u8; 6]) -> String {
 
 impl Twin {
     fn new(host: &Host, container: Container, switch: &Namespace) -> Result<Self> {
-        // The container answers nobody, and its host's devices say nothing of themselves.
+        // The container answers nobody, and its host's devices send nothing by themselves.
         container.namespace().ip("route del default")?;
         container.namespace().sysctl("ipv6/conf/all/disable_ipv6", "1")?;
         host.namespace().ip("link set br0 type bridge mcast_snooping 0")?;
         for silent in [host.namespace(), switch] {
             silent.sysctl("ipv6/conf/all/disable_ipv6", "1")?;
         }
-        // Its neighbour entry must not age while millions of frames pass.
+        // The neighbour entry must not expire while millions of frames pass.
         let (address, mac) = (container.address(), mac_text(CONTAINER_MAC));
         host.namespace().ip(&format!("neighbour replace {address} lladdr {mac} dev br0 nud permanent"))?;
-        // A second NIC, which no program of ours is attached to; it has the same MAC address, so that frames fit both.
+        // None of our programs is attached to the second NIC. It has the same MAC address, so that frames fit both.
         let inside = host.namespace().name();
         let mac = mac_text(UNDERLAY_MAC);
         switch.ip(&format!("link add h1b type veth peer name eth1 address {mac} netns {inside}"))?;
@@ -171,7 +171,7 @@ impl Twin {
         Ok(twin)
     }
 
-    /// Sends these frames; what the container got of them, in the order of arrival.
+    /// Sends these frames, and returns what the container received, in the order of arrival.
     pub(crate) fn deliver<'a>(
         &mut self,
         frames: impl IntoIterator<Item = (Nic, &'a Vec<u8>)>,
@@ -194,8 +194,9 @@ impl Twin {
         Ok(delivered)
     }
 
-    /// Waits until everything sent before has gone its way: a mark takes the longest way there is, through the kernel's
-    /// tunnel, routing and bridge, and every stage of it is a queue of this CPU. Keeps what came before it.
+    /// Waits until everything sent before has been processed. A mark takes the longest path there is, through the
+    /// kernel's tunnel, routing and bridge, and every stage of it is a queue of this CPU. What arrives before the mark
+    /// is kept.
     fn sync(&mut self, delivered: &mut Delivered) -> Result<()> {
         self.marks += 1;
         delivered.marks += 1;
@@ -215,23 +216,25 @@ impl Twin {
         bail!("{}: mark {} did not arrive within {PATIENCE:?}", self.host.namespace().name(), self.marks)
     }
 
-    /// Counters of the host's kernel.
+    /// Counters of the host's own kernel.
     pub(crate) fn kernel_counters(&self) -> Result<KernelCounters> {
         KernelCounters::read(self.host.namespace())
     }
 }
 
-/// What came of frames.
+/// What the container received.
 #[derive(Debug, Default)]
 pub(crate) struct Delivered {
     pub(crate) sent: u64,
-    /// Marks sent beside them; each is counted as one inner packet with options that the stack carried.
+    /// How many marks were sent beside the frames. Each is counted as an inner packet with options that the stack
+    /// carried.
     pub(crate) marks: u64,
     pub(crate) frames: Vec<Vec<u8>>,
 }
 
-/// Nothing that was delivered: the bridge asks for neighbours that nobody has, and who listens to its multicasts; the host
-/// complains of frames by ICMP; the container may speak. No host takes a packet from its own address.
+/// Whether a frame is none that was delivered: the bridge sends ARP requests for unknown neighbours and asks who
+/// listens to multicasts, the host answers frames by ICMP, and the container may send. No host accepts a packet from
+/// its own address.
 fn is_local(frame: &[u8]) -> bool {
     let arp = frame.get(12..14) == Some(&[0x08, 0x06]);
     let host = frame.get(26..30).is_some_and(|source| source == LOCAL || source == GATEWAY);

@@ -1,4 +1,4 @@
-//! Raw frames into one interface and out of another, by packet sockets.
+//! Raw frames sent into one interface and received from another, by packet sockets.
 use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     time::Duration,
@@ -17,7 +17,7 @@ use nix::{
 
 use overlay_lab::Namespace;
 
-/// Bytes that wait for us at most: far more than one sync's worth of frames.
+/// The socket's buffer in bytes, which is far more than the frames between two marks.
 const BUFFER: usize = 32 << 20;
 
 /// A packet socket on one interface.
@@ -25,21 +25,21 @@ const BUFFER: usize = 32 << 20;
 pub(crate) struct Wire(OwnedFd);
 
 impl Wire {
-    /// For sending alone: what arrives is not copied to it.
+    /// A socket that only sends; what arrives is not copied to it.
     pub(crate) fn out_of(namespace: &Namespace, interface: &'static str) -> Result<Self> {
         Self::open(namespace, interface, None)
     }
 
-    /// Sees all that `interface` receives and sends.
+    /// A socket that sees everything that `interface` receives and sends.
     pub(crate) fn into(namespace: &Namespace, interface: &'static str) -> Result<Self> {
         let wire = Self::open(namespace, interface, Some(SockProtocol::EthAll))?;
-        // Before it was bound it heard every interface.
+        // Until it was bound, the socket received from every interface.
         while wire.next(Duration::ZERO)?.is_some() {}
         Ok(wire)
     }
 
     fn open(namespace: &Namespace, interface: &'static str, protocol: Option<SockProtocol>) -> Result<Self> {
-        // A socket stays in the namespace it was made in.
+        // A socket stays in the namespace in which it was made.
         namespace.enter(move || {
             let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
             if protocol.is_some() {
@@ -55,13 +55,13 @@ impl Wire {
         })
     }
 
-    /// Sends one frame, of 14 bytes at least and no more than the interface's MTU takes.
+    /// Sends one frame, of at least 14 bytes and at most the interface's MTU and its header.
     pub(crate) fn send(&self, frame: &[u8]) -> Result<()> {
         let sent = send(self.0.as_raw_fd(), frame, MsgFlags::empty());
         sent.map(drop).with_context(|| format!("send a frame of {} bytes", frame.len()))
     }
 
-    /// The next frame, waited for at most so long.
+    /// Receives the next frame, waiting at most `limit`.
     pub(crate) fn next(&self, limit: Duration) -> Result<Option<Vec<u8>>> {
         let mut buffer = [0; 65_536];
         loop {

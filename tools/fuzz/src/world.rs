@@ -1,18 +1,18 @@
-//! Who is who in the fuzzer's little network: fixed, so that a frame means the same in every run.
+//! The addresses in the fuzzer's little network. They are fixed, so that a frame means the same in every run.
 
-/// Our host, and the kernel's in its place.
+/// Underlay address of our host, and of the kernel's host in its place.
 pub const LOCAL: [u8; 4] = [10, 99, 0, 1];
 /// MAC address of its underlay device.
 pub const UNDERLAY_MAC: [u8; 6] = [0x06, 0, 0, 0, 0, 0x01];
-/// MAC address of all who send to it.
+/// MAC address of all machines that send to our host.
 pub const NEXT_HOP_MAC: [u8; 6] = [0x06, 0, 0, 0, 0, 0x02];
 /// VtepMAC of its lease.
 pub const VTEP_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 /// First bytes of its subnet, 10.244.1.0/24.
 pub const SUBNET: [u8; 3] = [10, 244, 1];
-/// Its bridge's address.
+/// Address of its bridge.
 pub const GATEWAY: [u8; 4] = [10, 244, 1, 1];
-/// Its container.
+/// Address of its container.
 pub const CONTAINER: [u8; 4] = [10, 244, 1, 2];
 /// The container's MAC address.
 pub const CONTAINER_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x02];

@@ -7,20 +7,20 @@ use crate::overlay as binary;
 
 /// The config of most tests' network.
 pub const CONFIG: &str = Backend::Vxlan.config();
-/// How long anything may take that should come soon; generous, for machines under load.
+/// How long anything may take that should happen soon. It is generous because the machine may be busy.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// What a command said, and how it ended.
+/// What a command printed, and how it ended.
 #[derive(Debug)]
 pub struct Said {
-    /// Exit code; 124 if it had to be ended because it went on.
+    /// Exit code. It is 124 if the command went on and had to be ended.
     pub code: i32,
-    /// Both of its streams.
+    /// What it wrote to both of its output streams.
     pub text: String,
 }
 
 impl Said {
-    /// It failed with this code and these words.
+    /// Asserts that the command ended with this code and that these words are in its text.
     #[track_caller]
     pub fn is(&self, code: i32, words: &[&str]) {
         assert_eq!(self.code, code, "{}", self.text);
@@ -31,19 +31,19 @@ impl Said {
     }
 }
 
-/// A lab of `hosts` hosts.
+/// Makes a lab of `hosts` hosts.
 pub fn lab(hosts: u8) -> Lab {
     Lab::new(Options { hosts, ..Options::default() }).unwrap()
 }
 
-/// The lab's shared folder of leases, with a config in it.
+/// Makes the lab's shared folder of leases, with a config in it.
 pub fn store(lab: &Lab) -> String {
     let store = lab.folder().join("store").display().to_string();
     overlay(lab.host(0), &["config", "set", CONFIG, "--store-dir", &store]).is(0, &["10.244.0.0/16"]);
     store
 }
 
-/// Runs one of the binary's commands on a host, with the host's own folders, to its end.
+/// Runs one of the binary's commands on a host, with the host's own folders, and waits for its end.
 pub fn overlay(host: &Host, words: &[&str]) -> Said {
     let mut command =
         host.namespace().command(&[&["timeout", "20", binary().to_str().unwrap()], words].concat()).unwrap();
@@ -53,25 +53,25 @@ pub fn overlay(host: &Host, words: &[&str]) -> Said {
     said(&mut command)
 }
 
-/// Runs a command to its end.
+/// Runs a command and waits for its end.
 pub fn said(command: &mut std::process::Command) -> Said {
     let output = command.output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     Said { code: output.status.code().unwrap_or(-1), text: String::from_utf8_lossy(&text).into_owned() }
 }
 
-/// `overlay status --json` of a host whose agent runs.
+/// What `overlay status --json` shows on a host whose agent runs.
 pub fn status(host: &Host) -> serde_json::Value {
     let text = host.overlay(binary(), &["status", "--json"]).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
-/// Waits until the host's status says so.
+/// Waits until the host's status fulfils `is`. `what` says in the error what was waited for.
 #[track_caller]
 pub fn until(host: &Host, what: &str, mut is: impl FnMut(&serde_json::Value) -> bool) {
     let mut last = serde_json::Value::Null;
     let done = wait_until(what, SOON, || {
-        // An agent that starts has nothing to show yet.
+        // An agent that is just starting has no status yet.
         let Ok(text) = host.overlay(binary(), &["status", "--json"]) else { return Ok(false) };
         last = serde_json::from_str(&text)?;
         Ok(is(&last))
@@ -79,7 +79,7 @@ pub fn until(host: &Host, what: &str, mut is: impl FnMut(&serde_json::Value) -> 
     done.unwrap_or_else(|error| panic!("{error:#}: {last:#}"));
 }
 
-/// Waits until the log of the host's agents has these words.
+/// Waits until these words are in the log of the host's agents.
 #[track_caller]
 pub fn logged(host: &Host, words: &str) {
     let log = || std::fs::read_to_string(host.agent_log()).unwrap_or_default();
@@ -95,7 +95,7 @@ pub struct JoinedHost {
     pub agent: Agent,
     /// Its container.
     pub container: Container,
-    /// Its subnet: `10.244.7.0/24`.
+    /// Its subnet, such as `10.244.7.0/24`.
     pub subnet: String,
 }
 
@@ -110,7 +110,7 @@ impl JoinedHost {
         Self { host: host.clone(), agent, container, subnet }
     }
 
-    /// Ends the agent and starts one with these arguments.
+    /// Ends the agent and starts another with these arguments.
     pub fn restarted(self, arguments: &[&str]) -> Self {
         self.agent.terminate().unwrap();
         let mut agent = self.host.start_agent(binary(), arguments).unwrap();
@@ -118,12 +118,12 @@ impl JoinedHost {
         Self { agent, ..self }
     }
 
-    /// The key of its lease: `10.244.7.0-24`.
+    /// The key of its lease, such as `10.244.7.0-24`.
     pub fn key(&self) -> String {
         self.subnet.replace('/', "-")
     }
 
-    /// Waits until the other's container answers, then asks it ten times more: none may go unanswered.
+    /// Waits until the other's container answers, then sends it ten more pings, all of which must be answered.
     #[track_caller]
     pub fn reaches(&self, other: &Self) {
         let once = PingOptions { count: 1, timeout: 0.3, ..PingOptions::default() };

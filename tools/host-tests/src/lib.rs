@@ -10,14 +10,14 @@ use overlay_lab::project;
 
 pub mod hosts;
 
-/// The program under test. Cargo builds it for the tests of its own package only; here it is built when it is first asked
-/// for. Tests that cargo did not start, in a VM say, take the one that stands beside them.
+/// The program under test. Cargo builds it only for the tests of its own package, so it is built here when it is first
+/// asked for. Tests that cargo did not start, as in a VM, take the program that is in the folder above their own.
 pub fn overlay() -> &'static Path {
     static OVERLAY: LazyLock<PathBuf> = LazyLock::new(|| {
         if env::var_os("CARGO").is_some() {
             return project::build_overlay().unwrap();
         }
-        // A test is target/debug/deps/NAME-HASH.
+        // A test's path is target/debug/deps/NAME-HASH.
         let test = env::current_exe().unwrap();
         test.ancestors().nth(2).unwrap().join("overlay")
     });

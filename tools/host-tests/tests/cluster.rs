@@ -1,4 +1,4 @@
-//! The host rung: whole hosts as network namespaces, with agents, containers and real packets between them. Needs root.
+//! Whole hosts as network namespaces, with agents, containers and real packets between them. These tests need root.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 #[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
 mod cluster {

@@ -1,5 +1,5 @@
-//! The host rung: real Docker daemons on hosts of the lab, their containers on the overlay. Needs root, and the Docker that
-//! `cargo xtask setup` unpacks.
+//! Real Docker daemons on hosts of the lab, whose containers are on the overlay. These tests need root, and the Docker
+//! that `cargo xtask setup` unpacks.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 
 #[path = "cluster/bed.rs"]

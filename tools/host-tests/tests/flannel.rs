@@ -1,5 +1,6 @@
-//! The host rung: flannel's hosts and ours side by side in one etcd, in every mode that both have. I1 to I12 and D1 to D11 are the rows of
-//! docs/flannel.md. With `FLANNELD_BIN` in the environment all of it runs against that flanneld too. Needs root.
+//! Hosts of flannel's and of ours side by side in one etcd, with every backend that both have. I1 to I12 and D1 to D11
+//! are the rows of docs/flannel.md. With `FLANNELD_BIN` in the environment, all of it runs against that flanneld too.
+//! These tests need root.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 #[expect(unreachable_pub, reason = "beds shared by the modules beside them")]
 mod flannel {

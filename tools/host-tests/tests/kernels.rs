@@ -1,6 +1,6 @@
-//! What must hold on every kernel: two hosts in each mode, under each ingress and each way of attaching. Runs on this kernel as one of the
-//! hosts' tests, and in VMs with others (`cargo xtask test --rung vm`), where its lines of facts become docs/kernels.md.
-//! Needs root.
+//! What must hold on every kernel: two hosts with each backend, under each ingress mode and each attach method. These
+//! tests run on this machine's kernel as tests of hosts, and in VMs with others (`cargo xtask test --rung vm`), where
+//! the facts that they print become docs/kernels.md. They need root.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 #[expect(unreachable_pub, reason = "shared by the modules beside it")]
 mod kernels {
@@ -9,8 +9,8 @@ mod kernels {
     pub mod scenario;
 }
 
-/// One test for each way a host can be set up: `name: backend, ingress, attach, options of the agent beside these;`.
-macro_rules! ways {
+/// One test for each way to set up a host: `name: backend, ingress, attach method, further options of the agent;`.
+macro_rules! setups {
     ($($name:ident: $backend:ident, $ingress:literal, $attach:literal, [$($option:literal),*];)+) => {
         $(#[test]
         fn $name() {
@@ -19,7 +19,7 @@ macro_rules! ways {
     };
 }
 
-ways! {
+setups! {
     tc: Vxlan, "tc", "auto", [];
     tc_clsact: Vxlan, "tc", "clsact", [];
     xdp: Vxlan, "xdp", "auto", ["--endpoint-gro", "on"];

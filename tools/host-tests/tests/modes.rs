@@ -1,4 +1,4 @@
-//! The host rung: every way packets can travel between hosts of ours, under every ingress and underlay. Needs root.
+//! Every backend between hosts of ours, under every ingress mode and on every kind of underlay. These tests need root.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 
 #[path = "cluster/bed.rs"]

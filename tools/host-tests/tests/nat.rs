@@ -1,5 +1,5 @@
-//! Host traffic and NAT: rules of ours and of others on whole hosts, and that what went through the stack comes back
-//! through it. Needs root, `nft` and `iptables`.
+//! NAT and the hosts' own traffic: with rules of ours and of others, a connection that left through the stack must come
+//! back through it. These tests need root, `nft` and `iptables`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 
 #[path = "cluster/bed.rs"]
@@ -11,8 +11,8 @@ mod nat {
     mod forward;
     mod hosts;
     mod masquerade;
-    mod notes;
     mod published;
     mod services;
+    mod stack_flows;
     mod traffic;
 }

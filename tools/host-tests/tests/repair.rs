@@ -1,4 +1,5 @@
-//! What somebody deletes under a running agent is back within seconds, and the status tells the truth meanwhile.
+//! What somebody deletes under a running agent is restored within seconds, and until then the status says what is
+//! missing.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
 
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ fn pin(host: &Host, name: &str) -> PathBuf {
     host.bpf_root().join("overlay/v1/default/links").join(name)
 }
 
-/// Packets that a hook counted, carried ones alone.
+/// Packets that a hook counted as carried.
 fn carried(host: &Host, hook: &str) -> u64 {
     let status = status(host);
     let counters = status["counters"].as_array().unwrap().iter();
@@ -37,14 +38,15 @@ fn carried(host: &Host, hook: &str) -> u64 {
     of_hook.map(|counter| counter["packets"].as_u64().unwrap()).sum()
 }
 
-/// What the kernel says about links, addresses and routes for a while.
+/// What the kernel reports about links, addresses and routes for a second, once the agent should be idle.
 fn events(host: &Host) -> String {
-    // The last looks are still under way.
+    // The agent may still be at its last repairs.
     std::thread::sleep(std::time::Duration::from_secs(2));
     host.exec("timeout 1 ip monitor link address route").unwrap_or_else(|error| error.to_string())
 }
 
-/// The host itself reaches the other's container: through overlay0, since no port of a container is on the way.
+/// Whether the host itself reaches the other's container. Its packets go through overlay0, since they pass no
+/// container's port.
 fn host_reaches(from: &Host, to: &JoinedHost) -> bool {
     from.exec(&format!("ping -n -c 1 -W 1 {}", to.container.address())).is_ok()
 }
@@ -71,7 +73,7 @@ fn overlay0_is_made_again_and_the_fast_path_does_not_notice() {
     wait_until("its programs", SOON, attached).unwrap();
     until(&a.host, "all well", |status| status["agent"]["datapath"]["attached"] == true);
 
-    // What else can be done to it.
+    // These are other things that can be done to the device.
     for harm in
         ["link set overlay0 down", "route delete 10.244.0.0/16 dev overlay0", "address flush dev overlay0"]
     {
@@ -79,7 +81,7 @@ fn overlay0_is_made_again_and_the_fast_path_does_not_notice() {
         wait_until(harm, SOON, || Ok(host_reaches(&a.host, &b))).unwrap();
     }
     assert_eq!(link(&a.host, "overlay0").unwrap(), (index, mac));
-    // A look that changes nothing makes no events, which would call for the next look.
+    // A check that finds nothing to change must make no events, because these would start the next check.
     let events = events(&a.host);
     assert!(!events.contains("overlay0"), "{events}");
     let report = traffic.finish().unwrap();
@@ -90,7 +92,8 @@ fn overlay0_is_made_again_and_the_fast_path_does_not_notice() {
 fn an_overlay0_that_cannot_come_back_is_told_by_status_and_readyz() {
     let lab = lab(2);
     let (a, b) = members(&lab, &[]);
-    // Faster than the agent: both in one batch of netlink messages would be a race all the same, hence another name.
+    // The device is renamed rather than deleted, to be faster than the agent. Even both commands in one batch of
+    // netlink messages would be a race.
     a.host.namespace().ip("link set overlay0 down").unwrap();
     let batch = a.host.folder().join("batch");
     std::fs::write(&batch, "link delete overlay0\nlink add overlay0 type bridge\n").unwrap();
@@ -123,7 +126,7 @@ fn programs_that_somebody_detached_are_attached_again_by_the_audit() {
     // The kernel detaches a moment later.
     a.reaches(&b);
     let before = carried(&a.host, "decap");
-    // Without the underlay's program all that comes takes the stack, and arrives.
+    // Without the underlay device's program, everything that arrives takes the stack, and none of it is lost.
     a.reaches(&b);
     assert_eq!(carried(&a.host, "decap"), before);
     std::fs::remove_file(&pins[1]).unwrap();
@@ -137,23 +140,23 @@ fn programs_that_somebody_detached_are_attached_again_by_the_audit() {
     assert!(carried(&a.host, "decap") >= before + 10, "{before}");
 }
 
-/// One command of bpftool's about a map: `lookup peers key 10 244 7 0`.
+/// Runs a command of bpftool's about a map, such as `lookup peers key 10 244 7 0`.
 fn bpftool(host: &Host, command: &str, map: &str, rest: &str) -> anyhow::Result<String> {
     let pin = host.bpf_root().join("overlay/v1/default").join(map);
     host.exec(&format!("bpftool -j map {command} pinned {} {rest}", pin.display()))
 }
 
-/// Entries that the agent says it has put right.
+/// How many entries the agent says it has repaired.
 fn repaired(host: &Host) -> u64 {
     status(host)["agent"]["datapath"]["repaired"].as_u64().unwrap()
 }
 
-/// What the tables say is not in force where the programs do not find it.
+/// Entries that are in the tables but that the programs do not find by their indexes are not in force.
 #[test]
 fn what_somebody_empties_in_the_programs_indexes_is_filled_again() {
     let lab = lab(2);
     let (a, b) = members(&lab, &[]);
-    // The endpoints are those of an agent before: this one has adopted them, and decided nothing.
+    // The endpoints were learned by an earlier agent; this one has adopted them without deciding anything itself.
     let a = a.restarted(&["--store-dir", &store(&lab), "--store-shared"]);
     let before = carried(&a.host, "encap");
     a.reaches(&b);
@@ -166,7 +169,7 @@ fn what_somebody_empties_in_the_programs_indexes_is_filled_again() {
     };
     empty("endpoint_index", 20);
     let before = carried(&a.host, "encap");
-    // The container is not known: the stack carries its packets.
+    // The container is not found, so the stack carries its packets.
     a.reaches(&b);
     assert_eq!(carried(&a.host, "encap"), before);
     empty("peer_index", 16);
@@ -197,14 +200,14 @@ fn what_somebody_writes_into_the_tables_of_peers_is_put_right() {
     let index = || bpftool(host, "lookup", "peer_index", "key 201 0 0 0").unwrap();
     assert!(!is_zero(&index()));
 
-    // Deleted by hand, and then nobody's: it goes from wherever programs look.
+    // A peer is deleted by hand, and then its lease too: it must go from every place where programs look.
     bpftool(host, "delete", "peers", "key 10 244 201 0").unwrap();
     std::fs::remove_file(&lease).unwrap();
     wait_until("the peer's end", SOON, || Ok(is_zero(&index()))).unwrap();
     wait_until("its address's", SOON, || Ok(bpftool(host, "lookup", "vteps", "key 10 99 0 201").is_err()))
         .unwrap();
 
-    // Deleted by hand, and a peer's all the same: it comes back, with the counters it had.
+    // A peer is deleted by hand while its lease exists: it comes back, with the counters it had.
     let traffic = || {
         let peers: serde_json::Value =
             serde_json::from_str(&host.overlay(binary(), &["peers", "--json"]).unwrap()).unwrap();
@@ -214,16 +217,16 @@ fn what_somebody_writes_into_the_tables_of_peers_is_put_right() {
     assert!(sent >= Some(10), "{sent:?}");
     let base = b.subnet.split('/').next().unwrap().replace('.', " ");
     bpftool(host, "delete", "peers", &format!("key {base}")).unwrap();
-    // From the table, and from what the programs find.
+    // The peer is missing in the table, and where the programs look it up.
     resync("the peer", 2);
     assert_eq!(traffic(), sent);
 
-    // Added by hand: no lease says so.
+    // A peer is added by hand, without a lease.
     bpftool(host, "update", "peers", "key 10 244 99 0 value 10 99 0 77 2 0 0 0 0 9 0 0 40 0 0 0").unwrap();
     resync("a peer by hand", 2);
     assert!(bpftool(host, "lookup", "peers", "key 10 244 99 0").is_err());
 
-    // The underlay address alone.
+    // Only the underlay address is deleted.
     bpftool(host, "delete", "vteps", "key 10 99 0 2").unwrap();
     bpftool(host, "update", "vteps", "key 10 99 0 66 value 3 0 0 0").unwrap();
     resync("the VTEPs", 2);
@@ -258,7 +261,8 @@ fn an_underlay_device_that_is_made_anew_gets_its_programs() {
     assert!(carried(&a.host, "encap") >= sent + 10 && carried(&a.host, "decap") >= received + 10);
     assert!(!pin(&a.host, &format!("decap-{before}")).exists());
 
-    // The programs were loaded anew, and are still listened to: here about VXLAN from somebody who is no peer.
+    // The programs were loaded anew, and their reports still reach the log. This one is about VXLAN from an address of
+    // no peer.
     let mut frame = vec![8, 0, 0, 0, 0, 0, 1, 0];
     frame.extend([[0x02; 14].as_slice(), &[0; 46]].concat());
     let sent = lab.switch().enter(move || {
@@ -278,13 +282,13 @@ fn the_status_knows_that_the_fast_path_is_off_before_any_packet() {
         let mut agent = host.start_agent(binary(), &["--store-dir", &store, "--fast-path", choice]).unwrap();
         agent.wait_ready(SOON).unwrap();
         assert_eq!(status(host)["tiers"][1]["in_use"], in_use);
-        // Nor does the check take the agent's own device for somebody else's.
+        // The check must not take the agent's own device for another's.
         let check = host.overlay(binary(), &["check", "--iface", "eth0", "--json"]).unwrap();
         let findings: serde_json::Value = serde_json::from_str(&check).unwrap();
         let port = findings.as_array().unwrap().iter().find(|one| one["what"] == "udp port 8472").unwrap();
         assert_eq!((&port["level"], &port["detail"]), (&"ok".into(), &"ours: overlay0 has it".into()));
         agent.terminate().unwrap();
-        // Also with no agent to ask.
+        // This holds without a running agent as well.
         let status = status(host);
         assert_eq!(
             (&status["tiers"][1]["in_use"], &status["agent"]),

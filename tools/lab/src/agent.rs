@@ -15,7 +15,7 @@ use crate::{command, host::Host, namespace::Running, wait::wait_until};
 /// Where the lab's agents answer /healthz and /readyz, in their host's namespace.
 const HEALTH_PORT: u16 = 8471;
 
-/// A running agent. Killed when dropped; on a panic its log is shown.
+/// A running agent. It is killed when this is dropped; on a panic the end of its log is shown.
 #[derive(Debug)]
 pub struct Agent {
     host: Host,
@@ -24,7 +24,8 @@ pub struct Agent {
 }
 
 impl Host {
-    /// Starts `overlay agent` with the host's own folders and interface and, beside them, `arguments` (the store, say).
+    /// Starts `overlay agent` with the host's own folders and interface, and with further `arguments` (such as the
+    /// store's).
     pub fn start_agent(&self, binary: &Path, arguments: &[&str]) -> Result<Agent> {
         let log = self.agent_log();
         let file = fs::OpenOptions::new().create(true).append(true).open(&log)?;
@@ -40,7 +41,7 @@ impl Host {
         Ok(Agent { host: self.clone(), process: Some(Running::start(&mut command)?), log })
     }
 
-    /// Runs one of `overlay`'s other commands about this host's network and returns what it prints.
+    /// Runs another of `overlay`'s commands for this host's network and returns what it prints.
     pub fn overlay(&self, binary: &Path, words: &[&str]) -> Result<String> {
         command::output(&mut self.overlay_command(binary, words)?)
     }
@@ -48,23 +49,23 @@ impl Host {
     fn overlay_command(&self, binary: &Path, words: &[&str]) -> Result<Command> {
         let binary = binary.to_str().context("the path of the overlay binary is not UTF-8")?;
         let mut command = self.namespace().command(&[&[binary], words].concat())?;
-        // As variables: commands that have no such option do not mind.
+        // They are given as variables because a command that has no such option would refuse the option.
         command.env("OVERLAY_BPF_ROOT", self.bpf_root());
         command.env("OVERLAY_STATE_DIR", self.folder().join("state"));
         Ok(command)
     }
 
-    /// Where the agent writes subnet.env.
+    /// The file `subnet.env` that the agent writes.
     pub fn subnet_file(&self) -> PathBuf {
         self.folder().join("subnet.env")
     }
 
-    /// What all agents of this host said.
+    /// The file into which all agents of this host write their logs, one after the other.
     pub fn agent_log(&self) -> PathBuf {
         self.folder().join("agent.log")
     }
 
-    /// The last lines of that.
+    /// The last 30 lines of that log.
     pub fn agent_log_tail(&self) -> String {
         let log = fs::read_to_string(self.agent_log()).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
@@ -73,14 +74,14 @@ impl Host {
 }
 
 impl Agent {
-    /// Waits until /readyz says so: lease held, data path attached.
+    /// Waits until /readyz answers that the lease is held and the data path is attached.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
         let host = self.host.clone();
         wait_until(&format!("the agent of {}", host.name()), limit, || {
             if let Some(status) = self.process()?.status()? {
                 bail!("it ended with {status}:\n{}", self.host.agent_log_tail());
             }
-            // Not listening yet is no error.
+            // A refused connection means that the agent does not listen yet.
             Ok(host.http_get(HEALTH_PORT, "/readyz").is_ok_and(|(code, _)| code == 200))
         })
         .with_context(|| format!("last lines of {}:\n{}", self.log.display(), self.host.agent_log_tail()))
@@ -106,34 +107,34 @@ impl Agent {
         Ok((format!("{base}/{length}"), get("FLANNEL_MTU")?.parse().context("FLANNEL_MTU")?))
     }
 
-    /// Its process id.
+    /// The agent's process id.
     pub fn pid(&mut self) -> Result<u32> {
         Ok(self.process()?.pid())
     }
 
-    /// Its exit status, if it has ended.
+    /// The agent's exit status, if it has ended.
     pub fn status(&mut self) -> Result<Option<ExitStatus>> {
         self.process()?.status()
     }
 
-    /// `kill -9`, and waits until it is gone.
+    /// Kills the agent with `kill -9` and waits until it is gone.
     pub fn kill9(mut self) -> Result<()> {
         self.process()?.signal(Signal::SIGKILL)?;
         self.process()?.wait(Duration::from_secs(5)).map(drop)
     }
 
-    /// SIGTERM, and waits until it has ended by itself.
+    /// Sends SIGTERM and waits until the agent has ended by itself.
     pub fn terminate(mut self) -> Result<ExitStatus> {
         self.process()?.signal(Signal::SIGTERM)?;
         self.process()?.wait(Duration::from_secs(10))
     }
 
-    /// SIGSTOP or SIGCONT, say.
+    /// Sends a signal such as SIGSTOP or SIGCONT.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         self.process()?.signal(signal)
     }
 
-    /// All it and its predecessors on this host said.
+    /// What this agent and its predecessors on this host have logged.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -149,7 +150,7 @@ impl Drop for Agent {
             eprintln!("--- {}: {}\n{}", self.host.name(), self.log.display(), self.host.agent_log_tail());
         }
         if self.host.keep() {
-            // A kept lab keeps its agents: the process is nobody's child to end any more.
+            // In a lab that is kept, the agent must survive this process, so its handle must not kill it.
             std::mem::forget(self.process.take());
         }
     }

@@ -17,7 +17,8 @@ use crate::{
 };
 
 impl Host {
-    /// Captures what passes `interface` and matches `filter` into a file of the host's folder, until it is finished.
+    /// Captures what passes `interface` and matches `filter`, into a file of the host's folder, until the capture is
+    /// finished.
     pub fn capture(&self, interface: &str, filter: &str) -> Result<Capture> {
         Capture::start(self.namespace(), self.folder(), interface, filter)
     }
@@ -67,7 +68,7 @@ impl Capture {
 
     /// Ends the capture and returns its file.
     pub fn finish(mut self) -> Result<PathBuf> {
-        // A signalled tcpdump leaves in the kernel what it has not read yet: let it become idle first.
+        // When a signal ends tcpdump, it leaves in the kernel what it has not read yet. It must become idle first.
         let mut written = 0;
         wait_until("an idle tcpdump", Duration::from_secs(10), || {
             std::thread::sleep(Duration::from_millis(200));
@@ -79,11 +80,11 @@ impl Capture {
         Ok(self.file.clone())
     }
 
-    /// Ends the capture and returns its packets as tcpdump prints them: numeric, verbose, with checksums judged.
+    /// Ends the capture and returns its packets as tcpdump prints them: numeric, verbose, with verified checksums.
     pub fn lines(self) -> Result<Vec<String>> {
         let file = self.finish()?.display().to_string();
         let text = command::run("tcpdump", ["-nn", "-vv", "-r", &file])?;
-        // A packet begins with the time; what it carries follows on lines of its own.
+        // A line that begins with the time begins a packet; the lines that follow describe what it carries.
         let mut packets: Vec<String> = Vec::new();
         for line in text.lines() {
             match packets.last_mut() {

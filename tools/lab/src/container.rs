@@ -13,7 +13,7 @@ pub struct Container {
     port: String,
 }
 
-/// How to ping.
+/// The options of a ping.
 #[derive(Clone, Copy, Debug)]
 pub struct PingOptions {
     /// How many requests.
@@ -50,7 +50,7 @@ pub struct Ping {
 }
 
 impl Ping {
-    /// Every request was answered.
+    /// Whether every request was answered.
     pub fn complete(&self) -> bool {
         self.sent > 0 && self.sent == self.received
     }
@@ -61,27 +61,27 @@ impl Container {
         Self { namespace, address, port }
     }
 
-    /// Its address.
+    /// The container's address.
     pub fn address(&self) -> Ipv4Addr {
         self.address
     }
 
-    /// Its network namespace.
+    /// The container's network namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// Name of its veth on the host.
+    /// Name of the container's veth on the host.
     pub fn port(&self) -> &str {
         &self.port
     }
 
-    /// Runs a command inside; space-separated, no shell.
+    /// Runs a command in the container. The words are separated by spaces; no shell sees them.
     pub fn exec(&self, line: &str) -> Result<String> {
         self.namespace.exec(line)
     }
 
-    /// Pings `address`. No answer is not an error; a ping that does not run is.
+    /// Pings `address`. It is no error if nothing answers, only if ping itself cannot run.
     pub fn ping(&self, address: Ipv4Addr, options: PingOptions) -> Result<Ping> {
         let PingOptions { count, interval, size, df, timeout } = options;
         let df = if df { "do" } else { "dont" };
@@ -99,7 +99,7 @@ impl Container {
 
     /// Removes the container and its veth, as a container runtime does.
     pub fn remove(self) -> Result<()> {
-        // The veth first: the namespace itself lives until its last process ends.
+        // The veth goes first, because the namespace lives on until its last process ends.
         self.namespace.ip("link delete eth0")?;
         command::sh(&format!("ip netns delete {}", self.namespace.name())).map(drop)
     }

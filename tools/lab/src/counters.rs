@@ -72,7 +72,7 @@ impl Counters {
                 (Hook::Send, Verdict::Carried) => carried.stack_out += packets,
                 (Hook::Receive, Verdict::Carried) => carried.stack_in += packets,
                 (_, Verdict::Drop | Verdict::Answered) => carried.dropped += packets,
-                // Left to the stack: counted again where the stack took it.
+                // What was left to the stack is counted again at the hook where the stack sent or received it.
                 (_, Verdict::Carried | Verdict::Stack | Verdict::Event) => {}
             }
         }

@@ -18,7 +18,7 @@ pub(crate) struct DemoOptions {
     /// How packets travel between the hosts.
     #[arg(long, value_enum, default_value_t = lab::Backend::Vxlan)]
     mode: lab::Backend,
-    /// Where packets are taken in: `tc`, `xdp`, `xdp-strip`.
+    /// Where received packets are decapsulated: `tc`, `xdp` or `xdp-strip`.
     #[arg(long, default_value = "auto")]
     ingress: String,
     /// Leave the hosts running at the end.
@@ -39,7 +39,7 @@ pub(crate) fn demo(options: &DemoOptions) -> Result<()> {
     if options.docker {
         return docker::demo(options.mode, &options.ingress, options.keep);
     }
-    // Its etcd ends with this command, and the agents would be left without a store.
+    // The etcd ends with this command, so agents that stay would be left without a store.
     ensure!(!options.keep || options.store == StoreKind::Dir, "--keep goes with --store dir");
     let started = Instant::now();
     let step = |text: &str| println!("\n[{:5.1} s] {text}", started.elapsed().as_secs_f32());
@@ -89,7 +89,7 @@ fn show(lab: &Lab, overlay: &Path, options: &DemoOptions, step: &dyn Fn(&str)) -
     Ok(())
 }
 
-/// Has all hosts take part, and prints who is who.
+/// Starts the agents of all hosts, and prints every host with its addresses and containers.
 pub(crate) fn populate(
     lab: &Lab,
     overlay: &Path,
@@ -135,10 +135,10 @@ fn ping_matrix(members: &[Member]) -> Result<()> {
     Ok(())
 }
 
-/// Prints what each tier of each host carried; fails if that is less than what was sent, or anything was dropped.
+/// Prints what each tier of each host carried. It fails if that is less than what was sent, or if anything was dropped.
 fn carried(members: &[Member]) -> Result<()> {
     println!("  host    fast out     fast in   stack out    stack in     dropped");
-    // Each of two containers exchanged its pings with two on every other host, and they with it.
+    // Each of a host's two containers pinged two containers of every other host, and was pinged by them.
     let exchanges = 2 * 2 * 2 * u64::from(PINGS) * (members.len() as u64 - 1);
     for member in members {
         let (name, sum) = (member.host.name(), member.counters()?.carried());
@@ -158,7 +158,7 @@ fn carried(members: &[Member]) -> Result<()> {
     Ok(())
 }
 
-/// For a lab that stays.
+/// How to look around in a lab that stays.
 pub(crate) fn how_to_enter(lab: &Lab) -> String {
     let name = lab.name();
     format!(

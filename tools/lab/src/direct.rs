@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::{container::Container, lab::Lab, namespace::Namespace};
 
 impl Lab {
-    /// Makes the two. Needs no host.
+    /// Makes two containers that are connected by one veth, without any host.
     pub fn connect_directly(&self) -> Result<[Container; 2]> {
         let namespaces = ["a", "b"].map(|name| Namespace::named(&self.name, name, !self.options.keep));
         let [a, b] = &namespaces;

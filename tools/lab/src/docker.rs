@@ -1,8 +1,9 @@
 //! A real Docker daemon on a host of the lab, and its containers.
 //!
-//! The daemon runs in a process and a mount namespace of its own: whatever it starts and mounts ends with the first
-//! process in there, and that one dies with us. Its `/run` is its own, too, so that neither another host's daemon nor the
-//! machine's is in its way. Containers' control groups carry the lab's name, hence the sweep finds them.
+//! The daemon runs in a process namespace and a mount namespace of its own. Whatever it starts and mounts therefore
+//! ends with the first process in there, and that process dies with us. Its `/run` is its own as well, so that the
+//! files of another host's daemon or of the machine's are not in its way. The containers' control groups carry the
+//! lab's name, by which the sweep finds them.
 use std::{fs, process::ExitStatus, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
@@ -25,7 +26,7 @@ mod tools;
 
 /// How long the daemon may take to start or stop.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A running daemon. Ended when dropped, with all its containers; on a panic the end of its log is shown.
+/// A running daemon. It ends with all its containers when this is dropped; on a panic the end of its log is shown.
 #[derive(Debug)]
 pub struct Docker {
     client: Client,
@@ -33,8 +34,8 @@ pub struct Docker {
 }
 
 impl Host {
-    /// Starts `dockerd` with these options (`--bip`, say) beside the lab's own, and gives it an image. On the data of the
-    /// host's earlier daemon, if there was one.
+    /// Starts `dockerd` with these options (such as `--bip`) and the lab's own, and loads an image into it. A later
+    /// daemon on the same host finds the data of the earlier one.
     pub fn start_docker(&self, options: &[&str]) -> Result<Docker> {
         let tools = Tools::find()?;
         let folder = self.folder().join("docker");
@@ -68,7 +69,7 @@ impl Member {
         Ok(options.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Starts a Docker daemon with those options.
+    /// Starts a Docker daemon with the options that [`Member::docker_options`] returns.
     pub fn start_docker(&self) -> Result<Docker> {
         let options = self.docker_options()?;
         self.host.start_docker(&options.iter().map(String::as_str).collect::<Vec<_>>())
@@ -76,25 +77,27 @@ impl Member {
 }
 
 impl Docker {
-    /// Runs the command `docker` with these words; space-separated, no shell.
+    /// Runs the command `docker` with these words. They are separated by spaces; no shell sees them.
     pub fn docker(&self, line: &str) -> Result<String> {
         self.client.docker(line)
     }
 
-    /// Makes and starts a container, with these options of `docker run` (`--publish 80:80`, say).
+    /// Makes and starts a container, with these options of `docker run` (such as `--publish 80:80`).
     pub fn run(&self, name: &str, options: &str) -> Result<DockerContainer> {
-        // On all IPv4 addresses, and on no IPv6 one: who asks is then shown as plain IPv4.
+        // The server must not listen on IPv6 as well: `/cgi-bin/who` would then show an IPv4 address in IPv6's
+        // notation.
         let serve = "httpd -f -h /www -p 0.0.0.0:80";
-        // The first process of a process namespace does not hear SIGTERM unless it cares to.
+        // The kernel discards a SIGTERM to the first process of a process namespace unless that process has a handler
+        // for it.
         self.docker(&format!("run --detach --stop-signal KILL --name {name} {options} {IMAGE} {serve}"))?;
         DockerContainer::running(self.client.clone(), name)
     }
 
-    /// SIGTERM, and waits until it has ended by itself. Like any Docker daemon it stops its containers, and leaves
-    /// bridges and rules.
+    /// Sends SIGTERM and waits until the daemon has ended by itself. As any Docker daemon does, it stops its containers
+    /// and leaves its bridges and packet filter rules behind.
     pub fn stop(mut self) -> Result<ExitStatus> {
         let pid = self.process()?.pid();
-        // The process that made the namespaces waits outside of them, and passes no signal on.
+        // `unshare` waits outside of the namespaces that it made and passes no signal on, so its child gets the signal.
         let path = format!("/proc/{pid}/task/{pid}/children");
         let children = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
         let first = children.split_whitespace().next().context("the daemon has ended already")?;
@@ -113,7 +116,7 @@ impl Drop for Docker {
             eprintln!("--- Docker of {}:\n{}", self.client.host.name(), self.client.log_tail());
         }
         if self.client.host.keep() {
-            // As with the agent of a lab that is kept.
+            // In a lab that is kept, the daemon must survive this process, so its handle must not kill it.
             std::mem::forget(self.process.take());
         }
     }

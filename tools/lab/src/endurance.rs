@@ -1,4 +1,5 @@
-//! Agents that come and go while packets are on their way: what `cargo xtask endure` runs for long, and the tests briefly.
+//! Agents that are killed, ended, replaced and started while packets are under way. `cargo xtask endure` does this for
+//! long, and tests do it briefly.
 use std::{
     path::PathBuf,
     thread,
@@ -22,23 +23,23 @@ use crate::{
 /// The agents that take turns.
 #[derive(Clone, Debug)]
 pub struct Binaries {
-    /// The present one.
+    /// The agent as it is built now.
     pub present: PathBuf,
-    /// With other programs on the same maps.
+    /// An agent with other programs for the same map layout.
     pub program: PathBuf,
-    /// With another map layout.
+    /// An agent with another map layout.
     pub layout: PathBuf,
 }
 
 impl Binaries {
-    /// Builds those that come after the present one.
+    /// Builds the two agents that stand for later versions of `present`.
     pub fn beside(present: PathBuf) -> Result<Self> {
         let program = project::build_next(Next::Program)?;
         Ok(Self { present, program, layout: project::build_next(Next::Layout)? })
     }
 }
 
-/// Two hosts with an etcd between them, and what is on its way.
+/// Two hosts with an etcd between them, and the connection that lasts through all rounds.
 pub struct Endurance {
     binaries: Binaries,
     rate: u32,
@@ -48,7 +49,7 @@ pub struct Endurance {
     _lab: Lab,
 }
 
-/// What became of the packets of one direction, in one round or all.
+/// What became of the packets of one direction, in one round or in all rounds together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Direction {
     /// Packets sent.
@@ -57,15 +58,15 @@ pub struct Direction {
     pub delivered: u64,
     /// Packets that never arrived.
     pub lost: u64,
-    /// Packets beyond the first of their number.
+    /// Packets that arrived again after their number had arrived already.
     pub duplicated: u64,
-    /// Packets per second as sent; in a sum, of the slowest round.
+    /// Packets per second as they were sent. In a sum it is the rate of the slowest round.
     pub rate: u64,
     /// The longest time without any packet, in milliseconds.
     pub longest_gap_ms: u128,
 }
 
-/// One round, or all.
+/// The figures of one round, or of all rounds together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Round {
     /// From the first host to the second, and back.
@@ -77,7 +78,7 @@ pub struct Round {
 }
 
 impl Endurance {
-    /// Starts hosts and agents, the latter with `options`, and the connection.
+    /// Starts the hosts, their agents with `options`, and the connection.
     pub fn start(lab: Options, binaries: Binaries, options: &[&str], rate: u32) -> Result<Self> {
         let lab = Lab::new(lab)?;
         let store = Store::etcd(&lab)?;
@@ -87,11 +88,12 @@ impl Endurance {
         Ok(Self { binaries, rate, connection, members, _store: store, _lab: lab })
     }
 
-    /// Packets in both directions, `least` of them in each at least, while both hosts' agents are killed, ended and
-    /// started; replaced by one with other programs, and back; replaced by one with another map layout, in whose
-    /// place the present one then refuses to start.
+    /// Sends numbered packets in both directions, at least `least` in each. Meanwhile both hosts' agents are killed,
+    /// ended and started; they are replaced by agents with other programs, and these by the present ones again; at last
+    /// they are replaced by agents with another map layout, whose maps the present agent must refuse.
     ///
-    /// The way back is `overlay down` and a fresh start: no packets are counted meanwhile. The connection survives that too.
+    /// The return to the present layout is `overlay down` and a fresh start. No packets are counted during it, but the
+    /// connection survives it too.
     pub fn round(&mut self, least: u64, mut said: impl FnMut(&str)) -> Result<Round> {
         let (overflows, dropped) = (queue_overflows()?, self.dropped()?);
         let (a, b) = (self.container(0), self.container(1));
@@ -131,7 +133,7 @@ impl Endurance {
         let dropped = self.dropped()?.checked_sub(dropped).context("counters went back")?;
         let round = Round { directions, dropped, machine_overflows: queue_overflows()? - overflows };
 
-        said("the way back");
+        said("back to the present layout");
         for member in &mut self.members {
             end(member)?;
             member.overlay(&["down"])?;
@@ -158,7 +160,7 @@ impl Endurance {
         self.members[host].containers[0].clone()
     }
 
-    /// Ends both agents in that way, lets the kernel alone for a moment, and starts `binary`.
+    /// Ends both agents by `ends`, waits for a moment in which only the kernel carries packets, and starts `binary`.
     fn replace(&mut self, binary: &std::path::Path, ends: fn(&mut Member) -> Result<()>) -> Result<()> {
         for member in &mut self.members {
             ends(member)?;
@@ -172,7 +174,7 @@ impl Endurance {
     }
 }
 
-/// How long a round may wait for its packets, on a machine that is busy.
+/// How long a round may wait for its packets on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn end(member: &mut Member) -> Result<()> {
@@ -181,7 +183,7 @@ fn end(member: &mut Member) -> Result<()> {
     Ok(())
 }
 
-/// The agent that is installed ends by itself, with the words for a layout that is newer than it.
+/// Checks that the installed agent ends by itself, saying that the maps have a newer layout than it knows.
 fn refuses(member: &mut Member) -> Result<()> {
     member.start_agent()?;
     let mut ended = None;
@@ -197,7 +199,8 @@ fn refuses(member: &mut Member) -> Result<()> {
     Ok(())
 }
 
-/// Every container reaches every other host's, by the fast path from then on.
+/// Waits until every container reaches its counterpart on the other host, and until all endpoints are learned, so that
+/// the fast path carries what follows.
 fn learn(members: &[Member]) -> Result<()> {
     let once = PingOptions { count: 1, timeout: 0.5, ..PingOptions::default() };
     for (here, there) in [(0, 1), (1, 0)] {
@@ -230,7 +233,7 @@ impl From<NumberedReport> for Direction {
 }
 
 impl Round {
-    /// Adds another round.
+    /// Adds the figures of another round.
     pub fn add(&mut self, other: &Self) {
         for (sum, one) in self.directions.iter_mut().zip(&other.directions) {
             *sum = Direction {
@@ -246,12 +249,12 @@ impl Round {
         self.machine_overflows += other.machine_overflows;
     }
 
-    /// Of both directions.
+    /// Packets lost in both directions.
     pub fn lost(&self) -> u64 {
         self.directions.iter().map(|direction| direction.lost).sum()
     }
 
-    /// Of both directions.
+    /// Packets sent in both directions.
     pub fn sent(&self) -> u64 {
         self.directions.iter().map(|direction| direction.sent).sum()
     }

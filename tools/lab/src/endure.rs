@@ -1,5 +1,5 @@
-//! `cargo xtask endure`: agents killed, ended, started and upgraded, round by round, under numbered packets in both
-//! directions. Fails if one packet is lost.
+//! `cargo xtask endure`: agents are killed, ended, started and upgraded, round by round, under numbered packets in both
+//! directions. The command fails if a single packet is lost.
 use anyhow::{Result, ensure};
 use clap::Args;
 use overlay_lab::{
@@ -17,7 +17,7 @@ pub(crate) struct EndureOptions {
     /// Packets per second in each direction, as far as the machine sends them.
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// Packets in all rounds together, at least: a round lasts until it has its share.
+    /// The least number of packets in all rounds together. A round lasts until it has sent its share of them.
     #[arg(long, default_value_t = 10_500_000)]
     packets: u64,
     /// One frame per segment on the underlay, as behind a real NIC.
@@ -26,7 +26,7 @@ pub(crate) struct EndureOptions {
     /// Options of the agents: `--agent=--fast-path=off`. May be given several times.
     #[arg(long = "agent", value_name = "OPTION", allow_hyphen_values = true)]
     agent: Vec<String>,
-    /// Prints the rounds as JSON at the end, and no progress.
+    /// Prints the rounds as JSON at the end instead of the progress.
     #[arg(long)]
     json: bool,
 }
@@ -62,7 +62,8 @@ pub(crate) fn endure(options: &EndureOptions) -> Result<()> {
     } else {
         show(&format!("{} rounds", options.rounds), &total);
         println!(
-            "one TCP connection through all of it: {} MB, each byte compared; its longest pause {} ms, during the ways back",
+            "one TCP connection through all of it: {} MB, each byte compared; its longest pause, during a \
+             return to the present layout, was {} ms",
             connection.bytes >> 20,
             connection.longest_gap.as_millis()
         );
@@ -72,11 +73,11 @@ pub(crate) fn endure(options: &EndureOptions) -> Result<()> {
 }
 
 fn show(name: &str, round: &Round) {
-    for (way, Direction { sent, delivered, lost, duplicated, rate, longest_gap_ms }) in
+    for (between, Direction { sent, delivered, lost, duplicated, rate, longest_gap_ms }) in
         ["h1 -> h2", "h2 -> h1"].into_iter().zip(round.directions)
     {
         println!(
-            "{name}: {way}: {sent} sent, {delivered} delivered, {lost} lost, {duplicated} duplicated; {rate} per second, \
+            "{name}: {between}: {sent} sent, {delivered} delivered, {lost} lost, {duplicated} duplicated; {rate} per second, \
              longest gap {longest_gap_ms} ms"
         );
     }

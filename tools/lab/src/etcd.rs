@@ -1,4 +1,5 @@
-//! A real etcd for tests and the demo: one member, its own ports and folder, gone when dropped.
+//! A real etcd for tests and the demo. It has one member, its own ports and its own folder, and it ends when it is
+//! dropped.
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -18,7 +19,7 @@ use nix::{
 
 use crate::{command, names::MARK};
 
-/// How long it may take to answer after its start.
+/// How long etcd may take to answer after its start.
 const START: Duration = Duration::from_secs(20);
 
 /// A running etcd. It is killed when this is dropped, and when the thread that started it ends.
@@ -28,7 +29,7 @@ pub struct Etcd {
     place: Place,
 }
 
-/// Where it runs, the same after a restart.
+/// Where an etcd runs. It is the same after a restart.
 #[derive(Debug)]
 struct Place {
     folder: PathBuf,
@@ -38,11 +39,11 @@ struct Place {
     client_port: u16,
     peer_port: u16,
     tls: Option<Tls>,
-    /// Part of the cluster's identity, beside its members' names and addresses.
+    /// A part of the cluster's identity, besides its members' names and addresses.
     token: u32,
 }
 
-/// Certificates as PEM files, the same for etcd and for etcdctl. Clients must show one of the same authority.
+/// Certificates as PEM files, used by etcd and etcdctl alike. A client must show a certificate of the same authority.
 #[derive(Clone, Debug)]
 pub struct Tls {
     /// The authority's certificate.
@@ -54,17 +55,17 @@ pub struct Tls {
 }
 
 impl Etcd {
-    /// Starts one on free ports of 127.0.0.1, with its data and its log in `folder`.
+    /// Starts an etcd on free ports of 127.0.0.1, with its data and its log in `folder`.
     pub fn start(folder: &Path) -> Result<Self> {
         Self::start_on_loopback(folder, None)
     }
 
-    /// The same with TLS, for clients that have a certificate.
+    /// Starts an etcd as [`Etcd::start`] does, with TLS, for clients that have a certificate.
     pub fn start_with_tls(folder: &Path, tls: Tls) -> Result<Self> {
         Self::start_on_loopback(folder, Some(tls))
     }
 
-    /// Starts one in a network namespace below /run/netns, on etcd's own ports of `address`.
+    /// Starts an etcd in a network namespace below /run/netns, on etcd's usual ports of `address`.
     pub fn start_in_netns(folder: &Path, netns: &str, address: Ipv4Addr) -> Result<Self> {
         Self::start_at(folder, Some(netns.to_owned()), address, (2379, 2380), None)
     }
@@ -90,72 +91,73 @@ impl Etcd {
         Ok(etcd)
     }
 
-    /// What goes into `--etcd-endpoints`.
+    /// The address for `--etcd-endpoints`.
     pub fn client_url(&self) -> String {
         self.place.client_url()
     }
 
-    /// The process.
+    /// Process id of etcd.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Makes it hang: connections stay, answers do not come.
+    /// Makes etcd hang: connections to it stay open, but no answers come.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }
 
-    /// Ends a [`Etcd::pause`].
+    /// Ends an [`Etcd::pause`].
     pub fn resume(&self) -> Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Stops it; data and port stay reserved in `folder` and here.
+    /// Stops etcd. Its data and its port stay reserved, for [`Etcd::restart`].
     pub fn stop(&mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
         self.child.wait().context("wait for etcd")?;
         Ok(())
     }
 
-    /// `kill -9`.
+    /// Kills etcd with `kill -9`.
     pub fn kill9(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
         self.child.wait().context("wait for etcd")?;
         Ok(())
     }
 
-    /// Copies its data aside. It must be stopped.
+    /// Copies etcd's data aside. It must be stopped.
     pub fn back_up(&self) -> Result<()> {
         let [data, copy] =
             ["etcd", "etcd.backup"].map(|name| self.place.folder.join(name).display().to_string());
         command::run("cp", ["--recursive", &data, &copy]).map(drop)
     }
 
-    /// Puts back what [`Etcd::back_up`] copied. It must be stopped.
+    /// Puts back what [`Etcd::back_up`] copied. Etcd must be stopped.
     pub fn restore(&self) -> Result<()> {
         self.wipe()?;
         let folder = &self.place.folder;
         fs::rename(folder.join("etcd.backup"), folder.join("etcd")).context("restore etcd's data")
     }
 
-    /// Removes its data. It must be stopped. Started again it has the same identity, with another history.
+    /// Removes etcd's data. It must be stopped. When it is started again, the cluster has the same identity but another
+    /// history.
     pub fn wipe(&self) -> Result<()> {
         fs::remove_dir_all(self.place.folder.join("etcd")).context("remove etcd's data")
     }
 
-    /// Removes its data, and has another cluster start under the same address. It must be stopped.
+    /// Removes etcd's data, and has a cluster of another identity start under the same address. Etcd must be stopped.
     pub fn replace(&mut self) -> Result<()> {
         self.place.token += 1;
         self.wipe()
     }
 
-    /// Starts it again after a [`Etcd::stop`], on the same data and ports.
+    /// Starts etcd again after an [`Etcd::stop`], on the same data and ports.
     pub fn restart(&mut self) -> Result<()> {
         self.child = self.place.spawn()?;
         self.wait_until_it_answers()
     }
 
-    /// Forgets all history up to now.
+    /// Has etcd compact its history up to now, so that a watch from an earlier revision fails.
     pub fn compact(&self) -> Result<()> {
         let status = self.ctl(&["endpoint", "status", "--write-out", "json"])?;
         let status: serde_json::Value = serde_json::from_str(&status).context("read etcd's status")?;
@@ -165,7 +167,7 @@ impl Etcd {
         Ok(())
     }
 
-    /// Runs etcdctl against it, in its namespace, and returns what it printed.
+    /// Runs etcdctl against this etcd, in the same namespace, and returns what it printed.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = in_netns(self.place.netns.as_deref(), "etcdctl");
         if let Some(Tls { ca, cert, key }) = &self.place.tls {
@@ -205,7 +207,7 @@ impl Etcd {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
-        // After a stop there is nothing to kill, and that is no error.
+        // After a stop there is nothing left to kill, which is no error.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -220,9 +222,10 @@ impl Place {
             .append(true)
             .open(self.log())
             .with_context(|| format!("open {}", self.log().display()))?;
-        // Looked for first: the helpers in front of it would only say that they failed.
+        // etcd is looked for first, because nsenter and setpriv in front of it would only say that they failed to start
+        // it.
         Command::new("etcd").arg("--version").output().map_err(not_installed)?;
-        // setpriv ends etcd with us, also when we are killed.
+        // setpriv has the kernel end etcd when we end, even if we are killed.
         let mut command = in_netns(self.netns.as_deref(), "setpriv");
         command
             .args(["--pdeathsig", "KILL", "etcd", "--name", "overlay"])
@@ -251,7 +254,7 @@ impl Place {
     }
 }
 
-/// nsenter becomes the program, so its pid is the program's.
+/// nsenter executes the program in its own place, so that its process id is the program's.
 fn in_netns(netns: Option<&str>, program: &str) -> Command {
     let Some(netns) = netns else {
         return Command::new(program);
@@ -260,7 +263,7 @@ fn in_netns(netns: Option<&str>, program: &str) -> Command {
     let mut option = OsString::from("--net=/run/netns/");
     option.push(netns);
     command.arg(option).arg(program);
-    // In a lab it is one of the lab's processes, which Ctrl-C ends too.
+    // In a lab, etcd carries the lab's mark, so that Ctrl-C ends it with the rest of the lab.
     if let Some((lab, _)) = netns.split_once('-') {
         command.env(MARK, lab);
     }

@@ -1,5 +1,5 @@
-//! flannel beside us: what its VXLAN backend does to a host's kernel, as commands in its own order (flannel
-//! pkg/backend/vxlan/vxlan_network.go), and its daemon, or what stands in for it, as a process on a host.
+//! flannel on a host of the lab. Its VXLAN backend's work on the kernel is written as commands, in flannel's own order
+//! (flannel pkg/backend/vxlan/vxlan_network.go); its daemon, or what stands in for it, runs as a process.
 use std::{
     fs,
     net::Ipv4Addr,
@@ -23,17 +23,18 @@ pub struct FlannelDevice {
     pub vni: u32,
     /// UDP port.
     pub port: u16,
-    /// Bytes of inner IP packet.
+    /// Size in bytes of the largest inner IP packet.
     pub mtu: u32,
 }
 
 impl FlannelDevice {
-    /// The device of `vni`; an MTU of 0 in the config is the underlay's, of which 50 bytes go to the outer headers.
+    /// The device of `vni`. If the config's MTU is 0, flannel takes the underlay's and subtracts 50 bytes of outer
+    /// headers.
     pub fn new(vni: u32, port: u16, underlay_mtu: u32) -> Self {
         Self { name: format!("flannel.{vni}"), vni, port, mtu: underlay_mtu - 50 }
     }
 
-    /// Makes it, for a host with `local` on `underlay` that owns `subnet`.
+    /// Makes the device on a host whose interface `underlay` has the address `local` and which owns `subnet`.
     pub fn make(&self, mac: &str, local: Ipv4Addr, underlay: &str, subnet: &str) -> Result<Vec<String>> {
         let Self { name, vni, port, mtu } = self;
         let base = address_in(subnet, 0)?;
@@ -57,7 +58,7 @@ impl FlannelDevice {
         ])
     }
 
-    /// Takes it back, in the same order.
+    /// Removes a peer's entries in the order in which flannel does it.
     pub fn remove_peer(&self, subnet: &str, mac: &str, public_ip: Ipv4Addr) -> Result<Vec<String>> {
         let (name, gateway) = (&self.name, address_in(subnet, 0)?);
         Ok(vec![
@@ -68,8 +69,8 @@ impl FlannelDevice {
     }
 }
 
-/// A running flanneld, or what stands in for it. Killed when dropped; on a panic its log is shown. Like flannel, it leaves
-/// device, routes and lease behind.
+/// A running flanneld, or what stands in for it. It is killed when this is dropped; on a panic its log is shown. As
+/// flannel does, it leaves its device, routes and lease behind.
 #[derive(Debug)]
 pub struct Flanneld {
     process: Running,
@@ -77,8 +78,8 @@ pub struct Flanneld {
 }
 
 impl Host {
-    /// Starts `words`, told by flanneld's own variables which etcd, interface and subnet.env to use, and waits until it
-    /// has written that file.
+    /// Starts the command `words` with flanneld's own environment variables, which name the etcd, the interface and the
+    /// path of subnet.env, and waits until that file is written.
     pub fn start_flanneld(&self, words: &[&str], etcd: &str) -> Result<Flanneld> {
         let log = self.folder().join("flanneld.log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&log)?;
@@ -94,7 +95,7 @@ impl Host {
             .stdout(file.try_clone()?)
             .stderr(file);
         let mut flanneld = Flanneld { process: Running::start(&mut command)?, log };
-        // It renames a new file over the old one.
+        // flanneld writes a new file and renames it over the old one, so a file that is there is complete.
         wait_until("flanneld's subnet.env", Duration::from_secs(20), || {
             if let Some(status) = flanneld.process.status()? {
                 bail!("flanneld ended with {status}: {}", flanneld.log());
@@ -107,18 +108,18 @@ impl Host {
 }
 
 impl Flanneld {
-    /// All it and its predecessors on this host said.
+    /// What this flanneld and its predecessors on this host have logged.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// SIGTERM, and waits until it has ended.
+    /// Sends SIGTERM and waits until flanneld has ended.
     pub fn terminate(mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::SIGTERM)?;
         self.process.wait(Duration::from_secs(10))
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until flanneld has ended by itself.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         self.process.wait(limit)
     }

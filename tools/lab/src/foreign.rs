@@ -1,12 +1,12 @@
-//! The kernel's own VXLAN device as a host of the overlay, set up by hand the way flannel does it: what our programs must
-//! talk with, made by nobody here.
+//! A host of the overlay that has the kernel's VXLAN device, set up by hand as flannel does it, in place of our agent.
+//! Our programs must be able to talk with it.
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
 
 use crate::{flannel::FlannelDevice, host::Host};
 
-/// A host without an agent: `flannel.<VNI>`, and neighbour, forwarding entry and route per peer.
+/// A host without an agent: it has `flannel.<VNI>`, and a neighbour, a forwarding entry and a route for each peer.
 #[derive(Clone, Debug)]
 pub struct ForeignVxlan {
     host: Host,
@@ -15,10 +15,10 @@ pub struct ForeignVxlan {
 }
 
 impl ForeignVxlan {
-    /// Makes the device on `host`, which owns `subnet`. Bridge and containers are made as on any host.
+    /// Makes the device on `host`, which owns `subnet`. The bridge and the containers are made as on any host.
     pub fn new(host: &Host, subnet: &str, vni: u32, port: u16) -> Result<Self> {
         let device = FlannelDevice::new(vni, port, host.mtu()?);
-        // Of the host's number, so that a capture is readable; a later device gets another one by `set_mac`.
+        // The last byte is the host's number, which makes a capture readable.
         let mac = format!("02:00:00:00:00:{:02x}", host.address().octets()[3]);
         let foreign = Self { host: host.clone(), device, mac };
         foreign.run(foreign.device.make(&foreign.mac, host.address(), "eth0", subnet)?)?;
@@ -35,7 +35,7 @@ impl ForeignVxlan {
         &self.device.name
     }
 
-    /// Gives the device another MAC address, as a host that made it anew.
+    /// Gives the device another MAC address, as it has after a host made its device anew.
     pub fn set_mac(&mut self, mac: &str) -> Result<()> {
         self.host.namespace().ip(&format!("link set {} address {mac}", self.device.name))?;
         mac.clone_into(&mut self.mac);

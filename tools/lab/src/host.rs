@@ -17,7 +17,7 @@ use crate::{
     visitor::Guesthouse,
 };
 
-/// A handle on one host. Reaches its underlay through `eth0`; its containers hang on `br0`.
+/// A handle on one host. It reaches its underlay through `eth0`; its containers are ports of `br0`.
 #[derive(Clone, Debug)]
 pub struct Host {
     number: u8,
@@ -38,21 +38,21 @@ impl Host {
             keep: options.keep,
         };
         fs::create_dir_all(&host.folder)?;
-        // The agent makes what it needs below; the root itself must be there.
+        // The agent makes the folders below; only the root itself must be there.
         fs::create_dir_all(host.bpf_root())?;
         host.namespace.create()?;
         if number > options.hosts - options.behind_routers {
             host.path = Some(RoutedPath::new(lab, number, options, switch, &host.namespace)?);
         } else {
             let (mtu, inside) = (options.mtu, host.namespace.name());
-            // Both ends are born where they belong: nothing ever shows in the machine's own namespace.
+            // Both ends are made in their namespaces at once, so that nothing ever shows in the machine's own.
             switch.ip(&format!(
                 "link add {name} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"
             ))?;
             switch.ip(&format!("link set {name} master br0 up"))?;
             if options.wire_like {
-                // No GRO: a switch passes frames on as they came. With it, only what it can merge, plain TCP, would cross
-                // the switch by the dozen, and VXLAN one by one.
+                // A switch passes frames on as they come, so GRO is off. With GRO, a TCP stream without outer headers
+                // would be merged and cross the switch by the dozen, whereas VXLAN frames would cross one by one.
                 switch.exec(&format!("ethtool -K {name} tso off gso off tx off gro off"))?;
             }
         }
@@ -71,12 +71,12 @@ impl Host {
         Ok(host)
     }
 
-    /// Its name in messages and files: `h1`.
+    /// The host's name in messages and files, such as `h1`.
     pub fn name(&self) -> String {
         format!("h{}", self.number)
     }
 
-    /// Its address on the underlay.
+    /// The host's address on the underlay.
     pub fn address(&self) -> Ipv4Addr {
         match self.path {
             Some(_) => RoutedPath::address(self.number),
@@ -84,22 +84,22 @@ impl Host {
         }
     }
 
-    /// Its way to the switch, if it stands behind routers.
+    /// The routers between the host and the switch, if there are any.
     pub fn path(&self) -> Option<&RoutedPath> {
         self.path.as_ref()
     }
 
-    /// Its network namespace.
+    /// The host's network namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// A folder of its own that goes with the lab.
+    /// The host's own folder, which goes with the lab.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Its part of the lab's bpffs, for `--bpf-root`.
+    /// The host's part of the lab's bpffs, for `--bpf-root`.
     pub fn bpf_root(&self) -> PathBuf {
         folder_of(self.namespace.lab()).join("bpf").join(self.name())
     }
@@ -109,7 +109,7 @@ impl Host {
         self.keep
     }
 
-    /// Runs a command on the host; space-separated, no shell.
+    /// Runs a command on the host. The words are separated by spaces; no shell sees them.
     pub fn exec(&self, line: &str) -> Result<String> {
         self.namespace.exec(line)
     }
@@ -131,16 +131,17 @@ impl Host {
         words.nth(1).with_context(|| format!("no mtu in {link}"))?.parse().context("an mtu that is no number")
     }
 
-    /// Makes `br0` with the first address of `subnet` (`10.244.1.0/24`), as Docker's and CNI's bridges have it.
+    /// Makes `br0` with the first address of `subnet` (such as `10.244.1.0/24`), as Docker and CNI plugins do.
     pub fn add_bridge(&self, subnet: &str, mtu: u32) -> Result<()> {
         self.add_bridge_named("br0", subnet, mtu)
     }
 
-    /// The same, of another name.
+    /// Makes a bridge as [`Host::add_bridge`] does, with another name.
     pub fn add_bridge_named(&self, bridge: &str, subnet: &str, mtu: u32) -> Result<()> {
         let (gateway, length) = (address_in(subnet, 1)?, length_of(subnet)?);
-        // As Docker and CNI do: a bridge without a MAC address of its own takes a port's, and another one when that
-        // port goes; containers then send to nobody until they ask again.
+        // Docker and CNI plugins set the MAC address too. A bridge without a MAC address of its own takes that of a
+        // port, and another one when that port goes; containers would then send to a MAC address that nobody has until
+        // they ask again.
         let [a, b, c, d] = gateway.octets();
         self.namespace
             .ip(&format!("link add {bridge} address 02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x} type bridge"))?;
@@ -148,12 +149,13 @@ impl Host {
         self.namespace.ip(&format!("link set {bridge} mtu {mtu} up"))
     }
 
-    /// Makes a container on `br0`: its address is number `last` of the bridge's subnet, its default route the bridge.
+    /// Makes a container on `br0`. Its address is number `last` of the bridge's subnet; its default route leads to the
+    /// bridge.
     pub fn add_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
         self.add_container_on("br0", name, subnet, last, mtu)
     }
 
-    /// The same on another bridge.
+    /// Makes a container as [`Host::add_container`] does, on another bridge.
     pub fn add_container_on(
         &self,
         bridge: &str,
@@ -163,12 +165,7 @@ impl Host {
         mtu: u32,
     ) -> Result<Container> {
         let address = address_in(subnet, last)?;
-        let namespace =
-            Namespace::named(self.namespace.lab(), &format!("{}-{name}", self.name()), !self.keep);
-        namespace.create()?;
-        let (inside, port) = (namespace.name(), format!("v{name}"));
-        self.namespace
-            .ip(&format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
+        let (namespace, port) = self.add_namespace(name, mtu)?;
         self.namespace.ip(&format!("link set {port} master {bridge} up"))?;
         namespace.ip(&format!("address add {address}/{} dev eth0", length_of(subnet)?))?;
         namespace.ip("link set eth0 up")?;
@@ -176,16 +173,22 @@ impl Host {
         Ok(Container::new(namespace, address, port))
     }
 
-    /// Makes a container without a bridge, as the CNI plugin `ptp` does: the gateway's address on the veth itself, and a
-    /// host route to the container.
-    pub fn add_routed_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
-        let (address, gateway) = (address_in(subnet, last)?, address_in(subnet, 1)?);
+    /// Makes the namespace of a container, and a veth into it whose name on the host is returned.
+    fn add_namespace(&self, name: &str, mtu: u32) -> Result<(Namespace, String)> {
         let namespace =
             Namespace::named(self.namespace.lab(), &format!("{}-{name}", self.name()), !self.keep);
         namespace.create()?;
         let (inside, port) = (namespace.name(), format!("v{name}"));
         self.namespace
             .ip(&format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
+        Ok((namespace, port))
+    }
+
+    /// Makes a container without a bridge, as the CNI plugin `ptp` does: the gateway's address is on the veth itself,
+    /// and a host route leads to the container.
+    pub fn add_routed_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
+        let (address, gateway) = (address_in(subnet, last)?, address_in(subnet, 1)?);
+        let (namespace, port) = self.add_namespace(name, mtu)?;
         self.namespace.ip(&format!("address add {gateway}/32 dev {port}"))?;
         self.namespace.ip(&format!("link set {port} up"))?;
         self.namespace.ip(&format!("route add {address}/32 dev {port} scope host"))?;
@@ -196,7 +199,7 @@ impl Host {
         Ok(Container::new(namespace, address, port))
     }
 
-    /// Has containers come and go on `br0`, whose subnet this is.
+    /// Has containers come and go on `br0`, whose subnet is `subnet`.
     pub fn guesthouse(&self, subnet: &str, mtu: u32) -> Result<Guesthouse> {
         Ok(Guesthouse {
             host: self.namespace.clone(),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use crate::host::Host;
 
 impl Host {
-    /// Asks a web server on the host: `GET path` from 127.0.0.1:`port`; status code and body.
+    /// Asks a web server on the host: sends `GET path` to 127.0.0.1:`port` and returns the status code and the body.
     pub fn http_get(&self, port: u16, path: &str) -> Result<(u16, String)> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         self.namespace().enter(move || {

@@ -1,12 +1,12 @@
-//! Whether a signal ends this process: then nothing may be built on what is being taken away.
+//! Whether a signal is ending this process. If so, nothing new may be built while everything is being removed.
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// A signal has come.
-pub(crate) fn note() {
+/// Remembers that a signal has come.
+pub(crate) fn remember() {
     INTERRUPTED.store(true, Ordering::SeqCst);
 }
 
@@ -15,7 +15,7 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// Fails once a signal has come: what is being torn down must not be built on.
+/// Fails once a signal has come, so that nothing is built while everything is being removed.
 pub(crate) fn check_interrupted() -> Result<()> {
     if interrupted() {
         bail!("interrupted");

@@ -19,7 +19,7 @@ use crate::{
     sweep::{self, sweep},
 };
 
-/// Hosts and what is between them; gone when dropped.
+/// Hosts and the underlay between them. They are removed when this is dropped.
 #[derive(Debug)]
 pub struct Lab {
     pub(crate) name: String,
@@ -45,7 +45,8 @@ impl Lab {
         sh(&format!("mount -t bpf bpf {}", folder.join("bpf").display()))?;
         lab.switch.create()?;
         lab.switch.ip("link add br0 type bridge")?;
-        // A switch has no packet filter: hooks into one would be counted as time on the wire.
+        // The switch must not run bridged frames through a packet filter, whose hooks would be measured as time on the
+        // wire.
         if fs::exists("/proc/sys/net/bridge")? {
             lab.switch.sysctl("bridge/bridge-nf-call-iptables", "0")?;
         }
@@ -59,7 +60,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Everybody on the switch learns what lies behind the routers there.
+    /// Tells every machine on the switch the routes to the networks behind the routers.
     fn route(&self) -> Result<()> {
         for path in self.hosts.iter().filter_map(Host::path) {
             let on_switch = self.hosts.iter().filter(|host| host.path().is_none()).map(Host::namespace);
@@ -82,7 +83,7 @@ impl Lab {
         &self.hosts
     }
 
-    /// The underlay's namespace: a machine at [`Lab::SWITCH`] that every host reaches, for a store say.
+    /// The underlay's own machine, at [`Lab::SWITCH`], which every host reaches. A store may run here.
     pub fn switch(&self) -> &Namespace {
         &self.switch
     }
@@ -95,7 +96,7 @@ impl Lab {
         &self.name
     }
 
-    /// Leaves everything in place, for `cargo xtask lab down` to remove. Takes [`Options::keep`].
+    /// Leaves everything in place, for `cargo xtask lab down` to remove. This works only with [`Options::keep`].
     pub fn keep(mut self) {
         self.kept = self.options.keep;
     }

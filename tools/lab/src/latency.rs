@@ -23,7 +23,8 @@ pub struct Latency {
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Exchanges `count` one-byte packets. Both ends are pinned to CPU 0: placement alone changes the figure tenfold.
+/// Exchanges `count` one-byte packets. Both ends are pinned to CPU 0, because their placement alone changes the figure
+/// tenfold.
 pub fn latency(from: &Container, to: &Container, count: u32) -> Result<Latency> {
     ensure!(count > 0, "a latency takes at least one exchange");
     let inbox = to.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;

@@ -7,17 +7,18 @@
 //!              '-- not attached yet --'
 //! ```
 //!
-//! Each packet of a container to another host's has one reason per hook, so what goes missing between two hooks is the
-//! difference of their sums: the three gaps. What encap and decap leave to the stack is looked for at send and receive.
-//! A gap that no device's counter explains is a packet nobody accounts for.
+//! A container's packet to another host has one reason per hook, so what is lost between two hooks is the difference of
+//! their sums. The picture numbers these three gaps. What encap and decap leave to the stack is looked for at send and
+//! receive. A gap that no device's counter explains means that a packet is lost without account.
 //!
-//! **What can be claimed.** For packets sent one by one (numbered streams, pings; no TCP) all of it, to the packet: each
-//! is one frame at every hook, since nothing merges them. For TCP the sender's segments are not known, acknowledgements
-//! and retransmissions are packets too: there, what leaves one host arrives at the other (the second gap is what devices
-//! lost, since both hooks count a GSO frame as its segments), [`Accounts::dropped`] is zero, and [`Accounts::bytes`] is
-//! no less than the payload.
+//! **What can be checked.** For packets that are sent one by one (numbered streams and pings, not TCP), everything can
+//! be checked to the packet: each is one frame at every hook, since nothing merges them. With TCP, the number of
+//! segments sent is not known, and acknowledgements and retransmissions are packets too. What can be checked then: what
+//! leaves one host arrives at the other (both hooks count a GSO frame as its segments, so the second gap is what
+//! devices lost), [`Accounts::dropped`] is zero, and [`Accounts::bytes`] is no less than the payload.
 //!
-//! Only the containers' traffic to other hosts may be under way: the hosts' own through overlay0 shows as a gap below zero.
+//! Only containers may send to other hosts meanwhile. What a host itself sends through overlay0 shows as a negative
+//! gap.
 use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context as _, Result, bail};
@@ -32,7 +33,7 @@ pub struct Ledger {
     before: Vec<Reading>,
 }
 
-/// One host at one moment.
+/// The counters of one host at one moment.
 #[derive(Clone, Debug)]
 struct Reading {
     counters: Counters,
@@ -43,9 +44,9 @@ struct Reading {
 /// What the containers themselves saw of the traffic, in packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Given to the kernel for containers of other hosts.
+    /// Packets that were handed to the kernel for containers of other hosts.
     pub sent: u64,
-    /// Received from them.
+    /// Packets that containers received from other hosts.
     pub received: u64,
 }
 
@@ -54,17 +55,18 @@ pub struct Traffic {
 pub struct Accounts {
     /// Packets and bytes by hook and reason. Bytes are those of inner IP packets.
     pub reasons: BTreeMap<(Hook, Reason), (u64, u64)>,
-    /// Packets by host, device and counter: `h1 eth0 queue_drops`. One that two devices count is in it twice.
+    /// Packets by host, device and counter, such as `h1 eth0 queue_drops`. A packet that two devices count is in here
+    /// twice.
     pub devices: BTreeMap<String, u64>,
 }
 
 impl Ledger {
-    /// Reads the counters of these hosts. No agent need run.
+    /// Reads the counters of these hosts. No agent has to run for that.
     pub fn open(members: &[Member]) -> Result<Self> {
         Ok(Self { before: members.iter().map(Reading::of).collect::<Result<_>>()? })
     }
 
-    /// Reads them again, the same hosts in the same order, and takes the difference.
+    /// Reads the counters again, of the same hosts in the same order, and takes the differences.
     pub fn close(self, members: &[Member]) -> Result<Accounts> {
         let mut accounts = Accounts::default();
         for (member, before) in members.iter().zip(self.before) {
@@ -91,7 +93,8 @@ impl Reading {
         }
         let answer = member.overlay(&["status", "--json"])?;
         let status: Status = serde_json::from_str(&answer).context("read `overlay status --json`")?;
-        // The CPUs' queues are the whole machine's, other tests' too; the devices around a full one count the same packets.
+        // The queues of the CPUs belong to the whole machine, so they count the packets of other tests too. Packets
+        // lost at a full queue are counted by the devices around it as well.
         let devices = status.device_losses.into_iter().filter(|loss| loss.role != "cpu");
         let losses =
             devices.filter_map(|loss| Some(((loss.device, loss.ifindex, loss.counter), loss.packets?)));
@@ -118,7 +121,7 @@ impl Accounts {
             entry.1 += bytes - earlier_bytes;
         }
         for (key, packets) in &after.losses {
-            // A device that was made meanwhile starts from zero; one that went takes its counters along.
+            // A device that was made meanwhile starts from zero, and the counters of one that was removed are gone.
             let lost = packets.saturating_sub(before.losses.get(key).copied().unwrap_or(0));
             if lost > 0 {
                 *self.devices.entry(format!("{host} {} {}", key.0, key.2)).or_default() += lost;
@@ -126,7 +129,7 @@ impl Accounts {
         }
     }
 
-    /// Packets at a hook with one of these verdicts there.
+    /// Packets that were counted at `hook` under a reason with one of these verdicts.
     fn at(&self, hook: Hook, verdicts: &[Verdict]) -> u64 {
         let of = self
             .reasons
@@ -140,7 +143,7 @@ impl Accounts {
         Hook::ALL.iter().map(|hook| self.at(*hook, &[Verdict::Drop, Verdict::Answered])).sum()
     }
 
-    /// Bytes of inner IP packets that a hook carried. At least the payload of what containers sent, TCP's too.
+    /// Bytes of inner IP packets that a hook carried. They are at least the payload that containers sent, by TCP too.
     pub fn bytes(&self, hook: Hook) -> u64 {
         self.reasons.get(&(hook, Reason::Carried)).map_or(0, |(_, bytes)| *bytes)
     }
@@ -150,24 +153,25 @@ impl Accounts {
         self.reasons.get(&(hook, reason)).map_or(0, |(packets, _)| *packets)
     }
 
-    /// What is missing at the three places of the picture above, in packets. Below zero: more came than went.
+    /// The packets that are missing at the three gaps of the picture above. A negative gap means that more came than
+    /// went.
     pub fn gaps(&self, traffic: Traffic) -> [i64; 3] {
         use Verdict::{Answered, Carried, Drop, Stack};
         let seen = |hook| self.at(hook, &[Carried, Stack, Drop, Answered]);
-        let taken = |hook| self.at(hook, &[Carried, Drop, Answered]);
+        let ended = |hook| self.at(hook, &[Carried, Drop, Answered]);
         let carried = |hook| self.at(hook, &[Carried]);
         [
-            minus(traffic.sent, taken(Hook::Encap) + seen(Hook::Send)),
+            minus(traffic.sent, ended(Hook::Encap) + seen(Hook::Send)),
             minus(
                 carried(Hook::Encap) + carried(Hook::Send),
-                taken(Hook::Xdp) + taken(Hook::Decap) + seen(Hook::Receive),
+                ended(Hook::Xdp) + ended(Hook::Decap) + seen(Hook::Receive),
             ),
             minus(carried(Hook::Xdp) + carried(Hook::Decap) + carried(Hook::Receive), traffic.received),
         ]
     }
 
-    /// Packets that devices say they lost. What a queue drops is the device's tx_dropped too on some kernels: the larger
-    /// of a device's counters of one direction holds the others.
+    /// Packets that devices say they lost. On some kernels what a queue drops is counted in the device's tx_dropped as
+    /// well; so of a device's counters for one direction only the largest is counted, which includes the others.
     fn explained(&self) -> u64 {
         let mut largest: BTreeMap<(&str, bool), u64> = BTreeMap::new();
         for (name, packets) in &self.devices {
@@ -178,11 +182,12 @@ impl Accounts {
         largest.values().sum()
     }
 
-    /// Checks that sent = delivered + reasons + device losses. The error shows the whole account.
+    /// Checks that the packets sent are those delivered, those with a reason, and those that devices lost. The error
+    /// shows the whole account.
     pub fn balance(&self, traffic: Traffic) -> Result<()> {
         let gaps = self.gaps(traffic);
         let lost: i64 = gaps.iter().sum();
-        // One packet may be counted by two devices, and other frames are lost there too: no equation, then.
+        // This cannot be an equation: two devices may count the same packet, and devices lose other frames too.
         let explained = self.explained();
         if gaps.iter().any(|gap| *gap < 0) {
             bail!("more packets than there can be: {traffic:?}, gaps {gaps:?}\n{self}");
@@ -219,8 +224,8 @@ mod tests {
         Accounts { reasons: reasons.collect(), devices: BTreeMap::new() }
     }
 
-    /// 100 sent: 90 by the fast path, of which 3 are dropped at the other end and 2 unlearned there; 8 by the stack;
-    /// 2 to nobody.
+    /// An account of 100 packets that were sent: 90 take the fast path, of which 3 are dropped at the other end and 2
+    /// have an unlearned destination there; 8 take the stack; 2 have no peer.
     fn good() -> Accounts {
         accounts(&[
             (Hook::Encap, Reason::Carried, 90),

@@ -1,4 +1,4 @@
-//! The lab: hosts as network namespaces on one machine, with an underlay between them, bridges and containers; and a real etcd.
+//! The lab: hosts as network namespaces on one machine, with an underlay between them, bridges, containers, and a real etcd.
 //!
 //! ```text
 //!   container      container        container      container     ov<pid>n<lab>-h1-a, ...

@@ -7,7 +7,7 @@ mod demo;
 mod endure;
 mod play;
 
-/// Hosts as network namespaces: a demo, some to play with, and agents that come and go.
+/// Makes hosts out of network namespaces, for a demo, to play with, or for agents that come and go.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -17,12 +17,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Containers on several hosts talk through the overlay; checks what it shows, and cleans up.
+    /// Shows containers on several hosts talking through the overlay, checks what it shows, and cleans up.
     Demo(demo::DemoOptions),
-    /// Hosts to play with.
+    /// Makes hosts to play with, and removes them.
     #[command(subcommand)]
     Lab(play::LabCommand),
-    /// Agents that come and go under packets: counts what is lost.
+    /// Kills, ends and upgrades agents under traffic, and counts lost packets.
     Endure(endure::EndureOptions),
 }
 

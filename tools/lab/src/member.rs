@@ -1,4 +1,4 @@
-//! Hosts that take part in an overlay: a store, and on every host an agent, a bridge, two containers.
+//! Hosts that take part in an overlay: they share a store, and each has an agent, a bridge and two containers.
 use std::{
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -17,7 +17,7 @@ pub struct Store {
     arguments: Vec<String>,
 }
 
-/// A host that takes part.
+/// A host that takes part in the overlay.
 #[derive(Debug)]
 pub struct Member {
     /// The host.
@@ -33,14 +33,14 @@ pub struct Member {
     arguments: Vec<String>,
 }
 
-/// How packets travel between hosts: the network's backend, with flannel's defaults.
+/// How packets travel between hosts: the network's backend, configured with flannel's defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
     /// VXLAN.
     Vxlan,
-    /// Bare IPv4 in UDP.
+    /// IPv4 packets directly in UDP.
     Udp,
-    /// Plain routing.
+    /// Routes to the hosts, without encapsulation.
     HostGw,
 }
 
@@ -57,8 +57,8 @@ impl Backend {
         }
     }
 
-    /// The config of 10.244.0.0/16. Hosts draw their subnets below 10.244.64.0: those above are for who hands out subnets
-    /// by hand, and never meet a drawn one.
+    /// The config of 10.244.0.0/16. Agents choose subnets below 10.244.64.0; tests that assign subnets by hand use
+    /// those above, which no agent chooses.
     pub const fn config(self) -> &'static str {
         match self {
             Self::Vxlan => {
@@ -72,10 +72,10 @@ impl Backend {
     }
 }
 
-/// VXLAN, and plain routes to peers on the same link; else as [`Backend::config`].
+/// VXLAN, but direct routing to peers on the same link; the rest is as in [`Backend::config`].
 pub const DIRECT_VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.63.0","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
 
-/// How long an agent may take to be ready; a VM without KVM on a busy machine needs most of it.
+/// How long an agent may take to be ready. A VM without KVM needs most of this on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Store {
@@ -92,24 +92,24 @@ impl Store {
         Ok(Self { etcd: Some(etcd), arguments })
     }
 
-    /// What tells `overlay` to use it.
+    /// The arguments that tell `overlay` to use this store.
     pub fn arguments(&self) -> &[String] {
         &self.arguments
     }
 
-    /// The etcd, to be stopped, say.
+    /// The etcd, for tests that stop it or run etcdctl.
     pub fn as_etcd(&mut self) -> Result<&mut Etcd> {
         self.etcd.as_mut().context("the store is a folder")
     }
 }
 
-/// Writes the config of 10.244.0.0/16 by VXLAN, and has every host of `lab` take part, with the agent's `options` beside the
-/// store's.
+/// Writes the config of 10.244.0.0/16 with VXLAN, and starts an agent on every host of `lab`, with `options` besides
+/// the store's arguments.
 pub fn populate(lab: &Lab, binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
     populate_with(lab, binary, store, Backend::Vxlan.config(), options)
 }
 
-/// The same with another config.
+/// Does the same as [`populate`] with another config.
 pub fn populate_with(
     lab: &Lab,
     binary: &Path,
@@ -121,10 +121,10 @@ pub fn populate_with(
     populate_some(lab.hosts(), binary, store, options)
 }
 
-/// Has these hosts take part in a network whose config is there.
+/// Has these hosts take part in a network whose config has been written already.
 pub fn populate_some(hosts: &[Host], binary: &Path, store: &Store, options: &[&str]) -> Result<Vec<Member>> {
     let started = |host: &Host| Member::start(host, binary, store, options);
-    // All agents first: they start side by side.
+    // All agents are started before any is waited for, so that they start side by side.
     let mut members = hosts.iter().map(started).collect::<Result<Vec<_>>>()?;
     for member in &mut members {
         member.settle()?;
@@ -159,7 +159,7 @@ impl Member {
         Ok(member)
     }
 
-    /// Has a host take part, without a bridge and containers: an engine is to make them.
+    /// Has a host take part without a bridge and containers, because a container engine is to make them.
     pub fn join(host: &Host, binary: &Path, store: &Store, options: &[&str]) -> Result<Self> {
         let mut member = Self::start(host, binary, store, options)?;
         member.lease()?;
@@ -182,25 +182,25 @@ impl Member {
         Ok(())
     }
 
-    /// What the next agent is started with, beside the store's own.
+    /// Sets the options that the next agent is started with, besides the store's arguments.
     pub fn set_options(&mut self, store: &Store, options: &[&str]) {
         let options = options.iter().map(|&option| option.to_owned());
         self.arguments = store.arguments().iter().cloned().chain(options).collect();
     }
 
-    /// Its agent.
+    /// The host's running agent.
     pub fn agent(&mut self) -> Result<&mut Agent> {
         self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.host.name()))
     }
 
-    /// Starts an agent (again), with the arguments of the first, and does not wait for it.
+    /// Starts an agent with the arguments of the one before, and does not wait for it.
     pub fn start_agent(&mut self) -> Result<()> {
         let arguments: Vec<_> = words(&self.arguments).collect();
         self.agent = Some(self.host.start_agent(&self.binary, &arguments)?);
         Ok(())
     }
 
-    /// From the next start on the agent is this binary.
+    /// Has every agent that is started from now on run this binary.
     pub fn install(&mut self, binary: &Path) {
         binary.clone_into(&mut self.binary);
     }
@@ -210,33 +210,33 @@ impl Member {
         self.agent()?.wait_ready(PATIENCE)
     }
 
-    /// Both.
+    /// Starts an agent and waits until it is ready.
     pub fn restart_agent(&mut self) -> Result<()> {
         self.start_agent()?;
         self.wait_ready()
     }
 
-    /// The next agent starts without this argument.
+    /// Has the next agent start without this argument.
     pub fn drop_argument(&mut self, argument: &str) {
         self.arguments.retain(|one| one != argument);
     }
 
-    /// `kill -9`.
+    /// Kills the agent with `kill -9`.
     pub fn kill_agent(&mut self) -> Result<()> {
         self.agent.take().context("no agent to kill")?.kill9()
     }
 
-    /// SIGTERM.
+    /// Ends the agent with SIGTERM.
     pub fn end_agent(&mut self) -> Result<ExitStatus> {
         self.agent.take().context("no agent to end")?.terminate()
     }
 
-    /// Runs one of `overlay`'s commands here.
+    /// Runs one of `overlay`'s commands on this host.
     pub fn overlay(&self, words: &[&str]) -> Result<String> {
         self.host.overlay(&self.binary, words)
     }
 
-    /// What `overlay status --json` counts.
+    /// The counters that `overlay status --json` shows.
     pub fn counters(&self) -> Result<Counters> {
         Counters::parse(&self.overlay(&["status", "--json"])?)
             .with_context(|| format!("the status of {}", self.host.name()))

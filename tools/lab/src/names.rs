@@ -1,7 +1,7 @@
-//! How what belongs to a lab is called: the sweep finds it by these names alone.
+//! The names by which everything of a lab is marked. The sweep finds what to remove by these names alone.
 use std::path::{Path, PathBuf};
 
-/// The environment variable by which a lab knows its processes again.
+/// The environment variable by which the processes of a lab are recognised.
 pub(crate) const MARK: &str = "LAB_OF_OVERLAY";
 
 /// The folder that goes with the lab of this name.
@@ -9,7 +9,7 @@ pub(crate) fn folder_of(lab: &str) -> PathBuf {
     Path::new("/tmp").join(lab)
 }
 
-/// The process id in `ov<pid>n<count>`.
+/// The process id in a lab's name, which is `ov<pid>n<count>`.
 pub(crate) fn owner(name: &str) -> Option<u32> {
     let (pid, count) = name.strip_prefix("ov")?.split_once('n')?;
     count.parse::<u32>().ok()?;

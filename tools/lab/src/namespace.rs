@@ -38,7 +38,7 @@ impl Namespace {
         &self.lab
     }
 
-    /// Its name, for `ip -n` and `nsenter --net=/run/netns/NAME`.
+    /// The namespace's name, for `ip -n` and `nsenter --net=/run/netns/NAME`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -53,7 +53,7 @@ impl Namespace {
         command::sh(&format!("ip -n {} {arguments}", self.name)).map(drop)
     }
 
-    /// Runs a command in here to its end and returns its stdout; space-separated, no shell.
+    /// Runs a command in here to its end and returns its stdout. The words are separated by spaces; no shell sees them.
     pub fn exec(&self, line: &str) -> Result<String> {
         let words: Vec<_> = line.split_whitespace().collect();
         command::output(&mut self.command(&words)?)
@@ -65,7 +65,8 @@ impl Namespace {
         Running::start(self.command(&words)?.stdin(Stdio::null()).stdout(Stdio::null()))
     }
 
-    /// The command as it must be to run in here. Not by `ip netns exec`, which hides bpffs behind a fresh /sys.
+    /// A command that will run in here. It does not use `ip netns exec`, which mounts a fresh /sys that hides the
+    /// bpffs.
     pub fn command(&self, words: &[&str]) -> Result<Command> {
         check_interrupted()?;
         let mut command = Command::new("nsenter");
@@ -102,7 +103,7 @@ impl Namespace {
     }
 }
 
-/// The result of a thread; a panic in it is an error like any other.
+/// Waits for a thread and returns its result. A panic in it is an error like any other.
 pub fn join<T>(handle: JoinHandle<Result<T>>) -> Result<T> {
     match handle.join() {
         Ok(result) => result,
@@ -124,7 +125,7 @@ impl Running {
         Ok(Self { child, shown })
     }
 
-    /// Its process id.
+    /// Id of the process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -135,12 +136,12 @@ impl Running {
             .with_context(|| format!("send {signal} to {}", self.shown))
     }
 
-    /// Its exit status, if it has ended.
+    /// Exit status of the process, if it has ended.
     pub fn status(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits for its end, at most `limit`.
+    /// Waits at most `limit` for the process to end.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
         let started = Instant::now();
         loop {
@@ -157,7 +158,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The only error is that it has ended already.
+        // The only possible error is that the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

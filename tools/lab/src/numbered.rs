@@ -1,4 +1,4 @@
-//! Numbered UDP packets at a steady rate: what tells whether a restart lost, doubled or reordered any.
+//! Numbered UDP packets at a steady rate, which show whether a restart lost, duplicated or reordered any.
 use std::{
     net::UdpSocket,
     os::fd::AsFd as _,
@@ -33,13 +33,13 @@ pub struct NumberedReport {
     pub received: u64,
     /// Numbers that never arrived.
     pub lost: u64,
-    /// Packets beyond the first of their number.
+    /// Packets that arrived again after their number had arrived already.
     pub duplicated: u64,
     /// Packets that arrived after a higher number.
     pub reordered: u64,
     /// Packets per second as sent.
     pub rate: u64,
-    /// The longest time without any packet, at the receiver.
+    /// The longest time in which the receiver saw no packet.
     pub longest_gap: Duration,
 }
 
@@ -58,19 +58,21 @@ struct Received {
     longest_gap: Duration,
 }
 
-/// UDP payload in bytes: 64-byte Ethernet frames would be 18; this leaves room for the number and keeps frames small.
+/// UDP payload in bytes. 18 would make Ethernet frames of 64 bytes; 32 holds the packet's number and keeps frames
+/// small.
 const PAYLOAD: usize = 32;
-/// Nothing may be lost at the receiver's own socket while its thread waits for a CPU.
+/// Size of the receiver's socket buffer in bytes. It must be large enough that nothing is lost there while the
+/// receiver's thread waits for a CPU.
 const SOCKET_BUFFER: usize = 64 << 20;
 
-/// Frames in a row.
+/// The most frames that are sent in a row.
 const BURST: u64 = 64;
 
 impl Numbered {
     /// Starts sending `rate` packets per second from one container to another.
     pub fn start(from: &Container, to: &Container, rate: u32) -> Result<Self> {
         let inbox = to.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
-        // In the container's namespace the plain limit of net.core.rmem_max applies; root may go beyond.
+        // The limit net.core.rmem_max applies in the container's namespace; RCVBUFFORCE lets root exceed it.
         setsockopt(&inbox.as_fd(), RcvBufForce, &SOCKET_BUFFER)?;
         let target = (to.address(), inbox.local_addr()?.port());
         let stop = Arc::new(AtomicBool::new(false));
@@ -115,13 +117,13 @@ fn send(socket: &UdpSocket, rate: u32, stop: &AtomicBool, counted: &AtomicU64) -
     let mut count: u64 = 0;
     while !stop.load(Ordering::Relaxed) {
         let due = (started.elapsed().as_secs_f64() * f64::from(rate)) as u64;
-        // What a busy machine kept us from sending in time is caught up with in short bursts: a CPU's queue for veths
-        // holds 1000 frames (net.core.netdev_max_backlog), and they are everybody's.
+        // A sender that fell behind on a busy machine catches up in short bursts. A CPU's queue for veths holds only
+        // 1000 frames (net.core.netdev_max_backlog), and all tests share it.
         let burst = due.min(count + BURST);
         while count < burst {
             payload[..8].copy_from_slice(&count.to_be_bytes());
-            // An error is an ICMP message about an earlier packet; the one at hand was not sent: once more, and if
-            // that fails too, it counts as lost.
+            // An error here is an ICMP message about an earlier packet; the present one was not sent. It is sent once
+            // more, and if that fails too, it counts as lost.
             let _ = socket.send(&payload).or_else(|_| socket.send(&payload));
             count += 1;
         }
@@ -131,8 +133,8 @@ fn send(socket: &UdpSocket, rate: u32, stop: &AtomicBool, counted: &AtomicU64) -
     Sent { count, time: started.elapsed() }
 }
 
-/// How many frames this machine's CPUs have thrown away so far because their queues were full: nobody's fault but the
-/// machine's, and not told apart by who sent them.
+/// How many frames this machine's CPUs have thrown away so far because their queues were full. The kernel does not tell
+/// who sent them.
 pub fn queue_overflows() -> Result<u64> {
     // One line for each CPU; the second column counts them (net/core/net-procfs.c).
     let table = std::fs::read_to_string("/proc/net/softnet_stat")?;
@@ -154,9 +156,9 @@ fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
                     received.longest_gap = received.longest_gap.max(now - last);
                 }
                 let [a, b, c, d, e, f, g, h, ..] = payload;
-                received.note(u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize);
+                received.count(u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize);
             }
-            // Half a second of silence after the sender was told to stop: no stragglers any more.
+            // Half a second of silence after the sender has stopped means that no late packet will come.
             Err(_) if stop.load(Ordering::Relaxed) => return Ok(received),
             Err(_) => {}
         }
@@ -164,7 +166,7 @@ fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
 }
 
 impl Received {
-    fn note(&mut self, number: usize) {
+    fn count(&mut self, number: usize) {
         if number >= self.seen.len() {
             self.seen.resize(number + 1, false);
         } else if self.seen[number] {
@@ -186,7 +188,7 @@ mod tests {
     fn numbers_are_counted_once_and_in_order() {
         let mut received = Received::default();
         for number in [0, 1, 4, 3, 3, 5] {
-            received.note(number);
+            received.count(number);
         }
         assert_eq!((received.count, received.duplicated, received.reordered), (5, 1, 1));
         assert_eq!(received.seen, [true, true, false, true, true, true]);

@@ -1,5 +1,5 @@
-//! The way to a host that does not stand on the switch: two routers, and between them a link that may be narrower than
-//! the devices of both ends.
+//! The path to a host that does not stand on the switch: two routers, and a link between them that may be narrower than
+//! the devices at both ends.
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
@@ -16,8 +16,8 @@ use crate::{
 ///        10.99.0.2xx           10.99.<number>.254
 /// ```
 ///
-/// Only the link's MTU is lowered: a veth that is smaller than what is sent to it drops without a word, and what is
-/// looked for here are routers that say so, or fragment.
+/// The MTU is lowered on this link alone. A veth drops what is larger than itself silently, but the tests need routers
+/// that send an ICMP message or fragment.
 #[derive(Clone, Debug)]
 pub struct RoutedPath {
     number: u8,
@@ -26,7 +26,7 @@ pub struct RoutedPath {
 }
 
 impl RoutedPath {
-    /// Makes both routers, for host number `number`, whose namespace this is, and its `eth0`.
+    /// Makes both routers for host number `number`. `host` is the host's namespace, in which its `eth0` is made.
     pub(crate) fn new(
         lab: &str,
         number: u8,
@@ -71,28 +71,28 @@ impl RoutedPath {
         Ok(path)
     }
 
-    /// Its address, as the host's own on the underlay is.
+    /// The host's address on the underlay.
     pub(crate) fn address(number: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 99, number, number)
     }
 
-    /// What lies behind: `10.99.3.0/24`.
+    /// The network behind the routers, such as `10.99.3.0/24`.
     pub fn network(&self) -> String {
         format!("10.99.{}.0/24", self.number)
     }
 
-    /// The next hop of the hosts on the switch towards it.
+    /// The next hop towards that network, as the hosts on the switch see it.
     pub fn gateway(&self) -> Ipv4Addr {
         let [a, b, c, _] = SWITCH.octets();
         Ipv4Addr::new(a, b, c, 200 + self.number)
     }
 
-    /// Sets the MTU of the link between the routers, in bytes, both ways.
+    /// Sets the MTU of the link between the routers, in bytes, at both ends.
     pub fn set_mtu(&self, mtu: u32) -> Result<()> {
         [&self.near, &self.far].iter().try_for_each(|router| router.ip(&format!("link set narrow mtu {mtu}")))
     }
 
-    /// The router on the switch: it says, or fragments, what is too large towards the host.
+    /// The router on the switch. It fragments what is too large towards the host, or answers that it is.
     pub fn near(&self) -> &Namespace {
         &self.near
     }

@@ -11,10 +11,10 @@ pub(crate) enum LabCommand {
     Up(Up),
     /// Removes what `lab up` and `demo --keep` made, and what a killed test left.
     Down {
-        /// Only this one (`ov123n0`); without a name all that no process owns any more.
+        /// Name of a lab (`ov123n0`). Without it, every lab is removed whose process no longer runs.
         name: Option<String>,
     },
-    /// Fails if there is anything that `lab down` would remove, and names it.
+    /// Fails if there is anything that `lab down` would remove, and lists it.
     #[command(hide = true)]
     Leaks,
 }

@@ -1,5 +1,6 @@
-//! A plain userspace relay between hosts, a TUN on one side and a UDP socket on the other: how flannel's UDP mode moves
-//! packets (flannel pkg/backend/udp), one thread, one packet in each system call, down to what it does badly.
+//! A userspace relay between hosts, with a TUN on one side and a UDP socket on the other. It moves packets as flannel's
+//! UDP mode does (flannel pkg/backend/udp): with one thread and one packet in each system call, and with flannel's
+//! weaknesses.
 use std::{
     io::ErrorKind,
     net::{Ipv4Addr, UdpSocket},
@@ -23,16 +24,16 @@ mod packet;
 /// Name of the TUN.
 const DEVICE: &str = "flannel0";
 
-/// A relay that runs until it is dropped; its device goes with it.
+/// A relay that runs until it is dropped. Its device ends with it.
 #[derive(Debug)]
 pub struct Relay {
     routes: Arc<Routes>,
-    /// Dropped to end the thread.
+    /// It is dropped to end the thread.
     running: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Looked through from the front, and a hit moved there, as flannel does.
+/// The routes are searched from the front, and the one that is found is moved there, as flannel does.
 #[derive(Debug, Default)]
 struct Routes(Mutex<Vec<Route>>);
 
@@ -47,14 +48,14 @@ struct Route {
 struct Worker {
     tun: Tun,
     socket: UdpSocket,
-    /// The same, to wait for.
+    /// The same socket as tokio has it, which is waited for.
     waiting: net::UdpSocket,
     routes: Arc<Routes>,
-    /// Of every host, for the port is in no lease.
+    /// All hosts use this port, because no lease carries one.
     port: u16,
-    /// First address of the own subnet: who speaks in ICMP messages.
+    /// The first address of the own subnet, from which ICMP messages are sent.
     own: Ipv4Addr,
-    /// One packet. What is longer is cut off without a word.
+    /// Holds one packet. The end of a longer packet is cut off silently.
     buffer: Vec<u8>,
 }
 
@@ -71,8 +72,8 @@ impl Relay {
     /// Bytes that the outer headers take: IPv4's and UDP's.
     pub const OVERHEAD: u32 = 28;
 
-    /// Makes the device and starts, in the network namespace of the calling thread: for a host that owns `subnet` of
-    /// `network`, whose address on an underlay of this MTU is `local`.
+    /// Makes the device and starts the relay in the network namespace of the calling thread. The host owns `subnet` of
+    /// `network`, and has the address `local` on an underlay of this MTU.
     pub fn start(subnet: &str, network: &str, local: Ipv4Addr, port: u16, underlay_mtu: u32) -> Result<Self> {
         let own = address_in(subnet, 0)?;
         let mtu = underlay_mtu - Self::OVERHEAD;
@@ -82,7 +83,7 @@ impl Relay {
         let tun = tun.with_context(|| format!("make the TUN {DEVICE}"))?.remove(0);
         sh(&format!("ip link set {DEVICE} mtu {mtu} up"))?;
         sh(&format!("ip address add {own}/32 dev {DEVICE}"))?;
-        // One for all peers; the own subnet's, the bridge's, is more specific.
+        // One route serves all peers. The route to the own subnet, by the bridge, is more specific.
         sh(&format!("ip route add {network} dev {DEVICE}"))?;
         let socket = UdpSocket::bind((local, port)).with_context(|| format!("bind UDP {local}:{port}"))?;
         socket.set_nonblocking(true)?;
@@ -101,7 +102,7 @@ impl Relay {
         Ok(Self { routes, running: Some(running), thread: Some(thread) })
     }
 
-    /// From now on packets for `subnet` go to the host at `to`.
+    /// Has packets for `subnet` go to the host at `to` from now on.
     pub fn put_route(&self, subnet: &str, to: Ipv4Addr) -> Result<()> {
         let (network, mask) = prefix(subnet)?;
         let mut routes = self.routes.lock();
@@ -110,7 +111,7 @@ impl Relay {
         Ok(())
     }
 
-    /// From now on packets for `subnet` go to nobody. No such route is no error.
+    /// Has packets for `subnet` go to no host from now on. It is no error if there is no such route.
     pub fn remove_route(&self, subnet: &str) -> Result<()> {
         let (network, mask) = prefix(subnet)?;
         self.routes.lock().retain(|route| (route.network, route.mask) != (network, mask));
@@ -122,7 +123,7 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.running.take();
         if let Some(thread) = self.thread.take() {
-            // A panic has been printed where it happened.
+            // A panic of the thread has been printed already.
             let _ = thread.join();
         }
     }
@@ -146,7 +147,7 @@ impl Worker {
                 }
                 ready = self.waiting.readable() => ready?,
             }
-            // One packet of each side in turn, until there is none.
+            // The two sides take turns, packet by packet, until neither has one.
             while stopped.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
                 let out =
                     some(self.tun.try_recv(&mut self.buffer)).with_context(|| format!("read {DEVICE}"))?;
@@ -160,26 +161,26 @@ impl Worker {
         }
     }
 
-    /// The next datagram, if there is one.
+    /// Reads the next datagram, if there is one.
     fn received(&mut self) -> std::io::Result<Option<usize>> {
-        // What tokio has not heard of yet it does not ask the kernel for; nor does it forget what it has heard of without
-        // being asked itself.
+        // tokio asks the kernel only for what it has been told is ready, and it learns that nothing is ready any more
+        // only if the read goes through it.
         match some(self.waiting.try_recv(&mut self.buffer))? {
             None => some(self.socket.recv(&mut self.buffer)),
             received => Ok(received),
         }
     }
 
-    /// Host to underlay.
+    /// Sends a packet of this host to the peer that holds its destination.
     fn outwards(&mut self, length: usize) {
         let packet = &mut self.buffer[..length];
-        // IPv6, which the kernel sends on every device that is up.
+        // The kernel sends IPv6 packets on every device that is up; they are not relayed.
         if length < 20 || packet[0] >> 4 != 4 {
             return;
         }
         let Some(to) = self.routes.next_hop(packet) else {
             if let Some(answer) = net_unreachable(self.own, packet) {
-                // A full queue is a packet lost, here as below.
+                // If the queue is full, the packet is lost. This holds below as well.
                 let _ = self.tun.try_send(&answer);
             }
             return;
@@ -189,7 +190,7 @@ impl Worker {
         }
     }
 
-    /// Underlay to host, from whomever.
+    /// Passes a datagram from the underlay to this host, whoever sent it.
     fn inwards(&mut self, length: usize) {
         let packet = &mut self.buffer[..length];
         if length >= 20 && take_one_hop(packet) {
@@ -198,7 +199,7 @@ impl Worker {
     }
 }
 
-/// What was read, if there was something.
+/// Turns "would block" into `None`.
 fn some(read: std::io::Result<usize>) -> std::io::Result<Option<usize>> {
     match read {
         Ok(length) => Ok(Some(length)),

@@ -1,5 +1,5 @@
-//! One TCP connection that lives until it is told to end, whose every byte is compared: what tells whether connections
-//! survive what is done to the hosts meanwhile.
+//! One TCP connection that lives until it is told to end, and whose every byte is compared. It shows whether
+//! connections survive what is done to the hosts meanwhile.
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -19,10 +19,10 @@ use crate::{
     stream::{BLOCK, PATIENCE, accept, fill},
 };
 
-/// Between two blocks: a pace that leaves the machine to others.
+/// The pause between two blocks. It leaves the machine's time to others.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The connection.
+/// The connection between two containers.
 #[derive(Debug)]
 pub struct Steady {
     stop: Arc<AtomicBool>,
@@ -30,17 +30,17 @@ pub struct Steady {
     receiver: JoinHandle<Result<SteadyReport>>,
 }
 
-/// What arrived, as it was sent.
+/// What arrived. All of it was as it was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SteadyReport {
-    /// Bytes, each compared.
+    /// Bytes that arrived, each of them compared.
     pub bytes: u64,
     /// The longest time in which nothing arrived.
     pub longest_gap: Duration,
 }
 
 impl Steady {
-    /// Connects one container to another.
+    /// Connects one container to another, and starts sending.
     pub fn start(from: &Container, to: &Container) -> Result<Self> {
         let listener = to.namespace().enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
         let target = (to.address(), listener.local_addr()?.port());
@@ -64,7 +64,7 @@ impl Steady {
         Ok(Self { stop, sender, receiver })
     }
 
-    /// Ends it: everything that was sent has arrived, and nothing else.
+    /// Ends the connection, and checks that all that was sent has arrived, and nothing else.
     pub fn finish(self) -> Result<SteadyReport> {
         self.stop.store(true, Ordering::Relaxed);
         let (sent, received) = (join(self.sender), join(self.receiver));

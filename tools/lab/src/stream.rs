@@ -1,4 +1,4 @@
-//! TCP streams between containers: one whose every byte is compared, one that measures.
+//! TCP streams between containers: one compares every byte, the other measures the rate.
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -19,21 +19,22 @@ use crate::{
 pub struct Transfer {
     /// How many bytes.
     pub bytes: u64,
-    /// From the first to the last.
+    /// The time from the first byte to the last.
     pub time: Duration,
 }
 
 pub(crate) const BLOCK: usize = 64 * 1024;
-/// Generous, as for an agent's start.
+/// How long a connection may take. It is generous because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends `bytes` (rounded up to 64 KiB) from one container to another by TCP. The receiver makes the same pseudo-random
-/// bytes itself and compares them all, which is what a hash would only approximate.
+/// bytes itself and compares every byte.
 pub fn transfer(from: &Container, to: &Container, bytes: u64) -> Result<Transfer> {
     transfer_by(from, to.address(), to.namespace(), bytes)
 }
 
-/// The same to whoever listens at last behind `address`: a container may forward what is sent to it.
+/// Does the same as [`transfer`] through `address`, which may belong to a container that forwards the connection to
+/// `to`.
 pub fn transfer_by(from: &Container, address: Ipv4Addr, to: &Namespace, bytes: u64) -> Result<Transfer> {
     let blocks = bytes.div_ceil(BLOCK as u64);
     let listener = to.enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
@@ -67,14 +68,14 @@ pub fn transfer_by(from: &Container, address: Ipv4Addr, to: &Namespace, bytes: u
             extra => bail!("{extra} bytes more than were sent"),
         }
     });
-    // The sender's error tells more: without a connection the receiver only says that none came.
+    // The sender's error is reported first: without a connection the receiver can only say that none came.
     let (sent, received) = (join(sender), join(receiver));
     sent?;
     received?;
     Ok(Transfer { bytes: blocks * BLOCK as u64, time: started.elapsed() })
 }
 
-/// Accepts one connection, or gives up: a blocking accept would hang the test when the path is broken.
+/// Accepts one connection, or gives up after a while. A blocking accept would hang the test when the path is broken.
 pub(crate) fn accept(listener: &TcpListener) -> Result<TcpStream> {
     listener.set_nonblocking(true)?;
     let mut accepted = None;
@@ -102,7 +103,7 @@ pub(crate) fn fill(block: &mut [u8], number: u64) {
     }
 }
 
-/// One iperf3 TCP stream; received Mbit/s.
+/// Runs one TCP stream of iperf3, and returns the received Mbit/s.
 pub fn iperf3(from: &Container, to: &Container, seconds: u32) -> Result<f64> {
     const PORT: u16 = 5201;
     let _server = to.namespace().spawn(&format!("iperf3 -s -1 -p {PORT}"))?;

@@ -1,4 +1,4 @@
-//! Cleaning up after a lab by its name alone: on drop, on Ctrl-C, and for processes that were killed.
+//! Cleaning up after a lab by its name alone: when it is dropped, on Ctrl-C, and after a process that was killed.
 use std::{
     collections::BTreeSet,
     fs,
@@ -21,21 +21,22 @@ use crate::{
     names::{MARK, folder_of, owner},
 };
 
-/// How long what was killed may take to end: containers end with their daemon's process namespace, one after the other.
+/// How long killed processes may take to end. Containers end with their daemon's process namespace, one after the
+/// other.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Ends every process of the lab `name` and removes its namespaces, control groups, pins and folder. Removing what is gone
-/// is no error.
+/// Ends every process of the lab `name` and removes its namespaces, control groups, pins and folder. It is no error if
+/// some of these are gone already.
 pub fn sweep(name: &str) -> Result<()> {
     let started = Instant::now();
-    // A process may be starting while we look: look until nothing is left.
+    // A process may be starting while the others are looked for, so this is repeated until none is left.
     while started.elapsed() < PATIENCE {
         let left = Leftovers::of(name);
         if left.is_empty() {
             return Ok(());
         }
         for pid in &left.processes {
-            // ESRCH: it ended by itself meanwhile.
+            // ESRCH means that the process has ended by itself meanwhile.
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
         for namespace in &left.namespaces {
@@ -45,10 +46,10 @@ pub fn sweep(name: &str) -> Result<()> {
             let _ = sh(&format!("umount --lazy {mount}"));
         }
         for group in &left.groups {
-            // EBUSY: who was in it is still ending.
+            // EBUSY means that a process in the group is still ending. The next turn tries again.
             let _ = fs::remove_dir(group);
         }
-        // Never below a mount: its pins may be somebody's.
+        // A folder with a mount in it stays: the pins below the mount may be in use.
         if left.mounts.is_empty() && left.folder {
             let _ = fs::remove_dir_all(folder_of(name));
         }
@@ -57,8 +58,8 @@ pub fn sweep(name: &str) -> Result<()> {
     bail!("lab {name} does not go away: {}", Leftovers::of(name).list().join(", "))
 }
 
-/// What labs left behind whose process is gone: namespaces, control groups, mounts (hence pins), folders and processes. With
-/// `name`, what there is of that lab.
+/// What is left of labs whose process is gone: namespaces, control groups, mounts (and so pins), folders and processes.
+/// With `name`, it is all there is of that lab, whether its process runs or not.
 pub fn leaks(name: Option<&str>) -> Vec<String> {
     match name {
         Some(name) => Leftovers::of(name).list(),
@@ -66,7 +67,7 @@ pub fn leaks(name: Option<&str>) -> Vec<String> {
     }
 }
 
-/// Names of the labs whose process is gone: kept on purpose, or killed.
+/// Names of the labs whose process is gone, because they were kept on purpose or because the process was killed.
 pub fn orphans() -> Vec<String> {
     let folders = names_in("/tmp").chain(names_in("/run/netns").filter_map(|name| {
         let (lab, _) = name.split_once('-')?;
@@ -82,7 +83,7 @@ struct Leftovers {
     processes: Vec<i32>,
     namespaces: Vec<String>,
     mounts: Vec<String>,
-    /// The innermost first.
+    /// Control groups, the innermost first.
     groups: Vec<PathBuf>,
     folder: bool,
 }
@@ -96,7 +97,8 @@ impl Leftovers {
             .filter_map(|name| name.parse().ok())
             .filter(|pid| carries(*pid, &mark))
             .collect();
-        // A container's processes have an environment of their own.
+        // The processes of a Docker container do not carry the lab's mark in their environment; they are found by their
+        // control group.
         let members =
             groups.iter().map(|group| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default());
         processes.extend(
@@ -133,8 +135,8 @@ impl Leftovers {
     }
 }
 
-/// The control groups that carry the lab's name, in every hierarchy (version 1 has one for each controller, version 2 a
-/// single one at the root), and those below them; the innermost first.
+/// The control groups that carry the lab's name, and those below them, the innermost first. They are looked for in
+/// every hierarchy: version 1 has one for each controller, version 2 a single one at the root.
 fn control_groups(lab: &str) -> Vec<PathBuf> {
     const ROOT: &str = "/sys/fs/cgroup";
     let hierarchies = names_in(ROOT).map(|name| Path::new(ROOT).join(name)).chain([PathBuf::from(ROOT)]);
@@ -157,7 +159,7 @@ fn names_in(folder: &str) -> impl Iterator<Item = String> {
         .filter_map(|entry| entry.file_name().into_string().ok())
 }
 
-/// Whether a process was started by the lab. A zombie has no environment any more.
+/// Whether a process was started by the lab. A zombie has no environment left to tell.
 fn carries(pid: i32, mark: &str) -> bool {
     fs::read(format!("/proc/{pid}/environ"))
         .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()))
@@ -165,7 +167,7 @@ fn carries(pid: i32, mark: &str) -> bool {
 
 static LIVE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// From now on, Ctrl-C, SIGTERM and their like sweep the lab `name` before the process ends.
+/// Has Ctrl-C, SIGTERM and similar signals sweep the lab `name` before the process ends.
 pub(crate) fn on_signals(name: &str) -> Result<()> {
     static HANDLER: Once = Once::new();
     live().push(name.to_owned());
@@ -174,9 +176,10 @@ pub(crate) fn on_signals(name: &str) -> Result<()> {
         outcome = Signals::new(TERM_SIGNALS).context("watch for signals").map(|mut signals| {
             thread::spawn(move || {
                 let signal = signals.forever().next().unwrap_or_default();
-                interrupt::note();
+                interrupt::remember();
                 eprintln!("interrupted: cleaning up");
-                // Locked to the end: who wants to clean up meanwhile waits here, and says nothing any more.
+                // The lock is held to the end: a thread that wants to clean up meanwhile waits here, and prints nothing
+                // any more.
                 let live = live();
                 for name in live.iter() {
                     if let Err(error) = sweep(name) {
@@ -190,7 +193,7 @@ pub(crate) fn on_signals(name: &str) -> Result<()> {
     outcome
 }
 
-/// The lab `name` is gone or to be kept.
+/// Has signals leave the lab `name` alone from now on, because it is gone or is to be kept.
 pub(crate) fn forget(name: &str) {
     live().retain(|live| live != name);
 }

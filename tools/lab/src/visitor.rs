@@ -1,5 +1,5 @@
-//! Containers that live for a moment, made several at a time: network namespaces without names, which end with their
-//! threads.
+//! Containers that live for a moment, several at a time. They are network namespaces without names, which end with
+//! their threads.
 use std::{
     collections::BTreeSet,
     fs::File,
@@ -26,34 +26,36 @@ use crate::{
     wait::wait_until,
 };
 
-/// Where visitors stay, and how they are connected there.
+/// The bridge on which short-lived containers stay, and how they are connected to it.
 #[derive(Clone, Debug)]
 pub struct Guesthouse {
     pub(crate) host: Namespace,
-    /// A bridge of the host.
+    /// Name of the bridge.
     pub bridge: String,
-    /// The bridge's address, their default route.
+    /// The bridge's address, which is the containers' default route.
     pub gateway: Ipv4Addr,
     /// Length of the subnet's prefix.
     pub prefix_len: u8,
-    /// MTU of their links in bytes.
+    /// MTU of the containers' links in bytes.
     pub mtu: u32,
 }
 
-/// The links of one party, to be deleted by one request: each of its own would wait for the kernel's grace periods.
+/// The link group of the containers' veths, by which one request deletes all of them. One request for each would wait
+/// for the kernel's grace periods every time.
 const GROUP: u32 = 7;
 
 impl Guesthouse {
     /// Makes one container for each port and address, runs `work` in all of them at once, and removes their veths, as a
-    /// container runtime does. Blocks until all are gone. One party at a time.
+    /// container runtime does. It returns when all are gone. Only one call may run at a time.
     pub fn visit(
         &self,
         party: &[(String, Ipv4Addr)],
         work: impl Fn(usize, Ipv4Addr) -> Result<()> + Sync,
     ) -> Result<()> {
         check_interrupted()?;
-        // Passed when all namespaces are there, when the links are, when their insides are, when the bridge forwards, when
-        // all work is done, and when the links are gone: a namespace that ends would take its own along.
+        // All threads pass this barrier together after each of these steps: all namespaces exist; the links exist; they
+        // are configured inside; the bridge forwards; the work is done; the links are deleted. The last step is needed
+        // because a namespace that ends would delete its own link.
         let (step, work) = (Barrier::new(party.len() + 1), &work);
         let (made, namespaces) = mpsc::channel();
         thread::scope(|scope| {
@@ -115,8 +117,9 @@ impl Guesthouse {
         self.on_host(lines)
     }
 
-    /// The bridge takes nothing from a port before the kernel's link watch has seen its carrier, some milliseconds after
-    /// the other end came up: a container's first ARP request would be lost, and the next one is a second away.
+    /// Waits until the kernel's link watch has seen the carrier of every port, some milliseconds after the other end
+    /// came up. Before that the bridge accepts nothing from a port: a container's first ARP request would be lost, and
+    /// the next one comes a second later.
     fn wait_for_ports(&self, party: &[(String, Ipv4Addr)]) -> Result<()> {
         let mut waiting: BTreeSet<String> = party.iter().map(|(port, _)| port.clone()).collect();
         join(self.host.thread(move || {
@@ -150,12 +153,12 @@ fn enter_own() -> Result<File> {
     Ok(File::open("/proc/thread-self/ns/net")?)
 }
 
-/// `ip` opens a path with a slash as it is; /run/netns has no name for these.
+/// A path to the namespace, which has no name in /run/netns. `ip` opens anything with a slash in it as a path.
 fn path(namespace: &File) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd())
 }
 
-/// Several `ip` commands by one process, in this thread's namespace.
+/// Runs several `ip` commands by one process, in this thread's namespace.
 fn ip(lab: &str, lines: &str) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]).env(MARK, lab);

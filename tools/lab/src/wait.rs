@@ -1,11 +1,11 @@
-//! Waiting for what comes by itself.
+//! Waiting for a condition that comes true by itself.
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::interrupt::check_interrupted;
 
-/// Asks `ready` every 20 ms until it says yes, for at most `limit`; `what` is what was waited for.
+/// Asks `ready` every 20 ms until it returns true, for at most `limit`. `what` says in the error what was waited for.
 pub fn wait_until(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
     let started = Instant::now();
     while !ready().with_context(|| format!("wait for {what}"))? {

@@ -1,5 +1,5 @@
-//! The lab itself, with the kernel's own VXLAN devices on both sides: if this fails, no other host test means anything.
-//! Needs root.
+//! Tests of the lab itself, with the kernel's own VXLAN devices on both sides. If these fail, no other test of hosts
+//! means anything. They need root.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic like the tests")]
 
 use std::{
@@ -22,7 +22,7 @@ use overlay_lab::{
 const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
 const MTU: u32 = 1450;
 
-/// Two hosts with the kernel's VXLAN device, one container each.
+/// Two hosts with the kernel's VXLAN device and one container each.
 fn two_foreign_hosts(options: Options) -> (Lab, [Container; 2], [ForeignVxlan; 2]) {
     let lab = Lab::new(options).unwrap();
     let devices = [0, 1].map(|i| ForeignVxlan::new(lab.host(i), SUBNETS[i], 1, 8472).unwrap());
@@ -70,7 +70,7 @@ fn relayed_hosts_talk_and_each_relay_takes_its_hop() {
     for (own, peer) in [(0, 1), (1, 0)] {
         relays[own].put_route(SUBNETS[peer], lab.host(peer).address()).unwrap();
     }
-    // Host, relay, relay, host.
+    // Four machines decrement the TTL of 64: a host, a relay, a relay, a host.
     let ping = a.ping(b.address(), df(56)).unwrap();
     assert!(ping.complete() && ping.output.contains("ttl=60"), "{}", ping.output);
     assert!(a.ping(b.address(), df(1472 - 28)).unwrap().complete());
@@ -83,7 +83,7 @@ fn relayed_hosts_talk_and_each_relay_takes_its_hop() {
 #[test]
 fn without_a_path_nothing_arrives_and_everything_ends() {
     let (lab, [a, b], devices) = two_foreign_hosts(Options::default());
-    // The MAC address of nobody: the other host's stack discards every frame.
+    // Nobody has this MAC address, so the other host's stack discards every frame.
     devices[0].put_peer(SUBNETS[1], "02:00:00:00:00:99", lab.host(1).address()).unwrap();
     assert_eq!(a.ping(b.address(), df(56)).unwrap().received, 0);
     assert!(latency(&a, &b, 10).is_err());
@@ -102,7 +102,7 @@ fn numbered_packets_all_arrive_at_the_rate_asked_for() {
     assert!(report.rate > 15_000, "{report:?}");
     assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
 
-    // And a gap is seen as one.
+    // A gap in the path is seen as lost packets.
     let stream = Numbered::start(&a, &b, 5_000).unwrap();
     thread::sleep(Duration::from_millis(200));
     devices[0].put_peer(SUBNETS[1], "02:00:00:00:00:99", lab.host(1).address()).unwrap();
@@ -152,8 +152,8 @@ fn nothing_is_left_behind_even_when_a_test_panics() {
     assert_eq!(leaks(Some(&name)), Vec::<String>::new());
 }
 
-/// On the first host, with a container whose port is published: processes, mounts and control groups that the lab did not
-/// make itself.
+/// Starts Docker on the first host, with a container whose port is published. The daemon brings processes, mounts and
+/// control groups that the lab did not make itself.
 fn docker_on(lab: &Lab) -> (Docker, DockerContainer) {
     let docker = lab.host(0).start_docker(&[]).unwrap();
     let container = docker.run("one", "--publish 8000:80").unwrap();
@@ -173,7 +173,8 @@ fn a_docker_daemon_stops_and_starts_with_its_containers_and_goes_with_the_lab() 
         assert_eq!(container.fetch("127.0.0.1").unwrap(), "a page\n");
         let left = leaks(Some(&name));
         assert!(left.iter().any(|left| left.starts_with("control group")), "{left:?}");
-        // Daemon, its init and what waits for it, containerd, two proxies, and two of the container.
+        // There are the daemon, its init and the process that waits for it, containerd, two proxies, and two processes
+        // of the container.
         assert!(left.iter().filter(|left| left.starts_with("process")).count() >= 8, "{left:?}");
         assert!(!left.iter().any(|left| left.contains("mount") && left.contains("docker")), "{left:?}");
         std::mem::forget(docker);
@@ -197,7 +198,7 @@ fn a_removed_container_is_gone_with_its_veth() {
     assert_eq!(a.ping(address, df(56)).unwrap().received, 0);
 }
 
-/// Not a test: a process with a lab, for others to end.
+/// This is no test, but a process with a lab, which tests of signals start and end.
 #[test]
 #[ignore = "waits to be killed; run by the tests of signals"]
 fn a_process_that_holds_a_lab() {
@@ -208,7 +209,7 @@ fn a_process_that_holds_a_lab() {
     thread::sleep(Duration::from_secs(60));
 }
 
-/// Starts that process and returns it with its lab's name.
+/// Starts a process with a lab and returns it with the lab's name.
 fn hold_a_lab() -> (std::process::Child, String) {
     let mut process = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_process_that_holds_a_lab", "--ignored", "--nocapture"])
@@ -242,7 +243,8 @@ fn what_a_killed_process_leaves_is_found_and_removed() {
     assert_eq!(leaks(Some(&name)), Vec::<String>::new());
 }
 
-/// A program in the place of the overlay's binary: what the lab itself does with an agent can be seen without one.
+/// Makes a program that takes the place of the overlay's binary, so that the lab's handling of agents is seen without
+/// one.
 fn stand_in(lab: &Lab, script: &str) -> PathBuf {
     let path = lab.folder().join("stand-in");
     std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();

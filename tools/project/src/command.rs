@@ -1,9 +1,10 @@
-//! Running other programs: one way to start them, one form of error that names the program and repeats what it said.
+//! Running other programs. There is one way to start them, and one form of error, which names the program and repeats
+//! what it printed.
 use std::{ffi::OsStr, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Runs `program` to its end and returns what it wrote to stdout. Fails, with its stderr, if it does.
+/// Runs `program` to its end and returns what it wrote to stdout. If it fails, the error contains its stderr.
 pub fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Result<String> {
     output(Command::new(program).args(args))
 }
@@ -14,7 +15,7 @@ pub fn sh(line: &str) -> Result<String> {
     run(words.next().context("an empty command line")?, words)
 }
 
-/// Runs `command` to its end and returns what it wrote to stdout. Fails, with its stderr, if it does.
+/// Runs `command` to its end and returns what it wrote to stdout. If it fails, the error contains its stderr.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("start {}", show(command)))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -35,7 +36,7 @@ pub fn pass_through(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The command as one would type it.
+/// The command as one would type it in a shell.
 pub fn show(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())
         .chain(command.get_args())

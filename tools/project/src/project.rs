@@ -24,36 +24,36 @@ pub fn ebpf_toolchain() -> PathBuf {
     env::var_os("OVERLAY_EBPF_TOOLCHAIN").map_or_else(|| root().join("target/ebpf-toolchain"), PathBuf::from)
 }
 
-/// A real Docker for the lab's hosts: set-up unpacks it, and the lab starts it.
+/// A real Docker for the lab's hosts. Set-up unpacks it, and the lab starts it.
 pub mod docker {
     use std::path::PathBuf;
 
-    /// Where it is.
+    /// The folder that it is unpacked to.
     pub fn folder() -> PathBuf {
         super::target().join("docker")
     }
 
-    /// A file that is there when all of it is.
+    /// A file that is written when unpacking is complete.
     pub fn mark() -> PathBuf {
         folder().join("ready")
     }
 }
 
-/// The cargo that runs this program, in the workspace's folder.
+/// The cargo that runs this program, to be started in the workspace's folder.
 pub fn cargo(args: &[&str]) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root()).args(args);
     cargo
 }
 
-/// Builds the `overlay` binary as the tests do, and returns its path. Not optimised: the kernel carries the packets, the
-/// kernel programs are optimised always, and an optimised agent takes minutes longer to build.
+/// Builds the `overlay` binary as the tests do, and returns its path. It is not optimised: the kernel carries the
+/// packets, the kernel programs are always optimised, and an optimised agent takes minutes longer to build.
 pub fn build_overlay() -> Result<PathBuf> {
     command::pass_through(&mut cargo(&["build", "--package", "overlay-user"]))?;
     Ok(target().join("debug/overlay"))
 }
 
-/// Builds the `overlay` binary as users have it, optimised, and returns its path: what is measured.
+/// Builds the `overlay` binary as users have it, optimised, and returns its path. The benchmark measures this one.
 pub fn build_release() -> Result<PathBuf> {
     command::pass_through(&mut cargo(&[
         "build",
@@ -66,7 +66,7 @@ pub fn build_release() -> Result<PathBuf> {
     Ok(target().join("release/overlay"))
 }
 
-/// An agent that comes after the present one, for upgrades.
+/// An agent that stands for a later version, for tests of upgrades.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Its programs differ (on the wire, the outer TTL is 63), its maps do not.
@@ -75,7 +75,7 @@ pub enum Next {
     Layout,
 }
 
-/// Builds it as [`build_overlay`] does, beside the present one, and returns its path.
+/// Builds such an agent as [`build_overlay`] does, beside the present one, and returns its path.
 pub fn build_next(next: Next) -> Result<PathBuf> {
     let name = match next {
         Next::Program => "program",
@@ -83,7 +83,7 @@ pub fn build_next(next: Next) -> Result<PathBuf> {
     };
     let (feature, binary) = (format!("next-{name}"), format!("overlay-next-{name}"));
     let words = ["build", "--package", "overlay-user", "--features", &feature, "--bin", &binary];
-    // What it says when all is well fills the screen.
+    // cargo's messages would fill the screen, so they are shown only if it fails.
     command::output(&mut cargo(&words))?;
     Ok(target().join("debug").join(binary))
 }

@@ -1,4 +1,5 @@
-//! Debian's kernels: found, downloaded, and what a VM needs of them unpacked below target/vm. Nothing is installed.
+//! Debian's kernels: they are found and downloaded, and what a VM needs of them is unpacked below target/vm. Nothing is
+//! installed.
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,20 +17,21 @@ use overlay_project::command;
 
 use crate::setup::{apt, progress::Progress};
 
-/// A kernel that is at hand.
+/// A kernel that has been unpacked.
 #[derive(Debug)]
 pub(super) struct Unpacked {
     pub(super) version: &'static str,
     pub(super) image: PathBuf,
-    /// In the order in which they can be loaded.
+    /// The modules in the order in which they can be loaded.
     pub(super) modules: Vec<PathBuf>,
 }
 
-/// The archive's keys, as the package debian-archive-keyring brings them.
+/// The keys of Debian's archive, from the package debian-archive-keyring.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// The newest package of `kernel`. What was unpacked once is used without asking anybody; removing the folder starts over.
+/// Unpacks the newest package of `kernel`. A kernel that is unpacked already is used without asking the archive; to get
+/// a newer one, remove the folder.
 pub(super) fn kernel(kernel: &Kernel, folder: &Path, tools: &Path, progress: &Progress) -> Result<Unpacked> {
     let kept = folder.join(kernel.version);
     let mark = kept.join("ready");
@@ -75,7 +77,7 @@ fn fetch(kernel: &Kernel, kept: &Path, tools: &Path, progress: &Progress) -> Res
         .with_context(|| format!("the modules of {package}"))
 }
 
-/// Package lists of releases that the system itself need not use, in a folder of their own.
+/// Package lists, in a folder of their own, of releases that the system itself does not use.
 struct Lists {
     folder: PathBuf,
 }
@@ -103,11 +105,11 @@ impl Lists {
             format!("Dir::Etc::sourcelist={}", at("sources.list")),
             "Dir::Etc::sourceparts=-".to_owned(),
             format!("Dir::State::Lists={}", at("lists")),
-            // Otherwise the system's packages and caches would be mixed in.
+            // Without these options the system's packages and caches would be mixed in.
             "Dir::State::status=/dev/null".to_owned(),
             "Dir::Cache::pkgcache=".to_owned(),
             "Dir::Cache::srcpkgcache=".to_owned(),
-            // Root's downloads go to folders that apt's own unprivileged user cannot write.
+            // apt's own unprivileged user cannot write to the folders that root's downloads go to.
             "APT::Sandbox::User=root".to_owned(),
         ] {
             command.args(["-o", &option]);
@@ -124,13 +126,14 @@ impl Lists {
     }
 }
 
-/// The newest `linux-image-<version>.*-amd64` of these names: neither -cloud nor -rt; unsigned only if no other is there.
+/// The newest `linux-image-<version>.*-amd64` of these names, which is neither -cloud nor -rt, and unsigned only if
+/// there is no other.
 fn newest<'a>(names: &'a str, version: &str) -> Option<&'a str> {
     let ending = |end: &'static str| {
         let of_version = names.lines().filter_map(move |name| {
             let release = name.strip_prefix("linux-image-")?.strip_suffix(end)?;
             let rest = release.strip_prefix(version)?.strip_prefix('.')?;
-            // 6.1.0-56, 6.12.117+deb13: no other words inside.
+            // In names such as 6.1.0-56 and 6.12.117+deb13 there are no other words.
             let plain = rest.replace("+deb", ".").replace("+bpo", ".");
             let numbers = plain.split(['.', '-', '+']).map(|number| number.parse::<u32>().ok());
             Some((numbers.collect::<Option<Vec<_>>>()?, name))
@@ -140,7 +143,8 @@ fn newest<'a>(names: &'a str, version: &str) -> Option<&'a str> {
     ending("-amd64").or_else(|| ending("-amd64-unsigned"))
 }
 
-/// Packages that `apt-cache depends` lists and that are parts of `package`: newer kernels come in several.
+/// Packages that `apt-cache depends` lists and that are parts of `package`, because newer kernels come in several
+/// packages.
 fn parts(package: &str, listing: &str) -> Vec<String> {
     let release = package.trim_start_matches("linux-image-");
     let names = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));

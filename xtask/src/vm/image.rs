@@ -13,10 +13,10 @@ use overlay_project::command;
 
 use crate::setup::machine::find_command;
 
-/// The real ones: busybox's own know too little.
+/// These tools must be the real ones, because busybox's have too few options.
 const LAB_TOOLS: &[&str] = &["ip", "tc", "ping", "ethtool", "nsenter", "setpriv", "mount", "umount"];
 
-/// Builds the initramfs in `work`, and returns its file. Every program stands at the path it has here.
+/// Builds the initramfs in `work`, and returns its file. Every program has the same path in it as here.
 pub(super) fn build(
     work: &Path,
     tools: &Path,
@@ -44,7 +44,7 @@ pub(super) fn build(
     }
     root.write_init(tests, nonce)?;
     let image = work.join("initramfs");
-    // The shell's pipe, so that names never pass through this process.
+    // The shell makes the pipe, so that file names need not pass through this process.
     let line = "\"$0\" find . | \"$0\" cpio -o -H newc";
     let made = Command::new("sh")
         .args(["-c", line])
@@ -62,7 +62,7 @@ struct Root {
 }
 
 impl Root {
-    /// Where a path of the guest is on this machine; its folder is made.
+    /// The place on this machine of a path in the guest. Its folder is made.
     fn at(&self, path: &Path) -> Result<PathBuf> {
         let here = self.folder.join(path.strip_prefix("/")?);
         if let Some(folder) = here.parent() {
@@ -71,9 +71,9 @@ impl Root {
         Ok(here)
     }
 
-    /// Copies a program to `path` without its debug symbols, and the shared libraries it needs to their own paths.
+    /// Copies a program without its debug symbols to `path`, and the shared libraries that it needs to their own paths.
     fn add(&self, program: &Path, path: &Path) -> Result<()> {
-        // Only sections that nothing loads: the embedded BPF object is data.
+        // Only sections that are never loaded are removed. The embedded BPF object is data, and stays.
         command::output(
             Command::new("strip").arg("--strip-debug").arg("-o").arg(self.at(path)?).arg(program),
         )?;
@@ -90,7 +90,8 @@ impl Root {
         let mut init = include_str!("init.sh").replace("@NONCE@", nonce);
         for test in tests {
             let test = test.display();
-            // Two at a time, as there are two CPUs: the tests share nothing, and most of their time goes to the emulation.
+            // Two tests run at a time, as there are two CPUs. They share nothing, and most of their time goes to the
+            // emulation.
             init += &format!("'{test}' --test-threads=2 --show-output\necho \"{nonce} ended $? {test}\"\n");
         }
         init += &format!("echo '{nonce} end'\npoweroff -f\n");
@@ -101,7 +102,8 @@ impl Root {
     }
 }
 
-/// Paths in what ldd prints: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)`, `/lib64/ld-linux-x86-64.so.2 (0x...)`.
+/// The paths in what ldd prints, which has lines like `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)` and
+/// `/lib64/ld-linux-x86-64.so.2 (0x...)`.
 fn libraries(listing: &str) -> Vec<&Path> {
     let words = listing.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     words.map(Path::new).collect()

@@ -1,4 +1,4 @@
-//! Runs qemu, repeats what the guest's tests say, and ends it when it takes too long.
+//! Runs qemu, repeats what the tests in the guest print, and ends it when it takes too long.
 use std::{
     io::{BufRead as _, BufReader},
     path::Path,
@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result};
 
 use super::debian::Unpacked;
 
-/// A run takes two or three minutes on two idle cores; much more means that it hangs.
+/// A run takes two or three minutes on two idle cores. If it takes much longer, it hangs.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// What came of a run.
+/// The outcome of a run.
 pub(super) struct Said {
     /// What the tests printed.
     pub(super) lines: Vec<String>,
@@ -23,22 +23,23 @@ pub(super) struct Said {
     pub(super) end: String,
 }
 
-/// Boots the machine and waits for its end. The kernel's own messages go to the file `console`.
+/// Boots the machine and waits for its end. The kernel's messages go to the file `console`.
 pub(super) fn run(tools: &Path, kernel: &Unpacked, image: &Path, console: &Path) -> Result<Said> {
     let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|folder| tools.join(folder));
-    // Killed by the kernel should this process die in any way; on Ctrl-C the terminal tells it, too.
+    // The kernel kills qemu if this process dies in any way; on Ctrl-C the terminal signals both.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL"]).arg(tools.join("usr/bin/qemu-system-x86_64"));
     qemu.env("LD_LIBRARY_PATH", std::env::join_paths(&libraries)?)
         .env("QEMU_MODULE_DIR", libraries[0].join("qemu"));
     qemu.arg("-L").arg(tools.join("usr/share/seabios")).arg("-L").arg(tools.join("usr/share/qemu"));
-    // No KVM even where there is one: the same everywhere. One CPU: of two emulated ones, one has been seen to run into a
-    // jump that the other was just patching (Linux 7.2, RIP one byte behind the start of a static branch).
+    // KVM is not used even where it exists, so that a run is the same everywhere. There is only one CPU, because one of
+    // two emulated CPUs has been seen to execute a jump that the other was just patching (Linux 7.2, RIP one byte
+    // behind the start of a static branch).
     qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "1024"]);
     qemu.args(["-nodefaults", "-no-reboot", "-display", "none"]);
     qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image);
-    // A warning or an oops ends it, and hence fails the run: what our programs do must never provoke one.
+    // A warning or an oops of the kernel ends the run, which then fails, because our programs must never cause one.
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 oops=panic panic_on_warn=1 mitigations=off"]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut machine = Machine(qemu.spawn().context("start qemu")?);
@@ -72,12 +73,12 @@ pub(super) fn run(tools: &Path, kernel: &Unpacked, image: &Path, console: &Path)
     }
 }
 
-/// Ends with this process's interest in it.
+/// The qemu process, which is killed when this is dropped.
 struct Machine(Child);
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // The only error is that it has ended already.
+        // The only possible error is that it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

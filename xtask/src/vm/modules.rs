@@ -1,5 +1,5 @@
-//! Kernel modules in the order in which they can be loaded. depmod's list is made when a kernel is installed, and this one
-//! is not: the modules themselves say what they need.
+//! Kernel modules in the order in which they can be loaded. depmod makes such a list when a kernel is installed, but
+//! these kernels are not, so the order is taken from the modules, which name what they need.
 use std::{
     collections::BTreeMap,
     fs,
@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, bail};
 use super::files::name;
 use overlay_project::command;
 
-/// What agent and lab need: links, the tunnel, both ways of attaching.
+/// The modules that agent and lab need: for links, for the tunnel, and for both attach methods.
 pub(super) const WANTED: &[&str] = &["veth", "bridge", "vxlan", "sch_ingress", "cls_bpf", "tun"];
 
-/// Copies the wanted modules of `all`, and those they need, into `folder`: unpacked, numbered in their order.
+/// Copies the wanted modules of `all`, and those that they need, into `folder`, unpacked and numbered in their order.
 pub(super) fn collect(all: &[PathBuf], folder: &Path, busybox: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let files = all.iter().filter_map(|path| Some((module(path)?, path))).collect();
@@ -35,7 +35,7 @@ fn module(path: &Path) -> Option<String> {
     matches!(packed, "" | ".xz").then(|| module.replace('-', "_"))
 }
 
-/// Appends `module` to `order`, behind all it needs.
+/// Appends `module` to `order`, behind all modules that it needs.
 fn place(
     module: &str,
     files: &BTreeMap<String, &PathBuf>,
@@ -66,7 +66,7 @@ fn read(path: &Path, busybox: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// What stands behind `depends=` in the section .modinfo, whose entries end with a zero byte.
+/// What is behind `depends=` in the section .modinfo, whose entries end with a zero byte.
 fn needs(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };

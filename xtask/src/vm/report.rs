@@ -1,34 +1,34 @@
-//! What a run in a VM showed, read from what it printed.
+//! What a run in a VM has shown, read from what it printed.
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::files::name;
 
-/// Something that was seen: `fact: --ingress tc / ping = both ways`.
+/// Something that was seen, such as `fact: --ingress tc / ping = both ways`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fact {
-    /// The section: options of the agent, say.
+    /// The section that it belongs to, such as the agent's options.
     pub(crate) section: String,
     /// What was looked at.
     pub(crate) what: String,
-    /// How it was.
+    /// What it was like.
     pub(crate) how: String,
 }
 
 /// A run in which every test passed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Report {
-    /// The kernel as Debian names it: `6.1.192-2`.
+    /// Version of the kernel's Debian package, such as `6.1.192-2`.
     pub(crate) package: String,
     /// How many tests passed, by the test file's name.
     pub(crate) passed: BTreeMap<String, usize>,
-    /// In the order in which they were printed.
+    /// The facts in the order in which they were printed.
     pub(crate) facts: Vec<Fact>,
 }
 
 impl Report {
-    /// Reads a run's output. An error unless every one of `tests` passed, and the init came to its end.
+    /// Reads a run's output. It fails unless every one of `tests` passed and the init came to its end.
     pub(super) fn parse(lines: &[String], nonce: &str, tests: &[&Path]) -> Result<Self> {
         let own: Vec<_> =
             lines.iter().filter_map(|line| line.strip_prefix(nonce)?.strip_prefix(' ')).collect();
@@ -67,7 +67,7 @@ fn fact(line: &str) -> Option<Fact> {
     Some(Fact { section: section.to_owned(), what: what.to_owned(), how: how.to_owned() })
 }
 
-/// `kernel` for `.../kernel-f459857db4e08272`: cargo appends a hash.
+/// Name of a test program: `kernel` for `.../kernel-f459857db4e08272`, where cargo appended a hash.
 fn file(test: &Path) -> String {
     let name = name(test);
     name.rsplit_once('-').map_or(name, |(file, _)| file).to_owned()

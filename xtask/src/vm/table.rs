@@ -1,4 +1,5 @@
-//! docs/kernels.md: what the runs showed, by kernel. Written from reports, and read again so that a run can be compared.
+//! docs/kernels.md: what the runs have shown, by kernel. It is written from reports, and read again to compare a later
+//! run with it.
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -9,7 +10,7 @@ use super::{
 };
 use overlay_project::project;
 
-/// The section about the runs themselves: it changes with every new package and test, and is not compared.
+/// The section about the runs themselves. It changes with every new package and test, so it is not compared.
 const RUNS: &str = "The runs";
 const NOT_RUN: &str = "not run";
 const HEAD: &str = "# Kernels
@@ -20,17 +21,17 @@ options shows what two hosts, with two containers each, did when their agents ha
 (`tools/host-tests/tests/kernels/`).
 ";
 
-/// The document: how it was, by section and what was looked at, then by kernel.
+/// The document: what was seen, by section and by what was looked at, and then by kernel.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Table(BTreeMap<(String, String), BTreeMap<String, String>>);
 
-/// Where the document is.
+/// Path of the document.
 pub(crate) fn path() -> PathBuf {
     project::root().join("docs/kernels.md")
 }
 
 impl Table {
-    /// The committed one; empty if there is none.
+    /// The committed document, or an empty one if there is none.
     pub(crate) fn load() -> Result<Self> {
         if !path().exists() {
             return Ok(Self::default());
@@ -44,7 +45,7 @@ impl Table {
         fs::write(path(), self.render()).context("write docs/kernels.md")
     }
 
-    /// Puts a run in the place of what is known of this kernel.
+    /// Replaces what is known of this kernel by what a run has shown.
     pub(crate) fn put(&mut self, kernel: &str, report: &Report) {
         for cells in self.0.values_mut() {
             cells.remove(kernel);
@@ -63,7 +64,7 @@ impl Table {
         self.0.retain(|_, cells| !cells.is_empty());
     }
 
-    /// What a run showed otherwise than the document says of this kernel, a line each.
+    /// How a run differs from what the document says about this kernel, with a line for each difference.
     pub(crate) fn differences(&self, kernel: &str, report: &Report) -> Vec<String> {
         let mut new = Self::default();
         new.put(kernel, report);
@@ -86,7 +87,7 @@ impl Table {
             cells.fold("|".to_owned(), |line, cell| format!("{line} {cell} |")) + "\n"
         };
         let mut open = "";
-        // What is about the kernel comes before what was done on it.
+        // What is about the kernel itself comes before what was done on it.
         let mut rows: Vec<_> = self.0.iter().collect();
         rows.sort_by_key(|((section, _), _)| section.starts_with("--"));
         for ((section, what), cells) in rows {

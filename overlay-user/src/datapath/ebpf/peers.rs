@@ -1,5 +1,5 @@
 //! A peer in the maps: its subnet, its underlay address among those that the programs take packets from, its counters.
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 use overlay_common::{Addr4, Vtep};
@@ -28,7 +28,7 @@ impl EbpfDatapath {
         // The address first: a packet that arrives between the two writes finds its sender known.
         self.tables
             .vteps
-            .insert(Addr4::new(outer), Vtep { slot }, 0)
+            .insert(outer, Vtep { slot }, 0)
             .map_err(|error| self.write_failed("peers", format!("add VTEP {}", peer.public_ip), &error))?;
         self.slots.take(slot, outer);
         let moved = old.filter(|(_, before)| *before != outer);
@@ -57,15 +57,15 @@ impl EbpfDatapath {
 
     /// The peer with `slot` is no longer at underlay address `outer`. The address goes unless another subnet's peer is
     /// there too, whose slot it then gets.
-    fn forget_vtep(&mut self, slot: u32, outer: [u8; 4]) -> Result<(), DatapathError> {
-        let (key, address) = (Addr4::new(outer), IpAddr::from(outer));
+    fn forget_vtep(&mut self, slot: u32, outer: Addr4) -> Result<(), DatapathError> {
+        let address = Ipv4Addr::from(outer);
         match self.slots.leave(slot, outer) {
             Some(slot) => self
                 .tables
                 .vteps
-                .insert(key, Vtep { slot }, 0)
+                .insert(outer, Vtep { slot }, 0)
                 .map_err(|error| DatapathError::failed(format!("keep VTEP {address}"), &error)),
-            None => removed(self.tables.vteps.remove(&key))
+            None => removed(self.tables.vteps.remove(&outer))
                 .map_err(|error| DatapathError::failed(format!("remove VTEP {address}"), &error)),
         }
     }

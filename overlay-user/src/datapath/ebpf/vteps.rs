@@ -17,13 +17,13 @@ pub(super) fn mend(tables: &mut Tables, slots: &Slots) -> Result<usize, Datapath
     let failed = |error| DatapathError::failed("put right the table of VTEPs", &error);
     let present: BTreeSet<Addr4> = tables.vteps.keys().collect::<Result<_, MapError>>().map_err(failed)?;
     let mut mended = 0;
-    for address in present.iter().filter(|address| !slots.knows(address.octets)) {
-        warn!("VTEP {} belongs to no peer: removing it", Ipv4Addr::from(address.octets));
+    for address in present.iter().filter(|address| !slots.knows(**address)) {
+        warn!("VTEP {} belongs to no peer: removing it", Ipv4Addr::from(*address));
         removed(tables.vteps.remove(address)).map_err(failed)?;
         mended += 1;
     }
     for (address, slot) in slots.addresses().filter(|(address, _)| !present.contains(address)) {
-        warn!("peer {} is no VTEP: adding it", Ipv4Addr::from(address.octets));
+        warn!("peer {} is no VTEP: adding it", Ipv4Addr::from(address));
         tables.vteps.insert(address, Vtep { slot }, 0).map_err(failed)?;
         mended += 1;
     }

@@ -1,7 +1,7 @@
 //! Map layout 1, for agents that come after it.
 use std::{net::Ipv4Addr, path::Path};
 
-use overlay_common::{Flow, FlowKey};
+use overlay_common::{Addr4, Flow, FlowKey};
 
 use super::reader::{Contents, Notes, Reader, old_map};
 use crate::{
@@ -54,7 +54,7 @@ fn notes(folder: &Path) -> Result<Notes, DatapathError> {
     let entries = old_map::<16, 16>(folder, "flows")?;
     let note = |(key, value): ([u8; 16], [u8; 16])| {
         let key = FlowKey {
-            addresses: [part(&key, 0), part(&key, 4)],
+            addresses: [Addr4::new(part(&key, 0)), Addr4::new(part(&key, 4))],
             ports: [part(&key, 8), part(&key, 10)],
             protocol: key[12],
             reserved: [0; 3],

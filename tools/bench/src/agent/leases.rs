@@ -1,4 +1,4 @@
-//! The other side of etcd: the strangers' leases, written as they would write them.
+//! The leases of hosts that do not exist, written to etcd as real hosts would write them.
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -19,39 +19,39 @@ use overlay_lab::Namespace;
 
 /// flannel's time to live of a lease, in seconds.
 const TIME_TO_LIVE: i64 = 24 * 60 * 60;
-/// Writes in one transaction; etcd allows 128 (`--max-txn-ops`).
+/// Writes in one transaction. etcd allows 128 by default (`--max-txn-ops`).
 const BATCH: usize = 100;
-/// Requests under way at once.
+/// How many requests are under way at once.
 const PARALLEL: usize = 64;
-/// Between two single changes: each is to find agent and etcd at rest.
+/// The pause between two single changes, in which agent and etcd come to rest.
 const REST: Duration = Duration::from_millis(2);
-/// Changes at a steady rate are sent so many times a second, all that are due at once.
+/// At a steady rate, changes are sent once in this time, all that are due together.
 const TICK: Duration = Duration::from_millis(5);
 
-/// An etcd, from the namespace that reaches it.
+/// An etcd, and the namespace that it is reached from.
 #[derive(Clone, Debug)]
 pub(super) struct Leases {
-    /// Where it is reached from.
+    /// The namespace that etcd is reached from.
     pub(super) namespace: Namespace,
-    /// Its address.
+    /// The address of etcd.
     pub(super) url: String,
 }
 
-/// From etcd's answer to the map entry, of each kind of change.
+/// The times from etcd's answer to the map entry, for each kind of change.
 #[derive(Debug, Default)]
 pub(super) struct Latencies {
-    /// A lease that was not there.
+    /// For a lease that is new.
     pub(super) comes: Vec<Duration>,
-    /// A lease with other addresses in it.
+    /// For a lease whose addresses change.
     pub(super) moves: Vec<Duration>,
-    /// A lease that is deleted.
+    /// For a lease that is deleted.
     pub(super) leaves: Vec<Duration>,
-    /// Of all kinds, from asking etcd.
+    /// For all kinds, from the request to etcd.
     pub(super) asked: Vec<Duration>,
 }
 
 impl Leases {
-    /// Writes the first `count` strangers' leases, each on an etcd lease of its own, as hosts have them.
+    /// Writes the leases of the first `count` strangers. Each has an etcd lease of its own, as hosts' leases do.
     pub(super) fn write(&self, count: u32) -> Result<()> {
         let write = async move |client: Client| {
             let grants = (0..count).map(|_| {
@@ -75,8 +75,9 @@ impl Leases {
         self.run(write)
     }
 
-    /// One change after the other, `changes` in all, beside the first `peers` strangers: one more host comes, moves, and
-    /// leaves. The time of each from etcd's answer until the map, asked without a pause, shows it.
+    /// Makes `changes` changes, one after the other, besides the leases of the first `peers` strangers: one more host
+    /// comes, moves, and leaves. Measures the time from etcd's answer until the map, which is read without a pause,
+    /// shows the change.
     pub(super) fn one_by_one(&self, pins: PathBuf, peers: u32, changes: u32) -> Result<Latencies> {
         self.run(async move |mut client: Client| {
             let map = Peers::open(&pins)?;
@@ -107,8 +108,8 @@ impl Leases {
         })
     }
 
-    /// `rate` changes a second for `duration`, spread over the first `peers` strangers, each of which moves there and back.
-    /// Returns how many were made, and how long after the last of etcd's answers the maps showed all.
+    /// Makes `rate` changes a second for `duration`, in which the first `peers` strangers move there and back by turns.
+    /// Returns how many were made, and how long after etcd's last answer the maps showed all of them.
     pub(super) fn steadily(
         &self,
         pins: PathBuf,
@@ -127,7 +128,7 @@ impl Leases {
                 ticks.tick().await;
                 let due = (started.elapsed().as_secs_f64() * f64::from(rate)) as u64;
                 while made < due {
-                    // One key has one change under way at most: so the last one sent is the last one made.
+                    // A key has at most one change under way, so the change sent last is also the one made last.
                     let index = (made % u64::from(peers)) as u32;
                     last[index as usize] ^= 1;
                     let moved = Stranger { index, moves: last[index as usize] };
@@ -179,13 +180,13 @@ impl Leases {
     }
 }
 
-/// How long from now until the map shows a change.
+/// How long it takes from now until the map shows a change.
 fn seen(what: &str, of: Stranger, shown: impl Fn() -> bool) -> Result<Duration> {
     let answered = Instant::now();
     Ok(poll(&format!("{what} in the map: {}", of.key()), Duration::ZERO, || Ok(shown()))? - answered)
 }
 
-/// Carries out all requests, some at once; their answers in the requests' order.
+/// Carries out all requests, several at once, and returns their answers in the order of the requests.
 async fn all<T: Send + 'static>(
     requests: impl Iterator<Item = impl Future<Output = Result<T>> + Send + 'static>,
 ) -> Result<Vec<T>> {

@@ -1,4 +1,5 @@
-//! The pinned map of peers, read from outside while an agent fills it; and what all of a network's maps weigh.
+//! The pinned map of peers, which is read from outside while an agent fills it, and the sizes of all of a network's
+//! maps.
 use std::{
     fs,
     os::fd::{AsFd as _, AsRawFd as _},
@@ -13,42 +14,42 @@ use serde::Serialize;
 
 use super::peer::Stranger;
 
-/// Nothing that is measured takes nearly so long.
+/// How long to wait at most. Nothing that is measured takes nearly so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The map of peers, as pinned by an agent.
+/// The map of peers that an agent has pinned.
 pub(super) struct Peers {
     map: HashMap<MapData, Addr4, Peer>,
 }
 
 impl Peers {
-    /// Opens it.
+    /// Opens the map of peers.
     pub(super) fn open(pins: &Path) -> Result<Self> {
         let path = pins.join("peers");
         let open = || anyhow::Ok(Map::from_map_data(MapData::from_pin(&path)?)?.try_into()?);
         Ok(Self { map: open().with_context(|| format!("open the map {}", path.display()))? })
     }
 
-    /// Whether this host is there as it is now.
+    /// Whether the map has this host as it is now.
     pub(super) fn hold(&self, stranger: Stranger) -> bool {
         self.map.get(&stranger.map_key(), 0).is_ok_and(|entry| stranger.is_in(&entry))
     }
 
-    /// Whether nobody has its subnet.
+    /// Whether the map has no peer for this host's subnet.
     pub(super) fn lack(&self, stranger: Stranger) -> bool {
         self.map.get(&stranger.map_key(), 0).is_err()
     }
 
-    /// How many there are.
+    /// How many peers there are.
     pub(super) fn count(&self) -> Result<usize> {
         self.map.keys().try_fold(0, |count, key| key.map(|_| count + 1)).context("read the map of peers")
     }
 
-    /// Waits until the first `count` strangers are there, and returns when the last one that was missing came. Asks for one
-    /// at a time, so that the agent is left alone: reading the whole map takes longer than writing it.
+    /// Waits until the first `count` strangers are in the map, and returns when the last one came. It reads one entry
+    /// at a time, so that the agent is not disturbed: reading the whole map takes longer than writing it.
     pub(super) fn fill(&self, count: u32) -> Result<Instant> {
         let mut came = Instant::now();
-        // The last first: the agent writes in order, so when that is there, the others are, and are looked at once each.
+        // The agent writes in order, so when the last one is there, the others are too, and are read once each.
         for stranger in (0..count).rev().map(Stranger::new) {
             if !self.hold(stranger) {
                 came = poll(&stranger.key(), Duration::from_micros(200), || Ok(self.hold(stranger)))?;
@@ -58,7 +59,7 @@ impl Peers {
     }
 }
 
-/// Asks `done` until it says yes, and returns when it did.
+/// Calls `done` until it returns true, and returns when that was.
 pub(super) fn poll(what: &str, pause: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<Instant> {
     let started = Instant::now();
     while !done()? {
@@ -72,18 +73,18 @@ pub(super) fn poll(what: &str, pause: Duration, mut done: impl FnMut() -> Result
     Ok(Instant::now())
 }
 
-/// What one map weighs in the kernel.
+/// The size of one map in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MapSize {
     /// Name of its pin.
     pub name: String,
-    /// For how many entries it has room.
+    /// The number of entries that it has space for.
     pub max_entries: u32,
-    /// Bytes of kernel memory, as the kernel counts them (`memlock` in the map's fdinfo; exact since 6.4).
+    /// Bytes of kernel memory, as the kernel counts them (`memlock` in the map's fdinfo; exact since Linux 6.4).
     pub bytes: u64,
 }
 
-/// Every map pinned in a folder, the heaviest first.
+/// The sizes of all maps pinned in a folder, the largest first.
 pub(super) fn sizes(pins: &Path) -> Result<Vec<MapSize>> {
     let mut sizes = Vec::new();
     for entry in fs::read_dir(pins).with_context(|| format!("list {}", pins.display()))? {

@@ -1,33 +1,33 @@
-//! The hosts that are not there: their leases as flannel writes them, and what the agent must make of each.
+//! Hosts that do not exist: their leases as flannel writes them, and the map entries that the agent must make of them.
 use std::net::Ipv4Addr;
 
 use overlay_common::{Addr4, Peer};
 
-/// How many there may be, of the /24 subnets of the network.
+/// How many such hosts there may be, of the network's /24 subnets.
 pub const MOST: u32 = 30_000;
-/// The network's config: the host itself leases a subnet behind all of theirs.
+/// The network's config. The real host leases a subnet behind all of theirs.
 pub const CONFIG: &str =
     r#"{"Network":"10.128.0.0/9","SubnetLen":24,"SubnetMin":"10.255.0.0","Backend":{"Type":"vxlan"}}"#;
-/// Below it the leases are.
+/// The prefix of the leases' keys.
 const PREFIX: &str = "/coreos.com/network/subnets/";
 
-/// Host number `index`, from zero, having moved so many times.
+/// Host number `index`, counted from zero, after it has moved `moves` times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stranger {
-    /// Which one.
+    /// Number of the host.
     pub index: u32,
-    /// How often it has got other addresses.
+    /// How often its addresses have changed.
     pub moves: u8,
 }
 
 impl Stranger {
-    /// As it first came.
+    /// The host as it first came.
     pub fn new(index: u32) -> Self {
         Self { index, moves: 0 }
     }
 
     fn subnet(self) -> Ipv4Addr {
-        // The first stays free, as flannel keeps it.
+        // The first subnet stays free, as flannel keeps it.
         (u32::from(Ipv4Addr::new(10, 128, 0, 0)) + ((self.index + 1) << 8)).into()
     }
 
@@ -38,16 +38,16 @@ impl Stranger {
 
     fn mac(self) -> [u8; 6] {
         let [a, b, c, d] = self.index.to_be_bytes();
-        // Locally administered.
+        // The first byte marks a locally administered address.
         [0x02, self.moves, a, b, c, d]
     }
 
-    /// Its lease's key in etcd.
+    /// The key of its lease in etcd.
     pub fn key(self) -> String {
         format!("{PREFIX}{}-24", self.subnet())
     }
 
-    /// Its lease's value, byte for byte as flannel has it.
+    /// The value of its lease, byte for byte as flannel writes it.
     pub fn value(self) -> String {
         let mac = self.mac().map(|byte| format!("{byte:02x}")).join(":");
         format!(
@@ -58,12 +58,12 @@ impl Stranger {
 
     /// Its key in the map of peers.
     pub fn map_key(self) -> Addr4 {
-        Addr4::new(self.subnet().octets())
+        self.subnet().into()
     }
 
-    /// Whether the map's entry is of this host as it is now.
+    /// Whether the map's entry describes this host as it is now.
     pub fn is_in(self, entry: &Peer) -> bool {
-        (entry.outer, entry.vtep_mac) == (self.public_ip().octets(), self.mac())
+        (entry.outer, entry.vtep_mac) == (self.public_ip().into(), self.mac())
     }
 }
 
@@ -81,7 +81,12 @@ mod tests {
             stranger.value(),
             r#"{"PublicIP":"172.19.1.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:03:00:00:01:02"}}"#
         );
-        let entry = |outer| Peer { outer, vtep_mac: stranger.mac(), reserved: Default::default(), slot: 0 };
+        let entry = |outer| Peer {
+            outer: Addr4::new(outer),
+            vtep_mac: stranger.mac(),
+            reserved: Default::default(),
+            slot: 0,
+        };
         assert!(stranger.is_in(&entry([172, 19, 1, 2])));
         assert!(!stranger.is_in(&entry([172, 16, 1, 2])));
         assert!(!Stranger::new(258).is_in(&entry([172, 16, 1, 2])), "another MAC address");

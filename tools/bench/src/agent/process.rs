@@ -1,4 +1,4 @@
-//! What a process costs, by /proc: memory and CPU time.
+//! What a process costs according to /proc: memory and CPU time.
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
@@ -7,16 +7,16 @@ use serde::Serialize;
 /// Memory of a process in KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// In RAM now, files included (`VmRSS`).
+    /// Resident memory, including mapped files (`VmRSS`).
     pub resident_kib: u64,
-    /// Of that, what is nobody else's: heap and stacks (`RssAnon`).
+    /// The part of it that belongs to this process alone: heap and stacks (`RssAnon`).
     pub anonymous_kib: u64,
-    /// The most that was ever resident (`VmHWM`).
+    /// The most memory that was ever resident (`VmHWM`).
     pub peak_kib: u64,
 }
 
 impl Memory {
-    /// Of a process, now.
+    /// The memory of a process at this moment.
     pub(super) fn of(pid: u32) -> Result<Self> {
         let path = format!("/proc/{pid}/status");
         Self::parse(&fs::read_to_string(&path).with_context(|| format!("read {path}"))?)
@@ -36,8 +36,8 @@ impl Memory {
     }
 }
 
-/// CPU time that all threads of a process have used so far, user and kernel. From the scheduler's own clock: the ticks of
-/// /proc/PID/stat are 10 ms each, as much as an idle agent uses in many seconds.
+/// CPU time that all threads of a process have used so far, in user and kernel mode. It is from the scheduler's clock,
+/// because the ticks of /proc/PID/stat are 10 ms each, which an idle agent uses in many seconds.
 pub(super) fn cpu_time(pid: u32) -> Result<Duration> {
     let folder = PathBuf::from(format!("/proc/{pid}/task"));
     let mut sum = Duration::ZERO;
@@ -49,7 +49,7 @@ pub(super) fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(sum)
 }
 
-/// The first of its three numbers is the time spent on a CPU (Documentation/scheduler/sched-stats.rst).
+/// The first of the three numbers is the time spent on a CPU (Documentation/scheduler/sched-stats.rst).
 fn parse_schedstat(text: &str) -> Result<Duration> {
     let first = text.split_whitespace().next().context("it is empty")?;
     Ok(Duration::from_nanos(first.parse().with_context(|| format!("{first:?} is no time"))?))

@@ -4,21 +4,21 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-/// How many times something was measured, and what came out.
+/// Percentiles of a number of measured times.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// How many were measured.
+    /// How many times were measured.
     pub count: usize,
     /// Half of them were at most this long, in milliseconds.
     pub p50_ms: f64,
     /// 99 of 100 were at most this long, in milliseconds.
     pub p99_ms: f64,
-    /// None was longer, in milliseconds.
+    /// The longest, in milliseconds.
     pub max_ms: f64,
 }
 
 impl Percentiles {
-    /// Of these, of which there must be one at least.
+    /// The percentiles of `times`, which must not be empty.
     pub fn of(mut times: Vec<Duration>) -> Result<Self> {
         times.sort_unstable();
         let longest = *times.last().context("nothing was measured")?;
@@ -31,12 +31,12 @@ impl Percentiles {
     }
 }
 
-/// The smallest of the sorted `times` that at least `percent` of 100 do not exceed.
+/// The smallest of the sorted `times` that is not exceeded by at least `percent` of 100 of them.
 fn nearest_rank(times: &[Duration], percent: usize) -> Duration {
     times[(times.len() * percent).div_ceil(100).max(1) - 1]
 }
 
-/// As a number.
+/// The time in milliseconds.
 pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }

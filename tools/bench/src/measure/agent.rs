@@ -1,16 +1,16 @@
-//! The agent with very many peers, once in a run: what `cargo xtask bench-agent` measures, among the other figures.
+//! The agent with very many peers, measured once in a run by the same code as `cargo xtask bench-agent`.
 use std::path::Path;
 
 use super::results::Results;
 use crate::agent::{self, Plan, Report};
 
-/// The only case.
+/// The name of the only case.
 const AGENT: &str = "agent";
 
-/// A name, a unit, and the samples in a report.
+/// A name, a unit, and how to take the samples from a report.
 type Figure = (&'static str, &'static str, fn(&Report) -> Vec<f64>);
 
-/// Less is better in each.
+/// In each of these figures, less is better.
 const FIGURES: [Figure; 7] = [
     ("cold start to the last map entry", "ms", |report| {
         report.cold_starts.iter().map(|start| start.last_peer_ms).collect()
@@ -27,7 +27,8 @@ const FIGURES: [Figure; 7] = [
 
 const _: () = assert!(Plan::FULL.rate == 1000 && Plan::QUICK.rate == 1000);
 
-/// Measures it. What goes wrong is in the results, in place of the figures: all others are there by now.
+/// Measures the agent. An error goes into the results in place of the figures, because all other figures have been
+/// measured by then.
 pub(super) fn measure(binary: &Path, quick: bool, results: &mut Results) {
     let plan = if quick { Plan::QUICK } else { Plan::FULL };
     let report = agent::measure(binary, &plan, |step| eprintln!("agent: {step}"));

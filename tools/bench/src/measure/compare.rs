@@ -1,42 +1,43 @@
-//! Two runs beside each other: what changed beyond the noise of both.
+//! Two runs side by side: what changed beyond the noise of both.
 use super::results::{Measured, Results, Samples};
 
 /// One quantity of one case that changed.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Change {
-    /// `veth, TCP request/response, 8 flows, p50`.
+    /// Name of the quantity, such as `veth, TCP request/response, 8 flows, p50`.
     pub(super) measure: String,
-    /// Whose.
+    /// Name of the case.
     pub(super) case: String,
-    /// Ratios to the basis; of the former run, of this one.
+    /// Ratios to the basis, of the former run and of this one.
     pub(super) ratios: [f64; 2],
-    /// Whether it is for the better.
+    /// Whether the change is for the better.
     pub(super) better: bool,
-    /// What the machine alone may have done, as a share: the greater of both runs' noise.
+    /// What may be due to the machine alone, as a share: the greater noise of the two runs.
     pub(super) noise: f64,
 }
 
-/// Changes of ratios to the basis, for another machine's run, or this one's under another load, has other absolute
-/// figures. Said of a ratio only where no round's of one run lies among the other's, and the medians are farther apart than
-/// the noise.
+/// The changes of ratios to the basis. Absolute figures are not compared, because another machine, or this one under
+/// another load, has others. A ratio counts as changed only if no round of one run lies among those of the other and
+/// the medians differ by more than the noise.
 pub(super) fn changes(old: &Results, new: &Results) -> Vec<Change> {
     let pairs = new.measures.iter().filter_map(|new| Some((find(old, new)?, new)));
     let cases = pairs.flat_map(|(old, new)| new.cases.iter().map(move |case| (old, new, case)));
     cases.filter_map(|(old, new, case)| change(old, new, case)).collect()
 }
 
-/// A figure without a basis, of both runs.
+/// A figure without a basis, from both runs.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Absolute {
-    /// `agent, 10000 peers, resident memory at rest`.
+    /// Name of the figure, such as `agent, 10000 peers, resident memory at rest`.
     pub(super) measure: String,
-    /// Of the figures.
+    /// Unit of the figures.
     pub(super) unit: String,
-    /// Of the former run, of this one.
+    /// Medians of the former run and of this one.
     pub(super) medians: [f64; 2],
 }
 
-/// All figures without a basis that both runs have: no twin says what the noise is, so none is left out.
+/// All figures without a basis that both runs have. None is left out, because there is no second measurement that would
+/// tell the noise.
 pub(super) fn absolutes(old: &Results, new: &Results) -> Vec<Absolute> {
     let pairs = new.measures.iter().filter_map(|new| Some((find(old, new)?, new)));
     let pairs = pairs.filter(|(old, new)| new.is_absolute() && old.unit == new.unit);
@@ -94,9 +95,9 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].case.as_str(), found[0].better), ("ours", true));
         assert_eq!(found[0].ratios, [1.1, 1.2]);
-        // The same on a machine that disagrees with itself by more.
+        // The same ratios are no change on a machine whose noise is greater.
         assert_eq!(changes(&old, &run(true, [119.0, 120.0, 121.0], [70.0, 100.0, 130.0])), []);
-        // The same, scattered.
+        // Nor are the same medians if the samples are scattered.
         assert_eq!(changes(&old, &run(true, [90.0, 120.0, 140.0], QUIET)), []);
     }
 

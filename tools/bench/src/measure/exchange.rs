@@ -1,5 +1,5 @@
-//! Request and response: many connections at once, each with one thread at either end, all on one CPU; and connections that
-//! live for one exchange.
+//! Request and response: many connections at once, each with one thread at either end and all on one CPU, or
+//! connections that live for a single exchange.
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -23,31 +23,32 @@ use nix::{
 use super::{network::Network, statistics::percentile};
 use overlay_lab::join;
 
-/// What the exchanges travel by.
+/// The protocol of the exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Protocol {
-    /// TCP without delay.
+    /// TCP with TCP_NODELAY.
     Tcp,
     /// UDP.
     Udp,
 }
 
-/// Exchanges of one byte.
+/// The figures of one-byte exchanges.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Exchanges {
-    /// Per second, of all connections together.
+    /// Exchanges per second, of all connections together.
     pub(super) per_second: f64,
-    /// Half of them took at most so many microseconds.
+    /// Half of the exchanges took at most so many microseconds.
     pub(super) p50_us: f64,
-    /// 99 of 100.
+    /// 99 of 100 exchanges took at most so many microseconds.
     pub(super) p99_us: f64,
 }
 
-/// A lost packet shows as a time that long, and ends the sample as an error: no UDP exchange is repeated.
+/// How long a response may take. UDP exchanges are not repeated, so a lost packet takes this long, and the sample
+/// becomes an error.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Has `flows` connections exchange bytes for so long. Everything is pinned to CPU 0: placement alone changes the figure
-/// tenfold.
+/// Has `flows` connections exchange bytes for `time`. Everything is pinned to CPU 0, because placement alone changes
+/// the figure tenfold.
 pub(super) fn exchanges(
     network: &Network,
     protocol: Protocol,
@@ -59,7 +60,7 @@ pub(super) fn exchanges(
         Protocol::Udp => by_udp(network, time),
     });
     let (mut times, mut failed) = (Vec::new(), None);
-    // All are joined, whatever fails: a thread left behind would disturb the next sample.
+    // All threads are joined even after an error, because one that is left behind would disturb the next sample.
     for pair in pairs.collect::<Result<Vec<_>>>()? {
         let (asked, answered) = (join(pair.asking), join(pair.answering));
         match asked.and_then(|asked| Ok((asked, answered?))) {
@@ -84,7 +85,8 @@ fn figures(times: &[Duration], elapsed: Duration) -> Result<Exchanges> {
     Ok(Exchanges { per_second, p50_us: at(50)?, p99_us: at(99)? })
 }
 
-/// Both ends of one connection: times of the exchanges, and how many requests came.
+/// The threads at both ends of a connection: one returns the times of the exchanges, the other the number of requests
+/// that came.
 struct Pair {
     asking: JoinHandle<Result<Vec<Duration>>>,
     answering: JoinHandle<Result<u64>>,
@@ -155,7 +157,7 @@ pub(super) fn connected(network: &Network) -> Result<(TcpStream, TcpStream)> {
         .from
         .namespace()
         .enter(move || TcpStream::connect_timeout(&target.into(), PATIENCE).context("connect"))?;
-    // Waits for nothing: the connection is there.
+    // The connection exists already, so this does not wait.
     let (server, _) = listener.accept().context("accept")?;
     for end in [&client, &server] {
         end.set_nodelay(true)?;
@@ -175,11 +177,11 @@ fn repeat(time: Duration, mut exchange: impl FnMut() -> Result<()>) -> Result<Ve
     Ok(times)
 }
 
-/// Connect, request, response, over and over for so long, one connection at a time.
+/// Connects, requests and responds over and over for `time`, one connection at a time.
 pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges> {
     let listener = network.to.namespace().enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
     let target = (network.to.address(), listener.local_addr()?.port());
-    // Of a listener, it limits how long `accept` waits.
+    // On a listener, this option limits how long `accept` waits.
     let patience = TimeVal::seconds(PATIENCE.as_secs().try_into()?);
     setsockopt(&listener.as_fd(), sockopt::ReceiveTimeout, &patience)?;
     let answering = network.to.namespace().thread(move || {
@@ -204,7 +206,8 @@ pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges
             let stream = TcpStream::connect_timeout(&target.into(), PATIENCE).context("connect")?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(PATIENCE))?;
-            // Ends by a reset: a few thousand connections a second in TIME_WAIT would use up all ports.
+            // The connection ends by a reset: with a few thousand connections a second, those in TIME_WAIT would use up
+            // all ports.
             setsockopt(&stream.as_fd(), sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
             Ok::<_, anyhow::Error>(stream)
         };
@@ -213,7 +216,7 @@ pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges
             stream.write_all(&[0])?;
             stream.read_exact(&mut [0]).context("wait for the response")
         });
-        // In order, so that the other end has read it before it is reset.
+        // This connection is closed in order, so that the other end can read the byte first.
         let mut last = TcpStream::connect_timeout(&target.into(), PATIENCE).context("connect")?;
         last.write_all(&[LAST])?;
         asked
@@ -224,7 +227,7 @@ pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges
     figures(&asked, time)
 }
 
-/// The calling thread runs on this CPU from now on.
+/// Pins the calling thread to this CPU from now on.
 pub(super) fn pin(cpu: usize) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu)?;

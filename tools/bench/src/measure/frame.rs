@@ -1,35 +1,36 @@
-//! The frames that are sent: their first bytes, and where in them connections differ.
+//! The frames that are sent: their first bytes, and the places in them where connections differ.
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 use overlay_common::checksum;
 use serde::Serialize;
 
-/// Headers as they are written anew for each frame.
+/// The headers, which are written anew for each frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Head {
-    /// The first bytes: 60, 88 or 110.
+    /// The first bytes of the frame: 60, 88 or 110.
     #[serde(rename = "head")]
     pub(super) bytes: Vec<u8>,
-    /// Bytes of the whole frame, its checksum left out.
+    /// Bytes of the whole frame without its frame check sequence.
     pub(super) length: usize,
-    /// Where source ports of UDP stand; 0 for none.
+    /// Offsets of the UDP source ports; 0 means none.
     pub(super) ports: [u32; 2],
 }
 
-/// Where the IPv4 header of a frame stands, and its UDP header, and what that is on top of.
+/// The offset of an Ethernet frame's IPv4 header.
 pub(super) const IPV4: u32 = 14;
 const PORT: u32 = IPV4 + 20;
-/// From the outer IPv4 header to the inner: UDP and VXLAN, or UDP alone (Ethernet's stays in front).
+/// Bytes from the outer IPv4 header to the inner one, with VXLAN, and with UDP alone (where the Ethernet header stays
+/// in front).
 const VXLAN: u32 = 50;
 const UDP: u32 = 28;
-/// The discard service: nobody listens, the frames end before anybody could.
+/// Port of the discard service. Nobody listens there, because the frames are counted and dropped before.
 const DISCARD: u16 = 9;
 
 impl Head {
-    /// A UDP packet of a container: `length` counts Ethernet's header, not its checksum (which makes the smallest frame 60
-    /// here, 64 on a wire).
-    pub(super) fn plain(macs: [[u8; 6]; 2], from: Ipv4Addr, to: Ipv4Addr, length: usize) -> Result<Self> {
+    /// A UDP packet of a container. `length` counts the Ethernet header, but not the frame check sequence, so the
+    /// smallest frame is 60 here and 64 on a wire.
+    pub(super) fn inner(macs: [[u8; 6]; 2], from: Ipv4Addr, to: Ipv4Addr, length: usize) -> Result<Self> {
         let mut bytes = Vec::with_capacity(60);
         let [destination, source] = macs;
         bytes.extend(destination);
@@ -39,7 +40,7 @@ impl Head {
         let mut header = [0; 20];
         header[0] = 0x45;
         header[2..4].copy_from_slice(&total.to_be_bytes());
-        // Don't fragment, 64 hops, UDP.
+        // Don't Fragment is set, the TTL is 64, the protocol is UDP.
         header[6] = 0x40;
         header[8] = 64;
         header[9] = 17;
@@ -48,7 +49,8 @@ impl Head {
         let sum = checksum::finish(checksum::sum_words(&header, 0, header.len()));
         header[10..12].copy_from_slice(&sum.to_be_bytes());
         bytes.extend(header);
-        // No UDP checksum: it is optional in IPv4 (RFC 768), and a program would have to make each frame's.
+        // There is no UDP checksum. It is optional in IPv4 (RFC 768), and a program would have to compute it for each
+        // frame.
         for word in [0, DISCARD, total - 20, 0] {
             bytes.extend(word.to_be_bytes());
         }
@@ -56,10 +58,10 @@ impl Head {
         Ok(Self { bytes, length, ports: [PORT, 0] })
     }
 
-    /// A frame that was seen between the hosts, of one of the networks here, whose inner frame is `inner` bytes long: so many
-    /// bytes longer, so encapsulated.
+    /// The headers of a frame that was captured between the hosts of a network here, whose inner frame is `inner` bytes
+    /// long. The difference in length tells the encapsulation.
     pub(super) fn seen(bytes: &[u8], length: usize, inner: usize) -> Result<Self> {
-        let more = length.checked_sub(inner).context("a frame that became shorter on its way")?;
+        let more = length.checked_sub(inner).context("a frame that became shorter on its path")?;
         let (head, ports) = match u32::try_from(more)? {
             0 => (60, [PORT, 0]),
             UDP => (88, [PORT, UDP + PORT]),
@@ -67,8 +69,9 @@ impl Head {
             other => anyhow::bail!("an encapsulation of {other} bytes"),
         };
         let mut bytes = bytes.get(..head).context("a frame that was not seen whole")?.to_vec();
-        // The checksum of the outer UDP header: the kernel's device makes one, and leaves it unfinished on a veth. Without
-        // one (RFC 768), the receiver has less to do: to the kernel's advantage, for ours has none.
+        // The kernel's device computes a checksum for the outer UDP header, and leaves it unfinished on a veth. It is
+        // set to zero (RFC 768), which saves the receiver work. That is to the kernel's advantage, because ours has
+        // none.
         bytes[40..42].fill(0);
         Ok(Self { bytes, length, ports })
     }
@@ -83,10 +86,10 @@ mod tests {
 
     #[test]
     fn a_container_s_frame_is_one() {
-        let head = Head::plain([[2; 6], [4; 6]], FROM, TO, 60).unwrap();
+        let head = Head::inner([[2; 6], [4; 6]], FROM, TO, 60).unwrap();
         assert_eq!((head.bytes.len(), head.ports), (60, [34, 0]));
         assert_eq!(head.bytes[16..18], [0, 46]);
-        // With its checksum, a header adds up to nothing (RFC 1071).
+        // A header with its checksum sums to zero (RFC 1071).
         assert_eq!(checksum::finish(checksum::sum_words(&head.bytes[14..], 0, 20)), 0);
         assert_eq!(head.bytes[36..42], [0, 9, 0, 26, 0, 0]);
     }

@@ -1,4 +1,4 @@
-//! What is measured: each job is one run over one network, and gives one figure or more.
+//! What is measured: each job is one run over one network, and returns one or more figures.
 use std::{path::Path, time::Duration};
 
 use anyhow::Result;
@@ -12,7 +12,7 @@ use super::{
     streams::streams,
 };
 
-/// Jobs that belong together: what `--only` selects.
+/// Jobs that belong together. `--only` selects groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Group {
     /// Packets per second by live XDP frames.
@@ -33,36 +33,36 @@ pub(super) enum Group {
     Agent,
 }
 
-/// One of them.
+/// A single job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
-    /// Frames of this size.
+    /// Packets per second over this part of the path, in frames of this size.
     Packets(Part, usize),
-    /// The programs' own time, under frames of 64 bytes.
+    /// The programs' run time, under frames of 64 bytes.
     Programs,
-    /// So many connections.
+    /// Request and response by this protocol, with so many connections at once.
     Exchange(Protocol, u32),
-    /// One after the other.
+    /// Connections one after the other.
     Connect,
-    /// So many at once.
+    /// So many TCP streams at once.
     Streams(u32),
 }
 
-/// One quantity of one sample.
+/// One quantity in one sample.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Figure {
-    /// What.
+    /// Name of the quantity.
     pub(super) name: String,
-    /// In what.
+    /// Unit of the value.
     pub(super) unit: &'static str,
     /// Whether more is better.
     pub(super) more_is_better: bool,
-    /// How much.
+    /// The value.
     pub(super) value: f64,
 }
 
 impl Job {
-    /// All jobs of a group; fewer under `--quick`.
+    /// All jobs of a group, of which `--quick` leaves out some.
     pub(super) fn of(group: Group, quick: bool) -> Vec<Self> {
         let some = |all: &[u32], few: &[u32]| if quick { few.to_vec() } else { all.to_vec() };
         match group {
@@ -90,12 +90,12 @@ impl Job {
                 .collect(),
             Group::Connect => vec![Self::Connect],
             Group::Streams => some(&[1, 4, 16], &[1, 4]).into_iter().map(Self::Streams).collect(),
-            // Compared with themselves, or with nothing.
+            // These groups are compared with themselves, or with nothing.
             Group::Flows | Group::Peers | Group::Agent => Vec::new(),
         }
     }
 
-    /// What it is called while it runs, and in errors.
+    /// Name of the job in the progress and in errors.
     pub(super) fn name(self) -> String {
         match self {
             Self::Packets(part, size) => format!("packets of {size} bytes, {}", part.name()),
@@ -112,7 +112,7 @@ impl Job {
         }
     }
 
-    /// Whether the case has it.
+    /// Whether the job can run on this case.
     pub(super) fn is_of(self, case: Case) -> bool {
         match self {
             Self::Packets(part, ..) => part.is_of(case),
@@ -121,12 +121,13 @@ impl Job {
         }
     }
 
-    /// Whether it hands frames to drivers.
+    /// Whether the job hands frames to drivers.
     pub(super) fn takes_frames_from_drivers(self) -> bool {
         matches!(self, Self::Packets(Part::In, ..))
     }
 
-    /// What it gives, one by one: name, unit, whether more is better. The programs' names are known when they have run.
+    /// The figures that the job returns: name, unit, and whether more is better. The names of the programs are known
+    /// only after they have run.
     pub(super) fn figures(self) -> Vec<(String, &'static str, bool)> {
         let name = self.name();
         match self {
@@ -149,26 +150,26 @@ impl Job {
             }
             Self::Programs => {
                 let work = || send(network, program, Part::Whole, load(64, true)).map(|sent| sent.rate());
-                let taken = nanoseconds(network, work)?.into_iter();
+                let sample = nanoseconds(network, work)?.into_iter();
                 let figure = |(name, value)| Figure {
                     name: format!("one run of {name}"),
                     unit: "ns",
                     more_is_better: false,
                     value,
                 };
-                return Ok(taken.map(figure).collect());
+                return Ok(sample.map(figure).collect());
             }
             Self::Exchange(protocol, flows) => {
-                let taken = exchanges(network, protocol, flows, time)?;
-                vec![taken.p50_us, taken.p99_us]
+                let sample = exchanges(network, protocol, flows, time)?;
+                vec![sample.p50_us, sample.p99_us]
             }
             Self::Connect => {
-                let taken = connections(network, time)?;
-                vec![taken.p50_us, taken.p99_us]
+                let sample = connections(network, time)?;
+                vec![sample.p50_us, sample.p99_us]
             }
             Self::Streams(count) => {
-                let taken = streams(network, count, time * STREAMS_TAKE)?;
-                vec![taken.megabits_per_second, taken.cpu_seconds_per_gigabyte]
+                let sample = streams(network, count, time * STREAMS_TAKE)?;
+                vec![sample.megabits_per_second, sample.cpu_seconds_per_gigabyte]
             }
         };
         let figures = self.figures().into_iter().zip(values);
@@ -177,7 +178,8 @@ impl Job {
     }
 }
 
-/// Times as long as other samples: TCP takes its time to find its window, and a CPU's time is counted in 1/100 s.
+/// By how much samples of streams are longer than others. TCP needs time to find its window, and CPU time is counted in
+/// hundredths of a second.
 const STREAMS_TAKE: u32 = 3;
 
 fn counted(count: u32, what: &str) -> String {

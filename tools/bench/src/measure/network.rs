@@ -1,4 +1,4 @@
-//! The cases: networks between two containers, each with a lab of its own, all there at the same time.
+//! The cases: networks between two containers. Each has a lab of its own, and all exist at the same time.
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,34 +18,34 @@ use overlay_lab::{
 /// What is between the containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Case {
-    /// One veth: the limit.
+    /// One veth, which is the upper limit.
     Direct,
-    /// Plain routes between the hosts, no overlay: what ratios are taken to.
+    /// Routes between the hosts without any overlay. Ratios are taken to it.
     Bare,
-    /// The same once more: the machine's noise.
+    /// Another bare route, whose ratio to the first shows the machine's noise.
     BareAgain,
     /// The kernel's VXLAN device, as flannel sets it up.
     Kernel,
-    /// A process that relays between a TUN and a UDP socket, as flannel's UDP mode.
+    /// A process that relays between a TUN and a UDP socket, as flannel's UDP mode does.
     Relay,
-    /// Ours, VXLAN, at TC.
+    /// Our overlay with VXLAN, at TC.
     Vxlan,
-    /// Ours, VXLAN, by XDP into the containers.
+    /// Our overlay with VXLAN; XDP redirects into the containers.
     VxlanXdp,
-    /// Ours, VXLAN, unwrapped by XDP.
+    /// Our overlay with VXLAN; XDP strips the outer headers.
     VxlanStrip,
-    /// Ours, bare IPv4 in UDP, at TC.
+    /// Our overlay with IPv4 directly in UDP, at TC.
     Udp,
-    /// Ours, bare IPv4 in UDP, unwrapped by XDP.
+    /// Our overlay with IPv4 directly in UDP; XDP strips the outer headers.
     UdpStrip,
-    /// Ours, plain routing.
+    /// Our overlay with host-gw.
     HostGw,
-    /// Ours, VXLAN, `--fast-path off`.
+    /// Our overlay with VXLAN and `--fast-path off`.
     Stack,
 }
 
 impl Case {
-    /// Its name in tables and files.
+    /// Name of the case in tables and files.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct veth",
@@ -63,12 +63,12 @@ impl Case {
         }
     }
 
-    /// Whether it is one of ours.
+    /// Whether our programs run in this case.
     pub const fn has_programs(self) -> bool {
         self.ours().is_some()
     }
 
-    /// Backend and the agent's options, if it is one of ours.
+    /// The backend and the agent's options, if our agent runs in this case.
     const fn ours(self) -> Option<(Backend, &'static [&'static str])> {
         Some(match self {
             Self::Vxlan => (Backend::Vxlan, &[]),
@@ -83,30 +83,30 @@ impl Case {
     }
 }
 
-/// A case that stands.
+/// A case whose network has been built.
 pub struct Network {
-    /// Which.
+    /// The case.
     pub case: Case,
-    /// The container that sends, or asks.
+    /// The container that sends requests.
     pub from: Container,
-    /// The one that receives, or answers.
+    /// The container that answers them.
     pub to: Container,
-    /// Whether one frame stands for one segment on its underlay.
+    /// Whether each frame on the underlay is one segment.
     pub wire_like: bool,
     members: Vec<Member>,
     _relays: Vec<Relay>,
     lab: Lab,
 }
 
-/// VXLAN's parameters, and UDP mode's port, as flannel has them by default.
+/// VXLAN's parameters and the UDP backend's port, with flannel's defaults.
 const VNI: u32 = 1;
 const PORT: u16 = 8472;
 const UDP_PORT: u16 = 8285;
 const NETWORK: &str = "10.244.0.0/16";
 const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
 
-/// What a host with containers has in its packet filter, whoever makes it: connection tracking, a rule that wants to know
-/// the state, masquerading of what leaves the overlay.
+/// The packet filter that a host with containers has, whoever sets it up: connection tracking, a rule that looks at the
+/// state, and masquerading of what leaves the overlay.
 const FILTER: &str = "table ip bench {
     chain forward {
         type filter hook forward priority 0;
@@ -120,7 +120,7 @@ const FILTER: &str = "table ip bench {
 }";
 
 impl Network {
-    /// Ours by VXLAN with this config and, beside the case's, these options of the agents.
+    /// Builds our overlay by VXLAN with this config, and with these options of the agents besides the case's.
     pub(super) fn with_config(
         overlay: &Path,
         program: &Path,
@@ -137,12 +137,12 @@ impl Network {
         Ok(network)
     }
 
-    /// Ends the agents; programs and maps stay as they are.
+    /// Kills the agents. Programs and maps stay as they are.
     pub(super) fn kill_agents(&mut self) -> Result<()> {
         self.members.iter_mut().try_for_each(Member::kill_agent)
     }
 
-    /// Builds it, and has seen the containers talk over what it is said to be.
+    /// Builds the network, and checks that the containers' packets take the path that the case names.
     pub fn build(case: Case, overlay: &Path, program: &Path, wire_like: bool) -> Result<Self> {
         let hosts = if case == Case::Direct { 0 } else { 2 };
         let lab = Lab::new(lab::Options { hosts, wire_like, ..lab::Options::default() })?;
@@ -173,28 +173,28 @@ impl Network {
         Ok(network)
     }
 
-    /// The sending host, if there are hosts.
+    /// The host of the sending container, if the case has hosts.
     pub fn sender(&self) -> Option<&Host> {
         self.lab.hosts().first()
     }
 
-    /// The receiving host.
+    /// The host of the receiving container, if the case has hosts.
     pub fn receiver(&self) -> Option<&Host> {
         self.lab.hosts().get(1)
     }
 
-    /// What is between the hosts.
+    /// The lab that the network is in.
     pub fn lab(&self) -> &Lab {
         &self.lab
     }
 
-    /// Where our network's maps and links are pinned, on both hosts.
+    /// Where our network's maps and links are pinned on both hosts.
     pub fn pins(&self) -> Vec<std::path::PathBuf> {
         self.members.iter().map(|member| pins(&member.host)).collect()
     }
 
-    /// Resolves neighbours, lets agents learn the containers; then sees whether packets take the tier that the case is
-    /// named after: a figure of another one would be worse than none.
+    /// Resolves neighbours and lets agents learn the containers. Then it checks that packets take the tier which the
+    /// case is named after, because figures of another tier would be worse than none.
     fn prove(&self) -> Result<()> {
         let ping = |count| {
             let ping = self
@@ -228,8 +228,8 @@ impl Network {
     }
 }
 
-/// Has frames pass the lab's switch without its bridge: five functions of it for each frame were a quarter of what a TCP stream
-/// in single frames took of a CPU, and no wire takes any.
+/// Has frames pass the lab's switch without its bridge. For a TCP stream in single frames, the bridge's functions took
+/// a quarter of a CPU's time, and a wire takes none.
 fn lay_wire(lab: &Lab, program: &Path) -> Result<()> {
     let pins = lab.folder().join("bpf");
     let specification = json!({ "wire": { "interfaces": ["h1", "h2"], "pins": pins } });
@@ -244,7 +244,7 @@ pub(super) fn pins(host: &Host) -> std::path::PathBuf {
     host.bpf_root().join("overlay").join(format!("v{ABI}")).join("default")
 }
 
-/// Plain routes between the hosts: no overlay at all.
+/// Adds routes between the hosts, without any overlay.
 fn bare(lab: &Lab) -> Result<(Container, Container)> {
     let mut containers = Vec::new();
     for (host, (own, other)) in lab.hosts().iter().zip([(0, 1), (1, 0)]) {
@@ -271,7 +271,7 @@ fn kernel(lab: &Lab) -> Result<(Container, Container)> {
     both(containers)
 }
 
-/// A plain relay in user space on both hosts, as flannel's UDP mode is.
+/// Starts a userspace relay on both hosts, as flannel's UDP mode does.
 fn relayed(lab: &Lab, relays: &mut Vec<Relay>) -> Result<(Container, Container)> {
     let mut containers = Vec::new();
     for (host, subnet) in lab.hosts().iter().zip(SUBNETS) {

@@ -1,4 +1,4 @@
-//! What is asked of the benchmark.
+//! The options of the benchmark.
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -8,7 +8,8 @@ use super::{jobs::Group, network::Case};
 /// How the benchmark runs.
 #[derive(Args, Debug)]
 pub struct BenchOptions {
-    /// Fewer points, short samples, 3 rounds, veth's default underlay alone: within 3 minutes once the agent is built, for a look.
+    /// Measures fewer points, in short samples, in 3 rounds and on veth's default underlay only. For a quick look
+    /// within 3 minutes once the agent is built.
     #[arg(long)]
     pub(super) quick: bool,
     /// Rounds [default: 5, with --quick 3].
@@ -17,10 +18,10 @@ pub struct BenchOptions {
     /// Milliseconds of each sample [default: 300, with --quick 100].
     #[arg(long, value_parser = clap::value_parser!(u64).range(10..))]
     pub(super) milliseconds: Option<u64>,
-    /// Only these measures.
+    /// Measures only these groups.
     #[arg(long, value_name = "MEASURE", value_delimiter = ',')]
     pub(super) only: Vec<Group>,
-    /// Only these networks, beside the bare route and its twin.
+    /// Compares only these networks, besides the bare route and its twin.
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
     pub(super) networks: Vec<Case>,
     /// How frames cross between the hosts [default: both, with --quick veth].
@@ -29,25 +30,25 @@ pub struct BenchOptions {
     /// Numbers of peers to compare; 1 is always among them [default with --quick: 100000].
     #[arg(long, value_delimiter = ',', default_value = "1,1000,10000,100000")]
     pub(super) peers: Vec<u32>,
-    /// Says what changed since the run that wrote this file.
+    /// Compares the ratios with those of the run that wrote this file.
     #[arg(long, value_name = "OLD.json")]
     pub(super) compare: Option<PathBuf>,
     /// Measures nothing, and draws the plots of the run that wrote this file.
     #[arg(long, value_name = "RESULTS.json", conflicts_with = "compare")]
     pub(super) draw: Option<PathBuf>,
-    /// Where results go.
+    /// The folder that the results are written to.
     #[arg(long, value_name = "FOLDER")]
     pub(super) out: Option<PathBuf>,
 }
 
 impl BenchOptions {
-    /// What is measured.
+    /// The groups that are measured.
     pub(super) fn groups(&self) -> Vec<Group> {
         chosen(&self.only, Group::value_variants().to_vec())
     }
 }
 
-/// Offloads decide what a veth is.
+/// The kinds of underlay, which differ in the veths' offloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Underlay {
     /// veth's default: 64 KiB frames cross whole, with unfinished checksums.
@@ -57,7 +58,7 @@ pub(super) enum Underlay {
 }
 
 impl Underlay {
-    /// In the results.
+    /// Name of the underlay in the results.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Veth => "veth",
@@ -66,7 +67,7 @@ impl Underlay {
     }
 }
 
-/// What was asked for, or else what is usual.
+/// What the user chose, or else the default.
 pub(super) fn chosen<T: Clone>(asked: &[T], default: Vec<T>) -> Vec<T> {
     if asked.is_empty() { default } else { asked.to_vec() }
 }

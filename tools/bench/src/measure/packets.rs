@@ -1,4 +1,4 @@
-//! Packets per second by live XDP frames, one CPU: from container to container, and either half of the way alone.
+//! Packets per second by live XDP frames on one CPU: from container to container, and each half of the path alone.
 use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,19 +12,19 @@ use super::{
 };
 use overlay_lab::{Container, Namespace};
 
-/// Which part of the way.
+/// A part of the path between the containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// From the sending container's veth, as its host has received the frame, into the receiving container.
+    /// From the sending container's veth, where its host receives the frame, into the receiving container.
     Whole,
-    /// The same, up to where the frame has left the sending host.
+    /// From the same place to where the frame leaves the sending host.
     Out,
-    /// From the wire: the receiving host's driver gets frames as they were seen on it, up to the container.
+    /// From the wire, where the receiving host's driver gets frames as they were captured there, into the container.
     In,
 }
 
 impl Part {
-    /// As tables call it.
+    /// Name of the part in tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Whole => "container to container",
@@ -33,50 +33,50 @@ impl Part {
         }
     }
 
-    /// Whether there is such a part.
+    /// Whether a case has this part.
     pub fn is_of(self, case: Case) -> bool {
         self == Self::Whole || case != Case::Direct
     }
 }
 
-/// How the frames are.
+/// What is sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Load<'a> {
-    /// Bytes of the container's frame, its checksum included: 64 is Ethernet's least.
+    /// Bytes of the container's frame with its frame check sequence; Ethernet's smallest is 64.
     pub size: usize,
-    /// Connections that take turns.
+    /// How many connections take turns.
     pub flows: u32,
-    /// Peers that take turns, and addresses that differ between them.
+    /// How many peers take turns, and the addresses that differ between them.
     pub peers: Option<(u32, &'a [Varied])>,
-    /// When to end.
+    /// When sending ends.
     pub until: Until,
-    /// Whether the kernel counts every program's time meanwhile, which takes some of it.
+    /// Whether the kernel measures the run time of every program meanwhile, which costs some time itself.
     pub statistics: bool,
 }
 
-/// An address that differs from peer to peer, in a template.
+/// An address in a template that differs from peer to peer.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Varied {
-    /// Where the IPv4 header stands.
+    /// Offset of the IPv4 header.
     pub header: u32,
-    /// Where in it the address stands.
+    /// Offset of the address in the header.
     pub field: u32,
-    /// The first peer's.
+    /// The first peer's address.
     pub base: u32,
-    /// From one to the next.
+    /// The distance from one address to the next.
     pub step: u32,
 }
 
-/// When to end.
+/// When sending ends.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// After one.
+    /// After one frame.
     OneFrame,
-    /// After so long, in whole goes.
+    /// After this time, when the batch in flight is complete.
     Time(Duration),
 }
 
-/// What became of them.
+/// How many frames were sent, and how many arrived.
 #[derive(Debug, Deserialize)]
 pub struct Sent {
     sent: u64,
@@ -94,18 +94,19 @@ impl Sent {
     }
 }
 
-/// First source port: below the ephemeral ones, so that 4096 connections have one each and meet no socket's.
+/// The first source port. It is below the ephemeral ones, so that each of 4096 connections has one and meets no
+/// socket's.
 const FIRST_PORT: u16 = 20_000;
 
-/// Sends, and has counted that each frame arrived once.
+/// Sends frames, and checks that each arrived exactly once.
 pub fn send(network: &Network, program: &Path, part: Part, load: Load<'_>) -> Result<Sent> {
-    let plain = plain(network, load.size - 4)?;
+    let inner = inner_frame(network, load.size - 4)?;
     match part {
-        Part::Whole | Part::Out => out(network, program, part, &plain, load),
+        Part::Whole | Part::Out => out(network, program, part, &inner, load),
         Part::In => {
             let one = Load { flows: 1, peers: None, until: Until::OneFrame, ..load };
-            let seen = out(network, program, Part::Out, &plain, one).context("see a frame on the wire")?;
-            let head = Head::seen(&seen.first, seen.first_length, plain.length)?;
+            let seen = out(network, program, Part::Out, &inner, one).context("see a frame on the wire")?;
+            let head = Head::seen(&seen.first, seen.first_length, inner.length)?;
             let interface = "h2";
             run(
                 program,
@@ -123,7 +124,7 @@ pub fn send(network: &Network, program: &Path, part: Part, load: Load<'_>) -> Re
 fn out(network: &Network, program: &Path, part: Part, head: &Head, load: Load<'_>) -> Result<Sent> {
     let (at, from) = match network.sender() {
         Some(host) => (host.namespace(), network.from.port()),
-        // The limit: as if received where it has to go.
+        // In the limit case, the frame is injected where it would be received.
         None => (network.to.namespace(), "eth0"),
     };
     let to = match part {
@@ -134,8 +135,8 @@ fn out(network: &Network, program: &Path, part: Part, head: &Head, load: Load<'_
     run(program, at, from, head, to, window(network.case), load)
 }
 
-/// Frames in one go: of a relay as many as its socket takes (frames of a page each, in 208 KiB). In the kernel each batch of 64 runs
-/// to its end before the next.
+/// How many frames are sent in one go. A relay gets as many as its socket takes (frames of a page each, in 208 KiB). In
+/// the kernel each batch of 64 runs to its end before the next.
 fn window(case: Case) -> u32 {
     if case == Case::Relay { 32 } else { 1 << 15 }
 }
@@ -177,14 +178,14 @@ fn run(
     Ok(sent)
 }
 
-/// What the sending container would send.
-fn plain(network: &Network, length: usize) -> Result<Head> {
+/// The frame that the sending container would send.
+fn inner_frame(network: &Network, length: usize) -> Result<Head> {
     let source = mac(network.from.namespace(), "eth0")?;
     let next_hop = match network.sender() {
         Some(host) => mac(host.namespace(), "br0")?,
         None => mac(network.to.namespace(), "eth0")?,
     };
-    Head::plain([next_hop, source], address(&network.from), address(&network.to), length)
+    Head::inner([next_hop, source], address(&network.from), address(&network.to), length)
 }
 
 fn address(container: &Container) -> Ipv4Addr {

@@ -1,5 +1,5 @@
-//! Packets per second by the number of peers: hosts of our own whose maps are filled by hand, every peer's turn coming in
-//! every round of the frames.
+//! Packets per second by the number of peers: hosts of our own whose maps are filled by hand, and frames in which the
+//! peers take turns.
 use std::{net::Ipv4Addr, path::Path};
 
 use anyhow::{Result, ensure};
@@ -12,33 +12,33 @@ use super::{
     program::ask,
 };
 
-/// Hosts with so many peers, all but one of which are only in the maps.
+/// Hosts with many peers, all but one of which exist only in the maps.
 pub(super) struct Crowd {
-    /// How many.
+    /// How many peers there are.
     pub(super) peers: u32,
     network: Network,
 }
 
-/// SubnetLen 26 of a /9 has room for 131,072 subnets. Real leases keep to the first two.
+/// With SubnetLen 26, a /9 has space for 131,072 subnets. Real leases keep to the first two.
 const CONFIG: &str = r#"{"Network":"10.128.0.0/9","SubnetLen":26,"SubnetMin":"10.128.0.64","SubnetMax":"10.128.0.128","Backend":{"Type":"vxlan"}}"#;
 const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
-/// The first peer's subnet, and addresses in each.
+/// The subnet of the first peer, and the number of addresses in each subnet.
 const SUBNET: Ipv4Addr = Ipv4Addr::new(10, 129, 0, 0);
 const STEP: u32 = 64;
-/// The first peer's underlay address. All are behind the other host.
+/// The underlay address of the first peer. All are routed to the other host.
 const OUTER: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
-/// The same maps for any number of peers: only what is in them differs.
+/// The maps have the same size for any number of peers, so that only their content differs.
 const MAX_PEERS: &str = "110000";
-/// The most that fit.
+/// The largest number of peers that fits.
 const MOST: u32 = 109_000;
 
 impl Crowd {
-    /// Starts them, and fills the maps.
+    /// Builds the hosts and fills their maps.
     pub(super) fn build(overlay: &Path, program: &Path, wire_like: bool, peers: u32) -> Result<Self> {
         ensure!((1..=MOST).contains(&peers), "{peers} peers: 1 to {MOST} can be had");
         let mut network =
             Network::with_config(overlay, program, wire_like, CONFIG, &["--max-peers", MAX_PEERS])?;
-        // An agent would take away what stands in no store.
+        // A running agent would remove peers that are in no store.
         network.kill_agents()?;
         let hosts: Vec<_> = network.lab().hosts().to_vec();
         for (here, there) in [(0, 1), (1, 0)] {
@@ -56,13 +56,13 @@ impl Crowd {
         Ok(Self { peers, network })
     }
 
-    /// Packets per second of 64 bytes, to or from one peer after the other.
+    /// Packets of 64 bytes per second, to or from one peer after the other.
     pub(super) fn rate(&self, program: &Path, part: Part, until: Until) -> Result<f64> {
         let container = u32::from(SUBNET) + 2;
         let to_each = [Varied { header: IPV4, field: 16, base: container, step: STEP }];
         let from_each = [
             Varied { header: IPV4, field: 12, base: OUTER.into(), step: 1 },
-            // Behind the outer headers: 50 bytes.
+            // The address is in the inner packet, behind 50 bytes of outer headers.
             Varied { header: IPV4 + 50, field: 12, base: container, step: STEP },
         ];
         let varied: &[_] = if part == Part::In { &from_each } else { &to_each };
@@ -70,7 +70,7 @@ impl Crowd {
         Ok(send(&self.network, program, part, load)?.rate())
     }
 
-    /// What they stand on.
+    /// The network that the hosts are in.
     pub(super) fn network(&self) -> &Network {
         &self.network
     }

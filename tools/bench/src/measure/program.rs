@@ -1,4 +1,4 @@
-//! Asking overlay-frames: a specification in, an answer out, both JSON.
+//! Calls of overlay-frames: it gets a specification and returns an answer, both in JSON.
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use overlay_lab::{Namespace, command};
 
-/// Has overlay-frames do what `specification` says, in this network namespace.
+/// Has overlay-frames carry out `specification` in this network namespace.
 pub(super) fn ask<T: DeserializeOwned>(program: &Path, at: &Namespace, specification: &Value) -> Result<T> {
     let path = program.to_str().context("the path of overlay-frames is not UTF-8")?;
     let answer = command::output(&mut at.command(&[path, &specification.to_string()])?)?;

@@ -1,4 +1,4 @@
-//! Nanoseconds that each of our programs takes for one run: the kernel's own statistics.
+//! Nanoseconds that each of our programs takes for one run, by the kernel's own statistics.
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result};
@@ -7,10 +7,11 @@ use serde_json::Value;
 use super::network::Network;
 use overlay_lab::command;
 
-/// Runs and their time in nanoseconds, by program.
+/// Runs and their time in nanoseconds, by program id.
 type Runs = BTreeMap<u64, (String, u64, u64)>;
 
-/// Nanoseconds per run of each program of the network's hosts that `work`, which has the kernel count, had run often.
+/// Nanoseconds per run of each program on the network's hosts that ran often during `work`. `work` switches the
+/// kernel's statistics on.
 pub(super) fn nanoseconds(
     network: &Network,
     work: impl FnOnce() -> Result<f64>,
@@ -21,11 +22,11 @@ pub(super) fn nanoseconds(
     Ok(per_run(&before, &runs(&attached)?))
 }
 
-/// Programs that run less often do so by chance: answers to ARP, and the like.
+/// Programs that run less often run by chance, for ARP and the like.
 const OFTEN: u64 = 1000;
 
 fn per_run(before: &Runs, after: &Runs) -> Vec<(String, f64)> {
-    // Of the same name on both hosts, where one sends and one receives: what has run at all.
+    // A program of one name is on both hosts, of which one sends and one receives. What has run is added up.
     let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for (id, (name, runs, time)) in after {
         let (_, runs_before, time_before) = before.get(id).cloned().unwrap_or_default();
@@ -37,12 +38,12 @@ fn per_run(before: &Runs, after: &Runs) -> Vec<(String, f64)> {
     sums.into_iter().map(|(name, (runs, time))| (name.to_owned(), time as f64 / runs as f64)).collect()
 }
 
-/// Ids of the programs that hang on the network's pinned links.
+/// Ids of the programs behind the network's pinned links.
 fn attached(network: &Network) -> Result<Vec<u64>> {
     let mut ids = Vec::new();
     for pins in network.pins() {
         for pin in files(&pins)? {
-            // Maps are pinned there, too.
+            // Maps are pinned in the folder, too.
             let Ok(link) = command::run("bpftool", ["-j", "link", "show", "pinned", &pin]) else { continue };
             let link: Value = serde_json::from_str(&link).context("read bpftool's links")?;
             let link = link.get(0).unwrap_or(&link);

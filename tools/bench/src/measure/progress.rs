@@ -1,7 +1,7 @@
-//! What is on screen meanwhile: where it is, and how much time is left, by what the samples so far have taken.
+//! What is shown while the benchmark runs: the present step, and the time that is left according to the samples so far.
 use std::time::{Duration, Instant};
 
-/// Of a known number of samples.
+/// The progress through a known number of samples.
 pub(super) struct Progress {
     started: Instant,
     samples: usize,
@@ -9,12 +9,12 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Begins.
+    /// Starts counting.
     pub(super) fn new(samples: usize) -> Self {
         Self { started: Instant::now(), samples, done: 0 }
     }
 
-    /// `what` comes next, that many samples.
+    /// Says that `what` comes next, and takes that many samples.
     pub(super) fn next(&mut self, what: &str, samples: usize) {
         let left = left(self.started.elapsed(), self.done, self.samples);
         let left = left.map_or(String::new(), |left| format!(", {} s left", left.as_secs()));

@@ -1,4 +1,4 @@
-//! The results as a Markdown table: ratios first, for they are what another machine can be asked for too.
+//! The results as Markdown tables. Ratios come first, because they can be compared with another machine's.
 use std::fmt::Write as _;
 
 use super::{
@@ -41,7 +41,7 @@ pub(super) fn markdown(results: &Results) -> String {
     text
 }
 
-/// All cases, in the order of the measure that has most of them: not every case has everything.
+/// All cases, in the order of the measure that has most of them, because not every case has every measure.
 fn columns<'a>(measures: &[&'a Measured]) -> Vec<&'a str> {
     let fullest = measures.iter().max_by_key(|measured| measured.cases.len());
     let mut columns: Vec<&str> = Vec::new();
@@ -53,7 +53,7 @@ fn columns<'a>(measures: &[&'a Measured]) -> Vec<&'a str> {
     columns
 }
 
-/// Of measures whose ratios are to the same case.
+/// A table of measures whose ratios are to the same case.
 fn table(text: &mut String, underlay: &str, measures: &[&Measured]) {
     let columns = columns(measures);
     let basis = measures.first().map_or("", |measured| &measured.basis);
@@ -72,7 +72,7 @@ fn heading(Measured { name, unit, more_is_better, .. }: &Measured) -> String {
     format!("{name}, {unit} ({} is better)", if *more_is_better { "more" } else { "less" })
 }
 
-/// Of measures without ratios.
+/// A list of measures without ratios.
 fn list(text: &mut String, section: &str, measures: &[&Measured]) {
     let _ = writeln!(text, "\n## {section}\n\nAbsolute figures of this machine.\n");
     text.push_str("| figure | median | samples |\n|---|---|---|\n");
@@ -95,7 +95,7 @@ fn cell(samples: &Samples) -> String {
     }
 }
 
-/// Three figures, or all before the point.
+/// The number with three significant digits, or with all digits before the point.
 fn short(value: f64) -> String {
     match value.abs() {
         ..10.0 => format!("{value:.2}"),
@@ -104,7 +104,7 @@ fn short(value: f64) -> String {
     }
 }
 
-/// What changed since another run; `chance` is that of a ratio which has not changed to be in the list.
+/// What changed since another run. `chance` is the probability that a ratio which has not changed is in the list.
 pub(super) fn comparison(changes: &[Change], name: &str, chance: f64) -> String {
     if changes.is_empty() {
         return format!("\nNothing changed beyond the noise since {name}.\n");
@@ -127,7 +127,7 @@ pub(super) fn comparison(changes: &[Change], name: &str, chance: f64) -> String 
     text
 }
 
-/// Figures without ratios beside another run's.
+/// The figures without ratios beside those of another run.
 pub(super) fn absolutes(figures: &[Absolute], name: &str) -> String {
     if figures.is_empty() {
         return String::new();
@@ -138,7 +138,7 @@ pub(super) fn absolutes(figures: &[Absolute], name: &str) -> String {
     );
     text.push_str("| figure | unit | before | now | change |\n|---|---|---|---|---|\n");
     for Absolute { measure, unit, medians: [before, now] } in figures {
-        // An agent at rest may use no time at all.
+        // An agent at rest may use no CPU time at all.
         let change =
             if *before > 0.0 { format!("{:+.1} %", (now / before - 1.0) * 100.0) } else { "-".to_owned() };
         let _ = writeln!(text, "| {measure} | {unit} | {} | {} | {change} |", short(*before), short(*now));

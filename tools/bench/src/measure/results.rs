@@ -1,4 +1,4 @@
-//! What was measured, as it stands in the JSON file: samples of each case, round by round, by measure and underlay.
+//! What was measured, as the JSON file has it: the samples of each case, round by round, by measure and underlay.
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
@@ -6,39 +6,39 @@ use serde::{Deserialize, Serialize};
 
 use super::statistics::Summary;
 
-/// Version of the file's form.
+/// Version of the file format.
 pub(super) const FORM: u32 = 1;
 
-/// A whole run.
+/// The results of a whole run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Results {
-    /// [`FORM`].
+    /// The value of [`FORM`] when the file was written.
     pub(super) form: u32,
-    /// Of the machine: kernel's release, number of CPUs.
+    /// The machine: release of the kernel, number of CPUs.
     pub(super) machine: String,
-    /// Rounds that were asked for.
+    /// How many rounds were asked for.
     pub(super) rounds: u32,
-    /// Short samples, few points: for a look, not for the record.
+    /// Whether samples were short and points few, for a quick look rather than for a record.
     pub(super) quick: bool,
-    /// In the order they were taken.
+    /// The measures in the order in which they were taken.
     pub(super) measures: Vec<Measured>,
 }
 
-/// One quantity, of every case.
+/// One quantity, for every case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Measured {
-    /// `veth` or `wire-like`; `agent, 10000 peers` for what depends on neither.
+    /// `veth` or `wire-like`, or `agent, 10000 peers` for figures that depend on neither.
     pub(super) underlay: String,
-    /// `TCP request/response, 8 flows, p50`.
+    /// Name of the quantity, such as `TCP request/response, 8 flows, p50`.
     pub(super) name: String,
-    /// Of the samples.
+    /// Unit of the samples.
     pub(super) unit: String,
     /// Whether more is better.
     pub(super) more_is_better: bool,
-    /// The case that ratios are taken to. Its twin's ratio is the machine's noise. Empty where there is none: the figures
-    /// are absolute.
+    /// The case that ratios are taken to. Its twin's ratio shows the machine's noise. It is empty if the figures are
+    /// absolute.
     pub(super) basis: String,
-    /// In the order of the table.
+    /// The cases in the order of the table's columns.
     pub(super) cases: Vec<Samples>,
 }
 
@@ -47,21 +47,21 @@ pub(super) struct Measured {
 pub(super) struct Samples {
     /// The case's name.
     pub(super) case: String,
-    /// One each round.
+    /// One sample for each round.
     pub(super) samples: Vec<f64>,
-    /// What went wrong: where there is any, there is no figure.
+    /// Errors. If there is any, the case has no figure.
     pub(super) errors: Vec<String>,
-    /// Of the samples.
+    /// The summary of the samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) summary: Option<Summary>,
-    /// Of the ratios to the basis, round by round.
+    /// The summary of the ratios to the basis, round by round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ratio: Option<Summary>,
 }
 
-/// What ratios are taken to, but for numbers of peers.
+/// The case that ratios are taken to, except for numbers of peers.
 pub(super) const BASIS: &str = "bare route";
-/// Its twin.
+/// The twin of the basis.
 pub(super) const TWIN: &str = "bare route again";
 
 /// Name of a case's twin.
@@ -75,7 +75,7 @@ impl Measured {
         self.cases.iter().find(|case| case.case == name)
     }
 
-    /// Takes in a sample, or what went wrong in its stead.
+    /// Adds a sample, or the error that came in its place.
     pub(super) fn add(&mut self, case: &str, sample: Result<f64, String>) {
         let at = self.cases.iter().position(|known| known.case == case).unwrap_or_else(|| {
             let case = case.to_owned();
@@ -88,7 +88,7 @@ impl Measured {
         }
     }
 
-    /// Works out medians and ratios. A case with an error gets neither.
+    /// Computes medians and ratios. A case with an error gets neither.
     pub(super) fn conclude(&mut self) {
         let basis =
             self.case(&self.basis).filter(|case| case.errors.is_empty()).map(|case| case.samples.clone());
@@ -98,24 +98,24 @@ impl Measured {
         }
     }
 
-    /// How far the same thing measured twice lies apart.
+    /// How far the basis differs from itself when it is measured a second time.
     pub(super) fn noise(&self) -> Option<f64> {
         Some(self.case(&twin(&self.basis))?.ratio?.distance_from_one())
     }
 
-    /// Whether its figures stand for themselves, without ratios and noise.
+    /// Whether the figures are absolute, without ratios and noise.
     pub(super) fn is_absolute(&self) -> bool {
         self.basis.is_empty()
     }
 
-    /// Whether a case is there to be compared with.
+    /// Whether a case is only there to be compared with.
     pub(super) fn is_basis(&self, case: &str) -> bool {
         case == self.basis || case == twin(&self.basis)
     }
 }
 
 impl Results {
-    /// The quantity of this name, made if it is not there.
+    /// The measure of this name, which is added if it does not exist.
     pub(super) fn measured(
         &mut self,
         underlay: &str,
@@ -138,7 +138,7 @@ impl Results {
         &mut self.measures[at]
     }
 
-    /// All that went wrong, each once.
+    /// All errors, each once.
     pub(super) fn errors(&self) -> Vec<String> {
         let mut errors: Vec<String> = Vec::new();
         for measured in &self.measures {
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(measured.case("ours").unwrap().ratio.unwrap().median, 2.0);
         assert_eq!(measured.case("broken").unwrap().summary, None);
         assert_eq!(measured.case("broken").unwrap().ratio, None);
-        // 1.1 and 0.95: quartiles 0.9875 and 1.0625.
+        // The ratios 1.1 and 0.95 have the quartiles 0.9875 and 1.0625.
         assert!((measured.noise().unwrap() - 0.0625).abs() < 1e-9);
         assert_eq!(results.errors(), ["veth, packets, broken: 5 of 10 arrived"]);
     }

@@ -1,4 +1,4 @@
-//! A run: every network, every measure, in turns.
+//! A run: every network and every measure, by turns.
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
@@ -15,7 +15,7 @@ use super::{
 };
 use overlay_lab::Host;
 
-/// One of something, one again, and the numbers above one.
+/// Names and numbers to compare: one, one a second time, and those of `numbers` that are larger.
 fn with_twin(what: &str, numbers: &[u32]) -> Vec<(String, u32)> {
     let one = format!("1 {what}");
     let again = twin(&one);
@@ -24,24 +24,25 @@ fn with_twin(what: &str, numbers: &[u32]) -> Vec<(String, u32)> {
     [(one, 1), (again, 1)].into_iter().chain(more).collect()
 }
 
-/// Forwards and backwards, by turns: nobody is always first, or always behind the same other.
+/// The order in round `round`: forwards and backwards by turns, so that no network is always first, or always behind
+/// the same other.
 fn in_turn<T>(all: &[T], round: u32) -> impl Iterator<Item = &T> {
     let (forwards, backwards) = if round % 2 == 1 { (all, &all[..0]) } else { (&all[..0], all) };
     forwards.iter().chain(backwards.iter().rev())
 }
 
-/// What a run works with.
+/// What a run needs.
 pub(super) struct Run<'a> {
     options: &'a BenchOptions,
     overlay: PathBuf,
-    /// overlay-frames.
+    /// Path of overlay-frames.
     program: PathBuf,
     results: Results,
     progress: Progress,
 }
 
 impl<'a> Run<'a> {
-    /// Of these programs, into these results.
+    /// Prepares a run with these programs, whose results go into `results`.
     pub(super) fn new(
         options: &'a BenchOptions,
         overlay: PathBuf,
@@ -51,7 +52,7 @@ impl<'a> Run<'a> {
         Self { options, overlay, program, results, progress: Progress::new(0) }
     }
 
-    /// Measures everything.
+    /// Measures everything on each of these underlays.
     pub(super) fn over(mut self, underlays: &[Underlay]) -> Result<Results> {
         self.progress = Progress::new(self.samples() * underlays.len());
         for &underlay in underlays {
@@ -75,19 +76,19 @@ impl<'a> Run<'a> {
         self.options.groups().into_iter().flat_map(|group| Job::of(group, self.options.quick)).collect()
     }
 
-    /// Numbers of flows, and their names: one, twice, and more.
+    /// Numbers of flows with their names: one, one a second time, and larger ones.
     fn flows(&self) -> Vec<(String, u32)> {
         with_twin("flow", if self.options.quick { &[4096] } else { &[8, 64, 512, 4096] })
     }
 
-    /// The same of peers.
+    /// Numbers of peers with their names: one, one a second time, and larger ones.
     fn peers(&self) -> Vec<(String, u32)> {
         let all = &self.options.peers;
         let most: Vec<_> = all.iter().copied().max().into_iter().collect();
         with_twin("peer", if self.options.quick { &most } else { all })
     }
 
-    /// Samples for one underlay, so that progress can be told.
+    /// How many samples one underlay takes, for the progress.
     fn samples(&self) -> usize {
         let groups = self.options.groups();
         let networks = self.cases().len();
@@ -96,7 +97,7 @@ impl<'a> Run<'a> {
         self.results.rounds as usize * (self.jobs().len() * networks + flows + peers)
     }
 
-    /// All networks stand at once; job by job, round by round, each has its turn.
+    /// All networks exist at once, and take turns with each job in each round.
     fn compare_networks(&mut self, underlay: Underlay) -> Result<()> {
         let jobs = self.jobs();
         if jobs.is_empty() && !self.options.groups().contains(&Group::Flows) {
@@ -126,7 +127,7 @@ impl<'a> Run<'a> {
         self.compare_flows(underlay, &networks)
     }
 
-    /// Each network with one connection and with many, in turns.
+    /// Measures each network with one connection and with many, by turns.
     fn compare_flows(&mut self, underlay: Underlay, networks: &[Network]) -> Result<()> {
         if !self.options.groups().contains(&Group::Flows) {
             return Ok(());
@@ -173,7 +174,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Hosts with few peers and many, in turns.
+    /// Measures hosts with few peers and with many, by turns.
     fn compare_crowds(&mut self, underlay: Underlay) -> Result<()> {
         if !self.options.groups().contains(&Group::Peers) {
             return Ok(());
@@ -203,8 +204,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// GRO, and with it NAPI, at the receiving hosts' underlay devices, as every NIC has it: a veth's driver takes no frames
-/// without.
+/// Switches GRO, and with it NAPI, on at the receiving hosts' underlay devices, as every NIC has it. Without it a
+/// veth's driver takes no frames.
 struct Napi {
     switched: Vec<Host>,
 }

@@ -1,23 +1,23 @@
 //! Medians, quartiles and ratios of samples that were taken in turns.
 use serde::{Deserialize, Serialize};
 
-/// What is said of samples.
+/// A summary of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Summary {
-    /// No sample is below.
+    /// The smallest sample.
     pub(super) least: f64,
-    /// A quarter of the samples is not above.
+    /// A quarter of the samples is not larger.
     pub(super) lower_quartile: f64,
-    /// Half.
+    /// Half of the samples is not larger.
     pub(super) median: f64,
-    /// Three quarters.
+    /// Three quarters of the samples are not larger.
     pub(super) upper_quartile: f64,
-    /// No sample is above.
+    /// The largest sample.
     pub(super) most: f64,
 }
 
 impl Summary {
-    /// Of at least one sample, none of which is NaN.
+    /// The summary of samples, none of which may be NaN, or nothing if there are none.
     pub(super) fn of(samples: &[f64]) -> Option<Self> {
         if samples.is_empty() || samples.iter().any(|sample| sample.is_nan()) {
             return None;
@@ -34,8 +34,8 @@ impl Summary {
         })
     }
 
-    /// Of the ratios round by round: what slows a whole round is in both, and cancels. Nothing if the two were not taken
-    /// equally often, or a divisor is zero.
+    /// The summary of the ratios round by round. What slows a whole round is in both samples and cancels out. There is
+    /// nothing if the two were not sampled equally often, or if a divisor is zero.
     pub(super) fn of_ratios(samples: &[f64], basis: &[f64]) -> Option<Self> {
         if samples.len() != basis.len() || basis.contains(&0.0) {
             return None;
@@ -43,32 +43,33 @@ impl Summary {
         Self::of(&samples.iter().zip(basis).map(|(sample, basis)| sample / basis).collect::<Vec<_>>())
     }
 
-    /// How far from 1 the quartiles lie: of the same thing measured twice, the noise.
+    /// How far the quartiles are from 1. For two measurements of the same thing, this is the noise.
     pub(super) fn distance_from_one(&self) -> f64 {
         (self.lower_quartile - 1.0).abs().max((self.upper_quartile - 1.0).abs())
     }
 
-    /// Whether a sample of one lies among the other's.
+    /// Whether the samples of one overlap with those of the other.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.least <= other.most && other.least <= self.most
     }
 }
 
-/// How probable it is that two times as many samples of the same thing do not overlap: of the orders in which they may
-/// come, all equally probable, two have one's all below the other's.
+/// The probability that two sets of samples of the same thing do not overlap. All orders in which the samples may come
+/// are equally probable, and in two of them all samples of one set are below those of the other.
 pub(super) fn chance_to_separate(one: u32, other: u32) -> f64 {
     let orders: f64 = (1..=one).map(|index| f64::from(other + index) / f64::from(index)).product();
     (2.0 / orders).min(1.0)
 }
 
-/// Interpolated between the two nearest (Hyndman and Fan, 1996, definition 7).
+/// A quantile, interpolated between the two nearest samples (Hyndman and Fan, 1996, definition 7).
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let place = (sorted.len() - 1) as f64 * share;
     let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
     below + (above - below) * place.fract()
 }
 
-/// The sample that `percent` of 100 do not exceed: one that was measured, for the tails of latencies.
+/// The sample that is not exceeded by `percent` of 100. It is one that was measured, which matters for the tails of
+/// latencies.
 pub(super) fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     sorted.get((last * percent).div_ceil(100)).copied()
@@ -92,7 +93,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_round_by_round() {
-        // The second round was slow for both: of the medians 22/10 would be said.
+        // The second round was slow for both. The medians alone would give 22/10.
         let ratios = Summary::of_ratios(&[20.0, 5.0, 22.0], &[10.0, 2.5, 11.0]).unwrap();
         assert_eq!((ratios.lower_quartile, ratios.median, ratios.upper_quartile), (2.0, 2.0, 2.0));
         assert_eq!(Summary::of_ratios(&[1.0], &[1.0, 2.0]), None);
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn few_samples_separate_by_chance() {
-        // 6 over 3 is 20, 10 over 5 is 252.
+        // 6 over 3 is 20, and 10 over 5 is 252.
         assert!((chance_to_separate(3, 3) - 0.1).abs() < 1e-9);
         assert!((chance_to_separate(5, 5) - 2.0 / 252.0).abs() < 1e-9);
         assert!((chance_to_separate(1, 1) - 1.0).abs() < 1e-9);

@@ -15,19 +15,19 @@ use super::{
 };
 use overlay_lab::join;
 
-/// What streams did together.
+/// The figures of several streams together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Streams {
-    /// Payload that arrived.
+    /// Payload that arrived, in megabits per second.
     pub(super) megabits_per_second: f64,
-    /// CPU time of the whole machine, interrupts and softirqs included, by 10^9 bytes that arrived.
+    /// CPU time of the whole machine, including interrupts and softirqs, in seconds per 10^9 bytes that arrived.
     pub(super) cpu_seconds_per_gigabyte: f64,
 }
 
 const BLOCK: usize = 128 * 1024;
 
-/// Sends as many streams for so long; every byte that was sent has arrived. The ends of a stream are pinned to two CPUs, by
-/// turns: placement alone changes a single stream by a tenth.
+/// Sends `count` streams for `time`, and checks that every byte has arrived. The two ends of a stream are pinned to two
+/// CPUs, by turns, because placement alone changes a single stream by a tenth.
 pub(super) fn streams(network: &Network, count: u32, time: Duration) -> Result<Streams> {
     let connected = (0..count).map(|_| connected(network)).collect::<Result<Vec<_>>>()?;
     let (started, before) = (Instant::now(), busy()?);
@@ -53,7 +53,7 @@ pub(super) fn streams(network: &Network, count: u32, time: Duration) -> Result<S
     })
 }
 
-/// Bytes that were sent, and that arrived.
+/// The threads of one stream: one returns the bytes that were sent, the other those that arrived.
 type Pair = (JoinHandle<Result<u64>>, JoinHandle<Result<u64>>);
 
 fn pair(mut sender: TcpStream, mut receiver: TcpStream, [here, there]: [usize; 2], time: Duration) -> Pair {
@@ -79,15 +79,15 @@ fn pair(mut sender: TcpStream, mut receiver: TcpStream, [here, there]: [usize; 2
     (sending, receiving)
 }
 
-/// CPU time that was not idle, of all CPUs since the machine started.
+/// CPU time that was not idle, of all CPUs, since the machine started.
 fn busy() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
     parse(&stat).context("/proc/stat without a line of all CPUs")
 }
 
 fn parse(stat: &str) -> Option<Duration> {
-    // proc_stat(5): user nice system idle iowait irq softirq steal ..., in USER_HZ, which is 100 on all of Linux's
-    // machines but Alpha and ia64.
+    // The columns are user nice system idle iowait irq softirq steal ... (proc_stat(5)), in units of USER_HZ, which is
+    // 100 on all machines of Linux but Alpha and ia64.
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
     let ticks: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
     let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else { return None };

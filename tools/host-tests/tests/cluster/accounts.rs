@@ -1,4 +1,5 @@
-//! Accounts that balance: sent = delivered + reasons + what devices lost, and the devices' losses are named.
+//! Accounts of packets must balance: those sent are those delivered, those with a reason, and those that devices lost;
+//! and the devices are named.
 use std::{net::UdpSocket, thread, time::Duration};
 
 use overlay_common::{Hook, Reason};
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use super::bed::{Bed, Kind, json, pings, wait_for};
 
-/// Sends so many packets to an address, and waits for no answer.
+/// Sends `count` packets to an address, and waits for no answer.
 fn send(from: &Container, to: &str, count: u64) {
     let to = to.to_owned();
     from.namespace()
@@ -31,7 +32,7 @@ fn loss(member: &Member, device: &str, counter: &str) -> Option<Value> {
 #[test]
 fn every_packet_of_both_hosts_has_one_reason() {
     let bed = Bed::new(Kind::Folder, 2);
-    // Before anything is learned: the stack's packets are in the accounts as well.
+    // Nothing is learned yet, so the packets that the stack carries are in the accounts as well.
     let ledger = Ledger::open(&bed.members).unwrap();
     let (a, b) = bed.pair();
     let ping = a.ping(b.address(), pings(5)).unwrap();
@@ -43,7 +44,7 @@ fn every_packet_of_both_hosts_has_one_reason() {
     bed.learn_all();
     let ledger = Ledger::open(&bed.members).unwrap();
     let streams = [(a, b), (b, a)].map(|(from, to)| Numbered::start(from, to, 5000).unwrap());
-    // To a subnet nobody leased: answered or, beyond the rate of answers, only dropped.
+    // Nobody has leased this subnet. The programs answer at a limited rate; beyond it they only drop.
     send(a, "10.244.251.7:9", 300);
     thread::sleep(Duration::from_millis(700));
     let reports = streams.map(|stream| stream.finish().unwrap());
@@ -78,7 +79,7 @@ fn what_the_underlays_queue_drops_is_named_with_and_without_an_agent() {
     bed.learn_all();
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     assert_eq!(loss(&bed[0], "eth0", "queue_drops"), None);
-    // About 1000 packets a second; the queue holds some thirty.
+    // This sends about 1000 packets a second, and the queue holds some thirty.
     bed[0].host.exec("tc qdisc add dev eth0 root tbf rate 1mbit burst 2kb limit 4kb").unwrap();
     let ledger = Ledger::open(&bed.members).unwrap();
     let stream = Numbered::start(&a, &b, 5000).unwrap();
@@ -88,7 +89,7 @@ fn what_the_underlays_queue_drops_is_named_with_and_without_an_agent() {
     println!("{report:?}\n{accounts}");
     assert!(report.lost > 500, "{report:?}");
     accounts.balance(Traffic::from(&[report][..])).unwrap();
-    // What was lost was lost there and nowhere else. Other frames (ARP) may have been, too.
+    // The queue is the only place of loss. Other frames (such as ARP) may have been lost there too.
     let dropped = accounts.devices["h1 eth0 queue_drops"];
     assert!((report.lost..report.lost + 10).contains(&dropped), "{report:?} {dropped}");
 
@@ -98,7 +99,7 @@ fn what_the_underlays_queue_drops_is_named_with_and_without_an_agent() {
     let (_, page) = bed[0].host.http_get(8471, "/status").unwrap();
     let page: Value = serde_json::from_str(&page).unwrap();
     assert!(page["device_losses"].as_array().unwrap().contains(&shown), "{page}");
-    // The next agent starts its count at what is there already.
+    // The next agent starts to count losses from the devices' present counters.
     bed[0].kill_agent().unwrap();
     let shown = loss(&bed[0], "eth0", "queue_drops").unwrap();
     assert_eq!((&shown["packets"], &shown["since_start"]), (&dropped.into(), &Value::Null), "{shown}");

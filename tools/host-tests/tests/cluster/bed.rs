@@ -1,4 +1,4 @@
-//! A network of hosts for one test: what starts it, what asks it, and what it must answer.
+//! A network of hosts for one test: how it is started, what is asked of it, and what it must answer.
 use std::{
     net::Ipv4Addr,
     ops::{Index, IndexMut},
@@ -21,7 +21,7 @@ pub enum Kind {
     Etcd,
 }
 
-/// Hosts that take part. The fields end in this order: agents, store, and all that is left.
+/// Hosts that take part. When it is dropped, the fields end in this order: the agents, the store, and everything else.
 pub struct Bed {
     pub members: Vec<Member>,
     pub store: Store,
@@ -29,17 +29,17 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// `hosts` hosts with agents and two containers each.
+    /// Makes `hosts` hosts with agents and two containers each.
     pub fn new(kind: Kind, hosts: u8) -> Self {
         Self::with(kind, Options { hosts, ..Options::default() }, &[])
     }
 
-    /// The same on another underlay, with other options for the agents.
+    /// Makes hosts on an underlay with these options, whose agents have the options `agent`.
     pub fn with(kind: Kind, options: Options, agent: &[&str]) -> Self {
         Self::with_config(kind, options, Backend::Vxlan.config(), agent)
     }
 
-    /// The same with another config.
+    /// Makes hosts as [`Bed::with`] does, with another config.
     pub fn with_config(kind: Kind, options: Options, config: &str, agent: &[&str]) -> Self {
         let lab = Lab::new(options).unwrap();
         let store = match kind {
@@ -56,14 +56,14 @@ impl Bed {
         self.store.as_etcd().unwrap()
     }
 
-    /// Waits until every host has exactly so many peers.
+    /// Waits until every host has exactly `count` peers.
     pub fn wait_for_peers(&mut self, count: usize) {
         for member in &self.members {
             wait_for(&format!("{count} peers on {}", member.host.name()), || peers(member).len() == count);
         }
     }
 
-    /// Every container reaches every other.
+    /// Asserts that every container reaches every other.
     pub fn assert_all_reached(&self) {
         let all: Vec<_> = self.members.iter().flat_map(|member| &member.containers).collect();
         for from in &all {
@@ -73,7 +73,8 @@ impl Bed {
         }
     }
 
-    /// The same, and every container's address is learned: from now on the fast path carries everything.
+    /// Asserts that every container reaches every other and waits until all addresses are learned, so that the fast
+    /// path carries everything from now on.
     pub fn learn_all(&self) {
         self.assert_all_reached();
         for member in &self.members {
@@ -112,13 +113,13 @@ pub fn pings(count: u32) -> PingOptions {
     PingOptions { count, interval: 0.02, ..PingOptions::default() }
 }
 
-/// Pings answered, every one.
+/// Asserts that pings are answered, every one of them.
 pub fn assert_reaches(from: &Container, to: Ipv4Addr) {
     let ping = from.ping(to, pings(2)).unwrap();
     assert!(ping.complete(), "{} -> {to}: {}", from.address(), ping.output);
 }
 
-/// One packet of so many bytes of ICMP payload that must not be fragmented.
+/// Sends one packet with so many bytes of ICMP payload that must not be fragmented.
 pub fn ping_df(from: &Container, to: Ipv4Addr, payload: u32) -> Ping {
     from.ping(to, PingOptions { count: 1, size: payload, df: true, ..PingOptions::default() }).unwrap()
 }
@@ -137,7 +138,7 @@ pub fn peers(member: &Member) -> Vec<(String, String, String)> {
     rows.as_array().unwrap().iter().map(row).collect()
 }
 
-/// What `overlay endpoints` shows of an address.
+/// What `overlay endpoints` shows about an address.
 pub fn endpoint(member: &Member, address: Ipv4Addr) -> Option<Value> {
     let rows = json(member, &["endpoints"]);
     let address = address.to_string();
@@ -149,14 +150,15 @@ pub fn pins(member: &Member) -> PathBuf {
     member.host.bpf_root().join("overlay").join(format!("v{ABI}")).join("default")
 }
 
-/// What bpftool says about a pin, without any agent.
+/// What bpftool says about a pin, which it reads without the agent.
 pub fn bpftool(words: &[&str], pin: &Path) -> Value {
     let pin = pin.to_str().unwrap();
     let text = overlay_lab::command::run("bpftool", [&["-j"], words, &["pinned", pin]].concat()).unwrap();
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("bpftool {words:?} {pin}: {error}: {text}"))
 }
 
-/// Ids of everything pinned: maps, those that each agent makes anew, links, and the programs behind the links; by pin.
+/// Ids of everything that is pinned, by pin: maps, those maps that each agent makes anew, links, and the programs
+/// behind the links.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ids {
     pub maps: Vec<(String, u64)>,
@@ -169,7 +171,7 @@ pub fn ids(member: &Member) -> Ids {
     ids_in(&pins(member))
 }
 
-/// The same of one folder of pins.
+/// The ids in one folder of pins.
 pub fn ids_in(pins: &Path) -> Ids {
     let id =
         |shown: &Value, field: &str| shown[field].as_u64().unwrap_or_else(|| panic!("no {field}: {shown}"));
@@ -223,14 +225,16 @@ pub fn frames(host: &Host) -> u64 {
     link[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
 }
 
-/// What `host` sends of a transfer is cut into segments that fit, whose inner checksums a real wire would carry.
+/// Asserts that a transfer is cut into segments that fit the MTU when it leaves `host`, and that their inner checksums
+/// are right, as on a real wire.
 pub fn segments_are_right(host: &Host, from: &Container, to: &Container) {
-    // On its way out, where frames are as the wire gets them; at the receiver, GRO would have merged them again.
+    // The capture is made at the sender, where frames are as the wire gets them. At the receiver, GRO would have merged
+    // them again.
     let capture = host.capture("eth0", &format!("udp port 8472 and src {}", host.address())).unwrap();
     lab::transfer(from, to, 2 << 20).unwrap();
     let packets = capture.lines().unwrap();
     let data: Vec<_> = packets.iter().filter(|packet| packet.contains("length 1398")).collect();
-    // Not all are seen: a capture falls behind on a busy machine.
+    // The capture does not see every packet, because it falls behind on a busy machine.
     assert!(data.len() >= 100, "{} of {} packets are full", data.len(), packets.len());
     for packet in &packets {
         assert!(packet.contains("(correct)"), "{packet}");
@@ -238,7 +242,7 @@ pub fn segments_are_right(host: &Host, from: &Container, to: &Container) {
     }
 }
 
-/// All that hangs at the interfaces of a host: interface, direction, program, its id. In that order.
+/// All filters at the interfaces of a host, as interface, direction, program and its id.
 pub fn filters(host: &Host) -> Vec<(String, String, String, u64)> {
     let text = host.exec("bpftool -j net").unwrap();
     let shown: Value = serde_json::from_str(&text).unwrap();

@@ -1,4 +1,5 @@
-//! The programs as filters of a clsact qdisc, as on kernels without TCX: everything that links do must hold with them.
+//! The programs as filters of a clsact qdisc, as on kernels without TCX. Everything that holds for links must hold for
+//! filters.
 use std::fs;
 
 use overlay_lab::{Host, Options, transfer};
@@ -14,8 +15,8 @@ const PRIORITY: &str = "7";
 /// A filter that matches nothing.
 const NEVER: &str = "u32 match u32 0xdeadbeef 0xffffffff at 0 flowid 1:1";
 
-fn bed(hosts: u8, way: &str) -> Bed {
-    Bed::with(Kind::Folder, Options { hosts, ..Options::default() }, &["--attach", way])
+fn bed(hosts: u8, method: &str) -> Bed {
+    Bed::with(Kind::Folder, Options { hosts, ..Options::default() }, &["--attach", method])
 }
 
 /// What hangs at the interfaces of a host, without the ids, and short: `eth0 ingress overlay_decap`.
@@ -26,7 +27,7 @@ fn places(host: &Host) -> Vec<String> {
     filters(host).iter().map(place).collect()
 }
 
-/// What a host with two containers has.
+/// The filters of a host with two containers.
 const ALL: [&str; 8] = [
     "br0 ingress overlay_bridge",
     "eth0 ingress overlay_decap",
@@ -46,7 +47,7 @@ fn tc(host: &Host, line: &str) -> String {
     host.exec(&format!("tc {line}")).unwrap()
 }
 
-/// A filter that leaves every packet to the next: a classic program of one instruction, `ret -1`.
+/// A filter that leaves every packet to the next one: a classic BPF program of one instruction, `ret -1`.
 fn go_on(host: &Host) -> String {
     let file = host.folder().join("go-on");
     fs::write(&file, "1,6 0 0 4294967295").unwrap();
@@ -78,7 +79,7 @@ fn filters_carry_what_links_carry_and_go_with_down() {
     assert_eq!(tcx["instead"], "clsact filters");
     assert!(bed[0].overlay(&["status"]).unwrap().contains("attached by clsact filters"));
 
-    // What others put beside ours afterwards keeps its qdisc.
+    // A filter that another product adds beside ours afterwards keeps its qdisc.
     tc(&host, &format!("filter add dev va ingress protocol all pref 100 {NEVER}"));
     bed[0].end_agent().unwrap();
     assert_eq!(places(&host).len(), 8, "an agent that ends leaves its filters");
@@ -101,7 +102,7 @@ fn what_others_hang_there_is_left_alone() {
     bed[0].end_agent().unwrap();
     bed[0].overlay(&["down"]).unwrap();
     let host = bed[0].host.clone();
-    // A qdisc that somebody made and has put nothing into yet, and one with filters before and behind ours.
+    // One qdisc was made by another product and is still empty; the other has filters before and behind ours.
     tc(&host, "qdisc add dev br0 clsact");
     tc(&host, "qdisc add dev eth0 clsact");
     for line in ["protocol ip pref 3", "protocol all pref 49152"] {
@@ -114,7 +115,7 @@ fn what_others_hang_there_is_left_alone() {
     bed[0].overlay(&["down"]).unwrap();
     assert_eq!((tc(&host, "qdisc show"), tc(&host, "filter show dev eth0 ingress")), before);
 
-    // In our very place: by kind, and by handle.
+    // A foreign filter has our very place: first by another kind of filter, then by handle.
     bed[0].restart_agent().unwrap();
     let handle = tc(&host, "filter show dev eth0 ingress pref 7");
     let handle = handle.split("handle ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
@@ -133,7 +134,7 @@ fn what_others_hang_there_is_left_alone() {
             "{error}"
         );
         let _ = bed[0].end_agent();
-        // Nor does what a failed start leaves, or `overlay down` afterwards, touch it.
+        // Neither what a failed start leaves nor a later `overlay down` touches it.
         bed[0].overlay(&["down"]).unwrap();
         assert_eq!(
             (tc(&host, "filter show dev eth0 ingress"), places(&host).len()),
@@ -141,7 +142,7 @@ fn what_others_hang_there_is_left_alone() {
         );
         tc(&host, &format!("filter delete dev eth0 ingress pref {PRIORITY}"));
     }
-    // One beside ours, at our priority with another handle, is nobody's business.
+    // A filter at our priority with another handle does not concern us.
     tc(&host, &format!("filter add dev eth0 ingress protocol all pref {PRIORITY} handle 1 {}", go_on(&host)));
     bed[0].restart_agent().unwrap();
     wait_for("all programs", || places(&host).len() == ALL.len() + 1);
@@ -151,21 +152,22 @@ fn what_others_hang_there_is_left_alone() {
 }
 
 #[test]
-fn the_way_of_attaching_changes_under_traffic() {
+fn the_attach_method_changes_under_traffic() {
     let mut bed = bed(2, "tcx");
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     bed.learn_all();
     let host = bed[0].host.clone();
     assert_eq!((places(&host).len(), pinned_links(&bed, 0)), (0, 8));
-    // An interface that gets a clsact qdisc drops for a moment what it is to send, whoever asks for it: before the packets.
+    // An interface drops for a moment what it is to send when it gets a clsact qdisc, so the qdiscs are made before the
+    // packets start.
     for device in ["eth0", "br0", "va", "vb", "overlay0"] {
         tc(&host, &format!("qdisc add dev {device} clsact"));
     }
     let before = bed[0].counters().unwrap().carried();
-    for (end, way, attached) in
+    for (end, method, attached) in
         [(true, "clsact", (8, 0)), (false, "auto", (0, 8)), (false, "clsact", (8, 0)), (true, "tcx", (0, 8))]
     {
-        bed.members[0].set_options(&bed.store, &["--attach", way]);
+        bed.members[0].set_options(&bed.store, &["--attach", method]);
         let reports = under_packets(&a, &b, 20_000, || {
             if end {
                 assert!(bed[0].end_agent().unwrap().success());
@@ -175,11 +177,11 @@ fn the_way_of_attaching_changes_under_traffic() {
             bed[0].restart_agent().unwrap();
         });
         for report in reports {
-            println!("to {way}: {report:?}");
-            assert_eq!((report.lost, report.duplicated), (0, 0), "to {way}: {report:?}");
+            println!("to {method}: {report:?}");
+            assert_eq!((report.lost, report.duplicated), (0, 0), "to {method}: {report:?}");
         }
-        assert_eq!((places(&host).len(), pinned_links(&bed, 0)), attached, "to {way}");
-        // The kernel detaches a link a moment after its pin went.
+        assert_eq!((places(&host).len(), pinned_links(&bed, 0)), attached, "to {method}");
+        // The kernel detaches a link a moment after its pin is removed.
         wait_for("an end of what was there before", || {
             let links = host.exec("bpftool -j link show").unwrap();
             let links: Value = serde_json::from_str(&links).unwrap();
@@ -190,10 +192,10 @@ fn the_way_of_attaching_changes_under_traffic() {
         let before = bed[0].counters().unwrap().carried();
         assert_reaches(&a, b.address());
         let after = bed[0].counters().unwrap().carried();
-        // Two requests and two answers, each counted once.
-        assert_eq!((after.fast_out - before.fast_out, after.fast_in - before.fast_in), (2, 2), "to {way}");
+        // Two requests and two answers are each counted once.
+        assert_eq!((after.fast_out - before.fast_out, after.fast_in - before.fast_in), (2, 2), "to {method}");
     }
-    // Nor was there a moment without a program, in which the stack would have carried all that came.
+    // There was never a moment without a program either, in which the stack would have carried what arrived.
     let after = bed[0].counters().unwrap().carried();
     assert_eq!(
         (after.stack_out, after.stack_in, after.dropped),
@@ -220,7 +222,7 @@ fn ports_come_and_go_and_an_index_is_not_an_interface() {
     let (index, _) = interface(&host, "vb");
     assert!(marked(&bed, index));
 
-    // Under a running agent.
+    // First a port goes and comes under a running agent.
     bed.members[0].containers.pop().unwrap().remove().unwrap();
     wait_for("nothing at vb", || endpoint(&bed[0], address).is_none() && !marked(&bed, index));
     assert_eq!(places(&host).len(), 6);
@@ -229,7 +231,7 @@ fn ports_come_and_go_and_an_index_is_not_an_interface() {
     wait_for("filters at the new vb", || endpoint(&bed[0], address).is_some() && places(&host) == ALL);
     assert!(marked(&bed, interface(&host, "vb").0));
 
-    // While no agent runs: another container with the same interface index.
+    // Then it goes while no agent runs, and another container gets the same interface index.
     bed[0].kill_agent().unwrap();
     let (index, _) = interface(&host, "vb");
     container.remove().unwrap();
@@ -250,24 +252,24 @@ fn ports_come_and_go_and_an_index_is_not_an_interface() {
         container.namespace().ip(&line).unwrap();
     }
     assert_eq!((interface(&host, "vb").0, places(&host).len()), (index, 6));
-    // Without an agent it takes the stack.
+    // Without an agent the stack carries the packets.
     assert_reaches(&container, far.address());
     bed[0].restart_agent().unwrap();
     assert_reaches(&container, far.address());
     wait_for("filters at the vb of the same index", || places(&host) == ALL);
     wait_for("its endpoint", || endpoint(&bed[0], address).is_some());
 
-    // Somebody takes the qdisc away, with all in it: the audit sees it.
+    // Somebody deletes the qdisc with everything in it. The audit notices.
     for device in ["eth0", "va"] {
         tc(&host, &format!("qdisc delete dev {device} clsact"));
     }
-    // The underlay's may be back already: any event at eth0 has it looked at.
+    // The underlay device's qdisc may be back already, since any event at eth0 makes the agent look at it.
     assert!(places(&host).len() <= 6, "{:?}", places(&host));
     assert_reaches(&container, far.address());
     bed[0].overlay(&["peers", "--resync"]).unwrap();
     wait_for("all programs", || places(&host) == ALL);
 
-    // A new overlay0 has filters of its own, and is no device without them.
+    // When overlay0 is made anew, it gets filters of its own, and it does not count as there without them.
     let (index, _) = interface(&host, "overlay0");
     host.exec("ip link delete overlay0").unwrap();
     wait_for("another overlay0", || places(&host) == ALL && interface(&host, "overlay0").0 != index);

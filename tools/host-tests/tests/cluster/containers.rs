@@ -1,4 +1,4 @@
-//! Containers that come, go, are replaced, move, and try to take what is not theirs.
+//! Containers come, go, are replaced and move, and some try to use addresses of others.
 use std::{thread, time::Duration};
 
 use overlay_common::{Hook, Reason};
@@ -16,7 +16,7 @@ fn gateway(member: &Member) -> std::net::Ipv4Addr {
     member.subnet.replace(".0/24", ".1").parse().unwrap()
 }
 
-/// Removes the first container of a host and makes another with its name and address, as a runtime does.
+/// Removes the first container of a host and makes another with its name and address, as a container runtime does.
 fn replace(bed: &mut Bed, host: usize) -> (Container, String) {
     let old = bed[host].containers.remove(0);
     let (old_mac, subnet, mtu) = (mac(&old), bed[host].subnet.clone(), bed[host].mtu);
@@ -49,7 +49,7 @@ fn a_replaced_container_is_reached_again_with_the_agent_alive_and_dead() {
     let other = bed[1].containers[0].clone();
 
     let (new, _) = replace(&mut bed, 0);
-    // One ARP exchange, as the container's first packet brings it about.
+    // This makes one ARP exchange, as the container's first packet does.
     assert_reaches(&new, gateway(&bed[0]));
     assert_reaches(&other, new.address());
     assert_reaches(&new, other.address());
@@ -63,7 +63,7 @@ fn a_replaced_container_is_reached_again_with_the_agent_alive_and_dead() {
     assert_reaches(&new, gateway(&bed[0]));
     assert_reaches(&other, new.address());
     assert_reaches(&new, other.address());
-    // Nobody was there to learn it: the stack carries it, past an entry that is stale.
+    // No agent was there to learn the new container, so its entry is stale; the stack carries the packets all the same.
     assert_eq!(endpoint(&bed[0], new.address()).unwrap()["mac"], old_mac.as_str());
 
     bed[0].restart_agent().unwrap();
@@ -82,7 +82,7 @@ fn attached_endpoints_are_pinned_until_detached() {
     let bed = Bed::new(Kind::Folder, 2);
     let (a, b) = bed.pair();
     let address = a.address().to_string();
-    // Before any packet: only the operator knows.
+    // There has been no packet yet, so only the operator knows the container.
     let words = ["attach", &address, "--port", a.port(), "--mac", &mac(a)];
     assert!(bed[0].overlay(&words).unwrap().contains("attached"));
     wait_for("the endpoint", || endpoint(&bed[0], a.address()).is_some());
@@ -128,8 +128,8 @@ fn an_address_cannot_be_stolen_by_claiming_it() {
     let ledger = Ledger::open(&bed.members).unwrap();
     let stream = Numbered::start(other, victim, 2000).unwrap();
     thief.exec(&format!("ip address add {}/24 dev eth0", victim.address())).unwrap();
-    // The kernel announces its addresses, by gratuitous ARP, when asked to and its MAC address is set, even to what it
-    // was; that moves the host's neighbour entry.
+    // With arp_notify the kernel announces its addresses by gratuitous ARP when its MAC address is set, even to the
+    // same value. That moves the host's neighbour entry.
     thief.namespace().sysctl("ipv4/conf/eth0/arp_notify", "1").unwrap();
     thief.exec(&format!("ip link set eth0 address {}", mac(thief))).unwrap();
     wait_for("the host to be taken in", || {
@@ -149,7 +149,7 @@ fn an_address_cannot_be_stolen_by_claiming_it() {
     assert_eq!(endpoint(&bed[0], victim.address()).unwrap(), held);
     refused.unwrap();
 
-    // Nor can it speak in the victim's name.
+    // The thief cannot send with the victim's address either.
     let before = bed[0].counters().unwrap().packets(Hook::Encap, Reason::SourceAtWrongPort);
     let line = format!("ping -c 3 -i 0.1 -W 1 -I {} {}", victim.address(), other.address());
     let words: Vec<_> = line.split_whitespace().collect();

@@ -1,4 +1,4 @@
-//! Data that was altered on its way never reaches an application, whatever somebody has vouched for on the way.
+//! Data that was altered on its path never reaches an application, even if a checksum around it was right.
 use std::{
     io::{ErrorKind, Read as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -22,11 +22,11 @@ use serde_json::Value;
 
 use super::{
     bed::{Bed, Kind, wait_for},
-    ingress::{REDIRECT, STRIP, delivered, receivers},
+    ingress::{REDIRECT, STRIP, delivered, xdp_targets},
 };
 
 const VXLAN_PORT: u16 = 8472;
-/// Bytes before the inner IPv4 header.
+/// Bytes in front of the inner IPv4 header.
 const HEADERS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -38,10 +38,11 @@ fn mac(host: &Host, device: &str) -> [u8; 6] {
     bytes.try_into().unwrap()
 }
 
-/// A TCP client made of frames: in the subnet of `peer`, and on its wire, but in no kernel.
+/// A TCP client in no kernel: it makes its own frames, with addresses in the subnet of `peer`, and sends them on the
+/// peer's wire.
 struct Client {
     socket: OwnedFd,
-    /// Underlay: MAC addresses and addresses, ours and theirs.
+    /// MAC addresses on the underlay: ours and theirs.
     macs: [[u8; 6]; 2],
     outer: [[u8; 4]; 2],
     vtep_macs: [[u8; 6]; 2],
@@ -51,7 +52,7 @@ struct Client {
     acknowledged: u32,
 }
 
-/// What is wrong with a segment.
+/// What is wrong with a segment that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     None,
@@ -91,7 +92,8 @@ impl Client {
         }
     }
 
-    /// Sends a segment with this payload, or a SYN; `checked`: with an outer checksum that is right.
+    /// Sends a segment with this payload, or a SYN. `checked` says whether it has an outer checksum, which is then
+    /// right.
     fn send(&self, syn: bool, payload: &[u8], fault: Fault, checked: bool) {
         let tcp = PacketBuilder::ipv4(self.inner[0], self.inner[1], 63).tcp(
             self.ports[0],
@@ -118,7 +120,7 @@ impl Client {
         send(self.socket.as_raw_fd(), &frame, MsgFlags::empty()).unwrap();
     }
 
-    /// Three-way handshake.
+    /// Performs TCP's three-way handshake.
     fn connect(&mut self, checked: bool) {
         self.send(true, &[], Fault::None, checked);
         self.sequence += 1;
@@ -138,7 +140,7 @@ impl Client {
         panic!("no SYN+ACK came");
     }
 
-    /// Sends these pieces one behind the other, so that they may be merged, and says what the application got.
+    /// Sends these pieces in a row, so that GRO may merge them, and returns what the application received.
     fn pieces(&mut self, stream: &mut TcpStream, pieces: [&[u8]; 3], fault: Fault, checked: bool) -> Vec<u8> {
         let start = self.sequence;
         for piece in pieces {
@@ -181,12 +183,12 @@ fn a_valid_outer_checksum_never_vouches_for_a_broken_inner_one() {
     let parts = [[b'a'; 1000], [b'b'; 1000], [b'c'; 1000]];
     let parts: [&[u8]; 3] = [&parts[0], &parts[1], &parts[2]];
     for options in [&["--ingress", "tc"], REDIRECT.as_slice(), &STRIP] {
-        // GRO looks at checksums only where frames come one by one, as on a wire.
+        // GRO verifies checksums only where frames come one by one, as on a wire.
         let bed = Bed::with(Kind::Folder, Options { wire_like: true, ..Options::default() }, options);
         let (container, _) = bed.pair();
         bed.learn_all();
         if options == REDIRECT {
-            wait_for("the containers' veths to take frames", || receivers(&bed[0]) == 2);
+            wait_for("the containers' veths to take frames", || xdp_targets(&bed[0]) == 2);
         }
         for gro in ["on", "off"] {
             bed[0].host.exec(&format!("ethtool -K eth0 gro {gro}")).unwrap();
@@ -202,7 +204,8 @@ fn a_valid_outer_checksum_never_vouches_for_a_broken_inner_one() {
                 assert!(broken.is_empty(), "{name}: {} bytes reached the application", broken.len());
                 let right = client.pieces(&mut stream, parts, Fault::None, checked);
                 assert!(right == parts.concat(), "{name}: {} bytes", right.len());
-                // All of it was delivered past the stack, broken or not: the container found out.
+                // All segments, broken or not, were delivered past the stack, so it was the container that discarded
+                // the broken ones.
                 let after = delivered(&bed[0].counters().unwrap());
                 let [xdp, tc] = [0, 1].map(|hook| after[hook] - before[hook]);
                 println!("{name}: XDP delivered {xdp}, TC {tc}");

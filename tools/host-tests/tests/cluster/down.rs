@@ -1,4 +1,4 @@
-//! `overlay down`: nothing stays, and everything comes back.
+//! `overlay down` leaves nothing behind, and a new agent brings everything back.
 use super::bed::{Bed, Kind, assert_reaches, ids, overlay, pins, wait_for};
 
 #[test]
@@ -13,7 +13,7 @@ fn down_leaves_no_trace_and_up_again_works() {
         overlay_lab::command::run("bpftool", ["-j", kind, "show", "id", &id]).is_ok()
     };
 
-    // Not under a running agent, which would put it all back.
+    // It refuses under a running agent, which would put everything back.
     let refused = bed[0].overlay(&["down"]).unwrap_err().to_string();
     let pid = bed[0].agent().unwrap().pid().unwrap();
     assert!(refused.contains("exit status: 1") && refused.contains(&format!("kill {pid}")), "{refused}");
@@ -30,7 +30,7 @@ fn down_leaves_no_trace_and_up_again_works() {
         [("map", &loaded.maps), ("map", &loaded.indexes), ("link", &loaded.links), ("prog", &loaded.programs)]
     {
         for (name, id) in objects {
-            // The kernel frees what nobody holds any more a moment later.
+            // The kernel frees unused objects a moment later.
             wait_for(&format!("the end of {kind} {name}"), || !exists(kind, *id));
         }
     }
@@ -41,7 +41,7 @@ fn down_leaves_no_trace_and_up_again_works() {
     }
     let refused = bed[0].overlay(&["status"]).unwrap_err().to_string();
     assert!(refused.contains("there is no network default on this host"), "{refused}");
-    // Once more is no error: what a script wants is that it is gone.
+    // A second `overlay down` is no error, because scripts only want the network to be gone.
     bed[0].overlay(&["down"]).unwrap();
     assert!(!host.folder().join("state").join("default").exists());
 

@@ -1,4 +1,4 @@
-//! Figures that must agree: bpftool's, the command line's, and what was really sent.
+//! Figures that must agree: those of bpftool, those of the command line, and what was really sent.
 use std::{collections::BTreeMap, net::Ipv4Addr, thread, time::Duration};
 
 use overlay_common::{Hook, Reason, Verdict, reason::REASONS};
@@ -117,7 +117,7 @@ fn without_the_fast_path_the_stack_carries_everything() {
     }
 }
 
-/// What one host counted more than before, by hook and reason.
+/// What one host counted between two moments, by hook and reason.
 struct Delta(Counters, Counters);
 
 impl Delta {
@@ -125,7 +125,7 @@ impl Delta {
         self.1.packets(hook, reason) - self.0.packets(hook, reason)
     }
 
-    /// All that ended at `hook` for another reason than that it was carried on.
+    /// Packets that ended at `hook` under another reason than being carried.
     fn not_carried(&self, hook: Hook) -> u64 {
         let stays = |verdict| !matches!(verdict, Verdict::Carried | Verdict::Event);
         let reasons = Reason::ALL.iter().filter(|reason| stays(reason.verdict()));
@@ -139,7 +139,7 @@ impl Delta {
     }
 }
 
-/// Numbered packets from `from` to `to`, and what the first two hosts counted meanwhile.
+/// Sends numbered packets from `from` to `to`, and returns what the first two hosts counted meanwhile.
 fn counted(bed: &Bed, from: &Container, to: &Container) -> (NumberedReport, [Delta; 2]) {
     let counters = || [0, 1].map(|host| bed[host].counters().unwrap());
     let before = counters();
@@ -161,12 +161,12 @@ fn every_packet_sent_is_accounted_for() {
         let (report, [sender, receiver]) = counted(bed, &a, &b);
         println!("{what}: {report:?}");
         let sent = report.sent;
-        // At the container: each packet is encapsulated, left to the stack, or dropped.
+        // At the sending container's port each packet is encapsulated, left to the stack, or dropped.
         assert_eq!(sent, sender.of(Hook::Encap, Reason::Carried) + sender.not_carried(Hook::Encap), "{what}");
         let left = sender.of(Hook::Encap, Reason::Carried) + sender.of(Hook::Send, Reason::Carried);
         let ended = sender.dropped(Hook::Encap) + sender.dropped(Hook::Send);
         assert_eq!(sent, left + ended, "{what}");
-        // At the other host: delivered by either tier, or dropped.
+        // At the other host each packet is delivered by one of the tiers, or dropped.
         let delivered =
             receiver.of(Hook::Decap, Reason::Carried) + receiver.of(Hook::Receive, Reason::Carried);
         let lost = receiver.dropped(Hook::Decap) + receiver.dropped(Hook::Receive);
@@ -179,7 +179,7 @@ fn every_packet_sent_is_accounted_for() {
     let (out, inwards) = (sender.of(Hook::Encap, Reason::Carried), receiver.of(Hook::Decap, Reason::Carried));
     assert!(out > 4000 && out == inwards, "{out} {inwards}");
 
-    // The receiver's container is gone from its table: the stack delivers.
+    // The destination is no longer in the receiving host's map of endpoints, so the stack delivers.
     bed[1].kill_agent().unwrap();
     let [.., number] = b.address().octets();
     forget(&bed, "endpoint_index", number, 20);
@@ -187,7 +187,7 @@ fn every_packet_sent_is_accounted_for() {
     let stack = receiver.of(Hook::Receive, Reason::Carried);
     assert!(stack > 4000 && stack == receiver.of(Hook::Decap, Reason::Unlearned), "{stack}");
 
-    // The receiver does not know the sender: dropped there.
+    // The receiving host does not know the sender, so it drops the packets.
     let pin = pins(&bed[1]).join("vteps");
     let vteps = bed[0].host.address().octets().map(|octet| octet.to_string()).join(" ");
     overlay_lab::command::sh(&format!("bpftool map delete pinned {} key {vteps}", pin.display())).unwrap();
@@ -197,20 +197,20 @@ fn every_packet_sent_is_accounted_for() {
     let [_, receiver] = check(&bed, "sender not known");
     assert!(receiver.of(Hook::Decap, Reason::UnknownPeer) > 4000);
 
-    // The sender knows no peer: answered there.
+    // The sending host knows no peer for the destination, so it answers.
     let key = super::bed::lease_key(&bed[1].subnet);
     bed.etcd().ctl(&["del", &key]).unwrap();
     wait_for("no peer", || peers(&bed[0]).is_empty());
     let [sender, _] = check(&bed, "no peer");
     assert!(sender.of(Hook::Encap, Reason::NoPeer) > 4000);
 
-    // And all is well again with an agent that comes back.
+    // A new agent repairs all of it.
     bed[1].restart_agent().unwrap();
     bed.wait_for_peers(1);
     assert_reaches(&a, b.address());
 }
 
-/// The second host's programs find nothing any more at this number.
+/// Makes the second host's programs find nothing at this number of an index.
 fn forget(bed: &Bed, index: &str, number: u8, length: usize) {
     let (pin, zeros) = (pins(&bed[1]).join(index), vec!["0"; length].join(" "));
     let update = format!("map update pinned {} key {number} 0 0 0 value {zeros}", pin.display());

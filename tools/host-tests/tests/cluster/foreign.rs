@@ -1,4 +1,5 @@
-//! The kernel's own VXLAN device, set up as flannel does, as the other host; and ours with ours on the same underlays.
+//! A host with the kernel's own VXLAN device, set up as flannel does, as the peer of a host of ours; and two of our
+//! hosts on the same kinds of underlay.
 use overlay_common::{Hook, Reason};
 use overlay_lab::{
     Backend, Carried, Container, ForeignVxlan, Host, Lab, Member, Options, Store, configure, etcd::Etcd,
@@ -11,15 +12,15 @@ use super::bed::{
 };
 
 pub const BYTES: u64 = 100 << 20;
-/// Bytes of TCP payload in one segment: 1450 less IPv4, TCP and its timestamps.
+/// Bytes of TCP payload in one segment: 1450 minus the headers of IPv4 and TCP and TCP's timestamps.
 pub const SEGMENT: u64 = 1450 - 20 - 20 - 12;
 pub const FOREIGN: &str = "10.244.77.0/24";
 
-/// A host of ours and one of flannel's kind, and a container on each.
+/// A host with our agent and one set up as flannel does, with a container on each.
 pub struct Mixed {
     pub ours: Member,
     pub container: Container,
-    /// Its MTU is the underlay's: what is too big for the overlay is the hosts' to say.
+    /// Containers with the underlay's MTU. Their hosts must tell them what is too large for the overlay.
     wide: [Container; 2],
     pub foreign: Container,
     store: Store,
@@ -27,12 +28,12 @@ pub struct Mixed {
 }
 
 impl Mixed {
-    /// Flannel's kind of host.
+    /// The host that is set up as flannel does.
     pub fn foreign_host(&self) -> &Host {
         self.lab.host(1)
     }
 
-    /// Of our host's lease.
+    /// The VtepMAC in our host's lease.
     pub fn vtep_mac(&self) -> String {
         vtep_mac(&self.ours)
     }
@@ -46,14 +47,15 @@ pub fn mixed(wire_like: bool) -> Mixed {
     mixed_with(wire_like, &[])
 }
 
-/// With these options for our agent.
+/// Makes the hosts, with these options for our agent.
 pub fn mixed_with(wire_like: bool, agent: &[&str]) -> Mixed {
     let lab = Lab::new(Options { wire_like, ..Options::default() }).unwrap();
     let mut store = Store::etcd(&lab).unwrap();
     configure(&lab, overlay(), &store, Backend::Vxlan.config()).unwrap();
     let ours = populate_some(&lab.hosts()[..1], overlay(), &store, agent).unwrap().remove(0);
 
-    // What flannel would do on the other host, by hand: device, lease, peer; then what its user does.
+    // What flannel does on the other host is done by hand: it makes the device, the lease and the peer. Then come the
+    // bridge and the containers.
     let host = lab.host(1);
     let device = ForeignVxlan::new(host, FOREIGN, 1, 8472).unwrap();
     let etcd = store.as_etcd().unwrap();
@@ -62,7 +64,7 @@ pub fn mixed_with(wire_like: bool, agent: &[&str]) -> Mixed {
     etcd.ctl(&["put", "--lease", id, &lease_key(FOREIGN), &flannel_lease(host.address(), device.mac())])
         .unwrap();
     let lease = etcd.ctl(&["get", "--print-value-only", &lease_key(&ours.subnet)]).unwrap();
-    // Ours must be what flannel itself would have written, or it could not read it.
+    // Our lease must be exactly what flannel itself would have written, so that flannel can read it.
     assert_eq!(lease.trim_end(), flannel_lease(ours.host.address(), &vtep_mac(&ours)));
     device.put_peer(&ours.subnet, &vtep_mac(&ours), ours.host.address()).unwrap();
     host.add_bridge(FOREIGN, 1450).unwrap();
@@ -82,11 +84,12 @@ fn flannels_device_and_ours_talk_up_to_the_exact_mtu() {
     for (from, to) in [(container, foreign), (foreign, container)] {
         assert_reaches(from, to.address());
         assert!(ping_df(from, to.address(), 1422).complete());
-        // Its own interface refuses it already.
+        // The container's own interface refuses the packet already.
         let refused = ping_df(from, to.address(), 1423);
         assert!(refused.received == 0 && refused.output.contains("mtu=1450"), "{}", refused.output);
     }
-    // Containers that were told nothing about the overlay's MTU hear it from their host: ours, and the kernel.
+    // Containers that do not know the overlay's MTU are told by their host: by our programs on one, by the kernel on
+    // the other.
     for (from, to) in [(&wide[0], foreign), (&wide[1], container)] {
         assert_reaches(from, to.address());
         wait_for("the endpoints", || {
@@ -99,13 +102,13 @@ fn flannels_device_and_ours_talk_up_to_the_exact_mtu() {
     let counters = ours.counters().unwrap();
     let carried = counters.carried();
     assert!(carried.fast_out > 0 && carried.fast_in > 0, "{carried:?}");
-    // It was the fast path that said so, not the stack behind it.
+    // The fast path has told it, not the stack behind it.
     assert_eq!(counters.packets(Hook::Encap, Reason::TooBig), 1, "{counters:?}");
 }
 
-/// Transfers both ways; `ours` must have carried it all by the fast path, and dropped nothing.
+/// Transfers data in both directions. Our fast path must have carried all of it and dropped nothing.
 fn transfers(ours: &Member, own: &Container, other: &Container) {
-    // Learned before it counts.
+    // The first packets make the containers' addresses learned.
     assert_reaches(own, other.address());
     assert_reaches(other, own.address());
     wait_for("the endpoint", || endpoint(ours, own.address()).is_some());
@@ -138,7 +141,7 @@ fn flannels_device_and_ours_carry_100_mb_either_way() {
             segments_are_right(bed.lab.host(0), &bed.container, &bed.foreign);
             segments_are_right(bed.lab.host(1), &bed.foreign, &bed.container);
         } else {
-            // GSO is kept: the segments of one send travel in few frames.
+            // GSO works: the segments of one send travel in few frames.
             assert!(carried < BYTES / SEGMENT / 4, "{carried} frames");
         }
     }

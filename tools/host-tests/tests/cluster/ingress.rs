@@ -1,4 +1,4 @@
-//! Every way of taking packets in carries everything, whatever the underlay and the containers are.
+//! Every ingress mode carries everything, whatever the underlay and the containers are like.
 use std::{net::Ipv4Addr, thread, time::Duration};
 
 use overlay_common::{Hook, Reason};
@@ -15,7 +15,7 @@ use super::{
 pub const REDIRECT: [&str; 4] = ["--ingress", "xdp", "--endpoint-gro", "on"];
 pub const STRIP: [&str; 2] = ["--ingress", "xdp-strip"];
 
-/// What `overlay status` says of a tier.
+/// Whether `overlay status` says that a tier is used, and why.
 fn tier(member: &Member, name: &str) -> (bool, String) {
     let status = json(member, &["status"]);
     let tiers = status["tiers"].as_array().unwrap();
@@ -23,8 +23,8 @@ fn tier(member: &Member, name: &str) -> (bool, String) {
     (tier["in_use"].as_bool().unwrap(), tier["why"].as_str().unwrap().to_owned())
 }
 
-/// How many endpoints XDP may hand frames to.
-pub fn receivers(member: &Member) -> u64 {
+/// How many endpoints XDP may redirect frames to.
+pub fn xdp_targets(member: &Member) -> u64 {
     json(member, &["status"])["agent"]["datapath"]["receivers"].as_u64().unwrap()
 }
 
@@ -32,12 +32,13 @@ fn learned(member: &Member, container: &Container) {
     wait_for("the endpoint", || endpoint(member, container.address()).is_some());
 }
 
-/// Packets that XDP delivered, and that TC did.
+/// How many packets XDP delivered, and how many TC did.
 pub fn delivered(counters: &Counters) -> [u64; 2] {
     [Hook::Xdp, Hook::Decap].map(|hook| counters.packets(hook, Reason::Carried))
 }
 
-/// Both ways; returns what XDP and TC delivered of what came in. Nothing took the stack, nothing was dropped.
+/// Transfers data in both directions, and returns how many of the received packets XDP and TC delivered. Nothing may
+/// take the stack or be dropped.
 fn transfers(ours: &Member, own: &Container, other: &Container) -> [u64; 2] {
     let before = ours.counters().unwrap();
     transfer(own, other, BYTES).unwrap();
@@ -63,7 +64,7 @@ fn flannels_device_and_ours_carry_100_mb_by_xdp_either_way() {
             learned(&bed.ours, &bed.container);
             let redirects = options.len() == REDIRECT.len();
             if redirects {
-                wait_for("the containers' veths to take frames", || receivers(&bed.ours) >= 1);
+                wait_for("the containers' veths to take frames", || xdp_targets(&bed.ours) >= 1);
             }
             let [xdp, tc] = transfers(&bed.ours, &bed.container, &bed.foreign);
             println!("  XDP delivered {xdp}, TC {tc}");
@@ -80,14 +81,14 @@ fn a_container_that_cannot_take_redirected_frames_gets_all_by_tc() {
     let bed = Bed::with(Kind::Folder, options, &["--ingress", "xdp"]);
     let (a, b) = bed.pair();
     bed.learn_all();
-    assert_eq!(receivers(&bed[0]), 0);
+    assert_eq!(xdp_targets(&bed[0]), 0);
     let [xdp, tc] = transfers(&bed[0], a, b);
     assert!(xdp == 0 && tc >= BYTES / SEGMENT, "XDP delivered {xdp}, TC {tc}");
 
-    // Its owner switches GRO on, and off again under traffic, more than once.
+    // The owner of the container switches GRO on, and off again under traffic, several times.
     for _ in 0..3 {
         a.exec("ethtool -K eth0 gro on").unwrap();
-        wait_for("the veth to take frames", || receivers(&bed[0]) == 1);
+        wait_for("the veth to take frames", || xdp_targets(&bed[0]) == 1);
         let before = delivered(&bed[0].counters().unwrap())[0];
         let stream = thread::spawn({
             let (a, b) = (a.clone(), b.clone());
@@ -95,17 +96,17 @@ fn a_container_that_cannot_take_redirected_frames_gets_all_by_tc() {
         });
         wait_for("XDP to deliver", || delivered(&bed[0].counters().unwrap())[0] > before + 1000);
         a.exec("ethtool -K eth0 gro off").unwrap();
-        wait_for("the veth to be left to TC", || receivers(&bed[0]) == 0);
+        wait_for("the veth to be left to TC", || xdp_targets(&bed[0]) == 0);
         stream.join().unwrap().unwrap();
     }
-    // Switched off while the interface is down, which the kernel does not tell at the host's end.
+    // GRO is switched off while the interface is down, of which the kernel sends no event at the host's end.
     a.exec("ethtool -K eth0 gro on").unwrap();
-    wait_for("the veth to take frames", || receivers(&bed[0]) == 1);
+    wait_for("the veth to take frames", || xdp_targets(&bed[0]) == 1);
     let route = format!("ip route replace default via {}", gateway(a));
     for command in ["ip link set eth0 down", "ethtool -K eth0 gro off", "ip link set eth0 up", &route] {
         a.exec(command).unwrap();
     }
-    wait_for("the veth to be left to TC", || receivers(&bed[0]) == 0);
+    wait_for("the veth to be left to TC", || xdp_targets(&bed[0]) == 0);
     wait_for("the container", || b.ping(a.address(), pings(1)).unwrap().complete());
     let clean = Numbered::start(b, a, 1000).unwrap();
     thread::sleep(Duration::from_millis(300));
@@ -120,7 +121,7 @@ fn gateway(container: &Container) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, 1)
 }
 
-/// The loader of another product: holds the device's XDP hook as long as it lives.
+/// Holds the XDP hook of the host's underlay device, as the loader of another product does, until it is dropped.
 fn take_xdp(host: &Host) -> aya::Ebpf {
     host.namespace()
         .enter(|| {
@@ -152,17 +153,17 @@ fn xdp_that_another_program_has_is_left_to_it() {
     transfer(&b, &a, 10 << 20).unwrap();
     assert_eq!(delivered(&bed[0].counters().unwrap())[0], 0);
 
-    // It goes; ours takes the place when the agent starts the next time, and not before.
+    // When the other program goes, ours takes its place at the agent's next start, and not before.
     drop(other);
     assert!(!tier(&bed[0], "xdp").0);
     bed[0].end_agent().unwrap();
     bed[0].restart_agent().unwrap();
     assert!(tier(&bed[0], "xdp").0, "{}", tier(&bed[0], "xdp").1);
-    wait_for("the containers' veths to take frames", || receivers(&bed[0]) == 2);
+    wait_for("the containers' veths to take frames", || xdp_targets(&bed[0]) == 2);
     transfer(&b, &a, 10 << 20).unwrap();
     assert!(delivered(&bed[0].counters().unwrap())[0] > (10 << 20) / 1400);
 
-    // And off the host: the program is gone with the network.
+    // When the network is removed from the host, the program goes too.
     bed[0].end_agent().unwrap();
     bed[0].overlay(&["down"]).unwrap();
     let link: Value = serde_json::from_str(&bed[0].host.exec("ip -j link show dev eth0").unwrap()).unwrap();
@@ -173,7 +174,7 @@ fn xdp_that_another_program_has_is_left_to_it() {
 fn an_underlay_that_is_no_place_for_xdp_is_taken_in_by_tc() {
     let lab = Lab::new(Options::default()).unwrap();
     let host = lab.host(0).clone();
-    // The NIC becomes a port of a bridge that has its name and address, as on hosts of virtual machines.
+    // The NIC becomes a port of a bridge, which gets its name and address, as on hosts of virtual machines.
     for command in [
         "link set eth0 down",
         "link set eth0 name nic0",
@@ -198,7 +199,8 @@ fn an_underlay_that_is_no_place_for_xdp_is_taken_in_by_tc() {
     assert!(delivered(&members[0].counters().unwrap())[1] > (10 << 20) / 1400);
 }
 
-/// Packets per second, in each direction: a veth with XDP holds 256 frames, which this machine may take long to fetch.
+/// Packets per second, in each direction. The ring of a veth with XDP holds 256 frames, and a busy machine may be slow
+/// to fetch them.
 const RATE: u32 = 5_000;
 
 #[test]
@@ -208,7 +210,7 @@ fn no_packet_is_lost_when_agents_under_xdp_end_and_start() {
         let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
         bed.learn_all();
         if options.len() == REDIRECT.len() {
-            wait_for("the containers' veths to take frames", || receivers(&bed[0]) == 2);
+            wait_for("the containers' veths to take frames", || xdp_targets(&bed[0]) == 2);
         }
         for round in 0..2 {
             let before = ids(&bed[0]);

@@ -1,4 +1,4 @@
-//! Hosts that come, go, return and move: the store says so, and every other host's maps and packets follow.
+//! Hosts come, go, return and move. The store says so, and the maps and packets of every other host follow.
 use std::time::{Duration, Instant};
 
 use overlay_common::Addr4;
@@ -8,7 +8,7 @@ use super::bed::{
     Bed, Kind, assert_reaches, bpftool, flannel_lease, lease_key, peers, pings, pins, vtep_mac, wait_for,
 };
 
-/// The other hosts know `member` exactly once, as it is, and reach it.
+/// Asserts that the other hosts know `member` exactly once, as it is now, and reach it.
 fn assert_known_once(bed: &Bed, member: usize) {
     let moved = &bed[member];
     let address = moved.host.exec("ip -4 -o address show dev eth0 scope global").unwrap();
@@ -19,7 +19,8 @@ fn assert_known_once(bed: &Bed, member: usize) {
         wait_for(&format!("{expected:?} on {}", other.host.name()), || peers(other).contains(&expected));
         let known = peers(other);
         assert_eq!(known.len(), bed.members.len() - 1, "{known:?}");
-        // One underlay address per peer too: what nobody has any more is no known sender.
+        // There is exactly one underlay address for each peer: an address that no peer has any more must not be
+        // accepted as a sender.
         let vteps = bpftool(&["map", "dump"], &pins(other).join("vteps"));
         assert_eq!(vteps.as_array().unwrap().len(), known.len(), "{vteps}");
     }
@@ -36,7 +37,7 @@ fn hosts_that_leave_return_and_move_are_followed() {
     let mut bed = Bed::new(Kind::Etcd, 3);
     bed.assert_all_reached();
 
-    // It leaves: agent down, network down, lease gone.
+    // The host leaves: its agent ends, its network is removed, and its lease is deleted.
     bed[2].end_agent().unwrap();
     let mac = vtep_mac(&bed[2]);
     bed[2].overlay(&["down"]).unwrap();
@@ -50,13 +51,13 @@ fn hosts_that_leave_return_and_move_are_followed() {
     assert!(ping.received == 0 && ping.output.contains("Net Unreachable"), "{}", ping.output);
     assert_reaches(from, bed[1].containers[0].address());
 
-    // It returns: the same subnet, since subnet.env remembers it, with another tunnel device.
+    // It returns with the same subnet, which subnet.env remembers, and with another tunnel device.
     bed[2].restart_agent().unwrap();
     assert_eq!(bed[2].agent().unwrap().subnet().unwrap().0, bed[2].subnet);
     assert_ne!(vtep_mac(&bed[2]), mac);
     assert_known_once(&bed, 2);
 
-    // Its device was deleted behind the agent's back, and its lease too: another VtepMAC.
+    // Its device is deleted while no agent runs, and its lease too, so it comes with another VtepMAC.
     bed[2].kill_agent().unwrap();
     let mac = vtep_mac(&bed[2]);
     bed[2].host.exec("ip link delete overlay0").unwrap();
@@ -73,7 +74,8 @@ fn d6_a_host_with_another_address_must_say_so_and_keeps_its_subnet() {
     bed[2].host.exec("ip address delete 10.99.0.3/24 dev eth0").unwrap();
     bed[2].host.exec("ip address add 10.99.0.33/24 dev eth0").unwrap();
 
-    // What is pinned was made for the old address; and a lease taken for nothing would be this address's from now on.
+    // The pins were made for the old address. If the agent took a new lease before refusing, that lease would bind the
+    // subnet to the new address.
     bed[2].start_agent().unwrap();
     wait_for("the agent's end", || bed[2].agent().unwrap().status().unwrap().is_some());
     let log = bed[2].agent().unwrap().log();
@@ -82,7 +84,8 @@ fn d6_a_host_with_another_address_must_say_so_and_keeps_its_subnet() {
     assert!(!bed.etcd().ctl(&["get", "--prefix", "/"]).unwrap().contains("10.99.0.33"));
 
     bed[2].overlay(&["down"]).unwrap();
-    // The store knows hosts by their address: the old one's lease is the operator's to delete, or ends by itself.
+    // The store knows hosts by their address. The lease of the old address must be deleted by the operator, or it
+    // expires.
     delete_lease(&mut bed, 2);
     bed[2].restart_agent().unwrap();
     assert_eq!(
@@ -117,13 +120,13 @@ fn a_change_in_etcd_is_in_the_maps_at_once() {
         times.sort();
         Ok(times)
     };
-    // In the namespace of etcd: the machine itself has no way to it.
+    // This runs in etcd's namespace, because the machine itself has no route to it.
     let times = bed.lab.switch().enter(work).unwrap();
     let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
     println!(
         "from etcd's answer (from asking it) to the map entry: median {:?} ({:?}), slowest {:?}",
         median.0, median.1, slowest.0
     );
-    // The target is 10 ms for 99 of 100; a machine under load gets ten times as much.
+    // The target is 10 ms in 99 of 100 cases; a busy machine gets ten times as much.
     assert!(median.0 < Duration::from_millis(100), "{times:?}");
 }

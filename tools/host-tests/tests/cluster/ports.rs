@@ -1,4 +1,4 @@
-//! What containers hang on comes and goes: veths, bridges, their tables.
+//! Ports come and go: veths, bridges, and the kernel's tables about them.
 use std::{
     net::UdpSocket,
     thread,
@@ -10,10 +10,10 @@ use overlay_lab::{Accounts, Container, Ledger, Member, Numbered, Traffic, wait_u
 
 use super::bed::{Bed, Kind, assert_reaches, endpoint, pings, wait_for};
 
-/// Longer than the kernel takes to ask once more (a second), and generous for a busy machine.
+/// The kernel asks once more after a second; this is longer, to be generous on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 
-/// One packet from here to there arrives; how long it took. It is not sent twice.
+/// Sends one packet, which is not repeated, and returns how long it took to arrive.
 fn one_packet(from: &Container, to: &Container) -> Duration {
     let inbox = to.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?)).unwrap();
     inbox.set_read_timeout(Some(SOON)).unwrap();
@@ -27,7 +27,7 @@ fn one_packet(from: &Container, to: &Container) -> Duration {
     started.elapsed()
 }
 
-/// Another container on the bridge of a host, whose port forwards.
+/// Makes another container on the bridge of a host, whose port forwards already.
 fn arrive(member: &Member, name: &str, last: u8) -> Container {
     let container = member.host.add_container(name, &member.subnet, last, member.mtu).unwrap();
     wait_for("a bridge that forwards", || {
@@ -44,7 +44,7 @@ fn arrive(member: &Member, name: &str, last: u8) -> Container {
 fn the_first_packet_of_a_container_arrives_either_way_and_teaches() {
     let bed = Bed::new(Kind::Folder, 2);
     let ledger = Ledger::open(&bed.members).unwrap();
-    // Nobody has heard of any of them: the very first packet, from one that is new to one that is new.
+    // None of these containers has been heard of yet. The very first packet goes from one new container to another.
     for (number, (from, to)) in [(0, 1), (1, 0)].into_iter().enumerate() {
         let (from, to) = (&bed[from], &bed[to]);
         let speaker = arrive(from, &format!("s{number}"), 100 + number as u8);
@@ -55,7 +55,7 @@ fn the_first_packet_of_a_container_arrives_either_way_and_teaches() {
         for (member, container) in [(from, &speaker), (to, &listener)] {
             wait_for("it to be learned", || endpoint(member, container.address()).is_some());
         }
-        // New connections take the fast path from here on.
+        // New connections take the fast path from now on.
         let before = bed[0].counters().unwrap().carried().fast_out;
         one_packet(&speaker, &listener);
         one_packet(&listener, &speaker);
@@ -74,12 +74,12 @@ fn learning_follows_the_arp_exchange_within_milliseconds() {
     let mut learned = Vec::new();
     for number in 0..5 {
         let container = arrive(&bed[0], &format!("n{number}"), 50 + number);
-        // Its port is attached as soon as it is one, not when its address is known.
+        // A port gets its programs as soon as it exists, not only when an address behind it is known.
         thread::sleep(Duration::from_millis(200));
         let before = bed[0].counters().unwrap();
         let target = listener.address();
         let sent = container.namespace().enter(move || {
-            // Each to another port: a connection of its own, judged by itself.
+            // Every packet goes to another port, so that each is a connection of its own.
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             let started = Instant::now();
             let mut sent = Vec::new();
@@ -94,7 +94,7 @@ fn learning_follows_the_arp_exchange_within_milliseconds() {
         let of = |reason| after.packets(Hook::Encap, reason) - before.packets(Hook::Encap, reason);
         let (unlearned, carried) = (of(Reason::Unlearned), of(Reason::Carried));
         assert!(unlearned > 0 && carried > 0, "{unlearned} {carried}");
-        // The packets are seen in the order they were sent in.
+        // The programs see the packets in the order in which they were sent.
         learned.push(sent[(unlearned as usize).min(sent.len() - 1)]);
     }
     learned.sort_unstable();
@@ -102,8 +102,8 @@ fn learning_follows_the_arp_exchange_within_milliseconds() {
     assert!(learned[2] < Duration::from_millis(500), "{learned:?}");
 }
 
-/// Deletes a container's veth under a stream to it; whoever else is on the host loses nothing. Returns how many packets
-/// `overlay_decap` says it delivered and nobody received, and the whole account.
+/// Deletes a container's veth under a stream to it, while other containers of the host must lose nothing. Returns how
+/// many packets `overlay_decap` counted as delivered that nobody received, and the whole account.
 fn delete_under_a_stream(bed: &Bed) -> (i64, Accounts) {
     let (victim, sender) = bed.pair();
     let (bystander, other) = (&bed[0].containers[1], &bed[1].containers[1]);
@@ -117,14 +117,15 @@ fn delete_under_a_stream(bed: &Bed) -> (i64, Accounts) {
     let accounts = ledger.close(&bed.members).unwrap();
     println!("{report:?}\n{accounts}");
     assert_eq!((others.lost, others.duplicated), (0, 0), "{others:?}");
-    // Up to the last hook every packet is accounted for.
+    // Every packet is accounted for up to the last hook.
     let traffic = Traffic::from(&[report, others][..]);
     assert_eq!(accounts.gaps(traffic)[..2], [0; 2], "{accounts}");
     let carried = accounts.packets(Hook::Decap, Reason::Carried);
     (carried as i64 - traffic.received as i64, accounts)
 }
 
-/// While a veth is being closed, but is not unlisted yet, it is found and takes nothing: some grace periods of the kernel.
+/// The most packets that may be lost without account. While a veth is being closed, which takes the kernel some grace
+/// periods, redirects to it still succeed but it accepts nothing.
 const CLOSING: i64 = 20_000 / 4;
 
 #[test]
@@ -145,10 +146,11 @@ fn a_veth_that_is_gone_is_seen_to_be_without_an_agent() {
     let (lost, accounts) = delete_under_a_stream(&bed);
     println!("{lost} counted as delivered and not received");
     assert!((0..CLOSING).contains(&lost), "{lost} {accounts}");
-    // The bridge floods the first to the stack, past the programs of other veths: from then on it is the stack's connection.
-    let [gone, noted] =
+    // The bridge floods the first packet to the stack, past the programs of other veths. From then on the connection is
+    // a stack flow.
+    let [gone, stack] =
         [Reason::EndpointGone, Reason::StackFlow].map(|reason| accounts.packets(Hook::Decap, reason));
-    assert!(gone > 0 && gone + noted > 5000, "{accounts}");
+    assert!(gone > 0 && gone + stack > 5000, "{accounts}");
 }
 
 #[test]
@@ -163,7 +165,8 @@ fn entries_that_age_under_traffic_are_no_end() {
     assert!(known());
     let ledger = Ledger::open(&bed.members).unwrap();
     let streams = [(a, b), (b, a)].map(|(from, to)| Numbered::start(from, to, 2000).unwrap());
-    // Centiseconds. Frames of the fast path pass the bridge by: it forgets who is talking all the time.
+    // The unit is centiseconds. The bridge does not see the frames of the fast path, so it forgets who is talking again
+    // and again.
     host.exec("ip link set br0 type bridge ageing_time 50").unwrap();
     wait_until("the bridge to forget", Duration::from_secs(30), || Ok(!known())).unwrap();
     host.exec("ip neigh flush dev br0").unwrap();
@@ -198,7 +201,7 @@ fn a_container_without_a_bridge_is_served() {
     });
     let (traffic, accounts) = (Traffic::from(&reports[..]), ledger.close(&bed.members).unwrap());
     assert_eq!((accounts.gaps(traffic), accounts.dropped()), ([0; 3], 0), "{accounts}");
-    // The learned way is the fast one, both ways.
+    // A container whose port was learned by a route is reached by the fast path in both directions.
     assert_eq!(accounts.packets(Hook::Encap, Reason::Carried), traffic.sent, "{accounts}");
     assert_eq!(accounts.packets(Hook::Decap, Reason::Carried), traffic.sent, "{accounts}");
     let address = routed.address();
@@ -237,7 +240,7 @@ fn a_container_that_moves_to_another_port_is_followed_at_once() {
     let (a, b) = bed.pair();
     let host = &bed[0].host;
     let old = endpoint(&bed[0], a.address()).unwrap();
-    // A second link into the container; address and MAC address move there, and the first goes down but stays.
+    // The container gets a second link, to which its address and MAC address move; the first link goes down but stays.
     let inside = a.namespace().name();
     host.exec(&format!("ip link add vz mtu 1450 type veth peer name eth1 mtu 1450 netns {inside}")).unwrap();
     host.exec("ip link set vz master br0 up").unwrap();
@@ -253,14 +256,15 @@ fn a_container_that_moves_to_another_port_is_followed_at_once() {
     });
     let stream = Numbered::start(b, a, 1000).unwrap();
     let moved = Instant::now();
-    // Its first packet, as it speaks up from its new place.
+    // This is the container's first packet from its new place.
     assert_reaches(a, bed[0].subnet.replace(".0/24", ".1").parse().unwrap());
     wait_for("the new port", || endpoint(&bed[0], a.address()).is_some_and(|row| row["port"] == "vz"));
     println!("moved after {:?}", moved.elapsed());
     thread::sleep(Duration::from_millis(300));
     let report = stream.finish().unwrap();
     println!("{report:?}");
-    // A second's packets are lost where the old port is asked before the new one is believed, or at most 600.
+    // The packets of a second may be lost, because the old port is asked before the new one is believed. That is at
+    // most 600.
     assert!(report.lost < 300, "{report:?}");
     assert_reaches(b, a.address());
     assert_reaches(a, b.address());

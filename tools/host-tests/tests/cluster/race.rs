@@ -1,4 +1,4 @@
-//! As many agents as there are subnets, all at once.
+//! As many agents as there are subnets start all at once.
 use std::{collections::BTreeSet, time::Duration};
 
 use overlay_lab::{Agent, Lab, Options, PingOptions, etcd::Etcd, wait_until};
@@ -8,7 +8,7 @@ use super::bed::overlay;
 const HOSTS: u8 = 64;
 /// 10.244.64.0/24 to 10.244.127.0/24.
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","SubnetLen":24,"SubnetMin":"10.244.64.0","SubnetMax":"10.244.127.0","Backend":{"Type":"vxlan"}}"#;
-/// For 64 agents on few cores, each of which has the kernel verify its programs.
+/// How long 64 agents may take on few cores. The kernel verifies the programs of each.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn leases(etcd: &Etcd) -> usize {
@@ -16,14 +16,14 @@ fn leases(etcd: &Etcd) -> usize {
     keys.lines().filter(|line| !line.is_empty()).count()
 }
 
-/// Has 64 real agents, data path and all, start while etcd hangs, so that all of them ask in the same moment; `harm`
-/// follows at once. All run in the end, no two with the same subnet, and a 65th is told.
+/// Starts 64 whole agents while etcd hangs, so that all of them ask for a lease in the same moment, and then calls
+/// `harm` at once. In the end all run, no two with the same subnet, and a 65th is told that none is free.
 fn race(harm: impl FnOnce(&mut Etcd)) {
     let lab = Lab::new(Options { hosts: HOSTS + 1, ..Options::default() }).unwrap();
     let mut etcd = Etcd::start_in_netns(&lab.folder(), lab.switch().name(), Lab::SWITCH).unwrap();
     etcd.ctl(&["put", "/coreos.com/network/config", CONFIG]).unwrap();
     let url = etcd.client_url();
-    // Tables no larger than the test needs: the kernel allocates them whole, 64 times.
+    // The tables are no larger than the test needs, because the kernel allocates them whole for each of the 64.
     let options = ["--etcd-endpoints", &url, "--max-peers", "128", "--max-flows", "1024"];
     etcd.pause().unwrap();
     let (racing, late) = lab.hosts().split_at(usize::from(HOSTS));
@@ -45,7 +45,7 @@ fn race(harm: impl FnOnce(&mut Etcd)) {
         assert!(agent.status().unwrap().is_none(), "{}", agent.log());
     }
 
-    // Each knows the 63 others, and packets arrive.
+    // Each agent knows the 63 others, and packets between their containers arrive.
     for host in racing {
         wait_until("63 peers", PATIENCE, || {
             let peers: serde_json::Value =

@@ -1,4 +1,4 @@
-//! Agents that end and start again while packets are on their way: none is lost.
+//! Agents end and start again while packets are under way, and none is lost.
 use std::{thread, time::Duration};
 
 use overlay_common::Hook;
@@ -13,7 +13,7 @@ use super::bed::{Bed, Kind, filters, ids, overlay};
 /// Packets per second, in each direction.
 const RATE: u32 = 50_000;
 
-/// Packets in both directions while `work` goes on, from half a second before to half a second after.
+/// Sends packets in both directions while `work` goes on, from half a second before it to half a second after it.
 pub fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce()) -> [NumberedReport; 2] {
     let streams = [(a, b), (b, a)].map(|(from, to)| Numbered::start(from, to, rate).unwrap());
     thread::sleep(Duration::from_millis(500));
@@ -48,7 +48,8 @@ fn nor_when_its_programs_are_filters() {
 /// Ids by name.
 type Named = Vec<(String, u64)>;
 
-/// `ids` returns what must stay the same when an agent is replaced, and the programs, which must all be others.
+/// Replaces agents under packets. `ids` returns the ids that must stay the same when an agent is replaced, and those of
+/// the programs, which must all change.
 fn no_packet_is_lost(mut bed: Bed, rounds: u32, ids: impl Fn(&Bed) -> (Vec<Named>, Named)) {
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     bed.learn_all();
@@ -79,7 +80,7 @@ fn no_packet_is_lost(mut bed: Bed, rounds: u32, ids: impl Fn(&Bed) -> (Vec<Named
         for report in reports {
             println!("round {round}: {report:?}; the machine's queues overflowed {dropped} times");
             assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
-            // What a busy machine manages beside everything else.
+            // A busy machine sends at a tenth of the rate at least.
             assert!(report.rate > u64::from(RATE) / 10, "{report:?}");
         }
         assert_eq!(lasting, still);
@@ -88,7 +89,8 @@ fn no_packet_is_lost(mut bed: Bed, rounds: u32, ids: impl Fn(&Bed) -> (Vec<Named
             assert!(old.0 == new.0 && old.1 != new.1, "{old:?} was not replaced: {new:?}");
         }
     }
-    // A moment without a program would lose nothing: the stack carries what the fast path leaves.
+    // A moment without a program would lose nothing, because the stack carries what the fast path does not. So the
+    // stack's counters must not have changed.
     assert_eq!(stack(&bed), before);
     for host in [0, 1] {
         let counters = bed[host].counters().unwrap();
@@ -117,13 +119,13 @@ fn a_connection_survives_and_traffic_needs_no_agent() {
     println!("{} MB in {:?} over {restarts} restarts", done.bytes >> 20, done.time);
     assert!(restarts >= 2, "the stream was over too soon to say anything");
     let accounts = ledger.close(&bed.members).unwrap();
-    // Of TCP's packets the wire is accounted for: what one host sent, the other saw.
+    // TCP's packets can be accounted for on the wire only: what one host sent, the other must have seen.
     let lost = accounts.gaps(Traffic::default())[1];
     let by_devices: u64 = accounts.devices.values().sum();
     assert!((0..=by_devices as i64).contains(&lost) && accounts.dropped() == 0, "{accounts}");
     assert!(accounts.bytes(Hook::Decap) >= done.bytes, "{accounts}");
 
-    // No agent anywhere, as after two crashes: the kernel alone.
+    // No agent runs anywhere, as after two crashes, so only the kernel carries the packets.
     bed[0].kill_agent().unwrap();
     bed[1].kill_agent().unwrap();
     let before = bed[0].counters().unwrap().carried();
@@ -144,7 +146,7 @@ fn nor_when_what_is_upgraded_are_filters() {
     endure(1, &["--attach", "clsact"]);
 }
 
-/// Rounds of `cargo xtask endure`.
+/// Runs rounds of `cargo xtask endure`.
 fn endure(rounds: u32, agent: &[&str]) {
     let binaries = Binaries::beside(overlay().to_owned()).unwrap();
     let mut endurance = Endurance::start(Options::default(), binaries, agent, RATE).unwrap();

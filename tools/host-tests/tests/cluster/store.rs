@@ -1,4 +1,4 @@
-//! A store in trouble: away, compacted behind the agent's back, emptied, or not meant for two hosts.
+//! A store in trouble: it is away, compacted without the agent noticing, emptied, or not meant for two hosts.
 use std::{
     thread,
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use super::bed::{
     Bed, Kind, assert_reaches, flannel_lease, json, lease_key, overlay, peers, pings, wait_for,
 };
 
-/// Leases of hosts that do not exist.
+/// Writes leases of hosts that do not exist.
 fn put_strangers(bed: &mut Bed, numbers: impl Iterator<Item = u8>) {
     for number in numbers {
         let value = flannel_lease([10, 99, 1, number].into(), "02:00:00:00:01:01");
@@ -20,7 +20,7 @@ fn put_strangers(bed: &mut Bed, numbers: impl Iterator<Item = u8>) {
     }
 }
 
-/// Beyond the first hundred free subnets, which the lab's hosts draw from.
+/// A subnet beyond the first hundred free ones, among which the lab's hosts choose.
 fn stranger(number: u8) -> String {
     format!("10.244.{}.0/24", 200 + number)
 }
@@ -55,7 +55,7 @@ fn an_etcd_that_is_away_costs_no_route_and_no_packet() {
     let report = stream.finish().unwrap();
     assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
     assert_eq!([0, 1].map(|host| peers(&bed[host])), known);
-    // And it is alive, not only well.
+    // The agent really follows the store again, and does not only say so.
     put_strangers(&mut bed, 0..1);
     bed.wait_for_peers(2);
 }
@@ -87,7 +87,8 @@ fn an_etcd_that_is_killed_again_and_again_or_slow_is_followed_all_the_same() {
         .unwrap();
         println!("round {round}: caught up {:?} after etcd answers", back.elapsed());
     }
-    // Slow: it hangs for a second, works for a moment, over and over. No answer takes as long as the agent waits.
+    // Etcd is slow: it hangs for a second and works for a moment, over and over. No single answer takes as long as the
+    // agent waits.
     for number in 3..6 {
         bed.etcd().pause().unwrap();
         thread::sleep(Duration::from_secs(1));
@@ -96,7 +97,7 @@ fn an_etcd_that_is_killed_again_and_again_or_slow_is_followed_all_the_same() {
     }
     bed.wait_for_peers(7);
     assert_eq!(held(&bed), 0);
-    // What goes, goes: nothing stale is kept.
+    // A deleted lease is removed, so no stale one is kept.
     bed.etcd().ctl(&["del", &lease_key(&stranger(0))]).unwrap();
     bed.wait_for_peers(6);
     let report = stream.finish().unwrap();
@@ -112,7 +113,7 @@ fn an_etcd_restored_from_a_backup_takes_no_peer_that_came_after_it() {
     bed.etcd().stop().unwrap();
     bed.etcd().back_up().unwrap();
     bed.etcd().restart().unwrap();
-    // After the backup: one comes, one goes. Fewer than the mass rule minds.
+    // After the backup one peer comes and one goes. That is too few for the rule about more than half of the peers.
     put_strangers(&mut bed, 5..6);
     bed.etcd().ctl(&["del", &lease_key(&stranger(0))]).unwrap();
     wait_for("the change", || {
@@ -145,7 +146,7 @@ fn another_cluster_in_etcds_place_takes_no_peer() {
     bed.etcd().stop().unwrap();
     bed.etcd().replace().unwrap();
     bed.etcd().restart().unwrap();
-    // The living are in it within seconds; the others are held.
+    // The hosts that are alive are in the new cluster within seconds; the removals of the others are held back.
     wait_for("the other cluster", || cluster(&bed) != before && held(&bed) == 2);
     let keys = [0, 1].map(|host| lease_key(&bed[host].subnet));
     wait_for("both leases", || keys.iter().all(|key| !bed.etcd().ctl(&["get", key]).unwrap().is_empty()));
@@ -168,7 +169,7 @@ fn an_etcd_wiped_behind_an_agents_back_that_counted_past_what_it_knew_is_told_by
     bed.etcd().stop().unwrap();
     bed.etcd().wipe().unwrap();
     bed.etcd().restart().unwrap();
-    // The other host lives and is back at once, in the new history's first revisions.
+    // The other host is alive and writes its lease again at once, at one of the first revisions of the new history.
     let key = lease_key(&bed[1].subnet);
     wait_until("the living", Duration::from_secs(30), || Ok(!bed.etcd().ctl(&["get", &key])?.is_empty()))
         .unwrap();
@@ -177,7 +178,7 @@ fn an_etcd_wiped_behind_an_agents_back_that_counted_past_what_it_knew_is_told_by
     }
     bed.lab.switch().exec(&format!("ip route delete {cut}")).unwrap();
     wait_until("an agent that follows", Duration::from_secs(30), || Ok(following(&bed))).unwrap();
-    // Two of three, which the mass rule would let go.
+    // Two of three are held back here, which that rule alone would let go.
     assert_eq!(held(&bed), 2);
     assert_eq!(subnets(&bed).len(), 3);
     bed.assert_all_reached();
@@ -189,7 +190,7 @@ fn an_emptied_store_takes_no_peer_without_the_operators_word() {
     bed.learn_all();
     put_strangers(&mut bed, 0..5);
     bed.wait_for_peers(6);
-    // An agent that lives would claim its lease again at once.
+    // A running agent would claim its lease again at once.
     bed[1].kill_agent().unwrap();
     bed.etcd().ctl(&["del", "--prefix", "/coreos.com/network/subnets/"]).unwrap();
     wait_for("held removals", || {
@@ -200,7 +201,7 @@ fn an_emptied_store_takes_no_peer_without_the_operators_word() {
     let (a, b) = bed.pair();
     let (a, b) = (a.clone(), b.clone());
     assert_reaches(&a, b.address());
-    // Its own lease it took back.
+    // The agent has claimed its own lease again.
     let key = lease_key(&bed[0].subnet);
     wait_for("the own lease", || !bed.etcd().ctl(&["get", &key]).unwrap().is_empty());
 
@@ -209,7 +210,8 @@ fn an_emptied_store_takes_no_peer_without_the_operators_word() {
     assert!(peers(&bed[0]).is_empty());
     assert_eq!(a.ping(b.address(), pings(1)).unwrap().received, 0);
 
-    // The host comes back, and finds as many gone as the other did: the same question, the same answer.
+    // When the host comes back, it finds as many peers gone as the other did, and holds their removal back in the same
+    // way.
     bed[1].restart_agent().unwrap();
     wait_for("the peer that is back", || peers(&bed[0]).len() == 1);
     assert_eq!(peers(&bed[1]).len(), 6);
@@ -238,6 +240,6 @@ fn a_shared_folder_serves_two_hosts_and_one_that_is_not_serves_one() {
         assert!(log.contains(part), "no {part} in {log}");
     }
     assert!(first.status().unwrap().is_none());
-    // Refused before anything was made.
+    // The agent was refused before it made anything.
     assert!(lab.host(1).exec("ip link show dev overlay0").is_err());
 }

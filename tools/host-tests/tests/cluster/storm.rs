@@ -1,4 +1,5 @@
-//! A thousand containers that come and go while others talk: nothing lost, nothing given to another than it was meant for.
+//! A thousand containers come and go while others talk. Nothing is lost, and nothing is delivered to a container that
+//! it was not meant for.
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::{
@@ -18,26 +19,26 @@ use super::bed::{Bed, Kind, endpoint, json, wait_for};
 
 /// How many containers come and go, on both hosts together.
 const VISITS: u64 = 1000;
-/// So many stay at once on each host. Their addresses are the next party's, a fraction of a second later.
+/// How many containers stay at once on each host. The next party gets the same addresses a fraction of a second later.
 const PARTY: u8 = 10;
-/// Questions that each container asks; each must be answered, since none is asked twice.
+/// How many questions each container asks. Each must be answered, since none is asked twice.
 const QUESTIONS: u8 = 3;
-/// Where residents answer, and where visitors are called.
+/// The port at which residents answer and visitors are called.
 const PORT: u16 = 7700;
-/// Every fifth party stays until it is learned. Attaching waits for the kernel's one lock of all links (RTNL), which a
-/// party that goes holds for a while.
+/// Every fifth party stays until it is learned. That takes time, because attaching programs waits for the kernel's one
+/// lock of all links (RTNL), which is held for a while when a party's links are deleted.
 const LINGERING: u64 = 5;
 const LEARNING: Duration = Duration::from_millis(700);
-/// No packet takes this long, unless it is lost.
+/// How long a packet may take before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What every packet says of itself.
+/// What every packet says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Letter {
     /// The container it is from, and the one it is for.
     from: Ipv4Addr,
     to: Ipv4Addr,
-    /// Which stay: addresses are used again, stays are not.
+    /// The number of the stay, which is unique, whereas addresses are used again.
     stay: u64,
     number: u8,
 }
@@ -62,7 +63,7 @@ impl Letter {
         Ok(Self { from, to, stay: u64::from_be_bytes(stay), number: bytes[16] })
     }
 
-    /// The next one to that socket. It must be what its sender meant for this one.
+    /// Receives the next letter at this socket, and checks that its sender meant it for `me`.
     fn receive(socket: &UdpSocket, me: Ipv4Addr) -> Result<(Self, SocketAddr)> {
         let mut bytes = [0; 64];
         let (length, from) = socket.recv_from(&mut bytes)?;
@@ -73,7 +74,7 @@ impl Letter {
     }
 }
 
-/// Answers in a container that stays, and calls everyone who asks on a connection of its own.
+/// A container that stays. It answers visitors, and calls everyone who asks on a connection of its own.
 struct Resident {
     stop: Arc<AtomicBool>,
     thread: thread::JoinHandle<Result<u64>>,
@@ -94,7 +95,7 @@ impl Resident {
                 };
                 let answer = Letter { from: letter.to, to: letter.from, ..letter }.bytes();
                 socket.send_to(&answer, from)?;
-                // A new connection: one of before may have begun on the stack's path, and stays there.
+                // Each call is a new connection, because a connection that began on the stack's path stays there.
                 UdpSocket::bind("0.0.0.0:0")?.send_to(&answer, (letter.from, PORT))?;
                 sent += 2;
             }
@@ -103,7 +104,7 @@ impl Resident {
         Self { stop, thread }
     }
 
-    /// How many packets it sent.
+    /// Ends the resident and returns how many packets it sent.
     fn finish(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap().unwrap()
@@ -125,7 +126,8 @@ fn stay(me: Ipv4Addr, resident: Ipv4Addr, stay: u64, seen: &Seen) -> Result<()> 
     called.set_read_timeout(Some(PATIENCE))?;
     for number in 0..QUESTIONS {
         if number == QUESTIONS - 1 && (stay / u64::from(PARTY)).is_multiple_of(LINGERING) {
-            // By now it is learned, unless the agent is stopped: the last question and its call go the fast way.
+            // By now the visitor is learned, unless the agent is stopped, so the last question and its call take the
+            // fast path.
             thread::sleep(LEARNING);
         }
         let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -148,7 +150,7 @@ fn stay(me: Ipv4Addr, resident: Ipv4Addr, stay: u64, seen: &Seen) -> Result<()> 
     Ok(())
 }
 
-/// Has one party after the other come and go, until all stays are given out.
+/// Has one party after the other come and go, until all stays are over.
 fn host_parties(house: &Guesthouse, resident: Ipv4Addr, stays: &AtomicU64, seen: &Seen) -> Result<()> {
     let [a, b, c, _] = house.gateway.octets();
     loop {
@@ -156,7 +158,7 @@ fn host_parties(house: &Guesthouse, resident: Ipv4Addr, stays: &AtomicU64, seen:
         if first >= VISITS {
             return Ok(());
         }
-        // Each address goes to another one of the party than the last time.
+        // Each address goes to another container of the party than last time.
         let address =
             |index: u64| Ipv4Addr::new(a, b, c, 10 + ((index * 7 + first) % u64::from(PARTY)) as u8);
         let party: Vec<_> =
@@ -180,7 +182,7 @@ fn a_thousand_containers_come_and_go() {
         let (stays, seen) = (Arc::clone(&stays), Arc::clone(&seen));
         thread::spawn(move || host_parties(&house, resident, &stays, &seen))
     });
-    // An agent that gets no CPU for a while: its socket overflows, and it has to look at everything anew.
+    // An agent gets no CPU for a while, so that its netlink socket overflows and it has to list everything anew.
     while seen.stays.load(Ordering::Relaxed) < VISITS / 3
         && !workers.iter().all(|worker| worker.is_finished())
     {
@@ -210,13 +212,14 @@ fn a_thousand_containers_come_and_go() {
     }
     let mut traffic = Traffic::from(&reports[..]);
     let asked = VISITS * u64::from(QUESTIONS);
-    // A question, its answer, and a call.
+    // Every question brings three packets: the question, its answer, and a call.
     assert_eq!((seen.sent.load(Ordering::Relaxed), sent_by_residents), (asked, 2 * asked));
     assert_eq!(seen.received.load(Ordering::Relaxed), 2 * asked);
     traffic.sent += 3 * asked;
     traffic.received += 3 * asked;
     accounts.balance(traffic).unwrap();
-    // Residents are learned, and send and receive by the fast path; so do the visitors that stayed long enough.
+    // The residents are learned, so they send and receive by the fast path, and so do the visitors that stay long
+    // enough.
     let streamed = Traffic::from(&reports[..]).sent;
     for (hook, residents) in [(Hook::Encap, 2 * asked), (Hook::Decap, asked)] {
         let fast = accounts.packets(hook, Reason::Carried) as i64 - (streamed + residents) as i64;
@@ -227,7 +230,8 @@ fn a_thousand_containers_come_and_go() {
 
     let log = bed[0].agent().unwrap().log();
     assert!(log.contains("listing everything again"), "no event was lost: {log}");
-    // What is in force afterwards is what is there: no endpoint or port of a container that went, all that stayed.
+    // In the end exactly what exists is in force: no endpoint or port of a container that went, and all of those that
+    // stay.
     for member in &bed.members {
         wait_for("the ports of containers that went", || {
             let status = json(member, &["status"]);

@@ -1,4 +1,5 @@
-//! An agent with another map layout takes over: nothing is lost, nothing doubled, and what breaks off on the way goes on.
+//! An agent with another map layout takes over. Nothing is lost or doubled, and a takeover that breaks off is continued
+//! by the next agent.
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -23,7 +24,7 @@ fn layout(member: &Member, layout: &str) -> PathBuf {
     member.host.bpf_root().join("overlay").join(layout).join("default")
 }
 
-/// Starts what is installed, which ends by itself; what it said since then.
+/// Starts the installed agent, which ends by itself, and returns what it has logged since then.
 fn ends(member: &mut Member) -> String {
     let before = fs::read_to_string(member.host.agent_log()).unwrap_or_default().len();
     member.start_agent().unwrap();
@@ -36,7 +37,7 @@ fn links(pins: &Path) -> Vec<(String, u64)> {
     ids_in(pins).links
 }
 
-fn notes(pins: &Path) -> usize {
+fn stack_flows(pins: &Path) -> usize {
     let table = super::bed::bpftool(&["map", "dump"], &pins.join("flows"));
     table.as_array().unwrap().len()
 }
@@ -47,7 +48,7 @@ fn another_layout_takes_over_links_maps_and_counters() {
     let mut bed = Bed::new(Kind::Folder, 2);
     bed.learn_all();
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
-    // One endpoint that learning must not touch, and connections that are the stack's.
+    // There are an endpoint that learning must not touch, and connections that are stack flows.
     let pinned = bed[0].containers[1].clone();
     let address = pinned.address().to_string();
     bed[0].overlay(&["attach", &address, "--port", pinned.port()]).unwrap();
@@ -58,8 +59,8 @@ fn another_layout_takes_over_links_maps_and_counters() {
     assert!(a.ping(b.address(), large).unwrap().complete());
     let (v1, v2) = (layout(&bed[0], "v1"), layout(&bed[0], "v2"));
     let known = (peers(&bed[0]), json(&bed[0], &["endpoints"]));
-    let (before, noted, counted) = (ids_in(&v1), notes(&v1), bed[0].counters().unwrap().carried());
-    assert!(noted > 0 && !v2.exists());
+    let (before, flows, counted) = (ids_in(&v1), stack_flows(&v1), bed[0].counters().unwrap().carried());
+    assert!(flows > 0 && !v2.exists());
 
     let streams = [(&a, &b), (&b, &a)].map(|(from, to)| Numbered::start(from, to, 20_000).unwrap());
     assert!(bed[0].end_agent().unwrap().success());
@@ -71,7 +72,8 @@ fn another_layout_takes_over_links_maps_and_counters() {
         assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
     }
 
-    // Taken over, not doubled: the same links, other programs; counters and what hangs on them are the same maps.
+    // Links and counters are taken over: the links are the same ones with other programs, and the counters and what
+    // belongs to them are the same maps.
     let after = ids_in(&v2);
     assert_eq!(before.links, after.links);
     for (old, new) in before.programs.iter().zip(&after.programs) {
@@ -83,15 +85,15 @@ fn another_layout_takes_over_links_maps_and_counters() {
     }
     assert!(!v1.exists() && !layout(&bed[0], "filling").exists());
     assert_eq!((peers(&bed[0]), json(&bed[0], &["endpoints"])), known);
-    assert!(notes(&v2) >= noted, "{} of {noted} notes", notes(&v2));
+    assert!(stack_flows(&v2) >= flows, "{} of {flows} stack flows", stack_flows(&v2));
     let now = bed[0].counters().unwrap().carried();
     assert_eq!(now.fast_out - counted.fast_out, reports[0].sent, "{counted:?} {now:?}");
     assert_eq!(now.fast_in - counted.fast_in, reports[1].sent, "{counted:?} {now:?}");
     assert_eq!(now.dropped, counted.dropped);
-    // Connections of the stack stay the stack's; they would be carried by the fast path without their notes.
+    // Stack flows remain stack flows. Without their entries the fast path would carry them.
     bed.assert_all_reached();
 
-    // The way back is told, and leaves no trace.
+    // The older agent refuses, says how to return, and leaves no trace.
     bed[0].end_agent().unwrap();
     bed[0].install(overlay());
     let said = ends(&mut bed[0]);
@@ -137,7 +139,7 @@ fn what_crashes_on_the_way_to_another_layout_goes_on() {
         assert_eq!(v2.join("peers").exists(), committed, "{place}");
         thread::sleep(Duration::from_millis(200));
         if !committed {
-            // The older layout holds: its agent may start as if nothing had been.
+            // The maps of the older layout are complete, so its agent may start as if nothing had happened.
             bed[0].install(overlay());
             bed[0].restart_agent().unwrap();
             bed[0].end_agent().unwrap();

@@ -4,16 +4,16 @@ use std::{net::Ipv4Addr, ops::Deref, thread, time::Duration};
 use overlay_lab::{self as lab, Backend, Docker, DockerContainer, Lab, Member, Options, Store};
 use serde_json::Value;
 
-use super::traffic::{Way, ways};
+use super::traffic::{Tier, tiers};
 use crate::bed::{Bed, endpoint, json, overlay, wait_for};
 
-/// Two hosts whose agents masquerade, as they should beside Docker. No bridge yet, no container.
+/// Makes two hosts whose agents masquerade, as they should beside Docker, without bridges or containers.
 pub fn agents(backend: Backend) -> Bed {
     let lab = Lab::new(Options::default()).unwrap();
     let store = Store::folder(&lab);
     lab::configure(&lab, overlay(), &store, backend.config()).unwrap();
     for host in lab.hosts() {
-        // Docker has FORWARD drop by default where it is Docker that switches forwarding on.
+        // Docker sets the policy of FORWARD to drop only if it is Docker that switches forwarding on.
         host.namespace().sysctl("ipv4/ip_forward", "0").unwrap();
     }
     let join = |host| Member::join(host, overlay(), &store, &["--ip-masq"]).unwrap();
@@ -25,14 +25,14 @@ pub fn agents(backend: Backend) -> Bed {
     bed
 }
 
-/// The daemons' containers end before the agents.
+/// When this is dropped, the daemons with their containers end before the agents.
 pub struct Hosts {
     pub dockers: Vec<Docker>,
     pub bed: Bed,
 }
 
 impl Hosts {
-    /// The daemons, too, after the agents.
+    /// Makes two hosts, starts the agents, and then the daemons.
     pub fn new(backend: Backend) -> Self {
         let bed = agents(backend);
         let dockers = bed.members.iter().map(|member| member.start_docker().unwrap()).collect();
@@ -40,7 +40,7 @@ impl Hosts {
         Self { dockers, bed }
     }
 
-    /// One container on each host.
+    /// Starts one container on each host.
     pub fn pair(&self) -> [DockerContainer; 2] {
         [0, 1].map(|host| self.dockers[host].run("one", "").unwrap())
     }
@@ -54,7 +54,8 @@ impl Deref for Hosts {
     }
 }
 
-/// From when Docker has FORWARD drop until the agent has seen that, a second at most, the stack's tier carries nothing.
+/// Waits until the agent has noticed that Docker's FORWARD drops packets, which takes a second at most. Until then the
+/// stack carries nothing between containers of different hosts.
 pub fn wait_for_forward_rules(bed: &Bed) {
     for member in &bed.members {
         wait_for("the forward rules", || {
@@ -63,13 +64,13 @@ pub fn wait_for_forward_rules(bed: &Bed) {
     }
 }
 
-/// Number `last` of a host's subnet: 0 is overlay0's address, 1 docker0's.
+/// Address number `last` of a host's subnet: 0 is overlay0's, 1 is docker0's.
 pub fn own(member: &Member, last: u8) -> Ipv4Addr {
     let base: Ipv4Addr = member.subnet.split('/').next().unwrap().parse().unwrap();
     Ipv4Addr::from(u32::from(base) + u32::from(last))
 }
 
-/// Whom a container hears when another asks `address`.
+/// The address that a web server sees when container `from` sends it a request.
 pub fn heard(from: &DockerContainer, address: impl ToString) -> Ipv4Addr {
     from.fetch(&format!("{}/cgi-bin/who", address.to_string())).unwrap().parse().unwrap()
 }
@@ -84,7 +85,7 @@ pub fn assert_learned(member: &Member, container: &DockerContainer) {
     assert!(row["port"].as_str().unwrap().starts_with("veth") && row["pinned"] == false, "{row}");
 }
 
-/// What the agent shows of a bridge: its ports.
+/// The ports of a bridge as the agent shows them.
 pub fn ports(member: &Member, bridge: &str) -> Option<Vec<String>> {
     let status = json(member, &["status"]);
     let bridges = status["agent"]["learned"]["bridges"].as_array()?.clone();
@@ -93,7 +94,8 @@ pub fn ports(member: &Member, bridge: &str) -> Option<Vec<String>> {
     Some(found["ports"].as_array().unwrap().iter().map(name).collect())
 }
 
-/// Both reach each other, hear each other's own address, and get whole what is too long for one packet.
+/// Asserts that the two containers reach each other, that each sees the other's own address, and that a transfer too
+/// long for one packet arrives whole.
 pub fn assert_talk([a, b]: [&DockerContainer; 2]) {
     a.ping(b.address(), 3).unwrap();
     b.ping(a.address(), 3).unwrap();
@@ -107,11 +109,12 @@ fn exchange([a, b]: [&DockerContainer; 2]) {
     }
 }
 
-/// The same by the programs alone: both are learned. Without pings: busybox takes its process id for theirs, a container
-/// that starts again has the same ones again, and such a connection may have been the stack's.
+/// Asserts that learned containers reach each other by the programs alone. This uses no pings: busybox takes its
+/// process id as their id, which is the same again in a container that was restarted, and such a connection may have
+/// been a stack flow.
 #[track_caller]
 pub fn assert_talk_fast(bed: &Bed, containers: [&DockerContainer; 2]) {
-    // The last packets of what the stack carried before.
+    // Some packets of what the stack carried before may still be under way.
     thread::sleep(Duration::from_millis(100));
-    assert_eq!(ways(bed, || exchange(containers)), [Way::Fast, Way::Fast]);
+    assert_eq!(tiers(bed, || exchange(containers)), [Tier::Fast, Tier::Fast]);
 }

@@ -1,4 +1,5 @@
-//! docker0 and its containers are picked up as they come and go, whoever comes first: agent, daemon or container.
+//! docker0 and its containers are learned as they come and go, whether the agent, the daemon or the container comes
+//! first.
 use overlay_lab::{Backend, Member};
 
 use super::hosts::{
@@ -18,7 +19,7 @@ fn containers_are_learned_as_they_start_and_forgotten_as_they_stop() {
     let [mut a, b] = hosts.pair();
     wait_for("the container's port", || ports(&hosts[0], "docker0").is_some_and(|ports| ports.len() == 1));
 
-    // Nobody knows the address before the first packet. That one is not lost, either.
+    // The address is unknown before the first packet. That packet is not lost either.
     assert_talk([&a, &b]);
     assert_learned(&hosts[0], &a);
     assert_learned(&hosts[1], &b);
@@ -36,7 +37,7 @@ fn containers_are_learned_as_they_start_and_forgotten_as_they_stop() {
     assert_talk([&a, &b]);
     assert_learned(&hosts[0], &a);
     assert_talk_fast(&hosts, [&a, &b]);
-    // Those of one host reach each other by their bridge.
+    // Containers of one host reach each other by their bridge.
     let c = hosts.dockers[0].run("two", "").unwrap();
     assert_eq!(heard(&c, a.address()), c.address());
 }
@@ -44,7 +45,7 @@ fn containers_are_learned_as_they_start_and_forgotten_as_they_stop() {
 #[test]
 fn an_agent_that_starts_after_docker_and_one_that_was_killed_find_what_runs() {
     let mut bed = agents(Backend::Vxlan);
-    // The lease stays, so that docker0 can be in its subnet; nothing else does.
+    // The agent's lease stays, so that docker0 can be in its subnet; everything else of the network is removed.
     bed[0].end_agent().unwrap();
     bed[0].overlay(&["down"]).unwrap();
     let dockers: Vec<_> = bed.members.iter().map(|member| member.start_docker().unwrap()).collect();
@@ -54,7 +55,7 @@ fn an_agent_that_starts_after_docker_and_one_that_was_killed_find_what_runs() {
     }
     bed[0].restart_agent().unwrap();
     wait_for_forward_rules(&bed);
-    // No packet since: the kernel's own tables told it.
+    // There has been no packet since, so the agent has learned it from the kernel's tables.
     assert_learned(&bed[0], &a);
     assert_learned(&bed[1], &b);
     bed.wait_for_peers(1);
@@ -62,7 +63,7 @@ fn an_agent_that_starts_after_docker_and_one_that_was_killed_find_what_runs() {
 
     bed[0].kill_agent().unwrap();
     assert_talk_fast(&bed, [&a, &b]);
-    // Whom nobody has learned, the stack carries.
+    // A container that is not learned is served by the stack.
     let c = dockers[0].run("two", "").unwrap();
     assert_talk([&c, &b]);
     assert_eq!(endpoint(&bed[0], c.address()), None);

@@ -1,4 +1,4 @@
-//! User-defined networks: beside the overlay, on it, and in its way.
+//! User-defined Docker networks: beside the overlay, on it, and in conflict with it.
 use std::net::Ipv4Addr;
 
 use overlay_lab::{Backend, Docker, DockerContainer, Member};
@@ -8,13 +8,13 @@ use super::{
         Hosts, agents, assert_learned, assert_talk, assert_talk_fast, heard, own, wait_for_forward_rules,
     },
     traffic::{
-        Way::{Fast, Stack},
-        ways,
+        Tier::{Fast, Stack},
+        tiers,
     },
 };
 use crate::bed::{endpoint, json};
 
-/// What `overlay check` says about this, unless it is content.
+/// What `overlay check` says about `what`, if that is not in order.
 fn complaint(member: &Member, what: &str) -> Option<String> {
     let findings = json(member, &["check", "--iface", "eth0"]);
     let findings = findings.as_array().unwrap_or_else(|| panic!("{findings}"));
@@ -32,15 +32,15 @@ fn containers_of_another_network_speak_as_their_host_and_are_reached_by_publishe
     create(&hosts.dockers[0], "beside").unwrap();
     let stranger = hosts.dockers[0].run("stranger", "--network beside --publish 8000:80").unwrap();
     let b = hosts.dockers[1].run("one", "").unwrap();
-    // So that it is learned.
+    // A packet makes the container learned.
     b.ping(own(&hosts[0], 1), 1).unwrap();
     assert_learned(&hosts[1], &b);
 
-    // Docker's masquerading hides the container behind what its host is on the overlay.
-    assert_eq!(ways(&hosts, || assert_eq!(heard(&stranger, b.address()), own(&hosts[0], 0))), [Stack, Fast]);
+    // Docker's masquerading hides the container behind its host's address on the overlay.
+    assert_eq!(tiers(&hosts, || assert_eq!(heard(&stranger, b.address()), own(&hosts[0], 0))), [Stack, Fast]);
     stranger.download(b.address()).unwrap();
     assert!(!b.reaches(stranger.address()), "its address is no part of the overlay");
-    // That is out of the overlay, and hence masqueraded: the stranger hears its own gateway.
+    // This packet leaves the overlay and is therefore masqueraded: the stranger sees its own gateway.
     let format = "{{range.IPAM.Config}}{{.Gateway}}{{end}}";
     let gateway = hosts.dockers[0].docker(&format!("network inspect --format {format} beside")).unwrap();
     assert_eq!(heard(&b, format!("{}:8000", own(&hosts[0], 1))), gateway.trim().parse::<Ipv4Addr>().unwrap());
@@ -57,10 +57,10 @@ fn containers_of_another_network_speak_as_their_host_and_are_reached_by_publishe
         assert_eq!(complaint(&hosts[0], what), None, "{what}");
     }
 
-    // docker0 has the whole subnet: Docker itself refuses a part of it.
+    // docker0 has the whole subnet, so Docker itself refuses a part of it.
     let refused = create(&hosts.dockers[0], "--subnet 10.244.0.0/16 all").unwrap_err().to_string();
     assert!(refused.contains("overlaps"), "{refused}");
-    // One in another host's subnet takes that host's containers away from this one.
+    // A network in another host's subnet makes that host's containers unreachable from here.
     create(&hosts.dockers[0], &format!("--subnet {} stolen", hosts[1].subnet)).unwrap();
     let said = complaint(&hosts[0], "other networks").unwrap();
     assert!(
@@ -76,9 +76,9 @@ fn a_network_of_the_hosts_subnet_is_on_the_overlay() {
         .members
         .iter()
         .map(|member| {
-            // docker0 stays what it is without the overlay, so that the subnet is free.
+            // docker0 keeps its default subnet, so that the overlay's subnet is free for another network.
             let docker = member.host.start_docker(&[]).unwrap();
-            // As subnet.env has it.
+            // Gateway and MTU are those in subnet.env.
             let (gateway, mtu) = (own(member, 1), member.mtu);
             let place = format!("--subnet {gateway}/24 --gateway {gateway} on-overlay");
             create(&docker, &format!("--opt com.docker.network.driver.mtu={mtu} {place}")).unwrap();
@@ -101,10 +101,10 @@ fn a_network_of_the_hosts_subnet_is_on_the_overlay() {
     assert_learned(&bed[0], &a);
     assert_learned(&bed[1], &b);
     assert_talk_fast(&bed, [&a, &b]);
-    // What docker0 has not: names.
+    // A user-defined network has names, which docker0 has not.
     let c = run(0, "two");
     assert_eq!(heard(&c, "one"), c.address());
-    // Those on docker0 are the strangers now.
+    // The containers on docker0 are the strangers now.
     let stranger = dockers[0].run("stranger", "").unwrap();
     assert_eq!(heard(&stranger, b.address()), own(&bed[0], 0));
 }
@@ -135,6 +135,6 @@ fn docker0_and_another_network_share_the_hosts_subnet() {
         assert_learned(&bed[1], b);
         assert_talk_fast(&bed, [a, b]);
     }
-    // Docker keeps its networks apart, within one host.
+    // Docker keeps its networks on one host apart from each other.
     assert!(!first[0].reaches(second[0].address()));
 }

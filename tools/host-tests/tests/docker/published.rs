@@ -6,13 +6,13 @@ use overlay_lab::{Backend, DockerTools, Lab, Namespace};
 use super::{
     hosts::{Hosts, assert_learned, assert_talk, heard, own},
     traffic::{
-        Way,
-        Way::{Fast, Neither, Stack},
-        ways,
+        Tier,
+        Tier::{Fast, Neither, Stack},
+        tiers,
     },
 };
 
-/// Whom a container hears when somebody asks who is in none.
+/// The address that a web server sees when a process outside of all containers sends it a request.
 fn heard_from(namespace: &Namespace, what: &str) -> Ipv4Addr {
     let busybox = DockerTools::find().unwrap().busybox();
     let line = format!("timeout 5 {} wget -q -O - http://{what}/cgi-bin/who", busybox.display());
@@ -39,16 +39,16 @@ fn answer_everybody(backend: Backend) {
     assert_learned(there, &asks);
     let [underlay, gateway] = [here.host.address(), own(here, 1)].map(|address| format!("{address}:8000"));
 
-    let check = |what: &str, work: &dyn Fn() -> Ipv4Addr, by: Ipv4Addr, expected: [Way; 2]| {
+    let check = |what: &str, work: &dyn Fn() -> Ipv4Addr, by: Ipv4Addr, expected: [Tier; 2]| {
         let mut who = None;
-        let seen = ways(&hosts, || who = Some(work()));
+        let seen = tiers(&hosts, || who = Some(work()));
         assert_eq!((who, seen), (Some(by), expected.to_vec()), "{backend:?}: {what}");
     };
     let outside = hosts.lab.switch();
     let [host_here, host_there] = [here, there].map(|member| member.host.namespace());
 
     check("outside", &|| heard_from(outside, &underlay), Lab::SWITCH, [Neither, Neither]);
-    // Out of the overlay, and hence masqueraded.
+    // These packets leave the overlay and are therefore masqueraded.
     check("container there, underlay", &|| heard(&asks, &underlay), there.host.address(), [Neither, Neither]);
     check("container there, .1", &|| heard(&asks, &gateway), asks.address(), [Stack, Fast]);
     check(
@@ -58,7 +58,7 @@ fn answer_everybody(backend: Backend) {
         [Neither, Neither],
     );
     check("host there, .1", &|| heard_from(host_there, &gateway), own(there, 0), [Stack, Stack]);
-    // Docker's own proxy answers those, in the host's name.
+    // Docker's own proxy answers these requests, with the host's address.
     for to in [&underlay, &gateway] {
         check("container here", &|| heard(&beside, to), own(here, 1), [Neither, Neither]);
     }
@@ -70,13 +70,13 @@ fn answer_everybody(backend: Backend) {
     );
     check("host here, .1", &|| heard_from(host_here, &gateway), own(here, 1), [Neither, Neither]);
 
-    // The page itself, too, and what is too long for one packet.
+    // A page and a transfer too long for one packet arrive too.
     assert_eq!(asks.fetch(&gateway).unwrap(), "a page\n");
     for to in [&underlay, &gateway] {
         asks.download(to).unwrap();
     }
 
-    // Unpublished with its container.
+    // The port is closed when its container stops.
     web.stop().unwrap();
     assert!(asks.fetch(&gateway).is_err() && asks.fetch(&underlay).is_err());
 }

@@ -22,13 +22,13 @@ pub use super::{
     mode::Mode,
 };
 
-/// Which flannel takes part: the command to run.
+/// A flannel that takes part: its name in messages, and the command to run.
 #[derive(Clone, Debug)]
 pub struct Flannel {
     words: Vec<String>,
 }
 
-/// The stand-in, and the real one if `FLANNELD_BIN` names it. Every test runs against each.
+/// The stand-in, and the real flannel if `FLANNELD_BIN` names it. Every test runs with each.
 pub fn flannels() -> Vec<Flannel> {
     static SAID: Once = Once::new();
     let own = std::env::current_exe().unwrap().display().to_string();
@@ -41,14 +41,14 @@ pub fn flannels() -> Vec<Flannel> {
             None => "flannel: the stand-in only; FLANNELD_BIN=/path/to/flanneld runs all of this against a real one, too"
                 .to_owned(),
         };
-        // Not by eprintln, which the test harness would keep for itself.
+        // This does not use eprintln, whose output the test harness would keep for itself.
         std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
     });
     flannels.extend(real.map(|path| Flannel { words: vec![path] }));
     flannels
 }
 
-/// Each flannel in each of these modes.
+/// Each flannel with each of these backends.
 pub fn cases(modes: &[Mode]) -> Vec<(Flannel, Mode)> {
     let of = |flannel: Flannel| modes.iter().map(move |mode| (flannel.clone(), *mode));
     flannels().into_iter().flat_map(of).collect()
@@ -58,7 +58,7 @@ pub fn cases(modes: &[Mode]) -> Vec<(Flannel, Mode)> {
 pub struct FlannelHost {
     pub host: Host,
     pub container: Container,
-    /// `10.244.7.0/24`
+    /// Its subnet, such as `10.244.7.0/24`.
     pub subnet: String,
     pub flanneld: Option<Flanneld>,
     mode: Mode,
@@ -77,19 +77,20 @@ impl FlannelHost {
         Self { host: host.clone(), container, subnet, flanneld: Some(flanneld), mode, flannel, etcd }
     }
 
-    /// Ends flanneld; device, routes and lease stay, as flannel leaves them. The device of UDP mode is its process's.
+    /// Ends flanneld. Its device, routes and lease stay, as flannel leaves them, except for the TUN of its UDP backend,
+    /// which ends with its process.
     pub fn stop(&mut self) {
         self.flanneld.take().unwrap().terminate().unwrap();
     }
 
-    /// Starts it again.
+    /// Starts flanneld again.
     pub fn start_again(&mut self) {
         let words: Vec<_> = self.flannel.words.iter().map(String::as_str).collect();
         self.flanneld = Some(self.host.start_flanneld(&words, &self.etcd).unwrap());
         assert_eq!(told(&self.host).0, self.subnet);
     }
 
-    /// What a reboot does to it: another device, with another MAC address if the mode has one.
+    /// Does what a reboot does to the host: it gets another device, with another MAC address if the backend has one.
     pub fn restart_with_a_new_device(&mut self) {
         let before = self.mac();
         self.stop();
@@ -100,7 +101,7 @@ impl FlannelHost {
         assert!(self.mode != Mode::Vxlan || self.mac() != before, "still {before}");
     }
 
-    /// MAC address of its tunnel device; empty without VXLAN.
+    /// MAC address of its tunnel device. It is empty without VXLAN.
     pub fn mac(&self) -> String {
         if self.mode != Mode::Vxlan {
             return String::new();
@@ -110,17 +111,18 @@ impl FlannelHost {
         link[0]["address"].as_str().unwrap().to_owned()
     }
 
-    /// Where its kernel sends packets for a subnet.
+    /// The route by which its kernel sends packets to a subnet.
     pub fn route(&self, subnet: &str) -> String {
         self.host.exec(&format!("ip route show {subnet}")).unwrap().trim().to_owned()
     }
 
-    /// Whether it has a way to a subnet.
+    /// Whether flannel on this host knows a peer for a subnet.
     pub fn knows(&self, subnet: &str) -> bool {
         if self.mode != Mode::Udp {
             return !self.route(subnet).is_empty();
         }
-        // UDP mode's relay shows its table to nobody; but it answers packets that it has no way for, into its device.
+        // flannel's UDP relay shows its table to nobody, but it answers packets for which it has no route, into its own
+        // device.
         let (read, answered) = self.relayed();
         let subnet: ipnet::Ipv4Net = subnet.parse().unwrap();
         let target = (Ipv4Addr::from(u32::from(subnet.network()) + 250), 9);
@@ -130,12 +132,12 @@ impl FlannelHost {
         };
         self.container.namespace().enter(probe).unwrap();
         wait_for("the relay", || self.relayed().0 > read);
-        // Between the two are two system calls of its only thread.
+        // The relay's only thread makes two system calls between the two counts.
         thread::sleep(Duration::from_millis(100));
         self.relayed().1 == answered
     }
 
-    /// Packets that found the queues of UDP mode's relay full: its one thread was not given the CPU in time.
+    /// Packets that found the queues of flannel's UDP relay full, because its only thread did not get the CPU in time.
     fn lost_by_relay(&self) -> u64 {
         let link = self.host.exec("ip -j -s link show dev flannel0").unwrap();
         let link: Value = serde_json::from_str(&link).unwrap();
@@ -145,7 +147,7 @@ impl FlannelHost {
         link[0]["stats64"]["tx"]["dropped"].as_u64().unwrap() + of_socket
     }
 
-    /// Packets that UDP mode's relay has taken from its device, and given to it.
+    /// How many packets flannel's UDP relay has read from its device, and how many it has written to it.
     fn relayed(&self) -> (u64, u64) {
         let link = self.host.exec("ip -j -s link show dev flannel0").unwrap();
         let link: Value = serde_json::from_str(&link).unwrap();
@@ -153,18 +155,18 @@ impl FlannelHost {
         (packets("tx"), packets("rx"))
     }
 
-    /// Its lease, as it must stand in etcd.
+    /// Its lease, as it must be in etcd.
     pub fn lease(&self) -> String {
         self.mode.lease(self.host.address(), &self.mac())
     }
 
-    /// What `overlay peers` must show of it.
+    /// Its row in `overlay peers`.
     pub fn peer(&self) -> (String, String, String) {
         (self.subnet.clone(), self.host.address().to_string(), self.mac())
     }
 }
 
-/// Subnet and MTU as subnet.env tells them.
+/// Subnet and MTU according to subnet.env.
 fn told(host: &Host) -> (String, u32) {
     let text = std::fs::read_to_string(host.subnet_file()).unwrap();
     let value = |name: &str| {
@@ -175,7 +177,7 @@ fn told(host: &Host) -> (String, u32) {
     (subnet.trunc().to_string(), value("FLANNEL_MTU").parse().unwrap())
 }
 
-/// Hosts of both kinds on one underlay, in one etcd. The fields end in this order.
+/// Hosts of both kinds on one underlay and in one etcd. When it is dropped, the fields end in this order.
 pub struct Bed {
     pub mode: Mode,
     pub ours: Vec<Member>,
@@ -185,22 +187,22 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// The first hosts of the lab run the agent, the others flannel.
+    /// Makes `ours` hosts that run the agent, and then `others` that run flannel, with VXLAN.
     pub fn new(flannel: &Flannel, ours: u8, others: u8) -> Self {
         Self::of(Mode::Vxlan, flannel, ours, others)
     }
 
-    /// The same in another mode.
+    /// Does the same with another backend.
     pub fn of(mode: Mode, flannel: &Flannel, ours: u8, others: u8) -> Self {
         Self::with(flannel, ours, others, mode.config(), mode.underlay())
     }
 
-    /// The same with another config and underlay.
+    /// Does the same with another config and underlay.
     pub fn with(flannel: &Flannel, ours: u8, others: u8, config: &str, options: Options) -> Self {
         Self::with_agents(flannel, (ours, others), config, options, &[])
     }
 
-    /// The same with other options for the agents.
+    /// Does the same with other options for the agents.
     pub fn with_agents(
         flannel: &Flannel,
         (ours, others): (u8, u8),
@@ -216,7 +218,7 @@ impl Bed {
         let (of_us, of_flannel) = lab.hosts().split_at(ours.into());
         let mode = Mode::of(config);
         let start = |host| FlannelHost::start(host, flannel, mode, &url);
-        // Flannel's first: a network that exists is what the agent joins.
+        // flannel starts first, so that the agents join a network which exists already.
         let flannel = of_flannel.iter().map(start).collect();
         let ours = populate_some(of_us, overlay(), &store, agent).unwrap();
         let bed = Self { mode, ours, flannel, store, lab };
@@ -224,7 +226,7 @@ impl Bed {
         bed
     }
 
-    /// Waits until everybody knows everybody.
+    /// Waits until every host knows every other.
     pub fn know_each_other(&self) {
         for member in &self.ours {
             let count = self.ours.len() + self.flannel.len() - 1;
@@ -248,18 +250,25 @@ impl Bed {
         self.etcd().ctl(&["get", "--print-value-only", key]).unwrap().trim_end().to_owned()
     }
 
-    /// Removes the lease of a host of flannel's, of which its flanneld dies.
+    /// All leases, as keys and values in the order of the keys.
+    pub fn leases(&mut self) -> Vec<(String, String)> {
+        let text = self.etcd().ctl(&["get", "--prefix", "/coreos.com/network/subnets"]).unwrap();
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
+    }
+
+    /// Removes the lease of a host that runs flannel, whereupon its flanneld ends.
     pub fn delete_lease(&mut self, subnet: &str) {
         let key = lease_key(subnet);
         assert_eq!(self.etcd().ctl(&["del", &key]).unwrap().trim(), "1", "{key}");
     }
 
-    /// The MAC address in the first of our leases; empty without VXLAN.
+    /// The VtepMAC in the lease of our first host. It is empty without VXLAN.
     pub fn our_mac(&self) -> String {
         if self.mode == Mode::Vxlan { vtep_mac(&self.ours[0]) } else { String::new() }
     }
 
-    /// Nothing was lost or doubled, but for what flannel's relays say that they lost.
+    /// Asserts that nothing was lost or duplicated, apart from what flannel's relays say that they lost.
     pub fn assert_none_lost(&self, report: &NumberedReport) {
         let relays = self.flannel.iter().filter(|host| host.mode == Mode::Udp && host.flanneld.is_some());
         let by_relays: u64 = relays.map(FlannelHost::lost_by_relay).sum();
@@ -267,12 +276,12 @@ impl Bed {
         assert!(report.lost <= by_relays, "{report:?}, {by_relays} of them by flannel's relay");
     }
 
-    /// A container of ours and one of flannel's.
+    /// A container on a host of ours and one on a host of flannel's.
     pub fn pair(&self) -> (&Container, &Container) {
         (&self.ours[0].containers[0], &self.flannel[0].container)
     }
 
-    /// Every container reaches every other, at last; and then at once, and every time.
+    /// Waits until every container reaches every other, and asserts that they keep reaching each other.
     pub fn assert_all_reached(&self) {
         let ours = self.ours.iter().flat_map(|member| &member.containers);
         let all: Vec<_> = ours.chain(self.flannel.iter().map(|host| &host.container)).collect();
@@ -287,7 +296,7 @@ impl Bed {
         }
     }
 
-    /// Every address of our containers is learned: from now on the fast path carries them.
+    /// Waits until every address of our containers is learned, so that the fast path carries their packets from now on.
     pub fn learn_all(&self) {
         self.assert_all_reached();
         for member in &self.ours {
@@ -298,7 +307,7 @@ impl Bed {
     }
 }
 
-/// Sends one datagram of so many bytes and compares what arrives.
+/// Sends one datagram of `bytes` bytes and compares what arrives.
 pub fn datagram_arrives(from: &Container, to: &Container, bytes: usize) {
     let socket = |container: &Container| {
         container.namespace().enter(|| Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?)).unwrap()
@@ -314,7 +323,7 @@ pub fn datagram_arrives(from: &Container, to: &Container, bytes: usize) {
     assert!(received[..length] == sent[..], "{what}: {length} bytes came, and not the same");
 }
 
-/// The file that tells Docker and CNI about a host's subnet.
+/// The text of a host's subnet.env, which tells Docker and CNI plugins about its subnet.
 pub fn subnet_env(host: &Host) -> String {
     std::fs::read_to_string(Path::new(&host.subnet_file())).unwrap()
 }

@@ -1,4 +1,4 @@
-//! What goes wrong with flannel on the host itself, and not with ours.
+//! Defects of flannel on a single host, which our agent must not have.
 use overlay_lab::Numbered;
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ fn d3_a_tunnel_device_that_is_deleted_comes_back_as_it_was() {
         let (mac, old) = (bed.our_mac(), index(&bed));
         let key = lease_key(&bed.ours[0].subnet);
         let lease = bed.get(&key);
-        // The hosts themselves have no port at a bridge: their packets take the device.
+        // The hosts themselves are no ports, so their packets go through the device.
         let hosts_talk = |bed: &Bed| {
             let (ours, theirs) = (&bed.ours[0], &bed.flannel[0]);
             let ping = |host: &overlay_lab::Host, to| host.exec(&format!("ping -n -c 1 -W 0.5 {to}")).is_ok();

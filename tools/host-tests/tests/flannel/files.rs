@@ -1,10 +1,11 @@
-//! What Docker and CNI are told: subnet.env and all that is made of it, byte for byte flannel's.
+//! What Docker and CNI plugins are told: subnet.env and what is derived from it must be the same as flannel's, byte for
+//! byte.
 use serde_json::{Value, json};
 
 use super::bed::{Bed, flannels, overlay, subnet_env, wait_for};
 
-/// The delegate that flannel's CNI plugin makes of subnet.env for a network config without further wishes (its flannel.go
-/// and flannel_linux.go): what decides addresses, routes, MTU and masquerading of every container.
+/// The delegate that flannel's CNI plugin derives from subnet.env for a network config without options (its flannel.go
+/// and flannel_linux.go). It decides addresses, routes, MTU and masquerading of every container.
 fn delegate(subnet_env: &str) -> Value {
     let value = |name: &str| {
         let line = subnet_env.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
@@ -55,7 +56,7 @@ fn i8_subnet_env_and_what_docker_and_cni_make_of_it_are_the_same() {
             })
         );
 
-        // The same host, now with the agent instead: the same lease, hence equal input.
+        // The same host now runs the agent in place of flannel. It has the same lease, so the input is equal.
         bed.flannel[0].stop();
         let mac = bed.flannel[0].mac();
         host.namespace().ip("link delete flannel.1").unwrap();
@@ -74,7 +75,7 @@ fn i8_subnet_env_and_what_docker_and_cni_make_of_it_are_the_same() {
         let target = host.folder().join("docker/opts.env");
         assert_eq!(docker(&["-d", target.to_str().unwrap()]).unwrap(), options);
         assert_eq!(std::fs::read_to_string(&target).unwrap(), options);
-        // The peers have noticed nothing: address and VtepMAC are what they were.
+        // The peers have noticed nothing: the host's address and VtepMAC are what they were.
         assert_eq!(super::bed::peers(&bed.ours[0]), [(subnet.clone(), host.address().to_string(), mac)]);
         wait_for("the host's containers again", || {
             let ping = overlay_lab::PingOptions { count: 1, timeout: 0.3, ..Default::default() };
@@ -82,7 +83,7 @@ fn i8_subnet_env_and_what_docker_and_cni_make_of_it_are_the_same() {
             a.ping(b.address(), ping).unwrap().complete()
         });
 
-        // A subnet that the routing table sends elsewhere is none for docker0.
+        // docker0 must not get a subnet that the routing table sends elsewhere.
         host.namespace().ip("address flush dev br0").unwrap();
         host.namespace().ip(&format!("route replace {subnet} via 10.99.0.1")).unwrap();
         let refused = docker(&[]).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Leases and packets: each side reads what the other wrote, and gets what the other sent.
+//! Leases and packets of both kinds of hosts: each side reads what the other wrote, and receives what the other sent.
 use std::{thread, time::Duration};
 
 use overlay_lab::{DIRECT_VXLAN, Numbered, Options, transfer};
@@ -8,7 +8,7 @@ use super::bed::{
     json, lease_key, peers, ping_df, pins, subnet_env, vtep_mac, wait_for,
 };
 
-/// Other cases, host bits, unknown fields: all that flannel lets pass.
+/// Field names in other cases, host bits, unknown fields: flannel accepts all of these.
 const ODD: &str = r#"{"network":"10.244.3.4/16","subnetmax":"10.244.63.0","comment":{"by":"hand"},"BACKEND":{"type":"VxLAN","vni":1,"Unknown":[]}}"#;
 
 #[test]
@@ -21,12 +21,9 @@ fn i1_configs_and_leases_are_read_and_written_byte_for_byte() {
             (lease_key(&theirs.subnet), theirs.lease()),
         ];
         expected.sort();
-        let text = bed.etcd().ctl(&["get", "--prefix", "/coreos.com/network/subnets"]).unwrap();
-        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-        let found: Vec<_> = lines.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-        assert_eq!(found, expected);
+        assert_eq!(bed.leases(), expected);
 
-        // Leases as real flannels of every backend and age have written them.
+        // These leases are as real flannels of every backend and age have written them.
         let mac = "7a:75:0d:2d:88:95";
         let vxlan = format!(r#""BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}"#);
         let v6 = r#""BackendV6Data":{"VNI":1,"VtepMAC":"e6:26:4c:97:8d:05"}"#;
@@ -88,7 +85,7 @@ fn i1_configs_and_leases_are_read_and_written_byte_for_byte() {
             let why = why.unwrap_or_else(|| panic!("{key} is not in {skipped}"))["why"].as_str().unwrap();
             assert!(why.contains("not vxlan") && why.contains(backend), "{why}");
         }
-        // And flannel reads ours: it has a way to us, and the MAC address that our device has.
+        // flannel reads our lease too: it has a route to us, and the MAC address of our device.
         let (ours, theirs) = (&bed.ours[0], &bed.flannel[0]);
         let base = ours.subnet.strip_suffix("/24").unwrap();
         let neighbour = theirs.host.exec(&format!("ip neighbour show {base} dev flannel.1")).unwrap();
@@ -107,7 +104,7 @@ fn i2_d8_every_size_gets_through_and_the_mtu_told_is_the_mtu_that_fits() {
             bed.learn_all();
             let (a, b) = bed.pair();
             let mtu = mode.mtu();
-            // What is told is what the device has and what one underlay frame holds, on both sides.
+            // The MTU that is told is the device's, and fits into one underlay frame, on both sides.
             for (host, device) in
                 [(&bed.ours[0].host, mode.our_device()), (&bed.flannel[0].host, mode.flannels_device())]
             {
@@ -120,7 +117,7 @@ fn i2_d8_every_size_gets_through_and_the_mtu_told_is_the_mtu_that_fits() {
                 let refused = ping_df(from, to.address(), mtu - 28 + 1);
                 let said = refused.output.contains(&format!("mtu={mtu}"));
                 assert!(refused.received == 0 && said, "{}", refused.output);
-                // The last three in fragments.
+                // The last three sizes are sent in fragments.
                 for bytes in [1, 1000, mtu as usize - 28, mtu as usize - 28 + 1, 4000, 60000] {
                     datagram_arrives(from, to, bytes);
                 }
@@ -129,7 +126,7 @@ fn i2_d8_every_size_gets_through_and_the_mtu_told_is_the_mtu_that_fits() {
                 println!("  {mode:?}, wire-like {wire_like}: 64 MiB in {:?}", sent.time);
             }
             let carried = bed.ours[0].counters().unwrap().carried();
-            // Whole segments go by the fast path, fragments by the stack; nothing is dropped.
+            // Whole segments take the fast path and fragments the stack. Nothing is dropped.
             assert!(carried.fast_out > 3000 && carried.fast_in > 3000 && carried.dropped == 0, "{carried:?}");
         }
     }
@@ -145,7 +142,7 @@ fn i4_d4_a_flannel_host_with_another_mac_is_followed_and_leaves_no_old_entry() {
             let peer = bed.flannel[0].peer();
             for member in &bed.ours {
                 wait_for(&format!("{peer:?} on {}", member.host.name()), || peers(member).contains(&peer));
-                // Exactly one entry per peer, by subnet and by underlay address.
+                // There is exactly one entry per peer, by subnet and by underlay address.
                 for map in ["peers", "vteps"] {
                     let entries = bpftool(&["map", "dump"], &pins(member).join(map));
                     assert_eq!(entries.as_array().unwrap().len(), 2, "{map}: {entries}");
@@ -157,8 +154,8 @@ fn i4_d4_a_flannel_host_with_another_mac_is_followed_and_leaves_no_old_entry() {
     }
 }
 
-/// Nothing is encapsulated between ours and flannel's, in neither direction.
-fn assert_plain(bed: &Bed, port: u16) {
+/// Asserts that nothing is encapsulated between our host and flannel's, in either direction.
+fn assert_unencapsulated(bed: &Bed, port: u16) {
     let capture = bed.ours[0].host.capture("eth0", &format!("udp port {port}")).unwrap();
     for theirs in &bed.flannel {
         let (a, b) = (&bed.ours[0].containers[0], &theirs.container);
@@ -175,11 +172,12 @@ fn i9_any_mixture_of_hosts_talks_also_when_flannel_routes_directly() {
         let bed = Bed::of(mode, &flannel, 1, 2);
         bed.learn_all();
         if mode == Mode::HostGw {
-            assert_plain(&bed, 8285);
+            assert_unencapsulated(&bed, 8285);
         }
     }
     for flannel in flannels() {
-        // Loose, as systemd sets it: what the stack sends goes by another way than it comes.
+        // The reverse path filter is loose, as systemd sets it, because what the stack sends takes another path than
+        // what it receives.
         let bed = Bed::with(&flannel, 2, 1, DIRECT_VXLAN, Options { rp_filter: 2, ..Options::default() });
         bed.learn_all();
         let theirs = &bed.flannel[0];
@@ -187,7 +185,7 @@ fn i9_any_mixture_of_hosts_talks_also_when_flannel_routes_directly() {
             let route = theirs.route(&ours.subnet);
             assert!(route.contains(&format!("via {} dev eth0", ours.host.address())), "{route}");
         }
-        assert_plain(&bed, 8472);
+        assert_unencapsulated(&bed, 8472);
     }
 }
 

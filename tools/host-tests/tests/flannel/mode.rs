@@ -16,7 +16,7 @@ pub enum Mode {
 impl Mode {
     pub const ALL: [Self; 3] = [Self::Vxlan, Self::Udp, Self::HostGw];
 
-    /// What a config of these tests asks for.
+    /// The backend that a config of these tests names.
     pub fn of(config: &str) -> Self {
         match config.to_lowercase() {
             config if config.contains(r#""type":"vxlan""#) => Self::Vxlan,
@@ -33,13 +33,14 @@ impl Mode {
         }
     }
 
-    /// An underlay that the mode works on. A veth hands over segments and checksums unfinished, to whoever receives them in
-    /// the kernel; flannel's relay receives them outside, where nobody is told. A NIC finishes them, or the kernel before it.
+    /// An underlay that the backend works on. A veth passes segments and checksums on unfinished to the kernel that
+    /// receives them, but flannel's relay receives them in user space, where they would be incomplete. Before a real
+    /// NIC they are finished.
     pub fn underlay(self) -> Options {
         Options { wire_like: self == Self::Udp, ..Options::default() }
     }
 
-    /// What an underlay of 1500 bytes leaves to containers.
+    /// The MTU that an underlay of 1500 bytes leaves to containers.
     pub fn mtu(self) -> u32 {
         match self {
             Self::Vxlan => 1450,
@@ -48,7 +49,7 @@ impl Mode {
         }
     }
 
-    /// The device that has this MTU, on a host of ours.
+    /// The device that has this MTU on a host of ours.
     pub fn our_device(self) -> &'static str {
         match self {
             Self::Vxlan | Self::Udp => "overlay0",
@@ -56,7 +57,7 @@ impl Mode {
         }
     }
 
-    /// And on one of flannel's.
+    /// The device that has this MTU on a host of flannel's.
     pub fn flannels_device(self) -> &'static str {
         match self {
             Self::Vxlan => "flannel.1",
@@ -65,7 +66,7 @@ impl Mode {
         }
     }
 
-    /// A lease as flannel writes it; the MAC address is VXLAN's.
+    /// A lease as flannel writes it. Only VXLAN's has a MAC address.
     pub fn lease(self, public_ip: Ipv4Addr, mac: &str) -> String {
         match self {
             Self::Vxlan => flannel_lease(public_ip, mac),

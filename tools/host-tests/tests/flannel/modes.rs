@@ -1,14 +1,14 @@
-//! UDP mode and host-gw: what stands in the store.
+//! The backends udp and host-gw: configs and leases in the store.
 use super::bed::{Bed, Mode, flannels, json, lease_key, peers, wait_for};
 
-/// A lease's value with this behind its addresses.
+/// A lease's value with `more` after its address.
 fn value(last: u8, more: &str) -> String {
     format!(r#"{{"PublicIP":"10.99.0.{last}","PublicIPv6":null{more}}}"#)
 }
 
 #[test]
 fn i1_leases_of_udp_mode_and_host_gw_are_read_and_written_byte_for_byte() {
-    // In other cases, and without what flannel does without.
+    // The field names are in other cases, and fields are missing that flannel can do without.
     let udp = (Mode::Udp, r#"{"network":"10.244.3.4/16","SubnetLen":24,"SUBNETMAX":"10.244.63.0"}"#);
     let host_gw = (
         Mode::HostGw,
@@ -26,12 +26,9 @@ fn i1_leases_of_udp_mode_and_host_gw_are_read_and_written_byte_for_byte() {
             (lease_key(&theirs.subnet), theirs.lease()),
         ];
         expected.sort();
-        let text = bed.etcd().ctl(&["get", "--prefix", "/coreos.com/network/subnets"]).unwrap();
-        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-        let found: Vec<_> = lines.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-        assert_eq!(found, expected);
+        assert_eq!(bed.leases(), expected);
 
-        // Of this mode, as flannels of several ages wrote them, and of others.
+        // These leases are of this backend, as flannels of several ages wrote them, and of other backends.
         let (good, other, missing) = match mode {
             Mode::HostGw => (
                 [
@@ -90,7 +87,7 @@ fn i1_leases_of_udp_mode_and_host_gw_are_read_and_written_byte_for_byte() {
         for n in [1, 2] {
             wait_for("flannel to follow", || theirs.knows(&format!("10.244.24{n}.0/24")));
         }
-        // Whatever its type, a lease is a route of UDP mode's relay.
+        // flannel's UDP relay makes a route of a lease, whatever its type.
         wait_for("flannel's view of a vxlan lease", || {
             theirs.knows("10.244.243.0/24") == (mode == Mode::Udp)
         });

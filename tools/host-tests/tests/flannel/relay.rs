@@ -1,5 +1,5 @@
-//! What flannel's UDP mode does among its own hosts, as captured of a real one: the ground that the tests of ours beside it
-//! stand on.
+//! What flannel's UDP backend does among its own hosts, as captured from a real flannel. The tests of ours beside it
+//! rely on this.
 use std::{io::ErrorKind, net::Ipv4Addr, time::Duration};
 
 use overlay_lab::PingOptions;
@@ -29,20 +29,21 @@ fn flannels_own_hosts_send_bare_ipv4_and_each_relay_takes_a_hop_in_silence() {
         let source = format!("udp port 8285 and src {}", a.host.address());
         let capture = a.host.capture("eth0", &source).unwrap();
         let ping = from.ping(to, PingOptions { count: 1, df: true, ..PingOptions::default() }).unwrap();
-        // Host, relay, relay, host.
+        // Four machines decrement the TTL of 64: a host, a relay, a relay, a host.
         assert!(ping.complete() && ping.output.contains("ttl=60"), "{}", ping.output);
         let frame = first_packet(&capture.finish().unwrap());
         let (outer, inner) = frame[14..].split_at(28);
         assert_eq!(frame.len(), 14 + 28 + 84);
         assert_eq!(outer[..4], [0x45, 0, 0, 112]);
-        // DF, offset 0; TTL 64, UDP.
+        // DF is set and the fragment offset is 0; the TTL is 64, the protocol UDP.
         assert_eq!(outer[6..10], [0x40, 0, 64, 17]);
         assert_eq!(outer[12..20], [a.host.address().octets(), b.host.address().octets()].concat());
         assert_eq!(outer[20..26], [0x20, 0x5d, 0x20, 0x5d, 0, 92]);
         assert_eq!((&inner[..4], &inner[6..10]), (&[0x45, 0, 0, 84][..], &[0x40, 0, 62, 1][..]));
         assert_eq!(inner[12..20], [from.address().octets(), to.octets()].concat());
 
-        // The first hop is A's stack, the fourth B's; between them nobody says anything.
+        // The first hop is the first host's stack, and the fourth is the second host's. The relays between them send no
+        // ICMP message.
         let gateway = a.subnet.replace(".0/24", ".1");
         let other = b.subnet.replace("/24", "");
         for (ttl, says) in [(1, Some(&gateway)), (2, None), (3, None), (4, Some(&other))] {
@@ -54,8 +55,8 @@ fn flannels_own_hosts_send_bare_ipv4_and_each_relay_takes_a_hop_in_silence() {
         }
         assert!(ping_with_ttl(from, to, 5).contains(" 0% packet loss"));
 
-        // Nobody's subnet. The relay answers TCP, not ping; but from an address that is the host's own, and a kernel that
-        // accepts no local source from outside, as by default, throws the answer away.
+        // Nobody has leased the destination's subnet. The relay answers TCP, but not ping. Its answer comes from an
+        // address of the host itself, and by default a kernel discards packets from outside with a local source.
         let nobody = Ipv4Addr::new(10, 244, 255, 2);
         let capture = a.host.capture("flannel0", "icmp[icmptype] == icmp-unreach").unwrap();
         assert_eq!(connect(from, nobody), ErrorKind::TimedOut);
@@ -70,8 +71,8 @@ fn flannels_own_hosts_send_bare_ipv4_and_each_relay_takes_a_hop_in_silence() {
         let ping = from.ping(nobody, PingOptions { count: 1, ..PingOptions::default() }).unwrap();
         assert!(ping.received == 0 && !ping.output.contains("Unreachable"), "{}", ping.output);
 
-        // From anybody, in the name of anybody; and what is longer than the MTU is cut off, of which the kernel sees that
-        // bytes are missing.
+        // The relay accepts packets from any host with any source. What is longer than the MTU is cut off, and the
+        // kernel notices that bytes are missing.
         let (inbox, stranger) = (Inbox::of(&b.container), Ipv4Addr::new(192, 0, 2, 1));
         let send = |packet| send_bare(bed.lab.switch(), b.host.address(), packet);
         send(inbox.packet(stranger, 1472 - 28 + 1));

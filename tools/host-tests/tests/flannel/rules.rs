@@ -1,4 +1,5 @@
-//! flannel's rules in a host's packet filter, as `--ip-masq` and its forward rules make them (flannel pkg/trafficmngr).
+//! flannel's rules in a host's packet filter, as it makes them with `--ip-masq` and for forwarding (flannel
+//! pkg/trafficmngr).
 use std::{
     io::Write as _,
     process::{Command, Stdio},
@@ -8,14 +9,14 @@ use overlay_lab::{Host, Namespace};
 
 pub const NETWORK: &str = "10.244.0.0/16";
 
-/// By which of the packet filter's faces.
+/// The interface of the packet filter by which flannel writes its rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     Iptables(&'static str),
     Nftables,
 }
 
-/// Writes them, among rules of others.
+/// Writes flannel's rules, among rules of others.
 pub fn write(host: &Host, by: By, subnet: &str) {
     match by {
         By::Iptables(variant) => iptables(host, variant, subnet),
@@ -23,7 +24,7 @@ pub fn write(host: &Host, by: By, subnet: &str) {
     }
 }
 
-/// Drops packets of which connection tracking has not seen all that it must.
+/// Drops packets that connection tracking finds invalid, as it does when it has not seen all of a connection.
 pub fn drop_invalid(host: &Host) {
     let script = "table ip strict {\n\
            chain forward {\n\
@@ -34,15 +35,15 @@ pub fn drop_invalid(host: &Host) {
     fed(host.namespace(), &["nft", "-f", "-"], script);
 }
 
-/// All rules of a host, without counters and what says when they were listed.
+/// All rules of a host, without counters and without the time at which they were listed.
 pub fn shown(host: &Host) -> String {
     let saved = ["iptables-nft-save", "iptables-legacy-save"].map(|save| host.exec(save).unwrap());
     let saved = saved.concat();
-    // `:FORWARD ACCEPT [7:420]`
+    // `:FORWARD ACCEPT [7:420]` loses its counters.
     let lines = saved.lines().map(|line| line.split(" [").next().unwrap_or_default());
     let saved: Vec<_> = lines.filter(|line| !line.starts_with('#')).collect();
     let tables = host.exec("nft list tables ip").unwrap();
-    // Those of iptables' newer variant are among the saved.
+    // The tables of iptables-nft are left out, because they are among the saved rules.
     let mut tables: Vec<_> =
         tables.lines().filter(|table| !["table ip nat", "table ip filter"].contains(table)).collect();
     tables.sort_unstable();
@@ -104,7 +105,7 @@ fn nftables(host: &Host, subnet: &str) {
     fed(host.namespace(), &["nft", "-f", "-"], &script);
 }
 
-/// Runs a command that reads `input`.
+/// Runs a command with `input` as its standard input.
 fn fed(namespace: &Namespace, words: &[&str], input: &str) {
     let mut command: Command = namespace.command(words).unwrap();
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();

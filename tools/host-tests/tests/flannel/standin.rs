@@ -1,5 +1,5 @@
-//! What stands in for flanneld: a process that knows its etcd and the kernel as flannel does (flannel pkg/subnet/etcd,
-//! pkg/backend), down to what flannel does badly, and shares no code with the agent.
+//! The stand-in for flanneld: a process that handles etcd and the kernel as flannel does (flannel pkg/subnet/etcd,
+//! pkg/backend), with flannel's defects, and that shares no code with the agent.
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,7 +16,7 @@ mod backend;
 mod config;
 mod lease;
 
-/// No test: the process itself, for a test binary has no other way to be one more program.
+/// This is no test, but the stand-in's process. A test binary has no other way to contain a second program.
 #[test]
 #[ignore = "the process that stands in for flanneld; tests start it"]
 fn flanneld() {
@@ -30,7 +30,7 @@ struct Daemon {
     public_ip: Ipv4Addr,
     subnet: Ipv4Net,
     backend: Box<dyn Backend>,
-    /// Leases that were carried out.
+    /// The leases for which routes have been made.
     known: BTreeMap<Ipv4Net, Lease>,
 }
 
@@ -54,7 +54,8 @@ async fn run(endpoints: &str) -> Result<()> {
 }
 
 impl Daemon {
-    /// Until the own key is deleted. What was compacted is not caught up with: no test asks that of flannel.
+    /// Follows the leases until the own key is deleted. It does not recover from compaction, because no test asks that
+    /// of flannel.
     async fn follow(mut self) -> Result<()> {
         let leases = self.client.get(SUBNETS, Some(GetOptions::new().with_prefix())).await?;
         let mut next = leases.header().context("no header")?.revision() + 1;

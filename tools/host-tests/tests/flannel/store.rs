@@ -1,4 +1,4 @@
-//! Leases that end, an etcd in trouble, reservations: what either side sees of them.
+//! Leases that end, an etcd in trouble, and reservations: what each side sees of them.
 use std::{
     thread,
     time::{Duration, Instant},
@@ -10,7 +10,8 @@ use super::bed::{
     Bed, Mode, cases, flannel_lease, flannels, json, lease_key, peers, subnet_env, vtep_mac, wait_for,
 };
 
-/// Beyond the first hundred free subnets, which hosts draw from: nobody's. On the hosts' own link, as host-gw must have it.
+/// A lease that belongs to no host, of a subnet beyond the first hundred free ones, among which hosts choose. Its host
+/// is on the hosts' own link, as host-gw requires.
 fn stranger(mode: Mode, number: u8) -> (String, String, String) {
     let mac = if mode == Mode::Vxlan { "02:00:00:00:01:01" } else { "" };
     (format!("10.244.{}.0/24", 200 + number), format!("10.99.0.{}", 100 + number), mac.to_owned())
@@ -31,7 +32,7 @@ fn i5_a_lease_that_ends_takes_its_entries_along_and_one_of_ours_comes_back() {
     for (flannel, mode) in cases(&Mode::ALL) {
         let mut bed = Bed::of(mode, &flannel, 1, 1);
         bed.learn_all();
-        // By itself.
+        // A lease expires.
         let granted = bed.etcd().ctl(&["lease", "grant", "2"]).unwrap();
         let id = granted.split_whitespace().nth(1).unwrap().to_owned();
         put_stranger(&mut bed, 1, &["--lease", &id]);
@@ -42,7 +43,8 @@ fn i5_a_lease_that_ends_takes_its_entries_along_and_one_of_ours_comes_back() {
         wait_for("its end", || peers(&bed.ours[0]) == [bed.flannel[0].peer()]);
         wait_for("its end on flannel's side", || !bed.flannel[0].knows(&subnet));
 
-        // By hand, ours: claimed again, the same in every byte, and flannel has its way back.
+        // Our lease is deleted by hand: the agent claims it again, the same in every byte, and flannel has its route
+        // again.
         let (subnet, key) = (bed.ours[0].subnet.clone(), lease_key(&bed.ours[0].subnet));
         let before = bed.get(&key);
         bed.delete_lease(&subnet);
@@ -50,7 +52,7 @@ fn i5_a_lease_that_ends_takes_its_entries_along_and_one_of_ours_comes_back() {
         bed.know_each_other();
         bed.assert_all_reached();
 
-        // By hand, flannel's, which ends its flanneld.
+        // flannel's lease is deleted by hand, which ends its flanneld.
         let (subnet, key) = (bed.flannel[0].subnet.clone(), lease_key(&bed.flannel[0].subnet));
         bed.delete_lease(&subnet);
         assert_eq!(bed.get(&key), "");
@@ -85,14 +87,15 @@ fn i6_d11_what_etcd_compacted_while_an_agent_was_cut_off_is_caught_up_with() {
         wait_for("the strangers", || peers(&bed.ours[0]).len() == 6);
         let known = peers(&bed.ours[0]);
 
-        // Only a connection that is closed is known to be gone at once; then there is no way back.
+        // The blackhole route must be there when the connection is closed: only a closed connection is known to be gone
+        // at once, and then there must be no path for a new one.
         let cut = format!("blackhole {}/32", bed.ours[0].host.address());
         bed.etcd().stop().unwrap();
         wait_for("word of it", || !following(&bed));
         bed.lab.switch().exec(&format!("ip route add {cut}")).unwrap();
         bed.etcd().restart().unwrap();
 
-        // A peer goes, one comes; one of ours and one of flannel's have another MAC address.
+        // One peer goes and one comes; one host of ours and one of flannel's get another MAC address.
         bed.delete_lease(&stranger(Mode::Vxlan, 0).0);
         put_stranger(&mut bed, 7, &[]);
         bed.ours[1].end_agent().unwrap();
@@ -116,8 +119,9 @@ fn i6_d11_what_etcd_compacted_while_an_agent_was_cut_off_is_caught_up_with() {
             known.sort();
             known == truth
         });
-        println!("caught up {:?} after the way was free", back.elapsed());
-        // Its own lease it kept, which flannel's own reset takes for one that is gone.
+        println!("caught up {:?} after the path was free", back.elapsed());
+        // The agent has kept its own lease, although flannel's own code would take such a reset for the loss of the
+        // lease.
         let key = lease_key(&bed.ours[0].subnet);
         assert_eq!(bed.get(&key), flannel_lease(bed.ours[0].host.address(), &vtep_mac(&bed.ours[0])));
         bed.assert_all_reached();
@@ -153,12 +157,12 @@ fn i7_ten_seconds_without_etcd_cost_no_packet_and_both_sides_follow_again() {
 fn i11_d1_a_reservation_survives_the_first_start_and_every_other() {
     for flannel in flannels() {
         let mut bed = Bed::new(&flannel, 1, 1);
-        // A host without a lease, before its first start.
+        // A host has no lease before its first start.
         bed.ours[0].end_agent().unwrap();
         bed.ours[0].overlay(&["down"]).unwrap();
         let before = bed.ours[0].subnet.clone();
         bed.delete_lease(&before);
-        // Of those that hosts draw; flannel's has drawn one.
+        // The subnet is one of those among which hosts choose; flannel has chosen another.
         let free =
             ["10.244.50", "10.244.51"].into_iter().find(|free| !bed.flannel[0].subnet.starts_with(free));
         let base = free.unwrap();
@@ -170,7 +174,7 @@ fn i11_d1_a_reservation_survives_the_first_start_and_every_other() {
             let text = bed.etcd().ctl(&["get", &key, "--write-out", "json"]).unwrap();
             let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(answer["count"], 1, "{answer}");
-            // Zero is not written.
+            // etcd's JSON leaves out a field that is zero.
             answer["kvs"][0]["lease"].as_i64().unwrap_or_default()
         };
         assert_eq!(lease_of(&mut bed), 0);
@@ -182,7 +186,7 @@ fn i11_d1_a_reservation_survives_the_first_start_and_every_other() {
             assert!(subnet_env(&bed.ours[0].host).contains(&format!("FLANNEL_SUBNET={base}.1/24\n")));
             bed.ours[0].end_agent().unwrap();
         }
-        // For flannel it is a host like any other.
+        // For flannel this host is like any other.
         wait_for("the reserved subnet on flannel's side", || bed.flannel[0].knows(&reserved));
     }
 }

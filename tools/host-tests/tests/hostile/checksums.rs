@@ -10,15 +10,15 @@ use overlay_fuzz::{
 
 use super::{INGRESSES, overlay};
 
-/// Frames of each kind.
+/// How many frames of each kind are sent.
 const EACH: u16 = 6;
-/// Not that of the marks that tell when all is done.
+/// This is not the port of the frames that mark the end of a table.
 const PORT: u16 = 4100;
 
 fn frames(transport: Transport, sum: Sum, first: u16) -> Vec<Vec<u8>> {
     let frame = |number: u16| {
         let mut frame = Frame::valid(u32::from(number), transport, 40);
-        // The outer checksum covers whatever is inside, and is right about it.
+        // The outer checksum covers whatever is inside, and is right.
         frame.udp_sum = Sum::Right;
         frame.transport_sum = sum;
         frame.inner_ports = [number, PORT];
@@ -53,7 +53,7 @@ fn a_valid_outer_checksum_does_not_vouch_for_a_broken_inner_one() {
                     assert_eq!(read(), expected, "{what}: right ones reach the application");
 
                     let broken = bench.receive(nic, &frames(transport, Sum::Wrong, first + 50)).unwrap();
-                    // They reach the container, whose own kernel finds them out.
+                    // The frames reach the container, whose own kernel discards them.
                     assert_eq!(broken.ours.len(), usize::from(EACH), "{what}: {:?}", broken.counted);
                     assert_eq!(
                         bench.counter(counter).unwrap() - before,

@@ -15,7 +15,7 @@ fn our_host_and_the_kernels_deliver_the_same_frames() {
         let options = FuzzOptions { frames: 20_000, seed: Some(1), ingress: *ingress, json: false };
         let report = fuzz(&options, overlay()).unwrap();
         nothing_unexplained(&report);
-        // It compared something: deliveries by both, and drops by most of the rules.
+        // The sample must have compared something: deliveries by both hosts, and drops by most of the rules.
         assert!(report.frames >= 20_000 && report.delivered > 5_000, "{report:#?}");
         assert!(report.dropped_by_rule.len() >= 4, "{report:#?}");
         let carried = report.accounted.get("decap carried").copied().unwrap_or_default();

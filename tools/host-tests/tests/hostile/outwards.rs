@@ -1,5 +1,5 @@
-//! Frames from a container: what it sends broken or in others' names ends here, and what leaves is whole, by the word of a
-//! library that nobody here wrote.
+//! Frames from a container. What is malformed or has another's source ends on its host, and what leaves is checked by
+//! an independent library.
 use overlay_common::{
     Hook::{self, Encap, Send},
     Reason::{self, *},
@@ -18,7 +18,7 @@ use super::overlay;
 
 type Row = (&'static str, &'static [(Hook, Reason)], usize, fn(&mut Frame));
 
-/// Name, what is counted, how many frames leave, what is wrong.
+/// The columns are: name, what is counted, how many frames leave, and what is wrong.
 const ROWS: &[Row] = &[
     ("nothing wrong", &[(Encap, Carried)], 1, |_| {}),
     ("length too long", &[(Encap, Malformed)], 0, |frame| frame.inner.lie = 1),
@@ -48,7 +48,7 @@ const ROWS: &[Row] = &[
     ("source: not learned", &[(Encap, Unlearned), (Send, Carried)], 1, |frame| {
         frame.inner.from = [10, 244, 1, 9];
     }),
-    // Whether it may is the peer's to say (`--peer-check strict`), as with a LAN behind this host.
+    // The receiving host decides whether this is allowed (`--peer-check strict`), as for a LAN behind this host.
     ("source: outside Network", &[(Encap, ForeignSource), (Send, Carried)], 1, |frame| {
         frame.inner.from = [192, 0, 2, 9];
     }),
@@ -79,7 +79,7 @@ fn what_a_container_sends_broken_ends_on_its_host() {
         Ok(bench.member().overlay(&["endpoints"])?.contains("10.244.1.3 "))
     })
     .unwrap();
-    // A container that was told nothing of the overlay's MTU.
+    // The container does not know the overlay's MTU.
     bench.host().namespace().ip(&format!("link set {} mtu 1500", bench.container().port())).unwrap();
     bench.container().namespace().ip("link set eth0 mtu 1500").unwrap();
 
@@ -105,7 +105,7 @@ fn what_a_container_sends_broken_ends_on_its_host() {
         left.extend(out);
     }
 
-    // Other frames than IPv4 to the gateway, and every truncation of one.
+    // Other frames than IPv4 go to the gateway, and an IPv4 frame cut off at every length.
     let valid = || {
         let mut frame = Frame::valid(1, Transport::Udp, 40);
         (frame.inner.from, frame.inner.to) = (frame.inner.to, frame.inner.from);
@@ -123,13 +123,13 @@ fn what_a_container_sends_broken_ends_on_its_host() {
     let seen = bench.send(&frames).unwrap();
     let out: Vec<_> = seen.ours.iter().filter(|frame| is_from_us(frame)).collect();
     assert!(out.is_empty(), "{out:02x?}");
-    // Those whose addresses could be read were ours, and their length lied.
+    // Those long enough that the addresses could be read were ours, and their length fields are wrong.
     assert_eq!(seen.counted, [(Encap, Malformed, (whole.len() - 34) as u64)]);
 
     are_whole(&left);
 }
 
-/// scapy takes each frame apart, and makes lengths and header checksums anew: the same bytes must come out.
+/// scapy parses each frame and computes lengths and header checksums anew: the same bytes must result.
 fn are_whole(frames: &[Vec<u8>]) {
     const SCRIPT: &str = "
 import sys
@@ -149,6 +149,6 @@ print(len(sys.argv) - 1)
     assert!(frames.len() > 8);
     let lines: Vec<_> = frames.iter().map(|frame| hex(frame)).collect();
     let words = ["-c", SCRIPT].into_iter().chain(lines.iter().map(String::as_str));
-    let judged = command::run("/usr/bin/python3", words).unwrap();
-    assert_eq!(judged.trim(), frames.len().to_string());
+    let checked = command::run("/usr/bin/python3", words).unwrap();
+    assert_eq!(checked.trim(), frames.len().to_string());
 }

@@ -1,5 +1,5 @@
-//! Frames from the underlay: at the underlay's device, in outer fragments, and through another device. The last two reach
-//! overlay0 past the first program, and the same checks must hold there.
+//! Frames from the underlay that arrive in three ways: at the underlay device, in outer fragments, and through another
+//! device. The last two pass the first program and reach overlay0, where the same checks must hold.
 use overlay_common::{
     Hook::{Decap, Receive},
     Reason::{self, *},
@@ -15,15 +15,15 @@ use overlay_fuzz::{
 
 use super::{INGRESSES, overlay};
 
-/// How a row must end.
+/// How a frame must end.
 struct Row {
     name: &'static str,
     alter: fn(&mut Frame),
-    /// What the program at the underlay's device counts; nothing if the frame is not ours.
+    /// The reason that the program at the underlay device counts, or `None` if the frame is not ours.
     device: Option<Reason>,
-    /// What the program at overlay0 counts; nothing if the kernel drops it before.
+    /// The reason that the program at overlay0 counts, or `None` if the kernel drops the frame before.
     overlay0: Option<Reason>,
-    /// Whether our container gets it, by the way through overlay0.
+    /// Whether our container gets the frame when it comes through overlay0.
     ours: bool,
     /// Whether the kernel's VXLAN device, as flannel sets it up, delivers it.
     kernel: bool,
@@ -161,11 +161,11 @@ const ROWS: &[Row] = &[
         frame.instead = Some([&[0x60, 0, 0, 0, 0, 0, 59, 64][..], &[0xfd; 16], &[0xfd; 16]].concat());
     }),
     row("in a VLAN inside", Some(NotIpv4), Some(NotIpv4), NONE, |frame| frame.inner_ethernet.tag = Some(5)),
-    // The kernel takes a tag of priority alone off; nobody sends one through a tunnel.
+    // The kernel takes off a tag that has only a priority; nobody sends one through a tunnel.
     row("priority tag inside", Some(NotIpv4), Some(NotIpv4), KERNEL, |frame| {
         frame.inner_ethernet.tag = Some(0x6000);
     }),
-    // The kernel takes it for a packet from the tunnel to the tunnel, and opens it twice.
+    // The kernel takes this for a packet from the tunnel to itself, and decapsulates it twice.
     row("double encapsulation", Some(PeerMismatch), Some(PeerMismatch), KERNEL, |frame| {
         frame.inner.to = LOCAL;
         frame.inner.from = [10, 244, 3, 7];
@@ -182,9 +182,9 @@ const ROWS: &[Row] = &[
     }),
 ];
 
-/// The ways to our host.
+/// The ways by which a frame comes to our host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Arrival {
     Device,
     Fragments,
     FragmentsReversed,
@@ -192,34 +192,36 @@ enum Way {
 }
 
 #[test]
-fn every_row_ends_as_it_says_on_every_way() {
+fn every_row_ends_as_it_says_however_the_frame_arrives() {
     for ingress in INGRESSES {
         let mut bench = Bench::new(*ingress, overlay()).unwrap();
         let mut number = 0;
         for row in ROWS {
-            for way in [Way::Device, Way::Fragments, Way::FragmentsReversed, Way::SecondNic] {
+            for arrival in
+                [Arrival::Device, Arrival::Fragments, Arrival::FragmentsReversed, Arrival::SecondNic]
+            {
                 number += 1;
-                check(&mut bench, row, way, number, &format!("{ingress:?}, {way:?}: {}", row.name));
+                check(&mut bench, row, arrival, number, &format!("{ingress:?}, {arrival:?}: {}", row.name));
             }
         }
     }
 }
 
-fn check(bench: &mut Bench, row: &Row, way: Way, number: u32, what: &str) {
+fn check(bench: &mut Bench, row: &Row, arrival: Arrival, number: u32, what: &str) {
     let mut frame = Frame::valid(number, Transport::Udp, 40);
-    // A connection of its own: one that the stack has carried a packet of stays the stack's.
+    // Each row has a connection of its own, because one that the stack has carried a packet of is a stack flow.
     frame.inner_ports[0] = 10_000 + number as u16;
     (row.alter)(&mut frame);
-    let train = match way {
-        Way::Fragments => Some(Train::InOrder),
-        Way::FragmentsReversed => Some(Train::Reversed),
-        Way::Device | Way::SecondNic => None,
+    let train = match arrival {
+        Arrival::Fragments => Some(Train::InOrder),
+        Arrival::FragmentsReversed => Some(Train::Reversed),
+        Arrival::Device | Arrival::SecondNic => None,
     };
     frame.train = train.map(|train| (train, 64));
-    let nic = if way == Way::SecondNic { Nic::Second } else { Nic::Underlay };
+    let nic = if arrival == Arrival::SecondNic { Nic::Second } else { Nic::Underlay };
     let seen = bench.receive(nic, &frame.frames()).unwrap();
 
-    let device = row.device.filter(|_| way == Way::Device);
+    let device = row.device.filter(|_| arrival == Arrival::Device);
     let ended = device.filter(|reason| reason.verdict() != Verdict::Stack);
     let overlay0 = row.overlay0.filter(|_| ended.is_none());
     let expected: Vec<_> = device
@@ -231,7 +233,7 @@ fn check(bench: &mut Bench, row: &Row, way: Way, number: u32, what: &str) {
     assert_eq!(seen.ours.len(), usize::from(row.ours), "{what}: {seen:02x?}");
     assert_eq!(seen.kernel.len(), usize::from(row.kernel), "{what}: {seen:02x?}");
     if row.ours {
-        // The fast path is one hop, from container to container; the stack, like the kernel's own, is one more.
+        // The fast path is one hop from container to container; the stack, ours or the other kernel's, is one more.
         let fast = ended == Some(Carried);
         let ours = if fast { forwarded(&seen.ours[0]) } else { seen.ours[0][14..].to_vec() };
         assert_eq!(ours, seen.kernel[0][14..], "{what}");
@@ -239,8 +241,8 @@ fn check(bench: &mut Bench, row: &Row, way: Way, number: u32, what: &str) {
     }
 }
 
-/// The one thing that the fast path delivers and the kernel does not: RFC 7348 section 5 leaves verifying the outer
-/// checksum to the receiver, and a program cannot sum a whole packet.
+/// This is the only kind of frame that the fast path delivers and the kernel does not. RFC 7348, section 5, leaves it
+/// to the receiver whether it verifies the outer checksum, and a program cannot sum a whole packet.
 #[test]
 fn a_broken_outer_checksum_is_not_verified_by_the_fast_path_alone() {
     for ingress in INGRESSES {
@@ -257,7 +259,7 @@ fn a_broken_outer_checksum_is_not_verified_by_the_fast_path_alone() {
 }
 
 #[test]
-fn no_truncation_of_any_header_is_delivered_on_any_way() {
+fn no_truncation_of_any_header_is_delivered_however_it_arrives() {
     for ingress in INGRESSES {
         let mut bench = Bench::new(*ingress, overlay()).unwrap();
         let whole = Frame::valid(1, Transport::Udp, 0);
@@ -271,7 +273,7 @@ fn no_truncation_of_any_header_is_delivered_on_any_way() {
             for cut in 0..inner {
                 let mut honest = Frame { inner_cut: Some(cut), ..whole.clone() };
                 frames.extend(honest.frames());
-                // And in fragments, of the shortest kind.
+                // The cut frame is also sent in fragments, of the shortest kind.
                 honest.ip.id = 0x8000 | cut as u16;
                 honest.train = Some((Train::InOrder, 8));
                 frames.extend(honest.frames());

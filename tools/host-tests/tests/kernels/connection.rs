@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use overlay_lab::Container;
 
-/// Each exchange carries this much each way.
+/// How many bytes each exchange carries in each direction.
 const BYTES: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Both ends. A socket stays in the namespace in which it was made, whoever uses it.
+/// Both ends of the connection. A socket stays in the namespace in which it was made, whichever thread uses it.
 pub struct Connection {
     ends: [TcpStream; 2],
     round: u8,

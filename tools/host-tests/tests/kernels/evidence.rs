@@ -1,4 +1,4 @@
-//! How a host is set up in fact, as the kernel tells it; what the agent says of it must be the same.
+//! How a host is set up in fact, according to the kernel. What the agent says about it must be the same.
 use aya::programs::{SchedClassifier, TcAttachType};
 use overlay_lab::Member;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use serde_json::Value;
 pub struct Evidence {
     containers: String,
     underlay: String,
-    /// What not every kernel has: name, and how it is here.
+    /// Features that not every kernel has: name, and whether this kernel has it.
     features: Vec<(String, String)>,
 }
 
@@ -36,24 +36,24 @@ pub fn kernel() -> (u32, u32) {
 }
 
 impl Evidence {
-    /// Its rows in the way's section of docs/kernels.md.
+    /// The host's rows in its section of docs/kernels.md.
     pub fn facts(&self) -> [(&str, &str); 2] {
         [("attached at containers by", &self.containers), ("attached at the underlay by", &self.underlay)]
     }
 
-    /// Rows that are the same whatever the way.
+    /// The rows that are the same for every setup.
     pub fn features(&self) -> impl Iterator<Item = (&str, &str)> {
         self.features.iter().map(|(name, how)| (name.as_str(), how.as_str()))
     }
 }
 
-/// What `overlay status` says of the kernel. Where the kernel can be asked by others, it must say the same.
+/// What `overlay status` says about the kernel. Where the kernel can be asked by other means, the answers must agree.
 fn features(member: &Member, status: &Value) -> Vec<(String, String)> {
     let overlay0 = json(member, "ip -j -d link show dev overlay0");
     let kind = &overlay0[0]["linkinfo"]["info_kind"];
     let seen = |name: &str| match name {
         "TCX" => Some(tcx(member, "eth0").is_some()),
-        // Only a VXLAN device tells.
+        // Only a VXLAN device shows this.
         "vnifilter" => (kind == "vxlan").then(|| overlay0[0]["linkinfo"]["info_data"]["vnifilter"] == true),
         _ => None,
     };
@@ -68,12 +68,12 @@ fn features(member: &Member, status: &Value) -> Vec<(String, String)> {
         };
         (name, how)
     };
-    // What this mode has no part in another shows.
+    // A feature that this backend does not use is shown by another test.
     let says = |feature: &&Value| kind == "vxlan" || feature["name"] != "vnifilter";
     status["features"].as_array().unwrap().iter().filter(says).map(feature).collect()
 }
 
-/// How a program hangs at the ingress of an interface, if it does.
+/// How a program is attached at the ingress of an interface, if it is.
 fn at_tc(member: &Member, interface: &str, program: &str) -> Option<String> {
     // The kernel cuts a program's name to 15 bytes.
     let by_tcx =
@@ -87,7 +87,8 @@ fn at_tc(member: &Member, interface: &str, program: &str) -> Option<String> {
     }
 }
 
-/// Names of the programs at the TCX hook of an interface's ingress; none on a kernel without TCX, which refuses to answer.
+/// Names of the programs at the TCX hook of an interface's ingress. There are none on a kernel without TCX, which
+/// returns an error.
 fn tcx(member: &Member, interface: &str) -> Option<Vec<String>> {
     let name = interface.to_owned();
     let asked = member.host.namespace().enter(move || {

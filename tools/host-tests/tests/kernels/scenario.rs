@@ -1,4 +1,5 @@
-//! The scenario: pings, a transfer, an agent that dies and comes back under a connection, all on the fast path.
+//! The scenario: pings, a transfer, and an agent that is killed and started again under a connection, all on the fast
+//! path.
 use std::{thread, time::Duration};
 
 use overlay_common::{Hook, Reason};
@@ -8,23 +9,23 @@ use overlay_lab::{
 
 use super::{connection::Connection, evidence};
 
-/// Generous: a VM without KVM runs at a tenth of the speed.
+/// How long anything may take. A VM without KVM runs at a tenth of the speed.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PINGS: u32 = 5;
 const TRANSFER: u64 = 8 << 20;
-/// Larger than any packet's payload: so many bytes take at least this share of packets.
+/// A size that no packet's payload exceeds. A transfer therefore takes at least its bytes divided by this many packets.
 const LARGEST_PAYLOAD: u64 = 1500;
 
-/// Prints a fact that was just seen, for docs/kernels.md: which section, what, and how it was.
+/// Prints a fact that was just seen, for docs/kernels.md: the section, what was seen, and how it was.
 fn fact(section: &str, what: &str, how: &str) {
     println!("fact: {section} / {what} = {how}");
 }
 
 pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
     let mode = if backend == Backend::Vxlan { String::new() } else { format!("{}: ", backend.name()) };
-    let way = format!("{mode}--ingress {ingress} --attach {attach}");
-    let seen = |what: &str, how: &str| fact(&way, what, how);
-    // As between real NICs: an XDP program takes unfinished checksums for finished ones.
+    let setup = format!("{mode}--ingress {ingress} --attach {attach}");
+    let seen = |what: &str, how: &str| fact(&setup, what, how);
+    // The underlay is as between real NICs, because an XDP program takes unfinished checksums for finished ones.
     let lab = Lab::new(Options { wire_like: true, ..Options::default() }).unwrap();
     let store = Store::folder(&lab);
     let options = [&["--ingress", ingress, "--attach", attach], options].concat();
@@ -32,7 +33,7 @@ pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
     let mut members = lab::populate_with(&lab, binary, &store, backend.config(), &options).unwrap();
     learn_all(&members);
     if ingress == "xdp" && evidence::kernel() >= (6, 3) {
-        // Containers are learned first, and then looked at.
+        // The containers are learned before they are looked at.
         let receive = |member: &Member| {
             let status: serde_json::Value = serde_json::from_str(&member.overlay(&["status", "--json"])?)?;
             anyhow::Ok(status["agent"]["datapath"]["receivers"] == 2)
@@ -54,7 +55,8 @@ pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
     });
     for [tc, xdp] in carried {
         assert!(tc + xdp > TRANSFER / LARGEST_PAYLOAD, "TC carried {tc}, XDP {xdp}");
-        // Before 6.3 the kernel does not tell which veths can receive: XDP leaves all to TC then.
+        // Before 6.3 the kernel does not tell which veths can receive redirected frames, so XDP leaves all frames to
+        // TC.
         let redirects = ingress == "xdp" && evidence::kernel() >= (6, 3);
         assert_eq!(redirects, xdp > 0, "under {ingress}, XDP carried {xdp} packets, TC {tc}");
     }
@@ -70,7 +72,7 @@ pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
     for member in &mut members {
         member.kill_agent().unwrap();
     }
-    // No agent anywhere: the kernel alone.
+    // No agent runs anywhere, so the kernel alone carries the packets.
     connection.exchange().unwrap();
     assert_reaches(&b, &a);
     for member in &mut members {
@@ -96,7 +98,8 @@ pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
     }
 }
 
-/// Runs `work`; what came into each host meanwhile, by TC and by XDP. Fails if the stack carried anything of it.
+/// Runs `work` and returns how many packets TC and XDP received meanwhile on each host. It fails if the stack carried
+/// any.
 fn on_the_fast_path(members: &[Member], work: impl FnOnce()) -> Vec<[u64; 2]> {
     let counters = || members.iter().map(|member| member.counters().unwrap()).collect::<Vec<_>>();
     let before = counters();
@@ -110,7 +113,8 @@ fn on_the_fast_path(members: &[Member], work: impl FnOnce()) -> Vec<[u64; 2]> {
     carried.collect()
 }
 
-/// Every container reaches every other host's, and all are learned: the fast path carries everything from now on.
+/// Waits until every container reaches every other host's and all are learned, so that the fast path carries everything
+/// from now on.
 fn learn_all(members: &[Member]) {
     let once = PingOptions { count: 1, ..PingOptions::default() };
     for (from, to) in [(0, 1), (1, 0)] {
@@ -126,7 +130,7 @@ fn learn_all(members: &[Member]) {
         })
         .unwrap();
     }
-    // Connections of the pings before are noted for the stack; later ones are not.
+    // The connections of earlier pings are stack flows; later ones are not.
     thread::sleep(Duration::from_millis(100));
 }
 

@@ -1,4 +1,4 @@
-//! Which tier carried something, and whether it took the time-outs by which TCP gets around frames that vanish.
+//! Which tier carried something, and whether TCP needed the time-outs by which it recovers from lost packets.
 use overlay_common::{Hook, Reason};
 use overlay_lab::{Carried, Container, Counters, Lab, Transfer};
 
@@ -31,8 +31,8 @@ impl Count {
         now - then
     }
 
-    /// A stream of `bytes` went by the fast path from the first host to the second, in segments of at most `segment` bytes
-    /// of payload, and nothing else happened.
+    /// Asserts that a stream of `bytes` went from the first host to the second by the fast path, in segments of at most
+    /// `segment` bytes of payload, and that nothing else happened.
     #[track_caller]
     pub(super) fn is_fast(&self, what: &str, bytes: u64, segment: u64) {
         let [here, there] = [0, 1].map(|host| self.carried(host));
@@ -44,7 +44,8 @@ impl Count {
     }
 }
 
-/// The underlay becomes as behind a NIC without offloads: one frame for each segment, GRO at the receiver.
+/// Makes the underlay as behind a NIC without offloads, with one frame for each segment and GRO at the receiver, or
+/// undoes that.
 pub(super) fn set_wire_like(lab: &Lab, is: bool) {
     let [offloads, gro] = if is { ["off", "on"] } else { ["on", "off"] };
     for host in lab.hosts() {
@@ -63,13 +64,14 @@ fn tcp_counter(container: &Container, name: &str) -> u64 {
     numbers.nth(names.position(|found| found == name).unwrap()).unwrap().parse().unwrap()
 }
 
-/// From now on a time-out of this container's TCP means lost packets, not a busy machine.
+/// Makes a time-out of this container's TCP mean lost packets rather than a busy machine, from now on.
 pub(super) fn be_patient(container: &Container) {
     let route = container.exec("ip route show default").unwrap();
     container.namespace().ip(&format!("route replace {} rto_min 2s", route.trim())).unwrap();
 }
 
-/// A stream that must not need the single packets by which TCP, at length, gets around large ones that vanish.
+/// Sends a stream in which TCP must not fall back to small packets, which it does after time-outs if large ones are
+/// lost.
 #[track_caller]
 pub(super) fn without_timeouts(
     what: &str,

@@ -1,4 +1,5 @@
-//! Bare IPv4 in UDP: what the agent's socket relays is checked as all else, and without an agent all else goes on.
+//! IPv4 packets directly in UDP: what the agent's socket relays is checked like all other packets, and what needs no
+//! relay goes on without an agent.
 use std::{net::Ipv4Addr, net::UdpSocket, thread, time::Duration};
 
 use etherparse::PacketBuilder;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use crate::bed::{Bed, Kind, assert_reaches, json, ping_df, pings, wait_for};
 
 const PORT: u16 = 8285;
-/// Larger than the underlay's MTU: the kernel sends it in outer fragments.
+/// A size larger than the underlay's MTU. The kernel sends such a packet in outer fragments.
 const LARGE: usize = 3000;
 
 fn bed(kind: Kind) -> Bed {
@@ -26,7 +27,7 @@ fn packet(source: Ipv4Addr, destination: Ipv4Addr, payload: usize) -> Vec<u8> {
         .udp(3000, 4000)
         .write(&mut packet, &vec![0x5a; payload])
         .unwrap();
-    // etherparse sets DF: in here the container's link is smaller.
+    // etherparse sets DF, which must not be set here because the container's link is smaller.
     packet[6] = 0;
     packet[10..12].fill(0);
     let sum =
@@ -38,7 +39,7 @@ fn packet(source: Ipv4Addr, destination: Ipv4Addr, payload: usize) -> Vec<u8> {
 }
 
 /// Sends `inner` in a datagram from `namespace` to the tunnel's port at `host`.
-fn send_wrapped(namespace: &Namespace, host: Ipv4Addr, inner: Vec<u8>) {
+fn send_encapsulated(namespace: &Namespace, host: Ipv4Addr, inner: Vec<u8>) {
     let sent = namespace.enter(move || {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         Ok(socket.send_to(&inner, (host, PORT))?)
@@ -60,9 +61,9 @@ fn what_the_socket_takes_is_checked_all_the_same() {
     let listener = b.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:4000")?)).unwrap();
     listener.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
 
-    // Whole datagrams never reach the socket; what comes in outer fragments does, and is delivered by the stack.
+    // Whole datagrams never reach the socket. What comes in outer fragments does, and the stack delivers it.
     let carried = packets(there, Reason::Carried);
-    send_wrapped(here.namespace(), target, packet(a.address(), b.address(), LARGE));
+    send_encapsulated(here.namespace(), target, packet(a.address(), b.address(), LARGE));
     let mut buffer = [0; 4000];
     let (length, from) = listener.recv_from(&mut buffer).unwrap();
     assert_eq!((length, from.ip()), (LARGE, a.address().into()));
@@ -74,24 +75,24 @@ fn what_the_socket_takes_is_checked_all_the_same() {
     let mut version = packet(a.address(), b.address(), LARGE);
     version[0] = 0x65;
     for (namespace, inner, reason) in [
-        // Another host's container's, ours, and one to another host's, from a peer.
+        // From a peer: the source is another host's container, or one of ours; or the destination is on another host.
         (here.namespace(), packet(foreign, b.address(), LARGE), Reason::PeerMismatch),
         (here.namespace(), packet(there.containers[1].address(), b.address(), LARGE), Reason::PeerMismatch),
         (here.namespace(), packet(a.address(), foreign, LARGE), Reason::NotOurSubnet),
         (here.namespace(), cut, Reason::Malformed),
         (here.namespace(), version, Reason::Malformed),
-        // All that is right, from a stranger.
+        // This packet is right but comes from a host that is no peer.
         (bed.lab.switch(), packet(a.address(), b.address(), LARGE), Reason::UnknownPeer),
     ] {
         let before = packets(there, reason);
-        send_wrapped(namespace, target, inner);
+        send_encapsulated(namespace, target, inner);
         wait_for(reason.as_str(), || packets(there, reason) == before + 1);
     }
     listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert!(listener.recv_from(&mut buffer).is_err(), "one of them arrived");
 }
 
-/// A link that has become too narrow for what overlay0 takes, without anybody having told the containers.
+/// The link has become too narrow for packets that overlay0 accepts, and nobody has told the containers.
 #[test]
 fn what_the_link_does_not_take_whole_is_fragmented_by_the_kernel() {
     let bed = bed(Kind::Folder);
@@ -100,7 +101,7 @@ fn what_the_link_does_not_take_whole_is_fragmented_by_the_kernel() {
     bed[0].host.set_mtu(1000).unwrap();
     let sent = || bed[0].counters().unwrap().packets(Send, Reason::NeedsFragmentation);
     let (before, arrived) = (sent(), packets(&bed[1], Reason::Carried));
-    // Without DF a packet is taken, and arrives as it was: only its wrapping was in pieces.
+    // A packet without DF is accepted and arrives as it was: only the outer packet was in fragments.
     a.namespace().sysctl("ipv4/ip_no_pmtu_disc", "1").unwrap();
     let listener = b.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:4000")?)).unwrap();
     listener.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -114,7 +115,7 @@ fn what_the_link_does_not_take_whole_is_fragmented_by_the_kernel() {
     let (length, from) = listener.recv_from(&mut buffer).unwrap();
     assert_eq!((length, from.ip()), (1400, a.address().into()));
     assert_eq!((sent(), packets(&bed[1], Reason::Carried)), (before + 1, arrived + 1));
-    // With DF the container is told what fits.
+    // A container that sets DF is told what fits.
     a.namespace().sysctl("ipv4/ip_no_pmtu_disc", "0").unwrap();
     let refused = ping_df(a, b.address(), 1400);
     assert!(refused.received == 0 && refused.output.contains("mtu = 972"), "{}", refused.output);
@@ -127,8 +128,8 @@ fn a_ttl_that_ends_and_a_subnet_of_nobody_are_answered() {
     let bed = bed(Kind::Folder);
     bed.learn_all();
     let (a, b) = bed.pair();
-    // Two routers, of which the receiving one takes nothing from what it lets through. flannel's relays take four from the
-    // TTL, and say nothing when none is left.
+    // The path has two routers, of which the receiving one does not decrement the TTL of what it delivers. flannel's
+    // relays decrement the TTL four times in all, and send no ICMP message when it ends.
     let ping = |ttl| a.exec(&format!("ping -n -c 1 -W 2 -t {ttl} {}", b.address()));
     for (ttl, router) in [(1, &bed[0]), (2, &bed[1])] {
         let gone = ping(ttl).unwrap_err().to_string();
@@ -165,7 +166,8 @@ fn no_packet_is_lost_when_the_agent_ends_and_starts_and_the_stack_needs_none() {
         assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
     }
 
-    // The TUN stays, and nobody reads it: hosts and containers that nobody has learned still talk, both ways.
+    // The TUN stays and nobody reads it. Hosts, and containers that are not learned, still reach each other in both
+    // directions.
     for member in &mut bed.members {
         member.kill_agent().unwrap();
     }
@@ -199,7 +201,7 @@ fn the_tun_is_what_it_must_be_and_goes_with_down() {
     let link = &shown(&bed[0])[0];
     assert_eq!(link["linkinfo"]["info_kind"], "tun");
     assert_eq!(link["linkinfo"]["info_data"]["persist"], true);
-    // Whoever else could open it would be taken for the agent.
+    // Another user who could open the TUN would be taken for the agent.
     assert_eq!(link["linkinfo"]["info_data"]["user"], "root", "{link}");
     assert_eq!((&link["mtu"], &link["inet6_addr_gen_mode"]), (&1472.into(), &"none".into()));
     assert_eq!(json(&bed[0], &["status"])["mode"], "udp");
@@ -215,7 +217,7 @@ fn the_tun_is_what_it_must_be_and_goes_with_down() {
     bed.assert_all_reached();
 }
 
-/// Deleted under an agent that reads it: made anew, with its programs, and read again.
+/// The TUN is deleted under an agent that reads it. The agent makes it anew with its programs, and reads it again.
 #[test]
 fn d3_a_tun_that_is_deleted_comes_back_and_is_relayed_to_again() {
     let bed = bed(Kind::Folder);
@@ -228,17 +230,21 @@ fn d3_a_tun_that_is_deleted_comes_back_and_is_relayed_to_again() {
     for _ in 0..2 {
         there.host.namespace().ip("link delete overlay0").unwrap();
         wait_for("overlay0 to be back, and fragments to be relayed", || {
-            send_wrapped(here.namespace(), there.host.address(), packet(a.address(), b.address(), LARGE));
+            send_encapsulated(
+                here.namespace(),
+                there.host.address(),
+                packet(a.address(), b.address(), LARGE),
+            );
             listener.recv_from(&mut buffer).is_ok()
         });
-        // The stack's tier both ways, from hosts, which have no endpoints.
+        // The packets take the stack in both directions, because a host has no endpoint.
         for (member, to) in [(&bed[0], b), (&bed[1], a)] {
             member.host.exec(&format!("ping -n -c 2 -i 0.1 -W 5 {}", to.address())).unwrap();
         }
     }
 }
 
-/// A container that is an end of a tunnel of its own: its frames are marked as encapsulated before we see them.
+/// A container is an end of a tunnel of its own, so its frames are marked as encapsulated before our program sees them.
 #[test]
 fn a_tunnel_between_containers_goes_through_ours() {
     let bed = bed(Kind::Folder);
@@ -268,7 +274,8 @@ fn a_tunnel_between_containers_goes_through_ours() {
     assert!(received.len() == 2 << 20 && received.iter().all(|byte| *byte == 0x5a));
 }
 
-/// One send, many datagrams (UDP_SEGMENT): a TUN's checksums are nobody's to finish, so the agent gets them one by one.
+/// One send makes many datagrams (UDP_SEGMENT). No device finishes checksums behind a TUN, so the kernel hands them to
+/// the agent one by one.
 #[test]
 fn datagrams_sent_at_once_by_a_host_arrive() {
     use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};

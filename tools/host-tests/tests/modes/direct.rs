@@ -1,11 +1,11 @@
-//! Plain routing to peers on the same link (host-gw, `DirectRouting`), encapsulation to the others, and the change from
-//! one to the other while packets flow.
+//! Direct routing to peers on the same link (host-gw, `DirectRouting`), encapsulation to the others, and the change
+//! from one to the other while packets flow.
 use overlay_common::{Hook::Decap, Reason};
 use overlay_lab::{Backend, Container, DIRECT_VXLAN, Lab, Member, Numbered, Options, transfer};
 
 use crate::bed::{Bed, Kind, assert_reaches, ping_df};
 
-/// What a direct network falls back to: the filter of its encapsulated packets, and the MTU left.
+/// What a network with direct routing falls back to: the port of its encapsulated packets, and the MTU that is left.
 struct Fallback {
     config: &'static str,
     port: u16,
@@ -20,32 +20,32 @@ fn all() -> [Fallback; 2] {
     ]
 }
 
-/// Strict filters: what comes in must come by the way it would be answered.
+/// The reverse path filters are strict: a packet must arrive by the interface by which it would be answered.
 fn bed(config: &str) -> Bed {
     let options = Options { rp_filter: 1, ..Options::default() };
     Bed::with_config(Kind::Folder, options, config, &[])
 }
 
-/// Packets that leave a host while `work` runs: encapsulated, and plain.
+/// How many packets leave a host while `work` runs: encapsulated, and unencapsulated.
 fn seen(member: &Member, port: u16, work: impl FnOnce()) -> (usize, usize) {
     let (host, subnet) = (&member.host, &member.subnet);
     let filter = format!("src {} and udp port {port} or src net {subnet}", host.address());
     let capture = host.capture("eth0", &filter).unwrap();
     work();
     let lines = capture.lines().unwrap();
-    let wrapped = |line: &&String| line.contains(&format!(".{port}: "));
-    let count = lines.iter().filter(wrapped).count();
+    let encapsulated = |line: &&String| line.contains(&format!(".{port}: "));
+    let count = lines.iter().filter(encapsulated).count();
     (count, lines.len() - count)
 }
 
-/// The way from the first host to the second leads over the switch, as if that were a router; or no longer.
+/// Makes the path from the first host to the second lead over the switch, as if that were a router, or undoes that.
 fn detour(bed: &Bed, is_there: bool) {
     let verb = if is_there { "add" } else { "delete" };
     let peer = bed[1].host.address();
     bed[0].host.namespace().ip(&format!("route {verb} {peer}/32 via {}", Lab::SWITCH)).unwrap();
 }
 
-/// A router that forwards, and does not tell hosts of shorter ways.
+/// Makes the switch a router that forwards and that does not tell hosts of shorter paths.
 fn make_router(bed: &Bed) {
     for (key, value) in [
         ("ipv4/ip_forward", "1"),
@@ -63,7 +63,7 @@ fn ten(from: &Container, to: &Container) {
 }
 
 #[test]
-fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
+fn peers_on_the_link_are_reached_unencapsulated_and_others_encapsulated() {
     for Fallback { config, port, mtu, fallback_mtu } in all() {
         println!("{config}");
         let bed = bed(config);
@@ -71,16 +71,16 @@ fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
         bed.learn_all();
         let (a, b) = bed.pair();
         assert_eq!(bed[0].mtu, mtu);
-        let (wrapped, plain) = seen(&bed[0], port, || ten(a, b));
-        assert!(wrapped == 0 && plain >= 10, "{wrapped} {plain}");
+        let (encapsulated, unencapsulated) = seen(&bed[0], port, || ten(a, b));
+        assert!(encapsulated == 0 && unencapsulated >= 10, "{encapsulated} {unencapsulated}");
         assert!(ping_df(a, b.address(), mtu - 28).complete());
 
         detour(&bed, true);
-        let (wrapped, plain) = seen(&bed[0], port, || ten(a, b));
-        assert!(plain == 0 && wrapped >= 10, "{wrapped} {plain}");
-        // The answers come as plainly as before.
-        let (wrapped, plain) = seen(&bed[1], port, || ten(a, b));
-        assert!(wrapped == 0 && plain >= 10, "{wrapped} {plain}");
+        let (encapsulated, unencapsulated) = seen(&bed[0], port, || ten(a, b));
+        assert!(unencapsulated == 0 && encapsulated >= 10, "{encapsulated} {unencapsulated}");
+        // The answers come unencapsulated as before.
+        let (encapsulated, unencapsulated) = seen(&bed[1], port, || ten(a, b));
+        assert!(encapsulated == 0 && unencapsulated >= 10, "{encapsulated} {unencapsulated}");
         if fallback_mtu < mtu {
             let refused = ping_df(a, b.address(), mtu - 28);
             let told = format!("mtu = {fallback_mtu}");
@@ -89,7 +89,7 @@ fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
         assert!(ping_df(a, b.address(), fallback_mtu - 28).complete());
         transfer(a, b, 8 << 20).unwrap();
 
-        // Routes change under packets: none is lost, since nothing remembers a way.
+        // Routes change under packets. None is lost, since the programs remember no path.
         let stream = Numbered::start(a, b, 5000).unwrap();
         for is_there in [false, true, false] {
             std::thread::sleep(std::time::Duration::from_millis(200));
@@ -99,25 +99,25 @@ fn peers_on_the_link_are_reached_plainly_and_others_encapsulated() {
         assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
         for member in &bed.members {
             let counters = member.counters().unwrap();
-            // The MTU's answer is the one thing that is no delivery.
+            // The answer about the MTU is the only packet that was not delivered.
             assert!(counters.carried().dropped <= 1, "{counters:?}");
         }
     }
 }
 
 #[test]
-fn what_takes_the_stack_is_plain_too_and_passes_strict_filters() {
+fn what_takes_the_stack_is_unencapsulated_too_and_passes_strict_filters() {
     for Fallback { config, port, .. } in all() {
         println!("{config}");
         let bed = bed(config);
         bed.learn_all();
         let b = &bed[1].containers[0];
         let (subnet, mtu) = (bed[0].subnet.clone(), bed[0].mtu);
-        // Hosts have no endpoints: the stack's, both ways.
-        let (wrapped, plain) = seen(&bed[0], port, || {
+        // Hosts have no endpoints, so their packets take the stack in both directions.
+        let (encapsulated, unencapsulated) = seen(&bed[0], port, || {
             bed[0].host.exec(&format!("ping -n -c 5 -i 0.05 -W 5 {}", b.address())).unwrap();
         });
-        assert!(wrapped == 0 && plain >= 5, "{wrapped} {plain}");
+        assert!(encapsulated == 0 && unencapsulated >= 5, "{encapsulated} {unencapsulated}");
         let late = bed[0].host.add_container("late", &subnet, 77, mtu).unwrap();
         assert_reaches(&late, b.address());
         assert_reaches(b, late.address());
@@ -125,9 +125,9 @@ fn what_takes_the_stack_is_plain_too_and_passes_strict_filters() {
     }
 }
 
-/// Without an outer header nobody can be told by it; what remains is the inner address.
+/// An unencapsulated packet has no outer source, so only the inner address tells who sent it.
 #[test]
-fn plain_packets_of_nobody_are_dropped_and_the_underlays_own_pass() {
+fn unencapsulated_packets_of_nobody_are_dropped_and_the_underlays_own_pass() {
     for Fallback { config, .. } in all() {
         println!("{config}");
         let bed = bed(config);
@@ -136,7 +136,8 @@ fn plain_packets_of_nobody_are_dropped_and_the_underlays_own_pass() {
         let to = bed[0].containers[0].address();
         stranger.ip(&format!("route add {} via {}", bed[0].subnet, bed[0].host.address())).unwrap();
         let ping = |source: &str| stranger.exec(&format!("ping -n -c 1 -W 0.3 -I {source} {to}")).is_ok();
-        // A host beside the overlay, which routes to it: not ours, hence the stack's and the firewall's.
+        // A host beside the overlay has a route to it. Its packets are not ours, so they are left to the stack and its
+        // firewall.
         assert!(ping(&Lab::SWITCH.to_string()));
         let neighbour = bed[0].containers[1].address();
         for (source, reason) in

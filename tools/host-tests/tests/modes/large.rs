@@ -1,4 +1,5 @@
-//! Packets and frames that are larger than usual: jumbo underlays, and GSO frames beyond 65,535 bytes (BIG TCP).
+//! Packets and frames that are larger than usual: on underlays with jumbo frames, and GSO frames beyond 65,535 bytes
+//! (BIG TCP).
 use netlink_packet_route::link::LinkAttribute;
 use overlay_common::{
     Hook::{Encap, Send},
@@ -16,7 +17,7 @@ const INGRESSES: [&[&str]; 3] = [TC, &["--ingress", "xdp", "--endpoint-gro", "on
 const JUMBO: u32 = 9000;
 const BIG: u32 = 185_000;
 
-/// The agents' successors take packets in by this; it is in use.
+/// Replaces the agents by ones with this ingress mode, and waits until it is in use.
 fn take_in_by(bed: &mut Bed, ingress: &[&str]) {
     for member in &mut bed.members {
         assert!(member.end_agent().unwrap().success());
@@ -46,7 +47,7 @@ fn device_mtu(member: &Member) -> u32 {
 
 #[test]
 fn jumbo_packets_take_the_fast_path_in_every_combination() {
-    // What the stack sends under host-gw must also fit behind a router, where it is wrapped.
+    // Under host-gw, what the stack sends must also fit when it is encapsulated for a peer behind a router.
     for (backend, mtu, device) in
         [(Backend::Vxlan, 8950, 8950), (Backend::Udp, 8972, 8972), (Backend::HostGw, 9000, 8972)]
     {
@@ -54,7 +55,7 @@ fn jumbo_packets_take_the_fast_path_in_every_combination() {
         let mut bed = Bed::with_config(Kind::Folder, options, backend.config(), TC);
         bed.learn_all();
         for member in &bed.members {
-            // The former is subnet.env's, and the containers'.
+            // The former is the MTU of subnet.env and the containers.
             assert_eq!((member.mtu, device_mtu(member)), (mtu, device), "{}", backend.name());
         }
         for ingress in INGRESSES {
@@ -85,11 +86,12 @@ fn full_packets(bed: &Bed, what: &str) {
     }
     let count = Count::of(bed, || assert!(transfer(a, b, BYTES).unwrap().bytes >= BYTES));
     count.is_fast(what, BYTES, u64::from(mtu));
-    // Few: they were as large.
+    // There are so few frames only if they were that large.
     assert!(count.carried(0).fast_out < BYTES / 4000, "{what}: {:?}", count.carried(0));
 }
 
-/// Allows devices GSO and GRO frames of this many bytes, of IPv4 too (Linux 6.3), which not every `ip` knows how to.
+/// Allows devices GSO and GRO frames of this many bytes, for IPv4 too (Linux 6.3). This is done by netlink, because not
+/// every `ip` has the option.
 fn allow(namespace: &Namespace, devices: &[&str], size: u32) {
     let devices: Vec<_> = devices.iter().map(|&device| device.to_owned()).collect();
     let done = namespace.enter(move || {
@@ -112,8 +114,8 @@ fn allow(namespace: &Namespace, devices: &[&str], size: u32) {
     done.unwrap();
 }
 
-/// All devices between two containers take BIG TCP: what the fast path does not carry the stack does. Without time-outs,
-/// but where the agent relays: its queue may overflow.
+/// All devices between two containers accept BIG TCP frames, and what the fast path cannot carry is carried by the
+/// stack. There must be no time-outs, except where the agent relays, because its queue may overflow.
 fn big(backend: Backend, bytes: u64, no_timeouts: bool) {
     let mut bed = Bed::with_config(Kind::Folder, Options::default(), backend.config(), TC);
     bed.learn_all();
@@ -143,7 +145,7 @@ fn big(backend: Backend, bytes: u64, no_timeouts: bool) {
         });
         let [here, there] = [0, 1].map(|host| count.carried(host));
         assert_eq!((here.dropped, there.dropped), (0, 0), "{what}: {here:?} {there:?}");
-        // There were such frames, and what no program could send the agent relayed.
+        // There were such frames, and the agent relayed those that no program could send.
         assert!(count.packets(0, Encap, Reason::NeedsFragmentation) > 0, "{what}: {here:?}");
         let relayed =
             [Reason::NeedsFragmentation, Reason::HeadroomRefused].map(|why| count.packets(0, Send, why));
@@ -164,6 +166,6 @@ fn big_tcp_arrives_in_udp_mode() {
 }
 
 #[test]
-fn big_tcp_arrives_plainly() {
+fn big_tcp_arrives_unencapsulated() {
     big(Backend::HostGw, 100 << 20, true);
 }

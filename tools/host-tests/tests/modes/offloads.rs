@@ -1,5 +1,5 @@
-//! What a frame's marks say of its segments and checksums, beyond what one TCP stream between two containers shows: datagrams
-//! of one send, containers that pass on what they got, and checksums of every kind.
+//! What a frame's metadata says about its segments and checksums, beyond what one TCP stream between two containers
+//! shows: several datagrams of one send, containers that forward what they receive, and checksums of every kind.
 use std::{net::UdpSocket, os::fd::AsFd as _, time::Duration};
 
 use etherparse::PacketBuilder;
@@ -13,7 +13,7 @@ use crate::bed::{Bed, Kind, overlay};
 const BYTES: u64 = 8 << 20;
 const PORT: u16 = 4000;
 
-/// Sends twenty datagrams at once; each must arrive as it was.
+/// Sends twenty datagrams at once, each of which must arrive as it was.
 fn datagrams(what: &str, from: &Container, to: &Container, each: usize) {
     const COUNT: usize = 20;
     let open = |container: &Container| container.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?));
@@ -21,7 +21,7 @@ fn datagrams(what: &str, from: &Container, to: &Container, each: usize) {
     sender.connect((to.address(), receiver.local_addr().unwrap().port())).unwrap();
     receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     setsockopt(&sender.as_fd(), sockopt::UdpGsoSegment, &(each as i32)).unwrap();
-    // The last one is shorter.
+    // The last datagram is shorter.
     let sent: Vec<u8> = (0..COUNT * each - 7).map(|at| (at * 7 + at / 256) as u8).collect();
     assert_eq!(sender.send(&sent).unwrap(), sent.len());
     let mut buffer = vec![0; 65536];
@@ -33,7 +33,7 @@ fn datagrams(what: &str, from: &Container, to: &Container, each: usize) {
     }
 }
 
-/// The same, and by which tiers they went.
+/// Does the same for two containers, and checks which tiers carried the datagrams.
 fn datagrams_at_once(bed: &Bed, backend: Backend, wire_like: bool) {
     let (a, b) = bed.pair();
     for each in [500, bed[0].mtu as usize - 28] {
@@ -41,7 +41,7 @@ fn datagrams_at_once(bed: &Bed, backend: Backend, wire_like: bool) {
         let count = Count::of(bed, || datagrams(&what, a, b, each));
         let [here, there] = [0, 1].map(|host| count.carried(host));
         assert_eq!((here.fast_out, here.stack_out, here.dropped), (20, 0, 0), "{what}");
-        // One frame that holds several wrapped datagrams is the receiving stack's to take apart.
+        // A frame that holds several encapsulated datagrams is left to the receiving stack, which takes it apart.
         let is_one_frame = !wire_like && backend != Backend::HostGw;
         let (fast, stack) = if is_one_frame { (0, 20) } else { (20, 0) };
         assert_eq!((there.fast_in, there.stack_in, there.dropped), (fast, stack, 0), "{what}");
@@ -49,7 +49,7 @@ fn datagrams_at_once(bed: &Bed, backend: Backend, wire_like: bool) {
     }
 }
 
-/// A container of the second host that passes on what it gets, and who stands behind it.
+/// A container of the second host that forwards what it receives, and a machine behind it.
 struct Forwarder {
     inside: Namespace,
 }
@@ -58,7 +58,8 @@ impl Forwarder {
     const INNER: &str = "192.0.2.2";
     const TUNNELLED: &str = "198.51.100.2";
 
-    /// Behind a link without offloads: each frame is cut, and each checksum finished, by what its marks say.
+    /// The machine is behind a link without offloads, so each frame is cut and each checksum finished as the frame's
+    /// metadata says.
     fn new(bed: &Bed) -> Self {
         let (host, b) = (&bed[1].host, bed[1].containers[0].namespace());
         let inside = host.add_container("inside", &bed[1].subnet, 200, bed[1].mtu).unwrap();
@@ -88,7 +89,7 @@ impl Forwarder {
         Self { inside }
     }
 
-    /// From now on what comes to the container goes to this address.
+    /// Has the container forward what it receives to this address from now on.
     fn point_to(bed: &Bed, address: &str) {
         Self::point_nowhere(bed);
         let b = &bed[1].containers[0];
@@ -99,14 +100,14 @@ impl Forwarder {
         b.exec("iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE").unwrap();
     }
 
-    /// The container keeps what comes to it.
+    /// Has the container keep what it receives.
     fn point_nowhere(bed: &Bed) {
         bed[1].containers[0].exec("iptables -t nat -F").unwrap();
     }
 }
 
-/// Sent at once by one container; passed on by another, where a decapsulated GSO frame still says of itself that it is one of
-/// a tunnel's (SKB_GSO_UDP_TUNNEL, skb->encapsulation).
+/// A container sends segments at once and another forwards them. There a decapsulated GSO frame still says that it
+/// belongs to a tunnel (SKB_GSO_UDP_TUNNEL, skb->encapsulation).
 #[test]
 fn segments_are_right_whoever_cuts_them() {
     for backend in Backend::ALL {
@@ -117,7 +118,7 @@ fn segments_are_right_whoever_cuts_them() {
         for wire_like in [false, true] {
             set_wire_like(&bed.lab, wire_like);
             datagrams_at_once(&bed, backend, wire_like);
-            // What was never wrapped has no such marks.
+            // A packet that was never encapsulated has no such marks.
             if backend != Backend::HostGw {
                 passed_on(&bed, &forwarder, &format!("{}, wire-like {wire_like}", backend.name()));
             }
@@ -128,10 +129,10 @@ fn segments_are_right_whoever_cuts_them() {
 
 fn passed_on(bed: &Bed, forwarder: &Forwarder, name: &str) {
     let (a, b) = bed.pair();
-    for (way, address, gateway) in
+    for (forwarding, address, gateway) in
         [("veth", Forwarder::INNER, "192.0.2.1"), ("tunnel", Forwarder::TUNNELLED, "198.51.100.1")]
     {
-        let what = format!("{name}, on by a {way}");
+        let what = format!("{name}, on by a {forwarding}");
         Forwarder::point_to(bed, address);
         forwarder.inside.ip(&format!("route replace default via {gateway}")).unwrap();
         let count = Count::of(bed, || {
@@ -139,7 +140,8 @@ fn passed_on(bed: &Bed, forwarder: &Forwarder, name: &str) {
         });
         count.is_fast(&what, BYTES, 1460);
     }
-    // Back to where it came from, through our tunnel once more: a frame that is marked already is the stack's.
+    // The frame goes back to where it came from, through our tunnel once more. A frame that is marked already is left
+    // to the stack.
     let what = format!("{name}, back");
     let c = &bed[0].containers[1];
     Forwarder::point_to(bed, &c.address().to_string());
@@ -158,8 +160,8 @@ fn passed_on(bed: &Bed, forwarder: &Forwarder, name: &str) {
     assert!(there.fast_out + there.stack_out >= segments, "{what}: {there:?}");
 }
 
-/// Hosts whose underlay is a tunnel with checksums over what was their underlay: the kernel has summed up each frame that
-/// arrives there (CHECKSUM_COMPLETE) rather than verified it, as many NICs do.
+/// Hosts whose underlay is itself a tunnel with checksums. The kernel has then summed each frame that arrives
+/// (CHECKSUM_COMPLETE) rather than verified it, as many NICs do.
 fn summed(backend: Backend) -> Bed {
     let lab = Lab::new(Options { mtu: 1600, wire_like: true, ..Options::default() }).unwrap();
     for (host, other) in [(0, 1), (1, 0)] {
@@ -179,7 +181,7 @@ fn summed(backend: Backend) -> Bed {
         ] {
             namespace.ip(command).unwrap();
         }
-        // GRO would verify what it merges, and say so instead.
+        // GRO would verify the frames that it merges, and mark them so.
         lab.host(host).exec("ethtool -K nic0 gro off").unwrap();
         lab.host(host).exec("ethtool -K eth0 gro off").unwrap();
     }
@@ -204,7 +206,7 @@ fn a_sum_over_the_whole_frame_holds_for_what_was_inside() {
             let count = Count::of(&bed, || datagrams(name, a, b, 1000));
             count.is_fast(name, 20, 1);
         }
-        // The stack's tier: nobody is left to learn this container.
+        // No agent is left to learn this container, so its packets take the stack.
         bed[1].kill_agent().unwrap();
         let late = bed[1].host.add_container("late", &bed[1].subnet, 77, bed[1].mtu).unwrap();
         let a = &bed[0].containers[0];
@@ -217,8 +219,8 @@ fn a_sum_over_the_whole_frame_holds_for_what_was_inside() {
     }
 }
 
-/// What a process sends in datagrams of its own, as flannel's relay does, has an outer checksum that a virtual device leaves
-/// unfinished (CHECKSUM_PARTIAL).
+/// What a process sends in datagrams of its own, as flannel's relay does, has an outer checksum that a virtual device
+/// leaves unfinished (CHECKSUM_PARTIAL).
 #[test]
 fn an_unfinished_outer_checksum_is_forgotten_with_the_outer_headers() {
     const EACH: usize = 900;

@@ -4,7 +4,7 @@ use overlay_lab::{Host, Member};
 use super::traffic::{
     Protocol::Tcp,
     Server, Talk,
-    Way::{Fast, Stack},
+    Tier::{Fast, Stack},
     publish, talk,
 };
 use crate::bed::{Bed, Kind, json, wait_for};
@@ -48,12 +48,12 @@ fn what_takes_the_stack_passes_a_forward_chain_that_drops() {
     let lines: Vec<_> = chain.lines().collect();
     assert!(lines[1].ends_with("-j DOCKER-USER") && lines.len() == 4, "{chain}");
 
-    // Users' rules decide before ours.
+    // Rules of users decide before ours.
     host.exec(&format!("iptables -A DOCKER-USER -s {} -p tcp -j REJECT", a.address())).unwrap();
     assert!(Talk::open(a.namespace(), Tcp, SERVICE, 80).is_err());
     host.exec("iptables -F DOCKER-USER").unwrap();
 
-    // Put back, and not doubled.
+    // The rules are put back, and not doubled.
     host.exec("iptables -F FORWARD").unwrap();
     wait_for("the rules again", || ours(&host) == 2 && state(&bed[0]) == ("active".to_owned(), 1));
     bed[0].kill_agent().unwrap();
@@ -61,7 +61,7 @@ fn what_takes_the_stack_passes_a_forward_chain_that_drops() {
     assert_eq!((ours(&host), state(&bed[0])), (2, ("active".to_owned(), 0)));
     assert_eq!(talk(&bed, a.namespace(), SERVICE, 80), (a.address(), vec![Stack, Fast]));
 
-    // Nothing else was touched, and nothing stays.
+    // No other rule is touched, and none of ours stays.
     host.exec("iptables -A FORWARD -s 1.2.3.4/32 -j ACCEPT").unwrap();
     bed[0].end_agent().unwrap();
     bed[0].overlay(&["down"]).unwrap();
@@ -91,7 +91,7 @@ fn a_packet_passes_the_forward_chains_of_both_variants() {
     assert_eq!(levels(&bed[0]), ["ok", "ok"]);
     assert_eq!(host.exec("cat /proc/net/ip_tables_names").unwrap(), "", "checking made tables");
 
-    // The older one tells nobody; a change of nftables is a reason to look at both.
+    // The older variant sends no events, so any change of nftables makes the agent look at both.
     host.exec("iptables-legacy -P FORWARD DROP").unwrap();
     host.exec("nft add table ip other").unwrap();
     wait_for("the legacy rules", || ours("iptables-legacy") == 2 && state(&bed[0]).0 == "active");
@@ -126,6 +126,6 @@ fn forward_rules_off_adds_none() {
     let mut udp = Talk::open(a.namespace(), super::traffic::Protocol::Udp, SERVICE, 80).unwrap();
     assert!(udp.ask().is_err());
     assert_eq!((ours(&bed[0].host), state(&bed[0]).0.as_str()), (0, "off"));
-    // What the fast path carries does not pass that chain.
+    // The fast path's packets do not pass that chain.
     assert_eq!(talk(&bed, a.namespace(), b.address(), 8080), (a.address(), vec![Fast, Fast]));
 }

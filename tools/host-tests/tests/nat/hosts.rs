@@ -3,7 +3,7 @@ use overlay_lab::Backend;
 
 use super::traffic::{
     Server,
-    Way::{Fast, HalfStack, Neither, Stack},
+    Tier::{Fast, HalfStack, Neither, Stack},
     assert_nothing_invalid, own, strict_bed_of, talk,
 };
 
@@ -23,14 +23,14 @@ fn talk_over(backend: Backend) {
         Server::start(there, bridge, 9000),
         Server::start(there, underlay, 9000),
     ];
-    // A host speaks from overlay0's address, so that the answers find it.
+    // A host sends from overlay0's address, so that the answers find it.
     assert_eq!(talk(&bed, here, b.address(), 8080), (own(&bed, 0, 0), vec![Stack, Fast]));
     for to in [tunnel, bridge] {
         assert_eq!(talk(&bed, a.namespace(), to, 9000), (a.address(), vec![Fast, Stack]), "{to}");
         assert_eq!(talk(&bed, here, to, 9000), (own(&bed, 0, 0), vec![Stack, Stack]), "{to}");
     }
-    // To a host's own address the underlay carries it, from a container too; the answer knows the overlay's way alone.
-    // Where that is plain routing, the answer comes in as any packet of a host's own.
+    // Packets to a host's own address, even from a container, are carried by the underlay, but only the overlay has a
+    // route for the answer. With direct routing, that answer arrives like any packet of the other host itself.
     let here = if backend == Backend::HostGw { Neither } else { HalfStack };
     assert_eq!(talk(&bed, a.namespace(), underlay, 9000), (a.address(), vec![here, HalfStack]));
     assert_nothing_invalid(&bed);

@@ -1,4 +1,4 @@
-//! `--ip-masq`: who is masqueraded and who is not, and a table that stays as it was written.
+//! `--ip-masq`: who is masqueraded and who is not, and a table that is kept as it was written.
 use std::{
     fs,
     net::Ipv4Addr,
@@ -17,21 +17,21 @@ use serde_json::Value;
 
 use super::traffic::{
     BOTH, Protocol, Server, Talk,
-    Way::{Fast, Neither, Stack},
+    Tier::{Fast, Neither, Stack},
     assert_nothing_invalid, nft, own, strict_bed, talk,
 };
 use crate::bed::{Bed, Kind, json, wait_for};
 
 const TABLE: &str = "overlay-default";
 
-/// Our table, chain and rules with their handles, as `nft` shows them; nothing if there is no table.
+/// Our table, chain and rules with their handles, as `nft` shows them, or nothing if there is no table.
 fn objects(host: &Host) -> Vec<Value> {
     let Ok(listed) = host.exec(&format!("nft -j list table ip {TABLE}")) else { return Vec::new() };
     let listed: Value = serde_json::from_str(&listed).unwrap();
     listed["nftables"].as_array().unwrap().clone()
 }
 
-/// The rules of it.
+/// The rules of our table.
 fn rules(host: &Host) -> Vec<Value> {
     objects(host).iter().filter_map(|object| object.get("rule")).cloned().collect()
 }
@@ -47,16 +47,16 @@ fn what_leaves_the_overlay_is_masqueraded_and_nothing_else() {
     let (a, b) = bed.pair();
     let outside = bed.lab.switch();
     let _servers = [Server::start(outside, Lab::SWITCH, 9000), Server::of(a), Server::of(b)];
-    // Out and back, and the overlay has nothing to do with it.
+    // A container talks to a machine outside, and the overlay has nothing to do with it.
     let out = talk(&bed, a.namespace(), Lab::SWITCH, 9000);
     assert_eq!(out, (bed[0].host.address(), vec![Neither, Neither]));
     assert!(a.ping(Lab::SWITCH, crate::bed::pings(3)).unwrap().complete());
-    // Within, all see each other.
+    // Within the overlay, containers see each other's own addresses.
     assert_eq!(talk(&bed, a.namespace(), b.address(), 8080), (a.address(), vec![Fast, Fast]));
-    // In: a container sees who asks its own host.
+    // From outside, a container sees who sends to it through its own host.
     outside.ip("route add 10.244.0.0/16 via 10.99.0.1").unwrap();
     assert_eq!(talk(&bed, outside, a.address(), 8080), (Lab::SWITCH, vec![Neither, Neither]));
-    // What kube-proxy marked is kube-proxy's, whatever other bits are set.
+    // Packets that kube-proxy has marked are kube-proxy's to masquerade, whichever other bits are set.
     let marking = "chain c { type filter hook prerouting priority mangle; meta mark set 0x14001; }";
     nft(&bed[0].host, &format!("table ip marking {{ {marking}; }}"));
     assert_eq!(talk(&bed, a.namespace(), Lab::SWITCH, 9000), (a.address(), vec![Neither, Neither]));
@@ -102,7 +102,7 @@ fn the_table_is_put_back_and_others_are_left_alone() {
         assert!(!table.contains("dormant") && !table.contains(" accept\n"), "{damage}: {table}");
     }
     assert_eq!(status(member), ("active".to_owned(), damages.len() as u64));
-    // Nobody altered it: it is not written again and again.
+    // Nobody has altered the table, so it is not written again and again.
     let written = objects(host);
     thread::sleep(Duration::from_millis(1500));
     assert_eq!(objects(host), written);
@@ -114,7 +114,7 @@ fn the_next_agent_adopts_it_and_there_is_no_moment_without() {
     let mut bed = Bed::with(Kind::Folder, Default::default(), &["--ip-masq"]);
     let (a, host) = (bed[0].containers[0].clone(), bed[0].host.clone());
     let _server = Server::start(bed.lab.switch(), Lab::SWITCH, 9000);
-    // Whoever is not masqueraded is answered, too, and gives itself away.
+    // A request that is not masqueraded is answered, too, so it shows itself.
     bed.lab.switch().ip("route add 10.244.0.0/16 via 10.99.0.1").unwrap();
     let mut lasting = BOTH.map(|protocol| Talk::open(a.namespace(), protocol, Lab::SWITCH, 9000).unwrap());
     let stop = Arc::new(AtomicBool::new(false));
@@ -146,7 +146,7 @@ fn the_next_agent_adopts_it_and_there_is_no_moment_without() {
     assert_eq!(bare, 0, "of {}", heard.len());
     assert!(heard.len() > 50, "{}", heard.len());
 
-    // An agent that is not asked for it removes it; so does `overlay down`, which goes by the network's name alone.
+    // An agent without the option removes the table. So does `overlay down`, which knows only the network's name.
     let keep = host.exec(&format!("nft list table ip {TABLE}")).unwrap();
     bed[0].end_agent().unwrap();
     bed[0].drop_argument("--ip-masq");
@@ -185,7 +185,7 @@ fn down_finds_what_path_leaves_out_and_calls_nothing_gone_that_it_could_not_look
         assert!(said.contains(expected), "{said}");
     }
     assert_eq!(rules(&host).len(), 5);
-    // As Debian's plain `su` leaves it.
+    // This is the PATH after Debian's `su` without options.
     down("/usr/local/bin:/usr/bin:/bin").unwrap();
     assert_eq!(host.exec("nft list tables").unwrap(), "");
 }
@@ -194,13 +194,13 @@ fn down_finds_what_path_leaves_out_and_calls_nothing_gone_that_it_could_not_look
 fn without_nft_the_agent_says_so_and_changes_nothing() {
     let lab = Lab::new(Default::default()).unwrap();
     let store = lab.folder().join("store").display().to_string();
-    // Bounded: an agent that does not refuse goes on.
+    // The time is limited, because an agent that does not refuse runs on.
     let words = [
         "unshare",
         "--mount",
         "sh",
         "-c",
-        // Nothing that could be run, wherever it is looked for.
+        // No `nft` can be run, wherever it is looked for.
         "mount --bind /dev/null /usr/sbin/nft && exec \"$@\"",
         "sh",
         "timeout",

@@ -1,16 +1,17 @@
-//! Published ports: translated at a host's underlay address and at the overlay's `.1`, asked from everywhere.
+//! Published ports, which are translated at a host's underlay address and at the overlay's `.1`. Clients everywhere
+//! connect to them.
 use std::net::Ipv4Addr;
 
 use overlay_lab::{Backend, Lab, Namespace};
 
 use super::traffic::{
-    Server, Way,
-    Way::{Fast, HalfStack, Neither, Stack},
+    Server, Tier,
+    Tier::{Fast, HalfStack, Neither, Stack},
     assert_nothing_invalid, own, publish, strict_bed_of, talk,
 };
 use crate::bed::Bed;
 
-/// Port of the first host for its own first container, and for the other host's.
+/// Ports of the first host that lead to its own first container, and to the other host's.
 const HERE: u16 = 8000;
 const THERE: u16 = 8001;
 
@@ -21,15 +22,15 @@ fn bed(backend: Backend, rp_filter: u8, agent: &[&str]) -> (Bed, [Server; 2]) {
         publish(&bed[0].host, address, HERE, &bed[0].containers[0]);
         publish(&bed[0].host, address, THERE, &bed[1].containers[0]);
     }
-    // A container that asks its own host for another container of the same bridge.
+    // A container that connects to its own host may be sent to another container of the same bridge.
     bed[0].host.namespace().sysctl("bridge/bridge-nf-call-iptables", "1").unwrap();
     (bed, servers)
 }
 
-/// Asks from `from`, and compares whom the backend heard and by which ways.
+/// Connects from `from`, and compares which address the backend saw and which tiers carried the packets.
 #[track_caller]
-fn check(bed: &Bed, what: &str, from: &Namespace, to: (Ipv4Addr, u16), heard: Ipv4Addr, ways: [Way; 2]) {
-    assert_eq!(talk(bed, from, to.0, to.1), (heard, ways.to_vec()), "{what}");
+fn check(bed: &Bed, what: &str, from: &Namespace, to: (Ipv4Addr, u16), heard: Ipv4Addr, tiers: [Tier; 2]) {
+    assert_eq!(talk(bed, from, to.0, to.1), (heard, tiers.to_vec()), "{what}");
 }
 
 #[test]
@@ -38,13 +39,13 @@ fn published_ports_answer_everybody_with_masquerading() {
 }
 
 fn answer_with_masquerading(backend: Backend) {
-    // Strict reverse path filters, as many distributions have them.
+    // Reverse path filters are strict, as in many distributions.
     let (bed, _servers) = bed(backend, 1, &["--ip-masq"]);
     let (underlay, gateway) = (bed[0].host.address(), own(&bed, 0, 1));
     let (here, there) = (bed[0].host.namespace(), bed[1].host.namespace());
     let [a, b] = [&bed[0].containers[1], &bed[1].containers[1]];
     let outside = bed.lab.switch();
-    let expect = |what, from, to, heard, ways| check(&bed, what, from, to, heard, ways);
+    let expect = |what, from, to, heard, tiers| check(&bed, what, from, to, heard, tiers);
 
     let to = (underlay, HERE);
     expect("outside, underlay", outside, to, Lab::SWITCH, [Neither, Neither]);
@@ -58,8 +59,8 @@ fn answer_with_masquerading(backend: Backend) {
     expect("container here, .1", a.namespace(), to, a.address(), [Neither, Neither]);
     expect("host here, .1", here, to, gateway, [Neither, Neither]);
 
-    // The backend is on the other host: what is not of this subnet is masqueraded on the way there, or the answers would
-    // not come back through this host.
+    // The backend is on the other host. A packet whose source is not in this subnet is masqueraded, because the answers
+    // would not come back through this host otherwise.
     let masked = own(&bed, 0, 0);
     for (address, name) in [(underlay, "underlay"), (gateway, ".1")] {
         let to = (address, THERE);
@@ -80,13 +81,14 @@ fn without_masquerading_a_container_sees_the_container_that_asks() {
 }
 
 fn see_who_asks(backend: Backend) {
-    // Loose filters: the question comes by the underlay, the way back leads over the overlay.
+    // Reverse path filters are loose, because the request comes over the underlay and the answer leaves over the
+    // overlay.
     let (bed, _servers) = bed(backend, 2, &[]);
     let (underlay, gateway) = (bed[0].host.address(), own(&bed, 0, 1));
     let b = &bed[1].containers[1];
     bed[1].host.namespace().ip("route add default via 10.99.0.254").unwrap();
-    let expect = |what, from, to, heard, ways| check(&bed, what, from, to, heard, ways);
-    // What a host answers from its own address, plain routing brings as any packet of the underlay.
+    let expect = |what, from, to, heard, tiers| check(&bed, what, from, to, heard, tiers);
+    // With direct routing, what a host answers from its own address arrives like any packet of the underlay.
     let there = if backend == Backend::HostGw { Neither } else { HalfStack };
     expect("underlay", b.namespace(), (underlay, HERE), b.address(), [HalfStack, there]);
     expect(".1", b.namespace(), (gateway, HERE), b.address(), [Stack, Fast]);

@@ -1,12 +1,13 @@
-//! A service's address, translated on the client's host: backends there and elsewhere, agents ended in the middle.
+//! The address of a service, which is translated on the client's host, with backends on both hosts and agents that end
+//! meanwhile.
 use std::net::Ipv4Addr;
 
 use overlay_lab::Backend;
 
 use super::traffic::{
     BOTH, Server, Talk,
-    Way::{Fast, Neither, Stack},
-    assert_nothing_invalid, own, publish, strict_bed_of, talk, ways,
+    Tier::{Fast, Neither, Stack},
+    assert_nothing_invalid, own, publish, strict_bed_of, talk, tiers,
 };
 
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -24,7 +25,7 @@ fn serve(backend: Backend) {
     let _servers = [Server::of(remote), Server::of(local)];
     publish(host, REMOTE, 80, remote);
     publish(host, LOCAL, 80, local);
-    // A host has some route to where services are, and kube-proxy needs the bridge's packets in netfilter.
+    // A host has some route to the services' addresses, and kube-proxy needs the bridge's packets in netfilter.
     host.namespace().ip("route add 10.96.0.0/16 dev eth0").unwrap();
     host.namespace().sysctl("bridge/bridge-nf-call-iptables", "1").unwrap();
 
@@ -32,7 +33,7 @@ fn serve(backend: Backend) {
     assert_eq!(talk(&bed, a.namespace(), LOCAL, 80), (a.address(), vec![Neither, Neither]));
     assert_eq!(talk(&bed, host.namespace(), REMOTE, 80), (own(&bed, 0, 0), vec![Stack, Fast]));
     assert_eq!(talk(&bed, host.namespace(), LOCAL, 80), (host.address(), vec![Neither, Neither]));
-    // Unlike the service's, a conversation with the backend itself needs no stack.
+    // Unlike a connection to the service, one to the backend itself needs no stack.
     assert_eq!(talk(&bed, a.namespace(), remote.address(), 8080), (a.address(), vec![Fast, Fast]));
     assert_nothing_invalid(&bed);
 }
@@ -47,7 +48,7 @@ fn converse(backend: Backend) {
     let (a, remote) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     let _server = Server::of(&remote);
     publish(&bed[0].host, REMOTE, 80, &remote);
-    // Translated by the host that receives it, too: the other place of the note.
+    // The receiving host translates this one, so the flow is recorded at the other place too.
     let gateway = own(&bed, 1, 1);
     publish(&bed[1].host, gateway, 81, &remote);
     let mut talks = Vec::new();
@@ -59,12 +60,12 @@ fn converse(backend: Backend) {
     let mut ask = |bed: &_| {
         for (index, talk) in talks.iter_mut().enumerate() {
             let expected = if index % 2 == 0 { [Stack, Fast] } else { [Fast, Stack] };
-            let ways = ways(bed, || {
+            let tiers = tiers(bed, || {
                 for _ in 0..3 {
                     assert_eq!(talk.ask().unwrap(), a.address());
                 }
             });
-            assert_eq!(ways, expected, "conversation {index}");
+            assert_eq!(tiers, expected, "conversation {index}");
         }
     };
     ask(&bed);

@@ -1,4 +1,4 @@
-//! Conversations whose server says whom it heard, the rules they pass, and which tier carried them.
+//! Conversations whose server tells which address it saw, the rules that they pass, and the tier that carried them.
 use std::{
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -16,9 +16,9 @@ use serde_json::Value;
 
 use crate::bed::{Bed, Kind, assert_reaches};
 
-/// For an answer; generous, for machines under load.
+/// How long an answer may take. It is generous because the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How soon threads see that the test is over.
+/// How soon threads notice that the test is over.
 const TICK: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Protocol {
 
 pub const BOTH: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
-/// Answers each line and each datagram with the address it came from, on one port of each protocol, until dropped.
+/// Answers each line and each datagram with the address it came from, on one TCP and one UDP port, until it is dropped.
 pub struct Server {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -60,7 +60,7 @@ impl Server {
                 let mut buffer = [0; 64];
                 while !udp.load(Ordering::Relaxed) {
                     if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                        // Nobody may be there any more.
+                        // The client may be gone already.
                         let _ = socket.send_to(format!("{}\n", from.ip()).as_bytes(), from);
                     }
                 }
@@ -69,7 +69,7 @@ impl Server {
         Self { stop, threads }
     }
 
-    /// In a container, at port 8080.
+    /// Starts a server in a container, at port 8080.
     pub fn of(container: &Container) -> Self {
         Self::start(container.namespace(), container.address(), 8080)
     }
@@ -103,7 +103,7 @@ fn answer(stream: TcpStream, from: SocketAddr, stop: &AtomicBool) {
     }
 }
 
-/// A conversation that goes on: one connection, one pair of ports.
+/// A conversation that goes on: one connection between the same two ports.
 pub enum Talk {
     Tcp(BufReader<TcpStream>),
     Udp(UdpSocket),
@@ -129,7 +129,7 @@ impl Talk {
         .with_context(|| format!("{protocol:?} to {to}:{port}"))
     }
 
-    /// Asks once: whom did the server hear?
+    /// Asks once and returns the client's address as the server saw it.
     pub fn ask(&mut self) -> Result<Ipv4Addr> {
         let mut line = String::new();
         match self {
@@ -160,51 +160,52 @@ impl Talk {
     }
 }
 
-/// Which tier carried a conversation on one host. Two that differ by direction are none of these.
+/// Which tier carried a conversation on one host. Only these combinations of the two directions may occur.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Tier {
     /// Both directions by the programs.
     Fast,
     /// Both directions by the stack and overlay0.
     Stack,
-    /// One direction by the stack and overlay0, the other not by the overlay at all.
+    /// One direction by the stack and overlay0, the other without the overlay.
     HalfStack,
     /// The overlay did not see it.
     Neither,
 }
 
-/// What each host's counters say about `work`. Nothing may be dropped.
+/// The tier that carried `work`, by the counters of each host. Nothing may be dropped.
 #[track_caller]
-pub fn ways(bed: &Bed, work: impl FnOnce()) -> Vec<Way> {
+pub fn tiers(bed: &Bed, work: impl FnOnce()) -> Vec<Tier> {
     let count = || bed.members.iter().map(|member| member.counters().unwrap().carried()).collect::<Vec<_>>();
     let before = count();
     work();
-    // Belated acknowledgements, and the answers to a FIN, are part of it.
+    // Late acknowledgements and the answers to a FIN are counted too.
     thread::sleep(Duration::from_millis(100));
     let after = count();
-    let way = |(before, after): (&Carried, &Carried)| {
+    let tier = |(before, after): (&Carried, &Carried)| {
         assert_eq!(before.dropped, after.dropped, "dropped: {before:?} {after:?}");
         let fast = [after.fast_out - before.fast_out, after.fast_in - before.fast_in];
         let stack = [after.stack_out - before.stack_out, after.stack_in - before.stack_in];
         match (fast.map(|packets| packets > 0), stack.map(|packets| packets > 0)) {
-            ([true, true], [false, false]) => Way::Fast,
-            ([false, false], [true, true]) => Way::Stack,
-            ([false, false], [true, false] | [false, true]) => Way::HalfStack,
-            ([false, false], [false, false]) => Way::Neither,
+            ([true, true], [false, false]) => Tier::Fast,
+            ([false, false], [true, true]) => Tier::Stack,
+            ([false, false], [true, false] | [false, true]) => Tier::HalfStack,
+            ([false, false], [false, false]) => Tier::Neither,
             _ => panic!(
                 "one direction is not as the other (out, in): by programs {fast:?}, by the stack {stack:?}"
             ),
         }
     };
-    before.iter().zip(&after).map(way).collect()
+    before.iter().zip(&after).map(tier).collect()
 }
 
-/// Talks both protocols to `to`, several rounds each; whom the server heard, and by which ways.
+/// Converses by both protocols with `to`, several rounds each. Returns which address the server saw, and which tiers
+/// carried the packets.
 #[track_caller]
-pub fn talk(bed: &Bed, from: &Namespace, to: Ipv4Addr, port: u16) -> (Ipv4Addr, Vec<Way>) {
+pub fn talk(bed: &Bed, from: &Namespace, to: Ipv4Addr, port: u16) -> (Ipv4Addr, Vec<Tier>) {
     let results = BOTH.map(|protocol| {
         let mut heard = None;
-        let ways = ways(bed, || {
+        let tiers = tiers(bed, || {
             let mut talk = Talk::open(from, protocol, to, port).unwrap();
             let all: Vec<_> = (0..5)
                 .map(|round| {
@@ -215,19 +216,20 @@ pub fn talk(bed: &Bed, from: &Namespace, to: Ipv4Addr, port: u16) -> (Ipv4Addr, 
             assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
             heard = Some(all[0]);
         });
-        (heard.unwrap(), ways)
+        (heard.unwrap(), tiers)
     });
     assert_eq!(results[0], results[1], "TCP and UDP differ");
     let [first, _] = results;
     first
 }
 
-/// Two hosts, all containers learned, and connections' strangers dropped on both (as kube-proxy and ufw do).
+/// Makes two hosts whose containers are all learned, and which drop packets that connection tracking finds invalid, as
+/// kube-proxy and ufw do.
 pub fn strict_bed(rp_filter: u8, agent: &[&str]) -> Bed {
     strict_bed_of(Backend::Vxlan, rp_filter, agent)
 }
 
-/// The same with another backend.
+/// Does the same with another backend.
 pub fn strict_bed_of(backend: Backend, rp_filter: u8, agent: &[&str]) -> Bed {
     println!("backend {}", backend.name());
     let options = Options { rp_filter, ..Options::default() };
@@ -247,7 +249,7 @@ pub fn strict_bed_of(backend: Backend, rp_filter: u8, agent: &[&str]) -> Bed {
     bed
 }
 
-/// Connection tracking knew every packet it saw.
+/// Asserts that connection tracking found no packet invalid.
 #[track_caller]
 pub fn assert_nothing_invalid(bed: &Bed) {
     for member in &bed.members {
@@ -267,7 +269,8 @@ pub fn nft(host: &Host, script: &str) {
     host.exec(&format!("nft -f {}", file.display())).unwrap_or_else(|error| panic!("{error:#}: {script}"));
 }
 
-/// Has a host translate `address`:`port` to a container's port 8080, for what comes in and for what it sends itself.
+/// Has a host translate `address`:`port` to port 8080 of a container, for packets that it receives and for those that
+/// it sends.
 pub fn publish(host: &Host, address: Ipv4Addr, port: u16, backend: &Container) {
     let table = format!("publish-{}-{port}", address.to_string().replace('.', "-"));
     let rule =
@@ -284,7 +287,7 @@ pub fn publish(host: &Host, address: Ipv4Addr, port: u16, backend: &Container) {
     );
 }
 
-/// Number `last` of a host's subnet: 0 is overlay0's address, 1 the bridge's.
+/// Address number `last` of a host's subnet: 0 is overlay0's, 1 the bridge's.
 pub fn own(bed: &Bed, host: usize, last: u8) -> Ipv4Addr {
     let [a, b, c, _] = bed[host].containers[0].address().octets();
     Ipv4Addr::new(a, b, c, last)

@@ -1,5 +1,6 @@
-//! Three hosts, two of them behind routers with links of different MTUs; on each a container that was told the overlay's MTU
-//! and one that was not. Carried by our agents, or by the kernel's VXLAN device as flannel sets it up.
+//! Three hosts, two of which are behind routers with links of different MTUs. Each has a container that knows the
+//! overlay's MTU and one that does not. Packets are carried by our agents, or by the kernel's VXLAN device as flannel
+//! sets it up.
 use std::{net::Ipv4Addr, time::Duration};
 
 use overlay_common::{Hook, Reason};
@@ -9,21 +10,21 @@ use overlay_lab::{
     RoutedPath, Store, populate_with, wait_until,
 };
 
-/// Bytes that encapsulation adds, on a way with a router.
+/// Bytes that encapsulation adds on a path with a router.
 fn overhead(backend: Backend) -> u32 {
     match backend {
         Backend::Vxlan => 50,
-        // host-gw wraps what a router would not know to forward.
+        // host-gw encapsulates what a router would not know how to forward.
         Backend::Udp | Backend::HostGw => 28,
     }
 }
 
-/// Who does it.
+/// What carries the packets between the hosts.
 #[derive(Clone, Copy, Debug)]
 pub enum Carrier {
-    /// Agents of ours, with these options.
+    /// Our agents, with these options.
     Ours(&'static [&'static str]),
-    /// The kernel's device.
+    /// The kernel's VXLAN device.
     Flannel,
 }
 
@@ -32,13 +33,13 @@ pub const UNDERLAY: u32 = 1500;
 /// MTU of the paths to the second and the third host.
 pub const PATHS: [u32; 2] = [1400, 1300];
 
-/// What the first host's routing table says of a path.
+/// What the first host's routing table says about the MTU of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Nothing about its MTU.
+    /// Nothing.
     Silent,
-    /// `mtu NUMBER`, which the kernel obeys for its own packets alone.
-    Plain,
+    /// `mtu NUMBER`, which the kernel obeys for its own packets only.
+    Unlocked,
     /// `mtu lock NUMBER`.
     Locked,
 }
@@ -47,18 +48,19 @@ pub enum Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Arrived,
-    /// ICMP fragmentation needed, with this MTU.
+    /// It was answered by ICMP "fragmentation needed" with this MTU.
     Told(u32),
-    /// Without a word.
+    /// It vanished without an answer.
     Lost,
 }
 
 pub struct Bed {
-    /// Of the overlay, and told its MTU.
+    /// Containers whose devices have the overlay's MTU.
     pub containers: Vec<Container>,
-    /// Their devices have the underlay's MTU: what is too large for the overlay is for the hosts to say.
+    /// Containers whose devices have the underlay's MTU, so that hosts have to tell them what is too large for the
+    /// overlay.
     pub wide: Vec<Container>,
-    /// Our agents, if they carry.
+    /// Our agents, if they carry the packets.
     pub members: Vec<Member>,
     _store: Option<Store>,
     pub lab: Lab,
@@ -115,7 +117,7 @@ impl Bed {
         }
     }
 
-    /// The first host's containers reach all others; with us, every address is learned then.
+    /// Waits until the first host's containers reach all others. With our agents, every address is learned then.
     fn talk(&self) {
         for (from, to) in self.containers[1..].iter().zip(&self.wide[1..]) {
             for (from, to) in [(&self.containers[0], from), (&self.wide[0], to)] {
@@ -136,28 +138,29 @@ impl Bed {
         self.lab.host(0)
     }
 
-    /// Has the first host's routing table say so of the paths. What it learned of them is forgotten.
+    /// Writes `route` into the first host's routing table for both paths, and removes what the host has learned about
+    /// them.
     pub fn set_routes(&self, route: Route) {
         for (index, mtu) in PATHS.into_iter().enumerate() {
             let path = path(&self.lab, index + 1);
             let (network, gateway) = (path.network(), path.gateway());
             let mtu = match route {
                 Route::Silent => String::new(),
-                Route::Plain => format!("mtu {mtu}"),
+                Route::Unlocked => format!("mtu {mtu}"),
                 Route::Locked => format!("mtu lock {mtu}"),
             };
-            // Not replaced: the new route would inherit what was learned on the old one's next hop.
+            // The route is not replaced, because the new one would inherit what was learned for the old one's next hop.
             self.sender().namespace().ip(&format!("route delete {network}")).unwrap();
             self.sender().namespace().ip(&format!("route add {network} via {gateway} {mtu}")).unwrap();
         }
     }
 
-    /// What is inside the overlay's largest packet on the way to host `index`.
+    /// Size of the largest inner packet that fits the path to host `index`.
     pub fn inner(&self, index: usize) -> u32 {
         PATHS[index - 1] - self.overhead
     }
 
-    /// Packets of the first host by tier.
+    /// Packets that the first host carried, by tier.
     pub fn carried(&self) -> Carried {
         self.members[0].counters().unwrap().carried()
     }
@@ -167,13 +170,13 @@ impl Bed {
         self.members.iter().map(|member| member.counters().unwrap().carried().dropped).sum()
     }
 
-    /// Packets counted at the first host.
+    /// Packets that were counted at the first host.
     pub fn counted(&self, hook: Hook, reason: Reason) -> u64 {
         self.members[0].counters().unwrap().packets(hook, reason)
     }
 }
 
-/// The routers before host `index`.
+/// The routers between the switch and host `index`.
 pub fn path(lab: &Lab, index: usize) -> &RoutedPath {
     lab.host(index).path().unwrap()
 }
@@ -201,7 +204,7 @@ pub fn tcp_counter(namespace: &Namespace, name: &str) -> u64 {
     counter(namespace, "/proc/net/netstat", "TcpExt:", name)
 }
 
-/// A line of names, then one of numbers; both begin with the group.
+/// Reads a counter from a line of names followed by one of numbers, both of which begin with the group.
 fn counter(namespace: &Namespace, file: &str, group: &str, name: &str) -> u64 {
     let text = namespace.exec(&format!("cat {file}")).unwrap();
     let mut lines = text.lines().filter(|line| line.starts_with(group)).map(|line| line.split_whitespace());

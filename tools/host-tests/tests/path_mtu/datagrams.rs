@@ -1,4 +1,5 @@
-//! UDP larger than the path: one by one, in segments of one send (UDP_SEGMENT), and more than there are answers for.
+//! UDP datagrams larger than the path: one by one, as segments of one send (UDP_SEGMENT), and more of them than the
+//! rate of answers allows.
 use std::{io::ErrorKind, net::UdpSocket, os::fd::AsFd as _, thread, time::Duration};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -7,9 +8,9 @@ use overlay_lab::{Backend, Container};
 
 use super::bed::*;
 
-/// IPv4 and UDP headers.
+/// Bytes of the IPv4 and UDP headers.
 const HEADERS: u32 = 28;
-/// How long what is under way may take; nothing is expected to take it.
+/// How long to wait for datagrams that may still be under way, when no more are expected.
 const QUIET: Duration = Duration::from_secs(3);
 
 /// A socket in each container, the first connected to the second.
@@ -18,7 +19,7 @@ fn sockets(from: &Container, to: &Container, patience: Duration) -> [UdpSocket; 
         |container: &Container| container.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?)).unwrap();
     let [sender, receiver] = [open(from), open(to)];
     sender.connect((to.address(), receiver.local_addr().unwrap().port())).unwrap();
-    // In the container's namespace the plain limit of net.core.rmem_max applies; root may go beyond.
+    // The limit net.core.rmem_max applies in the container's namespace; RCVBUFFORCE lets root exceed it.
     setsockopt(&receiver.as_fd(), sockopt::RcvBufForce, &(16 << 20)).unwrap();
     receiver.set_read_timeout(Some(patience)).unwrap();
     [sender, receiver]
@@ -28,7 +29,7 @@ fn bytes(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 7 + at / 256) as u8).collect()
 }
 
-/// Sends `count` datagrams of `length` bytes in one send; how many arrived, each compared.
+/// Sends `count` datagrams of `length` bytes in one send, and returns how many arrived. Each is compared.
 fn send(from: &Container, to: &Container, length: usize, count: usize, patience: Duration) -> usize {
     let [sender, receiver] = sockets(from, to, patience);
     let sent = bytes(length * count);
@@ -64,7 +65,7 @@ fn datagrams_without_df_arrive_whatever_the_path() {
                 let (from, to, fits) = (&bed.containers[0], &bed.containers[index], bed.inner(index));
                 set_df(from, false);
                 if route == Route::Silent && matches!(carrier, Carrier::Ours(["--outer-df"])) {
-                    // The one by which the host learns.
+                    // From this datagram the host learns the path MTU.
                     let length = (overlay - HEADERS) as usize;
                     assert_eq!(send(from, to, length, 1, Duration::from_millis(500)), 0);
                 }
@@ -95,15 +96,15 @@ fn datagrams_with_df_are_told_and_then_fit() {
     set_df(from, true);
     assert_eq!(send(from, to, (overlay - HEADERS) as usize, 1, soon), 0);
     assert_eq!(bed.counted(Hook::Encap, Reason::TooBig), 1);
-    // The container's kernel was told, and cuts them itself.
+    // The container's kernel was told the MTU, and fragments the datagrams itself.
     assert_eq!(send(from, to, (overlay - HEADERS) as usize, 1, QUIET), 1);
 
-    // It refuses segments that do not fit, and the application hears it.
+    // It refuses segments that do not fit, and the application gets the error.
     let segment = (fits - HEADERS) as usize;
     let [sender, _receiver] = sockets(from, to, soon);
     setsockopt(&sender.as_fd(), sockopt::UdpGsoSegment, &(segment as i32 + 1)).unwrap();
     sender.send(&bytes((segment + 1) * 20)).unwrap_err();
-    // Those that fit leave by the fast path.
+    // Segments that fit take the fast path.
     let before = bed.carried();
     assert_eq!(send(from, to, segment, 20, QUIET), 20);
     let after = bed.carried();
@@ -117,14 +118,14 @@ fn beyond_the_rate_of_answers_the_stack_delivers_in_fragments() {
         let bed = Bed::new(Carrier::Ours(options), Backend::Vxlan, false);
         let (from, to) = (&bed.containers[0], &bed.containers[1]);
         bed.set_routes(Route::Locked);
-        // It goes on as if nobody had said anything.
+        // The sender does not hear the answers and goes on sending.
         from.exec("iptables -A INPUT -p icmp -j DROP").unwrap();
         let [sender, receiver] = sockets(from, to, Duration::from_millis(500));
         let payload = bytes((UNDERLAY - bed.overhead - HEADERS) as usize);
         for number in 0..SENT {
             sender.send(&payload).unwrap();
             if number % 10 == 9 {
-                // A pace at which no queue of the machine is full.
+                // At this pace no queue of the machine fills up.
                 thread::sleep(Duration::from_micros(200));
             }
         }
@@ -136,7 +137,7 @@ fn beyond_the_rate_of_answers_the_stack_delivers_in_fragments() {
         let [answered, withheld] =
             [Reason::TooBig, Reason::AnswerWithheld].map(|reason| bed.counted(Hook::Encap, reason));
         assert_eq!(received, SENT - answered, "{options:?}");
-        // With the first packet that is left to it the whole connection is the stack's.
+        // With the first packet that is left to the stack, the whole connection becomes a stack flow.
         let left = bed.counted(Hook::Encap, Reason::StackFlow);
         assert_eq!(answered + withheld + left, SENT, "{options:?}");
         assert!(answered >= 50 && withheld >= 1, "{answered} answers, {withheld} withheld, {options:?}");

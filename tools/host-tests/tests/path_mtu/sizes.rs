@@ -1,4 +1,4 @@
-//! Packets of every size around the edge of every path: what is answered, what is fragmented, and what arrives.
+//! Packets of every size around the MTU of every path: which are answered, which are fragmented, and which arrive.
 use overlay_common::{Hook, Reason};
 use overlay_lab::{Backend, Container};
 
@@ -10,13 +10,13 @@ fn sizes(bed: &Bed, index: usize) -> [u32; 9] {
     [path - 1, path, path + 1, path + 2, overlay - 1, overlay, overlay + 1, overlay + 2, UNDERLAY]
 }
 
-/// From the first host's container to that of host `index`.
+/// Sends packets from the first host's container to that of host `index`.
 fn fates(bed: &Bed, index: usize, df: bool) -> Vec<(u32, Fate)> {
     let to = bed.wide[index].address();
     sizes(bed, index).iter().map(|size| (*size, probe(&bed.wide[0], to, *size, df))).collect()
 }
 
-/// Without DF everything arrives; with DF what is larger than `fits` is answered.
+/// What should happen: without DF everything arrives; with DF whatever is larger than `fits` is answered.
 fn expected(bed: &Bed, index: usize, df: bool, fits: u32) -> Vec<(u32, Fate)> {
     let fate = |size: u32| if df && size > fits { Fate::Told(fits) } else { Fate::Arrived };
     sizes(bed, index).iter().map(|size| (*size, fate(*size))).collect()
@@ -35,16 +35,17 @@ fn every_size_arrives_or_is_told_the_mtu_of_its_path_and_none_is_lost_that_flann
     let overlay = UNDERLAY - ours.overhead;
     let [before, mut answered, mut fragmented] = [ours.dropped(), 0, 0];
     let stack_fragments = ours.counted(Hook::Encap, Reason::NeedsFragmentation);
-    for route in [Route::Silent, Route::Plain, Route::Locked] {
+    for route in [Route::Silent, Route::Unlocked, Route::Locked] {
         ours.set_routes(route);
         flannel.set_routes(route);
         for index in [1, 2] {
-            // The fast path sees a route's MTU when it is locked.
+            // The fast path obeys a route's MTU only if it is locked.
             let fits = if route == Route::Locked { ours.inner(index) } else { overlay };
             for df in [true, false] {
                 let found = fates(&ours, index, df);
                 assert_eq!(found, expected(&ours, index, df, fits), "{route:?}, host {index}, df {df}");
-                // The kernel's device fragments its own packets, or the routers do: it answers by its own MTU alone.
+                // The kernel's device fragments its own outer packets, or the routers do; so it answers by its own MTU
+                // only.
                 let theirs = fates(&flannel, index, df);
                 assert_eq!(
                     theirs,
@@ -57,17 +58,18 @@ fn every_size_arrives_or_is_told_the_mtu_of_its_path_and_none_is_lost_that_flann
             }
         }
     }
-    // Each answer is counted as one, by its reason, and nothing else was dropped anywhere.
+    // Each answer is counted under its reason, and nothing else was dropped anywhere.
     assert_eq!(ours.counted(Hook::Encap, Reason::TooBig), answered);
     assert_eq!(ours.dropped() - before, answered);
     assert_eq!(ours.counted(Hook::Encap, Reason::NeedsFragmentation) - stack_fragments, fragmented);
-    // What the host did not know to be too large the routers have fragmented.
+    // Routers have fragmented the packets that the host did not know to be too large.
     for index in [1, 2] {
         assert!(ip_counter(path(&ours.lab, index).near(), "FragCreates") > 0);
     }
 }
 
-/// Without flannel's word on it: its relay cuts off what it cannot take, its host-gw reaches nobody behind a router.
+/// There is no comparison with flannel here: its relay truncates packets that are too large, and its host-gw reaches
+/// nobody behind a router.
 #[test]
 fn every_size_arrives_or_is_told_in_the_other_modes_too() {
     for backend in [Backend::Udp, Backend::HostGw] {
@@ -101,7 +103,7 @@ fn icmp_that_is_lost_makes_no_black_hole_unless_outer_packets_have_df() {
         let (from, to, fits) = (&bed.wide[0], bed.wide[1].address(), bed.inner(1));
         for df in [true, false] {
             assert_eq!(probe(from, to, fits, df), Fate::Arrived, "{carrier:?}, df {df}");
-            // Twice: nobody learns.
+            // This is done twice, to show that nothing is learned from the first.
             for _ in 0..2 {
                 let fate = if vanishes { Fate::Lost } else { Fate::Arrived };
                 assert_eq!(probe(from, to, fits + 1, df), fate, "{carrier:?}, df {df}");
@@ -129,12 +131,12 @@ fn learn(backend: Backend, port: u16) {
         for df in [true, false] {
             assert_eq!(probe(from, to, fits, df), Fate::Arrived);
         }
-        // The router's answer goes to the host, whose kernel takes it as one about the packets of the tunnel's socket.
+        // The router's answer goes to the host, whose kernel takes it as one about packets of the tunnel's socket.
         assert_eq!(probe(from, to, fits + 1, true), Fate::Lost);
         assert_eq!(probe(from, to, fits + 1, true), Fate::Told(fits));
         assert_eq!(fates(&bed, index, true), expected(&bed, index, true, fits));
-        // Without DF the stack carries it: in fragments, which therefore have no DF. The first answer as large teaches
-        // the other host.
+        // Without DF the stack carries the packet in fragments, which for that reason have no DF. The first answer of
+        // the same size teaches the other host.
         assert_eq!(probe(from, to, fits + 1, false), Fate::Lost);
         assert_eq!(fates(&bed, index, false), expected(&bed, index, false, fits));
     }
@@ -147,17 +149,18 @@ fn learn(backend: Backend, port: u16) {
 
 #[test]
 fn connections_of_the_stack_lose_nothing_under_outer_df_either() {
-    // Everything is the stack's then; of it, the host answers only what overlay0 does not take.
+    // The stack carries everything here. The host itself answers only packets that overlay0 does not accept.
     let bed = Bed::new(Carrier::Ours(&["--outer-df", "--fast-path", "off"]), Backend::Vxlan, false);
     let overlay = UNDERLAY - bed.overhead;
-    for route in [Route::Silent, Route::Plain, Route::Locked] {
+    for route in [Route::Silent, Route::Unlocked, Route::Locked] {
         bed.set_routes(route);
         for index in [1, 2] {
             let (to, fits) = (bed.wide[index].address(), bed.inner(index));
-            // Each of these teaches a host, by a router's answer or by its own: the first one, and once the other.
+            // These many packets are lost until both hosts have learned the path MTU, by a router's answer or from
+            // their own route.
             let losses = match route {
                 Route::Silent => 2,
-                Route::Plain => 1,
+                Route::Unlocked => 1,
                 Route::Locked => 0,
             };
             for _ in 0..losses {

@@ -1,20 +1,21 @@
-//! TCP over paths that are smaller than its ends know: it begins at once, and goes on when they shrink.
+//! TCP over paths that are narrower than its ends know. A stream must begin at once, and must go on when the path
+//! shrinks.
 //!
-//! "At once" is told by the sender's retransmission time-outs, not by a clock: a packet that vanishes costs one, and an
-//! answer, or a loss that TCP notices by itself (RFC 8985), costs none. The least time-out is two seconds here, so that a
-//! busy machine makes none.
+//! "At once" is measured by the sender's retransmission time-outs rather than by a clock. A packet that vanishes costs
+//! one; an answer, or a loss that TCP notices by itself (RFC 8985), costs none. The smallest time-out is two seconds
+//! here, so that a busy machine causes none.
 use overlay_lab::{Backend, Container, Steady, transfer};
 
 use super::bed::*;
 
 const BYTES: u64 = 2 << 20;
 
-/// Retransmission time-outs in this container so far.
+/// How many retransmission time-outs this container has had.
 fn timeouts(container: &Container) -> u64 {
     tcp_counter(container.namespace(), "TCPTimeouts")
 }
 
-/// Nothing is known of any path, and no time-out comes from a busy machine.
+/// Makes both ends forget what they know of any path, and keeps a busy machine from causing time-outs.
 fn forget(ends: [&Container; 2]) {
     for end in ends {
         let route = end.exec("ip route show default").unwrap();
@@ -25,7 +26,7 @@ fn forget(ends: [&Container; 2]) {
     }
 }
 
-/// A transfer without a time-out.
+/// Transfers data and asserts that there was no time-out.
 fn begins_at_once(what: &str, from: &Container, to: &Container) {
     forget([from, to]);
     let before = timeouts(from);
@@ -58,7 +59,7 @@ fn a_stream_over_a_smaller_path_begins_at_once() {
                         let before = bed.carried();
                         begins_at_once(&what, from, to);
                         let after = bed.carried();
-                        // Told, a sender keeps to the fast path.
+                        // A sender that was told the MTU keeps to the fast path.
                         if route == Route::Locked && from.address() != bed.containers[1].address() {
                             let segments = BYTES / u64::from(bed.inner(1));
                             assert!(after.fast_out - before.fast_out >= segments, "{what}: {after:?}");
@@ -88,7 +89,7 @@ fn a_stream_without_df_crosses_a_smaller_path_in_fragments() {
     }
 }
 
-/// Path MTU of the only connection of a container, as its TCP knows it.
+/// The path MTU of a container's only connection, as its TCP knows it.
 fn known_to(container: &Container) -> Option<u32> {
     let text = container.exec("ss -Htin state established").unwrap();
     text.split("pmtu:").nth(1)?.split_whitespace().next()?.parse().ok()
@@ -102,7 +103,7 @@ fn a_live_stream_goes_on_when_its_path_shrinks_and_grows() {
         let (from, to) = (&bed.containers[0], &bed.containers[1]);
         path.set_mtu(UNDERLAY).unwrap();
         forget([from, to]);
-        // What is learned is forgotten after ten minutes: here after three seconds.
+        // The kernel forgets a learned path MTU after ten minutes; here, after three seconds.
         for namespace in [bed.sender().namespace(), from.namespace()] {
             namespace.sysctl("ipv4/route/mtu_expires", "3").unwrap();
         }

@@ -1,4 +1,5 @@
-//! `cargo xtask demo --docker`: containers of two real Docker daemons talk through the overlay, and what it shows is checked.
+//! `cargo xtask demo --docker`: containers of two real Docker daemons talk through the overlay, and the command checks
+//! what it shows.
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -7,9 +8,9 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use overlay_lab::{self as lab, Docker, DockerContainer, Lab, Member, leaks, project, wait_until};
 
-/// How long anything may take that should come soon.
+/// How long anything may take that should happen soon.
 const SOON: Duration = Duration::from_secs(20);
-/// Where the host publishes port 80 of a container.
+/// The host's port at which the first container's port 80 is published.
 const PORT: u16 = 8000;
 
 pub(crate) fn demo(mode: lab::Backend, ingress: &str, keep: bool) -> Result<()> {
@@ -63,7 +64,8 @@ fn show(lab: &Lab, overlay: &Path, (mode, ingress): (lab::Backend, &str), step: 
     step("starting a Docker daemon on each, with what `overlay docker-opts` says");
     let mut dockers = Vec::new();
     for member in &members {
-        // Docker then switches it on, and has iptables' FORWARD drop by default, as on a host where nobody did before.
+        // Docker switches forwarding on itself if it is off, and then has iptables' chain FORWARD drop packets by
+        // default. The demo must work on such a host too.
         member.host.namespace().sysctl("ipv4/ip_forward", "0")?;
         println!("  {}  dockerd {}", member.host.name(), member.docker_options()?.join(" "));
         dockers.push(member.start_docker()?);
@@ -86,7 +88,7 @@ fn show(lab: &Lab, overlay: &Path, (mode, ingress): (lab::Backend, &str), step: 
     println!("{}", indented(&members[0].overlay(&["endpoints"])?));
     step("pages from the first container to the second, on the other host");
     let before = carried(&members)?;
-    for (way, from) in [
+    for (target, from) in [
         ("at its own address", web.address().to_string()),
         ("by the port published at the overlay's .1", format!("{}:{PORT}", gateway(&web))),
         (
@@ -96,7 +98,10 @@ fn show(lab: &Lab, overlay: &Path, (mode, ingress): (lab::Backend, &str), step: 
     ] {
         ensure!(asks.fetch(&from)? == "a page\n", "http://{from} is another page");
         asks.download(&from)?;
-        println!("  http://{from}: {way}; its server heard {}", asks.fetch(&format!("{from}/cgi-bin/who"))?);
+        println!(
+            "  http://{from}: {target}; its server heard {}",
+            asks.fetch(&format!("{from}/cgi-bin/who"))?
+        );
     }
     ensure!(
         asks.fetch(&format!("{}/cgi-bin/who", web.address()))? == asks.address().to_string(),
@@ -141,7 +146,7 @@ fn carried(members: &[Member]) -> Result<Vec<lab::Carried>> {
     members.iter().map(|member| Ok(member.counters()?.carried())).collect()
 }
 
-/// Prints what each tier carried since; fails if the fast path carried nothing, or anything was dropped.
+/// Prints what each tier carried since `before`. It fails if the fast path carried nothing, or if anything was dropped.
 fn table(members: &[Member], before: &[lab::Carried]) -> Result<()> {
     println!("  host    fast out     fast in   stack out    stack in     dropped");
     for ((member, before), now) in members.iter().zip(before).zip(carried(members)?) {

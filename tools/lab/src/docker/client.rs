@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::{command, host::Host, namespace::Running};
 
-/// What talks to the daemon of one host.
+/// What a command needs to reach the daemon of one host.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     pub(super) host: Host,
@@ -16,7 +16,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn start_daemon(&self, options: &[&str]) -> Result<Running> {
         let folder = self.folder.display();
-        // The machine's own /etc/docker/daemon.json is not for the lab.
+        // The machine's own /etc/docker/daemon.json must have no influence here.
         fs::write(self.folder.join("daemon.json"), "{}")?;
         let daemon = format!(
             "dockerd --config-file {folder}/daemon.json --data-root {folder}/data --host {} --group root \
@@ -24,12 +24,13 @@ impl Client {
             self.socket(),
             lab = self.host.namespace().lab(),
         );
-        // Needs nothing of the file system below; the image is small.
+        // This storage driver asks nothing of the file system below. It copies whole images, but ours is small.
         let storage = "--storage-driver vfs";
-        // Docker's own defaults are higher than what a process without CAP_SYS_RESOURCE may allow.
+        // Docker's default limits are higher than what a process without CAP_SYS_RESOURCE may set.
         let limits = "--default-ulimit nofile=1024:1024 --default-ulimit nproc=1000:1000";
         let daemon = [&daemon, storage, limits, &options.join(" ")].join(" ");
-        // tini takes in what lost its parent, as an init must. --kill-child: it dies with the process that waits for it.
+        // tini adopts orphaned processes, which the first process of a process namespace must do. With --kill-child it
+        // dies when the `unshare` that waits for it dies.
         let script = format!("mount -t tmpfs tmpfs /run && exec tini-static -- {daemon}");
         let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"];
         let mut command = self.host.namespace().command(&[&unshare[..], &["sh", "-c", &script]].concat())?;
@@ -41,7 +42,7 @@ impl Client {
     pub(super) fn command(&self, words: &[&str]) -> Result<Command> {
         let mut command = self.host.namespace().command(&[&["docker"], words].concat())?;
         command.env("PATH", &self.path).env("DOCKER_HOST", self.socket());
-        // What the user of this machine has set for the command.
+        // These override settings that the user of this machine has made for the command `docker`.
         command.env("DOCKER_CONFIG", &self.folder).env_remove("DOCKER_CONTEXT");
         Ok(command)
     }

@@ -9,8 +9,8 @@ use crate::command;
 /// How long a container waits for an answer, in seconds. Debian's busybox has no such option for `wget`.
 const TIMEOUT: &str = "5";
 
-/// A container of Docker's. It serves its pages at port 80: `/`, `/busybox` (two megabytes), and `/cgi-bin/who`, the
-/// address of who asks. It goes with its daemon.
+/// A container that the Docker daemon runs. It serves three pages at port 80: `/`, `/busybox` (two megabytes), and
+/// `/cgi-bin/who`, which shows the address that the request came from. It ends with its daemon.
 #[derive(Clone, Debug)]
 pub struct DockerContainer {
     client: Client,
@@ -36,7 +36,7 @@ impl DockerContainer {
         self.inspect("MacAddress")
     }
 
-    /// Runs a command inside; space-separated, no shell.
+    /// Runs a command in the container. The words are separated by spaces; no shell sees them.
     pub fn exec(&self, line: &str) -> Result<String> {
         self.client.docker(&format!("exec {} {line}", self.name))
     }
@@ -44,7 +44,7 @@ impl DockerContainer {
     /// Pings `address`; fails unless every request is answered.
     pub fn ping(&self, address: Ipv4Addr, count: u32) -> Result<()> {
         let said = self.exec(&format!("ping -c {count} -i 0.05 -W {TIMEOUT} {address}"))?;
-        // busybox is content with one answer.
+        // busybox's ping succeeds if a single request is answered, so its summary is read.
         ensure!(said.contains(" 0% packet loss"), "{} -> {address}: {said}", self.address);
         Ok(())
     }
@@ -59,7 +59,8 @@ impl DockerContainer {
         self.exec(&format!("timeout {TIMEOUT} wget -q -O - http://{what}"))
     }
 
-    /// Downloads the two megabytes that a container serves at `from`, and compares them.
+    /// Downloads the two megabytes that a container serves at `from`, and compares their checksum with that of the same
+    /// file here.
     pub fn download(&self, from: impl Display) -> Result<()> {
         let words = [
             "exec",
@@ -80,7 +81,7 @@ impl DockerContainer {
         self.client.docker(&format!("stop {}", self.name)).map(drop)
     }
 
-    /// Starts it again. It may get another address.
+    /// Starts the container again. Docker may give it another address.
     pub fn start(&mut self) -> Result<()> {
         self.client.docker(&format!("start {}", self.name))?;
         self.find_address()
@@ -93,7 +94,7 @@ impl DockerContainer {
         Ok(())
     }
 
-    /// What Docker knows of its place in the one network it is in.
+    /// A field of what Docker says about the container's one network.
     fn inspect(&self, field: &str) -> Result<String> {
         let format = format!("{{{{range.NetworkSettings.Networks}}}}{{{{.{field}}}}}{{{{end}}}}");
         Ok(self.client.docker(&format!("inspect --format {format} {}", self.name))?.trim().to_owned())

@@ -12,12 +12,12 @@ use crate::command;
 
 /// Its name.
 pub(super) const IMAGE: &str = "lab";
-/// busybox's commands in it.
+/// The commands of busybox that the image has.
 const COMMANDS: &[&str] = &["sh", "httpd", "wget", "ping", "sha256sum", "timeout"];
 const PAGE: &str = "a page\n";
 const WHO: &str = "#!/bin/sh\nprintf \"Content-Type: text/plain\\r\\n\\r\\n$REMOTE_ADDR\"\n";
 
-/// An archive of what the image holds.
+/// Makes an archive of the image's files.
 pub(super) fn image(tools: &Tools, folder: &Path) -> Result<PathBuf> {
     let tree = folder.join("image");
     let (programs, pages) = (tree.join("bin"), tree.join("www"));

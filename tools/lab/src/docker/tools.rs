@@ -5,12 +5,12 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::project::docker::{folder, mark};
 
-/// Where they are.
+/// The folder that holds Docker's programs.
 #[derive(Clone, Debug)]
 pub struct Tools(PathBuf);
 
 impl Tools {
-    /// What `cargo xtask setup` unpacked.
+    /// Finds the programs that `cargo xtask setup` has unpacked.
     pub fn find() -> Result<Self> {
         if !mark().exists() {
             bail!("there is no Docker below {}: `cargo xtask setup` unpacks it", folder().display());
@@ -18,7 +18,7 @@ impl Tools {
         Ok(Self(folder()))
     }
 
-    /// `PATH` for its programs, and for those they start: iptables among others.
+    /// A `PATH` with these programs, and with the folders of those that they start, such as iptables.
     pub fn path(&self) -> Result<OsString> {
         let own = ["usr/sbin", "usr/bin"].map(|part| self.0.join(part));
         let system = env::var_os("PATH").unwrap_or_default();

@@ -1,19 +1,21 @@
-//! What flannel's relay makes of a packet: a hop taken, an answer to its sender.
+//! What flannel's relay does with a packet: it decrements the TTL, or answers the sender.
 use std::net::Ipv4Addr;
 
-/// Takes one from the TTL; false when nothing is left of it, and nobody is told.
+/// Decrements the TTL. Returns false if that leaves nothing; flannel then drops the packet silently.
 pub(super) fn take_one_hop(packet: &mut [u8]) -> bool {
     if packet[8] <= 1 {
         return false;
     }
     packet[8] -= 1;
-    // RFC 1624, equation 3: the word of TTL and protocol became 0x0100 less. A checksum that was wrong stays wrong.
+    // RFC 1624, equation 3: the word of TTL and protocol became smaller by 0x0100. A checksum that was wrong stays
+    // wrong.
     let sum = u32::from(!u16::from_be_bytes([packet[10], packet[11]])) + u32::from(!0x0100_u16);
     packet[10..12].copy_from_slice(&(!folded(sum)).to_be_bytes());
     true
 }
 
-/// "Network unreachable" about a packet: none about ICMP, nor about a fragment that is not the first.
+/// The ICMP message "network unreachable" about a packet. There is none about an ICMP packet, nor about a fragment that
+/// is not the first.
 pub(super) fn net_unreachable(own: Ipv4Addr, packet: &[u8]) -> Option<Vec<u8>> {
     const ICMP: u8 = 1;
     let offset = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff;
@@ -25,7 +27,7 @@ pub(super) fn net_unreachable(own: Ipv4Addr, packet: &[u8]) -> Option<Vec<u8>> {
     let length = u16::try_from(28 + quoted.len()).ok()?;
     let mut answer = vec![0x45, 0];
     answer.extend(length.to_be_bytes());
-    // Id and fragment 0; TTL 8.
+    // The id and the fragment offset are 0, the TTL is 8.
     answer.extend([0, 0, 0, 0, 8, ICMP, 0, 0]);
     answer.extend(own.octets());
     answer.extend(&packet[12..16]);
@@ -54,7 +56,8 @@ fn folded(mut sum: u32) -> u16 {
 mod tests {
     use super::*;
 
-    /// Of a frame that flannel sent: a ping request from 10.244.66.2 to 10.244.31.2, as its own host's stack left it.
+    /// The header of a frame that flannel sent: a ping request from 10.244.66.2 to 10.244.31.2, as the sending host's
+    /// stack left it.
     const PING: [u8; 20] = [
         0x45, 0x00, 0x00, 0x54, 0xf1, 0xf3, 0x40, 0x00, 0x3f, 0x01, 0xd2, 0xc9, 0x0a, 0xf4, 0x42, 0x02, 0x0a,
         0xf4, 0x1f, 0x02,
@@ -80,7 +83,7 @@ mod tests {
         packet[9] = 6;
         packet[12..16].copy_from_slice(&[10, 244, 82, 2]);
         let answer = net_unreachable(Ipv4Addr::new(10, 244, 82, 0), &packet).unwrap();
-        // From a capture.
+        // These bytes are from a capture of flannel's answer.
         let header = [
             0x45, 0x00, 0x00, 0x38, 0x00, 0x00, 0x00, 0x00, 0x08, 0x01, 0xf8, 0xdb, 0x0a, 0xf4, 0x52, 0x00,
             0x0a, 0xf4, 0x52, 0x02,

@@ -1,5 +1,5 @@
-//! flannel's backends: what each does to the host's kernel for the own subnet and for every other lease (flannel
-//! pkg/backend/vxlan, udp, hostgw).
+//! flannel's backends: what each does to the host's kernel for the own subnet and for the lease of every other host
+//! (flannel pkg/backend/vxlan, udp, hostgw).
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, bail};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{config::Config, lease::Lease};
 
-/// The interface to the other hosts.
+/// The interface by which the other hosts are reached.
 #[derive(Clone, Debug)]
 pub(super) struct Underlay {
     pub iface: String,
@@ -19,15 +19,16 @@ pub(super) struct Underlay {
 
 /// How a host reaches the containers of the others.
 pub(super) trait Backend {
-    /// What stands behind the addresses in the own lease, from a comma on.
+    /// The text behind the address in the own lease, beginning with a comma.
     fn lease_fields(&self) -> String;
     /// MTU for containers, in bytes.
     fn mtu(&self) -> u32;
-    /// Makes what the own subnet takes.
+    /// Makes what the own subnet needs.
     fn set_up(&mut self, subnet: Ipv4Net) -> Result<()>;
-    /// A lease was put. Each is carried out, also one that only renews. `false`: it is no business of this backend's.
+    /// Carries out a lease that was put, even if it was only renewed. Returns `false` if the lease is of another
+    /// backend.
     fn put(&mut self, subnet: Ipv4Net, lease: &Lease) -> Result<bool>;
-    /// A lease that was put is gone.
+    /// Removes what was made for a lease that is gone.
     fn remove(&mut self, subnet: Ipv4Net, lease: &Lease) -> Result<()>;
 }
 
@@ -41,7 +42,7 @@ pub(super) fn backend(config: &Config, underlay: Underlay) -> Result<Box<dyn Bac
     }
 }
 
-/// The kernel's VXLAN device, with neighbour, forwarding entry and route per host.
+/// The kernel's VXLAN device, with a neighbour, a forwarding entry and a route per host.
 struct Vxlan {
     underlay: Underlay,
     device: FlannelDevice,
@@ -55,7 +56,8 @@ impl Vxlan {
         let port = if config.port == 0 { 8472 } else { config.port };
         let mtu = if config.mtu == 0 { underlay.mtu } else { config.mtu };
         let device = FlannelDevice::new(config.vni, port, mtu);
-        // A device that is there and fits is kept, with its address; etcd's flannel draws another one for a new device.
+        // A device that exists and fits is kept, with its MAC address. With etcd as its store, flannel chooses a random
+        // address for a new device.
         let old = shown(&format!("ip -j link show dev {}", device.name)).ok();
         let mac = old.as_ref().and_then(|link| Some(link[0]["address"].as_str()?.to_owned()));
         Self {
@@ -67,7 +69,7 @@ impl Vxlan {
         }
     }
 
-    /// `DirectRouting`, and no gateway on the way.
+    /// Whether `DirectRouting` is on and no gateway is on the path.
     fn is_direct(&self, to: Ipv4Addr) -> bool {
         let route = || shown(&format!("ip -j route get {to}"));
         self.direct_routing && route().is_ok_and(|route| route[0]["gateway"].is_null())
@@ -113,7 +115,7 @@ impl Backend for Vxlan {
     }
 }
 
-/// A relay in user space. Whatever the other leases' type, they become its routes.
+/// A relay in user space. It makes routes of the other leases whatever their type.
 struct Udp {
     underlay: Underlay,
     network: Ipv4Net,
@@ -158,7 +160,7 @@ impl Backend for Udp {
     }
 }
 
-/// Routes through the other hosts, and nothing else.
+/// Routes by the other hosts, and nothing else.
 struct HostGw {
     underlay: Underlay,
 }
@@ -190,7 +192,7 @@ impl Backend for HostGw {
 }
 
 impl Underlay {
-    /// The interface's first address and MTU.
+    /// The interface with its first address and its MTU.
     pub(super) fn of(iface: &str) -> Result<Self> {
         let link = shown(&format!("ip -4 -j address show dev {iface}"))?;
         let address = link[0]["addr_info"][0]["local"].as_str().context("no address")?.parse()?;
@@ -215,7 +217,7 @@ fn shown(line: &str) -> Result<Value> {
     Ok(serde_json::from_str(&command::sh(line)?)?)
 }
 
-/// Locally administered, unicast (flannel pkg/mac/mac.go).
+/// A MAC address that is locally administered and unicast (flannel pkg/mac/mac.go).
 fn random_mac() -> String {
     let mut octets: [u8; 6] = rand::random();
     octets[0] = octets[0] & 0xfe | 0x02;

@@ -10,17 +10,17 @@ pub(super) struct Config {
     pub subnet_len: u8,
     min: Ipv4Addr,
     max: Ipv4Addr,
-    /// In lower case; flannel's default is `udp`.
+    /// Name of the backend in lower case. flannel's default is `udp`.
     pub backend: String,
     pub vni: u32,
-    /// 0: the backend's own.
+    /// UDP port; 0 stands for the backend's own default.
     pub port: u16,
-    /// Of the underlay; 0: the interface's.
+    /// MTU of the underlay; 0 stands for the interface's.
     pub mtu: u32,
     pub direct_routing: bool,
 }
 
-/// Field names in lower case: they match in any, as Go matches them.
+/// Turns field names to lower case, because Go matches them in any case.
 pub(super) fn lower(value: Value) -> Value {
     match value {
         Value::Object(fields) => {

@@ -1,4 +1,4 @@
-//! Leases in etcd as flannel reads, takes and keeps them (flannel pkg/subnet/etcd).
+//! Leases in etcd as flannel reads, claims and keeps them (flannel pkg/subnet/etcd).
 use std::{collections::BTreeSet, fs, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,9 +16,9 @@ pub(super) const SUBNETS: &str = "/coreos.com/network/subnets";
 #[derive(Clone, Debug)]
 pub(super) struct Lease {
     pub public_ip: Ipv4Addr,
-    /// Empty if there is none.
+    /// The backend's type, or empty if the lease has none.
     pub backend: String,
-    /// The vxlan backend's.
+    /// The VtepMAC, which only the vxlan backend writes.
     pub mac: Option<String>,
 }
 
@@ -34,15 +34,15 @@ impl Lease {
     }
 }
 
-/// flannel's pattern, which has no anchor at the left.
+/// This is flannel's pattern, which has no anchor at the left.
 pub(super) fn subnet_of(key: &str) -> Option<Ipv4Net> {
     let pattern = Regex::new(r"(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$").ok()?;
     let found = pattern.captures(key)?;
     Ipv4Net::new(found[1].parse().ok()?, found[2].parse().ok()?).ok()
 }
 
-/// The own lease again, put without comparing; else the subnet of subnet.env; else one of the first hundred free ones.
-/// `value` is what is to stand in the lease.
+/// Claims a lease whose text is `value`: the own lease again, which is put without comparing; otherwise the subnet in
+/// subnet.env; otherwise one of the first hundred free ones.
 pub(super) async fn acquire(
     client: &mut Client,
     config: &Config,
@@ -78,12 +78,12 @@ pub(super) async fn acquire(
     let key = format!("{SUBNETS}/{}", subnet.to_string().replace('/', "-"));
     let absent = Compare::version(key.as_str(), CompareOp::Equal, 0);
     let txn = Txn::new().when([absent]).and_then([TxnOp::put(key, value, Some(put))]);
-    // flannel does not try again either.
+    // flannel does not try a second time either.
     ensure!(client.txn(txn).await?.succeeded(), "failed to acquire lease: subnet already exists");
     Ok(subnet)
 }
 
-/// The subnet that subnet.env tells of, from an earlier run.
+/// The subnet in a subnet.env that an earlier run has written.
 pub(super) fn previous_subnet(path: &str) -> Option<Ipv4Net> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET="))?;

@@ -1,4 +1,4 @@
-//! How long a connection is kept to the stack: as long as connection tracking knows it, however many there are.
+//! How long a connection remains a stack flow: as long as connection tracking knows it, however many there are.
 use std::{net::Ipv4Addr, thread, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
@@ -12,8 +12,8 @@ use overlay_user::datapath::{flows::Lifetimes, tables::Tables};
 
 use super::traffic::{
     BOTH, Protocol, Server, Talk,
-    Way::{Fast, Stack},
-    assert_nothing_invalid, own, publish, strict_bed, ways,
+    Tier::{Fast, Stack},
+    assert_nothing_invalid, own, publish, strict_bed, tiers,
 };
 use crate::bed::{Bed, Kind, json, pins, wait_for};
 
@@ -28,7 +28,7 @@ fn flows(member: &Member) -> Vec<(FlowKey, Flow)> {
     tables.flows.iter().map(|entry| entry.unwrap()).collect()
 }
 
-/// Makes every note of a host look as if its last packet had passed so many seconds ago.
+/// Makes every stack flow of a host look as if its last packet had passed `seconds` ago.
 fn age(member: &Member, seconds: u64) {
     let mut tables = Tables::open(&pins(member)).unwrap();
     for (key, flow) in flows(member) {
@@ -37,12 +37,12 @@ fn age(member: &Member, seconds: u64) {
     }
 }
 
-/// A new agent ages notes as soon as it starts, and says how many are left.
+/// Restarts the agent, which removes expired stack flows as soon as it starts. Returns how many it says are left.
 fn restart(member: &mut Member) -> u64 {
     member.kill_agent().unwrap();
     member.restart_agent().unwrap();
     let mut left = 0;
-    wait_for("the notes to be counted", || {
+    wait_for("the stack flows to be counted", || {
         let status = json(member, &["status"]);
         left = status["agent"]["datapath"]["flows"].as_u64().unwrap();
         left as usize == flows(member).len()
@@ -50,7 +50,7 @@ fn restart(member: &mut Member) -> u64 {
     left
 }
 
-/// Conversations translated on the sender's and on the receiver's host.
+/// Conversations that are translated on the sender's host and on the receiver's.
 fn talks(bed: &Bed) -> Vec<Talk> {
     let (a, b) = bed.pair();
     publish(&bed[0].host, SERVICE, 80, b);
@@ -63,13 +63,13 @@ fn talks(bed: &Bed) -> Vec<Talk> {
 fn ask_all(bed: &Bed, talks: &mut [Talk]) {
     for (index, talk) in talks.iter_mut().enumerate() {
         let expected = if index % 2 == 0 { [Stack, Fast] } else { [Fast, Stack] };
-        let ways = ways(bed, || {
+        let tiers = tiers(bed, || {
             for _ in 0..2 {
                 let heard = talk.ask().unwrap_or_else(|error| panic!("conversation {index}: {error:#}"));
                 assert_eq!(heard, bed[0].containers[0].address());
             }
         });
-        assert_eq!(ways, expected, "conversation {index}");
+        assert_eq!(tiers, expected, "conversation {index}");
     }
 }
 
@@ -77,7 +77,7 @@ fn ask_all(bed: &Bed, talks: &mut [Talk]) {
 fn ten_idle_minutes_change_nothing() {
     let mut bed = strict_bed(1, &["--ip-masq"]);
     let _server = Server::of(&bed[1].containers[0]);
-    // So that UDP's state outlives them too; TCP's is kept for days anyway.
+    // UDP's state in connection tracking must outlive the ten minutes too; TCP's is kept for days by default.
     for member in &bed.members {
         let namespace = member.host.namespace();
         namespace.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "900").unwrap();
@@ -86,7 +86,8 @@ fn ten_idle_minutes_change_nothing() {
     let mut talks = talks(&bed);
     ask_all(&bed, &mut talks);
     for host in [0, 1] {
-        // An attempt nobody answered, as old: that is over, so ageing did look.
+        // An attempt to connect that is as old and was never answered has expired. That it goes shows that the agent
+        // looked at the ages.
         let mut tables = Tables::open(&pins(&bed[host])).unwrap();
         let attempt = FlowKey::new(Addr4::new([10, 244, 1, 9]), Addr4::new([10, 244, 2, 9]), [[1, 2]; 2], 6);
         let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
@@ -96,7 +97,7 @@ fn ten_idle_minutes_change_nothing() {
         restart(&mut bed[host]);
         let after = flows(&bed[host]);
         assert!(after.iter().all(|(key, _)| *key != attempt), "the attempt was not forgotten");
-        // Pings have ended: those are forgotten, too.
+        // The flows of pings have expired too.
         let talks = before.iter().filter(|(key, _)| *key != attempt && key.protocol != 1).count();
         assert_eq!((talks, after.len()), (2, 2), "{before:?} {after:?}");
     }
@@ -115,7 +116,7 @@ fn what_connection_tracking_forgot_begins_anew() {
     }
     let mut talks = talks(&bed);
     ask_all(&bed, &mut talks);
-    // Longer than conntrack's lifetime, and than a note's beyond it.
+    // This is longer than connection tracking keeps a connection, and than a stack flow is kept beyond that.
     thread::sleep(Duration::from_millis(3500));
     for host in [0, 1] {
         let udp = |(key, _): &(FlowKey, Flow)| key.protocol == 17;
@@ -123,13 +124,14 @@ fn what_connection_tracking_forgot_begins_anew() {
         restart(&mut bed[host]);
         assert!(!flows(&bed[host]).iter().any(udp), "{:?}", flows(&bed[host]));
     }
-    // The same ports, translated and noted anew. A TCP connection taken up in its middle is, by nf_conntrack_tcp_loose.
+    // The same ports are translated and become stack flows again. nf_conntrack_tcp_loose lets connection tracking
+    // accept a TCP connection in its middle.
     ask_all(&bed, &mut talks);
     assert_nothing_invalid(&bed);
 }
 
 #[test]
-fn a_note_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
+fn a_stack_flow_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
     let bed = Bed::new(Kind::Folder, 2);
     let mut tables = Tables::open(&pins(&bed[0])).unwrap();
     let [stale, used] = [stranger(1), stranger(2)];
@@ -137,26 +139,26 @@ fn a_note_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
         let old = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
         tables.flows.insert(key, old).unwrap();
     }
-    // No lifetime at all: what is over does not depend on how long this machine runs.
+    // All lifetimes are zero, so that it does not matter for how long this machine has been up.
     let none = Duration::ZERO;
     let lifetimes = Lifetimes { tcp: none, tcp_attempt: none, tcp_closing: none, ..Lifetimes::DEFAULT };
     let (over, _) = lifetimes.sort(&tables.flows).unwrap();
     assert!(over.contains(&stale) && over.contains(&used), "{over:?}");
-    // Its ports are used again, by a packet that passes meanwhile.
+    // A packet that passes meanwhile uses the ports again.
     let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
     tables.flows.insert(used, seen).unwrap();
     assert_eq!(lifetimes.forget(&mut tables.flows, &over).unwrap(), 1);
     assert!(tables.flows.get(&stale).is_none() && tables.flows.get(&used).is_some());
 }
 
-/// A connection of protocol 6 that is none of this test's.
+/// A TCP connection that has nothing to do with this test.
 fn stranger(number: u32) -> FlowKey {
     let [_, a, b, c] = number.to_be_bytes();
     FlowKey::new(Addr4::new([10, 244, 200, a]), Addr4::new([10, 244, 201, 1]), [[b, c], [0, 80]], 6)
 }
 
 #[test]
-fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
+fn among_a_hundred_thousand_stack_flows_none_in_use_is_evicted() {
     const MANY: u32 = 100_000;
     let mut bed = strict_bed(1, &["--ip-masq", "--max-flows", "100000"]);
     let _server = Server::of(&bed[1].containers[0]);
@@ -169,7 +171,7 @@ fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
         for number in 0..MANY - used {
             tables.flows.insert(stranger(number), established).unwrap();
         }
-        // No room for one more.
+        // The map has no space for another.
         assert!(tables.flows.insert(stranger(MANY), established).is_err());
     }
     ask_all(&bed, &mut talks);
@@ -177,18 +179,18 @@ fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
     assert_eq!(restart(&mut bed[1]), u64::from(MANY));
     ask_all(&bed, &mut talks);
 
-    // A connection beyond them is counted and evicts none.
+    // A connection beyond these is counted and evicts none.
     let full = |host: usize, hook| bed[host].counters().unwrap().packets(hook, Reason::FlowTableFull);
     let before = full(0, Send);
     let a = bed[0].containers[0].clone();
     let mut beyond = Talk::open(a.namespace(), Protocol::Udp, SERVICE, 80).unwrap();
-    // Without a note its answers take the fast path, where nothing translates them back.
+    // Its answers take the fast path, because it is no stack flow, and nothing translates them back there.
     assert!(beyond.ask().is_err());
     assert!(full(0, Send) > before && full(0, Note) == 0);
     assert_eq!(flows(&bed[0]).len(), MANY as usize);
     ask_all(&bed, &mut talks);
 
-    // Old ones go, and there is room again; those in use stay.
+    // Expired flows are removed and make space; those in use stay.
     let mut tables = Tables::open(&pins(&bed[0])).unwrap();
     for number in 0..1000 {
         let over = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
@@ -197,7 +199,7 @@ fn among_a_hundred_thousand_notes_none_in_use_is_evicted() {
     bed[0].host.namespace().sysctl("netfilter/nf_conntrack_tcp_timeout_syn_sent", "1").unwrap();
     assert_eq!(restart(&mut bed[0]), u64::from(MANY - 1000));
     let mut again = Talk::open(a.namespace(), Protocol::Udp, SERVICE, 80).unwrap();
-    assert_eq!(ways(&bed, || assert_eq!(again.ask().unwrap(), a.address())), [Stack, Fast]);
+    assert_eq!(tiers(&bed, || assert_eq!(again.ask().unwrap(), a.address())), [Stack, Fast]);
     assert!(flows(&bed[0]).iter().any(|(key, _)| key.ports.contains(&again.port().to_be_bytes())));
     ask_all(&bed, &mut talks);
     assert_nothing_invalid(&bed);
