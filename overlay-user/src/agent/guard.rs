@@ -37,7 +37,7 @@ pub struct Decision {
 impl Guard {
     /// Judges removals that one snapshot or one revision asks for. `installed` counts the peers in force before it.
     /// A subnet that is held already stays held: being asked for again proves nothing new.
-    pub fn judge(&mut self, removals: &[IpNet], installed: usize, other_history: bool) -> Decision {
+    pub fn decide(&mut self, removals: &[IpNet], installed: usize, other_history: bool) -> Decision {
         let fresh: Vec<IpNet> =
             removals.iter().copied().filter(|subnet| !self.held.contains(subnet)).collect();
         // Peers held back are dead as far as the store goes: they must not outweigh the living.
@@ -111,7 +111,7 @@ mod tests {
         ] {
             let mut guard = Guard::default();
             let removals = subnets(0..removed);
-            let verdict = guard.judge(&removals, installed, false);
+            let verdict = guard.decide(&removals, installed, false);
             assert_eq!(verdict.why.is_some(), is_held, "{removed} of {installed}");
             assert_eq!(if is_held { &verdict.held } else { &verdict.remove }, &removals);
             assert_eq!(held(&guard), if is_held { removals.len() } else { 0 });
@@ -121,26 +121,26 @@ mod tests {
     #[test]
     fn another_history_holds_even_one() {
         let mut guard = Guard::default();
-        assert_eq!(guard.judge(&subnets(0..1), 100, true).why, Some(Suspicion::OtherHistory));
-        assert_eq!(guard.judge(&[], 100, true).why, None);
+        assert_eq!(guard.decide(&subnets(0..1), 100, true).why, Some(Suspicion::OtherHistory));
+        assert_eq!(guard.decide(&[], 100, true).why, None);
     }
 
     #[test]
     fn held_ones_stay_held_and_do_not_count_as_living() {
         let mut guard = Guard::default();
-        assert_eq!(guard.judge(&subnets(0..6), 10, false).held.len(), 6);
+        assert_eq!(guard.decide(&subnets(0..6), 10, false).held.len(), 6);
         // Asked again by the next audit, together with one that is new: only the new one goes.
-        let again = guard.judge(&subnets(0..7), 10, false);
+        let again = guard.decide(&subnets(0..7), 10, false);
         assert_eq!((again.remove, again.why), (subnets(6..7), None));
         // The remaining four living ones, all at once: held, though four are not half of ten.
-        assert_eq!(guard.judge(&subnets(6..10), 10, false).held.len(), 4);
+        assert_eq!(guard.decide(&subnets(6..10), 10, false).held.len(), 4);
         assert_eq!(held(&guard), 10);
     }
 
     #[test]
     fn released_one_by_one_or_all() {
         let mut guard = Guard::default();
-        guard.judge(&subnets(0..5), 5, false);
+        guard.decide(&subnets(0..5), 5, false);
         assert_eq!(guard.confirm("10.244.3.0-24"), Some(subnets(3..4)[0]));
         assert_eq!(guard.confirm("10.244.3.0-24"), None);
         guard.forget(&subnets(4..5)[0]);

@@ -99,7 +99,7 @@ async fn serve_within(limits: Limits, listener: TcpListener, status: watch::Rece
 async fn device_losses(status: &Status, pins: &Path) -> Vec<Loss> {
     let read = async { anyhow::Ok(losses::read(&Netlink::open()?, pins).await?) };
     match read.await {
-        Ok(now) => losses::judge(now, Some(&status.lost_before)),
+        Ok(now) => losses::assess(now, Some(&status.lost_before)),
         Err(error) => {
             warn!("{error:#}");
             Vec::new()

@@ -11,12 +11,12 @@ use crate::{
     store::{Origin, Revision},
 };
 
-/// It is noted this often at most.
+/// The origin is written at most this often.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Until the next try when it cannot be noted.
+/// How long the next try waits after the origin could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What an earlier agent noted. What cannot be read counts as unknown.
+/// The origin that an earlier agent wrote. One that cannot be read counts as unknown.
 pub fn read(paths: &Paths) -> Option<Origin> {
     let text = fs::read_to_string(paths.origin_path()).ok()?;
     let (cluster, revision) = text.trim().split_once(' ')?;
@@ -27,10 +27,10 @@ pub fn read(paths: &Paths) -> Option<Origin> {
 /// let them through.
 pub async fn keep_noted(paths: Paths, status: watch::Sender<Status>) -> anyhow::Result<()> {
     let mut watched = status.subscribe();
-    let mut noted = read(&paths);
+    let mut recorded = read(&paths);
     loop {
         let settled = |status: &Status| {
-            status.store.following && status.peers.held.is_empty() && noted != Some(origin(status))
+            status.store.following && status.peers.held.is_empty() && recorded != Some(origin(status))
         };
         let now = origin(&*watched.wait_for(settled).await?);
         // A folder that became full or read-only must not end the agent; the mass rule still guards.
@@ -49,7 +49,7 @@ pub async fn keep_noted(paths: Paths, status: watch::Sender<Status>) -> anyhow::
             news
         });
         if error.is_none() {
-            noted = Some(now);
+            recorded = Some(now);
             sleep(PAUSE).await;
         } else {
             sleep(RETRY).await;

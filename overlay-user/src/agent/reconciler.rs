@@ -30,7 +30,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 pub struct Setup {
     /// What this host is, and which leases concern it.
     pub scope: Scope,
-    /// The lease lease, acquired before.
+    /// The local lease, acquired before the loop starts.
     pub lease: LeaseKeeper,
     /// How often everything is read back and compared, in both directions.
     pub audit: Duration,
@@ -44,7 +44,7 @@ enum Stop {
     Exit(Exit),
     Store(StoreError),
     Datapath(DatapathError),
-    /// Somebody else wrote the own lease: only a new snapshot tells what holds.
+    /// Somebody else wrote the local lease, so that only a new snapshot tells what holds.
     Outrun,
 }
 
@@ -72,7 +72,7 @@ pub async fn run(
             Ok(()) => continue,
             Err(Stop::Exit(exit)) => return Ok(exit),
             Err(Stop::Outrun) => {
-                info!("the own lease was written by somebody else: reading all leases again")
+                info!("the local lease was written by somebody else: reading all leases again")
             }
             Err(Stop::Store(StoreError::Behind { store, oldest })) => {
                 info!("{store} has compacted its history before revision {oldest}: reading all leases again");
@@ -129,7 +129,7 @@ async fn round<D: Datapath>(
     Ok(())
 }
 
-/// The pause after a failure. The lease lease is kept meanwhile: what fails need not be the store, nor its writes.
+/// The pause after a failure. The local lease is kept meanwhile, since what failed need not be the store, and the store may still take writes.
 async fn rest<D: Datapath>(
     store: &mut impl Store,
     lease: &mut LeaseKeeper,

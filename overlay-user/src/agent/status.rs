@@ -32,7 +32,7 @@ pub struct Status {
     pub started: u64,
     /// The store, as last heard.
     pub store: StoreStatus,
-    /// The own lease.
+    /// The local lease.
     pub lease: LeaseStatus,
     /// The data path, as last read back.
     pub datapath: DatapathStatus,

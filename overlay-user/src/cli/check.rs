@@ -156,7 +156,7 @@ fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
         return Vec::new();
     };
     let fits = spec.backend.overlay_mtu(underlay.mtu);
-    let judge = |bridge: &Link| {
+    let assess = |bridge: &Link| {
         let what = format!("mtu of {}", bridge.name);
         let detail = format!("{}; {} carries {fits} after encapsulation", bridge.mtu, underlay.name);
         if bridge.mtu <= fits {
@@ -168,7 +168,7 @@ fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
         );
         Finding::new(&what, Level::Warn, detail, remedy)
     };
-    bridges.iter().map(judge).collect()
+    bridges.iter().map(assess).collect()
 }
 
 /// The port that the network has, as its device tells, or else the default, which the line says.

@@ -90,7 +90,7 @@ pub async fn read(netlink: &Netlink, pins: &Path) -> Result<Vec<Reading>> {
 
 /// Puts words to readings. `before` are those of the agent's start; a counter that was not there then was zero, or is of
 /// a device made since.
-pub fn judge(now: Vec<Reading>, before: Option<&[Reading]>) -> Vec<Loss> {
+pub fn assess(now: Vec<Reading>, before: Option<&[Reading]>) -> Vec<Loss> {
     now.into_iter()
         .map(|reading| {
             let same = |then: &&Reading| {
@@ -219,9 +219,9 @@ mod tests {
     fn what_was_lost_before_the_agent_is_told_apart() {
         let before = [reading("tx_dropped", 5), reading("rx_errors", 7)];
         let now = vec![reading("tx_dropped", 8), reading("rx_dropped", 2), reading("rx_errors", 1)];
-        let since: Vec<_> = judge(now.clone(), Some(&before)).iter().map(|loss| loss.since_start).collect();
+        let since: Vec<_> = assess(now.clone(), Some(&before)).iter().map(|loss| loss.since_start).collect();
         assert_eq!(since, [Some(3), Some(2), Some(1)]);
-        assert!(judge(now, None).iter().all(|loss| loss.since_start.is_none()));
+        assert!(assess(now, None).iter().all(|loss| loss.since_start.is_none()));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The slow cases of bare IPv4 in UDP, between the socket that holds the port and the TUN: datagrams that arrived in outer
 //! fragments, which only the kernel can put together, and packets too large for the link, which only it can cut up.
 //!
-//! What the socket takes gets its outer headers back, and `overlay_receive` judges it at the TUN as it judges all else; what
-//! `overlay_send` leaves to us it has judged. The socket also spares peers the port-unreachables. Without an agent these
-//! cases are lost, and nothing else is.
+//! What the socket receives gets its outer headers back, so that `overlay_receive` checks it at the TUN as it checks everything
+//! else. What `overlay_send` leaves to us it has checked already. Because the socket is open, the kernel also answers peers with
+//! no port unreachable. Without an agent these cases are lost, and nothing else is.
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},

@@ -1,10 +1,11 @@
 //! Connections that live through a move, and the host's connection tracking.
 //!
-//! Those that this host translates are noted as the stack's before the fast path begins, or it would take over one direction of
-//! them and hand it on untranslated; afterwards the programs at overlay0 and at the containers' veths note such ones
-//! themselves. On the way back, connection tracking forgets what it has last seen before the fast path took over: a TCP
-//! connection has gone on since, its packets would count as INVALID, and many hosts drop those. It takes up what it does
-//! not know in the middle (`nf_conntrack_tcp_loose`, which is on unless switched off).
+//! Connections whose addresses this host translates become stack flows before the fast path begins: otherwise the fast path
+//! would take over one direction of them and hand it on untranslated. Later such connections become stack flows by the programs
+//! at overlay0 and at the containers' veths. On the way back to flannel, connection tracking is made to forget what it saw before
+//! the fast path took over: a TCP connection has gone on since then, its packets would count as INVALID, and many hosts drop
+//! those. Connection tracking picks up an unknown connection in the middle (`nf_conntrack_tcp_loose`, which is on unless
+//! somebody has switched it off).
 use ipnet::IpNet;
 
 use crate::{

@@ -129,7 +129,7 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// Starts from what is in force. Nothing is judged before the first [`Self::resync`].
+    /// Starts from what is in force. Nothing is decided before the first [`Self::resync`].
     pub fn new(config: LearnConfig, installed: &Installed) -> Self {
         Self {
             config,

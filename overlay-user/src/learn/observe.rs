@@ -61,7 +61,7 @@ pub async fn observe(
     let mut learner = Learner::new(config, &installed);
     let mut monitor = loop {
         match start(&netlink, &mut learner).await {
-            // Containers come and go too fast for one look at all of them. Nothing has been judged yet.
+            // Containers come and go too fast for one look at all of them. Nothing has been decided yet, so trying again loses nothing.
             Err(error) if error.errno == Errno::EINTR => log::warn!("{error}: trying again"),
             other => break other?,
         }

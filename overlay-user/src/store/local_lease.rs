@@ -19,7 +19,7 @@ use crate::{
 /// How long to wait after a failed write.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Keeps this host's own lease.
+/// Keeps this host's local lease.
 #[derive(Debug)]
 pub struct LeaseKeeper {
     current: LocalLease,

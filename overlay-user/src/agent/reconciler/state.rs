@@ -23,7 +23,7 @@ use crate::{
     store::{self, Batch, Origin, Snapshot, history::History},
 };
 
-/// The loop's state but for the store and the own lease, so that it can work while those wait for an answer.
+/// The loop's state without the store and the local lease, so that it can work while those wait for an answer.
 pub(super) struct ReconcilerState<D> {
     pub(super) inputs: Inputs,
     pub(super) datapath: D,
@@ -188,7 +188,7 @@ impl<D: Datapath> ReconcilerState<D> {
                 PeerChange::Put(..) => self.peer_change(change),
             }
         }
-        let verdict = self.guard.judge(&removals, before, other_history);
+        let verdict = self.guard.decide(&removals, before, other_history);
         if let Some(why) = verdict.why {
             let why = match why {
                 Suspicion::TooMany => format!("{} of {before} peers would go at once", verdict.held.len()),

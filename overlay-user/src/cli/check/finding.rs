@@ -47,7 +47,7 @@ impl Finding {
 /// Reads a sysctl by its name below `net`.
 pub(super) type Sysctl<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The range of addresses that firewall rules are judged for.
+/// Whether an address or range of addresses in a firewall rule overlaps `network`.
 pub(super) fn overlaps(rule: &str, network: IpNet) -> bool {
     let parsed = rule.parse::<IpNet>().ok().or_else(|| {
         let address: IpAddr = rule.parse().ok()?;

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn nftables_chains_are_judged_by_their_hook() {
+    fn nftables_chains_are_told_apart_by_their_hook() {
         let rules = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\tip saddr 10.0.0.1 drop\n\t}\n\
                      \tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
         assert_eq!(

@@ -7,12 +7,12 @@ use super::{
 /// Looks at the routes through the underlay device, whose MTU this is.
 pub(super) async fn finding(underlay: &str, mtu: u32) -> Finding {
     let words = ["-4", "route", "show", "table", "all", "dev", underlay];
-    judge(&output("ip", &words).await.unwrap_or_default(), mtu)
+    assess(&output("ip", &words).await.unwrap_or_default(), mtu)
 }
 
 /// bpf_fib_lookup takes a route's MTU from `ip_mtu_from_fib_result`, which knows what ICMP taught and an MTU that is
 /// locked, but not a plain one; the stack obeys that one, too.
-fn judge(routes: &str, mtu: u32) -> Finding {
+fn assess(routes: &str, mtu: u32) -> Finding {
     let what = "mtu of routes";
     let unseen = |route: &&str| {
         let mut words = route.split_whitespace().skip_while(|word| *word != "mtu");
@@ -41,10 +41,10 @@ mod tests {
         // As iproute2 6.1 prints them.
         let locked = "10.8.0.0/24 via 10.99.0.7 linkdown mtu lock 1400 \n";
         let plain = "10.9.0.0/24 via 10.99.0.7 linkdown mtu 1400 \n";
-        assert_eq!(judge(locked, 1500).level, Level::Ok);
-        assert_eq!(judge("10.99.0.0/24 proto kernel scope link src 10.99.0.1\n", 1500).level, Level::Ok);
-        assert_eq!(judge(plain, 1400).level, Level::Ok);
-        let found = judge(&format!("{locked}{plain}"), 1500);
+        assert_eq!(assess(locked, 1500).level, Level::Ok);
+        assert_eq!(assess("10.99.0.0/24 proto kernel scope link src 10.99.0.1\n", 1500).level, Level::Ok);
+        assert_eq!(assess(plain, 1400).level, Level::Ok);
+        let found = assess(&format!("{locked}{plain}"), 1500);
         assert_eq!(found.level, Level::Warn);
         assert!(found.detail.ends_with(": 10.9.0.0/24 via 10.99.0.7 linkdown mtu 1400"), "{found:?}");
     }

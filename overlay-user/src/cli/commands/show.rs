@@ -17,7 +17,7 @@ use crate::{
     },
     datapath::{
         links::AttachMethod,
-        losses::{Loss, judge},
+        losses::{Loss, assess},
         state::Record,
         tables::{Counter, PeerTraffic, Tables, peer_of},
         xdp::XdpLink,
@@ -94,7 +94,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let counters = tables.counters()?;
     let before = agent.as_ref().map(|agent| agent.lost_before.as_slice());
     let (device_losses, device_losses_error) = match losses::now(&paths.pins).await {
-        Ok(now) => (judge(now, before), None),
+        Ok(now) => (assess(now, before), None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
     // What cannot be had does not keep the rest from being shown.
