@@ -1,4 +1,4 @@
-//! When a noted connection may be forgotten: not before the stack's connection tracking has forgotten it.
+//! When a stack flow may be removed: not before the stack's connection tracking has forgotten its connection.
 use std::{fs, net::Ipv4Addr, time::Duration};
 
 use log::debug;
