@@ -39,6 +39,8 @@ pub(super) enum Wanted<'a> {
 /// Builds the tests that are wanted, and the agent. cargo's messages are shown.
 pub(super) fn build(wanted: &Wanted) -> Result<Vec<TestProgram>> {
     let mut words = vec!["test", "--no-run", "--message-format", "json-render-diagnostics"];
+    // Always of all packages, whichever tests are wanted: these decide on the crates' features, hence on what is built anew.
+    words.extend(["--workspace", "--exclude", "overlay-ebpf"]);
     if let Wanted::These { own, names } = wanted {
         if *own {
             words.extend(["--lib", "--bins"]);
