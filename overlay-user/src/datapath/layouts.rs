@@ -126,7 +126,8 @@ pub(super) fn fill(older: &Older, tables: &mut Tables) -> Result<(), DatapathErr
     info!("{} peers, {} endpoints, {} notes of connections", peers.len(), endpoints.len(), notes.len());
     for (base, peer, slot) in &peers {
         let key = Addr4::new(base.octets());
-        tables.peers.put(key, tables::peer_entry(peer, *slot)).map_err(|error| wrong(&error))?;
+        let entry = tables::peer_entry(peer, *slot).map_err(|error| wrong(&error))?;
+        tables.peers.put(key, entry).map_err(|error| wrong(&error))?;
     }
     for (address, endpoint) in &endpoints {
         let key = Addr4::new(address.octets());

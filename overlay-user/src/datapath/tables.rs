@@ -14,7 +14,11 @@ use overlay_common::{
 use serde::Serialize;
 
 use super::{DatapathError, index::Indexed, notes::Notes};
-use crate::model::{entries as domain, mac::Mac};
+use crate::model::{
+    addr::{OtherFamily, ipv4},
+    entries as domain,
+    mac::Mac,
+};
 
 /// Names of the maps in the programs, and of their pins.
 pub const MAPS: [(&str, &str); 8] = [
@@ -181,9 +185,9 @@ impl Tables {
 }
 
 /// A peer as `PEERS` holds it, with its counters at `slot`.
-pub(super) fn peer_entry(peer: &domain::Peer, slot: u32) -> Peer {
-    let vtep_mac = peer.vtep_mac.unwrap_or(NO_MAC).0;
-    Peer { outer: peer.public_ip.into(), vtep_mac, reserved: Default::default(), slot }
+pub(super) fn peer_entry(peer: &domain::Peer, slot: u32) -> Result<Peer, OtherFamily> {
+    let (outer, vtep_mac) = (ipv4(peer.public_ip)?.into(), peer.vtep_mac.unwrap_or(NO_MAC).0);
+    Ok(Peer { outer, vtep_mac, reserved: Default::default(), slot })
 }
 
 /// What `PEERS` holds for a peer whose packets need no inner MAC address: no device has it.
