@@ -8,7 +8,7 @@ mod entries;
 #[path = "maps/next.rs"]
 mod entries;
 
-pub use entries::{Endpoint, Flow, Peer};
+pub use entries::{EndpointEntry, Flow, PeerEntry};
 
 use crate::Addr4;
 
@@ -23,7 +23,7 @@ pub struct Vtep {
 /// Named by an operator or a CNI plugin: learning neither moves nor removes it.
 pub const ENDPOINT_PINNED: u32 = 1 << 0;
 
-/// What `overlay_xdp_strip` writes in front of a frame it has unwrapped, as XDP metadata, and `overlay_decap` believes:
+/// What `overlay_xdp_strip` writes in front of a frame it has decapsulated, as XDP metadata. `overlay_decap` believes it, since
 /// nothing that arrives on a wire has any. Constant for a peer, since GRO merges only frames with equal metadata. Address,
 /// port and VNI keep two networks apart, on one host or one inside the other.
 #[repr(C, align(4))]
@@ -80,7 +80,7 @@ pub const MAX_ENDPOINTS: u32 = 1024;
 pub const MAX_PEER_INDEX: u32 = 1 << 20;
 /// Subnets of more addresses have no `ENDPOINT_INDEX`.
 pub const MAX_ENDPOINT_INDEX: u32 = 1 << 16;
-/// Capacity of `RECEIVERS` as compiled; the agent sizes it like `ENDPOINTS`.
-pub const MAX_RECEIVERS: u32 = 1024;
+/// Capacity of `XDP_TARGETS` as compiled; the agent sizes it like `ENDPOINTS`.
+pub const MAX_XDP_TARGETS: u32 = 1024;
 /// Default of `--max-flows`.
 pub const MAX_FLOWS: u32 = 65536;

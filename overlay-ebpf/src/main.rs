@@ -9,7 +9,7 @@
 //! | `overlay_decap`  | TC ingress of the underlay device      | what peers send                                    |
 //! | `overlay_send`   | TC egress of overlay0                  | what the stack sends to peers                      |
 //! | `overlay_receive`| TC ingress of overlay0                 | what the kernel's own tunnel decapsulated, or the agent's socket took |
-//! | `overlay_note`   | TC egress of a container's veth        | what the stack delivers to a container             |
+//! | `overlay_track`   | TC egress of a container's veth        | what the stack delivers to a container             |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -150,7 +150,7 @@ mod programs {
 
     /// Stack to container: remembers the connection, so that the replies take the stack too.
     #[classifier]
-    fn overlay_note(ctx: TcContext) -> i32 {
+    fn overlay_track(ctx: TcContext) -> i32 {
         flow::track::<V4>(&Packet::new(&ctx));
         NEXT
     }

@@ -4,7 +4,7 @@ use crate::Addr4;
 /// Value of `PEERS`: the host that leased the subnet which is the key. In `PEER_INDEX` an underlay address of zero is no peer.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer<A = Addr4> {
+pub struct PeerEntry<A = Addr4> {
     /// The peer's underlay address: outer destination of what we send, outer source of what it sends.
     pub outer: A,
     /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
@@ -20,7 +20,7 @@ pub struct Peer<A = Addr4> {
 /// is no endpoint.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct EndpointEntry {
     /// Interface index of the host side of the container's veth.
     pub ifindex: u32,
     /// MAC address inside the container: destination of delivered frames.
@@ -32,20 +32,20 @@ pub struct Endpoint {
     pub flags: u32,
 }
 
-/// Value of `FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
+/// Value of `STACK_FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// CLOCK_MONOTONIC nanoseconds of the last packet; written at most once a second.
     pub seen_ns: u64,
-    /// See the `FLOW_*` bits.
+    /// See the `FLOW_*` bits. Whoever writes it keeps the bits that it does not know.
     pub state: u32,
-    /// Always zero.
+    /// Always zero so far.
     pub reserved: u32,
 }
 
 const _: () = {
-    assert!(size_of::<Peer>() == 16);
-    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<PeerEntry>() == 16);
+    assert!(size_of::<EndpointEntry>() == 20);
     assert!(size_of::<Flow>() == 16);
 };

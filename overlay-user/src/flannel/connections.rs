@@ -8,7 +8,7 @@
 use ipnet::Ipv4Net;
 
 use crate::{
-    datapath::{DatapathError, flows, tables::Tables},
+    datapath::{DatapathError, tables::Tables},
     host::netlink::{
         NetlinkError,
         conntrack::{self, Tracked, Tuple},
@@ -23,7 +23,7 @@ pub fn note(tables: &mut Tables, tracked: &[Tracked], network: Ipv4Net) -> Resul
     let mut noted = 0;
     for (tuple, answered) in of_overlay(tracked, network) {
         let Tuple { source, destination, ports, protocol } = tuple;
-        flows::note(&mut tables.flows, (source, ports.0), (destination, ports.1), protocol, answered)?;
+        tables.stack_flows.record((source, ports.0), (destination, ports.1), protocol, answered)?;
         noted += 1;
     }
     Ok(noted)
