@@ -1,5 +1,5 @@
-//! Keeps the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files, the
-//! tests that threat-model.md, docker.md and flannel.md rest on.
+//! Tests that keep the documents true to the code: packet-flow.md's reasons, hooks and steps, ARCHITECTURE.md's lists of files,
+//! and the tests that threat-model.md, docker.md and flannel.md name.
 extern crate std;
 mod commands;
 mod names;

@@ -1,4 +1,4 @@
-//! Where the fields of each header stand, counted in bytes from the header's first, and the numbers that stand in them.
+//! Where the fields of each header are, counted in bytes from the header's first, and the numbers that may be in them.
 
 /// Ethernet without a VLAN tag.
 pub mod ethernet {

@@ -1,4 +1,4 @@
-//! Why a packet took the path it took: one list for the programs' counters, the command line and the tests.
+//! What becomes of a packet, and why: one list for the programs' counters, the command line and the tests.
 
 /// Where a packet was decided on: the rows of the counters.
 #[repr(u32)]

@@ -1,4 +1,4 @@
-//! Counting every packet once, and saying the rare things aloud.
+//! Counts every packet once, and writes a log line about rare events.
 use aya_ebpf::EbpfContext;
 use aya_log_ebpf::warn;
 use overlay_common::{Hook, Reason, reason::REASONS};

@@ -1,4 +1,4 @@
-//! ICMP errors to a container, made from the packet they are about: sent back where it came from, in its place.
+//! ICMP errors to a container. The error is written over the packet that it is about, and goes back to where that came from.
 use overlay_common::{
     Hook, Reason, checksum,
     header::{ethernet, icmp::offset, tcp},

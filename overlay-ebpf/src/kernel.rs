@@ -1,4 +1,4 @@
-//! How an address of each family stands in the kernel's own structures, which helpers take and fill in.
+//! How an address of each family is written in the kernel's own structures, which helpers read and fill in.
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh, bpf_tunnel_key};
 use overlay_common::{Addr4, Address};
 

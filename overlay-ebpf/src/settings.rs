@@ -1,4 +1,4 @@
-//! The constants this program was loaded with, one field at a time.
+//! The constants that this program was loaded with, read one field at a time.
 use core::ptr::addr_of;
 
 use overlay_common::{Addr4, Address, STRIP_MAGIC, Settings, StripMark};

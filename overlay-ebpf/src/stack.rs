@@ -1,5 +1,5 @@
-//! overlay0, the way of what the fast path leaves to the stack. Its two kinds are the files beside this one; here is what they
-//! have in common.
+//! The programs at overlay0, which what the fast path leaves to the stack passes. Each kind of overlay0 has a file beside this
+//! one; this file has what both need.
 mod tun;
 mod vxlan_device;
 

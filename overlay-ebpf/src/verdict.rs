@@ -1,4 +1,4 @@
-//! What a program makes of a packet, and the one place where that becomes the kernel's verdict and a count.
+//! The outcome of a packet, and the one place where it becomes the kernel's verdict and a count.
 use aya_ebpf::bindings::{
     TC_ACT_SHOT, TC_ACT_UNSPEC,
     xdp_action::{XDP_DROP, XDP_PASS},

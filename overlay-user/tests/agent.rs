@@ -91,6 +91,17 @@ struct Host {
     running: JoinHandle<anyhow::Result<Exit>>,
 }
 
+/// The network, and the place of the host in it that holds this lease.
+fn scope_of(own: &Lease) -> Scope {
+    Scope {
+        network: "10.244.0.0/16".parse().unwrap(),
+        subnet_len: 24,
+        backend: Backend::DEFAULT,
+        own_ip: own.public_ip,
+        own_subnet: own.subnet,
+    }
+}
+
 impl Host {
     /// Starts a host whose store has leases of these peers, and whose data path is as given.
     async fn start(peers: impl IntoIterator<Item = u8>, datapath: Memory) -> Self {
@@ -106,13 +117,7 @@ impl Host {
         let Written::At(modified) = store.claim(OWN, own.value(), Some(LIFE)).await.unwrap() else {
             panic!("the own key is taken")
         };
-        let scope = Scope {
-            network: "10.244.0.0/16".parse().unwrap(),
-            subnet_len: 24,
-            backend: Backend::DEFAULT,
-            own_ip: own.public_ip,
-            own_subnet: own.subnet,
-        };
+        let scope = scope_of(&own);
         let (status, watched) =
             watch::channel(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.backend));
         let (endpoints, learned) = mpsc::channel(8);
@@ -625,13 +630,7 @@ async fn a_data_path_that_cannot_be_read_at_the_start_is_an_error() {
     let datapath = Memory::default();
     datapath.state().failing = Some("made to fail".to_owned());
     let own = lease(1);
-    let scope = Scope {
-        network: "10.244.0.0/16".parse().unwrap(),
-        subnet_len: 24,
-        backend: Backend::DEFAULT,
-        own_ip: own.public_ip,
-        own_subnet: own.subnet,
-    };
+    let scope = scope_of(&own);
     let status =
         watch::Sender::new(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.backend));
     let inputs =

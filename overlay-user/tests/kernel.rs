@@ -1,4 +1,4 @@
-//! The kernel rung: the real programs, run by the kernel on one frame at a time; frame in, verdict, reason and frame out.
+//! The kernel rung: the kernel runs the real programs on one frame at a time, and tests compare verdict, reason and frame.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 #[expect(unreachable_pub, reason = "a bed shared by the modules beside it")]
 mod kernel {

@@ -1,4 +1,4 @@
-//! What holds of the house itself, looked for in its files: no circle of modules, few entries in the agent's crate, a thin
+//! Unit tests of the project's structure, read from its files: no circle of modules, few entries in the agent's crate, a thin
 //! xtask, no leftovers of a merge.
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +43,7 @@ fn name(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
 }
 
-/// Files that lead to one another, each list with one circle.
+/// Files that import from one another; each list is one circle.
 fn circles(imports: &Imports) -> Vec<Vec<PathBuf>> {
     let reached = |from: &PathBuf| {
         let (mut open, mut seen) = (vec![from], BTreeSet::new());
@@ -76,15 +76,15 @@ fn shown(circle: &[PathBuf], imports: &Imports) -> String {
     circle.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Where circles are still to be opened.
-const NOT_YET: &[&str] = &["overlay-ebpf/", "overlay-user/src/"];
+/// Folders in which circles are still allowed.
+const NOT_YET: &[&str] = &["overlay-ebpf/"];
 
 /// No two files of a crate import from each other, nor do more of them in a circle.
 ///
 /// A file imports from another if it names an item of that one by a path, in a `use` or anywhere else. An item belongs to the
-/// file that has it, not to those that offer it to others (`pub use` of what is below). Declaring a module (`mod child;`) and
-/// offering its items import nothing; that a parent uses what is in a child does. Modules for tests alone (`#[cfg(test)]`) may
-/// import what they like.
+/// file that defines it, not to those that re-export it (`pub use`). Declaring a module (`mod child;`) and re-exporting its items
+/// are no imports, but a parent that uses an item of a child imports from it. Modules for tests alone (`#[cfg(test)]`) may import
+/// what they like.
 #[test]
 fn no_modules_import_each_other() {
     let mut found = Vec::new();
@@ -119,7 +119,7 @@ fn circles_are_found_whatever_the_paths_look_like() {
         };
         found.iter().map(names).collect::<Vec<_>>().join(", ")
     };
-    // Nobody uses anything, or only in one direction.
+    // No file uses another, or only in one direction.
     assert_eq!(circle(["mod one;", "mod two;", ""]), "");
     assert_eq!(
         circle([
@@ -131,7 +131,7 @@ fn circles_are_found_whatever_the_paths_look_like() {
     );
     assert_eq!(circle(["mod one; struct B;", "mod two;", "use crate::B;"]), "");
     assert_eq!(circle(["mod one; struct B; fn f() { one::g() }", "mod two; fn g() {}", "use crate::B;"]), "");
-    // Two, by every kind of path.
+    // A circle of two files, by every kind of path.
     let parent = "mod two; struct B; ";
     for uses in
         ["use two::A;", "use self::two::{A as C};", "fn f() { two::g() }", "fn f() -> crate::one::two::A {}"]
@@ -145,13 +145,13 @@ fn circles_are_found_whatever_the_paths_look_like() {
         ] {
             assert_eq!(circle(["mod one;", &parent, back]), "one two", "{parent} {back}");
         }
-        // Inside of modules of its own, paths begin elsewhere.
+        // Inside an inline module, `super` is another module.
         assert_eq!(circle(["mod one;", &parent, "mod inner { use super::super::B; }"]), "one two");
         assert_eq!(circle(["mod one;", &parent, "struct C; mod inner { use super::C; }"]), "");
         assert_eq!(circle(["mod one;", &parent, "#[cfg(test)] mod tests { use crate::one::B; }"]), "");
         assert_eq!(circle(["mod one;", &parent, "// use super::B;\nconst A: &str = \"super::B\";"]), "");
     }
-    // Three, by way of what the crate offers.
+    // Circles in which a file uses what another one re-exports, and a circle of three.
     let all = [
         "mod one; pub use one::two::A; struct C;",
         "mod two; use crate::A; struct B;",
@@ -172,7 +172,7 @@ fn the_agents_crate_has_few_entries() {
     assert!(entries.len() <= 10, "{entries:?}");
 }
 
-/// What xtask is built from is there before anything is set up, and takes no time.
+/// xtask is built before anything is set up. So it must need no installed packages, and few crates.
 #[test]
 fn xtask_is_thin() {
     let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
@@ -207,7 +207,7 @@ fn no_merge_has_left_its_marks() {
     let (mut open, mut count) = (entries(root()), 0);
     while let Some(path) = open.pop() {
         if path.is_dir() {
-            // What is built is not ours; git keeps texts of its own.
+            // What is built, and what git keeps, is not text of ours.
             if !path.ends_with("target") && !path.ends_with(".git") && !path.is_symlink() {
                 open.extend(entries(&path));
             }

@@ -1,4 +1,4 @@
-//! Ctrl-C and its like, as a question that can be asked: whoever started something ends it in order.
+//! Whether Ctrl-C or another signal asks this process to end, so that whoever started something can end it in order.
 use std::{
     process::exit,
     sync::atomic::{AtomicBool, Ordering},

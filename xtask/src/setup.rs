@@ -17,7 +17,7 @@ pub(crate) mod machine;
 pub(crate) mod progress;
 mod protoc;
 
-/// What is going to be done with what set-up brings.
+/// What set-up is asked for: what will be done afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum For {
     /// The tests' rungs.
@@ -26,7 +26,7 @@ pub(crate) enum For {
     Hosts,
     Vm,
     Fresh,
-    /// On a folder as the store.
+    /// The demo on a folder as the store.
     Demo,
     DemoEtcd,
     DemoDocker,
@@ -38,7 +38,7 @@ pub(crate) enum For {
     Lints,
     /// To build the lab or the fuzzer alone, for their `--help`.
     Tool,
-    /// The same of the benchmark.
+    /// The same for the benchmark.
     BenchTool,
 }
 
@@ -68,7 +68,7 @@ impl For {
         !matches!(self, Self::Fresh | Self::Tool | Self::BenchTool)
     }
 
-    /// Whether it makes network namespaces, and whatever else is root's to do.
+    /// Whether it makes network namespaces, or does something else that only root may do.
     fn takes_root(self) -> bool {
         LAB.contains(&self) || self == Self::Fresh
     }
@@ -169,7 +169,7 @@ const NEEDS: &[Need] = &[
 /// Brings in what is missing for `what`. Prints one line per thing it does, and one at the end.
 pub(crate) fn provide(what: &[For]) -> Result<()> {
     let progress = Progress::start();
-    // Whoever asks for everything wants what can be had.
+    // `setup` itself, which asks for everything, goes on without root and brings what it can.
     if what != For::ALL && what.iter().any(|one| one.takes_root()) && !is_root() {
         bail!("this makes network namespaces and loads programs into the kernel: run it as root");
     }

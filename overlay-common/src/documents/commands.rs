@@ -1,4 +1,5 @@
-//! Commands that documents show must exist, with their options: read from the sources, so that nothing need be built.
+//! Commands that documents show must exist, with their options. The options are read from the sources, so that nothing needs to
+//! be built.
 extern crate std;
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! What documents name must be there: links, files, the code behind the glossary's words.
+//! What documents name must exist: links, files, the code behind the glossary's words.
 extern crate std;
 use std::{
     collections::BTreeSet,

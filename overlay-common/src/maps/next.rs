@@ -1,5 +1,5 @@
-//! Another layout of the same values, for the tests of upgrades: one of another size, two that only the order of their
-//! fields tells from the present ones, so that whoever takes one for the other does not get away with it.
+//! Another layout of the same values, for the tests of upgrades. One value has another size; two differ from the present ones
+//! only in the order of their fields, so that reading one as the other cannot go unnoticed.
 use crate::Addr4;
 
 /// See `entries.rs`.

@@ -1,4 +1,5 @@
-//! overlay0 as the kernel's own VXLAN device: it encapsulates and decapsulates, and is the fast path's oracle.
+//! overlay0 as the kernel's own VXLAN device, which encapsulates and decapsulates. The fast path must deliver nothing that this
+//! device would not deliver.
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
     PeerEntry, Reason, SETTING_DIRECT, SETTING_OUTER_DF,

@@ -1,4 +1,4 @@
-//! The control socket: one line of JSON asks, one line of JSON answers. Both ends.
+//! Both ends of the control socket: a request is one line of JSON, and so is its answer.
 use std::{
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt as _,

@@ -1,5 +1,5 @@
-//! Keeps the devices that the programs hang on: overlay0 is made again when somebody deletes or alters it, and the loop
-//! is told where to attach. flannel's agent does not notice, and the host is cut off until somebody restarts it.
+//! Keeps the devices that programs are attached to: overlay0 is made again when somebody deletes or alters it, and the loop is
+//! told where to attach. flannel's agent does not notice this, and its host is cut off until somebody restarts it.
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Context as _;

@@ -1,4 +1,4 @@
-//! `/healthz`, `/readyz` and `/status` over HTTP, for machines: they tell what holds, not what was once true.
+//! `/healthz`, `/readyz` and `/status` over HTTP, for machines. They answer by the present state, not by what was once true.
 use std::{
     convert::Infallible,
     net::SocketAddr,

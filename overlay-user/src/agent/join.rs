@@ -1,5 +1,5 @@
-//! How a host comes to take part: interface, lock, config, lease, record; then device and programs. What the agent begins
-//! with.
+//! How a host joins the network when its agent starts: underlay interface, lock, config, lease and record, and then device and
+//! programs.
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};

@@ -1,5 +1,5 @@
-//! Which history of the store the peers in force come from, noted in the state folder: the next agent must notice a store
-//! that was exchanged, wiped or restored while none ran.
+//! Writes into the state folder from which store, and which of its revisions, the installed peers come, so that the next agent
+//! notices a store that was replaced, wiped or restored while no agent ran.
 use std::{fs, time::Duration};
 
 use log::{info, warn};

@@ -1,4 +1,4 @@
-//! The agent's loop: what the store says, into the data path. The only task that changes the data path.
+//! The agent's loop: it makes the data path agree with the store. No other task changes the data path.
 mod inputs;
 mod report;
 mod state;

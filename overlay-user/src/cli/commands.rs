@@ -1,4 +1,4 @@
-//! The commands of the `overlay` binary, one file each; the only code that names both the traits and their details.
+//! The commands of the `overlay` binary, one file each. Only this code knows both the traits and what implements them.
 mod adopt;
 mod agent;
 mod check;

@@ -1,4 +1,4 @@
-//! When a stack flow may be forgotten: not before the stack's connection tracking has forgotten the connection.
+//! When a stack flow may be removed: not before the stack's connection tracking has forgotten its connection.
 use std::{fs, time::Duration};
 
 use log::debug;

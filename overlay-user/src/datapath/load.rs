@@ -1,4 +1,4 @@
-//! Loading the programs: what they are told before, and the maps they get.
+//! Loading the programs: the constants that they are loaded with, and the maps that they get.
 use std::path::{Path, PathBuf};
 
 use aya::{Ebpf, EbpfLoader, maps::MapInfo};

@@ -1,4 +1,4 @@
-//! The programs' log lines, in words: the programs speak in numbers, since they have no room for text.
+//! The programs' log lines in words: the programs log numbers, since they have no space for text.
 use std::{
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},

@@ -1,5 +1,5 @@
-//! Which peer has which counter slot and underlay address, as the agent wrote it: so that neither adding nor removing a peer
-//! has to read the whole table again, or to believe it.
+//! The slot and the underlay address of each peer, as the agent wrote them, so that a change of a peer needs neither to read
+//! the whole table again nor to trust it.
 use std::collections::{BTreeMap, BTreeSet};
 
 use overlay_common::Addr4;

@@ -1,4 +1,5 @@
-//! Whether XDP takes packets in, and if not, why: asked for, and fit for this underlay.
+//! Whether XDP takes packets in at this underlay, which needs that it was asked for and that the interface is fit for it; and
+//! if not, why.
 
 use crate::{
     datapath::xdp::{XdpLink, program_name},

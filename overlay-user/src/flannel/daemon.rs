@@ -1,4 +1,4 @@
-//! Whether flanneld runs: it would put back what is taken away.
+//! Whether flanneld runs. A move is refused then, because flanneld would restore what the move removes.
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 /// As the kernel has it, cut off at 15 bytes, which this is not.

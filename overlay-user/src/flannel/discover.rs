@@ -1,4 +1,5 @@
-//! What flannel left here, held against the leases: taken over is only what is of one piece. Pure: no kernel, no store.
+//! Finds what flannel left on this host and compares it with the leases. Only what fits together is taken over. Pure: no
+//! kernel, no store.
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,

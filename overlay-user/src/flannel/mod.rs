@@ -1,4 +1,4 @@
-//! Moving a host from flannel to the overlay in place, and back: what flannel left on it, found, noted, and put back.
+//! Moving a host from flannel to the overlay in place, and back: what flannel left on it is found, recorded, and put back.
 pub mod connections;
 pub mod daemon;
 pub mod discover;

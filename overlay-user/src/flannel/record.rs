@@ -1,5 +1,5 @@
-//! What flannel was on this host, noted before anything of it is touched: in `<state dir>/<network>/flannel.json`, which
-//! `overlay down` leaves, so that the way back stays.
+//! What flannel was on this host, recorded before anything of it is touched: in `<state dir>/<network>/flannel.json`, which
+//! `overlay down` leaves there, so that the way back stays open.
 use std::{fs, io::ErrorKind};
 
 use anyhow::{Context as _, Result};

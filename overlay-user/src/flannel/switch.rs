@@ -1,5 +1,5 @@
-//! The moments of a move in which the port has no owner: one tunnel device down, the other up with its routes. What can
-//! be done before is done before.
+//! The moments of a move in which nobody has the UDP port: one tunnel device goes down, and the other comes up with its routes.
+//! Whatever can be done before these moments is done before.
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, bail};

@@ -1,4 +1,4 @@
-//! Changes to what the data path holds, one type for each of those who decide on them.
+//! Changes to what the data path holds. There is one type for each task that decides on changes.
 use std::{fmt, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;

@@ -1,4 +1,4 @@
-//! The time of day, for those who read a status: everything else goes by the monotonic clock.
+//! The time of day, which only a status shows: everything else goes by the monotonic clock.
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;

@@ -1,5 +1,5 @@
-//! How a host comes by its subnet and keeps it: by flannel's rules (docs/etcd.md), but a lost race is tried again, and a
-//! reservation stays one.
+//! How a host gets its subnet and keeps it: by flannel's rules (docs/etcd.md), except that a lost race is tried again and a
+//! reservation stays a reservation.
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Result, bail};

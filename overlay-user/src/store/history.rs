@@ -1,5 +1,5 @@
-//! Whether what the store says continues what it said before: one that was wiped, or restored from a backup, may look
-//! like the one we know. Pure.
+//! Whether what the store says continues what it said before. A store that was wiped, or restored from a backup, may look like
+//! the one that the agent knows. Pure.
 use std::collections::BTreeMap;
 
 use crate::store::{Batch, LeaseChange, Origin, Revision, Snapshot};

@@ -1,4 +1,4 @@
-//! This host's own lease once it has one: kept alive, taken back when somebody deletes it, never given up.
+//! The local lease once this host has it: it is kept alive, claimed again when somebody deletes it, and never given up.
 mod status;
 
 use std::time::Duration;

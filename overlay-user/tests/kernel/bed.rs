@@ -1,4 +1,4 @@
-//! The bed of the kernel rung: one host's programs and maps, and what they make of a frame.
+//! What the tests of the kernel rung work on: one host's programs and maps, and what they make of a frame.
 use aya::{
     Ebpf, Pod, TestRunResult,
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},

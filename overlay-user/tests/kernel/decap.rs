@@ -1,4 +1,4 @@
-//! Underlay to container: every branch of the judgement, at TC and at XDP alike, and what `overlay_decap` does with it.
+//! Underlay to container: every branch of the classification, at TC and at XDP alike, and what `overlay_decap` does with it.
 use overlay_common::{Addr4, Hook::Decap, Reason, SETTING_STACK_ONLY, SETTING_STRICT_PEERS};
 
 use super::bed::*;

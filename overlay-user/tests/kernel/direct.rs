@@ -1,4 +1,4 @@
-//! Direct routing, container to underlay: what leaves as it is, and what does not.
+//! Direct routing, container to underlay: what leaves unencapsulated, and what does not.
 use overlay_common::{Hook::Encap, Reason};
 
 use super::{bed::*, encap::assert_answer};

@@ -1,4 +1,4 @@
-//! Direct routing, underlay to container, at TC and at XDP alike: what comes as it is, and who may send it.
+//! Direct routing, underlay to container, at TC and at XDP alike: what arrives unencapsulated, and who may send it.
 use overlay_common::{
     Hook::{Decap, Xdp},
     Reason, SETTING_STACK_ONLY,

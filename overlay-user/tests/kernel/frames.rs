@@ -1,4 +1,4 @@
-//! Frames and packets, made by a library that nobody here wrote, and the sums in them.
+//! Frames and packets, made by a library that is independent of this project, and the sums in them.
 use etherparse::{IpNumber, PacketBuilder};
 use overlay_common::wire;
 

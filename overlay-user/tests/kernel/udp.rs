@@ -1,4 +1,4 @@
-//! Bare IPv4 in UDP, container to underlay: what `overlay_encap` does otherwise than with VXLAN.
+//! Bare IPv4 in UDP, container to underlay: what `overlay_encap` does differently from VXLAN.
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use overlay_common::{Addr4, Hook::Encap, PeerEntry, Reason, SETTING_OUTER_DF, wire::DATAGRAM};
 

@@ -1,4 +1,4 @@
-//! Bare IPv4 in UDP, underlay to container: the judgement, at TC and at XDP alike, and what is handed over to overlay0.
+//! Bare IPv4 in UDP, underlay to container: the classification, at TC and at XDP alike, and what is handed over to overlay0.
 use overlay_common::{
     Addr4,
     Hook::{Decap, Xdp},

@@ -1,5 +1,5 @@
-//! What is XDP's alone: which deliveries it takes, and how it carries them. That it delivers nothing which TC would not,
-//! every row of decap.rs asks too.
+//! What only XDP does: which deliveries it takes, and how it carries them. That it delivers nothing which TC would not deliver
+//! is checked by every row of decap.rs.
 use overlay_common::{Hook::Xdp, Reason};
 
 use super::bed::*;

@@ -165,12 +165,7 @@ impl Host {
         mtu: u32,
     ) -> Result<Container> {
         let address = address_in(subnet, last)?;
-        let namespace =
-            Namespace::named(self.namespace.lab(), &format!("{}-{name}", self.name()), !self.keep);
-        namespace.create()?;
-        let (inside, port) = (namespace.name(), format!("v{name}"));
-        self.namespace
-            .ip(&format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
+        let (namespace, port) = self.add_namespace(name, mtu)?;
         self.namespace.ip(&format!("link set {port} master {bridge} up"))?;
         namespace.ip(&format!("address add {address}/{} dev eth0", length_of(subnet)?))?;
         namespace.ip("link set eth0 up")?;
@@ -178,16 +173,22 @@ impl Host {
         Ok(Container::new(namespace, address, port))
     }
 
-    /// Makes a container without a bridge, as the CNI plugin `ptp` does: the gateway's address is on the veth itself,
-    /// and a host route leads to the container.
-    pub fn add_routed_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
-        let (address, gateway) = (address_in(subnet, last)?, address_in(subnet, 1)?);
+    /// Makes the namespace of a container, and a veth into it whose name on the host is returned.
+    fn add_namespace(&self, name: &str, mtu: u32) -> Result<(Namespace, String)> {
         let namespace =
             Namespace::named(self.namespace.lab(), &format!("{}-{name}", self.name()), !self.keep);
         namespace.create()?;
         let (inside, port) = (namespace.name(), format!("v{name}"));
         self.namespace
             .ip(&format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {inside}"))?;
+        Ok((namespace, port))
+    }
+
+    /// Makes a container without a bridge, as the CNI plugin `ptp` does: the gateway's address is on the veth itself,
+    /// and a host route leads to the container.
+    pub fn add_routed_container(&self, name: &str, subnet: &str, last: u8, mtu: u32) -> Result<Container> {
+        let (address, gateway) = (address_in(subnet, last)?, address_in(subnet, 1)?);
+        let (namespace, port) = self.add_namespace(name, mtu)?;
         self.namespace.ip(&format!("address add {gateway}/32 dev {port}"))?;
         self.namespace.ip(&format!("link set {port} up"))?;
         self.namespace.ip(&format!("route add {address}/32 dev {port} scope host"))?;

@@ -1,5 +1,5 @@
-//! Into the fresh root: namespaces, mounts, `pivot_root`. Not chroot: what enters the namespaces of a process in there by its
-//! id, as `docker exec` does, would land in this machine's root.
+//! The way into the fresh root: namespaces, mounts, `pivot_root`. A chroot would not do, because a process that enters the
+//! namespaces of another one in there, as `docker exec` does, would land in this machine's root.
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -23,16 +23,16 @@ use super::{
     steps,
 };
 
-/// What this machine's own devices are to the root.
+/// Devices of this machine that the root gets.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty", "net/tun"];
 
-/// What the processes that enter must know, as arguments of a command of ours that is not for people.
+/// What the processes that enter the root must know: the arguments of a hidden command of ours.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Inside {
-    /// This is the process namespace's first process already.
+    /// This process is the first one of the new process namespace.
     #[arg(long)]
     first: bool,
-    /// All of CI, in place of the rung's steps.
+    /// Run all of CI, in place of the rung's steps.
     #[arg(long)]
     whole: bool,
     #[arg(long)]
@@ -42,7 +42,7 @@ pub(crate) struct Inside {
     toolchain: PathBuf,
     #[arg(long)]
     toolchain_there: PathBuf,
-    /// Control groups of its own.
+    /// The root's own control groups.
     #[arg(long)]
     group: Vec<PathBuf>,
 }
@@ -59,7 +59,7 @@ impl Inside {
         }
     }
 
-    /// As they must stand on a command line.
+    /// The same as words of a command line.
     pub(super) fn arguments(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = vec!["in-fresh-root".into()];
         let flags = [("--first", self.first), ("--whole", self.whole)];
@@ -93,14 +93,14 @@ pub(crate) fn enter(inside: &Inside) -> Result<()> {
         .args(first.arguments())
         .status()
         .context("start the first process of the namespaces")?;
-    // It has said what there was to say.
+    // The first process has printed any error itself.
     exit(status.code().unwrap_or(1));
 }
 
 fn enter_as_first(inside: &Inside) -> Result<()> {
     let root = &inside.root;
     let hierarchies = hierarchies()?;
-    // From here on nothing that is mounted is seen outside.
+    // From here on, mounts are not visible outside of this namespace.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context("make the mounts private")?;
     bind(root, root)?;
@@ -115,7 +115,7 @@ fn enter_as_first(inside: &Inside) -> Result<()> {
     fresh("bpf", &root.join("sys/fs/bpf"), "")?;
     control_groups(root, &hierarchies)?;
     std::env::set_current_dir(root).with_context(|| format!("enter {}", root.display()))?;
-    // The old root comes to lie on the new one, and is taken off.
+    // This mounts the old root over the new one; unmounting it then leaves the new one.
     pivot_root(".", ".").context("change the root")?;
     umount2(".", MntFlags::MNT_DETACH).context("let go of the old root")?;
     std::env::set_current_dir("/").context("enter the new root")?;
@@ -140,7 +140,7 @@ fn devices(dev: &Path) -> Result<()> {
     }
     for name in DEVICES {
         let here = Path::new("/dev").join(name);
-        // Without TUN the tests that take one say so.
+        // If this machine has no TUN, the tests that need one report that.
         if here.exists() {
             File::create(dev.join(name))?;
             bind(&here, &dev.join(name))?;
@@ -161,7 +161,8 @@ fn devices(dev: &Path) -> Result<()> {
     Ok(())
 }
 
-/// At the places where this machine has them. The namespace makes the group that was joined the root of each.
+/// Mounts the hierarchies at the places where this machine has them. In the control group namespace, the group that this
+/// process joined is the root of each.
 fn control_groups(root: &Path, hierarchies: &[Hierarchy]) -> Result<()> {
     let place =
         |hierarchy: &Hierarchy| root.join(hierarchy.point.strip_prefix("/").unwrap_or(&hierarchy.point));
@@ -180,8 +181,8 @@ fn control_groups(root: &Path, hierarchies: &[Hierarchy]) -> Result<()> {
     Ok(())
 }
 
-/// In version 2 a group with processes of its own gives no controllers to those below it: they move one down, as an init
-/// of a machine does.
+/// In version 2, a group that holds processes cannot give controllers to groups below it. So the processes move into a group
+/// below, as the init of a machine does it.
 fn hand_down(group: &Path) -> Result<()> {
     let controllers = fs::read_to_string(group.join("cgroup.controllers"))?;
     if controllers.trim().is_empty() {
@@ -216,7 +217,7 @@ mod tests {
             toolchain_there: PathBuf::from("opt/t"),
             group: vec![PathBuf::from("/sys/fs/cgroup/cpu/x"), PathBuf::from("/sys/fs/cgroup/pids/x")],
         };
-        // The command's own name comes first, where a program's name is expected.
+        // clap expects a program's name as the first word.
         let read = Whole::try_parse_from(inside.arguments()).unwrap().inside;
         assert_eq!(format!("{read:?}"), format!("{inside:?}"));
     }

@@ -13,7 +13,7 @@ use overlay_project::{command, project::root as project};
 use super::base::SUITE;
 use crate::setup::{apt, machine::find_command, progress::Progress};
 
-/// Where the clone is in the root. The space is there to show that none is in the way.
+/// Where the clone is in the root. The path has a space, so that the rung shows that spaces do no harm.
 pub(super) const CLONE: &str = "root/a clone/overlay";
 /// Where certificates of authorities are looked for without being told.
 const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
@@ -45,7 +45,7 @@ pub(super) fn furnish(base: &Path, root: &Path, progress: &Progress) -> Result<T
     Ok(toolchain)
 }
 
-/// Whole trees, with what they are.
+/// Copies a folder with all that is in it, and keeps owners, modes and times.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     command::output(Command::new("cp").arg("--archive").args([from, to])).map(drop)
 }
@@ -58,10 +58,10 @@ fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(context)
 }
 
-/// Names and certificates.
+/// Copies what resolves host names, and the certificates of authorities.
 fn network(root: &Path) -> Result<()> {
     for file in ["etc/resolv.conf", "etc/hosts"] {
-        // Often a link into /run.
+        // This is often a link into /run, which the root does not have.
         let text = fs::read_to_string(Path::new("/").join(file)).unwrap_or_default();
         write(&root.join(file), &text)?;
     }
@@ -94,7 +94,7 @@ fn archives(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Of what `apt-config dump` prints, the settings that say how archives are reached and believed.
+/// The settings among those that `apt-config dump` prints which say how archives are reached and which are trusted.
 fn reached_by(settings: &str) -> String {
     let others = ["IndexTargets", "Changelogs", "cdrom", "Languages", "CompressionTypes", "GzipIndexes"];
     let wanted = |line: &&str| {
@@ -122,7 +122,8 @@ fn cargo(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Of cargo's configuration, the tables that say where crates come from. A linker of this machine, say, is not there.
+/// The tables of cargo's configuration that say where crates come from. Others are left out: a linker of this machine, say,
+/// does not exist in the root.
 fn where_from(config: &str) -> String {
     let mut wanted = false;
     let mut kept = String::new();
@@ -139,7 +140,7 @@ fn where_from(config: &str) -> String {
     kept
 }
 
-/// rustup, knowing the one toolchain that is in use here: what others there are must not matter.
+/// Sets up rustup with the one toolchain that is in use here, so that others on this machine have no influence.
 fn rustup(root: &Path) -> Result<Toolchain> {
     let rustup = find_command("rustup").context("there is no rustup, as the README asks for")?;
     let programs = root.join(CARGO).join("bin");
@@ -159,7 +160,7 @@ fn rustup(root: &Path) -> Result<Toolchain> {
     Ok(Toolchain { here, there })
 }
 
-/// What is committed, as others would get it.
+/// Clones what is committed, as others would get it.
 fn clone(root: &Path, progress: &Progress) -> Result<()> {
     let git = |words: &[&str]| command::output(Command::new("git").args(words).current_dir(project()));
     let head = git(&["log", "-1", "--format=%h %s"])?;
@@ -173,7 +174,7 @@ fn clone(root: &Path, progress: &Progress) -> Result<()> {
     command::output(&mut clone).map(drop)
 }
 
-/// The environment in there: a bare one, and of this process's what says how archives are reached.
+/// The environment in the root: a bare one, with those of this process's variables that say how archives are reached.
 pub(super) fn environment() -> Vec<(String, String)> {
     let own = [
         ("HOME", "/root".to_owned()),

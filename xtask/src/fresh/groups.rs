@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::leftovers::is_orphan;
 
-/// How long killed processes may take to be gone.
+/// How long killed processes may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where a hierarchy is mounted, and what makes another mount of the same.
@@ -24,13 +24,13 @@ pub(super) struct Hierarchy {
     pub(super) options: String,
 }
 
-/// All that are mounted.
+/// All hierarchies that are mounted.
 pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     Ok(mounts.lines().filter_map(hierarchy).collect())
 }
 
-/// In a line of mountinfo such as `30 29 0:25 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu`.
+/// The hierarchy in a line of mountinfo such as `30 29 0:25 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu`.
 fn hierarchy(line: &str) -> Option<Hierarchy> {
     let (place, what) = line.split_once(" - ")?;
     let (point, mut what) = (place.split(' ').nth(4)?, what.split(' '));
@@ -57,13 +57,13 @@ fn own_group(hierarchy: &Hierarchy, groups: &str) -> PathBuf {
         let wanted = hierarchy.options.strip_prefix("none,").unwrap_or(&hierarchy.options);
         (controllers == wanted).then(|| path.trim_start_matches('/').to_owned())
     };
-    // Version 2 lets no group that holds processes, as ours does, give controllers to others below it.
+    // In version 2, a group that holds processes, as ours does, cannot give controllers to groups below it.
     let own = if hierarchy.kind == "cgroup2" { None } else { groups.lines().find_map(of) };
     let place = hierarchy.point.join(own.unwrap_or_default());
     if place.is_dir() { place } else { hierarchy.point.clone() }
 }
 
-/// Removed when dropped.
+/// A control group, which is removed when this is dropped.
 pub(super) struct Groups(Vec<PathBuf>);
 
 impl Groups {
@@ -75,7 +75,7 @@ impl Groups {
             let group = above.join(name);
             fs::create_dir(&group).with_context(|| format!("create {}", group.display()))?;
             groups.0.push(group.clone());
-            // Version 1 lets nobody in before these are set.
+            // In version 1, no process can join before these are set.
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 if hierarchy.kind == "cgroup" && group.join(file).exists() {
                     fs::write(group.join(file), fs::read(above.join(file))?)?;
@@ -89,7 +89,7 @@ impl Groups {
         &self.0
     }
 
-    /// An error if somebody is in there who does not go.
+    /// Fails if a process in there does not end.
     pub(super) fn remove(self) -> Result<()> {
         self.0.iter().try_for_each(|group| remove(group))
     }
@@ -103,7 +103,7 @@ impl Drop for Groups {
     }
 }
 
-/// Those of runs that were killed.
+/// Removes the groups of runs that were killed.
 pub(super) fn remove_orphans() -> Result<()> {
     let own = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
     for hierarchy in hierarchies()? {
@@ -130,7 +130,7 @@ fn remove(group: &Path) -> Result<()> {
     }
 }
 
-/// The innermost first. Their files go with them.
+/// Removes the innermost first. Their files are removed with them.
 fn remove_tree(group: &Path) -> io::Result<()> {
     if !group.exists() {
         return Ok(());

@@ -23,7 +23,7 @@ pub(super) fn is_orphan(name: &str) -> bool {
     pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
-/// Never below a mount: what is mounted there is not ours to remove.
+/// Removes a folder, unless something is mounted below it, which is not ours to remove.
 pub(super) fn remove_tree(folder: &Path) -> Result<()> {
     let mounts = mounts_below(folder)?;
     ensure!(mounts.is_empty(), "{} is not removed: {} is mounted", folder.display(), mounts.join(", "));
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn only_runs_whose_process_is_gone_are_orphans() {
         let own = format!("{RUN}{}", std::process::id());
-        // The largest process id there can be is smaller.
+        // No process id is this large.
         let gone = format!("{RUN}4294967295");
         assert!(is_orphan(&gone));
         for name in [own.as_str(), "base-bookworm", RUN, "overlay-fresh-x"] {

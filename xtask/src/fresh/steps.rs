@@ -37,13 +37,13 @@ const fn fails(line: &'static str, saying: &'static str) -> Step {
 
 const STEPS: &[Step] = &[
     works("apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev"),
-    // xtask itself takes a linker alone.
+    // Building xtask itself needs nothing but a linker.
     works("cargo xtask help"),
-    // Bad input, before anything is there.
+    // Bad input, before anything is installed.
     fails("unshare --net cargo xtask demo", "what to do by hand"),
     fails("PATH=/root/.cargo/bin target/debug/xtask demo", "there is no apt-get"),
     fails("setpriv --reuid=65534 --regid=65534 --clear-groups target/debug/xtask demo", "run it as root"),
-    // Programs of the user's that set-up and builds must pass by, or name.
+    // Unfit programs in the user's PATH. Set-up and builds must either not use them or say what is wrong with them.
     works("printf '#!/bin/sh\\nexit 1\\n' >/usr/local/bin/bpf-linker && chmod +x /usr/local/bin/bpf-linker"),
     works(
         "mkdir /opt/old && printf '#!/bin/sh\\necho libprotoc 3.6.1\\n' >/opt/old/protoc && chmod +x /opt/old/protoc",
@@ -54,10 +54,10 @@ const STEPS: &[Step] = &[
     works("cargo xtask demo --docker"),
     works("cargo xtask test --rung units"),
     works("cargo build --release"),
-    // 3: it found something that is not as it should be.
+    // Exit code 3 says that the check found something that is not as it should be.
     Step { line: "target/release/overlay check", end: End::With(&[0, 3]) },
     works("cargo xtask setup"),
-    // Half of what set-up makes, and what one left that was killed.
+    // Set-up must complete what is there by half, and remove what a killed set-up has left.
     works(
         "rm -r target/ebpf-toolchain/usr/bin/cargo target/docker/ready && \
          mkdir -p target/unpacking-x/tree target/ebpf-toolchain/unpacking-x/tree",
@@ -68,13 +68,13 @@ const STEPS: &[Step] = &[
     works("cargo xtask lab leaks"),
 ];
 
-/// Before a push all of this, on the machine of a stranger.
+/// All that CI runs, on a machine on which nothing is installed yet.
 const WHOLE: &[Step] = &[works("CI=true bash .ci/run")];
 
 /// Where the output of a step goes.
 const OUTPUT: &str = "/var/log/fresh-root";
 
-/// As the first process of its namespace.
+/// Carries out the steps. The caller must be the first process of its namespace.
 pub(super) fn carry_out(whole: bool) -> Result<()> {
     let started = Instant::now();
     for step in if whole { WHOLE } else { STEPS } {
@@ -86,7 +86,7 @@ pub(super) fn carry_out(whole: bool) -> Result<()> {
 }
 
 impl Step {
-    /// With `shown`, its output is seen at once; else only that of a step that ends as it must not.
+    /// With `shown`, the step's output is shown at once; otherwise it is shown only if the step does not end as it must.
     fn carry_out(&self, shown: bool) -> Result<()> {
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", self.line]).current_dir(Path::new("/").join(CLONE)).stdin(Stdio::null());
@@ -109,7 +109,7 @@ impl Step {
     }
 }
 
-/// The exit code of a child. Meanwhile whoever lost their parent is let go, as it is the first process's to do.
+/// The exit code of a child. Meanwhile, processes whose parents have ended are reaped, as the first process must do.
 fn end_of(child: u32) -> Result<i32> {
     let child = Pid::from_raw(child.try_into()?);
     loop {

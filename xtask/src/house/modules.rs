@@ -85,7 +85,7 @@ impl Crate {
             if tokens[at].word() == Some("use") {
                 let end =
                     tokens[at..].iter().position(|token| token.is(';')).map_or(tokens.len(), |end| at + end);
-                // `pub use` and `pub(crate) use` offer what is below to others: nothing is used here.
+                // `pub use` and `pub(crate) use` re-export what is below. That uses nothing here.
                 let offers = at > 0 && (tokens[at - 1].word() == Some("pub") || tokens[at - 1].is(')'));
                 let mut leaves = Vec::new();
                 tree(&tokens[at + 1..end], &[], &mut leaves);
@@ -146,7 +146,7 @@ impl Crate {
         Some([&from, rest].concat())
     }
 
-    /// The module that has the item at `place`, by way of what other modules offer; none if it is itself a module.
+    /// The module that defines the item at `place`, which other modules may re-export; none if `place` is itself a module.
     fn owner(&self, place: &[String], patience: u32) -> Option<&Module> {
         let known = (0..=place.len()).rev().find(|length| self.modules.contains_key(&place[..*length]))?;
         let module = &self.modules[&place[..known]];
@@ -160,7 +160,7 @@ impl Crate {
         }
     }
 
-    /// Which file imports from which. Names of modules alone lead nowhere: what is used through them does.
+    /// Which file imports from which. Naming a module is no import; using an item through it is.
     pub(super) fn imports(&self) -> Imports {
         let mut imports = Imports::new();
         for (place, module) in &self.modules {

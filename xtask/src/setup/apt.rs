@@ -77,7 +77,7 @@ impl Unpacked {
     }
 }
 
-/// What a set-up left that was killed; another that still works at it would hold the lock.
+/// Removes what a killed set-up has left. No other set-up can be at work there, since it would hold the lock.
 fn remove_interrupted(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -88,7 +88,8 @@ fn remove_interrupted(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Lists that are older than the archive name files that are gone: fetches them anew, and tries once more.
+/// Package lists that are older than the archive may name files that it no longer has. So this fetches the lists anew, and
+/// tries once more.
 fn with_current_lists(progress: &Progress, work: impl Fn() -> Result<()>) -> Result<()> {
     let Err(error) = work() else { return Ok(()) };
     if !is_root() {
@@ -127,7 +128,7 @@ fn apt_get() -> Command {
     apt.env("DEBIAN_FRONTEND", "noninteractive").arg("--quiet");
     // apt's own unprivileged user cannot write to the folders that root's downloads go to.
     apt.args(["-o", "APT::Sandbox::User=root"]);
-    // The machine may just be upgrading itself.
+    // apt waits, since the machine may be upgrading itself at this moment.
     apt.args(["-o", "DPkg::Lock::Timeout=300"]);
     apt
 }
@@ -170,7 +171,7 @@ fn installable(listing: &str) -> BTreeSet<&str> {
     names
 }
 
-/// `packages` as they are, once apt knows them.
+/// `packages` themselves, once apt knows them.
 pub(crate) fn known(packages: &[&str], progress: &Progress) -> Result<Vec<String>> {
     if find_command("apt-get").is_none() {
         bail!("unpack {}: there is no apt-get", packages.join(" "));
@@ -219,7 +220,7 @@ fn first_choices(listing: &str) -> Vec<String> {
 
 /// Where the system gets Debian's packages from. It may be a mirror, and the only archive that can be reached.
 pub(crate) fn mirror() -> Option<String> {
-    // Who an archive is stands in its lists, which may not have been fetched yet.
+    // The lists say whose archive it is, but they may not have been fetched yet.
     [&["Created-By: Packages", "Origin: Debian"][..], &["Created-By: Packages"]].iter().find_map(|filter| {
         let ask = [&["indextargets", "--format", "$(REPO_URI)"][..], filter].concat();
         let listed = command::run("apt-get", ask).ok()?;

@@ -29,7 +29,7 @@ pub(super) const BY_HAND: &str = "  kernel programs, one of:
 const DEBIAN: &[&str] =
     &["rustc-web", "cargo-web", "libstd-rust-web-dev", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
 
-/// Sees to it that overlay-user's build script finds a toolchain. What is there already is judged by running it.
+/// Sees to it that overlay-user's build script finds a toolchain. Whether one that is there already is fit, is found by running it.
 pub(super) fn provide(progress: &Progress) -> Result<()> {
     let kept = project::ebpf_toolchain();
     // Clones may share the folder.
@@ -38,7 +38,7 @@ pub(super) fn provide(progress: &Progress) -> Result<()> {
     let compiler = if unpacked.works() {
         unpacked
     } else if nightly_has_source() {
-        // The build script prefers what is unpacked, and must not find the rest of it.
+        // The build script prefers an unpacked toolchain, so it must not find the remains of one.
         remove(&kept.join("usr"), progress)?;
         Compiler::nightly()?
     } else {
@@ -57,7 +57,7 @@ pub(super) fn provide(progress: &Progress) -> Result<()> {
     provide_linker(&kept, &compiler, progress)
 }
 
-/// A rustc, as far as bpf-linker must suit it.
+/// A rustc, and what bpf-linker must have in common with it.
 struct Compiler {
     rustc: PathBuf,
     /// Where it finds libraries that the system may lack.
@@ -107,7 +107,7 @@ impl Compiler {
     }
 }
 
-/// Builds bpf-linker below `kept`, unless one is there that runs and has the compiler's LLVM. One in PATH is not asked: it
+/// Builds bpf-linker below `kept`, unless one is there that runs and has the compiler's LLVM. One in PATH is not used: it
 /// may have another LLVM, and the build script looks below `kept` first.
 fn provide_linker(kept: &Path, compiler: &Compiler, progress: &Progress) -> Result<()> {
     let linker = kept.join("bin/bpf-linker");
@@ -143,13 +143,13 @@ fn build_linker(kept: &Path, compiler: &Compiler, major: u32, llvm: &Path) -> Re
     for name in [OsString::from("libLLVM.so"), own_name] {
         symlink(llvm, lib.join(name)).with_context(|| format!("link to {}", llvm.display()))?;
     }
-    // Its own build folder: nothing of it belongs among the project's.
+    // It gets a build folder of its own, so that nothing of it is among the project's files.
     let build = tempfile::tempdir().context("create a build folder")?;
     let mut cargo = compiler.with_libraries("cargo");
     cargo
         .args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force"])
         .args(["--no-default-features", "--features", &format!("llvm-{major}")])
-        // Its work is LLVM's, which is optimised: optimising the rest takes a minute, and saves none.
+        // Nearly all its work is done by LLVM, which is optimised. To optimise the rest takes a minute, and saves less.
         .arg("--debug")
         .env("CARGO_PROFILE_DEV_DEBUG", "false")
         .env("CARGO_PROFILE_DEV_DEBUG_ASSERTIONS", "false")

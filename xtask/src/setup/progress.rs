@@ -1,4 +1,4 @@
-//! What set-up says while it works, and that no two of them work at once.
+//! What set-up prints while it works, and the lock that keeps two set-ups from working at once.
 use std::{
     fs::{self, File},
     path::Path,

@@ -6,7 +6,7 @@ use overlay_project::command;
 
 use super::machine::find_command;
 
-/// What Debian 11 has. Older ones may do; nobody has tried.
+/// The version that Debian 11 has. Older ones may do, but were not tried.
 const OLDEST: (u32, u32) = (3, 12);
 
 /// Fails, and says what to do, if the build would find one that is too old. Debian's is installed by now if there was none.

@@ -1,4 +1,4 @@
-//! What reaches the loop besides the store: learned endpoints, requests, the end, the clock.
+//! What reaches the loop besides the store: learned endpoints, requests, the order to end, the clock.
 use std::time::Duration;
 
 use tokio::{

@@ -1,4 +1,5 @@
-//! The loop's hands: the data path, what is wanted of it, and what is known to be in force.
+//! The loop's state: the data path, what should be installed in it, and what is known to be installed; and how a batch or a
+//! snapshot changes them.
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,

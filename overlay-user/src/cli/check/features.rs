@@ -1,4 +1,4 @@
-//! What this kernel lacks of what the overlay uses, found by trying, and what takes its place.
+//! What the overlay uses and this kernel lacks, found by trying, and what takes its place.
 use serde::Serialize;
 
 use super::finding::{Finding, Level};

@@ -1,4 +1,4 @@
-//! One thing that `overlay check` looked at, and how it stands.
+//! One thing that `overlay check` looked at, how it stands, and what to do about it.
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;

@@ -1,4 +1,4 @@
-//! Firewall rules and IPsec policies that matter: those the fast path bypasses, those that break what takes the stack.
+//! Firewall rules and IPsec policies that matter: those that the fast path bypasses, and those that break what takes the stack.
 use ipnet::Ipv4Net;
 
 use super::finding::{Finding, Level, overlaps};

@@ -1,4 +1,5 @@
-//! Networks of others that lie where the overlay's other hosts are.
+//! Other networks of this host whose addresses are inside Network, so that other hosts' containers with these addresses cannot
+//! be reached.
 use ipnet::Ipv4Net;
 
 use super::finding::{Finding, Level};

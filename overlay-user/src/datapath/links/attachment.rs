@@ -1,4 +1,4 @@
-//! Which program hangs at which hook of which kind of port.
+//! Which program is attached to which hook of which kind of port.
 use aya::{
     Ebpf,
     programs::{ProgramError, SchedClassifier, TcAttachType},

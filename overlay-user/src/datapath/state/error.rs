@@ -1,4 +1,4 @@
-//! What is said when the system refuses something in the folders of what outlives an agent.
+//! The errors of the folders in which an agent keeps what outlives it.
 use std::{fmt, path::Path};
 
 use anyhow::{Error, anyhow};

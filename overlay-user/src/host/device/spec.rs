@@ -1,4 +1,4 @@
-//! What the tunnel device must be, and what it is found to be.
+//! What the tunnel device must be like, and what it is found to be like.
 use ipnet::Ipv4Net;
 
 use crate::model::{backend::Backend, mac::Mac};

@@ -1,4 +1,4 @@
-//! The VXLAN device, and who else may have its port.
+//! The VXLAN device, and the question who else has its UDP port.
 use anyhow::{Result, anyhow, bail};
 use nix::errno::Errno;
 

@@ -1,4 +1,4 @@
-//! The packet filter's commands: where they are, and what comes of running them.
+//! The packet filter's commands: where they are, how they are run, and what they answered.
 use std::{
     env,
     ffi::OsStr,

@@ -1,4 +1,4 @@
-//! What the rules in the packet filter are found to be, in words that the agent's status shows.
+//! In which state the rules in the packet filter are found, in the words of the agent's status.
 use serde::{Deserialize, Serialize};
 
 /// The rules, as they were when last looked at.

@@ -1,4 +1,4 @@
-//! Kernel messages into domain words; what says nothing to the overlay becomes `None`.
+//! Translates kernel messages into domain words. A message that does not concern the overlay becomes `None`.
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;

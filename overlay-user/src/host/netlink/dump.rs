@@ -1,4 +1,4 @@
-//! Lists that rtnetlink gives in pieces: of one moment, or not at all.
+//! Lists that rtnetlink sends in several messages. A list is all of one moment, or it is an error.
 use std::time::Duration;
 
 use netlink_packet_core::{NetlinkDeserializable as _, NetlinkHeader, NetlinkSerializable as _};

@@ -1,4 +1,5 @@
-//! The kernel's word that nftables changed, iptables' nftables variant included. What changed is not read: a look tells.
+//! The kernel's notification that nftables changed, iptables' nftables variant included. It is not read for what changed;
+//! whoever receives it looks at the rules.
 use futures::FutureExt as _;
 use rtnetlink::sys::{
     AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,

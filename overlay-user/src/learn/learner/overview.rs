@@ -1,4 +1,4 @@
-//! The learner's picture, as `overlay status` shows it.
+//! What the learner knows of the host, as `overlay status` shows it.
 use std::mem;
 
 use super::Learner;

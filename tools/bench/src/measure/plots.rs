@@ -19,7 +19,7 @@ mod headline;
 mod panel;
 mod whose;
 
-/// In Debian's fonts-dejavu-core.
+/// The font is in Debian's package fonts-dejavu-core.
 const FONT: &str = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
 const PANEL: (u32, u32) = (560, 320);
 /// In the annex.
@@ -28,7 +28,7 @@ const COLUMNS: usize = 3;
 /// Writes `headline` and `<underlay>` into `folder`, each as SVG and PNG.
 pub(super) fn draw(results: &Results, folder: &Path) -> Result<()> {
     let font = fs::read(FONT).with_context(|| format!("read {FONT} (Debian's fonts-dejavu-core)"))?;
-    // For the rest of the process, which is about to end.
+    // The font is kept for the rest of the process, which is about to end.
     register_font("sans-serif", FontStyle::Normal, font.leak()).map_err(|_| anyhow!("{FONT} is no font"))?;
     if let Some((title, panels)) = headline(results) {
         Sheet { title: &title, columns: 2, panels }.write(folder, "headline")?;

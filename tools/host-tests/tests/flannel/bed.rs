@@ -250,6 +250,13 @@ impl Bed {
         self.etcd().ctl(&["get", "--print-value-only", key]).unwrap().trim_end().to_owned()
     }
 
+    /// All leases, as keys and values in the order of the keys.
+    pub fn leases(&mut self) -> Vec<(String, String)> {
+        let text = self.etcd().ctl(&["get", "--prefix", "/coreos.com/network/subnets"]).unwrap();
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()
+    }
+
     /// Removes the lease of a host that runs flannel, whereupon its flanneld ends.
     pub fn delete_lease(&mut self, subnet: &str) {
         let key = lease_key(subnet);

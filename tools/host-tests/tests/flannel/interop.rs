@@ -21,10 +21,7 @@ fn i1_configs_and_leases_are_read_and_written_byte_for_byte() {
             (lease_key(&theirs.subnet), theirs.lease()),
         ];
         expected.sort();
-        let text = bed.etcd().ctl(&["get", "--prefix", "/coreos.com/network/subnets"]).unwrap();
-        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-        let found: Vec<_> = lines.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-        assert_eq!(found, expected);
+        assert_eq!(bed.leases(), expected);
 
         // These leases are as real flannels of every backend and age have written them.
         let mac = "7a:75:0d:2d:88:95";

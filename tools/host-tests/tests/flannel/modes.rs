@@ -26,10 +26,7 @@ fn i1_leases_of_udp_mode_and_host_gw_are_read_and_written_byte_for_byte() {
             (lease_key(&theirs.subnet), theirs.lease()),
         ];
         expected.sort();
-        let text = bed.etcd().ctl(&["get", "--prefix", "/coreos.com/network/subnets"]).unwrap();
-        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-        let found: Vec<_> = lines.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
-        assert_eq!(found, expected);
+        assert_eq!(bed.leases(), expected);
 
         // These leases are of this backend, as flannels of several ages wrote them, and of other backends.
         let (good, other, missing) = match mode {

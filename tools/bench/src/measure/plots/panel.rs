@@ -18,7 +18,7 @@ const LONGEST: f64 = 4.0;
 #[derive(Debug)]
 pub(super) struct Panel {
     title: String,
-    /// From above.
+    /// The bars, counted from above.
     bars: Vec<Bar>,
     /// Width of the cases' names.
     names: u32,
@@ -37,13 +37,13 @@ pub(super) fn said<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKi
 }
 
 impl Panel {
-    /// With all cases of a measure, named as in the tables.
+    /// A panel with all cases of a measure, named as in the tables.
     pub(super) fn of(measured: &Measured) -> Self {
         let bars = measured.cases.iter().filter_map(|case| Bar::of(measured, case, &case.case)).collect();
         Self { title: titled(measured, &measured.name), bars, names: 140 }
     }
 
-    /// With these cases of a measure, and these names of it and them.
+    /// A panel with these cases of a measure, and these names for it and for them.
     pub(super) fn of_cases(measured: &Measured, title: &str, cases: &[(&str, &str)]) -> Self {
         let bar = |(case, name): &(&str, &str)| Bar::of(measured, measured.case(case)?, name);
         Self { title: titled(measured, title), bars: cases.iter().filter_map(bar).collect(), names: 190 }
@@ -65,7 +65,7 @@ impl Panel {
             .y_label_area_size(self.names)
             .build_cartesian_2d(0.0..most * 1.2, (0..last).into_segmented())
             .map_err(said)?;
-        // From above in the table's order.
+        // The bars are in the table's order, counted from above.
         let name = |at: &SegmentValue<usize>| match at {
             SegmentValue::CenterOf(index) | SegmentValue::Exact(index) => last
                 .checked_sub(*index)

@@ -13,7 +13,7 @@ const BASIS: RGBColor = RGBColor(165, 165, 165);
 pub(super) const LEGEND: [(RGBColor, &str); 3] =
     [(OURS, "this overlay"), (OTHERS, "other networks"), (BASIS, "what the ratios are taken to")];
 
-/// Of the bar of this case.
+/// The colour of the bar of a case.
 pub(super) fn colour(measured: &Measured, case: &str) -> RGBColor {
     if measured.is_basis(case) {
         BASIS

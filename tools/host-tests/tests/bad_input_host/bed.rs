@@ -1,0 +1,18 @@
+//! An agent that is expected to refuse, and what it must leave alone.
+use std::fs;
+
+use overlay_host_tests::hosts::overlay;
+use overlay_lab::Host;
+
+/// Runs an agent that is expected to end by itself.
+#[track_caller]
+pub fn refuses(host: &Host, arguments: &[&str], words: &[&str]) {
+    overlay(host, &[&["agent"], arguments].concat()).is(1, words);
+}
+
+/// The names of all pins of the network, whichever host they belong to.
+pub fn pins(host: &Host) -> Vec<String> {
+    let folder = host.bpf_root().join("overlay/v1/default");
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.map(|file| file.file_name().to_string_lossy().into_owned()).collect()
+}
