@@ -44,7 +44,7 @@ pub const MARK_BUCKETS: u32 = 2048;
 
 /// A packet was seen whose source is the key's first address.
 pub const FLOW_FORWARD: u32 = 1 << 0;
-/// A packet was seen whose source is the key's second address. With both, the connection is an established one.
+/// A packet was seen whose source is the key's second address. With both bits, the connection is an established one.
 pub const FLOW_BACKWARD: u32 = 1 << 1;
 /// The last TCP packet seen had FIN or RST: the stack flow then lives as long as conntrack keeps a closing connection
 /// (120 s at least), no longer as long as an open one.

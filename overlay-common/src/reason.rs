@@ -75,13 +75,13 @@ reasons! {
     Carried = 0, "carried", Carried;
     /// The container's address is not learned yet: source when sending, destination when receiving.
     Unlearned = 1, "unlearned-endpoint", Stack;
-    /// The connection is one that the stack has state for (NAT, or its first packets).
+    /// The connection is a stack flow: the stack has state for it (NAT, or its first packets).
     StackFlow = 2, "stack-flow", Stack;
     /// An inner fragment: without ports, only the stack can tell its connection.
     InnerFragment = 3, "inner-fragment", Stack;
-    /// Larger than the path, and for the stack to fragment or (beyond the rate of our own answers) to answer.
+    /// Larger than the path takes. The stack fragments it or, beyond the rate of our own answers, answers it.
     NeedsFragmentation = 4, "needs-fragmentation", Stack;
-    /// No next hop that can be used: no route, one that the stack knows better, a next hop of IPv6, or overlay0 itself.
+    /// No next hop that can be used: no route, one that only the stack can follow, a next hop of IPv6, or overlay0 itself.
     NoNextHop = 5, "no-next-hop", Stack;
     /// TTL of 0 or 1: the stack answers time exceeded.
     TtlExpired = 6, "ttl-expired", Stack;
@@ -97,9 +97,9 @@ reasons! {
     HeadroomRefused = 11, "headroom-refused", Stack;
     /// The fast path is switched off.
     StackOnly = 12, "fast-path-off", Stack;
-    /// More bytes than the IPv4 header's total length says: the stack takes off what is too much.
+    /// More bytes than the IPv4 header's total length says: the stack takes those off.
     TrailingBytes = 13, "trailing-bytes", Stack;
-    /// Larger than the path and not to be fragmented: answered with the MTU that fits.
+    /// Larger than the path takes, and not to be fragmented: answered with the MTU that fits.
     TooBig = 16, "too-big", Answered;
     /// No peer holds the destination's subnet: answered with network unreachable.
     NoPeer = 17, "no-peer", Answered;
@@ -125,18 +125,19 @@ reasons! {
     Failed = 27, "helper-failed", Drop;
     /// A VNI that is not ours arrived at overlay0 (kernels without vnifilter).
     ForeignVni = 28, "foreign-vni", Drop;
-    /// A container sent a tunnel packet of its own making, to a peer or in a peer's name; or this host's own was routed into
-    /// its tunnel.
+    /// A container sent a tunnel packet of its own making, to a peer or in a peer's name; or a packet of this host's own tunnel
+    /// was routed into the tunnel.
     ForgedTunnel = 29, "forged-tunnel", Drop;
     /// The table of stack flows is full: a connection through the stack may break.
     FlowTableFull = 30, "flow-table-full", Event;
-    /// An ICMP answer was not sent: rate limit, or about something that must not be answered (RFC 1122 section 3.2.2).
+    /// An ICMP answer was not sent, because of the rate limit, or because the packet must not be answered (RFC 1122 section
+    /// 3.2.2).
     AnswerWithheld = 31, "icmp-answer-withheld", Event;
 }
 
 impl Reason {
-    /// What becomes of the packet at this hook. At overlay0 nothing is left to leave a packet to: what would enter the
-    /// stack unchecked, or has nowhere to go, ends there.
+    /// What becomes of the packet at this hook. overlay0 is part of the stack, so a packet cannot be left to the stack there: one
+    /// that would enter the stack unchecked, or has nowhere to go, is dropped.
     #[inline(always)]
     pub const fn verdict_at(self, hook: Hook) -> Verdict {
         match (hook, self) {

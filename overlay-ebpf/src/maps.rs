@@ -12,20 +12,21 @@ use overlay_common::{
 
 use crate::settings::{self, Prefixes as _};
 
-/// Which host holds a subnet. Preallocated: an update never fails for want of memory, a look-up never meets a half-made entry.
+/// Which host holds a subnet. It is preallocated, so an update never fails for want of memory, and a look-up never meets a
+/// half-made entry.
 #[btf_map]
 static PEERS: HashMap<Addr4, PeerEntry, { MAX_PEERS as usize }> = HashMap::new();
 
-/// The same peers, by the number of their subnet in Network: one read where a hash takes a function's call, a bucket and a
-/// chain, each of which is a cache miss where peers are many. Made anew, and as long as Network has subnets, by each agent.
+/// The same peers, by the number of their subnet in Network. It takes one read, where a hash takes a function's call, a bucket
+/// and a chain, each of which is a cache miss where peers are many. Each agent makes it anew, as long as Network has subnets.
 #[btf_map]
 static PEER_INDEX: Array<PeerEntry, 1> = Array::new();
 
-/// The same endpoints, by the number of their address in the subnet.
+/// The endpoints, by the number of their address in the subnet.
 #[btf_map]
 static ENDPOINT_INDEX: Array<EndpointEntry, 1> = Array::new();
 
-/// Which underlay addresses are peers' at all.
+/// Which underlay addresses belong to peers at all.
 #[btf_map]
 static VTEPS: HashMap<Addr4, Vtep, { MAX_PEERS as usize }> = HashMap::new();
 
@@ -60,7 +61,7 @@ static COUNTERS: PerCpuArray<Count, { COUNTERS_LENGTH as usize }> = PerCpuArray:
 #[btf_map]
 static PEER_COUNTERS: PerCpuArray<PeerCount, { MAX_PEERS as usize }> = PerCpuArray::new();
 
-/// Per CPU: a token bucket for the log lines about each reason and (in the last place) one for ICMP answers. Not pinned:
+/// Per CPU: a token bucket for the log lines about each reason and, in the last place, one for ICMP answers. It is not pinned:
 /// new programs start with new buckets.
 #[btf_map]
 static PACE: PerCpuArray<Pace, { REASONS as usize + 1 }> = PerCpuArray::new();
@@ -97,7 +98,7 @@ impl Lookups for Addr4 {
     #[inline(always)]
     fn peer(self) -> Option<PeerEntry> {
         if settings::has(SETTING_PEER_INDEX) {
-            // A number is one of Network's only for an address inside.
+            // Only an address inside Network has a number.
             let indexed = self.in_network().then(|| PEER_INDEX.get(settings::subnet_number(self)))??;
             let peer = *indexed;
             return (peer.outer.raw() != 0).then_some(peer);
@@ -146,8 +147,8 @@ impl Lookups for Addr4 {
     }
 }
 
-/// Verdict of an XDP program that hands the frame, as it is when the program ends, to interface `ifindex`; nothing if
-/// that takes none.
+/// Verdict of an XDP program that hands the frame, as it is when the program ends, to interface `ifindex`. None if that is
+/// no XDP target.
 #[inline(always)]
 pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
     XDP_TARGETS.redirect(ifindex, u64::from(XDP_PASS)).ok()

@@ -1,7 +1,8 @@
-//! Values of the tables of peers, endpoints and connections: what the programs look up for each packet.
+//! Values of the tables of peers, endpoints and stack flows: what the programs look up for each packet.
 use crate::Addr4;
 
-/// Value of `PEERS`: the host that leased the subnet which is the key. In `PEER_INDEX` an underlay address of zero is no peer.
+/// Value of `PEERS`: the host that leased the subnet which is the key. In `PEER_INDEX` an underlay address of zero means that
+/// there is no peer.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerEntry<A = Addr4> {
@@ -17,11 +18,11 @@ pub struct PeerEntry<A = Addr4> {
 }
 
 /// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives. In `ENDPOINT_INDEX` an interface of zero
-/// is no endpoint.
+/// means that there is no endpoint.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointEntry {
-    /// Interface index of the host side of the container's veth.
+    /// Interface index of the host's end of the container's veth.
     pub ifindex: u32,
     /// MAC address inside the container: destination of delivered frames.
     pub mac: [u8; 6],

@@ -351,6 +351,15 @@ mod tests {
         };
         assert!(clsact.is_ours(&ours, Attachment::Decap));
         assert!(!clsact.is_ours(&ours, Attachment::Encap));
+        // Layout 1 had another name for one of the programs.
+        let track = Filter { handle: clsact.handle(Attachment::Track), ..ours.clone() };
+        for (name, is_ours) in [("overlay_track", true), ("overlay_note", true), ("overlay_decap", false)] {
+            assert_eq!(
+                clsact.is_ours(&Filter { name: name.into(), ..track.clone() }, Attachment::Track),
+                is_ours
+            );
+        }
+        assert!(!clsact.is_ours(&Filter { name: "overlay_note".into(), ..ours.clone() }, Attachment::Decap));
         for foreign in [
             Filter { priority: 8, ..ours.clone() },
             Filter { handle: ours.handle + 256, ..ours.clone() },
