@@ -1,5 +1,10 @@
 //! Builds the kernel programs with whatever eBPF toolchain is there, so that `cargo build` alone builds everything.
-use std::{env, ffi::OsString, path::PathBuf};
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use aya_build::{Package, Toolchain};
@@ -45,10 +50,44 @@ fn main() -> Result<()> {
         features: &features,
         ..Package::default()
     };
-    aya_build::build_ebpf([package], toolchain).context(
-        "build the kernel programs: no working eBPF toolchain. `cargo xtask setup` finds or installs one \
-         (Debian's packages, or rustup's nightly with rust-src), and says what it lacks",
-    )
+    let out = PathBuf::from(env::var_os(OUT).context(OUT)?);
+    in_shared_folder(&out, || {
+        aya_build::build_ebpf([package], toolchain).context(
+            "build the kernel programs: no working eBPF toolchain. `cargo xtask setup` finds or installs one \
+             (Debian's packages, or rustup's nightly with rust-src), and says what it lacks",
+        )
+    })
+}
+
+/// The variable by which cargo says where what is built belongs; aya-build builds there, too.
+const OUT: &str = "OUT_DIR";
+
+/// Has `build` work in one folder for all packages, profiles and features, and copies what it makes to `out`. The programs'
+/// crates take most of the time, and are the same for all.
+fn in_shared_folder(out: &Path, build: impl FnOnce() -> Result<()>) -> Result<()> {
+    // <target>/debug/build/overlay-user-<hash>/out. Should cargo's folders change, each has its own again.
+    let target = out.ancestors().nth(4).filter(|target| target.join("CACHEDIR.TAG").exists());
+    let Some(target) = target else { return build() };
+    let shared = target.join("ebpf-programs");
+    let made = shared.join("out");
+    fs::create_dir_all(&made).with_context(|| format!("create {}", made.display()))?;
+    let lock = File::create(shared.join("lock"))?;
+    lock.lock().with_context(|| format!("lock {}", shared.display()))?;
+    for file in files(&made)? {
+        fs::remove_file(file)?;
+    }
+    set(OUT, made.clone().into_os_string());
+    build()?;
+    for file in files(&made)? {
+        let name = file.file_name().context("a file without a name")?;
+        fs::copy(&file, out.join(name)).with_context(|| format!("copy {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
+    Ok(entries.into_iter().map(|entry| entry.path()).filter(|path| path.is_file()).collect())
 }
 
 fn prepend(name: &str, folders: &[PathBuf]) {

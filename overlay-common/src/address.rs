@@ -1,5 +1,5 @@
 //! An address, as the maps and the programs have it. Each family's is a type of its own.
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr};
 
 /// An address of either family. Its bytes in memory are those in a packet.
 pub trait Address: Copy + Eq {
@@ -62,6 +62,12 @@ impl From<Ipv4Addr> for Addr4 {
 }
 
 impl From<Addr4> for Ipv4Addr {
+    fn from(address: Addr4) -> Self {
+        address.octets.into()
+    }
+}
+
+impl From<Addr4> for IpAddr {
     fn from(address: Addr4) -> Self {
         address.octets.into()
     }

@@ -16,12 +16,7 @@ use aya_ebpf::{
 };
 use overlay_common::{Reason, StripMark, checksum};
 
-use crate::{
-    count::Size,
-    frame::Frame,
-    ip::Family,
-    settings,
-};
+use crate::{count::Size, frame::Frame, ip::Family, settings};
 
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;

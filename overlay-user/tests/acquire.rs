@@ -1,7 +1,7 @@
 //! How hosts get their subnets. Every rule is tested on the store in memory, and the races on every store.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Barrier, thread, time::Duration};
+use std::{collections::BTreeSet, sync::Barrier, thread, time::Duration};
 
 use futures::future::join_all;
 use overlay_lab::etcd::Etcd;
@@ -33,7 +33,7 @@ fn small() -> NetworkConfig {
 
 fn request(host: u8) -> LeaseRequest {
     LeaseRequest {
-        public_ip: Ipv4Addr::new(192, 168, 0, host),
+        public_ip: [192, 168, 0, host].into(),
         backend: Backend::DEFAULT,
         vtep_mac: None,
         preferred: None,
@@ -63,7 +63,7 @@ async fn keys(store: &mut impl Store) -> Vec<String> {
 async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
     let mut store = MemoryStore::default();
     let first = acquire(&mut store, &small(), &request(1)).await.unwrap();
-    assert!(small().fits(first.lease.subnet));
+    assert!(small().plan.fits(first.lease.subnet));
     assert_eq!(first.time_to_live, Some(acquire::TIME_TO_LIVE));
     let snapshot = store.snapshot().await.unwrap();
     let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
@@ -74,7 +74,7 @@ async fn a_new_host_gets_a_free_subnet_and_keeps_it_over_restarts() {
     // The host asks for another MAC and another subnet, but the lease that peers know takes precedence over both.
     let again = LeaseRequest {
         vtep_mac: Some("02:00:00:00:00:01".parse().unwrap()),
-        preferred: small().candidates().find(|&subnet| subnet != first.lease.subnet),
+        preferred: small().plan.candidates().find(|&subnet| subnet != first.lease.subnet),
         ..request(1)
     };
     let second = acquire(&mut store, &small(), &again).await.unwrap();
@@ -97,7 +97,7 @@ async fn the_preferred_subnet_if_it_is_free_and_fits() {
     assert_ne!(held.lease.key(), "10.0.3.0-24", "taken");
     for (host, misfit) in [(3, "10.0.0.0/24")] {
         let held = acquire(&mut store, &small(), &prefer(host, misfit)).await.unwrap();
-        assert!(small().fits(held.lease.subnet));
+        assert!(small().plan.fits(held.lease.subnet));
     }
 }
 
@@ -223,7 +223,7 @@ async fn one_host_alone_refuses_company() {
 /// A network with as many subnets as hosts that race for them.
 fn sixteen() -> NetworkConfig {
     let config = config(r#"{"Network":"10.0.0.0/20","SubnetMin":"10.0.0.0"}"#);
-    assert_eq!(config.candidates().count(), 16);
+    assert_eq!(config.plan.candidates().count(), 16);
     config
 }
 

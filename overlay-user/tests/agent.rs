@@ -2,9 +2,9 @@
 //! a compaction, a mass deletion, a lost lease, or tampering.
 #![allow(clippy::unwrap_used, reason = "clippy knows the tests, not their helpers")]
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use overlay_user::{
     agent::{
         control::{Call, Request, Response},
@@ -43,7 +43,13 @@ const LIFE: Duration = Duration::from_secs(2 * 3600);
 const MARGIN: Duration = Duration::from_secs(600);
 const OWN: &str = "10.244.1.0-24";
 
-fn net(n: u8) -> Ipv4Net {
+/// The third byte of a subnet's address: its number in these tests.
+fn third(subnet: &IpNet) -> u8 {
+    let IpAddr::V4(base) = subnet.addr() else { panic!("{subnet}") };
+    base.octets()[2]
+}
+
+fn net(n: u8) -> IpNet {
     format!("10.244.{n}.0/24").parse().unwrap()
 }
 
@@ -52,7 +58,7 @@ fn key(n: u8) -> String {
 }
 
 fn peer(n: u8) -> Peer {
-    Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
+    Peer { public_ip: [10, 99, 0, n].into(), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
 }
 
 fn lease_of(subnet: u8, peer: Peer) -> Lease {
@@ -166,7 +172,7 @@ impl Host {
 
     /// The third bytes of the subnets whose peers are installed.
     fn installed(&self) -> Vec<u8> {
-        self.datapath.state().installed.peers.keys().map(|subnet| subnet.addr().octets()[2]).collect()
+        self.datapath.state().installed.peers.keys().map(third).collect()
     }
 
     fn peer(&self, n: u8) -> Option<Peer> {
@@ -285,7 +291,7 @@ async fn a_store_that_is_down_takes_nothing_away_and_the_status_says_since_when(
         // What is learned on this host is applied meanwhile.
         let learned = vec![
             LocalChange::Attach(9, PortKind::Veth),
-            LocalChange::PutEndpoint(Ipv4Addr::new(10, 244, 1, 9), endpoint(9, false)),
+            LocalChange::PutEndpoint(IpAddr::from([10, 244, 1, 9]), endpoint(9, false)),
         ];
         host.endpoints.send(learned).await.unwrap();
         host.until("the endpoint", |status| status.datapath.endpoints == 1).await;
@@ -457,12 +463,12 @@ async fn the_lease_is_renewed_by_its_margin_also_after_an_outage() {
 #[tokio::test(start_paused = true)]
 async fn the_audit_repairs_drift_but_not_what_it_did_not_decide_on() {
     let mut host = Host::start([2, 3], Memory::default()).await;
-    let address = Ipv4Addr::new(10, 244, 1, 5);
+    let address = IpAddr::from([10, 244, 1, 5]);
     let learned =
         vec![LocalChange::Attach(7, PortKind::Veth), LocalChange::PutEndpoint(address, endpoint(7, false))];
     host.endpoints.send(learned).await.unwrap();
     host.until("the endpoint", |status| status.datapath.endpoints == 1).await;
-    let stranger = Ipv4Addr::new(10, 244, 1, 6);
+    let stranger = IpAddr::from([10, 244, 1, 6]);
     {
         let mut state = host.datapath.state();
         state.installed.peers.remove(&net(2));
@@ -570,7 +576,7 @@ async fn a_reservation_of_the_own_subnet_stays_one() {
 #[tokio::test(start_paused = true)]
 async fn what_learning_decides_is_done_and_ends_with_the_link() {
     let mut host = Host::start([], Memory::default()).await;
-    let address = Ipv4Addr::new(10, 244, 1, 5);
+    let address = IpAddr::from([10, 244, 1, 5]);
     for (change, wanted) in [
         (LocalChange::Attach(7, PortKind::Veth), None),
         (LocalChange::PutEndpoint(address, endpoint(7, true)), Some(endpoint(7, true))),

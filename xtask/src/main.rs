@@ -56,6 +56,9 @@ enum Command {
     /// What the rung `fresh` starts in its namespaces.
     #[command(hide = true)]
     InFreshRoot(fresh::Inside),
+    /// What the rung `vm` is, beside others.
+    #[command(hide = true)]
+    InVms(test::InVms),
 }
 
 /// The arguments of a tool, which are the tool's to understand, `--help` among them.
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Ci => ci::ci(),
         Command::InFreshRoot(inside) => fresh::enter(&inside),
+        Command::InVms(what) => test::in_vms(&what),
         Command::Demo(given) => tool::LAB.take_over("demo", &given.arguments, given.demo()),
         Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, given.lab()),
         Command::Endure(given) => tool::LAB.take_over("endure", &given.arguments, For::Endure),

@@ -1,24 +1,32 @@
-//! `cargo xtask test`: the rungs of the tests in order, from those that need nothing to whole hosts.
+//! `cargo xtask test`: the rungs of the tests, from those that need nothing to whole hosts. All of them run side by side; a
+//! single one runs alone, and its output is seen as it comes.
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum, builder::PossibleValuesParser};
-use nix::unistd::Uid;
 use overlay_project::{
-    command::{output, pass_through},
-    project::{build_overlay, cargo, root},
+    command::{pass_through, show},
+    project::{BUILT, build_overlay, root, target},
 };
 
+use self::{
+    lanes::{Job, minutes},
+    programs::{TestProgram, Wanted, find},
+};
 use crate::{
     fresh, interrupt,
     setup::{For, provide},
     tool,
     vm::{self, KERNELS, Kernel, table},
 };
+
+mod lanes;
+mod programs;
 
 #[derive(Args)]
 pub(crate) struct TestOptions {
@@ -76,34 +84,35 @@ impl Rung {
     }
 }
 
-/// Every file of integration tests: its rung, package and name. A file that is not listed is an error, so that none is
-/// forgotten.
-const TESTS: &[(Rung, &str, &str)] = &[
-    (Rung::Units, "overlay-user", "acquire"),
-    (Rung::Units, "overlay-user", "agent"),
-    (Rung::Units, "overlay-user", "bad_input"),
-    (Rung::Units, "overlay-user", "store"),
-    (Rung::Kernel, "overlay-user", "kernel"),
-    (Rung::Hosts, "overlay-lab", "lab"),
-    (Rung::Hosts, "overlay-bench", "bench"),
-    (Rung::Hosts, "overlay-host-tests", "host"),
-    (Rung::Hosts, "overlay-host-tests", "bad_input_host"),
-    (Rung::Hosts, "overlay-host-tests", "bad_input_store"),
-    (Rung::Hosts, "overlay-host-tests", "repair"),
-    (Rung::Hosts, "overlay-host-tests", "cluster"),
-    (Rung::Hosts, "overlay-host-tests", "hostile"),
-    (Rung::Hosts, "overlay-host-tests", "kernels"),
-    (Rung::Hosts, "overlay-host-tests", "modes"),
-    (Rung::Hosts, "overlay-host-tests", "path_mtu"),
-    (Rung::Hosts, "overlay-host-tests", "nat"),
-    (Rung::Hosts, "overlay-host-tests", "flannel"),
-    (Rung::Hosts, "overlay-host-tests", "docker"),
+/// Every file of integration tests: its rung and name. No two packages have one of the same name. A file that is not listed
+/// is an error, so that none is forgotten.
+const TESTS: &[(Rung, &str)] = &[
+    (Rung::Units, "acquire"),
+    (Rung::Units, "agent"),
+    (Rung::Units, "bad_input"),
+    (Rung::Units, "store"),
+    (Rung::Kernel, "kernel"),
+    (Rung::Hosts, "lab"),
+    (Rung::Hosts, "bench"),
+    (Rung::Hosts, "host"),
+    (Rung::Hosts, "bad_input_host"),
+    (Rung::Hosts, "bad_input_store"),
+    (Rung::Hosts, "repair"),
+    (Rung::Hosts, "cluster"),
+    (Rung::Hosts, "hostile"),
+    (Rung::Hosts, "kernels"),
+    (Rung::Hosts, "modes"),
+    (Rung::Hosts, "path_mtu"),
+    (Rung::Hosts, "nat"),
+    (Rung::Hosts, "flannel"),
+    (Rung::Hosts, "docker"),
 ];
 
 /// What runs in VMs: the programs, and whole hosts.
-const IN_VMS: &[(&str, &str)] = &[("overlay-user", "kernel"), ("overlay-host-tests", "kernels")];
+const IN_VMS: &[&str] = &["kernel", "kernels"];
 
 pub(crate) fn test(options: &TestOptions) -> Result<()> {
+    let started = Instant::now();
     all_are_listed()?;
     let rungs: Vec<_> = Rung::value_variants()
         .iter()
@@ -111,45 +120,114 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
         .filter(|rung| options.rung.is_none_or(|only| only == *rung))
         .collect();
     provide(&rungs.iter().map(|rung| rung.needs()).collect::<Vec<_>>())?;
+    if options.rung == Some(Rung::Fresh) {
+        interrupt::watch()?;
+        return fresh::run(options.whole);
+    }
+    let programs = programs::build(&wanted(options.rung))?;
+    let built = if rungs.contains(&Rung::Hosts) { programs::build_beside()? } else { target().join("debug") };
+    println!("== set up and built after {}", minutes(started.elapsed()));
+    // Only now, as what came before ends by itself when it is interrupted.
     interrupt::watch()?;
+    let mut jobs = Vec::new();
     for rung in rungs {
-        match rung {
-            Rung::Vm => in_vms(options)?,
-            Rung::Fresh => fresh::run(options.whole)?,
-            _ => run(rung)?,
-        }
+        jobs.extend(jobs_of(rung, &programs, options)?);
+    }
+    for command in jobs.iter_mut().flat_map(|job| &mut job.commands) {
+        command.env(BUILT, &built);
+    }
+    if options.rung.is_some() {
+        alone(jobs)?
+    } else {
+        lanes::run(jobs, &target().join("test-output"))?
     }
     pass_through(Command::new(tool::LAB.build()?).args(["lab", "leaks"]))
-        .context("tests left something behind")
+        .context("tests left something behind")?;
+    println!("== all tests passed, after {}", minutes(started.elapsed()));
+    Ok(())
 }
 
-fn run(rung: Rung) -> Result<()> {
-    println!("== rung: {rung:?}");
-    if rung == Rung::Units {
-        pass_through(&mut cargo(&["test", "--lib", "--bins"]))?;
-    } else if !Uid::effective().is_root() {
-        bail!("this rung loads programs and makes network namespaces: run `cargo xtask test` as root");
+/// The tests to build for a rung, or for all.
+fn wanted(rung: Option<Rung>) -> Wanted<'static> {
+    let names = |rung| TESTS.iter().filter(move |(of, _)| *of == rung).map(|(_, name)| *name);
+    match rung {
+        None => Wanted::All,
+        Some(Rung::Vm) => Wanted::These { own: false, names: IN_VMS.to_vec() },
+        Some(rung) => Wanted::These { own: rung == Rung::Units, names: names(rung).collect() },
     }
-    if rung == Rung::Hosts {
-        // The tests have it built themselves, but what cargo says then would stand among their lines.
-        build_overlay()?;
-    }
-    for (_, package, name) in TESTS.iter().filter(|(of, _, _)| *of == rung) {
-        // One after the other: hosts under load on few cores disturb each other's timing.
-        pass_through(&mut cargo(&["test", "--package", package, "--test", name, "--", "--test-threads=1"]))?;
+}
+
+/// What a rung runs. Those that take longest come first.
+fn jobs_of(rung: Rung, programs: &[TestProgram], options: &TestOptions) -> Result<Vec<Job>> {
+    let job = |name: String, commands| Job { name, hosts: rung == Rung::Hosts, commands };
+    let listed = || TESTS.iter().filter(|(of, _)| *of == rung).map(|(_, name)| *name);
+    let of = |name: &str| Ok(find(programs, name)?.command());
+    Ok(match rung {
+        Rung::Units => {
+            let own = programs.iter().filter(|program| !program.integration).map(TestProgram::command);
+            let listed = listed().map(of).collect::<Result<Vec<_>>>()?;
+            vec![job("units".to_owned(), own.chain(listed).collect())]
+        }
+        Rung::Kernel => vec![job("kernel".to_owned(), listed().map(of).collect::<Result<_>>()?)],
+        Rung::Hosts => {
+            let one = |name| Ok(job(format!("hosts/{name}"), vec![of(name)?]));
+            listed().map(one).collect::<Result<_>>()?
+        }
+        Rung::Vm => {
+            let files = IN_VMS.iter().map(|name| Ok(find(programs, name)?.file.clone()));
+            let files = files.collect::<Result<Vec<_>>>()?;
+            let in_vms =
+                InVms { kernels: options.kernels.clone(), write_docs: options.write_docs, test: files };
+            vec![job("vm".to_owned(), vec![in_vms.command()])]
+        }
+        Rung::Fresh => {
+            let mut fresh = Command::new("/proc/self/exe");
+            fresh.args(["test", "--rung", "fresh"]);
+            vec![job("fresh".to_owned(), vec![fresh])]
+        }
+    })
+}
+
+/// One after the other, with their output seen as it comes.
+fn alone(jobs: Vec<Job>) -> Result<()> {
+    for mut command in jobs.into_iter().flat_map(|job| job.commands) {
+        println!("     Running {}", show(&command));
+        let status = lanes::run_one(&mut command).with_context(|| show(&command))?;
+        ensure!(status.success(), "{} ended with {status}", show(&command));
     }
     Ok(())
 }
 
+/// The rung `vm` as a command of its own, so that it can run beside others.
+#[derive(Args, Debug)]
+pub(crate) struct InVms {
+    #[arg(long, value_delimiter = ',')]
+    kernels: Vec<String>,
+    #[arg(long)]
+    write_docs: bool,
+    /// The programs to run in there.
+    #[arg(long)]
+    test: Vec<PathBuf>,
+}
+
+impl InVms {
+    fn command(&self) -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("in-vms").args(["--kernels", &self.kernels.join(",")]);
+        command.args(self.write_docs.then_some("--write-docs"));
+        for test in &self.test {
+            command.arg("--test").arg(test);
+        }
+        command
+    }
+}
+
 /// Runs on every kernel before it fails for one.
-fn in_vms(options: &TestOptions) -> Result<()> {
-    println!("== rung: {:?}", Rung::Vm);
+pub(crate) fn in_vms(what: &InVms) -> Result<()> {
     let overlay = build_overlay()?;
-    let tests =
-        IN_VMS.iter().map(|(package, name)| test_program(package, name)).collect::<Result<Vec<_>>>()?;
-    let tests: Vec<_> = tests.iter().map(PathBuf::as_path).collect();
+    let tests: Vec<_> = what.test.iter().map(PathBuf::as_path).collect();
     let wanted =
-        |kernel: &&Kernel| options.kernels.iter().any(|name| name == ALL_KERNELS || name == kernel.version);
+        |kernel: &&Kernel| what.kernels.iter().any(|name| name == ALL_KERNELS || name == kernel.version);
     let (mut reports, mut failed) = (Vec::new(), Vec::new());
     for kernel in KERNELS.iter().filter(wanted) {
         match vm::run(kernel, &tests, &[&overlay]) {
@@ -157,20 +235,10 @@ fn in_vms(options: &TestOptions) -> Result<()> {
             Err(error) => failed.push(format!("{error:#}")),
         }
     }
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    table::compare_or_write(&reports, options.write_docs)
-}
-
-/// The program that cargo makes of a file of integration tests.
-fn test_program(package: &str, name: &str) -> Result<PathBuf> {
-    let build = ["test", "--no-run", "--package", package, "--test", name, "--message-format", "json"];
-    let mut cargo = cargo(&build);
-    let messages = output(cargo.stderr(Stdio::inherit()))?;
-    let program = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == name).then(|| message["executable"].as_str().map(PathBuf::from))?
-    };
-    messages.lines().find_map(program).with_context(|| format!("cargo names no program of the test {name}"))
+    if !failed.is_empty() {
+        bail!("{}", failed.join("\n"));
+    }
+    table::compare_or_write(&reports, what.write_docs)
 }
 
 fn all_are_listed() -> Result<()> {
@@ -186,12 +254,11 @@ fn all_are_listed() -> Result<()> {
     Ok(())
 }
 
-/// By the name alone, as no two packages have a file of one name.
 fn is_listed(path: &Path) -> Result<()> {
     let Some(name) = path.file_stem().filter(|_| path.extension().is_some_and(|end| end == "rs")) else {
         return Ok(());
     };
-    let listed = TESTS.iter().any(|(_, _, listed)| name == *listed);
+    let listed = TESTS.iter().any(|(_, listed)| name == *listed);
     ensure!(listed, "{} belongs to no rung: add it to TESTS in xtask/src/test.rs", path.display());
     Ok(())
 }

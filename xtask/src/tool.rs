@@ -3,10 +3,7 @@
 use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
-use overlay_project::{
-    command::pass_through,
-    project::{cargo, target},
-};
+use overlay_project::project;
 
 use crate::setup::{For, provide};
 
@@ -27,8 +24,7 @@ impl Tool {
     /// Builds the tool, and returns its path.
     pub(crate) fn build(&self) -> Result<PathBuf> {
         // cargo's own messages show the progress.
-        pass_through(&mut cargo(&["build", "--package", self.name, "--bin", self.name]))?;
-        Ok(target().join("debug").join(self.name))
+        project::build(self.name, self.name)
     }
 
     /// Has the tool carry out `command` with these arguments in place of this process, so that signals reach it and its

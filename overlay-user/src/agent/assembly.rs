@@ -54,7 +54,7 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     let mut tasks = Tasks::new(&joined, options).await;
     // Before subnet.env, which tells Docker whether to masquerade itself.
     tasks.keep_rules().await;
-    let (network, subnet) = (joined.network.network, joined.local_lease.lease.subnet);
+    let (network, subnet) = (joined.network.plan.network, joined.local_lease.lease.subnet);
     let mtu = joined.backend.overlay_mtu(joined.underlay.mtu);
     SubnetEnv { network, subnet, mtu, ip_masq: options.ip_masq }.write(&options.subnet_file)?;
     let noted_origin = origin::read(&joined.paths);
@@ -82,7 +82,7 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
 
     let scope = Scope {
         network,
-        subnet_len: joined.network.subnet_len,
+        subnet_len: joined.network.plan.subnet_len,
         backend: joined.backend,
         own_ip: joined.public_ip(),
         own_subnet: subnet,
@@ -132,7 +132,7 @@ impl<'a> Tasks<'a> {
             warn!("{error}: losses are shown since the devices were made, not since this start");
             Vec::new()
         });
-        let (subnet, network) = (joined.local_lease.lease.subnet, joined.network.network);
+        let (subnet, network) = (joined.local_lease.lease.subnet, joined.network.plan.network);
         let status = Status::new(joined.public_ip(), subnet, network, joined.backend);
         let status = watch::Sender::new(Status { lost_before, ..status });
         Self { running: JoinSet::new(), joined, options, status }
@@ -142,7 +142,7 @@ impl<'a> Tasks<'a> {
     async fn keep_rules(&mut self) {
         let wanted = Wanted {
             name: self.joined.paths.network.clone(),
-            network: self.joined.network.network,
+            network: self.joined.network.plan.network,
             subnet: self.joined.local_lease.lease.subnet,
             masquerade: self.options.ip_masq,
             forward: self.options.forward_rules,

@@ -1,13 +1,13 @@
 //! Both ends of the control socket: a request is one line of JSON, and so is its answer.
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use log::{debug, warn};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -45,7 +45,7 @@ pub enum Request {
     /// Names an endpoint: learning will neither move nor remove it.
     Attach {
         /// The container's address, inside the own subnet.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Name of the host side of the container's veth.
         port: String,
         /// MAC address inside the container; without it, the one the kernel knows.
@@ -54,7 +54,7 @@ pub enum Request {
     /// Removes an endpoint: its packets take the stack.
     Detach {
         /// The container's address.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// Carries out every removal that the mass-delete guard holds back.
     AcceptDeletions,
@@ -82,7 +82,7 @@ pub enum Response {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerLine {
     /// Its subnet.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// Where it is.
     #[serde(flatten)]
     pub peer: Peer,
@@ -98,7 +98,7 @@ pub struct PeerLine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointLine {
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Where it lives.
     #[serde(flatten)]
     pub endpoint: Endpoint,

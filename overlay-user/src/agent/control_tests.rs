@@ -34,7 +34,7 @@ async fn requests_reach_the_loop_and_answers_come_back() {
     let server = serve(&path).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let request = Request::Attach {
-        address: Ipv4Addr::new(10, 244, 1, 2),
+        address: IpAddr::from([10, 244, 1, 2]),
         port: "veth7".to_owned(),
         mac: Some(Mac([2; 6])),
     };

@@ -1,5 +1,5 @@
 //! The endpoints and ports that should be installed, and what of them is not in force yet. Pure.
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
     datapath::Installed,
@@ -11,7 +11,7 @@ use crate::{
 /// nobody decided on it (adopted from an earlier run) is left alone.
 #[derive(Debug, Default)]
 pub struct Desired {
-    endpoints: BTreeMap<Ipv4Addr, Option<Endpoint>>,
+    endpoints: BTreeMap<IpAddr, Option<Endpoint>>,
     ports: BTreeMap<u32, Option<PortKind>>,
 }
 
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn only_decisions_are_repaired_and_strangers_are_left_alone() {
         let (a, b, stranger) =
-            (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3), Ipv4Addr::new(10, 0, 0, 4));
+            (IpAddr::from([10, 0, 0, 2]), IpAddr::from([10, 0, 0, 3]), IpAddr::from([10, 0, 0, 4]));
         let mut desired = Desired::default();
         for change in [
             LocalChange::Attach(7, PortKind::Veth),
@@ -112,7 +112,7 @@ mod tests {
     fn a_gone_port_takes_its_endpoints_along() {
         let mut desired = Desired::default();
         desired.decide(&LocalChange::Attach(7, PortKind::Veth));
-        desired.decide(&LocalChange::PutEndpoint(Ipv4Addr::LOCALHOST, endpoint(7)));
+        desired.decide(&LocalChange::PutEndpoint(IpAddr::from([127, 0, 0, 1]), endpoint(7)));
         desired.forget_port(7);
         assert!(desired.missing(&Installed::default()).is_empty());
     }

@@ -1,6 +1,6 @@
 //! Keeps the devices that programs are attached to: overlay0 is made again when somebody deletes or alters it, and the loop is
 //! told where to attach. flannel's agent does not notice this, and its host is cut off until somebody restarts it.
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::Context as _;
 use log::{info, warn};
@@ -81,7 +81,7 @@ struct Keeper {
     underlay: u32,
     name: String,
     mac: Option<Mac>,
-    address: Ipv4Addr,
+    address: IpAddr,
     /// What is missing, as it was last said.
     complaint: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! The mass-delete guard: a store that suddenly forgets most hosts is more likely broken than right. Pure.
 use std::collections::BTreeSet;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::model::lease;
 
@@ -11,7 +11,7 @@ pub const LEAST: usize = 4;
 /// Removals that were held back, and the rule for new ones.
 #[derive(Debug, Default)]
 pub struct Guard {
-    held: BTreeSet<Ipv4Net>,
+    held: BTreeSet<IpNet>,
 }
 
 /// Why removals are held back.
@@ -27,9 +27,9 @@ pub enum Suspicion {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Decision {
     /// To be carried out.
-    pub remove: Vec<Ipv4Net>,
+    pub remove: Vec<IpNet>,
     /// Held back from now on; those held before are not repeated.
-    pub held: Vec<Ipv4Net>,
+    pub held: Vec<IpNet>,
     /// Why, if any are held back.
     pub why: Option<Suspicion>,
 }
@@ -37,8 +37,8 @@ pub struct Decision {
 impl Guard {
     /// Judges removals that one snapshot or one revision asks for. `installed` counts the peers in force before it.
     /// A subnet that is held already stays held: being asked for again proves nothing new.
-    pub fn judge(&mut self, removals: &[Ipv4Net], installed: usize, other_history: bool) -> Decision {
-        let fresh: Vec<Ipv4Net> =
+    pub fn judge(&mut self, removals: &[IpNet], installed: usize, other_history: bool) -> Decision {
+        let fresh: Vec<IpNet> =
             removals.iter().copied().filter(|subnet| !self.held.contains(subnet)).collect();
         // Peers held back are dead as far as the store goes: they must not outweigh the living.
         let living = installed.saturating_sub(self.held.len());
@@ -60,28 +60,28 @@ impl Guard {
     }
 
     /// Forgets a held removal: its peer is back, or is gone from the data path by another hand.
-    pub fn forget(&mut self, subnet: &Ipv4Net) {
+    pub fn forget(&mut self, subnet: &IpNet) {
         self.held.remove(subnet);
     }
 
     /// Keeps only the held removals that still make sense.
-    pub fn retain(&mut self, still: impl FnMut(&Ipv4Net) -> bool) {
+    pub fn retain(&mut self, still: impl FnMut(&IpNet) -> bool) {
         self.held.retain(still);
     }
 
     /// A single deletion of a key confirms what was held back of it; returns what is to be removed now.
-    pub fn confirm(&mut self, key: &str) -> Option<Ipv4Net> {
+    pub fn confirm(&mut self, key: &str) -> Option<IpNet> {
         let subnet = *self.held.iter().find(|subnet| lease::key_of(**subnet) == key)?;
         self.held.take(&subnet)
     }
 
     /// The operator accepts all: returns what is to be removed now.
-    pub fn accept(&mut self) -> BTreeSet<Ipv4Net> {
+    pub fn accept(&mut self) -> BTreeSet<IpNet> {
         std::mem::take(&mut self.held)
     }
 
     /// What is held back.
-    pub fn held(&self) -> &BTreeSet<Ipv4Net> {
+    pub fn held(&self) -> &BTreeSet<IpNet> {
         &self.held
     }
 }
@@ -90,7 +90,7 @@ impl Guard {
 mod tests {
     use super::*;
 
-    fn subnets(range: std::ops::Range<u8>) -> Vec<Ipv4Net> {
+    fn subnets(range: std::ops::Range<u8>) -> Vec<IpNet> {
         range.map(|n| format!("10.244.{n}.0/24").parse().unwrap()).collect()
     }
 

@@ -1,9 +1,9 @@
 //! How a host joins the network when its agent starts: underlay interface, lock, config, lease and record, and then device and
 //! programs.
-use std::{path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use log::{info, warn};
 use overlay_common::{
     ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_OUTER_DF, SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings,
@@ -28,7 +28,12 @@ use crate::{
         underlay::{self, Underlay},
     },
     model::{
-        backend::Backend, entries::Peer, ingress::Ingress, lease::LeaseBackend, mac::Mac,
+        addr::{OtherFamily, gateway, ipv4, ipv4_net},
+        backend::Backend,
+        entries::Peer,
+        ingress::Ingress,
+        lease::LeaseBackend,
+        mac::Mac,
         network::NetworkConfig,
     },
     store::{
@@ -123,7 +128,7 @@ pub(crate) async fn join(
         kind: DeviceKind::of(backend, vtep_mac),
         mtu: backend.device_mtu(underlay.mtu),
         subnet,
-        network: network.network,
+        network: network.plan.network,
     };
     let tc = attach_method(options.attach)?;
     let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
@@ -146,7 +151,7 @@ pub(crate) async fn join(
 
 impl Joined {
     /// This host's address as its peers know it.
-    pub(crate) fn public_ip(&self) -> std::net::Ipv4Addr {
+    pub(crate) fn public_ip(&self) -> IpAddr {
         self.local_lease.lease.public_ip
     }
 
@@ -177,10 +182,10 @@ impl Joined {
         &self,
         options: &Options,
         device: &Prepared,
-        peers: &[(Ipv4Net, Peer)],
+        peers: &[(IpNet, Peer)],
     ) -> Result<EbpfDatapath> {
         let options = load::LoadOptions {
-            settings: self.settings(options, device.ifindex),
+            settings: self.settings(options, device.ifindex)?,
             pins: self.paths.pins.clone(),
             tc: self.tc,
             ingress: self.ingress.clone(),
@@ -220,9 +225,9 @@ impl Joined {
         }
     }
 
-    fn settings(&self, options: &Options, device: u32) -> Settings {
-        let subnet = self.local_lease.lease.subnet;
-        let network = self.network.network;
+    fn settings(&self, options: &Options, device: u32) -> Result<Settings, OtherFamily> {
+        let subnet = ipv4_net(self.local_lease.lease.subnet)?;
+        let network = ipv4_net(self.network.plan.network)?;
         let flags = [
             (options.outer_df, SETTING_OUTER_DF),
             (options.strict_peers, SETTING_STRICT_PEERS),
@@ -235,12 +240,12 @@ impl Joined {
         // own (encap_err_lookup), the agent's is an ordinary one.
         let is_told_by_port = options.outer_df && self.backend.encapsulation() == ENCAPSULATION_UDP;
         let (port_min, port_count) = if is_told_by_port { (self.backend.port(), 1) } else { (49152, 16384) };
-        Settings {
+        Ok(Settings {
             network: network.network().octets(),
             network_mask: network.netmask().octets(),
             subnet: subnet.network().octets(),
             subnet_mask: subnet.netmask().octets(),
-            local: self.underlay.address.octets(),
+            local: ipv4(self.underlay.address)?.octets(),
             underlay: self.underlay.ifindex,
             device,
             vni: self.backend.vni().unwrap_or_default(),
@@ -250,11 +255,11 @@ impl Joined {
             port_min,
             port_count,
             // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
-            gateway: std::net::Ipv4Addr::from(u32::from(subnet.network()) + 1).octets(),
+            gateway: ipv4(gateway(subnet.into()))?.octets(),
             underlay_mac: self.underlay.mac.map_or([0; 6], |mac| mac.0),
             encapsulation: self.backend.encapsulation(),
-            host_bits: 32 - subnet.prefix_len(),
-        }
+            host_bits: subnet.max_prefix_len() - subnet.prefix_len(),
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the agent is asked to do, apart from how a command line says it.
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -19,7 +19,7 @@ pub struct Options {
     /// How to find the underlay interface.
     pub underlay: Choice,
     /// Address by which the other hosts reach this one, if it is not the interface's.
-    pub public_ip: Option<Ipv4Addr>,
+    pub public_ip: Option<IpAddr>,
     /// File that tells Docker or CNI this host's subnet.
     pub subnet_file: PathBuf,
     /// The lease is renewed so long before its end.

@@ -1,12 +1,12 @@
 //! Which peers the store's leases ask for, and what must change to have exactly those. Pure: no store, no kernel.
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::Arc,
 };
 
 use anyhow::{Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -26,15 +26,15 @@ const MAX_EXPANSION_BITS: u8 = 8;
 #[derive(Clone, Debug)]
 pub struct Scope {
     /// The whole overlay.
-    pub network: Ipv4Net,
+    pub network: IpNet,
     /// Prefix length of every entry in the data path's peer table.
     pub subnet_len: u8,
     /// How packets travel; leases that say otherwise are another overlay's.
     pub backend: Backend,
     /// This host's address on the underlay.
-    pub own_ip: Ipv4Addr,
+    pub own_ip: IpAddr,
     /// This host's subnet: never a peer's, whatever a lease says.
-    pub own_subnet: Ipv4Net,
+    pub own_subnet: IpNet,
 }
 
 /// A key that gives no peer, and why.
@@ -59,13 +59,13 @@ pub struct PeerTable {
     scope: Scope,
     /// Every claim to every subnet in order, with the peer it names; the last of each holds. There is one nearly always:
     /// a map in the map would take half a KiB for it.
-    claims: BTreeMap<Ipv4Net, Vec<(LeaseClaim, Peer)>>,
+    claims: BTreeMap<IpNet, Vec<(LeaseClaim, Peer)>>,
     /// What each accepted key claims, to take it back when the key changes or goes.
-    keys: BTreeMap<Arc<str>, Box<[Ipv4Net]>>,
+    keys: BTreeMap<Arc<str>, Box<[IpNet]>>,
     /// Keys that give no peer.
     refused: BTreeMap<String, String>,
     /// Subnets with more than one claim.
-    contested: BTreeSet<Ipv4Net>,
+    contested: BTreeSet<IpNet>,
 }
 
 impl PeerTable {
@@ -89,7 +89,7 @@ impl PeerTable {
     }
 
     /// Takes in the changes of one revision; returns the subnets whose peer may be another one now.
-    pub fn change(&mut self, batch: &store::Batch) -> BTreeSet<Ipv4Net> {
+    pub fn change(&mut self, batch: &store::Batch) -> BTreeSet<IpNet> {
         let mut touched = BTreeSet::new();
         for change in &batch.changes {
             match change {
@@ -104,12 +104,12 @@ impl PeerTable {
     }
 
     /// The peer that holds a subnet.
-    pub fn get(&self, subnet: &Ipv4Net) -> Option<&Peer> {
+    pub fn get(&self, subnet: &IpNet) -> Option<&Peer> {
         self.claims.get(subnet)?.last().map(|(_, peer)| peer)
     }
 
     /// Every peer by its subnet, with the revision that gave it.
-    pub fn wanted(&self) -> impl Iterator<Item = (Ipv4Net, Peer, Revision)> {
+    pub fn wanted(&self) -> impl Iterator<Item = (IpNet, Peer, Revision)> {
         self.claims.iter().filter_map(|(&subnet, claims)| {
             claims.last().map(|(claim, peer)| (subnet, *peer, claim.modified))
         })
@@ -139,7 +139,7 @@ impl PeerTable {
         refused.chain(lost).collect()
     }
 
-    fn put(&mut self, entry: &LeaseEntry) -> Vec<Ipv4Net> {
+    fn put(&mut self, entry: &LeaseEntry) -> Vec<IpNet> {
         let lease = match lease::decode(&entry.key, &entry.value) {
             Ok(lease) if self.scope.is_own(&lease) => return Vec::new(),
             Ok(lease) => self.scope.peers_of(&lease).map_err(|why| why.to_string()),
@@ -166,7 +166,7 @@ impl PeerTable {
         }
     }
 
-    fn remove(&mut self, key: &str) -> Vec<Ipv4Net> {
+    fn remove(&mut self, key: &str) -> Vec<IpNet> {
         self.refused.remove(key);
         let Some(subnets) = self.keys.remove(key) else {
             return Vec::new();
@@ -193,7 +193,7 @@ impl Scope {
     }
 
     /// The peer that a lease of another host names, and the table entries it needs.
-    fn peers_of(&self, lease: &Lease) -> Result<(Peer, Vec<Ipv4Net>)> {
+    fn peers_of(&self, lease: &Lease) -> Result<(Peer, Vec<IpNet>)> {
         if lease.subnet == self.own_subnet {
             bail!("{} claims the subnet of this host", lease.public_ip);
         }
@@ -218,7 +218,7 @@ impl Scope {
 }
 
 /// What makes one subnet's entry right, if it is not.
-pub fn change_of(subnet: Ipv4Net, wanted: Option<&Peer>, installed: Option<&Peer>) -> Option<PeerChange> {
+pub fn change_of(subnet: IpNet, wanted: Option<&Peer>, installed: Option<&Peer>) -> Option<PeerChange> {
     match (wanted, installed) {
         (Some(wanted), Some(installed)) if wanted == installed => None,
         (Some(wanted), _) => Some(PeerChange::Put(subnet, *wanted)),
@@ -228,7 +228,7 @@ pub fn change_of(subnet: Ipv4Net, wanted: Option<&Peer>, installed: Option<&Peer
 }
 
 /// What turns `installed` into `wanted`, both ways: additions and alterations first, then removals.
-pub fn diff(wanted: &PeerTable, installed: &BTreeMap<Ipv4Net, Peer>) -> Vec<PeerChange> {
+pub fn diff(wanted: &PeerTable, installed: &BTreeMap<IpNet, Peer>) -> Vec<PeerChange> {
     let puts = wanted
         .wanted()
         .filter_map(|(subnet, peer, _)| change_of(subnet, Some(&peer), installed.get(&subnet)));

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use super::*;
 use crate::model::mac::Mac;
 
-fn net(text: &str) -> Ipv4Net {
+fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
@@ -13,13 +13,13 @@ fn scope() -> Scope {
         network: net("10.244.0.0/16"),
         subnet_len: 24,
         backend: Backend::DEFAULT,
-        own_ip: Ipv4Addr::new(10, 99, 0, 1),
+        own_ip: IpAddr::from([10, 99, 0, 1]),
         own_subnet: net("10.244.1.0/24"),
     }
 }
 
 fn peer(n: u8) -> Peer {
-    Peer { public_ip: Ipv4Addr::new(10, 99, 0, n), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
+    Peer { public_ip: IpAddr::from([10, 99, 0, n]), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
 }
 
 fn entry(key: &str, value: &str, modified: i64) -> LeaseEntry {
@@ -38,11 +38,11 @@ fn lease(key: &str, n: u8, modified: i64) -> LeaseEntry {
     entry(key, &value, modified)
 }
 
-fn put(table: &mut PeerTable, entry: LeaseEntry) -> BTreeSet<Ipv4Net> {
+fn put(table: &mut PeerTable, entry: LeaseEntry) -> BTreeSet<IpNet> {
     table.change(&store::Batch { revision: entry.modified, changes: vec![store::LeaseChange::Put(entry)] })
 }
 
-fn delete(table: &mut PeerTable, key: &str) -> BTreeSet<Ipv4Net> {
+fn delete(table: &mut PeerTable, key: &str) -> BTreeSet<IpNet> {
     let changes = vec![store::LeaseChange::Delete { key: key.to_owned() }];
     table.change(&store::Batch { revision: Revision(99), changes })
 }

@@ -1,7 +1,7 @@
 //! What the agent knows about itself: written by its loop, read by the health and control servers without stopping it.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -18,11 +18,11 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// This host's address on the underlay.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
     /// This host's subnet.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// The whole overlay.
-    pub network: Ipv4Net,
+    pub network: IpNet,
     /// How packets travel between hosts: flannel's name of the backend.
     #[serde(default, rename = "mode")]
     pub backend: String,
@@ -60,7 +60,7 @@ pub struct Status {
 
 impl Status {
     /// Before anything is known.
-    pub fn new(public_ip: Ipv4Addr, subnet: Ipv4Net, network: Ipv4Net, backend: Backend) -> Self {
+    pub fn new(public_ip: IpAddr, subnet: IpNet, network: IpNet, backend: Backend) -> Self {
         let now = unix_now();
         Self {
             public_ip,
@@ -137,7 +137,7 @@ pub struct PeersStatus {
     /// Peers that could not be put in force.
     pub failed: Vec<FailedPeer>,
     /// Removals held back by the mass-delete guard.
-    pub held: Vec<Ipv4Net>,
+    pub held: Vec<IpNet>,
     /// Leases that give no peer.
     pub skipped: Vec<Skipped>,
     /// How many changes the first full application made, and how long it took.
@@ -155,7 +155,7 @@ pub struct StateStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedPeer {
     /// Its subnet.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// What the data path said.
     pub why: String,
 }

@@ -16,7 +16,7 @@ use crate::{
     host::netlink::{Link, LinkKind, Netlink, NetlinkError},
     model::backend::Backend,
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use overlay_common::{ENCAPSULATION_UDP, wire};
 
 /// What the host is to be checked for.
@@ -29,7 +29,7 @@ pub struct CheckSpec {
     /// How packets travel, as far as it is known: flannel's defaults, where the tunnel device does not tell.
     pub backend: Backend,
     /// The own subnet, where there is one.
-    pub subnet: Option<Ipv4Net>,
+    pub subnet: Option<IpNet>,
     /// Below which everything is pinned.
     pub bpf_root: std::path::PathBuf,
     /// Where this network's pins are, or would be.
@@ -98,7 +98,7 @@ async fn xdp(netlink: &Netlink, underlay: &Link, ours: &XdpLink) -> Result<Findi
     Ok(Finding::ok("xdp", detail))
 }
 
-async fn bridges(links: &[Link], netlink: &Netlink, subnet: Ipv4Net) -> Result<Vec<Link>, NetlinkError> {
+async fn bridges(links: &[Link], netlink: &Netlink, subnet: IpNet) -> Result<Vec<Link>, NetlinkError> {
     let addresses = netlink.addresses().await?;
     let holds = |link: &&Link| {
         let mut own = addresses.iter().filter(|address| address.link == link.index);

@@ -1,5 +1,5 @@
 //! Tests of the command line: defaults, variables and who wins, contradictions, texts.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use clap::CommandFactory as _;
 
@@ -80,7 +80,7 @@ fn variables_of_every_kind() {
     assert!(agent.outer_df);
     assert!(agent.ip_masq && !agent.forward_rules);
     assert_eq!(agent.healthz_port, 8081);
-    assert_eq!(agent.underlay.public_ip, Some(Ipv4Addr::new(10, 0, 0, 1)));
+    assert_eq!(agent.underlay.public_ip, Some(IpAddr::from([10, 0, 0, 1])));
     assert_eq!(agent.fast_path, Switch::Off);
     assert_eq!(agent.device, "overlay0");
 }

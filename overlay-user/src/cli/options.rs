@@ -2,7 +2,7 @@
 pub mod store;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{AddrParseError, IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -145,7 +145,8 @@ pub enum Config {
 #[derive(Debug, Args)]
 pub struct Attach {
     /// The container's address
-    pub address: Ipv4Addr,
+    #[arg(value_parser = ipv4)]
+    pub address: IpAddr,
     /// Name of the host side of the container's veth
     #[arg(long, value_name = "INTERFACE")]
     pub port: String,
@@ -161,7 +162,8 @@ pub struct Attach {
 #[derive(Debug, Args)]
 pub struct Detach {
     /// The container's address
-    pub address: Ipv4Addr,
+    #[arg(value_parser = ipv4)]
+    pub address: IpAddr,
     /// Which network.
     #[command(flatten)]
     pub show: Show,
@@ -273,11 +275,11 @@ pub struct UnderlayOptions {
     #[arg(long, value_name = "REGEX")]
     pub iface_regex: Vec<String>,
     /// Takes the interface by which this address is reached; without any, the default route's
-    #[arg(long, value_name = "ADDRESS")]
-    pub iface_can_reach: Option<Ipv4Addr>,
+    #[arg(long, value_name = "ADDRESS", value_parser = ipv4)]
+    pub iface_can_reach: Option<IpAddr>,
     /// Address by which the other hosts reach this one, if it is not the interface's
-    #[arg(long, value_name = "ADDRESS")]
-    pub public_ip: Option<Ipv4Addr>,
+    #[arg(long, value_name = "ADDRESS", value_parser = ipv4)]
+    pub public_ip: Option<IpAddr>,
 }
 
 impl UnderlayOptions {
@@ -463,6 +465,11 @@ pub enum PeerCheck {
     On,
     /// Packets from its own subnet alone
     Strict,
+}
+
+/// An address of the only family that there is yet.
+fn ipv4(text: &str) -> Result<IpAddr, AddrParseError> {
+    text.parse::<Ipv4Addr>().map(IpAddr::from)
 }
 
 /// A name that shells and systemd accept for a variable.

@@ -2,19 +2,21 @@
 mod peers;
 mod vteps;
 
-use std::{collections::BTreeMap, fs, net::Ipv4Addr};
+use std::{collections::BTreeMap, fs, net::IpAddr};
 
 use aya::{Ebpf, maps::MapError};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use log::{info, warn};
 use nix::{errno::Errno, ifaddrs::getifaddrs};
-use overlay_common::{Addr4, ENDPOINT_PINNED, Settings};
+use overlay_common::{ENDPOINT_PINNED, Settings};
 use tokio::sync::watch;
 
 use super::{
     Datapath, DatapathError, Installed,
     error::{errno, removed},
-    index, layouts,
+    index,
+    keys::key,
+    layouts,
     lifetimes::Lifetimes,
     links::{Attachment, Links},
     load::{LoadOptions, endpoint_capacity, load_object, take_over},
@@ -60,7 +62,7 @@ impl EbpfDatapath {
     }
 
     /// The same with peers that are known from the first packet on: the programs drop what comes from others.
-    pub fn load_knowing(mut options: LoadOptions, peers: &[(Ipv4Net, Peer)]) -> Result<Self, DatapathError> {
+    pub fn load_knowing(mut options: LoadOptions, peers: &[(IpNet, Peer)]) -> Result<Self, DatapathError> {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
         })?;
@@ -234,10 +236,11 @@ impl EbpfDatapath {
         Ok(())
     }
 
-    fn put_endpoint(&mut self, address: Ipv4Addr, endpoint: &Endpoint) -> Result<(), DatapathError> {
+    fn put_endpoint(&mut self, address: IpAddr, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        let key = key(address, || format!("add endpoint {address}"))?;
         self.tables
             .endpoints
-            .put(Addr4::new(address.octets()), tables::endpoint_entry(endpoint))
+            .put(key, tables::endpoint_entry(endpoint))
             .map_err(|error| self.write_failed("endpoints", format!("add endpoint {address}"), &error))
     }
 
@@ -261,13 +264,13 @@ impl Datapath for EbpfDatapath {
 
     fn installed(&self) -> Result<Installed, DatapathError> {
         let peers = self.tables.peers.entries()?.into_iter().filter_map(|(base, peer)| {
-            let subnet = Ipv4Net::new(base, self.prefix_len).ok()?;
+            let subnet = IpNet::new(base.into(), self.prefix_len).ok()?;
             Some((subnet, tables::peer_of(&peer)))
         });
         let endpoints = self.tables.endpoints.entries()?.into_iter().map(|(address, endpoint)| {
             let pinned = endpoint.flags & ENDPOINT_PINNED != 0;
             let (mac, gateway_mac) = (Mac(endpoint.mac), Mac(endpoint.gateway_mac));
-            (address, Endpoint { port: endpoint.ifindex, mac, gateway_mac, pinned })
+            (IpAddr::from(address), Endpoint { port: endpoint.ifindex, mac, gateway_mac, pinned })
         });
         Ok(Installed {
             peers: peers.collect::<BTreeMap<_, _>>(),
@@ -286,8 +289,9 @@ impl Datapath for EbpfDatapath {
                 self.put_endpoint(*address, endpoint)
             }
             Change::Local(LocalChange::RemoveEndpoint(address)) => {
-                removed(self.tables.endpoints.remove(Addr4::new(address.octets())))
-                    .map_err(|error| DatapathError::failed(format!("remove endpoint {address}"), &error))
+                let action = || format!("remove endpoint {address}");
+                removed(self.tables.endpoints.remove(key(*address, action)?))
+                    .map_err(|error| DatapathError::failed(action(), &error))
             }
             Change::Local(LocalChange::Attach(ifindex, kind)) => self.attach(*ifindex, *kind),
             Change::XdpTarget(XdpTargetChange { port, takes }) => self.xdp_targets.set(*port, *takes),

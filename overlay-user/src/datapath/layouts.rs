@@ -17,7 +17,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::MapError;
 use log::{info, warn};
 use overlay_common::Flow;
 
@@ -126,13 +125,16 @@ pub(super) fn stage(older: &Older, filling: &Path) -> Result<(), DatapathError> 
 
 /// Copies what is not shared.
 pub(super) fn fill(older: &Older, tables: &mut Tables) -> Result<(), DatapathError> {
-    let wrong = |error: MapError| DatapathError::failed("fill the maps of the present layout", &error);
+    let wrong =
+        |error: &dyn std::error::Error| DatapathError::failed("fill the maps of the present layout", error);
     let reader = reader(older)?;
     for (base, peer, slot) in reader.peers.map_or(Ok(Vec::new()), |read| read(&older.pins))? {
-        tables.peers.put(base.into(), tables::peer_entry(&peer, slot)).map_err(wrong)?;
+        let entry = tables::peer_entry(&peer, slot).map_err(|error| wrong(&error))?;
+        tables.peers.put(base.into(), entry).map_err(|error| wrong(&error))?;
     }
     for (address, endpoint) in reader.endpoints.map_or(Ok(Vec::new()), |read| read(&older.pins))? {
-        tables.endpoints.put(address.into(), tables::endpoint_entry(&endpoint)).map_err(wrong)?;
+        let entry = tables::endpoint_entry(&endpoint);
+        tables.endpoints.put(address.into(), entry).map_err(|error| wrong(&error))?;
     }
     copy_written(older, tables)?;
     may_crash("filled");

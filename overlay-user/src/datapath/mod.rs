@@ -4,6 +4,7 @@ pub mod dry_run;
 pub mod ebpf;
 pub mod error;
 mod index;
+mod keys;
 pub mod layouts;
 pub mod lifetimes;
 pub mod links;
@@ -21,10 +22,10 @@ pub mod xdp_fitness;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 pub use self::error::DatapathError;
 use crate::model::{
@@ -37,9 +38,9 @@ use crate::model::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
     /// Peers by subnet.
-    pub peers: BTreeMap<Ipv4Net, Peer>,
+    pub peers: BTreeMap<IpNet, Peer>,
     /// Endpoints by address.
-    pub endpoints: BTreeMap<Ipv4Addr, Endpoint>,
+    pub endpoints: BTreeMap<IpAddr, Endpoint>,
     /// Ports by interface index.
     pub ports: BTreeMap<u32, PortKind>,
     /// What XDP does.

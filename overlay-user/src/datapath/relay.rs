@@ -6,13 +6,13 @@
 //! cases are lost, and nothing else is.
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
 };
 
 use anyhow::anyhow;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use log::{debug, info, warn};
 use nix::{errno::Errno, net::if_::if_nametoindex};
 use overlay_common::{
@@ -22,7 +22,10 @@ use overlay_common::{
 use tokio::{net::UdpSocket, sync::watch, time::sleep};
 use tokio_tun::Tun;
 
-use crate::datapath::{DatapathError, tables::Tables};
+use crate::{
+    datapath::{DatapathError, tables::Tables},
+    model::addr::ipv4_net,
+};
 
 /// Between two tries to open the TUN: the first pause, which doubles, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -33,7 +36,7 @@ const TRIES: u32 = 100;
 const LARGEST: usize = 65535;
 
 /// Takes the port, at the address that peers send to.
-pub async fn bind(address: Ipv4Addr, port: u16) -> anyhow::Result<UdpSocket> {
+pub async fn bind(address: IpAddr, port: u16) -> anyhow::Result<UdpSocket> {
     UdpSocket::bind((address, port)).await.map_err(|error| {
         anyhow!(
             "bind udp port {port} at {address}: {error}; find who has it with `ss -ulnp 'sport = :{port}'` (flannel's udp \
@@ -162,7 +165,8 @@ impl Routes {
     ///
     /// # Errors
     /// When nothing is pinned there.
-    pub fn open(pins: &Path, subnet: Ipv4Net) -> Result<Self, DatapathError> {
+    pub fn open(pins: &Path, subnet: IpNet) -> Result<Self, DatapathError> {
+        let subnet = ipv4_net(subnet).map_err(|error| DatapathError::failed("relay datagrams", &error))?;
         Ok(Self { tables: Tables::open(pins)?, subnet })
     }
 

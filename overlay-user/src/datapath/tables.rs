@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::{DatapathError, index::Indexed, stack_flows::StackFlows};
 use crate::model::{
+    addr::{OtherFamily, ipv4},
     entries::{Endpoint, Peer},
     mac::Mac,
 };
@@ -204,9 +205,9 @@ impl Tables {
 }
 
 /// A peer as `PEERS` holds it, with its counters at `slot`.
-pub(super) fn peer_entry(peer: &Peer, slot: u32) -> PeerEntry {
-    let vtep_mac = peer.vtep_mac.unwrap_or(NO_MAC).0;
-    PeerEntry { outer: peer.public_ip.into(), vtep_mac, reserved: Default::default(), slot }
+pub(super) fn peer_entry(peer: &Peer, slot: u32) -> Result<PeerEntry, OtherFamily> {
+    let (outer, vtep_mac) = (ipv4(peer.public_ip)?.into(), peer.vtep_mac.unwrap_or(NO_MAC).0);
+    Ok(PeerEntry { outer, vtep_mac, reserved: Default::default(), slot })
 }
 
 /// What `PEERS` holds for a peer whose packets need no inner MAC address: no device has it.

@@ -5,7 +5,7 @@
 //! themselves. On the way back, connection tracking forgets what it has last seen before the fast path took over: a TCP
 //! connection has gone on since, its packets would count as INVALID, and many hosts drop those. It takes up what it does
 //! not know in the middle (`nf_conntrack_tcp_loose`, which is on unless switched off).
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     datapath::{DatapathError, tables::Tables},
@@ -13,16 +13,20 @@ use crate::{
         NetlinkError,
         conntrack::{self, Tracked, Tuple},
     },
+    model::addr::ipv4,
 };
 
 /// Notes those of them that are of the overlay on either side of the translation. Returns how many notes were made.
 ///
 /// # Errors
 /// When the table of connections is full, or cannot be written.
-pub fn note(tables: &mut Tables, tracked: &[Tracked], network: Ipv4Net) -> Result<usize, DatapathError> {
+pub fn note(tables: &mut Tables, tracked: &[Tracked], network: IpNet) -> Result<usize, DatapathError> {
     let mut noted = 0;
     for (tuple, answered) in of_overlay(tracked, network) {
         let Tuple { source, destination, ports, protocol } = tuple;
+        let end =
+            |address| ipv4(address).map_err(|error| DatapathError::failed("record a stack flow", &error));
+        let (source, destination) = (end(source)?, end(destination)?);
         tables.stack_flows.record((source, ports.0), (destination, ports.1), protocol, answered)?;
         noted += 1;
     }
@@ -33,11 +37,11 @@ pub fn note(tables: &mut Tables, tracked: &[Tracked], network: Ipv4Net) -> Resul
 ///
 /// # Errors
 /// When it does not.
-pub fn forget_plain(tracked: &[Tracked], network: Ipv4Net) -> Result<(), NetlinkError> {
+pub fn forget_plain(tracked: &[Tracked], network: IpNet) -> Result<(), NetlinkError> {
     tracked.iter().filter(|it| is_plain(it, network)).try_for_each(|it| conntrack::forget(&it.original))
 }
 
-fn is_plain(connection: &Tracked, network: Ipv4Net) -> bool {
+fn is_plain(connection: &Tracked, network: IpNet) -> bool {
     const TCP: u8 = 6;
     let Tuple { source, destination, protocol, .. } = &connection.original;
     // Of other protocols nothing is ever out of turn.
@@ -49,7 +53,7 @@ fn is_plain(connection: &Tracked, network: Ipv4Net) -> bool {
 
 /// A connection has two forms, one on each side of the translation. What a container or a peer sees has both ends in the
 /// overlay; a key is the same for both directions.
-fn of_overlay(tracked: &[Tracked], network: Ipv4Net) -> impl Iterator<Item = (Tuple, bool)> {
+fn of_overlay(tracked: &[Tracked], network: IpNet) -> impl Iterator<Item = (Tuple, bool)> {
     let translated = tracked.iter().filter(|connection| connection.is_translated());
     let forms = translated.flat_map(|it| [(it.original, it.answered), (it.reply, it.answered)]);
     forms.filter(move |(form, _)| network.contains(&form.source) && network.contains(&form.destination))

@@ -2,10 +2,10 @@
 //! kernel, no store.
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{Flannel, rules::Rules};
 use crate::{
@@ -27,7 +27,7 @@ pub struct Sight {
     /// VXLAN devices with a VNI of their own, by interface index.
     pub tunnels: Vec<(u32, ClassicTunnel)>,
     /// Addresses of each: interface index and address.
-    pub addresses: Vec<(u32, Ipv4Net)>,
+    pub addresses: Vec<(u32, IpNet)>,
     /// Static neighbours of flannel's device.
     pub neighbours: Vec<StaticNeighbour>,
     /// Forwarding entries of flannel's device.
@@ -44,13 +44,13 @@ pub struct Sight {
 #[derive(Clone, Debug)]
 pub struct Expected {
     /// The whole overlay.
-    pub network: Ipv4Net,
+    pub network: IpNet,
     /// How packets travel.
     pub backend: Backend,
     /// The interface that reaches the peers.
     pub underlay: Underlay,
     /// This host's identity in the store.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
     /// All leases, with their keys.
     pub leases: Vec<(String, Lease)>,
 }
@@ -82,7 +82,7 @@ pub enum DiscoverError {
 }
 
 /// The other hosts' leases by their subnets.
-type PeersBySubnet<'a> = BTreeMap<Ipv4Net, &'a Lease>;
+type PeersBySubnet<'a> = BTreeMap<IpNet, &'a Lease>;
 
 /// Name of flannel's device.
 pub fn device_name(vni: u32) -> String {
@@ -101,7 +101,7 @@ impl Sight {
         let named = |(_, tunnel): &&(u32, ClassicTunnel)| Some(tunnel.name.as_str()) == name;
         let link = tunnels.iter().find(named).map(|(link, _)| *link);
         let addresses = netlink.addresses().await?.into_iter();
-        let net = |address: Ipv4Addr, length| Ipv4Net::new(address, length).ok();
+        let net = |address: IpAddr, length| IpNet::new(address, length).ok();
         let mut sight = Self {
             addresses: addresses
                 .filter_map(|address| Some((address.link, net(address.address, address.prefix_len)?)))

@@ -7,12 +7,12 @@ fn mac(host: usize) -> Mac {
     MACS[host - 1].parse().unwrap()
 }
 
-fn net(text: &str) -> Ipv4Net {
+fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-fn public_ip(host: usize) -> Ipv4Addr {
-    Ipv4Addr::new(10, 99, 0, host as u8)
+fn public_ip(host: usize) -> IpAddr {
+    IpAddr::from([10, 99, 0, host as u8])
 }
 
 fn lease(host: usize) -> (String, Lease) {

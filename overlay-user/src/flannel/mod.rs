@@ -11,9 +11,9 @@ pub mod switch;
 pub mod to_flannel;
 pub mod to_overlay;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::rules::Rules;
@@ -28,7 +28,7 @@ pub struct Flannel {
     /// `flannel.<VNI>`; host-gw has no device.
     pub device: Option<ClassicTunnel>,
     /// The device's addresses.
-    pub addresses: Vec<Ipv4Net>,
+    pub addresses: Vec<IpNet>,
     /// The device's neighbours: a peer's `.0` and VtepMAC.
     pub neighbours: Vec<StaticNeighbour>,
     /// The device's forwarding entries: a peer's VtepMAC and public IP.
@@ -49,10 +49,10 @@ impl Flannel {
         underlay: &str,
         own: &Lease,
         peers: &[Lease],
-        direct: impl Fn(Ipv4Addr) -> bool,
+        direct: impl Fn(IpAddr) -> bool,
     ) -> Self {
         let mut flannel = Self {
-            addresses: device.iter().map(|_| host_net(own.subnet.network())).collect(),
+            addresses: device.iter().map(|_| IpNet::from(own.subnet.network())).collect(),
             neighbours: Vec::new(),
             forwarding: Vec::new(),
             routes: Vec::new(),
@@ -86,8 +86,3 @@ impl Flannel {
 
 /// `RTPROT_BOOT`: what netlink libraries and `ip route` write.
 const BOOT: u8 = 3;
-
-/// One address as a prefix.
-fn host_net(address: Ipv4Addr) -> Ipv4Net {
-    Ipv4Net::new_assert(address, 32)
-}

@@ -1,6 +1,7 @@
 //! What a move will do, step by step, before it does anything.
 use std::fmt;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{discover::Discovered, record::FlannelRecord};
@@ -60,7 +61,7 @@ impl Plan {
         let mut kept = vec![format!("subnet {subnet}"), format!("public IP {}", found.lease.public_ip)];
         kept.extend(found.mac.map(|mac| format!("VtepMAC {mac}")));
         kept.push("bridges, containers, subnet.env".to_owned());
-        let up = format!("with {}/32 and the route to {network}", subnet.network());
+        let up = format!("with {} and the route to {network}", IpNet::from(subnet.network()));
         let load = format!(
             "load the programs, which know {} peers; attach them to {} and {name}",
             means.peers, means.underlay

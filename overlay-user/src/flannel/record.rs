@@ -3,7 +3,7 @@
 use std::{fs, io::ErrorKind};
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::Flannel;
@@ -17,7 +17,7 @@ pub struct FlannelRecord {
     /// Name of our tunnel device.
     pub tunnel: String,
     /// The whole overlay.
-    pub network: Ipv4Net,
+    pub network: IpNet,
     /// As it was.
     pub flannel: Flannel,
 }

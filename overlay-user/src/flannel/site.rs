@@ -1,5 +1,5 @@
 //! What is known of a host and its network before anything is moved.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,7 +31,7 @@ pub struct Site<S> {
     pub(super) netlink: Netlink,
     pub(super) paths: Paths,
     pub(super) underlay: Underlay,
-    pub(super) public_ip: Ipv4Addr,
+    pub(super) public_ip: IpAddr,
     pub(super) network: NetworkConfig,
     pub(super) backend: Backend,
     pub(super) snapshot: Snapshot,
@@ -61,7 +61,7 @@ impl<S: Store> Site<S> {
     /// What flannel's entries must fit.
     pub fn expected(&self) -> Expected {
         Expected {
-            network: self.network.network,
+            network: self.network.plan.network,
             backend: self.backend,
             underlay: self.underlay.clone(),
             public_ip: self.public_ip,

@@ -1,9 +1,9 @@
 //! The moments of a move in which nobody has the UDP port: one tunnel device goes down, and the other comes up with its routes.
 //! Whatever can be done before these moments is done before.
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::time::Instant;
 
 use super::Flannel;
@@ -78,7 +78,7 @@ pub async fn to_overlay(
     }
     // A device that is down can have its address already; a route it cannot.
     let address = spec.subnet.network();
-    netlink.put_address(Address { link: tunnel, address, prefix_len: 32 }).await?;
+    netlink.put_address(Address::alone(tunnel, address)).await?;
     let route = Route {
         destination: spec.network,
         link: Some(tunnel),
@@ -116,7 +116,7 @@ pub async fn to_flannel(
     netlink: &Netlink,
     flannel: &Flannel,
     ours: Option<u32>,
-    network: Ipv4Net,
+    network: IpNet,
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<()>> {
     if let Some(device) = &flannel.device {
@@ -138,7 +138,7 @@ async fn to_device(
     flannel: &Flannel,
     device: &ClassicTunnel,
     ours: Option<u32>,
-    network: Ipv4Net,
+    network: IpNet,
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<()>> {
     let link = present(netlink, device).await?;
@@ -211,6 +211,6 @@ async fn present(netlink: &Netlink, wanted: &ClassicTunnel) -> Result<u32> {
 }
 
 /// Whether a host is reached without a router: what flannel's `DirectRouting` asks.
-pub async fn is_neighbour(netlink: &Netlink, host: Ipv4Addr) -> bool {
+pub async fn is_neighbour(netlink: &Netlink, host: IpAddr) -> bool {
     netlink.route_to(host).await.is_ok_and(|route| route.gateway.is_none())
 }

@@ -114,7 +114,7 @@ pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Fl
     Ok(FlannelRecord {
         finished: true,
         tunnel: options.device.clone(),
-        network: site.network.network,
+        network: site.network.plan.network,
         flannel,
     })
 }

@@ -2,7 +2,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use log::warn;
 
 use super::{
@@ -40,7 +40,7 @@ pub struct PreparedMove {
     pub masquerade: bool,
     found: Discovered,
     spec: DeviceSpec,
-    peers: Vec<(Ipv4Net, Peer)>,
+    peers: Vec<(IpNet, Peer)>,
 }
 
 impl PreparedMove {
@@ -56,8 +56,8 @@ impl PreparedMove {
         site.refuse_foreign(&options.device).await?;
         let subnet = found.lease.subnet;
         let mut table = PeerTable::new(Scope {
-            network: site.network.network,
-            subnet_len: site.network.subnet_len,
+            network: site.network.plan.network,
+            subnet_len: site.network.plan.subnet_len,
             backend: site.backend,
             own_ip: site.public_ip,
             own_subnet: subnet,
@@ -71,7 +71,7 @@ impl PreparedMove {
             kind: DeviceKind::of(site.backend, found.mac),
             mtu: site.backend.device_mtu(site.underlay.mtu),
             subnet,
-            network: site.network.network,
+            network: site.network.plan.network,
         };
         if let Some(device) = found.flannel.device.as_ref().filter(|device| device.mtu != spec.mtu) {
             found.notes.push(format!(
@@ -225,7 +225,7 @@ async fn remove_plain_routes(joined: &Joined, found: &Discovered) -> Result<()> 
 
 /// Which containers are here, as the agent learns them. Addresses before ports: a port with programs whose address is not
 /// known has its connections noted as the stack's, which keeps them there.
-async fn learned(netlink: &Netlink, subnet: Ipv4Net, options: &Options) -> Result<Vec<LocalChange>> {
+async fn learned(netlink: &Netlink, subnet: IpNet, options: &Options) -> Result<Vec<LocalChange>> {
     let config = learner::LearnConfig { subnet, bridges: options.bridges.clone() };
     let mut learner = Learner::new(config, &Installed::default());
     learner.resync(netlink.snapshot().await?);

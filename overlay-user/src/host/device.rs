@@ -129,7 +129,7 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
 
 /// Address before route, and what is stale last: deleting an address takes the routes that prefer it along.
 async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Result<()> {
-    let wanted = Address { link, address: spec.subnet.network(), prefix_len: 32 };
+    let wanted = Address::alone(link, spec.subnet.network());
     let addresses = netlink.addresses().await?;
     if !addresses.contains(&wanted) {
         netlink.put_address(wanted).await?;

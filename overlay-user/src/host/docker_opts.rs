@@ -2,14 +2,14 @@
 //! dist/mk-docker-opts.sh makes of it.
 use std::collections::BTreeMap;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Serialize;
 
 /// The options, under the names that dockerd's daemon.json has for them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DockerOptions {
     /// Address and length of docker0: `10.244.61.1/24`.
-    pub bip: Ipv4Net,
+    pub bip: IpNet,
     /// Whether Docker masquerades: it must where the agent does not.
     #[serde(rename = "ip-masq", skip_serializing_if = "Option::is_none")]
     pub ip_masq: Option<bool>,
@@ -49,7 +49,7 @@ impl DockerOptions {
         };
         let value = |name| variables.get(name).copied().unwrap_or_default();
 
-        let bip = value("FLANNEL_SUBNET")
+        let bip: Ipv4Net = value("FLANNEL_SUBNET")
             .parse()
             .map_err(|_| bad("FLANNEL_SUBNET", "an address with its length such as 10.244.61.1/24"))?;
         let mtu = value("FLANNEL_MTU").parse().map_err(|_| bad("FLANNEL_MTU", "a number of bytes"))?;
@@ -59,7 +59,7 @@ impl DockerOptions {
             "false" => Some(true),
             _ => return Err(bad("FLANNEL_IPMASQ", "true or false")),
         };
-        Ok(Self { bip, ip_masq, mtu })
+        Ok(Self { bip: bip.into(), ip_masq, mtu })
     }
 
     /// The variables, one a line, for systemd's `EnvironmentFile=` or a shell.

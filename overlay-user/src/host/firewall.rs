@@ -8,7 +8,7 @@ mod status;
 use std::{fmt, time::Duration};
 
 use anyhow::{Result, anyhow, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use log::{debug, info, warn};
 use tokio::time::{sleep, timeout};
 
@@ -29,9 +29,9 @@ pub struct Wanted {
     /// Name of the network on this host (`--network`): part of our table's name and of our rules' comments.
     pub name: String,
     /// The whole overlay.
-    pub network: Ipv4Net,
+    pub network: IpNet,
     /// This host's subnet.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// `--ip-masq`.
     pub masquerade: bool,
     /// `--forward-rules`.

@@ -1,17 +1,19 @@
 //! `subnet.env`, the file that Docker's options script and the CNI plugin read: flannel's text, byte for byte
 //! (flannel's pkg/subnet/subnet.go).
-use std::{fs, io::Write as _, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::Context as _;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::model::addr::gateway;
 
 /// What the file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
     /// The whole overlay.
-    pub network: Ipv4Net,
+    pub network: IpNet,
     /// This host's subnet.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// Bytes of inner IP packet that fit.
     pub mtu: u32,
     /// Whether the agent masquerades; then Docker and CNI must not.
@@ -22,15 +24,15 @@ pub struct SubnetEnv {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Earlier {
     /// The whole overlay then.
-    pub network: Option<Ipv4Net>,
+    pub network: Option<IpNet>,
     /// This host's subnet then.
-    pub subnet: Option<Ipv4Net>,
+    pub subnet: Option<IpNet>,
 }
 
 impl SubnetEnv {
     /// The file's text. `FLANNEL_SUBNET` has the subnet's first address, not its network's.
     pub fn text(&self) -> String {
-        let first = Ipv4Addr::from_bits(self.subnet.network().to_bits().wrapping_add(1));
+        let first = gateway(self.subnet);
         format!(
             "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={first}/{}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n",
             self.network.trunc(),
@@ -72,10 +74,10 @@ pub fn read(path: &Path) -> Earlier {
 }
 
 pub(crate) fn parse(text: &str) -> Earlier {
-    let value = |name: &str| -> Option<Ipv4Net> {
+    let value = |name: &str| -> Option<IpNet> {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='))?;
         let net: Ipv4Net = line.trim_matches('"').parse().ok()?;
-        Some(net.trunc())
+        Some(net.trunc().into())
     };
     Earlier { network: value("FLANNEL_NETWORK"), subnet: value("FLANNEL_SUBNET") }
 }

@@ -1,5 +1,5 @@
 //! Which interface and address peers reach this host at: flannel's rules (its pkg/ipmatch).
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use regex::Regex;
@@ -17,7 +17,7 @@ pub struct Choice {
     /// `--iface-regex`: patterns for addresses, then for names; the first that matches wins.
     pub patterns: Vec<String>,
     /// `--iface-can-reach`: the interface that routes to this address.
-    pub can_reach: Option<Ipv4Addr>,
+    pub can_reach: Option<IpAddr>,
 }
 
 /// The interface that carries encapsulated packets.
@@ -32,7 +32,7 @@ pub struct Underlay {
     /// Its MTU in bytes.
     pub mtu: u32,
     /// The address peers see, unless `--public-ip` says otherwise.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 const NO_DEFAULT_ROUTE: &str = "there is no default route to choose the interface by: name it with --iface";
@@ -70,7 +70,7 @@ pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<Underlay> {
 fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underlay> {
     let holder = |address: &Address| links.iter().find(|link| link.index == address.link);
     for wanted in &choice.names {
-        if let Ok(wanted) = wanted.parse::<Ipv4Addr>() {
+        if let Ok(wanted) = wanted.parse::<IpAddr>() {
             let address = addresses.iter().find(|address| address.address == wanted);
             if let Some(link) = address.and_then(holder) {
                 return underlay(link, addresses, Some(wanted));
@@ -95,7 +95,7 @@ fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underl
     bail!("no interface matches {asked}: `ip -4 address` lists what there is")
 }
 
-fn underlay(link: &Link, addresses: &[Address], wanted: Option<Ipv4Addr>) -> Result<Underlay> {
+fn underlay(link: &Link, addresses: &[Address], wanted: Option<IpAddr>) -> Result<Underlay> {
     let own: Vec<_> = addresses.iter().filter(|address| address.link == link.index).collect();
     let first = own.first().with_context(|| {
         format!("interface {} has no IPv4 address: give it one, or choose another with --iface", link.name)
@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    fn choose_among(names: &[&str], patterns: &[&str]) -> Result<(String, Ipv4Addr), String> {
+    fn choose_among(names: &[&str], patterns: &[&str]) -> Result<(String, IpAddr), String> {
         let links = [link(1, "lo"), link(2, "eth0"), link(3, "eth1"), link(4, "bare0")];
         let address = |link, octets: [u8; 4]| Address { link, address: octets.into(), prefix_len: 24 };
         let addresses = [
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn flags_choose_as_flannels_do() {
-        let chosen = |name: &str, octets: [u8; 4]| Ok((name.to_owned(), Ipv4Addr::from(octets)));
+        let chosen = |name: &str, octets: [u8; 4]| Ok((name.to_owned(), IpAddr::from(octets)));
         assert_eq!(choose_among(&["eth1"], &[]), chosen("eth1", [10, 9, 0, 1]));
         assert_eq!(choose_among(&["10.9.0.2"], &[]), chosen("eth1", [10, 9, 0, 2]));
         assert_eq!(choose_among(&["nope", "eth0"], &["eth1"]), chosen("eth0", [192, 168, 0, 7]));

@@ -11,10 +11,10 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     datapath::Installed,
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LearnConfig {
     /// The subnet this host leased: no other address is ever learned.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// Names of the bridges (or point-to-point veths) to watch. Empty: whichever holds an address of the subnet.
     pub bridges: Vec<String>,
 }
@@ -41,7 +41,7 @@ pub struct Probe {
     /// The port the address was learned on.
     pub port: u32,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its MAC address there.
     pub mac: Mac,
     /// What the question is asked from: the gateway's MAC address.
@@ -63,18 +63,18 @@ pub enum ClaimError {
     #[error("{address} is not a container address of {subnet}, this host's subnet")]
     NotOurs {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The own subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
     },
     /// The MAC address is neither given nor known.
     #[error(
         "the MAC address of {0} is not known yet: give it with --mac, or send one packet from the container"
     )]
-    NoMac(Ipv4Addr),
+    NoMac(IpAddr),
     /// Not an endpoint.
     #[error("{0} is not an endpoint here: `overlay endpoints` lists them")]
-    Unknown(Ipv4Addr),
+    Unknown(IpAddr),
 }
 
 /// A claim on an address that another port holds.
@@ -104,11 +104,11 @@ pub struct Learner {
     config: LearnConfig,
     links: BTreeMap<u32, Link>,
     /// Own-subnet addresses of links: (link, address).
-    local: BTreeSet<(u32, Ipv4Addr)>,
+    local: BTreeSet<(u32, IpAddr)>,
     /// Own-subnet host routes: address to link.
-    routes: BTreeMap<Ipv4Addr, u32>,
+    routes: BTreeMap<IpAddr, u32>,
     /// Own-subnet neighbours: (link, address) to MAC.
-    neighbours: BTreeMap<(u32, Ipv4Addr), Mac>,
+    neighbours: BTreeMap<(u32, IpAddr), Mac>,
     /// Forwarding tables: (bridge, MAC) to port.
     fdb: BTreeMap<(u32, Mac), u32>,
     /// Bridges that held an own-subnet address at any time: an address that goes for a moment detaches nobody.
@@ -116,10 +116,10 @@ pub struct Learner {
     /// Links that were ports of a bridge at any time, ours or not.
     bridged: BTreeSet<u32>,
     ports: BTreeMap<u32, PortKind>,
-    endpoints: BTreeMap<Ipv4Addr, Endpoint>,
-    claims: BTreeMap<Ipv4Addr, AddressClaim>,
+    endpoints: BTreeMap<IpAddr, Endpoint>,
+    claims: BTreeMap<IpAddr, AddressClaim>,
     /// Addresses whose holder answered since the last [`Self::retry`], or is pinned; and whether a claim was counted.
-    answered: BTreeMap<Ipv4Addr, bool>,
+    answered: BTreeMap<IpAddr, bool>,
     conflicts_total: u64,
     moves_total: u64,
     changes: Vec<LocalChange>,
@@ -235,7 +235,7 @@ impl Learner {
     }
 
     /// Pins an endpoint that an operator or a CNI plugin names.
-    pub fn attach(&mut self, address: Ipv4Addr, interface: &str, mac: Option<Mac>) -> Result<(), ClaimError> {
+    pub fn attach(&mut self, address: IpAddr, interface: &str, mac: Option<Mac>) -> Result<(), ClaimError> {
         let link = self.links.values().find(|link| link.name == interface);
         let link = link.ok_or_else(|| ClaimError::NoInterface(interface.to_owned()))?;
         if link.kind != LinkKind::Veth {
@@ -259,7 +259,7 @@ impl Learner {
     }
 
     /// Removes an endpoint, pinned or learned. It is learned again when the kernel next sees it.
-    pub fn detach(&mut self, address: Ipv4Addr) -> Result<(), ClaimError> {
+    pub fn detach(&mut self, address: IpAddr) -> Result<(), ClaimError> {
         let endpoint = self.endpoints.get(&address).ok_or(ClaimError::Unknown(address))?;
         let port = endpoint.port;
         self.neighbours.retain(|(_, other), _| *other != address);
@@ -339,9 +339,9 @@ impl Learner {
         master.is_some_and(|master| master.kind == LinkKind::Bridge)
     }
 
-    fn host_route(&self, route: &Route) -> Option<(Ipv4Addr, u32)> {
+    fn host_route(&self, route: &Route) -> Option<(IpAddr, u32)> {
         let address = route.destination.addr();
-        let ours = route.destination.prefix_len() == 32
+        let ours = route.destination == IpNet::from(address)
             && route.gateway.is_none()
             && self.config.subnet.contains(&address);
         Some((address, route.link?)).filter(|_| ours)

@@ -1,5 +1,5 @@
 //! Feeds the learner: kernel events, commands and probe answers in, changes and a view for status out.
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use nix::errno::Errno;
 use tokio::{
@@ -26,7 +26,7 @@ pub enum EndpointCommand {
     /// Pins an endpoint.
     Attach {
         /// The container's address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The host side of its veth.
         interface: String,
         /// Its MAC address; `None` takes the one the kernel knows.
@@ -37,7 +37,7 @@ pub enum EndpointCommand {
     /// Removes an endpoint.
     Detach {
         /// The container's address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Told how it went.
         reply: oneshot::Sender<Result<(), ClaimError>>,
     },

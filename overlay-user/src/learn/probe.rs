@@ -1,7 +1,7 @@
 //! Asks one container, on one port, whether it still has an address: a unicast ARP probe (RFC 5227 section 2.1.1).
 use std::{
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -19,7 +19,13 @@ use nix::{
     },
 };
 
-use crate::{learn::learner::Probe, model::mac::Mac};
+use crate::{
+    learn::learner::Probe,
+    model::{
+        addr::{OtherFamily, ipv4},
+        mac::Mac,
+    },
+};
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -35,17 +41,19 @@ const PATIENCE: Duration = Duration::from_millis(300);
 pub struct Prober {
     socket: OwnedFd,
     probe: Probe,
+    question: Bytes,
 }
 
 impl Prober {
     /// Opens a packet socket on the port of that name. Needs CAP_NET_RAW.
     pub fn open(probe: Probe, interface: &str) -> io::Result<Self> {
+        let question = question(&probe).map_err(io::Error::other)?;
         // All protocols, since any packet from the address proves as much as an answer does.
         let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, protocol)?;
         bind(socket.as_raw_fd(), &link_address(interface)?)?;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(PATIENCE.as_millis() as i64))?;
-        Ok(Self { socket, probe })
+        Ok(Self { socket, probe, question })
     }
 
     /// Asks, and waits for a sign of life; `false` after all attempts went unanswered. Blocks for at most twice
@@ -64,7 +72,7 @@ impl Prober {
 
     fn attempt(&self) -> Result<bool, Errno> {
         let socket = self.socket.as_raw_fd();
-        send(socket, &question(&self.probe), MsgFlags::empty())?;
+        send(socket, &self.question, MsgFlags::empty())?;
         let deadline = Instant::now() + PATIENCE;
         let mut frame = [0; 64];
         while Instant::now() < deadline {
@@ -95,7 +103,7 @@ fn link_address(interface: &str) -> io::Result<LinkAddr> {
 }
 
 /// An ARP request to the container alone. The sender's IP address is zero, so that nobody learns anything from it.
-fn question(probe: &Probe) -> Bytes {
+fn question(probe: &Probe) -> Result<Bytes, OtherFamily> {
     let mut frame = BytesMut::with_capacity(42);
     frame.put_slice(&probe.mac.0);
     frame.put_slice(&probe.gateway_mac.0);
@@ -107,14 +115,14 @@ fn question(probe: &Probe) -> Bytes {
     frame.put_slice(&probe.gateway_mac.0);
     frame.put_slice(&[0; 4]);
     frame.put_slice(&[0; 6]);
-    frame.put_slice(&probe.address.octets());
-    frame.freeze()
+    frame.put_slice(&ipv4(probe.address)?.octets());
+    Ok(frame.freeze())
 }
 
 /// The frame comes from the address: ARP with it as sender, or IPv4 with it as source, and the known MAC address.
 fn proves(frame: &[u8], probe: &Probe) -> bool {
     let field = |at: usize, length: usize| frame.get(at..at + length);
-    let from = |at| field(at, 4) == Some(&Ipv4Addr::octets(&probe.address)[..]);
+    let from = |at| matches!(probe.address, IpAddr::V4(it) if field(at, 4) == Some(&it.octets()[..]));
     let Some(kind) = field(12, 2).map(|kind| u16::from_be_bytes([kind[0], kind[1]])) else {
         return false;
     };
@@ -129,11 +137,13 @@ fn proves(frame: &[u8], probe: &Probe) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     const PROBE: Probe = Probe {
         port: 7,
-        address: Ipv4Addr::new(10, 244, 1, 2),
+        address: IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2)),
         mac: Mac([2, 0, 0, 0, 0, 0xa]),
         gateway_mac: Mac([2, 0, 0, 0, 0, 1]),
     };
@@ -142,18 +152,18 @@ mod tests {
     fn the_question_is_an_arp_probe() {
         let expected =
             "02000000000a 020000000001 0806 0001 0800 06 04 0001 020000000001 00000000 000000000000 0af40102";
-        let hex: String = question(&PROBE).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = question(&PROBE).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, expected.replace(' ', ""));
-        assert!(!proves(&question(&PROBE), &PROBE), "our own question must prove nothing");
+        assert!(!proves(&question(&PROBE).unwrap(), &PROBE), "our own question must prove nothing");
     }
 
     #[test]
     fn only_the_holder_itself_proves_life() {
-        let mut reply = question(&PROBE).to_vec();
+        let mut reply = question(&PROBE).unwrap().to_vec();
         reply[..6].copy_from_slice(&PROBE.gateway_mac.0);
         reply[6..12].copy_from_slice(&PROBE.mac.0);
         reply[21] = 2;
-        reply[28..32].copy_from_slice(&PROBE.address.octets());
+        reply[28..32].copy_from_slice(&ipv4(PROBE.address).unwrap().octets());
         assert!(proves(&reply, &PROBE));
         for length in 0..32 {
             assert!(!proves(&reply[..length], &PROBE), "{length}");

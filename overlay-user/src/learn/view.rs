@@ -1,5 +1,5 @@
 //! What `overlay status` shows of learning.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::model::mac::Mac;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Name of the port that has it.
     pub holder: String,
     /// Name of the port that claims it.
@@ -26,7 +26,7 @@ pub struct Bridge {
     /// Interface index.
     pub ifindex: u32,
     /// Its address in the own subnet, which containers use as gateway.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// MTU in bytes.
     pub mtu: u32,
     /// Names of the ports that are attached.

@@ -11,7 +11,7 @@ use crate::model::{
     network::{BackendConfig, NetworkConfig, UDP_PORT, VXLAN_PORT},
 };
 
-/// How packets travel between hosts: the network's `Backend`, as far as we can carry it out.
+/// How packets travel between hosts: the network's `Backend`, if it is one that this agent can carry out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// VXLAN (RFC 7348).
@@ -22,7 +22,7 @@ pub enum Backend {
         port: u16,
         /// MTU of the underlay in bytes, if it is not the interface's.
         mtu: Option<u32>,
-        /// Without encapsulation to peers on the same link (`DirectRouting`).
+        /// Peers on the same link are reached without encapsulation (`DirectRouting`).
         direct: bool,
     },
     /// Bare IPv4 in UDP, flannel's udp backend.
@@ -30,8 +30,8 @@ pub enum Backend {
         /// UDP port, in the machine's order.
         port: u16,
     },
-    /// Without encapsulation to peers on the same link, flannel's host-gw backend; to others, which flannel does not reach
-    /// so, bare IPv4 in UDP.
+    /// flannel's host-gw backend: peers on the same link are reached without encapsulation. Peers behind a router, which
+    /// flannel does not reach with this backend, get bare IPv4 in UDP.
     HostGw,
 }
 
@@ -49,7 +49,7 @@ impl Backend {
     /// What the config asks for.
     ///
     /// # Errors
-    /// When flannel may know the backend, and we do not.
+    /// When the backend is one that flannel may know, but this agent does not.
     pub fn of(network: &NetworkConfig) -> Result<Self> {
         let backend = match network.backend {
             BackendConfig::Vxlan { vni, port, mtu, direct_routing } => {
@@ -79,7 +79,7 @@ impl Backend {
         }
     }
 
-    /// VXLAN network identifier; nothing where there is none.
+    /// VXLAN network identifier; `None` for a backend that has none.
     pub const fn vni(self) -> Option<u32> {
         match self {
             Self::Vxlan { vni, .. } => Some(vni),
@@ -87,7 +87,7 @@ impl Backend {
         }
     }
 
-    /// UDP port of what is encapsulated, in the machine's order.
+    /// UDP port that encapsulated packets are sent to, in the machine's order.
     pub const fn port(self) -> u16 {
         match self {
             Self::Vxlan { port, .. } | Self::Udp { port } => port,
@@ -100,7 +100,7 @@ impl Backend {
         matches!(self, Self::HostGw | Self::Vxlan { direct: true, .. })
     }
 
-    /// What the programs are told.
+    /// The number by which the programs are told the encapsulation (`ENCAPSULATION_*`).
     pub const fn encapsulation(self) -> u8 {
         match self {
             Self::Vxlan { .. } => ENCAPSULATION_VXLAN,
@@ -108,8 +108,9 @@ impl Backend {
         }
     }
 
-    /// MTU inside the overlay in bytes, over an interface of this MTU: flannel's rule. With `DirectRouting` that leaves room
-    /// for the headers, too; with host-gw it does not: a peer behind a router takes 28 bytes less, and senders are told.
+    /// MTU inside the overlay in bytes, over an underlay interface of this MTU, by flannel's rule. With `DirectRouting` the
+    /// outer headers are subtracted even though peers on the same link do not need them. With host-gw they are not, so
+    /// packets to a peer behind a router must be 28 bytes shorter; their senders are told so by ICMP.
     pub fn overlay_mtu(self, interface: u32) -> u32 {
         let (underlay, overhead) = match self {
             Self::Vxlan { mtu, .. } => (mtu.unwrap_or(interface), wire::OVERHEAD),
@@ -119,8 +120,8 @@ impl Backend {
         underlay.saturating_sub(overhead as u32)
     }
 
-    /// MTU of overlay0 over an interface of this MTU: what the stack sends must fit encapsulated, too, since peers behind a
-    /// router are reached so.
+    /// MTU of overlay0 over an underlay interface of this MTU. With host-gw it is smaller than the containers' MTU: what the
+    /// stack sends to a peer behind a router is encapsulated, and must fit then, too.
     pub fn device_mtu(self, interface: u32) -> u32 {
         match self {
             Self::HostGw => interface.saturating_sub(wire::DATAGRAM as u32),
@@ -128,24 +129,25 @@ impl Backend {
         }
     }
 
-    /// What this host's lease says of it. `vtep_mac` is for VXLAN alone.
+    /// What this host's lease says about the backend. `vtep_mac` is only called for VXLAN.
     pub fn published(self, vtep_mac: impl FnOnce() -> Mac) -> LeaseBackend {
         match self {
             Self::Vxlan { vni, .. } => LeaseBackend::Vxlan { vni, vtep_mac: vtep_mac() },
-            // flannel's udp backend writes no type at all.
+            // flannel's udp backend writes no `BackendType` at all.
             Self::Udp { .. } => LeaseBackend::Other(String::new()),
             Self::HostGw => LeaseBackend::Other("host-gw".to_owned()),
         }
     }
 
-    /// MAC address of a peer's tunnel device, if its lease is one of this backend's; none where it needs none.
+    /// MAC address of a peer's tunnel device, if its lease is for this backend; `None` for a backend that needs no MAC
+    /// address.
     ///
     /// # Errors
     /// Why the lease gives no peer, in words for the operator.
     pub fn peer_mac(self, lease: &Lease) -> Result<Option<Mac>> {
         let wanted = self.name();
         match (self, &lease.backend) {
-            // A VNI of zero means that the lease does not say, which flannel accepts.
+            // A VNI of zero means that the lease does not name one, which flannel accepts.
             (Self::Vxlan { vni, .. }, LeaseBackend::Vxlan { vni: theirs, .. })
                 if *theirs != vni && *theirs != 0 =>
             {

@@ -1,7 +1,7 @@
 //! Changes to what the data path holds. There is one type for each task that decides on changes.
-use std::{fmt, net::Ipv4Addr};
+use std::{fmt, net::IpAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::model::entries::{Endpoint, Peer, PortKind};
 
@@ -9,14 +9,14 @@ use crate::model::entries::{Endpoint, Peer, PortKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerChange {
     /// Adds or alters the peer with this subnet, without a moment in which it is not there.
-    Put(Ipv4Net, Peer),
+    Put(IpNet, Peer),
     /// Removes the peer with this subnet.
-    Remove(Ipv4Net),
+    Remove(IpNet),
 }
 
 impl PeerChange {
     /// The peer's subnet.
-    pub const fn subnet(&self) -> Ipv4Net {
+    pub const fn subnet(&self) -> IpNet {
         match self {
             Self::Put(subnet, _) | Self::Remove(subnet) => *subnet,
         }
@@ -27,12 +27,13 @@ impl PeerChange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalChange {
     /// Adds or moves an endpoint. Its port must be attached before.
-    PutEndpoint(Ipv4Addr, Endpoint),
+    PutEndpoint(IpAddr, Endpoint),
     /// Removes an endpoint: its packets take the stack.
-    RemoveEndpoint(Ipv4Addr),
+    RemoveEndpoint(IpAddr),
     /// Attaches the programs of a port. Attaching what is attached is no error.
     Attach(u32, PortKind),
-    /// Detaches those of a container-side port. Detaching what is not attached, or an interface that is gone, is no error.
+    /// Detaches the programs of a port on the containers' side. It is no error if none are attached, or if the interface is
+    /// gone.
     Detach(u32),
 }
 

@@ -1,5 +1,5 @@
 //! What the data path holds: peers, endpoints, and the ports that programs are attached to.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::model::mac::Mac;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     /// Its address on the underlay.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
     /// MAC address of its tunnel device, where it has one.
     pub vtep_mac: Option<Mac>,
 }
@@ -23,11 +23,11 @@ pub struct Endpoint {
     pub mac: Mac,
     /// MAC address of the gateway it talks to: the bridge's, or the veth's own where there is no bridge.
     pub gateway_mac: Mac,
-    /// Named by an operator or a CNI plugin rather than learned.
+    /// It was named by an operator or a CNI plugin, not learned.
     pub pinned: bool,
 }
 
-/// Where programs are attached.
+/// What an interface is to the overlay, which decides which programs are attached to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PortKind {
@@ -35,14 +35,14 @@ pub enum PortKind {
     Bridge,
     /// The host side of a container's veth.
     Veth,
-    /// The device that reaches the peers. One alone.
+    /// The device that reaches the peers. There is only one.
     Underlay,
-    /// overlay0. One alone.
+    /// overlay0. There is only one.
     Device,
 }
 
 impl PortKind {
-    /// On the containers' side, where ports come and go; the others are the host's own.
+    /// Whether it is on the containers' side, where ports come and go. The other two are the host's own devices.
     pub const fn is_containers(self) -> bool {
         matches!(self, Self::Bridge | Self::Veth)
     }

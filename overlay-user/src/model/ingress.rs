@@ -25,7 +25,7 @@ pub enum XdpMode {
     /// Hands it to the container's veth.
     #[serde(rename = "xdp")]
     Redirect,
-    /// Unwraps it for GRO and TC.
+    /// Takes its outer headers off, so that GRO can merge the inner packets before TC delivers them.
     #[serde(rename = "xdp-strip")]
     Strip,
 }

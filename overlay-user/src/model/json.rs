@@ -1,4 +1,5 @@
-//! Reads JSON objects as Go's encoding/json does, since that is what wrote them: keys in any case, null as absent.
+//! Reads JSON objects as Go's encoding/json does, which is what wrote them: the case of keys does not matter, and null
+//! means that a field is absent.
 use std::fmt;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -8,7 +9,7 @@ use serde_json::{Map, Value};
 /// The fields of one JSON object.
 pub(crate) struct Fields(Map<String, Value>);
 
-/// A value of another type than what is wanted, as it stands.
+/// A value of another type than the one that is wanted, as it stands in the text.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WrongType(String);
 
@@ -38,7 +39,7 @@ impl Fields {
         self.written(name).filter(|value| !value.is_null())
     }
 
-    /// The same for Go's `json.RawMessage`, to which null is a value.
+    /// The value of `name` as a field of Go's type `json.RawMessage` has it, to which null is a value like any other.
     pub(crate) fn written(&self, name: &str) -> Option<&Value> {
         let any_case = || {
             let found = self.0.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));

@@ -1,9 +1,9 @@
 //! A host's lease of a subnet, as flannel writes it: the key's and the value's text, byte for byte (docs/etcd.md).
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::model::{json::Fields, mac::Mac};
@@ -15,9 +15,9 @@ pub const MAX_VNI: u32 = 0xff_ffff;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The subnet of the overlay that the host owns.
-    pub subnet: Ipv4Net,
-    /// The host's address on the underlay: its identity.
-    pub public_ip: Ipv4Addr,
+    pub subnet: IpNet,
+    /// The host's address on the underlay, which is also its identity.
+    pub public_ip: IpAddr,
     /// How packets travel to it.
     pub backend: LeaseBackend,
 }
@@ -29,14 +29,15 @@ pub enum LeaseBackend {
     Vxlan {
         /// VXLAN network identifier; 0 when the lease does not say.
         vni: u32,
-        /// MAC address of the host's tunnel device: the inner destination of everything sent to it.
+        /// MAC address of the host's tunnel device. Every frame that is sent to the host has it as inner destination.
         vtep_mac: Mac,
     },
-    /// Another `BackendType`, as it stands; empty when there is none, which is how flannel's udp and alloc say it.
+    /// Another `BackendType`, as it stands in the lease. It is empty if the lease has none, as the leases of flannel's udp
+    /// and alloc backends.
     Other(String),
 }
 
-/// A key or a value that is no lease. One such key is skipped; it says nothing about the others.
+/// A key or a value that is no lease. Such a key is skipped, and the other leases are used all the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("lease {key}: {problem}")]
 pub struct BadLease {
@@ -46,7 +47,8 @@ pub struct BadLease {
     pub problem: String,
 }
 
-/// Reads one key (without `<prefix>/subnets/`) and its value. Unknown fields are ignored, field names match in any case.
+/// Reads one key (without `<prefix>/subnets/`) and its value. Unknown fields are ignored, and the case of field names does
+/// not matter. The IPv6 part of a dual-stack key is checked for its form, and left out.
 pub fn decode(key: &str, value: &[u8]) -> Result<Lease, BadLease> {
     let bad = |problem: anyhow::Error| BadLease { key: key.to_owned(), problem: problem.to_string() };
     Ok(Lease { subnet: subnet_of(key).map_err(bad)?, ..parse_value(value).map_err(bad)? })
@@ -58,13 +60,13 @@ impl Lease {
         key_of(self.subnet)
     }
 
-    /// The value, as flannel's encoder writes it: fields in this order, no spaces, `PublicIPv6` always there.
+    /// The value, exactly as flannel's encoder writes it: the fields in this order, no spaces, and `PublicIPv6` always there.
     pub fn value(&self) -> Bytes {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
         struct Value<'a> {
             #[serde(rename = "PublicIP")]
-            public_ip: Ipv4Addr,
+            public_ip: IpAddr,
             #[serde(rename = "PublicIPv6")]
             public_ipv6: Option<Ipv6Addr>,
             #[serde(skip_serializing_if = "str::is_empty")]
@@ -89,13 +91,14 @@ impl Lease {
 }
 
 /// The key of a subnet: `10.244.61.0-24`.
-pub fn key_of(subnet: Ipv4Net) -> String {
+pub fn key_of(subnet: IpNet) -> String {
     format!("{}-{}", subnet.network(), subnet.prefix_len())
 }
 
-/// The subnet of a key. flannel's pattern `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`, the lengths in 5 and 7 bits, anchored at the
-/// left too: a key such as `old10.244.1.0-24` must not pass for a second owner of that subnet.
-pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net> {
+/// The subnet of a key. The key must match flannel's pattern `(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`, whose
+/// lengths have 5 and 7 bits. Unlike flannel's, the pattern must match from the key's beginning on: a key such as
+/// `old10.244.1.0-24` must not pass for a second owner of that subnet.
+pub(crate) fn subnet_of(key: &str) -> Result<IpNet> {
     let form = "the key is not of the form 10.244.61.0-24 or 10.244.61.0-24&fd00::-64";
     let (v4, v6) = match key.split_once('&') {
         Some((v4, v6)) => (v4, Some(v6)),
@@ -109,7 +112,7 @@ pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net> {
         address.parse::<Ipv6Addr>().ok().context(form)?;
         number(length).filter(|&length| length <= 127).context(form)?;
     }
-    let subnet = Ipv4Net::new(address, length).ok().context(form)?;
+    let subnet = IpNet::new(address.into(), length).ok().context(form)?;
     if subnet.network() == address {
         Ok(subnet)
     } else {
@@ -117,13 +120,13 @@ pub(crate) fn subnet_of(key: &str) -> Result<Ipv4Net> {
     }
 }
 
-/// Digits alone: no sign, no space.
+/// A number that is written with digits only, without sign or spaces.
 fn number(text: &str) -> Option<u8> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
 }
 
-/// Everything but the subnet, which only the key knows.
+/// Reads a lease's value: everything but the subnet, which stands in the key.
 fn parse_value(value: &[u8]) -> Result<Lease> {
     let fields = Fields::parse(value).map_err(|problem| anyhow!("the value {problem}"))?;
     let public_ip: Ipv4Addr = fields
@@ -141,7 +144,7 @@ fn parse_value(value: &[u8]) -> Result<Lease> {
         "vxlan" => parse_vxlan(&fields)?,
         _ => LeaseBackend::Other(backend_type),
     };
-    Ok(Lease { subnet: Ipv4Net::default(), public_ip, backend })
+    Ok(Lease { subnet: IpNet::default(), public_ip: public_ip.into(), backend })
 }
 
 fn parse_vxlan(lease: &Fields) -> Result<LeaseBackend> {

@@ -8,14 +8,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// A locally administered unicast address (IEEE 802 section 8.2), as flannel makes its own.
+    /// Makes up a locally administered unicast address (IEEE 802 section 8.2), as flannel does for its devices.
     pub fn random() -> Self {
         let mut octets: [u8; 6] = rand::random();
         octets[0] = (octets[0] & 0xfe) | 0x02;
         Self(octets)
     }
 
-    /// Neither zero, broadcast nor multicast: fit to be a device's address.
+    /// Whether it can be a device's address: it is neither zero, broadcast nor multicast.
     pub fn is_unicast(self) -> bool {
         self.0 != [0; 6] && self.0[0] & 1 == 0
     }

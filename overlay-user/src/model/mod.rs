@@ -1,4 +1,5 @@
-//! What the overlay is about, as plain values: addresses, leases, the network's config, backends. No I/O.
+//! The values that everything else speaks of: addresses, leases, the network's config, peers, endpoints. No I/O.
+pub mod addr;
 pub mod backend;
 pub mod change;
 pub mod clock;

@@ -1,9 +1,9 @@
 //! How a host gets its subnet and keeps it: by flannel's rules (docs/etcd.md), except that a lost race is tried again and a
 //! reservation stays a reservation.
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tokio::time::Instant;
 
 use crate::{
@@ -16,12 +16,13 @@ use crate::{
     store::{LeaseEntry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
 };
 
-/// flannel's.
+/// How long a lease lives unless it is renewed. flannel's leases live as long.
 pub const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Out of how many free subnets one is drawn, so that hosts that start together seldom draw the same.
 const DRAW: usize = 100;
-/// Every lost race means that somebody else got a subnet, so this many in a row means something else is wrong.
+/// How often a race for a subnet is tried. With every lost race some other host got a subnet, so if this many are lost in a
+/// row something else is wrong.
 const ATTEMPTS: u32 = 32;
 /// The pause after the first lost race is shorter than this; the limit doubles up to 16 times it.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -29,19 +30,19 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Who asks for a subnet.
 #[derive(Clone, Debug)]
 pub struct LeaseRequest {
-    /// The host's address on the underlay: its identity.
-    pub public_ip: Ipv4Addr,
-    /// How packets travel to this host: what the lease says.
+    /// The host's address on the underlay, which is also its identity.
+    pub public_ip: IpAddr,
+    /// How packets travel to this host, which the lease says.
     pub backend: Backend,
     /// MAC address for a new lease that has one; a random one if `None`. A lease that is reused keeps its own.
     pub vtep_mac: Option<Mac>,
     /// The subnet of an earlier run, from this host's record or subnet.env.
-    pub preferred: Option<Ipv4Net>,
+    pub preferred: Option<IpNet>,
     /// How long the lease lives unless renewed.
     pub time_to_live: Duration,
 }
 
-/// A lease that is ours.
+/// The lease that this host has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalLease {
     /// Key and value as they stand in the store.
@@ -50,20 +51,20 @@ pub struct LocalLease {
     pub modified: Revision,
     /// How long it lives from `renewed` on; `None` is a reservation.
     pub time_to_live: Option<Duration>,
-    /// When the last write was asked for: the store's own count started no earlier.
+    /// When the last write was asked for. The store began to count the lifetime at this moment or later.
     pub renewed: Instant,
 }
 
 impl LocalLease {
-    /// When to renew so that `margin` is left; at half the time to live if the margin leaves less than that.
-    /// A reservation is looked after as often as if it lived [`TIME_TO_LIVE`].
+    /// When the lease must be renewed so that `margin` is left of its lifetime, but not before half of it has passed. A
+    /// reservation is written again as often as a lease that lives [`TIME_TO_LIVE`].
     pub fn renew_at(&self, margin: Duration) -> Instant {
         let time_to_live = self.time_to_live.unwrap_or(TIME_TO_LIVE);
         self.renewed + time_to_live.saturating_sub(margin).max(time_to_live / 2)
     }
 
-    /// Takes in what the store says of the own key: a reservation never gets an end again, whoever made it one. Says
-    /// whether that is news.
+    /// Takes in what the store says of the key's lifetime. If an operator made it a reservation it will not be given an end
+    /// again. Returns whether that is news.
     pub fn heed(&mut self, lifetime: Lifetime) -> bool {
         lifetime == Lifetime::Reserved && self.time_to_live.take().is_some()
     }
@@ -77,7 +78,7 @@ impl LocalLease {
 /// Why a lease was not renewed.
 #[derive(Debug, thiserror::Error)]
 pub enum RenewError {
-    /// It is not ours any more.
+    /// It is no longer this host's.
     #[error("lease {key} is lost: {}", match holder {
         Some(holder) => format!("host {holder} holds it now"),
         None => "it was deleted or has expired".to_owned(),
@@ -85,10 +86,11 @@ pub enum RenewError {
     Lost {
         /// The key.
         key: String,
-        /// Who holds it, if anybody does; our own address if another host uses it too, or our value was altered.
-        holder: Option<Ipv4Addr>,
+        /// Which host the key names now, if any. It is this host's own address if another host uses the same address, or if
+        /// somebody altered our value.
+        holder: Option<IpAddr>,
     },
-    /// The store failed: the lease is ours until it expires.
+    /// The store failed. The lease is this host's until it expires.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -115,8 +117,8 @@ pub async fn acquire(
     )
 }
 
-/// For a store that is meant for one host alone: an error if another host has a lease in it.
-pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> Result<()> {
+/// Fails if another host has a lease in this store. For stores that are meant for one host alone.
+pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: IpAddr) -> Result<()> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
     match leases.into_iter().find(|(_, lease)| lease.public_ip != public_ip) {
@@ -131,12 +133,12 @@ pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: Ipv4Addr) -> 
     }
 }
 
-/// Renews with a fresh time to live. On [`RenewError::Store`] `held` may be tried again. A key
-/// that was made a reservation meanwhile stays one.
+/// Renews the lease, with a fresh time to live. After [`RenewError::Store`] it may be tried again. A key that an operator
+/// has made a reservation meanwhile stays one.
 pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), RenewError> {
     let (key, value) = (held.lease.key(), held.lease.value());
     let mut modified = held.modified;
-    // A second try, since a renewal whose answer was lost may have been made.
+    // There is a second try because an earlier renewal may have been made though its answer was lost.
     for _ in 0..2 {
         let renewed = Instant::now();
         let written = store.renew(&key, value.clone(), modified, held.time_to_live).await?;
@@ -162,7 +164,7 @@ pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), 
     Err(RenewError::Lost { key, holder })
 }
 
-/// `None` is a lost race.
+/// One try to get a subnet. `None` means that another host was faster.
 async fn try_acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
@@ -172,8 +174,9 @@ async fn try_acquire(
     let leases = decoded(&snapshot);
     let (own, others): (Vec<_>, Vec<_>) =
         leases.iter().partition(|(_, lease)| lease.public_ip == request.public_ip);
-    let (fit, misfit): (Vec<_>, Vec<_>) =
-        own.into_iter().partition(|(entry, lease)| config.fits(lease.subnet) && entry.key == lease.key());
+    let (fit, misfit): (Vec<_>, Vec<_>) = own
+        .into_iter()
+        .partition(|(entry, lease)| config.plan.fits(lease.subnet) && entry.key == lease.key());
     if let [(first, _), (second, _), ..] = fit[..] {
         bail!(
             "public IP {} has two leases, {} and {}: if another host uses this address, give one of them another --public-ip; \
@@ -197,11 +200,11 @@ async fn try_acquire(
         }
         return Ok(reuse(store, request, entry, lease).await?);
     }
-    // Whose value is bad is taken all the same. What we just gave back is free.
+    // A subnet is taken even if the value of its key cannot be read. The ones that were given back just now are free.
     let given_back = |entry: &LeaseEntry| misfit.iter().any(|(misfit, _)| misfit.key == entry.key);
     let keys = snapshot.entries.iter().filter(|entry| !given_back(entry));
     let taken = Taken::new(keys.filter_map(|entry| lease::subnet_of(&entry.key).ok()));
-    let preferred = request.preferred.filter(|&subnet| config.fits(subnet) && taken.is_free(subnet));
+    let preferred = request.preferred.filter(|&subnet| config.plan.fits(subnet) && taken.is_free(subnet));
     let subnet = match preferred {
         Some(subnet) => subnet,
         None => draw(config, &taken)?,
@@ -209,14 +212,15 @@ async fn try_acquire(
     Ok(claim(store, request, subnet).await?)
 }
 
-/// Entries that are leases. The others are not ours, whatever they are; the loop reports them.
+/// The entries that are leases. Entries that cannot be read are not this host's; the reconciler reports them.
 fn decoded(snapshot: &Snapshot) -> Vec<(&LeaseEntry, Lease)> {
     let decode = |entry: &LeaseEntry| lease::decode(&entry.key, &entry.value).ok();
     let entries = snapshot.entries.iter();
     entries.filter_map(|entry| Some((entry, decode(entry)?))).collect()
 }
 
-/// A lease of ours from before the config was altered, or one with an IPv6 subnet that we would not serve.
+/// Gives back a lease of this host that it cannot use: one from before the config was altered, or one with an IPv6 subnet,
+/// which this agent would not serve.
 async fn release_misfit(
     store: &mut impl Store,
     config: &NetworkConfig,
@@ -229,9 +233,9 @@ async fn release_misfit(
              or alter Network, SubnetLen, SubnetMin or SubnetMax",
             entry.key,
             lease.public_ip,
-            config.subnet_len,
-            config.subnet_min,
-            config.subnet_max
+            config.plan.subnet_len,
+            config.plan.subnet_min,
+            config.plan.subnet_max
         );
     }
     log::info!("give back our lease {}, which does not fit the network config", entry.key);
@@ -239,7 +243,8 @@ async fn release_misfit(
     Ok(())
 }
 
-/// Our lease from before, with its MAC address: peers that have not heard of our restart go on using it.
+/// Takes this host's earlier lease again, with its MAC address, because peers that have not heard of the restart go on
+/// using that.
 async fn reuse(
     store: &mut impl Store,
     request: &LeaseRequest,
@@ -263,7 +268,7 @@ async fn reuse(
 async fn claim(
     store: &mut impl Store,
     request: &LeaseRequest,
-    subnet: Ipv4Net,
+    subnet: IpNet,
 ) -> Result<Option<LocalLease>, StoreError> {
     let lease = new_lease(request, subnet, request.vtep_mac);
     let time_to_live = Some(request.time_to_live);
@@ -272,7 +277,7 @@ async fn claim(
     Ok(held(written, lease, time_to_live, renewed))
 }
 
-fn new_lease(request: &LeaseRequest, subnet: Ipv4Net, vtep_mac: Option<Mac>) -> Lease {
+fn new_lease(request: &LeaseRequest, subnet: IpNet, vtep_mac: Option<Mac>) -> Lease {
     let backend = request.backend.published(|| vtep_mac.unwrap_or_else(Mac::random));
     Lease { subnet, public_ip: request.public_ip, backend }
 }
@@ -289,37 +294,37 @@ fn held(
     }
 }
 
-fn draw(config: &NetworkConfig, taken: &Taken) -> Result<Ipv4Net> {
-    let free: Vec<_> = config.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
+fn draw(config: &NetworkConfig, taken: &Taken) -> Result<IpNet> {
+    let free: Vec<_> = config.plan.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
     if free.is_empty() {
         bail!(
             "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen \
              Network, SubnetMin or SubnetMax",
-            config.network,
-            config.candidates().count(),
-            config.subnet_min,
-            config.subnet_max
+            config.plan.network,
+            config.plan.candidates().count(),
+            config.plan.subnet_min,
+            config.plan.subnet_max
         );
     }
     Ok(free[rand::random_range(0..free.len())])
 }
 
-/// Address ranges in use, apart from each other: first address to last.
-struct Taken(BTreeMap<Ipv4Addr, Ipv4Addr>);
+/// The address ranges that are in use, from first address to last. No two of them overlap.
+struct Taken(BTreeMap<IpAddr, IpAddr>);
 
 impl Taken {
-    fn new(subnets: impl Iterator<Item = Ipv4Net>) -> Self {
-        let apart = Ipv4Net::aggregate(&subnets.collect());
-        let range = |subnet: Ipv4Net| (subnet.network(), subnet.broadcast());
+    fn new(subnets: impl Iterator<Item = IpNet>) -> Self {
+        let apart = IpNet::aggregate(&subnets.collect());
+        let range = |subnet: IpNet| (subnet.network(), subnet.broadcast());
         Self(apart.into_iter().map(range).collect())
     }
 
-    fn is_free(&self, subnet: Ipv4Net) -> bool {
+    fn is_free(&self, subnet: IpNet) -> bool {
         let before = self.0.range(..=subnet.broadcast()).next_back();
         before.is_none_or(|(_, &last)| last < subnet.network())
     }
 }
 
-fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }

@@ -51,12 +51,12 @@ impl DirStore {
         Self { folder: folder.into() }
     }
 
-    /// Runs `work` on a ledger that agrees with the files, alone. Cancel-safe.
+    /// Runs `work` on a ledger that agrees with the files, while nobody else can. Cancel-safe.
     async fn locked<T>(&self, work: impl FnOnce(&mut Books) -> io::Result<T>) -> Result<T, StoreError> {
         self.locked_by(Instant::now() + PATIENCE, work).await
     }
 
-    /// The same, for one that has waited before.
+    /// Does the same for a caller that has waited already, and does not wait longer than `deadline`.
     async fn locked_by<T>(
         &self,
         deadline: Instant,
@@ -81,8 +81,8 @@ impl DirStore {
         run().map_err(|error| self.failed(&error))
     }
 
-    /// `None` while another has it. Never waits: the agent's thread has other work, and whoever can read the file can
-    /// hold the lock for ever, hence also its mode.
+    /// Takes the lock, or returns `None` while another process has it. It never waits, because the agent's thread has other
+    /// work. Whoever can open the file can hold the lock for ever, so only its owner may open it.
     fn try_lock(&self) -> io::Result<Option<Flock<File>>> {
         fs::create_dir_all(self.folder.join("subnets"))?;
         let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(self.lock())?;
@@ -141,7 +141,7 @@ impl<'a> Books<'a> {
         Ok(books)
     }
 
-    /// Takes over what was done to the files by hand, and removes what has expired. Says whether anything changed.
+    /// Takes over what was done to the files by hand, and removes what has expired. Returns whether anything changed.
     fn agree(&mut self) -> io::Result<bool> {
         let files = self.files()?;
         let gone: Vec<String> = self
@@ -156,7 +156,7 @@ impl<'a> Books<'a> {
         let new: Vec<_> = new.into_iter().map(|(key, value)| (key, value, self.ledger.expiry(key))).collect();
         let changed = !gone.is_empty() || !new.is_empty();
         self.ledger.delete(gone);
-        // A file that nobody claimed is a reservation; one that was altered keeps its lifetime.
+        // A file that an operator made is a reservation. One that an operator altered keeps its lifetime.
         for (key, value, expires) in new {
             self.ledger.put(key, value.clone(), expires);
         }
@@ -171,7 +171,7 @@ impl<'a> Books<'a> {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(self.folder.join("subnets"))? {
             let entry = entry?;
-            // Hidden files are an editor's, and names that are not text are no keys.
+            // Hidden files belong to an editor, and a name that is not text is no key.
             let Some(key) =
                 entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned)
             else {
@@ -179,7 +179,7 @@ impl<'a> Books<'a> {
             };
             match fs::read(entry.path()) {
                 Ok(value) => drop(files.insert(key, value.into())),
-                // A folder, or a file removed by hand since it was listed.
+                // It is a folder, or a file that was removed by hand since it was listed.
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {}
                 Err(error) => return Err(error),
             }
@@ -214,7 +214,7 @@ impl<'a> Books<'a> {
         self.write(&self.folder.join(".ledger.json"), &serde_json::to_vec(&self.ledger)?)
     }
 
-    /// By rename, so that no reader sees half a file. The lock makes one name for the draft enough.
+    /// Writes a file by rename, so that no reader sees half of it. One name is enough for the draft, because the lock is held.
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let draft = self.folder.join(".draft");
         File::create(&draft)?.write_all(content)?;
@@ -310,12 +310,13 @@ impl Store for DirStore {
     }
 }
 
-/// The watch of a [`DirStore`]: a look every 200 ms.
+/// The watch of a [`DirStore`], which looks every 200 ms.
 #[derive(Debug)]
 pub struct DirFollow {
     store: DirStore,
     revision: Revision,
-    /// Since when it waits for the lock: those who drop the call at every beat of their own must hear of it, too.
+    /// Since when it waits for the lock. It is kept here because some callers drop the call at every beat of their own, and
+    /// must hear of a lock that is never free, too.
     waiting: Option<Instant>,
 }
 

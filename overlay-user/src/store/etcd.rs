@@ -1,4 +1,4 @@
-//! etcd as the store, over its v3 API. The only file that knows the client.
+//! etcd as the store, over its v3 API.
 use std::{
     collections::VecDeque,
     error::Error as _,
@@ -22,21 +22,21 @@ use super::{
 
 /// How long one request may take, connecting and logging in included.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that is silent this long is asked for a sign of life; etcd allows one such question in 5 s.
+/// A connection that is silent for this long is asked for a sign of life. etcd allows one such question in 5 s.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Keys in one page of a snapshot.
 const PAGE: i64 = 500;
 
-/// Where etcd is and who we are to it: flannel's `--etcd-*` flags.
+/// Where etcd is, and how to log in: flannel's `--etcd-*` options.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EtcdOptions {
-    /// `http://host:port` or `https://host:port` each.
+    /// URLs of the members: `http://host:port` or `https://host:port`.
     pub endpoints: Vec<String>,
-    /// Everything lives below it: `/coreos.com/network`.
+    /// The prefix of all keys: `/coreos.com/network`.
     pub prefix: String,
-    /// PEM file of the authorities that sign etcd's certificate; the system's when there is none.
+    /// PEM file of the authorities that may sign etcd's certificate. Without one, the system's authorities may.
     pub cafile: Option<PathBuf>,
-    /// PEM file of our own certificate.
+    /// PEM file of the certificate that this host shows to etcd.
     pub certfile: Option<PathBuf>,
     /// PEM file of its key.
     pub keyfile: Option<PathBuf>,
@@ -46,7 +46,7 @@ pub struct EtcdOptions {
     pub password: Option<String>,
 }
 
-/// The network's keys in etcd. Connects at the first request, and again after one that failed.
+/// The network's keys in etcd. It connects at the first request, and again after a request that failed.
 #[derive(Clone)]
 pub struct EtcdStore {
     name: String,
@@ -74,7 +74,7 @@ impl EtcdStore {
         format!("{}/config", self.prefix)
     }
 
-    /// With its last slash: flannel reads `<prefix>/subnetsX` too, which nobody means.
+    /// The prefix of all leases, with its last slash. (flannel leaves the slash out, and so reads `<prefix>/subnetsX` too.)
     fn subnets(&self) -> String {
         format!("{}/subnets/", self.prefix)
     }
@@ -87,11 +87,12 @@ impl EtcdStore {
         Ok(self.client.insert(client).clone())
     }
 
-    /// The first endpoint that answers, the one that answered last time first. Given all of them, the client would
-    /// spread requests over dead ones too, and flannel's default names one that is dead nearly everywhere. One that
-    /// refuses may be alone in that (a member with a wrong certificate): it has the last word only if none answers.
+    /// Connects to the first endpoint that answers, beginning with the one that answered last time. If the client were given
+    /// all of them it would send requests to dead ones, too, and flannel's default names one that is dead nearly everywhere.
+    /// An endpoint that refuses may be the only one (a member with a wrong certificate), so its refusal is only returned if no
+    /// endpoint answers.
     async fn connect(&mut self) -> Result<Client, StoreError> {
-        // Every time: certificates are renewed while agents run.
+        // The files are read for each connection, because certificates are renewed while agents run.
         let connect =
             connect_options(&self.options).map_err(|error| unavailable(&self.name, format!("{error:#}")))?;
         let (mut failures, mut refusal) = (Vec::new(), None);
@@ -109,14 +110,14 @@ impl EtcdStore {
 
     async fn try_endpoint(&self, connect: ConnectOptions) -> Result<Client, Error> {
         let mut client = Client::connect(&self.options.endpoints[..1], Some(connect)).await?;
-        // Connecting itself asks nothing; this asks what every agent may read.
+        // Connecting does not talk to the endpoint yet. This request does, for a key that every agent may read.
         let quietly = GetOptions::new().with_keys_only();
         client.get(self.config_key(), Some(quietly)).await?;
         Ok(client)
     }
 
-    /// One request. A failed one takes its connection with it: the next request looks for an endpoint that answers,
-    /// and logs in again.
+    /// Makes one request. If it fails the connection is given up: the next request looks for an endpoint that answers, and
+    /// logs in again.
     async fn ask<T>(&mut self, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
         let answer = within(&self.name, request).await;
         if answer.is_err() {
@@ -125,7 +126,7 @@ impl EtcdStore {
         answer
     }
 
-    /// An etcd lease of its own for one key, as flannel makes; 0 for a key without end.
+    /// Makes an etcd lease for one key alone, as flannel does. Returns 0, which is no lease, for a key without an end.
     async fn grant(&mut self, time_to_live: Option<Duration>) -> Result<i64, StoreError> {
         let Some(time_to_live) = time_to_live else {
             return Ok(0);
@@ -136,7 +137,7 @@ impl EtcdStore {
         Ok(self.ask(client.grant(seconds, None)).await?.id())
     }
 
-    /// Ends an etcd lease that no key uses any more. What cannot be ended now ends by itself with its time to live.
+    /// Ends an etcd lease that no key uses any more. If that fails the lease ends by itself, with its time to live.
     async fn revoke_unused(&mut self, lease: i64) {
         if lease == 0 {
             return;
@@ -145,7 +146,8 @@ impl EtcdStore {
             let mut client = self.client().await?.lease_client();
             let keys = LeaseTimeToLiveOptions::new().with_keys();
             let answer = self.ask(client.time_to_live(lease, Some(keys))).await?;
-            // An operator may have hung other keys on the same lease; and a claim whose answer was lost was made.
+            // An operator may have put other keys on the same lease. And if the answer to a claim was lost, the claim may
+            // have been made, and its key uses the lease.
             if answer.ttl() > 0 && answer.keys().is_empty() {
                 self.ask(client.revoke(lease)).await?;
             }
@@ -156,7 +158,7 @@ impl EtcdStore {
         }
     }
 
-    /// A put behind a guard, on a fresh etcd lease; whatever lease is left without a key is revoked.
+    /// Puts a key on a fresh etcd lease if the guard holds. The etcd lease that no key uses afterwards is revoked.
     async fn guarded_put(
         &mut self,
         key: String,
@@ -176,7 +178,7 @@ impl EtcdStore {
         result.map(|(written, _)| written)
     }
 
-    /// A write behind a guard; answers with the etcd lease that the key hung on before, 0 if on none.
+    /// Writes if the guard holds. Also returns the etcd lease that the key was on before, or 0.
     async fn guarded(&mut self, guard: Compare, write: TxnOp) -> Result<(Written, i64), StoreError> {
         let mut client = self.client().await?;
         let txn = Txn::new().when([guard]).and_then([write]);
@@ -210,7 +212,7 @@ impl Store for EtcdStore {
 
     async fn origin(&mut self) -> Result<Origin, StoreError> {
         let mut client = self.client().await?;
-        // Every answer says so; this one holds nothing else.
+        // Every answer carries cluster and revision in its header. This request asks for as little else as can be.
         let quietly = GetOptions::new().with_keys_only();
         let answer = self.ask(client.get(self.config_key(), Some(quietly))).await?;
         let header = answer.header().ok_or_else(|| unavailable(&self.name, "an answer without a header"))?;
@@ -218,14 +220,15 @@ impl Store for EtcdStore {
     }
 
     async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
-        // A page of a few values as large as etcd takes them is more than the client would read unasked.
+        // Without this limit the client refuses answers above 4 MiB, which a page of a few very large values exceeds.
         let mut client = self.client().await?.kv_client().max_decoding_message_size(usize::MAX);
         let subnets = self.subnets();
         let end = end_of(&subnets);
         let mut start = subnets.clone().into_bytes();
         let mut snapshot = Snapshot::default();
         loop {
-            // Revision 0 is the newest: the first page decides, the others are read as they were then.
+            // Revision 0 means the newest. The first page decides which that is, and the other pages are read at the same
+            // revision.
             let options =
                 GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(snapshot.revision.0);
             let page = self.ask(client.get(start, Some(options))).await?;
@@ -247,8 +250,8 @@ impl Store for EtcdStore {
     async fn follow(&mut self, revision: Revision) -> Result<EtcdFollow, StoreError> {
         let client = self.client().await?;
         let subnets = self.subnets();
-        // etcd splits its answers between revisions, never within one, unless asked to; so it is not asked to, and
-        // a revision that deletes very many keys must fit.
+        // Unless asked to, etcd never splits the changes of one revision over several answers. It is not asked to, so an
+        // answer must be allowed to hold a revision that deletes very many keys.
         let mut watch = client.watch_client().max_decoding_message_size(usize::MAX);
         let options = WatchOptions::new()
             .with_range(end_of(&subnets))
@@ -263,7 +266,8 @@ impl Store for EtcdStore {
         let (stream, created) = self.ask(open).await?;
         let created = created.ok_or_else(|| ended(&name))?;
         check(&created, &name)?;
-        // A store that is younger than what we know was wiped or restored; it would stay silent until it caught up.
+        // A store whose newest revision is older than the one we know was wiped or restored. Its watch would stay silent
+        // until its revisions have caught up.
         let newest = Revision(created.header().map_or(0, |header| header.revision()));
         if newest < revision {
             return Err(StoreError::Behind { store: name, oldest: newest });
@@ -309,9 +313,9 @@ pub struct EtcdFollow {
     name: String,
     subnets: String,
     stream: WatchStream,
-    /// Read, not yet handed out: one answer may hold several revisions.
+    /// Batches that were read and not handed out yet, since one answer may hold several revisions.
     ready: VecDeque<Batch>,
-    /// The stream ends when the last handle of its connection goes.
+    /// It is kept because the stream ends with the last handle of its connection.
     _connection: Client,
 }
 
@@ -330,8 +334,8 @@ impl Follow for EtcdFollow {
     }
 }
 
-/// The events of one answer by revision. An answer without events is a progress notification: every change up to its
-/// revision has been sent.
+/// The events of one answer, by revision. An answer without events is a progress notification, which says that every
+/// change up to its revision has been sent.
 fn batches(answer: &WatchResponse, subnets: &str) -> VecDeque<Batch> {
     let mut batches: VecDeque<Batch> = VecDeque::new();
     for (event, kv) in answer.events().iter().filter_map(|event| event.kv().map(|kv| (event, kv))) {
@@ -364,14 +368,14 @@ fn entry(kv: &KeyValue, subnets: &str) -> LeaseEntry {
         key: key.strip_prefix(subnets).unwrap_or(&key).to_owned(),
         value: Bytes::copy_from_slice(kv.value()),
         modified: Revision(kv.mod_revision()),
-        // A key without an etcd lease has no end.
+        // A key that is on no etcd lease has no end.
         lifetime: if kv.lease() == 0 { Lifetime::Reserved } else { Lifetime::Limited },
     }
 }
 
-/// The first key that no longer starts with `prefix`, which ends with a slash.
+/// The first key, in etcd's order, that does not start with `prefix` any more. `prefix` ends with a slash.
 fn end_of(prefix: &str) -> String {
-    // `0` follows `/` in ASCII.
+    // In ASCII `0` comes right after `/`.
     format!("{}0", prefix.trim_end_matches('/'))
 }
 
@@ -383,7 +387,7 @@ fn old_lease(answer: &TxnResponse) -> i64 {
     }
 }
 
-/// Whether the watch still runs.
+/// Fails if an answer says that the watch has ended.
 fn check(answer: &WatchResponse, name: &str) -> Result<(), StoreError> {
     if answer.compact_revision() > 0 {
         return Err(StoreError::Behind {
@@ -410,8 +414,8 @@ async fn within<T>(name: &str, request: impl Future<Output = Result<T, Error>>) 
 
 fn classify(name: &str, error: &Error) -> StoreError {
     let detail = text(error);
-    // gRPC's status codes (grpc.io, "Status codes and their use in gRPC"): what etcd answers when it is reached
-    // and does not want us.
+    // The status codes of gRPC (grpc.io, "Status codes and their use in gRPC") that etcd answers with when it was reached
+    // and refuses the request.
     const INVALID_ARGUMENT: i32 = 3;
     const PERMISSION_DENIED: i32 = 7;
     const FAILED_PRECONDITION: i32 = 9;
@@ -420,15 +424,15 @@ fn classify(name: &str, error: &Error) -> StoreError {
         Error::GRpcStatus(status) => i32::from(status.code()),
         _ => 0,
     };
-    // Users or roles were altered under our token; the next connection gets a new one.
+    // Users or roles were altered since our token was made. The next connection gets a new token.
     let stale_token = detail.contains("revision of auth store is old");
     let refusal =
         matches!(code, INVALID_ARGUMENT | PERMISSION_DENIED | FAILED_PRECONDITION | UNAUTHENTICATED);
     if (refusal && !stale_token) || detail.to_ascii_lowercase().contains("certificate") {
         return refused(name, &detail);
     }
-    // TLS 1.3 refuses our certificate after the handshake: what we see is the connection's end, or the alert if it
-    // comes first.
+    // With TLS 1.3 the server refuses our certificate only after the handshake. What is seen of it here is the end of the
+    // connection, or the alert if that arrives first.
     let ends = ["broken pipe", "connection reset", "connection closed"];
     if name.contains("https://") && ends.iter().any(|end| detail.contains(end)) {
         return unavailable(
@@ -465,7 +469,7 @@ fn ended(name: &str) -> StoreError {
     unavailable(name, "it closed the watch")
 }
 
-/// The message and its causes, without the client's own wording around them.
+/// The message and its causes, without the words that the client puts around them.
 fn text(error: &Error) -> String {
     let (mut text, mut cause) = match error {
         Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
@@ -498,7 +502,7 @@ fn connect_options(options: &EtcdOptions) -> anyhow::Result<ConnectOptions> {
     Ok(connect)
 }
 
-/// TLS as the options say, if any endpoint wants it.
+/// How to speak TLS, if the endpoints are `https://`.
 fn tls(options: &EtcdOptions) -> anyhow::Result<Option<TlsOptions>> {
     let files = options.cafile.is_some() || options.certfile.is_some() || options.keyfile.is_some();
     let plain = options.endpoints.iter().find(|endpoint| !endpoint.starts_with("https://"));

@@ -8,19 +8,19 @@ use crate::store::{Batch, LeaseChange, Origin, Revision, Snapshot};
 #[derive(Debug, Default)]
 pub struct History {
     origin: Option<Origin>,
-    /// When each key was last written, at the origin's revision. Empty until this agent has read them all.
+    /// When each key was last written, as of the origin's revision. `None` until this agent has read all keys once.
     keys: Option<BTreeMap<String, Revision>>,
 }
 
 impl History {
-    /// What an earlier agent heard, or nothing.
+    /// Begins with what an earlier agent heard of the store, if anything.
     pub fn new(origin: Option<Origin>) -> Self {
         Self { origin, keys: None }
     }
 
-    /// Whether a snapshot is of the same history. No cluster but ours, no revision that went back, and no key that
-    /// claims to be older than what we know and is not what we know: then somebody counted from the start again, and has
-    /// passed our revision meanwhile. A key that is missing proves nothing.
+    /// Whether a snapshot is of the same history. It is not if it comes from another cluster, or if its revision is lower than
+    /// the last known one. Nor is it if a key was last written at a revision that we have passed, and we know nothing of that
+    /// write: then the store began to count anew, and has passed our revision meanwhile. A key that is missing proves nothing.
     pub fn goes_on_in(&self, snapshot: &Snapshot) -> bool {
         let Some(origin) = self.origin else { return true };
         let contradicts = |keys: &BTreeMap<String, Revision>| {

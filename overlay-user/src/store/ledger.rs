@@ -1,5 +1,5 @@
-//! The rules of a store as plain data: keys with revisions, expiry and a bounded history. The memory and the
-//! directory store keep one; neither has rules of its own.
+//! The rules of a store as plain data: keys with revisions, expiry and a bounded history. The store in memory and the
+//! folder each keep a ledger, and have no rules of their own.
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
@@ -7,17 +7,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Batch, LeaseChange, LeaseEntry, Lifetime, Revision, Snapshot, Written};
 
-/// Revisions kept for followers; one that is further behind takes a snapshot.
+/// How many revisions are kept for followers. A follower that is further behind must take a snapshot.
 const HISTORY: usize = 1000;
 
-/// Milliseconds since a beginning that the owner chooses.
+/// Milliseconds since a moment that the ledger's owner chooses.
 pub(super) type Millis = u64;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Ledger {
     pub(super) cluster: u64,
     revision: i64,
-    /// Followers of this revision and later ones find everything in `history`.
+    /// Followers that know this revision or a later one find all they miss in `history`.
     oldest: i64,
     records: BTreeMap<String, Stored>,
     history: VecDeque<Past>,
@@ -80,8 +80,8 @@ impl Ledger {
         self.commit(vec![Edit { key: key.to_owned(), to }])
     }
 
-    /// Deletes keys together: what goes at one look must be judged as a whole, or a mass deletion looks like many small
-    /// ones.
+    /// Deletes keys at one revision. What is deleted together must be seen together, or the mass-delete guard would take a
+    /// mass deletion for many small ones.
     pub(super) fn delete(&mut self, keys: impl IntoIterator<Item = String>) -> Revision {
         let edits: Vec<_> = keys.into_iter().map(|key| Edit { key, to: None }).collect();
         if edits.is_empty() {
@@ -90,7 +90,7 @@ impl Ledger {
         self.commit(edits)
     }
 
-    /// Deletes what has expired, together: many that do so between two looks may be a clock that was set.
+    /// Deletes what has expired, at one revision. If much of it expires between two looks the clock may have been set.
     pub(super) fn expire(&mut self, now: Millis) -> Vec<String> {
         let over = |record: &Stored| record.expires.is_some_and(|expires| expires <= now);
         let keys: Vec<_> =
@@ -148,19 +148,19 @@ impl Ledger {
         }
     }
 
-    /// The keys and their values, as they should stand.
+    /// The keys and their values.
     pub(super) fn values(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.records.iter().map(|(key, record)| (&**key, &record.value))
     }
 
-    /// The expiry of a key that is there.
+    /// When a key expires, if it is there and has an end.
     pub(super) fn expiry(&self, key: &str) -> Option<Millis> {
         self.records.get(key).and_then(|record| record.expires)
     }
 
-    /// The first batch after `revision`, if there is one yet; `Err` names the oldest revision that can be followed.
+    /// The first batch after `revision`, if there is one yet. The error is the oldest revision that can be followed.
     pub(super) fn after(&self, revision: Revision) -> Result<Option<Batch>, Revision> {
-        // A revision from the future was given by another ledger.
+        // A revision from the future can only come from another ledger.
         if !(self.oldest..=self.revision).contains(&revision.0) {
             return Err(Revision(self.oldest));
         }
@@ -171,7 +171,7 @@ impl Ledger {
         }))
     }
 
-    /// Forgets all history.
+    /// Forgets the history, as etcd does when it compacts.
     pub(super) fn compact(&mut self) {
         self.history.clear();
         self.oldest = self.revision;
@@ -192,7 +192,7 @@ fn lifetime(expires: Option<Millis>) -> Lifetime {
     if expires.is_some() { Lifetime::Limited } else { Lifetime::Reserved }
 }
 
-/// Bytes as a string whose characters are the bytes: readable where they are ASCII, exact always.
+/// Writes bytes as a string, one character for each byte: readable where they are ASCII, and exact for all others.
 mod text {
     use super::{Bytes, Deserialize, Deserializer, Serializer};
 

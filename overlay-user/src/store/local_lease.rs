@@ -19,7 +19,7 @@ use crate::{
 /// How long to wait after a failed write.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// The own lease.
+/// Keeps this host's own lease.
 #[derive(Debug)]
 pub struct LeaseKeeper {
     current: LocalLease,
@@ -27,28 +27,28 @@ pub struct LeaseKeeper {
     value: Bytes,
     margin: Duration,
     state: LeaseState,
-    /// When to write next; `None` is not before the key is free.
+    /// When the key is written next. `None` while another host holds the key: it is written once that host's lease is gone.
     due: Option<Instant>,
     error: Option<String>,
-    /// The last write failed, which does not prove that it was not made.
+    /// The last write failed. It may have been made all the same.
     unsure: bool,
-    /// Somebody has altered the value since our last write.
+    /// Somebody else has altered the value since our last write.
     altered: bool,
-    /// When such a value was last written again.
+    /// When a value that somebody else had altered was last written again.
     answered: Option<Instant>,
 }
 
-/// What a write came to.
+/// What came of writing the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseWrite {
-    /// Nothing more to do now.
+    /// There is nothing more to do now.
     Settled,
-    /// Somebody else wrote the key meanwhile: only a new snapshot tells what holds.
+    /// Somebody else wrote the key meanwhile. Only a new snapshot tells how it stands.
     Outrun,
 }
 
 impl LeaseKeeper {
-    /// A lease that was just acquired, to be renewed `margin` before its end.
+    /// Begins with a lease that was just acquired, to be renewed `margin` before its end.
     pub fn new(lease: LocalLease, margin: Duration) -> Self {
         Self {
             key: lease.lease.key(),
@@ -69,7 +69,7 @@ impl LeaseKeeper {
         self.due
     }
 
-    /// For status and readiness.
+    /// How the lease stands, for status and readiness.
     pub fn status(&self) -> LeaseStatus {
         LeaseStatus {
             key: self.key.clone(),
@@ -80,7 +80,7 @@ impl LeaseKeeper {
         }
     }
 
-    /// What all leases at one revision say about the own key.
+    /// Takes in what all leases at one revision say about this host's key.
     pub fn snapshot(&mut self, snapshot: &Snapshot) {
         match snapshot.entries.iter().find(|entry| entry.key == self.key) {
             Some(entry) => self.seen(entry),
@@ -88,9 +88,9 @@ impl LeaseKeeper {
         }
     }
 
-    /// What the changes of one revision say about it.
+    /// Takes in what the changes of one revision say about this host's key.
     pub fn change(&mut self, batch: &Batch) {
-        // The stream lags behind our own writes: what is older than the last one is history.
+        // The stream of changes lags behind our own writes. What happened before the last of them no longer matters.
         if batch.revision <= self.current.modified {
             return;
         }
@@ -108,7 +108,7 @@ impl LeaseKeeper {
         }
     }
 
-    /// Renews or claims the key, whichever is due.
+    /// Renews the lease, or claims the key if it is missing.
     pub async fn keep(&mut self, store: &mut impl Store) -> LeaseWrite {
         if std::mem::take(&mut self.altered) {
             self.answered = Some(Instant::now());
@@ -157,8 +157,8 @@ impl LeaseKeeper {
         self.due = Some(Instant::now() + RETRY);
     }
 
-    /// Our value, written by another hand after us. Most likely a second host has our public IP, renews the same lease,
-    /// and answers every write of ours with its own: hence the pause.
+    /// Our own value was written again by somebody else. Most likely a second host has our public IP and renews the same
+    /// lease. It answers each write of ours with one of its own, so there is a pause before the next one.
     fn imitated(&mut self, entry: &LeaseEntry) {
         self.current.modified = entry.modified;
         self.state = LeaseState::Held;
@@ -176,7 +176,8 @@ impl LeaseKeeper {
         self.due = Some(Instant::now() + RETRY);
     }
 
-    /// An operator may make a reservation of a running host's lease. Says whether one just did.
+    /// Takes in whether the key is a reservation, which an operator may make of a running host's lease. Returns whether that
+    /// is news.
     fn heed(&mut self, entry: &LeaseEntry) -> bool {
         let news = self.current.heed(entry.lifetime);
         if news {
@@ -189,8 +190,8 @@ impl LeaseKeeper {
         if entry.value == self.value {
             self.heed(entry);
             if entry.modified != self.current.modified || self.unsure {
-                // Our value, not our write: whether its time to live is ours too, only a renewal makes sure. Or our
-                // last write failed, and the store answers again.
+                // The value is ours, but we do not know of the write, so its time to live may be another. Or our last
+                // write failed, and the store answers again. In both cases a renewal makes sure.
                 self.due = Some(Instant::now());
             }
             self.current.modified = entry.modified;
@@ -201,8 +202,8 @@ impl LeaseKeeper {
         let lease = lease::decode(&entry.key, &entry.value);
         if lease.as_ref().is_ok_and(|lease| lease.public_ip == self.current.lease.public_ip) {
             self.heed(entry);
-            // At once, but once a minute: two hosts with one public IP and different values would answer each other as fast
-            // as the store goes.
+            // The value is written again at once, but at most once a minute. Otherwise two hosts with the same public IP and
+            // different values would answer each other as fast as the store can write.
             let now = Instant::now();
             let due = self.answered.map_or(now, |last| now.max(last + RETRY));
             warn!("lease {} was altered from outside: writing it again in {:?}", self.key, due - now);
@@ -230,14 +231,14 @@ impl LeaseKeeper {
     }
 
     fn gone(&mut self, revision: Revision) {
-        // Also after a wiped store, whose revisions start again: from here on its news count.
+        // A store that was wiped counts its revisions from the start. From this revision on its changes count again.
         self.current.modified = revision;
         if self.state != LeaseState::Missing {
             warn!("lease {} was deleted or has expired: claiming it again", self.key);
             self.state = LeaseState::Missing;
             self.due = Some(Instant::now());
         } else if self.unsure {
-            // Our claim failed, and the store answers again.
+            // Our claim failed, and now the store answers again.
             self.due = Some(Instant::now());
         }
     }
@@ -265,7 +266,7 @@ mod tests {
         }
     }
 
-    /// Just acquired, and the store it is in.
+    /// A store, and the keeper of a lease that was just acquired in it.
     async fn acquired() -> (MemoryStore, LeaseKeeper) {
         let mut store = MemoryStore::default();
         let (lease, time_to_live) = (lease(1), Some(TIME_TO_LIVE));
@@ -303,7 +304,7 @@ mod tests {
         for pause in [Duration::ZERO, RETRY] {
             store.put(&keeper.key, lease(2).value(), Some(TIME_TO_LIVE));
             let due = Instant::now() + pause;
-            // However often it is seen.
+            // However often the value is seen, the time of the next write stays the same.
             for _ in 0..2 {
                 keeper.snapshot(&store.snapshot().await.unwrap());
                 assert_eq!(keeper.due(), Some(due));

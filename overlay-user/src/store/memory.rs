@@ -12,11 +12,11 @@ use super::{
     ledger::{Edit, Ledger, Millis, Value},
 };
 
-/// A handle; clones share the content, as several hosts share an etcd.
+/// A handle to a store in memory. Its clones share the content, as several hosts share an etcd.
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
     shared: Arc<Mutex<Shared>>,
-    /// Wakes followers; the number counts the cuts of all watches.
+    /// Wakes followers. The number counts how often all watches were cut.
     changed: watch::Sender<u64>,
 }
 
@@ -28,12 +28,12 @@ struct Shared {
     start: Instant,
 }
 
-/// What every call answers until it is taken back.
+/// How every call fails, until the fault is taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// As if the network were gone.
+    /// The calls fail as if the network were gone.
     Unavailable,
-    /// As if the password were wrong.
+    /// The calls fail as if the password were wrong.
     Refused,
 }
 
@@ -52,13 +52,13 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// Makes every call fail, open watches too, or work again.
+    /// Makes every call fail, also those of open watches, or makes them work again.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.lock().fault = fault;
         self.wake();
     }
 
-    /// Forgets all history: whoever follows from an earlier revision is behind.
+    /// Forgets all history, so that whoever follows from an earlier revision is behind.
     pub fn compact(&self) {
         self.lock().ledger.compact();
         self.wake();
@@ -69,7 +69,7 @@ impl MemoryStore {
         self.changed.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Empties it and makes it another cluster, whose revisions start again.
+    /// Empties the store and makes it another cluster, whose revisions start anew.
     pub fn wipe(&self) {
         let mut shared = self.lock();
         shared.ledger = Ledger::new(shared.ledger.cluster + 1);
@@ -77,7 +77,7 @@ impl MemoryStore {
         self.wake();
     }
 
-    /// Writes a key past all guards, as an operator may: a reservation if it has no time to live.
+    /// Writes a key without any guard, as an operator may. Without a time to live it is a reservation.
     pub fn put(&self, key: &str, value: impl Into<Bytes>, time_to_live: Option<Duration>) -> Revision {
         let mut shared = self.lock();
         let expires = shared.expiry(time_to_live);
@@ -99,7 +99,7 @@ impl MemoryStore {
         revision
     }
 
-    /// Deletes a key past all guards.
+    /// Deletes a key without any guard.
     pub fn delete(&self, key: &str) -> Revision {
         self.commit([(key.to_owned(), None)])
     }
@@ -112,13 +112,13 @@ impl MemoryStore {
         self.shared.lock().expect("no holder of the lock panics")
     }
 
-    /// Lets other tasks run before the call, as a network does, so that what races with etcd races here.
+    /// Lets other tasks run before a call, as a network would, so that what races with etcd races here, too.
     async fn reach(&self) -> Result<MutexGuard<'_, Shared>, StoreError> {
         tokio::task::yield_now().await;
         self.open()
     }
 
-    /// The content, with what has expired taken out, unless a fault is set.
+    /// The content, without what has expired; or an error if a fault is set.
     fn open(&self) -> Result<MutexGuard<'_, Shared>, StoreError> {
         let mut shared = self.lock();
         match shared.fault {
@@ -230,7 +230,7 @@ pub struct MemoryFollow {
 impl Follow for MemoryFollow {
     async fn next(&mut self) -> Result<Batch, StoreError> {
         loop {
-            // Marked as seen before the look, so that a change after the look wakes us.
+            // The change is marked as seen before the look at the ledger, so that a change after the look wakes us.
             if *self.changed.borrow_and_update() != self.cuts {
                 return Err(StoreError::Unavailable {
                     store: self.store.name(),

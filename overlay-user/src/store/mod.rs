@@ -1,4 +1,4 @@
-//! Where leases live: the trait the agent's loop depends on, in domain words. etcd and a directory of files are details.
+//! Where leases live: the trait `Store` that the reconciler depends on, and the stores that implement it.
 pub mod acquire;
 pub mod dir;
 pub mod etcd;
@@ -24,20 +24,20 @@ impl fmt::Display for Revision {
 /// Whether a key lives on when nobody renews it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// Without an end: a reservation, put there by an operator (flannel's Documentation/reservations.md).
+    /// It has no end: it is a reservation that an operator wrote (flannel's Documentation/reservations.md).
     Reserved,
-    /// Until its time to live is over.
+    /// It ends when its time to live is over.
     Limited,
 }
 
-/// One key below `<prefix>/subnets/`, undecoded: a bad value is the loop's business, not the store's.
+/// One key below `<prefix>/subnets/`, and its value as bytes. A value that cannot be read is not the store's concern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseEntry {
     /// The key without `<prefix>/subnets/`: `10.244.61.0-24`.
     pub key: String,
     /// The value, byte for byte.
     pub value: Bytes,
-    /// When the key was last written; the guard of [`Store::renew`] and [`Store::release`].
+    /// When the key was last written, which [`Store::renew`] and [`Store::release`] ask for.
     pub modified: Revision,
     /// Whether it ends by itself.
     pub lifetime: Lifetime,
@@ -46,15 +46,15 @@ pub struct LeaseEntry {
 /// All keys at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The revision all entries were read at; follow from here.
+    /// The revision that all entries were read at, and from which the store can be followed.
     pub revision: Revision,
-    /// Identity of the store; another one means another cluster (or folder) answers under the same address.
+    /// Identity of the store. If it differs, another cluster (or folder) answers under the same address.
     pub cluster: u64,
     /// The entries, in no particular order.
     pub entries: Vec<LeaseEntry>,
 }
 
-/// Which history something comes from, and how far that had got.
+/// Which history of a store something comes from, and how far that history had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// [`Snapshot::cluster`].
@@ -64,15 +64,16 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Whether `later` continues this history. etcd computes a cluster's identity from its members' names and addresses:
-    /// one that was wiped, or restored from a backup, and started as before has the same, but its revisions went back.
+    /// Whether `later` continues this history. The cluster's identity alone does not tell: etcd computes it from its members'
+    /// names and addresses, so a cluster that was wiped or restored from a backup has the same one. But its revisions went
+    /// back.
     pub fn goes_on_in(&self, later: Self) -> bool {
         self.cluster == later.cluster && self.revision <= later.revision
     }
 }
 
 impl Snapshot {
-    /// Where it comes from.
+    /// The history that the snapshot was taken of.
     pub fn origin(&self) -> Origin {
         Origin { cluster: self.cluster, revision: self.revision }
     }
@@ -90,29 +91,29 @@ pub enum LeaseChange {
     },
 }
 
-/// The changes of one revision, together: the mass-delete guard looks at a revision as a whole.
+/// All changes of one revision, because the mass-delete guard looks at a revision as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// The revision that made them.
     pub revision: Revision,
-    /// The changes, in the store's order. None at all means that nothing changed up to this revision: what follows
-    /// later may start from here.
+    /// The changes, in the store's order. A batch without any says that nothing changed up to this revision, so that a later
+    /// watch may start from it.
     pub changes: Vec<LeaseChange>,
 }
 
 /// Answer of a guarded write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// Done, at this revision.
+    /// The write was made, at this revision.
     At(Revision),
-    /// The key was not in the state the guard asked for: somebody else was first. Read again.
+    /// The write was not made, because the key was not in the state that the guard asked for: somebody else was first.
     Lost,
 }
 
-/// What the loop branches on; everything else is in the source's text.
+/// How a store fails, as far as callers must tell failures apart. The details are in the text.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// History between the asked revision and now is gone (compaction): snapshot again.
+    /// The history between the revision that was asked for and now is gone (compaction). A new snapshot is needed.
     #[error("history of {store} before revision {oldest} is gone")]
     Behind {
         /// Which store.
@@ -120,7 +121,7 @@ pub enum StoreError {
         /// The oldest revision still there.
         oldest: Revision,
     },
-    /// Not reachable, timed out, without leader: try again later, touch nothing.
+    /// The store cannot be reached, took too long, or has no leader. It may be tried again later.
     #[error("{store} does not answer: {detail}")]
     Unavailable {
         /// Which store.
@@ -128,7 +129,7 @@ pub enum StoreError {
         /// What the client said.
         detail: String,
     },
-    /// Reached, and it refuses us (password, certificate, permission): trying again will not help by itself.
+    /// The store was reached and refuses (password, certificate, permission). Trying again does not help by itself.
     #[error("{store} refuses: {detail}")]
     Refused {
         /// Which store.
@@ -140,7 +141,7 @@ pub enum StoreError {
 
 /// The stream of a [`Store::follow`]. Dropping it ends the watch.
 pub trait Follow: Send {
-    /// The next batch; `Err` ends the stream. Cancel-safe.
+    /// The next batch. An error ends the stream. Cancel-safe.
     fn next(&mut self) -> impl Future<Output = Result<Batch, StoreError>> + Send;
 }
 
@@ -159,7 +160,7 @@ pub trait Store: Send {
     fn origin(&mut self) -> impl Future<Output = Result<Origin, StoreError>> + Send;
     /// All keys below `<prefix>/subnets/`, all pages at one revision.
     fn snapshot(&mut self) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
-    /// Every change after `revision`, in order, none left out, or an error.
+    /// Follows every change after `revision`, in order and without a gap.
     fn follow(&mut self, revision: Revision)
     -> impl Future<Output = Result<Self::Follow, StoreError>> + Send;
     /// Creates `key` if it is not there. `time_to_live` of `None` means no end.

@@ -14,9 +14,15 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/"))
 }
 
-/// Where cargo puts what it builds.
+/// Where cargo puts what it builds: where it has put this program, unless the variable says otherwise.
 pub fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+    let here = || {
+        let program = env::current_exe().ok()?;
+        // Cargo marks its folder for programs that make backups.
+        program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).map(Path::to_owned)
+    };
+    let told = env::var_os("CARGO_TARGET_DIR").map(|folder| root().join(folder));
+    told.or_else(here).unwrap_or_else(|| root().join("target"))
 }
 
 /// Where the eBPF toolchain is kept when it is the project's own; overlay-user's build script looks at the same place.
@@ -46,11 +52,27 @@ pub fn cargo(args: &[&str]) -> Command {
     cargo
 }
 
-/// Builds the `overlay` binary as the tests do, and returns its path. It is not optimised: the kernel carries the
-/// packets, the kernel programs are always optimised, and an optimised agent takes minutes longer to build.
+/// The variable that names a folder in which all programs of the project have been built already. `cargo xtask test` sets it:
+/// tests that run at the same time must not wait for each other's cargo.
+pub const BUILT: &str = "OVERLAY_BUILT";
+
+/// Builds a program of the project as the tests do, and returns its path. Not optimised: the kernel carries the packets, the
+/// kernel programs are optimised always, and an optimised agent takes minutes longer to build.
+pub fn build(package: &str, program: &str) -> Result<PathBuf> {
+    build_by(&["build", "--package", package, "--bin", program], program, command::pass_through)
+}
+
+fn build_by(words: &[&str], program: &str, run: impl FnOnce(&mut Command) -> Result<()>) -> Result<PathBuf> {
+    if let Some(folder) = env::var_os(BUILT) {
+        return Ok(PathBuf::from(folder).join(program));
+    }
+    run(&mut cargo(words))?;
+    Ok(target().join("debug").join(program))
+}
+
+/// Builds the `overlay` binary as the tests do, and returns its path.
 pub fn build_overlay() -> Result<PathBuf> {
-    command::pass_through(&mut cargo(&["build", "--package", "overlay-user"]))?;
-    Ok(target().join("debug/overlay"))
+    build("overlay-user", "overlay")
 }
 
 /// Builds the `overlay` binary as users have it, optimised, and returns its path. The benchmark measures this one.
@@ -84,6 +106,5 @@ pub fn build_next(next: Next) -> Result<PathBuf> {
     let (feature, binary) = (format!("next-{name}"), format!("overlay-next-{name}"));
     let words = ["build", "--package", "overlay-user", "--features", &feature, "--bin", &binary];
     // cargo's messages would fill the screen, so they are shown only if it fails.
-    command::output(&mut cargo(&words))?;
-    Ok(target().join("debug").join(binary))
+    build_by(&words, &binary, |cargo| command::output(cargo).map(drop))
 }

@@ -1,5 +1,5 @@
 //! What the loop says about itself: answers to operators, and the status that health and control servers read.
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use log::{info, warn};
 use tokio::time::Instant;
@@ -71,7 +71,7 @@ impl<D: Datapath> ReconcilerState<D> {
     }
 
     fn endpoint_lines(&self) -> Vec<EndpointLine> {
-        let line = |(&address, &endpoint): (&Ipv4Addr, &Endpoint)| EndpointLine { address, endpoint };
+        let line = |(&address, &endpoint): (&IpAddr, &Endpoint)| EndpointLine { address, endpoint };
         self.installed.endpoints.iter().map(line).collect()
     }
 

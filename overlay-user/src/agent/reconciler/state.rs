@@ -5,7 +5,7 @@ use std::{
     future::Future,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use log::{error, info, warn};
 use tokio::time::Instant;
 
@@ -33,7 +33,7 @@ pub(super) struct ReconcilerState<D> {
     /// What is in force: read back at every audit, kept up by every successful change.
     pub(super) installed: Installed,
     /// Peers that could not be put in force or removed, and why.
-    pub(super) failed: BTreeMap<Ipv4Net, String>,
+    pub(super) failed: BTreeMap<IpNet, String>,
     /// How many endpoint and port changes have failed since the last repair.
     pub(super) unrepaired: usize,
     /// Where what is in force comes from.
@@ -171,8 +171,8 @@ impl<D: Datapath> ReconcilerState<D> {
         self.publish();
     }
 
-    fn changes_of(&self, subnets: &BTreeSet<Ipv4Net>) -> Vec<PeerChange> {
-        let change = |subnet: &Ipv4Net| {
+    fn changes_of(&self, subnets: &BTreeSet<IpNet>) -> Vec<PeerChange> {
+        let change = |subnet: &IpNet| {
             peers::change_of(*subnet, self.table.get(subnet), self.installed.peers.get(subnet))
         };
         subnets.iter().filter_map(change).collect()

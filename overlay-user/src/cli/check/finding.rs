@@ -1,7 +1,7 @@
 //! One thing that `overlay check` looked at, how it stands, and what to do about it.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Serialize;
 
 /// How serious a finding is.
@@ -48,10 +48,10 @@ impl Finding {
 pub(super) type Sysctl<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The range of addresses that firewall rules are judged for.
-pub(super) fn overlaps(rule: &str, network: Ipv4Net) -> bool {
-    let parsed = rule.parse::<Ipv4Net>().ok().or_else(|| {
-        let address: Ipv4Addr = rule.parse().ok()?;
-        Some(Ipv4Net::from(address))
+pub(super) fn overlaps(rule: &str, network: IpNet) -> bool {
+    let parsed = rule.parse::<IpNet>().ok().or_else(|| {
+        let address: IpAddr = rule.parse().ok()?;
+        Some(IpNet::from(address))
     });
     parsed.is_some_and(|rule| rule.contains(&network) || network.contains(&rule))
 }

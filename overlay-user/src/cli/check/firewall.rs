@@ -1,5 +1,5 @@
 //! Firewall rules and IPsec policies that matter: those that the fast path bypasses, and those that break what takes the stack.
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::finding::{Finding, Level, overlaps};
 use crate::host::firewall::{
@@ -7,7 +7,7 @@ use crate::host::firewall::{
     iptables,
 };
 
-pub(super) async fn findings(network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) -> Vec<Finding> {
+pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>) -> Vec<Finding> {
     let variants = iptables::variants();
     let mut findings = Vec::new();
     // Of either variant: what hides or drops need not be in the one that others use.
@@ -71,7 +71,7 @@ fn not_inspected(what: &str, error: &Failed) -> Finding {
 }
 
 /// Rules of iptables-save's filter table that drop forwarded packets.
-fn forward(variant: &str, rules: &str, network: Option<Ipv4Net>) -> Finding {
+fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
     let what = &format!("{variant} forward rules");
     let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
     let drops = |line: &&str| line.contains("-j DROP") || line.contains("-j REJECT");
@@ -101,7 +101,7 @@ fn forward(variant: &str, rules: &str, network: Option<Ipv4Net>) -> Finding {
 }
 
 /// Whether a rule of FORWARD (ours) or of flannel's chain accepts all with this end in Network, under no other condition.
-fn accepts(rules: &str, end: &str, network: Ipv4Net) -> bool {
+fn accepts(rules: &str, end: &str, network: IpNet) -> bool {
     let begin = |chain: &str| format!("-A {chain} {end} {network} ");
     rules.lines().any(|line| {
         let rest = ["FORWARD", "FLANNEL-FWD"].iter().find_map(|chain| line.strip_prefix(&begin(chain)));
@@ -114,7 +114,7 @@ fn accepts(rules: &str, end: &str, network: Ipv4Net) -> bool {
 
 /// Docker's filters against direct access to containers (28.0): a packet for a container that no port publishes, or that
 /// comes in by another interface than the bridge, overlay0 included, is dropped. What the fast path delivers passes by.
-async fn direct_access(rules: &str, subnet: Option<Ipv4Net>) -> Finding {
+async fn direct_access(rules: &str, subnet: Option<IpNet>) -> Finding {
     let what = "docker's filters";
     let Some(subnet) = subnet else { return Finding::ok(what, "no subnet leased yet: nothing to look for") };
     for (rule, bridge) in rules.lines().filter_map(|rule| Some((rule, guarded_bridge(rule)?))) {
@@ -152,7 +152,7 @@ fn bypassed(what: &str, rules: &[&str]) -> Finding {
 }
 
 /// Docker's `--ip-masq`: containers' packets leave with the host's address, also towards other containers.
-fn masquerade(rules: &str, network: Option<Ipv4Net>, subnet: Option<Ipv4Net>) -> Finding {
+fn masquerade(rules: &str, network: Option<IpNet>, subnet: Option<IpNet>) -> Finding {
     let what = "masquerading";
     let Some(subnet) = subnet else {
         return Finding::ok(what, "no subnet leased yet: nothing to look for");
@@ -224,7 +224,7 @@ fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
 mod tests {
     use super::*;
 
-    fn net(text: &str) -> Option<Ipv4Net> {
+    fn net(text: &str) -> Option<IpNet> {
         Some(text.parse().unwrap())
     }
 

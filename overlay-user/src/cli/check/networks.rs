@@ -1,14 +1,14 @@
 //! Other networks of this host whose addresses are inside Network, so that other hosts' containers with these addresses cannot
 //! be reached.
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::finding::{Finding, Level};
 use crate::host::netlink::{Address, Link, Route};
 
 /// The whole overlay: the tunnel device's route that this host's subnet is part of.
-pub(super) fn network(routes: &[Route], device: u32, subnet: Ipv4Net) -> Option<Ipv4Net> {
+pub(super) fn network(routes: &[Route], device: u32, subnet: IpNet) -> Option<IpNet> {
     let ours = |route: &&Route| route.link == Some(device) && route.destination.contains(&subnet);
-    routes.iter().filter(ours).map(|route| route.destination).min_by_key(Ipv4Net::prefix_len)
+    routes.iter().filter(ours).map(|route| route.destination).min_by_key(IpNet::prefix_len)
 }
 
 /// Addresses inside Network that are not of this host's subnet: the kernel has a route for their network that is more
@@ -17,8 +17,8 @@ pub(super) fn others(
     addresses: &[Address],
     links: &[Link],
     device: &str,
-    network: Option<Ipv4Net>,
-    subnet: Option<Ipv4Net>,
+    network: Option<IpNet>,
+    subnet: Option<IpNet>,
 ) -> Finding {
     let what = "other networks";
     let (Some(network), Some(subnet)) = (network, subnet) else {
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
     use crate::host::netlink::LinkKind;
 
-    fn net(text: &str) -> Ipv4Net {
+    fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 

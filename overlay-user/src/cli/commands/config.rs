@@ -48,7 +48,7 @@ async fn run(store: &mut impl Store, command: Config) -> Result<()> {
             } else {
                 println!(
                     "config of network {} written to {}; agents read it when they start",
-                    parsed.network,
+                    parsed.plan.network,
                     store.name()
                 );
             }

@@ -2,7 +2,7 @@
 use std::{fs, io::ErrorKind, path::Path};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     cli::options,
@@ -53,7 +53,7 @@ fn read(path: &Path, ip_masq: bool) -> Result<DockerOptions> {
 }
 
 /// docker0 in a subnet that a gateway is responsible for would be an address stolen from whoever is behind it.
-async fn refuse_routed_elsewhere(subnet: Ipv4Net) -> Result<()> {
+async fn refuse_routed_elsewhere(subnet: IpNet) -> Result<()> {
     let routes = Netlink::open()?.routes().await?;
     let elsewhere = routes.iter().find(|route| route.destination == subnet && route.gateway.is_some());
     if let Some(gateway) = elsewhere.and_then(|route| route.gateway) {

@@ -35,15 +35,15 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     });
     match &own {
         Some(own) => println!("would renew the lease of {} for {own_ip}", own.subnet),
-        None => println!("would lease a free subnet of {} for {own_ip}", network.network),
+        None => println!("would lease a free subnet of {} for {own_ip}", network.plan.network),
     }
     let scope = Scope {
-        network: network.network,
-        subnet_len: network.subnet_len,
+        network: network.plan.network,
+        subnet_len: network.plan.subnet_len,
         backend,
         own_ip,
         // Without a lease no subnet is ours, and the base of Network is nobody's.
-        own_subnet: own.map_or(network.network, |own| own.subnet),
+        own_subnet: own.map_or(network.plan.network, |own| own.subnet),
     };
     let mut table = PeerTable::new(scope);
     table.snapshot(&snapshot);
@@ -51,7 +51,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
         println!("would skip lease {}: {}", skipped.key, skipped.why);
     }
     let memory = Memory::default();
-    memory.state().installed = pinned(options, network.subnet_len);
+    memory.state().installed = pinned(options, network.plan.subnet_len);
     let mut datapath = DryRun::new(memory, std::io::stdout());
     let changes = peers::diff(&table, &datapath.installed()?.peers);
     for change in &changes {
@@ -67,6 +67,6 @@ fn pinned(options: &Agent, subnet_len: u8) -> Installed {
     let peers = entries
         .unwrap_or_default()
         .into_iter()
-        .filter_map(|(base, peer)| Some((ipnet::Ipv4Net::new(base, subnet_len).ok()?, peer_of(&peer))));
+        .filter_map(|(base, peer)| Some((ipnet::IpNet::new(base.into(), subnet_len).ok()?, peer_of(&peer))));
     Installed { peers: peers.collect(), ..Installed::default() }
 }

@@ -1,5 +1,5 @@
 //! `overlay status`, `overlay peers` and `overlay endpoints`: from the agent if it runs, from the pinned maps if not.
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
@@ -64,8 +64,8 @@ struct Tier {
 #[derive(Serialize)]
 struct PeerRow {
     /// Base address of its subnet.
-    subnet: Ipv4Addr,
-    public_ip: Ipv4Addr,
+    subnet: IpAddr,
+    public_ip: IpAddr,
     vtep_mac: Option<Mac>,
     /// `yes`, `no` (wanted, not in force), `held` (its lease is gone; the mass-delete guard keeps it).
     installed: &'static str,
@@ -325,9 +325,10 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
         Tables::open(&paths.pins).with_context(|| format!("show the peers of network {}", paths.network))?;
     let mut rows = BTreeMap::new();
     for (subnet, peer) in tables.peers.entries()? {
+        let subnet = IpAddr::from(subnet);
         let row = PeerRow {
             subnet,
-            public_ip: Ipv4Addr::from(peer.outer),
+            public_ip: IpAddr::from(peer.outer),
             vtep_mac: peer_of(&peer).vtep_mac,
             installed: "yes",
             traffic: tables.traffic(peer.slot)?,
@@ -376,7 +377,7 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
 pub(super) async fn endpoints(show: &Show) -> Result<()> {
     #[derive(Serialize)]
     struct Row {
-        address: Ipv4Addr,
+        address: IpAddr,
         port: String,
         ifindex: u32,
         mac: Mac,
@@ -396,7 +397,7 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
         .entries()?
         .into_iter()
         .map(|(address, endpoint)| Row {
-            address,
+            address: address.into(),
             port: names.get(&endpoint.ifindex).cloned().unwrap_or_else(|| "(gone)".into()),
             ifindex: endpoint.ifindex,
             mac: Mac(endpoint.mac),

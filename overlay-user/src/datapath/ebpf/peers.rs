@@ -1,28 +1,30 @@
 //! A peer in the maps: its subnet, its underlay address among those that the programs take packets from, its counters.
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use overlay_common::{Addr4, Vtep};
 
 use super::EbpfDatapath;
 use crate::{
     datapath::{
         error::{DatapathError, removed},
+        keys::key,
         tables,
     },
     model::entries::Peer,
 };
 
 impl EbpfDatapath {
-    pub(super) fn put_peer(&mut self, subnet: Ipv4Net, peer: &Peer) -> Result<(), DatapathError> {
-        let key = Addr4::from(subnet.network());
+    pub(super) fn put_peer(&mut self, subnet: IpNet, peer: &Peer) -> Result<(), DatapathError> {
+        let action = || format!("add peer {subnet}");
+        let key = key(subnet.network(), action)?;
         let old = self.slots.of(key);
         let slot = match old {
             Some((slot, _)) => slot,
             None => self.free_slot()?,
         };
-        let outer = Addr4::from(peer.public_ip);
-        let new = tables::peer_entry(peer, slot);
+        let new = tables::peer_entry(peer, slot).map_err(|error| DatapathError::failed(action(), &error))?;
+        let outer = new.outer;
         // The address first: a packet that arrives between the two writes finds its sender known.
         self.tables
             .vteps
@@ -37,16 +39,16 @@ impl EbpfDatapath {
             if old.is_none() {
                 self.slots.release(slot);
             }
-            return Err(self.write_failed("peers", format!("add peer {subnet}"), &error));
+            return Err(self.write_failed("peers", action(), &error));
         }
         self.slots.assign(key, slot, outer);
         moved.map_or(Ok(()), |(_, before)| self.forget_vtep(slot, before))
     }
 
-    pub(super) fn remove_peer(&mut self, subnet: Ipv4Net) -> Result<(), DatapathError> {
-        let key = Addr4::from(subnet.network());
-        removed(self.tables.peers.remove(key))
-            .map_err(|error| DatapathError::failed(format!("remove peer {subnet}"), &error))?;
+    pub(super) fn remove_peer(&mut self, subnet: IpNet) -> Result<(), DatapathError> {
+        let action = || format!("remove peer {subnet}");
+        let key = key(subnet.network(), action)?;
+        removed(self.tables.peers.remove(key)).map_err(|error| DatapathError::failed(action(), &error))?;
         let Some((slot, outer)) = self.slots.of(key) else { return Ok(()) };
         self.slots.forget(key);
         self.slots.release(slot);

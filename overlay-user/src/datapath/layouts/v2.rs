@@ -28,7 +28,7 @@ pub(super) const READER: Reader = Reader {
 fn peers(folder: &Path) -> Result<Vec<(Ipv4Addr, Peer, u32)>, DatapathError> {
     let entries = old_hash::<4, 16>(folder, "peers")?;
     let peer = |(base, value): ([u8; 4], [u8; 16])| {
-        let public_ip = Ipv4Addr::from(part(&value, 0));
+        let public_ip = Ipv4Addr::from(part(&value, 0)).into();
         let vtep_mac = Some(Mac(part(&value, 4))).filter(|mac| mac.0 != [0; 6]);
         (base.into(), Peer { public_ip, vtep_mac }, word(&value, 12))
     };

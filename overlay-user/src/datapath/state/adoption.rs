@@ -1,8 +1,12 @@
 //! Whether an agent may take over what is pinned here, before it alters anything.
-use std::{fs, net::Ipv4Addr, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use anyhow::{Error, Result, anyhow, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
     error::failed,
@@ -45,7 +49,7 @@ impl Paths {
 
     /// Refuses pins that are another host's whatever subnet the store will give this one: before a lease is taken for
     /// nothing, which would be this host's from then on.
-    pub fn refuse_foreign(&self, public_ip: Ipv4Addr) -> Result<()> {
+    pub fn refuse_foreign(&self, public_ip: IpAddr) -> Result<()> {
         let Some(found) = self.record()? else {
             return Ok(());
         };
@@ -88,10 +92,10 @@ impl Paths {
     }
 
     /// Refuses a config that what runs here has no place in, before the lease is given back which its containers live on.
-    pub fn refuse_moved(&self, public_ip: Ipv4Addr, config: &NetworkConfig) -> Result<()> {
+    pub fn refuse_moved(&self, public_ip: IpAddr, config: &NetworkConfig) -> Result<()> {
         let Some(found) = self.record()? else { return Ok(()) };
         let is_here = found.is_same_host(&Record::current(public_ip, found.subnet)?);
-        if is_here && !config.fits(found.subnet) {
+        if is_here && !config.plan.fits(found.subnet) {
             let (subnet, network) = (found.subnet, &self.network);
             bail!(
                 "the network's config has no subnet {subnet} any more, with which network {network} runs on this host: traffic \
@@ -106,7 +110,7 @@ impl Paths {
     fn others(&self) -> Result<Vec<(String, Record)>> {
         let folder = self.state.parent().unwrap_or(&self.state);
         let refused = |error| failed("list", folder, error);
-        let here = Record::current(Ipv4Addr::UNSPECIFIED, Ipv4Net::default())?;
+        let here = Record::current(Ipv4Addr::UNSPECIFIED.into(), IpNet::default())?;
         let mut others = Vec::new();
         for entry in fs::read_dir(folder).map_err(refused)? {
             let state = entry.map_err(refused)?.path();

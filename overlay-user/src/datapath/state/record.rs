@@ -1,13 +1,13 @@
 //! To whom pins belong, as a file beside them says.
 use std::{
     fs, io,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::Result;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use overlay_common::ABI;
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +21,9 @@ pub struct Record {
     /// Changes with every boot, and pins do not survive one.
     pub boot_id: String,
     /// The host's identity in the store.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: IpAddr,
     /// The subnet the host leased.
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// Version of the map layouts.
     pub abi: u32,
     /// The programs carry packets themselves; without `--fast-path off`, that is. Another choice is no other host.
@@ -50,7 +50,7 @@ fn yes() -> bool {
 
 impl Record {
     /// The record of this host, in the network namespace of the calling thread.
-    pub fn current(public_ip: Ipv4Addr, subnet: Ipv4Net) -> Result<Self> {
+    pub fn current(public_ip: IpAddr, subnet: IpNet) -> Result<Self> {
         let namespace = Path::new("/proc/thread-self/ns/net");
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
         let netns = fs::metadata(namespace).map_err(|error| failed("read", namespace, error))?;

@@ -1,5 +1,5 @@
 //! What the tunnel device must be like, and what it is found to be like.
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::model::{backend::Backend, mac::Mac};
 
@@ -13,9 +13,9 @@ pub struct DeviceSpec {
     /// MTU of the device in bytes, see [`Backend::device_mtu`].
     pub mtu: u32,
     /// The subnet this host leased: its base address becomes the device's (flannel's rule, its pkg/backend/vxlan).
-    pub subnet: Ipv4Net,
+    pub subnet: IpNet,
     /// The whole overlay, routed through the device.
-    pub network: Ipv4Net,
+    pub network: IpNet,
 }
 
 /// Which kind of device the tunnel's packets need.

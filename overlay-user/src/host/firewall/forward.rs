@@ -9,7 +9,7 @@
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
     command::Failed,
@@ -21,12 +21,12 @@ use super::{
 #[derive(Debug)]
 pub struct Forward {
     tag: String,
-    network: Ipv4Net,
+    network: IpNet,
 }
 
 impl Forward {
     /// For the network named so.
-    pub fn new(name: &str, network: Ipv4Net) -> Self {
+    pub fn new(name: &str, network: IpNet) -> Self {
         Self { tag: tag(name), network: network.trunc() }
     }
 

@@ -6,7 +6,7 @@
 use std::{borrow::Cow, io::ErrorKind, path::PathBuf};
 
 use anyhow::{Error, Result, anyhow, bail};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nftables::{
     batch::Batch,
     expr::{BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix},
@@ -30,15 +30,15 @@ const KUBE_MARK: u32 = 1 << 14;
 #[derive(Debug)]
 pub struct Masquerade {
     table: String,
-    network: Ipv4Net,
-    subnet: Ipv4Net,
+    network: IpNet,
+    subnet: IpNet,
     /// The table as it was listed after we wrote it, handles included: whoever alters it changes this.
     written: Option<Value>,
 }
 
 impl Masquerade {
     /// For the network named so, and this host's subnet.
-    pub fn new(name: &str, network: Ipv4Net, subnet: Ipv4Net) -> Self {
+    pub fn new(name: &str, network: IpNet, subnet: IpNet) -> Self {
         Self { table: table(name), network: network.trunc(), subnet: subnet.trunc(), written: None }
     }
 
@@ -93,7 +93,7 @@ impl Masquerade {
     /// host's container is never masqueraded, and its answers go astray.
     fn rules(&self) -> Vec<(&'static str, Vec<Statement<'static>>)> {
         let Self { network, subnet, .. } = *self;
-        let multicast = Ipv4Net::new_assert([224, 0, 0, 0].into(), 4);
+        let multicast = IpNet::new_assert([224, 0, 0, 0].into(), 4);
         let (is, is_not) = (Operator::EQ, Operator::NEQ);
         vec![
             ("marked: kube-proxy masquerades it", vec![is_marked(), leave()]),
@@ -196,15 +196,15 @@ fn is_marked() -> Statement<'static> {
     })
 }
 
-fn source(op: Operator, net: Ipv4Net) -> Statement<'static> {
+fn source(op: Operator, net: IpNet) -> Statement<'static> {
     address("saddr", op, net)
 }
 
-fn destination(op: Operator, net: Ipv4Net) -> Statement<'static> {
+fn destination(op: Operator, net: IpNet) -> Statement<'static> {
     address("daddr", op, net)
 }
 
-fn address(field: &'static str, op: Operator, net: Ipv4Net) -> Statement<'static> {
+fn address(field: &'static str, op: Operator, net: IpNet) -> Statement<'static> {
     let field = PayloadField { protocol: Cow::Borrowed("ip"), field: Cow::Borrowed(field) };
     let prefix = Prefix {
         addr: Box::new(Expression::String(Cow::Owned(net.network().to_string()))),

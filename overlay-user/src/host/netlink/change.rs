@@ -1,8 +1,11 @@
 //! Requests that change links, addresses and routes.
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::{BufMut, BytesMut};
-use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute};
+use netlink_packet_route::{
+    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute},
+    route::{RouteMessage, RouteScope},
+};
 use rtnetlink::{
     AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder,
     sys::protocols::NETLINK_ROUTE,
@@ -123,7 +126,7 @@ impl Netlink {
     pub async fn put_address(&self, address: Address) -> Result<(), NetlinkError> {
         self.handle
             .address()
-            .add(address.link, address.address.into(), address.prefix_len)
+            .add(address.link, address.address, address.prefix_len)
             .replace()
             .execute()
             .await
@@ -132,10 +135,15 @@ impl Netlink {
 
     /// Removes an address.
     pub async fn remove_address(&self, address: Address) -> Result<(), NetlinkError> {
-        let message = AddressMessageBuilder::<Ipv4Addr>::new()
-            .index(address.link)
-            .address(address.address, address.prefix_len)
-            .build();
+        let Address { link, address: own, prefix_len } = address;
+        let message = match own {
+            IpAddr::V4(own) => {
+                AddressMessageBuilder::<Ipv4Addr>::new().index(link).address(own, prefix_len).build()
+            }
+            IpAddr::V6(own) => {
+                AddressMessageBuilder::<Ipv6Addr>::new().index(link).address(own, prefix_len).build()
+            }
+        };
         self.handle
             .address()
             .del(message)
@@ -146,32 +154,40 @@ impl Netlink {
 
     /// Adds a route, in place of one to the same destination with the same metric.
     pub async fn put_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        let mut builder = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(route.destination.network(), route.destination.prefix_len())
-            .table_id(route.table);
-        if let Some(link) = route.link {
-            builder = builder.output_interface(link);
-        }
-        if let Some(gateway) = route.gateway {
-            builder = builder.gateway(gateway);
-        }
-        if let Some(source) = route.source {
-            builder = builder.pref_source(source);
-        }
-        if route.metric != 0 {
-            builder = builder.priority(route.metric);
-        }
-        if route.gateway.is_none() {
-            builder = builder.scope(netlink_packet_route::route::RouteScope::Link);
-        }
+        let action = || format!("add the route to {}", route.destination);
+        let message = route_message(route, action)?;
         self.handle
             .route()
-            .add(builder.build())
+            .add(message)
             .replace()
             .execute()
             .await
-            .map_err(|error| NetlinkError::new(format!("add the route to {}", route.destination), error))
+            .map_err(|error| NetlinkError::new(action(), error))
     }
+}
+
+fn route_message(route: &Route, action: impl Fn() -> String) -> Result<RouteMessage, NetlinkError> {
+    let Route { destination, .. } = route;
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.network(), destination.prefix_len())
+        .map_err(|error| NetlinkError::invalid(action(), error))?
+        .table_id(route.table);
+    if let Some(link) = route.link {
+        builder = builder.output_interface(link);
+    }
+    if let Some(gateway) = route.gateway {
+        builder = builder.gateway(gateway).map_err(|error| NetlinkError::invalid(action(), error))?;
+    }
+    if let Some(source) = route.source {
+        builder = builder.pref_source(source).map_err(|error| NetlinkError::invalid(action(), error))?;
+    }
+    if route.metric != 0 {
+        builder = builder.priority(route.metric);
+    }
+    if route.gateway.is_none() {
+        builder = builder.scope(RouteScope::Link);
+    }
+    Ok(builder.build())
 }
 
 // From linux/rtnetlink.h and linux/if_link.h; the crates have no tunnel messages yet.

@@ -1,8 +1,8 @@
 //! VXLAN devices with one VNI, whose peers stand in the kernel's own tables, as flannel makes them: read whole, so that
 //! they can be made again as they were.
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
@@ -32,7 +32,7 @@ pub struct ClassicTunnel {
     /// UDP port, in the machine's order.
     pub port: u16,
     /// Outer source address, if it is fixed.
-    pub local: Option<Ipv4Addr>,
+    pub local: Option<IpAddr>,
     /// Name of the device that it sends through, if it is fixed.
     pub underlay: Option<String>,
     /// MAC address.
@@ -55,7 +55,7 @@ pub struct ClassicTunnel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StaticNeighbour {
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its MAC address.
     pub mac: Mac,
 }
@@ -66,16 +66,16 @@ pub struct Forwarding {
     /// The MAC address.
     pub mac: Mac,
     /// Outer destination address.
-    pub to: Ipv4Addr,
+    pub to: IpAddr,
 }
 
 /// A route of table main through a gateway.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GatewayRoute {
     /// Where it leads.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// Next hop.
-    pub gateway: Ipv4Addr,
+    pub gateway: IpAddr,
     /// Name of the interface.
     pub interface: String,
     /// The next hop is taken for a neighbour, whatever the addresses say.
@@ -117,7 +117,10 @@ impl Netlink {
             .address(wanted.mac.0.to_vec())
             .append_extra_attribute(LinkAttribute::TxQueueLen(wanted.queue_length));
         if let Some(local) = wanted.local {
-            builder = builder.local(local);
+            builder = match local {
+                IpAddr::V4(local) => builder.local(local),
+                IpAddr::V6(local) => builder.local6(local),
+            };
         }
         if let Some(underlay) = &wanted.underlay {
             let link = self.link_named(underlay).await?.ok_or_else(|| NetlinkError {
@@ -188,7 +191,7 @@ impl Netlink {
         let added = self
             .handle
             .neighbours()
-            .add(link, entry.address.into())
+            .add(link, entry.address)
             .link_layer_address(&entry.mac.0)
             .state(NeighbourState::Permanent)
             .replace()
@@ -203,7 +206,7 @@ impl Netlink {
             .handle
             .neighbours()
             .add_bridge(link, &entry.mac.0)
-            .destination(entry.to.into())
+            .destination(entry.to)
             .flags(NeighbourFlags::Own)
             .state(NeighbourState::Permanent)
             .replace()
@@ -216,28 +219,28 @@ impl Netlink {
 
     /// Adds a route through a gateway, or puts it in the place of one to the same destination.
     pub async fn put_gateway_route(&self, link: u32, route: &GatewayRoute) -> Result<(), NetlinkError> {
-        let added = self.handle.route().add(gateway_route(link, route)).replace().execute().await;
+        let added = self.handle.route().add(gateway_route(link, route)?).replace().execute().await;
         added.map_err(|error| NetlinkError::new(format!("add the route to {}", route.destination), error))
     }
 
     /// Removes a route through a gateway. None there is no error.
     pub async fn remove_gateway_route(&self, link: u32, route: &GatewayRoute) -> Result<(), NetlinkError> {
-        self.remove_route(gateway_route(link, route), route.destination).await
+        self.remove_route(gateway_route(link, route)?, route.destination).await
     }
 
     /// Has packets to `network` dropped, without an answer, where no other route to it is there: what is without a route
     /// for a moment must neither leave by the default route nor be told that there is none.
-    pub async fn drop_unrouted(&self, network: Ipv4Net) -> Result<(), NetlinkError> {
-        let added = self.handle.route().add(last_resort(network)).replace().execute().await;
+    pub async fn drop_unrouted(&self, network: IpNet) -> Result<(), NetlinkError> {
+        let added = self.handle.route().add(last_resort(network)?).replace().execute().await;
         added.map_err(|error| NetlinkError::new(format!("add the blackhole route to {network}"), error))
     }
 
     /// Takes that back. None there is no error.
-    pub async fn stop_dropping_unrouted(&self, network: Ipv4Net) -> Result<(), NetlinkError> {
-        self.remove_route(last_resort(network), network).await
+    pub async fn stop_dropping_unrouted(&self, network: IpNet) -> Result<(), NetlinkError> {
+        self.remove_route(last_resort(network)?, network).await
     }
 
-    async fn remove_route(&self, route: RouteMessage, to: Ipv4Net) -> Result<(), NetlinkError> {
+    async fn remove_route(&self, route: RouteMessage, to: IpNet) -> Result<(), NetlinkError> {
         match self.handle.route().del(route).execute().await {
             Ok(()) => Ok(()),
             Err(error) => match NetlinkError::new(format!("remove the route to {to}"), error) {
@@ -248,22 +251,25 @@ impl Netlink {
     }
 }
 
-fn gateway_route(link: u32, route: &GatewayRoute) -> RouteMessage {
-    let builder = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(route.destination.network(), route.destination.prefix_len())
+fn gateway_route(link: u32, route: &GatewayRoute) -> Result<RouteMessage, NetlinkError> {
+    let GatewayRoute { destination, .. } = route;
+    let action = || format!("name the route to {destination}");
+    let builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.network(), destination.prefix_len())
+        .map_err(|error| NetlinkError::invalid(action(), error))?
         .gateway(route.gateway)
+        .map_err(|error| NetlinkError::invalid(action(), error))?
         .output_interface(link)
         .protocol(RouteProtocol::from(route.protocol));
-    if route.onlink { builder.onlink().build() } else { builder.build() }
+    Ok(if route.onlink { builder.onlink().build() } else { builder.build() })
 }
 
-fn last_resort(network: Ipv4Net) -> RouteMessage {
-    RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(network.network(), network.prefix_len())
-        .kind(RouteType::BlackHole)
-        .scope(RouteScope::Universe)
-        .priority(LAST)
-        .build()
+fn last_resort(network: IpNet) -> Result<RouteMessage, NetlinkError> {
+    let builder =
+        RouteMessageBuilder::<IpAddr>::new().destination_prefix(network.network(), network.prefix_len());
+    let builder = builder
+        .map_err(|error| NetlinkError::invalid(format!("name the blackhole route to {network}"), error))?;
+    Ok(builder.kind(RouteType::BlackHole).scope(RouteScope::Universe).priority(LAST).build())
 }
 
 fn new_neighbour(message: &RouteNetlinkMessage) -> Option<&NeighbourMessage> {
@@ -279,10 +285,8 @@ fn forwarding(message: &NeighbourMessage) -> Option<Forwarding> {
     }
     let to = message.attributes.iter().find_map(|attribute| match attribute {
         // The crate knows addresses by the message's family, which is the bridge's.
-        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-            <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from)
-        }
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip(bytes),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some((*address).into()),
         _ => None,
     })?;
     let mac = message.attributes.iter().find_map(|attribute| match attribute {
@@ -290,6 +294,11 @@ fn forwarding(message: &NeighbourMessage) -> Option<Forwarding> {
         _ => None,
     })?;
     Some(Forwarding { mac, to })
+}
+
+/// An address as bytes.
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from)
 }
 
 fn tunnel(message: &LinkMessage, name: impl Fn(u32) -> Option<String>) -> Option<(u32, ClassicTunnel)> {
@@ -329,7 +338,7 @@ fn tunnel(message: &LinkMessage, name: impl Fn(u32) -> Option<String>) -> Option
 
 fn set(tunnel: &mut ClassicTunnel, parameter: &InfoVxlan, name: impl Fn(u32) -> Option<String>) {
     match parameter {
-        InfoVxlan::Local(address) => tunnel.local = Some(*address),
+        InfoVxlan::Local(address) => tunnel.local = Some((*address).into()),
         InfoVxlan::Link(index) => tunnel.underlay = name(*index),
         InfoVxlan::Learning(on) => tunnel.learning = *on,
         InfoVxlan::UDPCsum(on) => tunnel.udp_checksum = *on,

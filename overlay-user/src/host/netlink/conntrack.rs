@@ -1,5 +1,5 @@
 //! Connections as the kernel's connection tracking has them: which ones it translates.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use bytes::BytesMut;
 use nix::errno::Errno;
@@ -9,14 +9,15 @@ use super::{
     error::NetlinkError,
     raw::{NLM_F_DUMP, find, nest, put, request, word},
 };
+use crate::model::addr::{OtherFamily, ipv4};
 
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
     /// Who sends.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// To whom.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Their ports, in the machine's order; for ICMP echo the identifier twice; zero for other protocols.
     pub ports: (u16, u16),
     /// IP protocol number.
@@ -80,22 +81,26 @@ pub fn connections() -> Result<Vec<Tracked>, NetlinkError> {
 /// no error.
 pub fn forget(original: &Tuple) -> Result<(), NetlinkError> {
     let mut body = BytesMut::from(IPV4.as_slice());
-    put_tuple(&mut body, CTA_TUPLE_ORIG, original);
+    let action = || {
+        let Tuple { source, destination, .. } = original;
+        format!("forget a connection from {source} to {destination}")
+    };
+    put_tuple(&mut body, CTA_TUPLE_ORIG, original).map_err(|error| NetlinkError::invalid(action(), error))?;
     match request(NETLINK_NETFILTER, CTNETLINK_DELETE, 0, &body) {
         Err(error) if error.raw_os_error() != Some(Errno::ENOENT as i32) => {
-            let Tuple { source, destination, .. } = original;
-            Err(NetlinkError::io(format!("forget a connection from {source} to {destination}"), &error))
+            Err(NetlinkError::io(action(), &error))
         }
         _ => Ok(()),
     }
 }
 
 /// ICMP's identifier and kind are not written: no tuple of ICMP is found by the kernel.
-fn put_tuple(out: &mut BytesMut, kind: u16, tuple: &Tuple) {
+fn put_tuple(out: &mut BytesMut, kind: u16, tuple: &Tuple) -> Result<(), OtherFamily> {
+    let (source, destination) = (ipv4(tuple.source)?, ipv4(tuple.destination)?);
     nest(out, kind, |out| {
         nest(out, CTA_TUPLE_IP, |out| {
-            put(out, CTA_IP_V4_SRC, &tuple.source.octets());
-            put(out, CTA_IP_V4_DST, &tuple.destination.octets());
+            put(out, CTA_IP_V4_SRC, &source.octets());
+            put(out, CTA_IP_V4_DST, &destination.octets());
         });
         nest(out, CTA_TUPLE_PROTO, |out| {
             put(out, CTA_PROTO_NUM, &[tuple.protocol]);
@@ -103,6 +108,7 @@ fn put_tuple(out: &mut BytesMut, kind: u16, tuple: &Tuple) {
             put(out, CTA_PROTO_DST_PORT, &tuple.ports.1.to_be_bytes());
         });
     });
+    Ok(())
 }
 
 fn tracked(attributes: &[u8]) -> Option<Tracked> {
@@ -116,7 +122,7 @@ fn tracked(attributes: &[u8]) -> Option<Tracked> {
 
 fn tuple(attributes: &[u8]) -> Option<Tuple> {
     let (ip, proto) = (find(attributes, CTA_TUPLE_IP)?, find(attributes, CTA_TUPLE_PROTO)?);
-    let address = |kind| find(ip, kind)?.first_chunk::<4>().copied().map(Ipv4Addr::from);
+    let address = |kind| find(ip, kind)?.first_chunk::<4>().copied().map(IpAddr::from);
     let port = |kind| find(proto, kind)?.first_chunk().copied().map(u16::from_be_bytes);
     let echo = port(CTA_PROTO_ICMP_ID);
     let either = |kind| port(kind).or(echo).unwrap_or_default();
@@ -143,8 +149,8 @@ mod tests {
         };
         let read = |replies_from, port| {
             let mut message = BytesMut::new();
-            put_tuple(&mut message, CTA_TUPLE_ORIG, &tuple(client, service, (40000, 80)));
-            put_tuple(&mut message, CTA_TUPLE_REPLY, &tuple(replies_from, client, (port, 40000)));
+            put_tuple(&mut message, CTA_TUPLE_ORIG, &tuple(client, service, (40000, 80))).unwrap();
+            put_tuple(&mut message, CTA_TUPLE_REPLY, &tuple(replies_from, client, (port, 40000))).unwrap();
             put(&mut message, CTA_STATUS, &0x0e_u32.to_be_bytes());
             tracked(&message).unwrap()
         };

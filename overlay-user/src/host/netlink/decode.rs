@@ -1,7 +1,7 @@
 //! Translates kernel messages into domain words. A message that does not concern the overlay becomes `None`.
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::Nla as _;
 use netlink_packet_route::{
     AddressFamily,
@@ -160,7 +160,7 @@ pub(super) fn xdp_program(message: &LinkMessage) -> Option<u32> {
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     // On a point-to-point link IFA_ADDRESS is the other end's; IFA_LOCAL is always ours.
     let address = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        AddressAttribute::Local(address) if address.is_ipv4() => Some(*address),
         _ => None,
     })?;
     Some(Address { link: message.header.index, address, prefix_len: message.header.prefix_len })
@@ -171,9 +171,9 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     if header.address_family != AddressFamily::Inet || header.kind != RouteType::Unicast {
         return None;
     }
-    let mut destination = Ipv4Addr::UNSPECIFIED;
+    let mut destination = IpAddr::from(Ipv4Addr::UNSPECIFIED);
     let mut route = Route {
-        destination: Ipv4Net::default(),
+        destination: IpNet::default(),
         link: None,
         gateway: None,
         source: None,
@@ -182,16 +182,16 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     };
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = *address,
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => route.gateway = Some(*address),
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => route.source = Some(*address),
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = (*address).into(),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => route.gateway = Some((*address).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => route.source = Some((*address).into()),
             RouteAttribute::Oif(index) => route.link = Some(*index),
             RouteAttribute::Priority(metric) => route.metric = *metric,
             RouteAttribute::Table(table) => route.table = *table,
             _ => {}
         }
     }
-    route.destination = Ipv4Net::new(destination, header.destination_prefix_length).ok()?;
+    route.destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
     Some(route)
 }
 
@@ -207,7 +207,7 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
 }
 
 /// Link and address of a neighbour entry in whatever state.
-pub(super) fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, Ipv4Addr)> {
+pub(super) fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, IpAddr)> {
     (message.header.family == AddressFamily::Inet).then_some(())?;
     Some((message.header.ifindex, destination(message)?))
 }
@@ -229,9 +229,9 @@ fn has_mac(state: NeighbourState) -> bool {
     matches!(state, Reachable | Stale | Delay | Probe | Permanent)
 }
 
-fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some((*address).into()),
         _ => None,
     })
 }

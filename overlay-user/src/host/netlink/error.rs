@@ -26,6 +26,11 @@ impl NetlinkError {
         Self { action: action.into(), detail, errno }
     }
 
+    /// A request that makes no sense, such as a route whose addresses are of two families.
+    pub(super) fn invalid(action: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        Self { action: action.into(), detail: why.to_string(), errno: Errno::EINVAL }
+    }
+
     /// A stream of events that ended.
     pub fn events(error: &io::Error) -> Self {
         Self::io("read the kernel's events", error)

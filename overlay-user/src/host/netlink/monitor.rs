@@ -1,5 +1,5 @@
 //! The kernel's notifications as one stream of events, with a clear word when some were lost.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use futures::{StreamExt, stream::BoxStream};
 use netlink_packet_route::{RouteNetlinkMessage, route::RouteMessage};
@@ -33,7 +33,7 @@ pub enum Event {
     /// A neighbour was resolved, or changed its MAC address.
     Neighbour(Neighbour),
     /// A neighbour entry aged out or was removed. Says nothing about the neighbour.
-    NeighbourGone(u32, Ipv4Addr),
+    NeighbourGone(u32, IpAddr),
     /// A bridge saw a MAC address on a port.
     Fdb(FdbEntry),
     /// A bridge forgot a MAC address. Says nothing about its holder.
@@ -113,6 +113,8 @@ fn main_route(message: &RouteMessage) -> Option<Route> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use rtnetlink::RouteMessageBuilder;
 
     use super::*;

@@ -1,7 +1,8 @@
 //! What there is: links, addresses, routes, neighbours, forwarding tables, lost packets.
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use futures::TryStreamExt as _;
+use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage, route::RouteMessage,
     tc::TcMessage,
@@ -85,9 +86,12 @@ impl Netlink {
     }
 
     /// The route the kernel would take to an address, or an error when there is none.
-    pub async fn route_to(&self, address: Ipv4Addr) -> Result<Route, NetlinkError> {
+    pub async fn route_to(&self, address: IpAddr) -> Result<Route, NetlinkError> {
         let action = || format!("find the route to {address}");
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        let request = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(address, IpNet::from(address).prefix_len())
+            .map_err(|error| NetlinkError::invalid(action(), error))?
+            .build();
         let messages: Vec<RouteMessage> = self
             .handle
             .route()

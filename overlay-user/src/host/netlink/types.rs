@@ -1,7 +1,7 @@
 //! Links, addresses, routes, neighbours and what devices lost, in domain words.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::model::mac::Mac;
 
@@ -73,28 +73,35 @@ pub struct Link {
     pub peer_netns: Option<i32>,
 }
 
-/// An IPv4 address of a link.
+/// An address of a link. Only those of IPv4 are listed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
     /// Interface index.
     pub link: u32,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Length of its prefix.
     pub prefix_len: u8,
 }
 
-/// An IPv4 route.
+impl Address {
+    /// The address alone, without others of its prefix.
+    pub fn alone(link: u32, address: IpAddr) -> Self {
+        Self { link, address, prefix_len: IpNet::from(address).prefix_len() }
+    }
+}
+
+/// A route. Only those of IPv4 are listed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Where it leads; `0.0.0.0/0` for the default route.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// Interface index of the way out; `None` for multipath and blackhole routes.
     pub link: Option<u32>,
     /// Next hop.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// Preferred source address.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
     /// Metric: lower is preferred.
     pub metric: u32,
     /// Routing table; 254 is `main`.
@@ -110,7 +117,7 @@ pub struct Neighbour {
     /// Interface index.
     pub link: u32,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its MAC address.
     pub mac: Mac,
 }

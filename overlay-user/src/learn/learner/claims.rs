@@ -1,5 +1,5 @@
 //! The learner's conclusions: which ports to attach, whose claim on an address to believe.
-use std::{collections::BTreeMap, mem, net::Ipv4Addr};
+use std::{collections::BTreeMap, mem, net::IpAddr};
 
 use super::{AddressClaim, Asked, Learner, Probe};
 use crate::{
@@ -68,7 +68,7 @@ impl Learner {
             return self.config.bridges.contains(&link.name);
         }
         // The base address is overlay0's, and proves nothing about others that carry it.
-        let holds = |&(index, address): &(u32, Ipv4Addr)| {
+        let holds = |&(index, address): &(u32, IpAddr)| {
             index == link.index && address != self.config.subnet.network()
         };
         let leads = link.kind == LinkKind::Veth && self.routes.values().any(|index| *index == link.index);
@@ -84,7 +84,7 @@ impl Learner {
     }
 
     /// An address a container can have: in the subnet, neither its base, its broadcast, nor one of this host's own.
-    pub(super) fn is_container(&self, address: Ipv4Addr) -> bool {
+    pub(super) fn is_container(&self, address: IpAddr) -> bool {
         let subnet = self.config.subnet;
         subnet.contains(&address)
             && address != subnet.network()
@@ -122,7 +122,7 @@ impl Learner {
     /// What was learned of an address that the host has taken for itself since.
     fn forget_own(&mut self) {
         let learned = self.endpoints.iter().filter(|(_, endpoint)| !endpoint.pinned);
-        let own: Vec<Ipv4Addr> =
+        let own: Vec<IpAddr> =
             learned.map(|(address, _)| *address).filter(|address| !self.is_container(*address)).collect();
         for address in own {
             self.forget(address);
@@ -147,13 +147,13 @@ impl Learner {
         }
     }
 
-    pub(super) fn put(&mut self, address: Ipv4Addr, endpoint: Endpoint) {
+    pub(super) fn put(&mut self, address: IpAddr, endpoint: Endpoint) {
         if self.endpoints.insert(address, endpoint) != Some(endpoint) {
             self.changes.push(LocalChange::PutEndpoint(address, endpoint));
         }
     }
 
-    pub(super) fn forget(&mut self, address: Ipv4Addr) {
+    pub(super) fn forget(&mut self, address: IpAddr) {
         self.claims.remove(&address);
         self.answered.remove(&address);
         if self.endpoints.remove(&address).is_some() {
@@ -174,7 +174,7 @@ impl Learner {
 
     /// A bridge without a fixed MAC address takes another one as ports come and go.
     fn follow_gateways(&mut self) {
-        let stale: Vec<(Ipv4Addr, Endpoint)> = self
+        let stale: Vec<(IpAddr, Endpoint)> = self
             .endpoints
             .iter()
             .map(|(address, endpoint)| (*address, *endpoint, self.gateway_mac(endpoint.port)))
@@ -189,8 +189,8 @@ impl Learner {
     }
 
     /// Every claim the picture makes, by address: behind this port, with this MAC address.
-    fn claimed(&self) -> BTreeMap<Ipv4Addr, Vec<(u32, Mac)>> {
-        let mut claims: BTreeMap<Ipv4Addr, Vec<(u32, Mac)>> = BTreeMap::new();
+    fn claimed(&self) -> BTreeMap<IpAddr, Vec<(u32, Mac)>> {
+        let mut claims: BTreeMap<IpAddr, Vec<(u32, Mac)>> = BTreeMap::new();
         for (&(link, address), &mac) in &self.neighbours {
             if !self.is_container(address) || !mac.is_unicast() {
                 continue;
@@ -209,7 +209,7 @@ impl Learner {
 
     /// Weighs all claims on an address at once: its holder and others may be seen at the same time, on segments of
     /// their own, and none of them takes back what another says.
-    fn weigh(&mut self, address: Ipv4Addr, claims: &[(u32, Mac)]) {
+    fn weigh(&mut self, address: IpAddr, claims: &[(u32, Mac)]) {
         let mut held = match self.endpoints.get(&address) {
             Some(held) => *held,
             None => {
@@ -271,7 +271,7 @@ impl Learner {
 
     /// The holder answered, or is pinned: whoever claims the address, it is not asked again before [`Learner::retry`].
     /// Claims may take turns as fast as packets come, and of one that is made again each time one is counted.
-    pub(super) fn refuse(&mut self, address: Ipv4Addr) {
+    pub(super) fn refuse(&mut self, address: IpAddr) {
         let counted = self.answered.entry(address).or_default();
         let Some(claim) = self.claims.get_mut(&address) else { return };
         claim.state = Asked::Refused;
@@ -280,7 +280,7 @@ impl Learner {
     }
 
     /// The holder is silent: the claimant gets the address, or the stack if the claimant's port has no fast path.
-    pub(super) fn concede(&mut self, address: Ipv4Addr) {
+    pub(super) fn concede(&mut self, address: IpAddr) {
         let Some(claim) = self.claims.remove(&address) else {
             return;
         };
@@ -296,7 +296,7 @@ impl Learner {
 
     /// The kernel keeps a neighbour long after it fell silent. On another segment than the claimant's the entry would
     /// be a claim at once, and two that are silent would take the address from each other for ever.
-    fn disprove(&mut self, address: Ipv4Addr, claimant: u32) {
+    fn disprove(&mut self, address: IpAddr, claimant: u32) {
         let Some(held) = self.endpoints.get(&address) else { return };
         let segment = self.segment(held.port);
         let key = (segment, address);

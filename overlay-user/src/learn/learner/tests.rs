@@ -1,12 +1,14 @@
 //! Sequences of kernel events, and what must follow from each.
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::host::netlink::{Address, FdbEntry, Neighbour, TABLE_MAIN};
 
 const BRIDGE: u32 = 5;
 const A: Mac = mac(0xa);
 const B: Mac = mac(0xb);
-const C1: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+const C1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2));
+const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1));
 
 const fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])
@@ -38,11 +40,11 @@ fn port(index: u32) -> Event {
     Event::Link(link(index, LinkKind::Veth, Some(BRIDGE)))
 }
 
-fn address(link: u32, address: Ipv4Addr) -> Address {
+fn address(link: u32, address: IpAddr) -> Address {
     Address { link, address, prefix_len: 24 }
 }
 
-fn neighbour(link: u32, address: Ipv4Addr, mac: Mac) -> Event {
+fn neighbour(link: u32, address: IpAddr, mac: Mac) -> Event {
     Event::Neighbour(Neighbour { link, address, mac })
 }
 
@@ -137,7 +139,7 @@ fn only_veths_of_our_bridges_are_attached() {
     let tap = Event::Link(link(8, LinkKind::Other("tun".into()), Some(BRIDGE)));
     let foreign = Event::Link(link(9, LinkKind::Veth, Some(99)));
     let device = Event::Link(link(10, LinkKind::Vxlan(crate::host::netlink::Vxlan::default()), None));
-    let base = Event::Address(address(10, Ipv4Addr::new(10, 244, 1, 0)));
+    let base = Event::Address(address(10, IpAddr::from([10, 244, 1, 0])));
     let events = [tap, foreign, device, base, seen(A, 8), neighbour(BRIDGE, C1, A)];
     assert_eq!(feed(&mut learner, events), []);
 }
@@ -277,9 +279,9 @@ fn a_holder_that_is_down_loses_its_address_unasked() {
 }
 
 /// A point-to-point veth of ours, with `address` seen behind it.
-fn seen_alone(index: u32, address: Ipv4Addr, mac: Mac) -> [Event; 3] {
+fn seen_alone(index: u32, address: IpAddr, mac: Mac) -> [Event; 3] {
     // A route of its own makes it ours, whatever address is seen there.
-    let destination = Ipv4Addr::new(10, 244, 1, 200 + index as u8).into();
+    let destination = IpAddr::from([10, 244, 1, 200 + index as u8]).into();
     let route =
         Route { destination, link: Some(index), gateway: None, source: None, metric: 0, table: TABLE_MAIN };
     [Event::Link(link(index, LinkKind::Veth, None)), Event::Route(route), neighbour(index, address, mac)]
@@ -369,7 +371,7 @@ fn a_holder_replaced_while_it_was_asked_is_asked_again() {
 
 #[test]
 fn two_containers_with_one_mac_make_no_storm_of_probes() {
-    let c2 = Ipv4Addr::new(10, 244, 1, 3);
+    let c2 = IpAddr::from([10, 244, 1, 3]);
     let mut learner = learned();
     feed(&mut learner, [port(8), seen(A, 8), neighbour(BRIDGE, c2, A)]);
     assert_eq!((learner.endpoints[&C1].port, learner.endpoints[&c2].port), (7, 8));
@@ -487,9 +489,9 @@ fn what_changes_nothing_is_not_thought_about() {
         seen(A, 7),
         neighbour(BRIDGE, C1, A),
         // Of other networks, or gone before.
-        Event::Address(address(9, Ipv4Addr::new(192, 168, 0, 1))),
+        Event::Address(address(9, IpAddr::from([192, 168, 0, 1]))),
         Event::AddressGone(address(9, C1)),
-        neighbour(9, Ipv4Addr::new(192, 168, 0, 2), B),
+        neighbour(9, IpAddr::from([192, 168, 0, 2]), B),
         Event::NeighbourGone(9, C1),
         Event::FdbGone(entry),
     ];
@@ -561,7 +563,7 @@ fn a_veth_outside_our_bridges_is_attached_for_its_pinned_endpoint() {
 #[test]
 fn claims_by_name_are_refused_with_the_reason() {
     let mut learner = learned();
-    let outside = Ipv4Addr::new(10, 244, 2, 9);
+    let outside = IpAddr::from([10, 244, 2, 9]);
     assert!(matches!(learner.attach(C1, "nope", Some(A)), Err(ClaimError::NoInterface(_))));
     assert!(matches!(learner.attach(C1, "if5", Some(A)), Err(ClaimError::NotVeth(_))));
     assert!(matches!(learner.attach(outside, "if7", Some(A)), Err(ClaimError::NotOurs { .. })));
@@ -570,8 +572,8 @@ fn claims_by_name_are_refused_with_the_reason() {
 
 #[test]
 fn what_is_installed_survives_a_restart_unless_its_port_went() {
-    let (gone, pinned) = (Ipv4Addr::new(10, 244, 1, 3), Ipv4Addr::new(10, 244, 1, 4));
-    let reused = Ipv4Addr::new(10, 244, 1, 5);
+    let (gone, pinned) = (IpAddr::from([10, 244, 1, 3]), IpAddr::from([10, 244, 1, 4]));
+    let reused = IpAddr::from([10, 244, 1, 5]);
     let pinned_endpoint = Endpoint { pinned: true, gateway_mac: mac(0x89), ..on(9, B) };
     let installed = Installed {
         endpoints: [(C1, on(7, A)), (gone, on(6, B)), (pinned, pinned_endpoint), (reused, on(10, B))].into(),

@@ -1,12 +1,12 @@
 //! How the local lease stands, as the agent's status shows it.
 use serde::{Deserialize, Serialize};
 
-/// The own lease.
+/// How the local lease stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LeaseStatus {
     /// Its key below `<prefix>/subnets/`.
     pub key: String,
-    /// Whether the store holds it for this host, as far as known.
+    /// Whether the store holds it for this host, as far as is known.
     pub state: LeaseState,
     /// When it ends unless renewed; `None` for a reservation.
     pub expires: Option<u64>,
@@ -16,17 +16,17 @@ pub struct LeaseStatus {
     pub error: Option<String>,
 }
 
-/// Who holds the own lease.
+/// Who holds this host's key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LeaseState {
     /// This host.
     #[default]
     Held,
-    /// Nobody: it was deleted or expired, and is being claimed again.
+    /// Nobody. It was deleted or has expired, and is being claimed again.
     Missing,
-    /// Another host. The subnet cannot change under running containers, so traffic goes on and the key is claimed
-    /// again when it becomes free.
+    /// Another host. The subnet cannot change under running containers, so traffic goes on, and the key is claimed again
+    /// when it becomes free.
     Lost {
         /// What the key says about who holds it.
         to: String,

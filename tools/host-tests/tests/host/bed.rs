@@ -1,7 +1,7 @@
 //! A network namespace for one test, and containers in it.
 use std::{
     future::Future,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::MetadataExt as _,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -10,7 +10,7 @@ use std::{
 use nix::sched::{CloneFlags, unshare};
 
 /// Address of the first container.
-pub const C1: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+pub const C1: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2));
 
 /// Runs a test in a network namespace that ends with it. A netlink socket stays in the namespace of the thread that
 /// opened it, so the test gets a thread and a runtime of its own.
@@ -42,7 +42,7 @@ pub struct Container {
 
 impl Container {
     /// Starts a container with `veth` as its port on br0 and `address` inside.
-    pub fn start(veth: &str, address: Ipv4Addr) -> Self {
+    pub fn start(veth: &str, address: IpAddr) -> Self {
         let container = Self::behind(veth);
         container.run(&format!("ip address add {address}/24 dev eth0"));
         run(&format!("ip link set {veth} master br0 up"));
@@ -51,7 +51,7 @@ impl Container {
 
     /// Starts a container without a bridge, as the CNI plugin `ptp` does: the gateway's address is on the veth, and a
     /// host route leads to the container.
-    pub fn start_routed(veth: &str, address: Ipv4Addr) -> Self {
+    pub fn start_routed(veth: &str, address: IpAddr) -> Self {
         let container = Self::behind(veth);
         run(&format!("ip address add 10.244.1.1/32 dev {veth}"));
         run(&format!("ip link set {veth} up"));

@@ -1,7 +1,7 @@
 //! Containers are learned, moved and forgotten by what the kernel says about them.
 use std::{
     io::Write as _,
-    net::Ipv4Addr,
+    net::IpAddr,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -78,7 +78,7 @@ impl Observer {
     }
 }
 
-fn puts(address: Ipv4Addr, port: u32) -> impl Fn(&LocalChange) -> bool {
+fn puts(address: IpAddr, port: u32) -> impl Fn(&LocalChange) -> bool {
     move |change| matches!(change, LocalChange::PutEndpoint(put, endpoint) if *put == address && endpoint.port == port)
 }
 

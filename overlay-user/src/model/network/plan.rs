@@ -1,0 +1,108 @@
+//! How the addresses of one family are dealt out to hosts, with the rules of flannel's pkg/subnet/config.go.
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::Serialize;
+
+use super::values::{ConfigError, bad, read};
+use crate::model::{
+    addr::{after, number, size},
+    json::Fields,
+};
+
+/// Which addresses the overlay has in one family, and which parts of them hosts may lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct AddressPlan {
+    /// The whole overlay.
+    pub network: IpNet,
+    /// Prefix length of every host's subnet.
+    pub subnet_len: u8,
+    /// First address of the first subnet to lease.
+    pub subnet_min: IpAddr,
+    /// First address of the last subnet to lease.
+    pub subnet_max: IpAddr,
+}
+
+/// Prefix lengths that a family's plan may have.
+struct Lengths {
+    /// The longest prefix that Network may have, so that four subnets of four addresses fit into it.
+    network: u8,
+    /// The longest prefix that a subnet may have.
+    subnet: u8,
+    /// A subnet's length unless the config says otherwise.
+    usual: u8,
+}
+
+const IPV4: Lengths = Lengths { network: 28, subnet: 30, usual: 24 };
+
+impl AddressPlan {
+    /// Reads the fields of IPv4, with every default filled in.
+    pub(super) fn read_ipv4(fields: &Fields) -> Result<Self, ConfigError> {
+        let network = network(fields)?;
+        let subnet_len = subnet_len(fields, network, &IPV4)?;
+        let size = size(network.addr(), subnet_len);
+        // flannel leases no host the first subnet, because its first address is that of the network itself.
+        let first = after(network.network(), size);
+        let last = after(network.broadcast(), (size - 1).wrapping_neg());
+        let subnet_min = bound(fields, "SubnetMin", network, subnet_len)?.unwrap_or(first);
+        let subnet_max = bound(fields, "SubnetMax", network, subnet_len)?.unwrap_or(last);
+        if subnet_min > subnet_max {
+            let wants = format!("SubnetMax is {subnet_max}: swap them");
+            return Err(bad("SubnetMin", subnet_min, &wants));
+        }
+        Ok(Self { network, subnet_len, subnet_min, subnet_max })
+    }
+
+    /// Every subnet a host may lease, in order.
+    pub fn candidates(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let (first, len) = (self.subnet_min, self.subnet_len);
+        let size = size(first, len);
+        let count = (number(self.subnet_max) - number(first)) / size;
+        (0..=count).map(move |n| IpNet::new_assert(after(first, n * size), len))
+    }
+
+    /// Whether a host may lease this subnet.
+    pub fn fits(&self, subnet: IpNet) -> bool {
+        subnet.prefix_len() == self.subnet_len
+            && subnet.addr() == subnet.network()
+            && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
+    }
+}
+
+fn network(fields: &Fields) -> Result<IpNet, ConfigError> {
+    let wants = "it must be an IPv4 range such as \"10.244.0.0/16\"";
+    let text: String = read(fields, "Network", wants)?.ok_or_else(|| bad("Network", "missing", wants))?;
+    let network: Ipv4Net = text.parse().map_err(|_| bad("Network", &text, wants))?;
+    let longest = IPV4.network;
+    if (1..=longest).contains(&network.prefix_len()) {
+        Ok(network.trunc().into())
+    } else {
+        let wants = format!("it must be a /1 to a /{longest}, so that four subnets of four addresses fit");
+        Err(bad("Network", text, &wants))
+    }
+}
+
+fn subnet_len(fields: &Fields, network: IpNet, lengths: &Lengths) -> Result<u8, ConfigError> {
+    let (least, most) = (network.prefix_len() + 2, lengths.subnet);
+    let wants = format!("it must be {least} to {most}, so that {network} holds at least four subnets");
+    match read(fields, "SubnetLen", &wants)? {
+        // In Go's structs zero means that the field is absent.
+        None | Some(0) => Ok(lengths.usual.max(least)),
+        Some(len) if (least..=most).contains(&len) => Ok(len),
+        Some(len) => Err(bad("SubnetLen", len, &wants)),
+    }
+}
+
+fn bound(
+    fields: &Fields,
+    field: &str,
+    network: IpNet,
+    subnet_len: u8,
+) -> Result<Option<IpAddr>, ConfigError> {
+    let wants = format!("it must be the first address of a /{subnet_len} inside {network}, or left out");
+    let given = read(fields, field, &wants)?.filter(|address: &Ipv4Addr| !address.is_unspecified());
+    let Some(address) = given.map(IpAddr::from) else { return Ok(None) };
+    let is_first = number(address).is_multiple_of(size(address, subnet_len));
+    if is_first && network.contains(&address) { Ok(Some(address)) } else { Err(bad(field, address, &wants)) }
+}
