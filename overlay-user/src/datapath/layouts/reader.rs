@@ -1,7 +1,7 @@
 //! How a layout that is no longer the present one is read: what each file beside this one provides.
 use std::{net::Ipv4Addr, path::Path};
 
-use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Map, MapData};
 use overlay_common::{Count, Flow, FlowKey};
 
 use crate::{
@@ -45,48 +45,9 @@ pub(super) struct Inherited {
     pub(super) counts: Vec<Count>,
 }
 
-/// Keys and values of a map, as bytes.
-pub(super) type Entries<const K: usize, const V: usize> = Vec<([u8; K], [u8; V])>;
-
-/// A hash map of an older layout, as bytes: its types are no longer in the code, and sizes are checked.
-#[cfg_attr(not(feature = "next-layout"), expect(dead_code, reason = "layout 1 has no map that is copied so"))]
-pub(super) fn old_hash<const K: usize, const V: usize>(
-    folder: &Path,
-    pin: &str,
-) -> Result<Entries<K, V>, DatapathError> {
-    let path = folder.join(pin);
-    let wrong = |error: &dyn std::error::Error| failed("read the older map", &path, error);
-    let map: HashMap<MapData, [u8; K], [u8; V]> =
-        open(&path)?.try_into().map_err(|error| wrong(&error as &dyn std::error::Error))?;
-    let mut entries = Vec::new();
-    for entry in map.iter() {
-        entries.push(entry.map_err(|error| wrong(&error))?);
-    }
-    Ok(entries)
-}
-
-/// Counters that an older layout has in an array of `hooks` rows and `reasons` columns.
-pub(super) fn old_counters(
-    folder: &Path,
-    pin: &str,
-    hooks: u32,
-    reasons: u32,
-) -> Result<Vec<Inherited>, DatapathError> {
-    let path = folder.join(pin);
-    let wrong = |error: &dyn std::error::Error| failed("read the older map", &path, error);
-    let map: PerCpuArray<MapData, Count> =
-        open(&path)?.try_into().map_err(|error| wrong(&error as &dyn std::error::Error))?;
-    let mut found = Vec::new();
-    for hook in 0..hooks {
-        for reason in 0..reasons {
-            let counts = map.get(&(hook * reasons + reason), 0).map_err(|error| wrong(&error))?;
-            found.push(Inherited { hook, reason, counts: counts.iter().copied().collect() });
-        }
-    }
-    Ok(found)
-}
-
-fn open(path: &Path) -> Result<Map, DatapathError> {
+/// The map that is pinned there. Its types are no longer in the code: whoever reads it says of how many bytes they are, which is
+/// checked.
+pub(super) fn open(path: &Path) -> Result<Map, DatapathError> {
     MapData::from_pin(path)
         .and_then(Map::from_map_data)
         .map_err(|error| failed("read the older map", path, &error))

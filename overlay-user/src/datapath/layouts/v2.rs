@@ -1,9 +1,10 @@
 //! Map layout 2, for agents that come after it.
 use std::{net::Ipv4Addr, path::Path};
 
+use aya::maps::{HashMap, MapData};
 use overlay_common::{Addr4, Flow, FlowKey};
 
-use super::reader::{Reader, old_hash};
+use super::reader::{Reader, failed, open};
 use crate::{
     datapath::DatapathError,
     model::{
@@ -75,4 +76,23 @@ fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes(part(bytes, at))
+}
+
+/// Keys and values of a map, as bytes.
+type Entries<const K: usize, const V: usize> = Vec<([u8; K], [u8; V])>;
+
+/// A hash map, as bytes.
+fn old_hash<const K: usize, const V: usize>(
+    folder: &Path,
+    pin: &str,
+) -> Result<Entries<K, V>, DatapathError> {
+    let path = folder.join(pin);
+    let wrong = |error: &dyn std::error::Error| failed("read the older map", &path, error);
+    let map: HashMap<MapData, [u8; K], [u8; V]> =
+        open(&path)?.try_into().map_err(|error| wrong(&error as &dyn std::error::Error))?;
+    let mut entries = Vec::new();
+    for entry in map.iter() {
+        entries.push(entry.map_err(|error| wrong(&error))?);
+    }
+    Ok(entries)
 }
