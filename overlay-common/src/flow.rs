@@ -1,7 +1,7 @@
 //! A connection: the key of a stack flow, and the bits of its state.
 use crate::{Addr4, Address};
 
-/// Key of `FLOWS`: a connection, the same for both directions (the lower address, as raw bytes, comes first).
+/// Key of `STACK_FLOWS`: a connection, the same for both directions (the lower address, as raw bytes, comes first).
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowKey<A = Addr4> {
@@ -27,7 +27,7 @@ impl<A: Address> FlowKey<A> {
         Self { addresses, ports, protocol, reserved: [0; 3] }
     }
 
-    /// Where in a half of `NOTED` the connection's mark stands.
+    /// Where in a half of `FLOW_MARKS` the connection's mark stands.
     #[inline(always)]
     pub fn bucket(&self) -> u32 {
         // Multiplicative hashing by the golden ratio: the high bits depend on all of the word.
@@ -35,19 +35,19 @@ impl<A: Address> FlowKey<A> {
         let [a, b] = self.addresses.map(A::folded);
         let [[c, d], [e, f]] = self.ports;
         let word = u64::from(a) << 32 | u64::from(b ^ u32::from_ne_bytes([c, d, e, f]));
-        (word.wrapping_mul(GOLDEN) >> (64 - NOTED_BUCKETS.trailing_zeros())) as u32
+        (word.wrapping_mul(GOLDEN) >> (64 - MARK_BUCKETS.trailing_zeros())) as u32
     }
 }
 
-/// Marks in each half of `NOTED`.
-pub const NOTED_BUCKETS: u32 = 2048;
+/// Marks in each half of `FLOW_MARKS`.
+pub const MARK_BUCKETS: u32 = 2048;
 
 /// A packet was seen whose source is the key's first address.
 pub const FLOW_FORWARD: u32 = 1 << 0;
-/// A packet was seen whose source is the key's second address. With both, the connection is an established one.
+/// A packet was seen whose source is the key's second address. With both bits, the connection is an established one.
 pub const FLOW_BACKWARD: u32 = 1 << 1;
-/// The last TCP packet seen had FIN or RST: the note then lives as long as conntrack keeps a closing connection
-/// (120 s at least), no longer as an open one's.
+/// The last TCP packet seen had FIN or RST: the stack flow then lives as long as conntrack keeps a closing connection
+/// (120 s at least), no longer as long as an open one.
 pub const FLOW_CLOSING: u32 = 1 << 2;
 
 const _: () = assert!(size_of::<FlowKey>() == 16);
@@ -70,7 +70,7 @@ mod tests {
     fn connections_spread_over_the_marks() {
         let (a, b) = (Addr4::new([10, 244, 1, 2]), Addr4::new([10, 244, 2, 1]));
         let bucket = |port: u16| FlowKey::new(a, b, [port.to_be_bytes(), [0, 80]], 6).bucket();
-        let mut urns = [0_u32; NOTED_BUCKETS as usize];
+        let mut urns = [0_u32; MARK_BUCKETS as usize];
         for port in 40000..41000 {
             urns[bucket(port) as usize] += 1;
         }

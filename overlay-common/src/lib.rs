@@ -28,4 +28,4 @@ pub use settings::*;
 
 /// Version of the map layouts. It is part of the pin path, so that programs of one layout never see maps of another.
 /// Raise it with every change to a type in [`maps`] or [`flow`].
-pub const ABI: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
+pub const ABI: u32 = if cfg!(feature = "next-layout") { 3 } else { 2 };

@@ -8,7 +8,7 @@ mod entries;
 #[path = "maps/next.rs"]
 mod entries;
 
-pub use entries::{Endpoint, Flow, Peer};
+pub use entries::{EndpointEntry, Flow, PeerEntry};
 
 use crate::Addr4;
 
@@ -20,16 +20,16 @@ pub struct Vtep {
     pub slot: u32,
 }
 
-/// Named by an operator or a CNI plugin: learning neither moves nor removes it.
+/// The endpoint was named by an operator or a CNI plugin: learning neither moves nor removes it.
 pub const ENDPOINT_PINNED: u32 = 1 << 0;
 
-/// What `overlay_xdp_strip` writes in front of a frame it has unwrapped, as XDP metadata, and `overlay_decap` believes:
-/// nothing that arrives on a wire has any. Constant for a peer, since GRO merges only frames with equal metadata. Address,
+/// What `overlay_xdp_strip` writes in front of a frame it has decapsulated, as XDP metadata. `overlay_decap` believes it, since
+/// nothing that arrives on a wire has any. It is constant for a peer, since GRO merges only frames with equal metadata. Address,
 /// port and VNI keep two networks apart, on one host or one inside the other.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StripMark<A = Addr4> {
-    /// [`STRIP_MAGIC`].
+    /// Always [`STRIP_MAGIC`].
     pub magic: [u8; 2],
     /// UDP port of the tunnel, network order.
     pub port: [u8; 2],
@@ -41,11 +41,11 @@ pub struct StripMark<A = Addr4> {
     pub slot: u32,
 }
 
-/// Other programs write metadata too.
+/// Tells strip marks from the metadata that other programs write.
 pub const STRIP_MAGIC: [u8; 2] = *b"ov";
 
-/// Packets and bytes. Bytes count the inner IP packet, without any link header; of a GSO or GRO frame they count the
-/// headers once, though each segment has its own.
+/// Packets and bytes. Bytes are those of the inner IP packet, without any link header. The headers of a GSO or GRO frame are
+/// counted once, though each segment has its own.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -76,11 +76,11 @@ const _: () = {
 pub const MAX_PEERS: u32 = 4096;
 /// Capacity of `ENDPOINTS` as compiled; the agent sizes it to the subnet.
 pub const MAX_ENDPOINTS: u32 = 1024;
-/// Networks of more subnets have no `PEER_INDEX`: at 16 bytes each it would be of more than 16 MiB.
+/// A Network of more subnets has no `PEER_INDEX`: with 16 bytes for each it would take more than 16 MiB.
 pub const MAX_PEER_INDEX: u32 = 1 << 20;
-/// Subnets of more addresses have no `ENDPOINT_INDEX`.
+/// A subnet of more addresses has no `ENDPOINT_INDEX`.
 pub const MAX_ENDPOINT_INDEX: u32 = 1 << 16;
-/// Capacity of `RECEIVERS` as compiled; the agent sizes it like `ENDPOINTS`.
-pub const MAX_RECEIVERS: u32 = 1024;
+/// Capacity of `XDP_TARGETS` as compiled; the agent sizes it like `ENDPOINTS`.
+pub const MAX_XDP_TARGETS: u32 = 1024;
 /// Default of `--max-flows`.
 pub const MAX_FLOWS: u32 = 65536;

@@ -1,5 +1,5 @@
 //! Marks the map types as plain old data for aya.
-use crate::{Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep};
+use crate::{Addr4, Count, EndpointEntry, Flow, FlowKey, PeerCount, PeerEntry, Settings, Vtep};
 
 macro_rules! pod {
     ($($name:ty),+) => {$(
@@ -9,6 +9,6 @@ macro_rules! pod {
     )+};
 }
 
-pod!(Addr4, Count, Endpoint, Flow, FlowKey, Peer, PeerCount, Settings, Vtep);
+pod!(Addr4, Count, EndpointEntry, Flow, FlowKey, PeerCount, PeerEntry, Settings, Vtep);
 #[cfg(feature = "bench")]
 pod!(crate::bench::Arrived, crate::bench::First, crate::bench::Shape);

@@ -18,13 +18,13 @@ pub struct Settings {
     pub local: [u8; 4],
     /// Interface index of the underlay device, where peers are reached.
     pub underlay: u32,
-    /// Interface index of overlay0. Where the stack must not see a packet as one of the underlay device's, it gets it there.
+    /// Interface index of overlay0. A packet that the stack must not see as received by the underlay device is handed over there.
     pub device: u32,
     /// VXLAN network identifier, 24 bits, in the machine's order. Zero where there is none.
     pub vni: u32,
     /// UDP destination port of the tunnel, network order.
     pub port: [u8; 2],
-    /// MAC address of overlay0, published in our lease; inner destination of everything we receive.
+    /// MAC address of overlay0, published in our lease: the inner destination of every VXLAN frame that we receive.
     pub vtep_mac: [u8; 6],
     /// See the `SETTING_*` bits.
     pub flags: u32,
@@ -35,9 +35,9 @@ pub struct Settings {
     /// Address that ICMP errors to containers come from: the subnet's first, which subnet.env gives to the bridge. No
     /// interface need have it.
     pub gateway: [u8; 4],
-    /// MAC address of the underlay device: what XDP tells this host's frames by, where nobody has judged them before.
+    /// MAC address of the underlay device. XDP tells by it which frames are for this host; at TC the kernel has told already.
     pub underlay_mac: [u8; 6],
-    /// What packets to peers are wrapped in: an `ENCAPSULATION_*`.
+    /// How packets to peers are encapsulated: an `ENCAPSULATION_*`.
     pub encapsulation: u8,
     /// Bits of an address behind the prefix of every leased subnet: 32 - SubnetLen.
     pub host_bits: u8,
@@ -48,18 +48,18 @@ pub const ENCAPSULATION_VXLAN: u8 = 0;
 /// Bare IPv4 in UDP, as flannel's udp backend sends it: overlay0 is a TUN.
 pub const ENCAPSULATION_UDP: u8 = 1;
 
-/// Set DF in the outer header. Off as flannel has it: on black-holes paths that lose ICMP.
+/// Set DF in the outer header. Off by default, as flannel has it: a path that loses ICMP would lose large packets.
 pub const SETTING_OUTER_DF: u32 = 1 << 0;
 /// Drop inner sources outside Network even from a known peer (`--peer-check strict`).
 pub const SETTING_STRICT_PEERS: u32 = 1 << 1;
 /// Leave every packet to the kernel's own tunnel device (`--fast-path off`).
 pub const SETTING_STACK_ONLY: u32 = 1 << 2;
-/// Reach peers on the same link without encapsulation (`DirectRouting`, host-gw), and take in what they send so.
+/// Reach peers on the same link without encapsulation (`DirectRouting`, host-gw), and take in what they send without it.
 pub const SETTING_DIRECT: u32 = 1 << 3;
-/// Peers are found in `PEER_INDEX`, by the number of their subnet in Network. The loader sets it where that has room.
+/// Peers are found in `PEER_INDEX`, by the number of their subnet in Network. The loader sets this where the index has room.
 pub const SETTING_PEER_INDEX: u32 = 1 << 4;
-/// Endpoints are found in `ENDPOINT_INDEX`, by the number of their address in the subnet. The loader sets it where that has
-/// room.
+/// Endpoints are found in `ENDPOINT_INDEX`, by the number of their address in the subnet. The loader sets this where the index
+/// has room.
 pub const SETTING_ENDPOINT_INDEX: u32 = 1 << 5;
 
 impl Settings {
@@ -73,13 +73,13 @@ impl Settings {
         1 << (32 - prefix(self.subnet_mask))
     }
 
-    /// The number in Network of the subnet that holds `address`; nothing for one outside Network.
+    /// The number in Network of the subnet that holds `address`. None for an address outside Network.
     #[inline(always)]
     pub const fn subnet_number(&self, address: Addr4) -> Option<u32> {
         number(address, self.network, self.network_mask, prefix(self.subnet_mask))
     }
 
-    /// The number of `address` in the own subnet; nothing for one outside.
+    /// The number of `address` in the own subnet. None for an address outside.
     #[inline(always)]
     pub const fn address_number(&self, address: Addr4) -> Option<u32> {
         number(address, self.subnet, self.subnet_mask, 32)

@@ -1,5 +1,5 @@
-//! The bytes around an inner packet: VXLAN over UDP over IPv4 (RFC 7348 section 5), or UDP over IPv4 alone (flannel's udp
-//! backend, its pkg/backend/udp), written once as an array.
+//! The bytes of the outer headers: VXLAN over UDP over IPv4 (RFC 7348 section 5), or UDP over IPv4 alone (flannel's udp
+//! backend, its pkg/backend/udp).
 use crate::{
     Addr4, checksum,
     header::{ethernet, ipv4, protocol, udp},
@@ -35,9 +35,10 @@ pub struct Outer<A = Addr4> {
     pub source: A,
     /// The peer's underlay address.
     pub destination: A,
-    /// Type of service byte; only the ECN bits are ever set (RFC 6040 section 4.1, DSCP zero as the kernel's default).
+    /// Type of service byte, of which only the ECN bits are ever set (RFC 6040 section 4.1; a DSCP of zero is the kernel's
+    /// default).
     pub tos: u8,
-    /// Identification: any value that differs from packet to packet, since DF may be clear.
+    /// Identification: a value that differs from packet to packet, since DF may be clear.
     pub identification: u16,
     /// Set DF.
     pub dont_fragment: bool,
@@ -45,14 +46,14 @@ pub struct Outer<A = Addr4> {
     pub source_port: u16,
     /// UDP destination port, network order.
     pub port: [u8; 2],
-    /// Bytes behind the UDP header. Of a GSO frame these are the whole frame's: the kernel writes each segment's own.
+    /// Bytes behind the UDP header. Of a GSO frame they are the whole frame's, and the kernel writes each segment's own.
     pub payload: u32,
 }
 
 impl Outer<Addr4> {
-    /// Writes the outer IPv4 and UDP headers; the outer Ethernet header is the neighbour subsystem's. The UDP checksum is
-    /// zero (RFC 7348 section 5: "SHOULD be transmitted as zero"; flannel's receivers take that in either backend).
-    /// In place: the BPF stack has no room for copies.
+    /// Writes the outer IPv4 and UDP headers, in place, since the BPF stack has no room for copies. The kernel's neighbour
+    /// subsystem writes the outer Ethernet header. The UDP checksum is zero (RFC 7348 section 5: "SHOULD be transmitted as
+    /// zero"; flannel's receivers take that in either backend).
     #[inline(always)]
     pub fn write(&self, out: &mut [u8; DATAGRAM]) {
         const SOURCE_PORT: usize = IPV4 + udp::offset::SOURCE_PORT;
@@ -64,7 +65,7 @@ impl Outer<Addr4> {
         let fragment = if self.dont_fragment { ipv4::DONT_FRAGMENT } else { 0 };
         out[VERSION] = ipv4::WITHOUT_OPTIONS;
         out[TOS] = self.tos;
-        // Beyond 65,535 only in GSO frames, whose length the kernel writes anew for each segment.
+        // It exceeds 65,535 only in GSO frames, and there the kernel writes each segment's length anew.
         out[LENGTH..IDENTIFICATION].copy_from_slice(&((self.payload + DATAGRAM as u32) as u16).to_be_bytes());
         out[IDENTIFICATION..FRAGMENT].copy_from_slice(&self.identification.to_be_bytes());
         out[FRAGMENT..TTL].copy_from_slice(&fragment.to_be_bytes());

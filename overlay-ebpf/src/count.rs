@@ -54,15 +54,15 @@ pub(crate) fn report(context: &impl EbpfContext, hook: Hook, reason: Reason) {
     }
 }
 
-/// Logs that the table of flows is full.
+/// Logs that the table of stack flows is full.
 #[inline(never)]
 pub(crate) fn report_full(context: &impl EbpfContext) {
     if take(Reason::FlowTableFull as u32, 1, 1) {
-        warn!(context, "the table of noted flows is full: raise --max-flows");
+        warn!(context, "the table of stack flows is full: raise --max-flows");
     }
 }
 
-/// Whether an ICMP answer may be sent: 100 a second and CPU, bursts of 50 (the kernel's own icmp_msgs_burst).
+/// Whether an ICMP answer may be sent: each CPU may send 100 a second, in bursts of 50 (the kernel's own icmp_msgs_burst).
 #[inline(always)]
 pub(crate) fn may_answer() -> bool {
     take(REASONS, 100, 50)

@@ -1,7 +1,7 @@
 //! Underlay to container, top to bottom. The steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the
 //! classification, which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
-    Endpoint, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict,
+    EndpointEntry, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict,
     header::{ethernet, protocol},
     wire::{ETHERNET, UDP},
 };
@@ -22,7 +22,7 @@ use crate::{
 /// A packet that is for a container here, and to be delivered past the stack.
 pub(crate) struct Delivery<F: Family> {
     pub(crate) inner: F::Header,
-    pub(crate) endpoint: Endpoint,
+    pub(crate) endpoint: EndpointEntry,
     /// Counters' slot of the peer that sent it.
     pub(crate) slot: u32,
     /// The inner type of service byte to deliver.
@@ -93,7 +93,7 @@ fn receiver<F: Family>(
     frame: &impl Frame,
     inner: &F::Header,
     outer_length: usize,
-) -> Result<Endpoint, Reason> {
+) -> Result<EndpointEntry, Reason> {
     if !inner.destination().in_subnet() {
         return Err(Reason::NotOurSubnet);
     }
@@ -187,7 +187,7 @@ pub(crate) fn deliver<F: Family>(packet: &Packet<'_>, slot: u32) -> Answer<Outco
 
 /// Destination and source of a delivered frame.
 #[inline(always)]
-pub(crate) fn macs(endpoint: &Endpoint) -> [u8; 12] {
+pub(crate) fn macs(endpoint: &EndpointEntry) -> [u8; 12] {
     let [a, b, c, d, e, f] = endpoint.mac;
     let [g, h, i, j, k, l] = endpoint.gateway_mac;
     [a, b, c, d, e, f, g, h, i, j, k, l]

@@ -116,7 +116,7 @@ pub(crate) fn bridge<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 #[inline(always)]
 fn check_forgery<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     let header = F::Header::read(packet, ETHERNET).ok_or(Exit::NotOurs)?;
-    // This holds for a packet to a container of the same bridge, too: overlay_note would record its connection, and the other
+    // This holds for a packet to a container of the same bridge, too: overlay_track would record its connection, and the other
     // host's real answers to that container would have to take the stack.
     if header.source().is_another_hosts() {
         return Err(Reason::SourceNotOurs.into());

@@ -5,7 +5,7 @@ use aya_ebpf::{
     },
     helpers::generated::bpf_fib_lookup as lookup,
 };
-use overlay_common::{Peer, SETTING_DIRECT, header::protocol};
+use overlay_common::{PeerEntry, SETTING_DIRECT, header::protocol};
 
 use crate::{
     ip::Family,
@@ -43,7 +43,7 @@ pub(crate) enum NoPath {
 #[inline(always)]
 pub(crate) fn path<F: Family>(
     packet: &Packet<'_>,
-    peer: &Peer<F::Address>,
+    peer: &PeerEntry<F::Address>,
     source_port: u16,
     length: u32,
 ) -> Result<Path<F::Address>, NoPath> {
@@ -72,7 +72,7 @@ pub(crate) fn path<F: Family>(
 #[inline(always)]
 pub(crate) fn on_link<A: KernelAddress + Prefixes>(
     packet: &Packet<'_>,
-    peer: &Peer<A>,
+    peer: &PeerEntry<A>,
     source_port: u16,
 ) -> Option<NextHop<A>> {
     let next_hop =
@@ -84,7 +84,7 @@ pub(crate) fn on_link<A: KernelAddress + Prefixes>(
 #[inline(always)]
 pub(crate) fn next_hop_of_any_length<A: KernelAddress + Prefixes>(
     packet: &Packet<'_>,
-    peer: &Peer<A>,
+    peer: &PeerEntry<A>,
     source_port: u16,
 ) -> Option<NextHop<A>> {
     // With a length of zero the kernel would take the length of the frame at hand.

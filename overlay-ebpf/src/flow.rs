@@ -103,7 +103,7 @@ pub(crate) fn track<F: Family>(packet: &Packet<'_>) {
     }
     let Ok(ip) = F::Header::checked(packet, ETHERNET) else { return };
     if ip.source().is_another_hosts() {
-        record::<F>(packet, Hook::Note, ETHERNET, &ip);
+        record::<F>(packet, Hook::Track, ETHERNET, &ip);
     }
 }
 

@@ -1,15 +1,15 @@
 //! The kernel programs' entry points.
 //!
-//! | program          | hook                                   | what passes there                                  |
-//! |------------------|----------------------------------------|----------------------------------------------------|
-//! | `overlay_encap`  | TC ingress of a container's veth       | what a container sends                             |
-//! | `overlay_bridge` | TC ingress of the bridge               | what its ports send up the stack, taps' too        |
-//! | `overlay_xdp`    | XDP of the underlay device, if asked   | what peers send; hands it to the container's veth  |
-//! | `overlay_xdp_strip` | the same, the other way to use it   | what peers send; unwraps it for GRO and TC         |
-//! | `overlay_decap`  | TC ingress of the underlay device      | what peers send                                    |
-//! | `overlay_send`   | TC egress of overlay0                  | what the stack sends to peers                      |
-//! | `overlay_receive`| TC ingress of overlay0                 | what the kernel's own tunnel decapsulated, or the agent's socket took |
-//! | `overlay_note`   | TC egress of a container's veth        | what the stack delivers to a container             |
+//! | program             | hook                                 | what passes there                                             |
+//! |---------------------|--------------------------------------|---------------------------------------------------------------|
+//! | `overlay_encap`     | TC ingress of a container's veth     | what a container sends                                        |
+//! | `overlay_bridge`    | TC ingress of the bridge             | what its ports send up the stack, taps and physical ones too  |
+//! | `overlay_xdp`       | XDP of the underlay device, if asked | what peers send; this program hands it to the container's veth |
+//! | `overlay_xdp_strip` | the same hook, in its place          | what peers send; this program decapsulates it for GRO and TC  |
+//! | `overlay_decap`     | TC ingress of the underlay device    | what peers send                                               |
+//! | `overlay_send`      | TC egress of overlay0                | what the stack sends to peers                                 |
+//! | `overlay_receive`   | TC ingress of overlay0               | what the kernel's own tunnel decapsulated, or the agent's socket took |
+//! | `overlay_track`     | TC egress of a container's veth      | what the stack delivers to a container                        |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -68,7 +68,6 @@ mod programs {
 
     use crate::{
         count, decap, encap, flow,
-        ip::Family,
         ipv4::V4,
         packet::Packet,
         stack, tunnel,
@@ -76,42 +75,42 @@ mod programs {
         xdp::{self, XdpFrame},
     };
 
-    /// Container to underlay, at the container's own port.
+    /// From a container to the underlay, at the container's own port.
     #[classifier]
     fn overlay_encap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(ETHERNET);
+        let size = packet.size(ETHERNET);
         let answer = encap::encap::<V4>(&packet);
-        conclude(&packet, Hook::Encap, before, answer)
+        conclude(&packet, Hook::Encap, size, answer)
     }
 
-    /// What the bridge hands up the stack, from whichever port: no container here speaks in another host's name.
+    /// What the bridge hands up the stack, from whichever port. No container here may speak in another host's name.
     #[classifier]
     fn overlay_bridge(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(ETHERNET);
+        let size = packet.size(ETHERNET);
         let answer = encap::bridge::<V4>(&packet);
-        conclude(&packet, Hook::Encap, before, answer)
+        conclude(&packet, Hook::Encap, size, answer)
     }
 
-    /// Underlay to container.
+    /// From the underlay to a container.
     #[classifier]
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let stripped = packet.stripped::<<V4 as Family>::Address>();
+        let stripped = packet.stripped::<V4>();
         let outer_length = match stripped {
             None if !decap::is_unencapsulated::<V4>(&packet) => tunnel::length::<V4>(),
             _ => 0,
         };
-        let before = packet.size(ETHERNET + outer_length);
+        let size = packet.size(ETHERNET + outer_length);
         let answer = match stripped {
             Some(slot) => decap::deliver::<V4>(&packet, slot),
             None => decap::decap::<V4>(&packet),
         };
-        conclude(&packet, Hook::Decap, before, answer)
+        conclude(&packet, Hook::Decap, size, answer)
     }
 
-    /// Underlay to container, before there is a packet buffer.
+    /// From the underlay to a container, before there is a packet buffer.
     #[xdp(frags)]
     fn overlay_xdp(ctx: XdpContext) -> u32 {
         let frame = XdpFrame::new::<V4>(&ctx);
@@ -122,7 +121,7 @@ mod programs {
         conclude_xdp(frame.size(), answer)
     }
 
-    /// Underlay to TC, without its wrapping. What is passed on is counted there.
+    /// From the underlay to TC, without the outer headers. TC counts what is passed on.
     #[xdp(frags)]
     fn overlay_xdp_strip(ctx: XdpContext) -> u32 {
         let frame = XdpFrame::new::<V4>(&ctx);
@@ -130,27 +129,27 @@ mod programs {
         conclude_xdp(frame.size(), answer)
     }
 
-    /// Stack to peer: tells the kernel's tunnel where to, or takes the packet there.
+    /// From the stack to a peer: tells the kernel's tunnel device which one, or takes the packet there.
     #[classifier]
     fn overlay_send(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(stack::link_header());
+        let size = packet.size(stack::link_header());
         let answer = stack::send::<V4>(&packet);
-        conclude(&packet, Hook::Send, before, answer)
+        conclude(&packet, Hook::Send, size, answer)
     }
 
-    /// Peer to stack: no frame enters unchecked.
+    /// From a peer to the stack. No frame enters it unchecked.
     #[classifier]
     fn overlay_receive(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let before = packet.size(stack::link_header() + stack::outer_length::<V4>(&packet));
+        let size = packet.size(stack::link_header() + stack::outer_length::<V4>(&packet));
         let answer = stack::receive::<V4>(&packet);
-        conclude(&packet, Hook::Receive, before, answer)
+        conclude(&packet, Hook::Receive, size, answer)
     }
 
-    /// Stack to container: remembers the connection, so that the replies take the stack too.
+    /// From the stack to a container: records the connection as a stack flow, so that the replies take the stack too.
     #[classifier]
-    fn overlay_note(ctx: TcContext) -> i32 {
+    fn overlay_track(ctx: TcContext) -> i32 {
         flow::track::<V4>(&Packet::new(&ctx));
         NEXT
     }

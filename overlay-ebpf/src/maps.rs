@@ -5,61 +5,63 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Addr4, Address, Count, Endpoint, Flow, FlowKey, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_RECEIVERS,
-    NOTED_BUCKETS, Peer, PeerCount, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
-    reason::{HOOKS, REASONS},
+    Addr4, Address, Count, EndpointEntry, Flow, FlowKey, MARK_BUCKETS, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS,
+    MAX_XDP_TARGETS, PeerCount, PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
+    reason::{COUNTERS as COUNTERS_LENGTH, REASONS},
 };
 
 use crate::settings::{self, Prefixes as _};
 
-/// Which host holds a subnet. Preallocated: an update never fails for want of memory, a look-up never meets a half-made entry.
+/// Which host holds a subnet. It is preallocated, so an update never fails for want of memory, and a look-up never meets a
+/// half-made entry.
 #[btf_map]
-static PEERS: HashMap<Addr4, Peer, { MAX_PEERS as usize }> = HashMap::new();
+static PEERS: HashMap<Addr4, PeerEntry, { MAX_PEERS as usize }> = HashMap::new();
 
-/// The same peers, by the number of their subnet in Network: one read where a hash takes a function's call, a bucket and a
-/// chain, each of which is a cache miss where peers are many. Made anew, and as long as Network has subnets, by each agent.
+/// The same peers, by the number of their subnet in Network. It takes one read, where a hash takes a function's call, a bucket
+/// and a chain, each of which is a cache miss where peers are many. Each agent makes it anew, as long as Network has subnets.
 #[btf_map]
-static PEER_INDEX: Array<Peer, 1> = Array::new();
+static PEER_INDEX: Array<PeerEntry, 1> = Array::new();
 
-/// The same endpoints, by the number of their address in the subnet.
+/// The endpoints, by the number of their address in the subnet.
 #[btf_map]
-static ENDPOINT_INDEX: Array<Endpoint, 1> = Array::new();
+static ENDPOINT_INDEX: Array<EndpointEntry, 1> = Array::new();
 
-/// Which underlay addresses are peers' at all.
+/// Which underlay addresses belong to peers at all.
 #[btf_map]
 static VTEPS: HashMap<Addr4, Vtep, { MAX_PEERS as usize }> = HashMap::new();
 
 /// Where a container's address lives.
 #[btf_map]
-static ENDPOINTS: HashMap<Addr4, Endpoint, { MAX_ENDPOINTS as usize }> = HashMap::new();
+static ENDPOINTS: HashMap<Addr4, EndpointEntry, { MAX_ENDPOINTS as usize }> = HashMap::new();
 
-/// Connections that belong to the stack. A plain hash and no LRU: an evicted note is a broken connection.
+/// Connections that keep to the stack. An ordinary hash, not an LRU: an entry that was evicted would be a broken connection.
 #[btf_map]
-static FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
+static STACK_FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
 
-/// Marks, by [`FlowKey::bucket`], of what `FLOWS` may hold: without one it need not be asked. Two halves, of which one counts:
-/// programs set marks in both and clear none; the agent makes the other half anew when notes have gone, then has it count.
+/// Marks, by [`FlowKey::bucket`], of what `STACK_FLOWS` may hold: without a mark it need not be asked. There are two halves, of
+/// which one counts. Programs set marks in both and clear none. When stack flows have gone, the agent makes the half anew that
+/// does not count, and then has it count.
 #[btf_map]
-static NOTED: Array<u32, { 2 * NOTED_BUCKETS as usize }> = Array::new();
+static FLOW_MARKS: Array<u32, { 2 * MARK_BUCKETS as usize }> = Array::new();
 
 /// Which half counts: 0 or 1.
 #[btf_map]
-static NOTED_HALF: Array<u32, 1> = Array::new();
+static FLOW_MARKS_HALF: Array<u32, 1> = Array::new();
 
-/// Interfaces, by their index, to which XDP may redirect: those whose other end takes such frames. The kernel removes an
+/// Interfaces, by their index, to which XDP may redirect: veths whose other end takes such frames. The kernel removes an
 /// interface that goes.
 #[btf_map]
-static RECEIVERS: DevMapHash<{ MAX_RECEIVERS as usize }> = DevMapHash::new();
+static XDP_TARGETS: DevMapHash<{ MAX_XDP_TARGETS as usize }> = DevMapHash::new();
 
-/// Packets and bytes by hook and reason.
+/// Packets and bytes by hook and reason; see `COUNTERS` in `overlay-common/src/reason.rs`.
 #[btf_map]
-static COUNTERS: PerCpuArray<Count, { (HOOKS * REASONS) as usize }> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Count, { COUNTERS_LENGTH as usize }> = PerCpuArray::new();
 
 /// Packets and bytes by peer.
 #[btf_map]
 static PEER_COUNTERS: PerCpuArray<PeerCount, { MAX_PEERS as usize }> = PerCpuArray::new();
 
-/// Per CPU: a token bucket for the log lines about each reason and (in the last place) one for ICMP answers. Not pinned:
+/// Per CPU: a token bucket for the log lines about each reason and, in the last place, one for ICMP answers. It is not pinned:
 /// new programs start with new buckets.
 #[btf_map]
 static PACE: PerCpuArray<Pace, { REASONS as usize + 1 }> = PerCpuArray::new();
@@ -77,13 +79,13 @@ pub(crate) struct Pace {
 /// What the maps of one family know of an address.
 pub(crate) trait Lookups: Address {
     /// The peer whose subnet holds this address of Network.
-    fn peer(self) -> Option<Peer<Self>>;
+    fn peer(self) -> Option<PeerEntry<Self>>;
 
     /// The peer at this underlay address.
     fn vtep(self) -> Option<Vtep>;
 
     /// The endpoint with this address.
-    fn endpoint(self) -> Option<Endpoint>;
+    fn endpoint(self) -> Option<EndpointEntry>;
 
     /// The stack flow of a connection, if it is one.
     fn stack_flow(key: &FlowKey<Self>) -> Option<&'static mut Flow>;
@@ -94,9 +96,9 @@ pub(crate) trait Lookups: Address {
 
 impl Lookups for Addr4 {
     #[inline(always)]
-    fn peer(self) -> Option<Peer> {
+    fn peer(self) -> Option<PeerEntry> {
         if settings::has(SETTING_PEER_INDEX) {
-            // A number is one of Network's only for an address inside.
+            // Only an address inside Network has a number.
             let indexed = self.in_network().then(|| PEER_INDEX.get(settings::subnet_number(self)))??;
             let peer = *indexed;
             return (peer.outer.raw() != 0).then_some(peer);
@@ -113,7 +115,7 @@ impl Lookups for Addr4 {
     }
 
     #[inline(always)]
-    fn endpoint(self) -> Option<Endpoint> {
+    fn endpoint(self) -> Option<EndpointEntry> {
         if settings::has(SETTING_ENDPOINT_INDEX) {
             let indexed = self.in_subnet().then(|| ENDPOINT_INDEX.get(settings::address_number(self)))??;
             let endpoint = *indexed;
@@ -130,7 +132,7 @@ impl Lookups for Addr4 {
         }
         // SAFETY: hash entries are preallocated and never freed while the program runs; `Flow` is two words that several
         // CPUs may write: the last writer wins, and both wrote the present second.
-        FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+        STACK_FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
     }
 
     #[inline(always)]
@@ -139,30 +141,30 @@ impl Lookups for Addr4 {
         // agent may have cleared in between: what the agent reads of the table after clearing lacks this entry only if the
         // entry, and so this second mark, comes later.
         mark(key.bucket());
-        let inserted = FLOWS.insert(key, flow, 0);
+        let inserted = STACK_FLOWS.insert(key, flow, 0);
         mark(key.bucket());
         inserted
     }
 }
 
-/// Verdict of an XDP program that hands the frame, as it is when the program ends, to interface `ifindex`; nothing if
-/// that takes none.
+/// Verdict of an XDP program that hands the frame, as it is when the program ends, to interface `ifindex`. None if that is
+/// no XDP target.
 #[inline(always)]
 pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
-    RECEIVERS.redirect(ifindex, u64::from(XDP_PASS)).ok()
+    XDP_TARGETS.redirect(ifindex, u64::from(XDP_PASS)).ok()
 }
 
 /// Whether there may be a stack flow whose mark is in this bucket.
 #[inline(always)]
 fn is_marked(bucket: u32) -> bool {
-    let half = NOTED_HALF.get(0).copied().unwrap_or(0) & 1;
-    NOTED.get(half * NOTED_BUCKETS + bucket).is_none_or(|mark| *mark != 0)
+    let half = FLOW_MARKS_HALF.get(0).copied().unwrap_or(0) & 1;
+    FLOW_MARKS.get(half * MARK_BUCKETS + bucket).is_none_or(|mark| *mark != 0)
 }
 
 #[inline(always)]
 fn mark(bucket: u32) {
     for half in [0, 1] {
-        if let Some(mark) = NOTED.get_ptr_mut(half * NOTED_BUCKETS + bucket) {
+        if let Some(mark) = FLOW_MARKS.get_ptr_mut(half * MARK_BUCKETS + bucket) {
             // SAFETY: a word of a map that is never freed while the program runs; programs write nothing but this.
             unsafe { mark.write_volatile(1) };
         }

@@ -16,11 +16,7 @@ use aya_ebpf::{
 };
 use overlay_common::{Reason, StripMark, checksum};
 
-use crate::{
-    count::Size,
-    frame::Frame,
-    settings::{self, Prefixes},
-};
+use crate::{count::Size, frame::Frame, ip::Family, settings};
 
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -173,15 +169,15 @@ impl<'a> Packet<'a> {
     /// The counters' slot of the peer that sent this packet, if `overlay_xdp_strip` has classified and decapsulated it: its
     /// strip mark in front of the frame says so. Nothing that arrives on a wire has one.
     #[inline(always)]
-    pub(crate) fn stripped<A: Prefixes>(&self) -> Option<u32> {
+    pub(crate) fn stripped<F: Family>(&self) -> Option<u32> {
         // SAFETY: the context pointer the kernel gave; the verifier allows this field.
         let start = unsafe { (*self.skb()).data_meta } as usize;
-        if start + size_of::<StripMark<A>>() > self.ctx.data() {
+        if start + size_of::<StripMark<F::Address>>() > self.ctx.data() {
             return None;
         }
         // SAFETY: between data_meta and data (checked above, which is what the verifier needs to see), and every bit
         // pattern is a valid `StripMark`.
-        let mark = unsafe { (start as *const StripMark<A>).read_unaligned() };
+        let mark = unsafe { (start as *const StripMark<F::Address>).read_unaligned() };
         (mark == settings::strip_mark(mark.slot)).then_some(mark.slot)
     }
 

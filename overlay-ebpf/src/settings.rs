@@ -3,7 +3,7 @@ use core::ptr::addr_of;
 
 use overlay_common::{Addr4, Address, STRIP_MAGIC, Settings, StripMark};
 
-/// Filled in by the loader before the kernel freezes it; the zeros here are never run with.
+/// The loader fills it in before the kernel freezes it. No program ever runs with these zeros.
 #[unsafe(no_mangle)]
 static SETTINGS: Settings = Settings {
     network: [0; 4],
@@ -67,7 +67,7 @@ field!(port_min: u16);
 field!(port_count: u16);
 field!(host_bits: u8);
 
-/// What the network's and the host's addresses are, in one family.
+/// How an address relates to the network's and the host's own, in its family.
 pub(crate) trait Prefixes: Address {
     /// This host's address on the underlay.
     fn local() -> Self;

@@ -4,7 +4,7 @@ pub(crate) mod datagram;
 mod vxlan;
 
 use overlay_common::{
-    ENCAPSULATION_UDP, Peer, Reason, SETTING_OUTER_DF,
+    ENCAPSULATION_UDP, PeerEntry, Reason, SETTING_OUTER_DF,
     wire::{self, Outer},
 };
 
@@ -68,7 +68,7 @@ pub(crate) fn decapsulate<F: Family>(packet: &Packet<'_>, is_unchecked: bool) ->
 pub(crate) fn encapsulate<F: Family>(
     packet: &Packet<'_>,
     inner: &F::Header,
-    peer: &Peer<F::Address>,
+    peer: &PeerEntry<F::Address>,
     source_port: u16,
 ) -> Result<(), Reason> {
     match format() {
@@ -88,7 +88,7 @@ pub(crate) fn source_port(packet: &Packet<'_>) -> u16 {
 #[inline(always)]
 fn outer<F: Family>(
     inner: &F::Header,
-    peer: &Peer<F::Address>,
+    peer: &PeerEntry<F::Address>,
     source_port: u16,
     between: usize,
 ) -> Outer<F::Address> {

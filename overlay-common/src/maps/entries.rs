@@ -1,10 +1,11 @@
-//! Values of the tables of peers, endpoints and connections: what the programs look up for each packet.
+//! Values of the tables of peers, endpoints and stack flows: what the programs look up for each packet.
 use crate::Addr4;
 
-/// Value of `PEERS`: the host that leased the subnet which is the key. In `PEER_INDEX` an underlay address of zero is no peer.
+/// Value of `PEERS`: the host that leased the subnet which is the key. In `PEER_INDEX` an underlay address of zero means that
+/// there is no peer.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer<A = Addr4> {
+pub struct PeerEntry<A = Addr4> {
     /// The peer's underlay address: outer destination of what we send, outer source of what it sends.
     pub outer: A,
     /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
@@ -17,11 +18,11 @@ pub struct Peer<A = Addr4> {
 }
 
 /// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives. In `ENDPOINT_INDEX` an interface of zero
-/// is no endpoint.
+/// means that there is no endpoint.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Interface index of the host side of the container's veth.
+pub struct EndpointEntry {
+    /// Interface index of the host's end of the container's veth.
     pub ifindex: u32,
     /// MAC address inside the container: destination of delivered frames.
     pub mac: [u8; 6],
@@ -32,20 +33,20 @@ pub struct Endpoint {
     pub flags: u32,
 }
 
-/// Value of `FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
+/// Value of `STACK_FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// CLOCK_MONOTONIC nanoseconds of the last packet; written at most once a second.
     pub seen_ns: u64,
-    /// See the `FLOW_*` bits.
+    /// See the `FLOW_*` bits. Whoever writes it keeps the bits that it does not know.
     pub state: u32,
-    /// Always zero.
+    /// Always zero so far.
     pub reserved: u32,
 }
 
 const _: () = {
-    assert!(size_of::<Peer>() == 16);
-    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<PeerEntry>() == 16);
+    assert!(size_of::<EndpointEntry>() == 20);
     assert!(size_of::<Flow>() == 16);
 };

@@ -5,7 +5,7 @@ use crate::Addr4;
 /// See `entries.rs`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer<A = Addr4> {
+pub struct PeerEntry<A = Addr4> {
     /// Counters.
     pub slot: u32,
     /// Always zero.
@@ -19,7 +19,7 @@ pub struct Peer<A = Addr4> {
 /// See `entries.rs`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct EndpointEntry {
     /// The `ENDPOINT_*` bits.
     pub flags: u32,
     /// The gateway's MAC address.
@@ -43,7 +43,7 @@ pub struct Flow {
 }
 
 const _: () = {
-    assert!(size_of::<Peer>() == 24);
-    assert!(size_of::<Endpoint>() == 20);
+    assert!(size_of::<PeerEntry>() == 24);
+    assert!(size_of::<EndpointEntry>() == 20);
     assert!(size_of::<Flow>() == 16);
 };

@@ -2,7 +2,7 @@
 //! stack sends, and decapsulate what it is to receive.
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
-    Peer, Reason, SETTING_OUTER_DF,
+    PeerEntry, Reason, SETTING_OUTER_DF,
     header::{protocol, udp},
 };
 
@@ -25,7 +25,7 @@ use crate::{
 pub(super) fn send<F: Family>(
     packet: &Packet<'_>,
     header: &F::Header,
-    peer: &Peer<F::Address>,
+    peer: &PeerEntry<F::Address>,
 ) -> Answer<Outcome> {
     if is_own_datagram::<F>(packet, header) {
         return Err(Reason::ForgedTunnel.into());

@@ -2,7 +2,7 @@
 //! device would not deliver.
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
-    Peer, Reason, SETTING_DIRECT, SETTING_OUTER_DF,
+    PeerEntry, Reason, SETTING_DIRECT, SETTING_OUTER_DF,
     header::ethernet,
     wire::{ETHERNET, OUTER_TTL},
 };
@@ -20,7 +20,7 @@ use crate::{
 
 /// Tells the device to which peer the packet goes. Route, path MTU, fragments and source port are the kernel's.
 #[inline(always)]
-pub(super) fn send<F: Family>(packet: &Packet<'_>, peer: &Peer<F::Address>) -> Answer<Outcome> {
+pub(super) fn send<F: Family>(packet: &Packet<'_>, peer: &PeerEntry<F::Address>) -> Answer<Outcome> {
     if settings::has(SETTING_DIRECT)
         && let Some(next_hop) = fib::on_link(packet, peer, tunnel::source_port(packet))
     {
@@ -36,7 +36,7 @@ pub(super) fn send<F: Family>(packet: &Packet<'_>, peer: &Peer<F::Address>) -> A
 /// Whether the path takes the packet whole, as far as is known. What is larger must not have DF, even if the network's outer
 /// packets have: the kernel would drop it here, and tell nobody but itself.
 #[inline(always)]
-fn fits<F: Family>(packet: &Packet<'_>, peer: &Peer<F::Address>) -> bool {
+fn fits<F: Family>(packet: &Packet<'_>, peer: &PeerEntry<F::Address>) -> bool {
     let Ok(ip) = F::Header::checked(packet, ETHERNET) else { return false };
     let length = segment_length::<F>(packet, ETHERNET, &ip);
     fib::path::<F>(packet, peer, tunnel::source_port(packet), length).is_ok()

@@ -1,6 +1,6 @@
 //! A bare IP packet in UDP over IP, as flannel's udp backend sends it.
 use overlay_common::{
-    Peer, Reason,
+    PeerEntry, Reason,
     wire::{ETHERNET, UDP},
 };
 
@@ -55,7 +55,7 @@ pub(super) fn decapsulate<F: Family>(packet: &Packet<'_>, is_unchecked: bool) ->
 pub(super) fn encapsulate<F: Family>(
     packet: &Packet<'_>,
     inner: &F::Header,
-    peer: &Peer<F::Address>,
+    peer: &PeerEntry<F::Address>,
     source_port: u16,
 ) -> Result<(), Reason> {
     let outer = outer::<F>(inner, peer, source_port, 0);
@@ -71,7 +71,7 @@ pub(super) fn encapsulate<F: Family>(
 pub(crate) fn encapsulate_forwarded<F: Family>(
     packet: &Packet<'_>,
     inner: &F::Header,
-    peer: &Peer<F::Address>,
+    peer: &PeerEntry<F::Address>,
     source_port: u16,
 ) -> Result<(), Reason> {
     // Refused (EALREADY) where the packet is marked as one in a tunnel. One that has come out of ours is marked still: a

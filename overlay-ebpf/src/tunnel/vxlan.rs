@@ -1,6 +1,6 @@
 //! VXLAN over UDP over IP (RFC 7348).
 use overlay_common::{
-    Peer, Reason,
+    PeerEntry, Reason,
     header::ethernet::offset,
     wire::{ETHERNET, UDP, VXLAN, VXLAN_VNI_VALID, Vxlan},
 };
@@ -60,7 +60,7 @@ pub(super) fn parse<F: Family>(frame: &impl Frame, outer: &F::Header) -> Answer<
 pub(super) fn encapsulate<F: Family>(
     packet: &Packet<'_>,
     inner: &F::Header,
-    peer: &Peer<F::Address>,
+    peer: &PeerEntry<F::Address>,
     source_port: u16,
 ) -> Result<(), Reason> {
     let outer = outer::<F>(inner, peer, source_port, VXLAN + ETHERNET);

@@ -14,7 +14,7 @@ pub(super) fn may_crash(place: &str) {
 #[cfg(feature = "next-layout")]
 pub(super) fn may_crash_removing(pins: &Path) {
     if std::env::var_os("CRASH_AT").is_some() {
-        let _ = fs::remove_file(pins.join("flows"));
+        let _ = fs::remove_file(pins.join("stack_flows"));
     }
     may_crash("half removed");
 }

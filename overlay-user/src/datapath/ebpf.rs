@@ -14,10 +14,10 @@ use tokio::sync::watch;
 use super::{
     Datapath, DatapathError, Installed,
     error::{errno, removed},
-    flows::Lifetimes,
     index,
     keys::key,
     layouts,
+    lifetimes::Lifetimes,
     links::{Attachment, Links},
     load::{LoadOptions, endpoint_capacity, load_object, take_over},
     programs_log::ProgramsLog,
@@ -90,7 +90,7 @@ impl EbpfDatapath {
         let slots = Slots::new(options.max_peers, taken);
         vteps::mend(&mut tables, &slots)?;
         tables.mend_indexes()?;
-        tables.flows.mark_all()?;
+        tables.stack_flows.mark_all()?;
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let ingress = Ingress::default();
         let (tried, device) = (None, watch::Sender::new(0));
@@ -115,8 +115,10 @@ impl EbpfDatapath {
         }
         datapath.adopt()?;
         for older in &datapath.options.older {
-            layouts::merge_notes(older, &mut datapath.tables);
+            layouts::copy_the_rest(older, &mut datapath.tables);
         }
+        // Older programs may have made stack flows without marks.
+        datapath.tables.stack_flows.mark_all()?;
         Ok(datapath)
     }
 
@@ -294,7 +296,7 @@ impl Datapath for EbpfDatapath {
             Change::Local(LocalChange::Attach(ifindex, kind)) => self.attach(*ifindex, *kind),
             Change::XdpTarget(XdpTargetChange { port, takes }) => self.xdp_targets.set(*port, *takes),
             Change::Local(LocalChange::Detach(ifindex)) => {
-                for attachment in [Attachment::Encap, Attachment::Note, Attachment::Bridge] {
+                for attachment in [Attachment::Encap, Attachment::Track, Attachment::Bridge] {
                     self.links.detach(attachment, *ifindex)?;
                 }
                 Ok(())
@@ -303,9 +305,9 @@ impl Datapath for EbpfDatapath {
     }
 
     fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError> {
-        let (gone, left) = Lifetimes::of_this_host().expire(&mut self.tables.flows)?;
+        let (gone, left) = Lifetimes::of_this_host().expire(&mut self.tables.stack_flows)?;
         if gone > 0 {
-            self.tables.flows.renew_marks()?;
+            self.tables.stack_flows.renew_marks()?;
         }
         Ok((gone, left))
     }

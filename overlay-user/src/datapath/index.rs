@@ -15,14 +15,14 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError},
 };
 use overlay_common::{
-    Addr4, Endpoint, MAX_ENDPOINT_INDEX, MAX_PEER_INDEX, Peer, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX,
-    Settings,
+    Addr4, EndpointEntry, MAX_ENDPOINT_INDEX, MAX_PEER_INDEX, PeerEntry, SETTING_ENDPOINT_INDEX,
+    SETTING_PEER_INDEX, Settings,
 };
 
 use super::DatapathError;
 
 /// Names of the arrays in the programs, and of their pins.
-pub(super) const MAPS: [(&str, &str); 2] = [Peer::INDEX, Endpoint::INDEX];
+pub(super) const MAPS: [(&str, &str); 2] = [PeerEntry::INDEX, EndpointEntry::INDEX];
 
 /// What has a table and an index.
 pub trait Entry: Pod + Default + PartialEq {
@@ -48,7 +48,7 @@ pub trait Entry: Pod + Default + PartialEq {
     fn hidden(self) -> Self;
 }
 
-impl Entry for Peer {
+impl Entry for PeerEntry {
     const PLURAL: &str = "peers";
     const INDEX: (&str, &str) = ("PEER_INDEX", "peer_index");
     const FLAG: u32 = SETTING_PEER_INDEX;
@@ -71,7 +71,7 @@ impl Entry for Peer {
     }
 }
 
-impl Entry for Endpoint {
+impl Entry for EndpointEntry {
     const PLURAL: &str = "endpoints";
     const INDEX: (&str, &str) = ("ENDPOINT_INDEX", "endpoint_index");
     const FLAG: u32 = SETTING_ENDPOINT_INDEX;
@@ -97,8 +97,9 @@ impl Entry for Endpoint {
 /// Settings that say which indexes there are: none for more than the programs' arrays may hold, whose table is asked then.
 pub(super) fn settings(settings: &Settings) -> Settings {
     let flag = |fits: bool, flag: u32| if fits { flag } else { 0 };
-    let flags = flag(fits::<Peer>(settings), Peer::FLAG) | flag(fits::<Endpoint>(settings), Endpoint::FLAG);
-    Settings { flags: settings.flags & !(Peer::FLAG | Endpoint::FLAG) | flags, ..*settings }
+    let flags = flag(fits::<PeerEntry>(settings), PeerEntry::FLAG)
+        | flag(fits::<EndpointEntry>(settings), EndpointEntry::FLAG);
+    Settings { flags: settings.flags & !(PeerEntry::FLAG | EndpointEntry::FLAG) | flags, ..*settings }
 }
 
 fn fits<V: Entry>(settings: &Settings) -> bool {
@@ -112,8 +113,8 @@ pub(super) fn size(loader: &mut EbpfLoader<'_>, settings: &Settings) {
         let places = if settings.flags & V::FLAG == 0 { 1 } else { V::places(settings) as u32 };
         loader.map_max_entries(V::INDEX.0, places);
     }
-    one::<Peer>(loader, settings);
-    one::<Endpoint>(loader, settings);
+    one::<PeerEntry>(loader, settings);
+    one::<EndpointEntry>(loader, settings);
 }
 
 /// Forgets the last agent's, whose programs keep them until they are replaced.

@@ -6,8 +6,10 @@
 //! each, still running the older programs on the older maps, and replaced in place as those of any earlier agent are.
 //! Filters without pins (clsact) are found where they are attached. The older pins go last.
 mod reader;
-#[cfg(feature = "next-layout")]
+#[cfg(not(feature = "next-layout"))]
 mod v1;
+#[cfg(feature = "next-layout")]
+mod v2;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -16,9 +18,9 @@ use std::{
 };
 
 use log::{info, warn};
-use overlay_common::{Addr4, Flow};
+use overlay_common::Flow;
 
-use self::reader::{Contents, Reader, failed};
+use self::reader::{Reader, failed};
 use super::{
     DatapathError,
     crash::may_crash,
@@ -37,8 +39,10 @@ pub struct Older {
 }
 
 const READERS: &[Reader] = &[
-    #[cfg(feature = "next-layout")]
+    #[cfg(not(feature = "next-layout"))]
     v1::READER,
+    #[cfg(feature = "next-layout")]
+    v2::READER,
 ];
 
 /// Whether an agent of this program can take over from one with layout `abi`.
@@ -108,10 +112,11 @@ pub(super) fn stage(older: &Older, filling: &Path) -> Result<(), DatapathError> 
         _ => {}
     }
     fs::create_dir_all(filling).map_err(|error| failed("make the folder", filling, &error))?;
-    for pin in reader.unchanged {
-        let from = older.pins.join(pin);
+    let if_there = reader.shared_if_there.iter().filter(|(there, _)| older.pins.join(there).exists());
+    for (there, here) in reader.shared.iter().chain(if_there) {
+        let from = older.pins.join(there);
         // A second name for the same map (kernel/bpf/inode.c has simple_link).
-        fs::hard_link(&from, filling.join(pin)).map_err(|error| failed("share", &from, &error))?;
+        fs::hard_link(&from, filling.join(here)).map_err(|error| failed("share", &from, &error))?;
     }
     may_crash("shared");
     // Pins that are taken over must be what they are called, too.
@@ -122,21 +127,35 @@ pub(super) fn stage(older: &Older, filling: &Path) -> Result<(), DatapathError> 
 pub(super) fn fill(older: &Older, tables: &mut Tables) -> Result<(), DatapathError> {
     let wrong =
         |error: &dyn std::error::Error| DatapathError::failed("fill the maps of the present layout", error);
-    let Contents { peers, endpoints, notes } = (reader(older)?.read)(&older.pins)?;
-    info!("{} peers, {} endpoints, {} notes of connections", peers.len(), endpoints.len(), notes.len());
-    for (base, peer, slot) in &peers {
-        let key = Addr4::new(base.octets());
-        let entry = tables::peer_entry(peer, *slot).map_err(|error| wrong(&error))?;
-        tables.peers.put(key, entry).map_err(|error| wrong(&error))?;
+    let reader = reader(older)?;
+    for (base, peer, slot) in reader.peers.map_or(Ok(Vec::new()), |read| read(&older.pins))? {
+        let entry = tables::peer_entry(&peer, slot).map_err(|error| wrong(&error))?;
+        tables.peers.put(base.into(), entry).map_err(|error| wrong(&error))?;
     }
-    for (address, endpoint) in &endpoints {
-        let key = Addr4::new(address.octets());
-        tables.endpoints.put(key, tables::endpoint_entry(endpoint)).map_err(|error| wrong(&error))?;
+    for (address, endpoint) in reader.endpoints.map_or(Ok(Vec::new()), |read| read(&older.pins))? {
+        let entry = tables::endpoint_entry(&endpoint);
+        tables.endpoints.put(address.into(), entry).map_err(|error| wrong(&error))?;
     }
-    for (key, note) in &notes {
-        tables.flows.insert(*key, *note).map_err(|error| wrong(&error))?;
-    }
+    copy_written(older, tables)?;
     may_crash("filled");
+    Ok(())
+}
+
+/// Copies what the older programs write: stack flows that are newer there than here, and what they have counted. It can be
+/// copied any number of times.
+fn copy_written(older: &Older, tables: &mut Tables) -> Result<(), DatapathError> {
+    let reader = reader(older)?;
+    for (key, flow) in reader.stack_flows.map_or(Ok(Vec::new()), |read| read(&older.pins))? {
+        let ours = tables.stack_flows.get(&key);
+        if ours.is_none_or(|ours| ours.seen_ns < flow.seen_ns) {
+            let state = flow.state | ours.map_or(0, |ours| ours.state);
+            let copied = tables.stack_flows.insert(key, Flow { state, ..flow });
+            copied.map_err(|error| DatapathError::failed("copy a stack flow", &error))?;
+        }
+    }
+    for inherited in reader.counters.map_or(Ok(Vec::new()), |read| read(&older.pins))? {
+        tables.inherit(inherited.hook, inherited.reason, inherited.counts)?;
+    }
     Ok(())
 }
 
@@ -166,33 +185,38 @@ fn leave(filling: &Path) {
 /// Moves the links, which keep running what they run. What the present layout has no name for stays behind, to go with
 /// the older pins when ours are attached.
 pub(super) fn move_links(older: &Older, pins: &Path) -> Result<(), DatapathError> {
-    let links = names(&older.pins.join("links"))?.into_iter().filter(|name| is_known(name));
-    let links = links.map(|name| Path::new("links").join(name));
+    let reader = reader(older)?;
+    let links = names(&older.pins.join("links"))?.into_iter();
+    let links = links.map(|name| ("links", name.clone(), present_name(reader, name)));
     // The marks of qdiscs that are ours.
-    let marks = names(&older.pins.join("qdiscs"))?.into_iter().map(|name| Path::new("qdiscs").join(name));
-    for name in links.chain(marks) {
-        let from = older.pins.join(&name);
-        fs::rename(&from, pins.join(&name)).map_err(|error| failed("move", &from, &error))?;
+    let marks = names(&older.pins.join("qdiscs"))?.into_iter().map(|name| ("qdiscs", name.clone(), name));
+    for (folder, there, here) in links.filter(|(_, _, here)| is_known(here)).chain(marks) {
+        let from = older.pins.join(folder).join(there);
+        fs::rename(&from, pins.join(folder).join(here)).map_err(|error| failed("move", &from, &error))?;
         may_crash("one link moved");
     }
     Ok(())
 }
 
-/// Copies notes that the older programs made or refreshed since the maps were filled, now that none of them runs any
-/// more. What cannot be read is left out: the older pins may be half removed already.
-pub(super) fn merge_notes(older: &Older, tables: &mut Tables) {
-    may_crash("replaced");
-    let notes = match reader(older).and_then(|reader| (reader.notes)(&older.pins)) {
-        Ok(notes) => notes,
-        Err(error) => return info!("notes of connections in {}: {error}", older.pins.display()),
-    };
-    for (key, note) in notes {
-        let ours = tables.flows.get(&key);
-        if ours.is_none_or(|ours| ours.seen_ns < note.seen_ns) {
-            let state = note.state | ours.map_or(0, |ours| ours.state);
-            if let Err(error) = tables.flows.insert(key, Flow { state, ..note }) {
-                warn!("a connection's note is not taken over: {error}");
-            }
-        }
+/// The name that a link has in the present layout.
+fn present_name(reader: &Reader, name: OsString) -> OsString {
+    let Some((kind, ifindex)) = name.to_str().and_then(|name| name.split_once('-')) else { return name };
+    match reader.renamed_links.iter().find(|(there, _)| *there == kind) {
+        Some((_, here)) => format!("{here}-{ifindex}").into(),
+        None => name,
     }
+}
+
+/// Copies what the older programs have written since the maps were filled, now that none of them runs any more. What cannot
+/// be read is left out: the older pins may be half removed already.
+pub(super) fn copy_the_rest(older: &Older, tables: &mut Tables) {
+    may_crash("replaced");
+    if let Err(error) = copy_written(older, tables) {
+        info!("{} is no longer complete, and its last moments are left out: {error}", older.pins.display());
+    }
+}
+
+/// Pins of the tables of peers and of stack flows in an older layout, whose sizes are kept.
+pub(super) fn sized(older: &Older) -> Result<[PathBuf; 2], DatapathError> {
+    Ok(reader(older)?.sized.map(|pin| older.pins.join(pin)))
 }

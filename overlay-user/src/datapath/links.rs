@@ -212,7 +212,7 @@ impl Links {
             let stale = match attachment {
                 Attachment::Decap => ifindex != underlay,
                 Attachment::Send | Attachment::Receive => ifindex != device,
-                Attachment::Encap | Attachment::Note | Attachment::Bridge => false,
+                Attachment::Encap | Attachment::Track | Attachment::Bridge => false,
             };
             if stale {
                 warn!("detaching {} from interface {ifindex}: no longer used", attachment.program());

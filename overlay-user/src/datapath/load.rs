@@ -22,7 +22,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub struct LoadOptions {
     /// Constants of the programs.
     pub settings: Settings,
-    /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v1/default`.
+    /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v2/default`.
     pub pins: PathBuf,
     /// How programs are attached at TC.
     pub tc: AttachMethod,
@@ -30,7 +30,7 @@ pub struct LoadOptions {
     pub ingress: Ingress,
     /// Capacity of the peer table.
     pub max_peers: u32,
-    /// Capacity of the table of the stack's connections.
+    /// Capacity of the table of stack flows.
     pub max_flows: u32,
     /// What agents with older map layouts left of this network, oldest first: taken over if `pins` holds nothing yet.
     pub older: Vec<Older>,
@@ -41,11 +41,13 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// Adopted tables keep the size they were made with, and the loader believes what it is told of them.
     pub(super) fn keep_sizes(&mut self) -> Result<(), DatapathError> {
-        for (table, wanted) in [("peers", &mut self.max_peers), ("flows", &mut self.max_flows)] {
-            if !self.pins.join(table).exists() {
+        let tables = [("peers", "peers", &mut self.max_peers), ("stack_flows", "flows", &mut self.max_flows)];
+        for (pin, table, wanted) in tables {
+            let pin = self.pins.join(pin);
+            if !pin.exists() {
                 continue;
             }
-            let found = size(&self.pins, table)?;
+            let found = size(&pin)?;
             if found != *wanted {
                 warn!(
                     "the table of {table} keeps room for {found}: --max-{table} {wanted} takes effect after `overlay down`"
@@ -63,7 +65,8 @@ pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, T
     let filled = || {
         layouts::stage(older, &options.filling)?;
         // As large as they were: counters that are shared have no more slots.
-        let (max_peers, max_flows) = (size(&older.pins, "peers")?, size(&older.pins, "flows")?);
+        let [peers, flows] = layouts::sized(older)?;
+        let (max_peers, max_flows) = (size(&peers)?, size(&flows)?);
         let options = LoadOptions { max_peers, max_flows, ..options.clone() };
         let (ebpf, mut tables) = load_object(&options, &options.filling)?;
         layouts::fill(older, &mut tables)?;
@@ -87,8 +90,8 @@ pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf,
         // A peer that moves has two addresses for a moment.
         .map_max_entries("VTEPS", options.max_peers.saturating_add(1))
         .map_max_entries("PEER_COUNTERS", options.max_peers)
-        .map_max_entries("FLOWS", options.max_flows)
-        .map_max_entries("RECEIVERS", endpoint_capacity(prefix_len))
+        .map_max_entries("STACK_FLOWS", options.max_flows)
+        .map_max_entries("XDP_TARGETS", endpoint_capacity(prefix_len))
         .map_max_entries("ENDPOINTS", endpoint_capacity(prefix_len));
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
@@ -127,12 +130,9 @@ pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, XdpTargets), 
     Ok((ebpf, tables, xdp_targets))
 }
 
-fn size(pins: &Path, table: &str) -> Result<u32, DatapathError> {
-    let info = MapInfo::from_pin(pins.join(table)).map_err(|error| {
-        DatapathError::failed(
-            format!("ask for the size of the table of {table} in {}", pins.display()),
-            &error,
-        )
+fn size(pin: &Path) -> Result<u32, DatapathError> {
+    let info = MapInfo::from_pin(pin).map_err(|error| {
+        DatapathError::failed(format!("ask for the size of the table {}", pin.display()), &error)
     })?;
     Ok(info.max_entries())
 }

@@ -3,18 +3,18 @@ mod crash;
 pub mod dry_run;
 pub mod ebpf;
 pub mod error;
-pub mod flows;
 mod index;
 mod keys;
 pub mod layouts;
+pub mod lifetimes;
 pub mod links;
 pub mod load;
 pub mod losses;
 pub mod memory;
-pub mod notes;
 pub mod programs_log;
 pub mod relay;
 mod slots;
+pub mod stack_flows;
 pub mod state;
 pub mod tables;
 pub mod xdp;
@@ -92,6 +92,6 @@ pub trait Datapath: Send {
     fn installed(&self) -> Result<Installed, DatapathError>;
     /// Makes one change. On error nothing of it is in force.
     fn apply(&mut self, change: &Change) -> Result<(), DatapathError>;
-    /// Forgets noted flows that the stack's connection tracking has forgotten too; returns how many went and how many stay.
+    /// Forgets stack flows that the stack's connection tracking has forgotten too; returns how many went and how many stay.
     fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError>;
 }

@@ -1,22 +1,23 @@
-//! The pinned tables, read and written, and the names of their pins (the indexes' are in `index.rs`, the receivers' in
+//! The pinned tables, read and written, and the names of their pins (the indexes' are in `index.rs`, the XDP targets' in
 //! `xdp.rs`). Works with no agent running.
 use std::path::Path;
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray},
+    maps::{HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use overlay_common::{
-    ABI, Addr4, Count, ENDPOINT_PINNED, Endpoint, Flow, FlowKey, Hook, Peer, PeerCount, Reason, Settings,
-    Verdict, Vtep,
+    ABI, Addr4, Count, ENDPOINT_PINNED, EndpointEntry, Flow, FlowKey, Hook, PeerCount, PeerEntry, Reason,
+    Settings, Verdict, Vtep,
+    reason::{HOOKS, REASONS},
 };
 use serde::Serialize;
 
-use super::{DatapathError, index::Indexed, notes::Notes};
+use super::{DatapathError, index::Indexed, stack_flows::StackFlows};
 use crate::model::{
     addr::{OtherFamily, ipv4},
-    entries as domain,
+    entries::{Endpoint, Peer},
     mac::Mac,
 };
 
@@ -25,9 +26,9 @@ pub const MAPS: [(&str, &str); 8] = [
     ("PEERS", "peers"),
     ("VTEPS", "vteps"),
     ("ENDPOINTS", "endpoints"),
-    ("FLOWS", "flows"),
-    ("NOTED", "noted"),
-    ("NOTED_HALF", "noted_half"),
+    ("STACK_FLOWS", "stack_flows"),
+    ("FLOW_MARKS", "flow_marks"),
+    ("FLOW_MARKS_HALF", "flow_marks_half"),
     ("COUNTERS", "counters"),
     ("PEER_COUNTERS", "peer_counters"),
 ];
@@ -35,13 +36,13 @@ pub const MAPS: [(&str, &str); 8] = [
 /// The maps of one network on this host.
 pub struct Tables {
     /// Peers by base address of their subnet.
-    pub peers: Indexed<Peer>,
+    pub peers: Indexed<PeerEntry>,
     /// Peers by underlay address.
     pub vteps: HashMap<MapData, Addr4, Vtep>,
     /// Containers by address.
-    pub endpoints: Indexed<Endpoint>,
-    /// Connections of the stack.
-    pub flows: Notes,
+    pub endpoints: Indexed<EndpointEntry>,
+    /// Connections that keep to the stack.
+    pub stack_flows: StackFlows,
     counters: PerCpuArray<MapData, Count>,
     peer_counters: PerCpuArray<MapData, PeerCount>,
 }
@@ -49,7 +50,7 @@ pub struct Tables {
 /// A counter that is not zero.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Counter {
-    /// Where: `encap`, `decap`, `send`, `receive`, `note`.
+    /// Where: `encap`, `decap`, `send`, `receive`, `track`, `xdp`.
     pub hook: &'static str,
     /// Why.
     pub reason: &'static str,
@@ -103,15 +104,15 @@ impl Tables {
         mut map: impl FnMut(&'static str, &'static str) -> Result<Map, DatapathError>,
     ) -> Result<Self, DatapathError> {
         let wrong = |error: MapError| DatapathError::failed("use the maps", &error);
-        let [peers, vteps, endpoints, flows, noted, noted_half, counters, peer_counters] = MAPS;
+        let [peers, vteps, endpoints, flows, marks, half, counters, peer_counters] = MAPS;
         Ok(Self {
             peers: Indexed::read_only(map(peers.0, peers.1)?.try_into().map_err(wrong)?),
             vteps: map(vteps.0, vteps.1)?.try_into().map_err(wrong)?,
             endpoints: Indexed::read_only(map(endpoints.0, endpoints.1)?.try_into().map_err(wrong)?),
-            flows: Notes {
+            stack_flows: StackFlows {
                 flows: map(flows.0, flows.1)?.try_into().map_err(wrong)?,
-                marks: map(noted.0, noted.1)?.try_into().map_err(wrong)?,
-                half: map(noted_half.0, noted_half.1)?.try_into().map_err(wrong)?,
+                marks: map(marks.0, marks.1)?.try_into().map_err(wrong)?,
+                half: map(half.0, half.1)?.try_into().map_err(wrong)?,
             },
             counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
             peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
@@ -143,12 +144,31 @@ impl Tables {
         Ok(found)
     }
 
-    /// One counter, of all CPUs together.
+    /// One counter, of all CPUs together, with what was counted under an older layout.
     pub fn counter(&self, hook: Hook, reason: Reason) -> Result<Count, DatapathError> {
-        let values = self.counters.get(&hook.counter(reason), 0).map_err(|error| {
-            DatapathError::failed(format!("read counter {}/{}", hook.as_str(), reason.as_str()), &error)
-        })?;
-        Ok(values.iter().fold(Count::default(), add))
+        [hook.counter(reason), hook.inherited_counter(reason)].into_iter().try_fold(
+            Count::default(),
+            |sum, index| {
+                let values = self.counters.get(&index, 0).map_err(|error| {
+                    let action = format!("read counter {}/{}", hook.as_str(), reason.as_str());
+                    DatapathError::failed(action, &error)
+                })?;
+                Ok(values.iter().fold(sum, add))
+            },
+        )
+    }
+
+    /// Sets what each CPU has counted under an older layout, by the numbers of hook and reason.
+    pub(super) fn inherit(
+        &mut self,
+        hook: u32,
+        reason: u32,
+        counts: Vec<Count>,
+    ) -> Result<(), DatapathError> {
+        let failed = |error: &dyn std::error::Error| DatapathError::failed("inherit a counter", error);
+        let counts = PerCpuValues::try_from(counts).map_err(|error| failed(&error))?;
+        let index = HOOKS * REASONS + hook * REASONS + reason;
+        self.counters.set(index, counts, 0).map_err(|error| failed(&error))
     }
 
     /// What the fast path carried to and from the peer with counters at `slot`.
@@ -174,7 +194,7 @@ impl Tables {
             PeerCount::default();
             nr_cpus().map_err(|(_, error)| DatapathError::failed("count the CPUs", &error))?
         ];
-        aya::maps::PerCpuValues::try_from(zeros)
+        PerCpuValues::try_from(zeros)
             .map_err(|error| DatapathError::failed("clear a peer's counters", &error))
             .and_then(|zeros| {
                 self.peer_counters.set(slot, zeros, 0).map_err(|error| {
@@ -185,23 +205,23 @@ impl Tables {
 }
 
 /// A peer as `PEERS` holds it, with its counters at `slot`.
-pub(super) fn peer_entry(peer: &domain::Peer, slot: u32) -> Result<Peer, OtherFamily> {
+pub(super) fn peer_entry(peer: &Peer, slot: u32) -> Result<PeerEntry, OtherFamily> {
     let (outer, vtep_mac) = (ipv4(peer.public_ip)?.into(), peer.vtep_mac.unwrap_or(NO_MAC).0);
-    Ok(Peer { outer, vtep_mac, reserved: Default::default(), slot })
+    Ok(PeerEntry { outer, vtep_mac, reserved: Default::default(), slot })
 }
 
 /// What `PEERS` holds for a peer whose packets need no inner MAC address: no device has it.
 const NO_MAC: Mac = Mac([0; 6]);
 
 /// A peer of `PEERS` in the agent's words.
-pub fn peer_of(entry: &Peer) -> domain::Peer {
+pub fn peer_of(entry: &PeerEntry) -> Peer {
     let vtep_mac = Some(Mac(entry.vtep_mac)).filter(|mac| *mac != NO_MAC);
-    domain::Peer { public_ip: entry.outer.into(), vtep_mac }
+    Peer { public_ip: entry.outer.into(), vtep_mac }
 }
 
 /// An endpoint as `ENDPOINTS` holds it.
-pub(super) fn endpoint_entry(endpoint: &domain::Endpoint) -> Endpoint {
-    Endpoint {
+pub(super) fn endpoint_entry(endpoint: &Endpoint) -> EndpointEntry {
+    EndpointEntry {
         ifindex: endpoint.port,
         mac: endpoint.mac.0,
         gateway_mac: endpoint.gateway_mac.0,
@@ -217,11 +237,11 @@ pub(super) fn endpoint_entry(endpoint: &domain::Endpoint) -> Endpoint {
 pub fn check(folder: &Path) -> Result<(), DatapathError> {
     let shape = |pin: &str| {
         let (kind, key, value) = match pin {
-            "peers" => (MapType::Hash, size_of::<Addr4>(), size_of::<Peer>()),
+            "peers" => (MapType::Hash, size_of::<Addr4>(), size_of::<PeerEntry>()),
             "vteps" => (MapType::Hash, size_of::<Addr4>(), size_of::<Vtep>()),
-            "endpoints" => (MapType::Hash, size_of::<Addr4>(), size_of::<Endpoint>()),
-            "flows" => (MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>()),
-            "noted" | "noted_half" => (MapType::Array, size_of::<u32>(), size_of::<u32>()),
+            "endpoints" => (MapType::Hash, size_of::<Addr4>(), size_of::<EndpointEntry>()),
+            "stack_flows" => (MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>()),
+            "flow_marks" | "flow_marks_half" => (MapType::Array, size_of::<u32>(), size_of::<u32>()),
             "counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<Count>()),
             "peer_counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<PeerCount>()),
             _ => return None,

@@ -180,7 +180,7 @@ pub struct XdpTargets(DevMapHash<MapData>);
 
 impl XdpTargets {
     /// The map's name in the programs, and its pin's.
-    pub const MAP: (&str, &str) = ("RECEIVERS", "receivers");
+    pub const MAP: (&str, &str) = ("XDP_TARGETS", "xdp_targets");
 
     /// The map of freshly loaded programs.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {

@@ -9,7 +9,7 @@
 use ipnet::IpNet;
 
 use crate::{
-    datapath::{DatapathError, flows, tables::Tables},
+    datapath::{DatapathError, tables::Tables},
     host::netlink::{
         NetlinkError,
         conntrack::{self, Tracked, Tuple},
@@ -25,9 +25,10 @@ pub fn note(tables: &mut Tables, tracked: &[Tracked], network: IpNet) -> Result<
     let mut noted = 0;
     for (tuple, answered) in of_overlay(tracked, network) {
         let Tuple { source, destination, ports, protocol } = tuple;
-        let end = |address| ipv4(address).map_err(|error| DatapathError::failed("note a connection", &error));
+        let end =
+            |address| ipv4(address).map_err(|error| DatapathError::failed("record a stack flow", &error));
         let (source, destination) = (end(source)?, end(destination)?);
-        flows::note(&mut tables.flows, (source, ports.0), (destination, ports.1), protocol, answered)?;
+        tables.stack_flows.record((source, ports.0), (destination, ports.1), protocol, answered)?;
         noted += 1;
     }
     Ok(noted)

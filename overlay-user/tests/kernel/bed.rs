@@ -4,7 +4,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},
 };
 use overlay_common::{
-    Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, Endpoint, Flow, FlowKey, Hook, Peer, Reason,
+    Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, EndpointEntry, Flow, FlowKey, Hook, PeerEntry, Reason,
     SETTING_DIRECT, Settings, Vtep,
 };
 use overlay_user::datapath::{load, tables::Tables, xdp::XdpTargets};
@@ -42,7 +42,7 @@ impl Outcome {
 pub struct Bed {
     ebpf: Ebpf,
     pub tables: Tables,
-    pub receivers: XdpTargets,
+    pub xdp_targets: XdpTargets,
     pub underlay: u32,
     pub container: u32,
     pub elsewhere: u32,
@@ -71,7 +71,7 @@ pub fn with_each_way_to_find(test: impl Fn(&mut Bed, [u8; 4]) + Send + Sync) {
         (settings.subnet, settings.subnet_mask, settings.host_bits) = (NETWORK, [255, 254, 0, 0], 17);
     };
     with_settings(large, |bed| {
-        let peer = Peer { outer: Addr4::new(PEER), vtep_mac: PEER_VTEP_MAC, ..Peer::default() };
+        let peer = PeerEntry { outer: Addr4::new(PEER), vtep_mac: PEER_VTEP_MAC, ..PeerEntry::default() };
         bed.tables.peers.put(Addr4::new([10, 246, 0, 0]), peer).unwrap();
         test(bed, [10, 247, 255, 7]);
     });
@@ -132,7 +132,7 @@ impl Bed {
             host_bits: 8,
         };
         alter(&mut settings);
-        let (ebpf, mut tables, receivers) =
+        let (ebpf, mut tables, xdp_targets) =
             load::load_unpinned(&settings).unwrap_or_else(|error| panic!("{error}"));
         for (slot, (subnet, outer, vtep_mac)) in
             [([10, 244, 2, 0], PEER, PEER_VTEP_MAC), ([10, 244, 3, 0], OTHER_PEER, [2, 0, 0, 0, 0, 3])]
@@ -140,40 +140,40 @@ impl Bed {
                 .enumerate()
         {
             let slot = slot as u32;
-            let peer = Peer { outer: Addr4::new(outer), vtep_mac, reserved: [0; 2], slot };
+            let peer = PeerEntry { outer: Addr4::new(outer), vtep_mac, reserved: [0; 2], slot };
             tables.peers.put(Addr4::new(subnet), peer).unwrap();
             tables.vteps.insert(Addr4::new(outer), Vtep { slot }, 0).unwrap();
         }
         let mut bed = Self {
             ebpf,
             tables,
-            receivers,
+            xdp_targets,
             underlay: index("eth0"),
             container: index("c1"),
             elsewhere: index("c2"),
             bridge: index("br0"),
         };
         bed.learn(CONTAINER, bed.container);
-        bed.receivers.set(bed.container, true).unwrap();
+        bed.xdp_targets.set(bed.container, true).unwrap();
         bed
     }
 
     /// Makes `address` an endpoint on interface `ifindex`.
     pub fn learn(&mut self, address: [u8; 4], ifindex: u32) {
-        let endpoint = Endpoint { ifindex, mac: CONTAINER_MAC, gateway_mac: GATEWAY_MAC, flags: 0 };
+        let endpoint = EndpointEntry { ifindex, mac: CONTAINER_MAC, gateway_mac: GATEWAY_MAC, flags: 0 };
         self.tables.endpoints.put(Addr4::new(address), endpoint).unwrap();
     }
 
     /// The noted connections.
     pub fn flows(&self) -> Vec<(FlowKey, Flow)> {
-        self.tables.flows.iter().map(Result::unwrap).collect()
+        self.tables.stack_flows.iter().map(Result::unwrap).collect()
     }
 
     /// Notes the connection of these addresses and ports as the stack's.
     pub fn note(&mut self, source: [u8; 4], destination: [u8; 4], ports: [u16; 2], protocol: u8) {
         let ports = ports.map(u16::to_be_bytes);
         let key = FlowKey::new(Addr4::new(source), Addr4::new(destination), ports, protocol);
-        self.tables.flows.insert(key, Flow::default()).unwrap();
+        self.tables.stack_flows.insert(key, Flow::default()).unwrap();
     }
 
     fn counts(&self) -> Vec<((Hook, Reason), u64)> {

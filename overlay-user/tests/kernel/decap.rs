@@ -43,8 +43,11 @@ fn a_frame_of_the_kernels_own_vxlan_device_is_understood() {
             settings.vtep_mac = [0xfa, 0x3c, 0x34, 0x4c, 0x9c, 0xf0];
         },
         |bed| {
-            let peer =
-                overlay_common::Peer { outer: Addr4::new([10, 99, 0, 1]), slot: 2, ..Default::default() };
+            let peer = overlay_common::PeerEntry {
+                outer: Addr4::new([10, 99, 0, 1]),
+                slot: 2,
+                ..Default::default()
+            };
             bed.tables.peers.put(overlay_common::Addr4::new([10, 244, 59, 0]), peer).unwrap();
             bed.learn([10, 244, 8, 2], bed.container);
             // A frame for another host's MAC address, seen because the interface is promiscuous, is not ours.

@@ -1,7 +1,7 @@
-//! The slow tier: `overlay_send`, `overlay_receive` and `overlay_note`.
+//! The slow tier: `overlay_send`, `overlay_receive` and `overlay_track`.
 use overlay_common::{
     Addr4, FlowKey,
-    Hook::{Note, Receive, Send},
+    Hook::{Receive, Send, Track},
     Reason, SETTING_DIRECT,
 };
 
@@ -61,7 +61,7 @@ fn deliveries_of_the_stack_are_noted_when_a_peer_sent_them() {
     with_bed(|bed| {
         for (source, noted) in [(REMOTE, 1), ([192, 0, 2, 1], 1), (UNLEARNED, 1), ([10, 244, 3, 3], 2)] {
             let frame = ethernet(CONTAINER_MAC, GATEWAY_MAC, &udp(source, CONTAINER, [80, 4000], 10));
-            let outcome = bed.run("overlay_note", bed.container, &frame);
+            let outcome = bed.run("overlay_track", bed.container, &frame);
             outcome.assert(NEXT, &[]);
             assert_eq!(outcome.frame, frame);
             assert_eq!(bed.flows().len(), noted, "{source:?}");
@@ -81,7 +81,7 @@ fn a_full_table_of_flows_is_counted_and_nothing_is_dropped() {
                 addresses: [Addr4::new([9; 4]), Addr4::new(inserted.to_be_bytes())],
                 ..FlowKey::default()
             };
-            if bed.tables.flows.insert(key, overlay_common::Flow::default()).is_err() {
+            if bed.tables.stack_flows.insert(key, overlay_common::Flow::default()).is_err() {
                 break;
             }
             inserted += 1;
@@ -90,7 +90,7 @@ fn a_full_table_of_flows_is_counted_and_nothing_is_dropped() {
         send(bed, &udp(CONTAINER, REMOTE, [4000, 5000], 10))
             .assert(NEXT, &[(Send, Reason::Carried), (Send, Reason::FlowTableFull)]);
         let frame = ethernet(CONTAINER_MAC, GATEWAY_MAC, &udp(REMOTE, CONTAINER, [80, 4000], 10));
-        bed.run("overlay_note", bed.container, &frame).assert(NEXT, &[(Note, Reason::FlowTableFull)]);
+        bed.run("overlay_track", bed.container, &frame).assert(NEXT, &[(Track, Reason::FlowTableFull)]);
     });
 }
 

@@ -1,6 +1,6 @@
 //! Bare IPv4 in UDP, container to underlay: what `overlay_encap` does differently from VXLAN.
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use overlay_common::{Addr4, Hook::Encap, Peer, Reason, SETTING_OUTER_DF, wire::DATAGRAM};
+use overlay_common::{Addr4, Hook::Encap, PeerEntry, Reason, SETTING_OUTER_DF, wire::DATAGRAM};
 
 use super::{bed::*, encap::assert_answer};
 use crate::support::ip;
@@ -33,7 +33,7 @@ fn a_packet_to_a_peer_leaves_as_flannels_udp_backend_sends_it() {
             (settings.port_min, settings.port_count) = (UDP_PORT, 1);
         },
         |bed| {
-            let peer = Peer { outer: Addr4::new(PEER), slot: 2, ..Peer::default() };
+            let peer = PeerEntry { outer: Addr4::new(PEER), slot: 2, ..PeerEntry::default() };
             bed.tables.peers.put(Addr4::new([10, 244, 31, 0]), peer).unwrap();
             bed.learn([10, 244, 66, 2], bed.container);
             // One hop earlier.

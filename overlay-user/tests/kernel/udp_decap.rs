@@ -2,7 +2,7 @@
 use overlay_common::{
     Addr4,
     Hook::{Decap, Xdp},
-    Peer, Reason, SETTING_STACK_ONLY, SETTING_STRICT_PEERS,
+    PeerEntry, Reason, SETTING_STACK_ONLY, SETTING_STRICT_PEERS,
 };
 
 use super::bed::*;
@@ -58,7 +58,7 @@ fn a_frame_of_flannels_udp_backend_is_understood() {
             (settings.local, settings.subnet) = (PEER, [10, 244, 31, 0]);
         },
         |bed| {
-            let peer = Peer { outer: Addr4::new(LOCAL), slot: 2, ..Peer::default() };
+            let peer = PeerEntry { outer: Addr4::new(LOCAL), slot: 2, ..PeerEntry::default() };
             bed.tables.peers.put(Addr4::new([10, 244, 66, 0]), peer).unwrap();
             bed.learn([10, 244, 31, 2], bed.container);
             let outcome = bed.take_in(&frame);

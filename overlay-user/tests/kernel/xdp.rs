@@ -80,9 +80,9 @@ fn congestion_marks_are_carried_inwards() {
 fn only_interfaces_that_take_frames_are_handed_any() {
     with_bed(|bed| {
         let frame = wrapped(&udp(REMOTE, CONTAINER, [1, 2], 500));
-        bed.receivers.set(bed.container, false).unwrap();
+        bed.xdp_targets.set(bed.container, false).unwrap();
         bed.is_left("overlay_xdp", &frame, "not proven");
-        bed.receivers.set(bed.container, true).unwrap();
+        bed.xdp_targets.set(bed.container, true).unwrap();
         bed.run_xdp("overlay_xdp", &frame).assert(XDP_REDIRECT, CARRIED);
         ip("link set c1 mtu 527");
         bed.is_left("overlay_xdp", &frame, "too small");
@@ -90,7 +90,7 @@ fn only_interfaces_that_take_frames_are_handed_any() {
         bed.run_xdp("overlay_xdp", &frame).assert(XDP_REDIRECT, CARRIED);
         ip("link del c1");
         bed.is_left("overlay_xdp", &frame, "gone");
-        assert!(bed.receivers.list().unwrap().is_empty(), "the kernel removes what is gone");
+        assert!(bed.xdp_targets.list().unwrap().is_empty(), "the kernel removes what is gone");
     });
 }
 

@@ -6,7 +6,7 @@ use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData},
 };
-use overlay_common::{Addr4, Peer, Vtep};
+use overlay_common::{Addr4, PeerEntry, Vtep};
 use serde::{Deserialize, Serialize};
 
 #[derive(Deserialize)]
@@ -33,10 +33,10 @@ pub(crate) struct Filled {
 
 pub(crate) fn fill(specification: &Specification) -> Result<Filled> {
     let Specification { pins, network, count, subnet, step, outer, vtep_mac } = specification;
-    let mut peers = open::<Peer>(&pins.join("peers"))?;
+    let mut peers = open::<PeerEntry>(&pins.join("peers"))?;
     let mut vteps = open::<Vtep>(&pins.join("vteps"))?;
     let path = pins.join("peer_index");
-    let mut by_number: Array<_, Peer> =
+    let mut by_number: Array<_, PeerEntry> =
         Map::Array(MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?)
             .try_into()
             .with_context(|| format!("{} is another kind of map", path.display()))?;
@@ -47,7 +47,7 @@ pub(crate) fn fill(specification: &Specification) -> Result<Filled> {
         // Slot 0 is the real peer's. Each peer has a slot of its own, as under an agent, because the cache lines of the
         // counters are part of the cost.
         let slot = index + 1;
-        let peer = Peer { outer, vtep_mac: *vtep_mac, slot, ..Peer::default() };
+        let peer = PeerEntry { outer, vtep_mac: *vtep_mac, slot, ..PeerEntry::default() };
         peers.insert(key, peer, 0).with_context(|| format!("write peer {index} of {count}"))?;
         by_number
             .set((base - u32::from(*network)) / step, peer, 0)

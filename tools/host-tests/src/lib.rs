@@ -6,7 +6,8 @@ use std::{
     sync::LazyLock,
 };
 
-use overlay_lab::project;
+use overlay_common::ABI;
+use overlay_lab::{Host, project};
 
 pub mod hosts;
 
@@ -22,4 +23,14 @@ pub fn overlay() -> &'static Path {
         test.ancestors().nth(2).unwrap().join("overlay")
     });
     &OVERLAY
+}
+
+/// The folder in which a host's maps and links are pinned, in the layout of the program under test.
+pub fn pins(host: &Host) -> PathBuf {
+    layout(host, ABI)
+}
+
+/// The folder of the same pins in another layout.
+pub fn layout(host: &Host, abi: u32) -> PathBuf {
+    host.bpf_root().join("overlay").join(format!("v{abi}")).join("default")
 }

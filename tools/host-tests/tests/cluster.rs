@@ -12,6 +12,7 @@ mod cluster {
     mod figures;
     mod foreign;
     mod ingress;
+    mod layout_1;
     mod peers;
     mod ports;
     mod race;

@@ -27,7 +27,7 @@ fn link(host: &Host, name: &str) -> Option<(String, String)> {
 }
 
 fn pin(host: &Host, name: &str) -> PathBuf {
-    host.bpf_root().join("overlay/v1/default/links").join(name)
+    overlay_host_tests::pins(host).join("links").join(name)
 }
 
 /// Packets that a hook counted as carried.
@@ -142,7 +142,7 @@ fn programs_that_somebody_detached_are_attached_again_by_the_audit() {
 
 /// Runs a command of bpftool's about a map, such as `lookup peers key 10 244 7 0`.
 fn bpftool(host: &Host, command: &str, map: &str, rest: &str) -> anyhow::Result<String> {
-    let pin = host.bpf_root().join("overlay/v1/default").join(map);
+    let pin = overlay_host_tests::pins(host).join(map);
     host.exec(&format!("bpftool -j map {command} pinned {} {rest}", pin.display()))
 }
 

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, waitid},
+    },
     unistd::Pid,
 };
 
@@ -111,7 +114,10 @@ impl Etcd {
 
     /// Makes etcd hang: connections to it stay open, but no answers come.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+        self.signal(Signal::SIGSTOP)?;
+        // On a busy machine, some threads still answer for a while after the signal was sent.
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).context("wait until etcd has stopped").map(drop)
     }
 
     /// Ends an [`Etcd::pause`].

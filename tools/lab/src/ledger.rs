@@ -236,7 +236,7 @@ mod tests {
             (Hook::Decap, Reason::UnknownPeer, 3),
             (Hook::Decap, Reason::Unlearned, 10),
             (Hook::Receive, Reason::Carried, 10),
-            (Hook::Note, Reason::FlowTableFull, 7),
+            (Hook::Track, Reason::FlowTableFull, 7),
         ])
     }
 

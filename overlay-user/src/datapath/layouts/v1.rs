@@ -1,75 +1,51 @@
-//! Map layout 1, for agents that come after it.
-use std::{net::Ipv4Addr, path::Path};
+//! Map layout 1: 32 reasons for each hook, and names that have changed since.
+//!
+//! Peers, VTEPs, endpoints, stack flows and their marks, XDP targets and the counters of peers are what they are today, some
+//! under another name. The counters by hook and reason are an array of 6 rows and 32 columns.
+use std::path::Path;
 
-use overlay_common::{Addr4, Flow, FlowKey};
+use aya::maps::{MapData, PerCpuArray};
+use overlay_common::Count;
 
-use super::reader::{Contents, Notes, Reader, old_map};
-use crate::{
-    datapath::DatapathError,
-    model::{
-        entries::{Endpoint, Peer},
-        mac::Mac,
-    },
-};
+use super::reader::{Inherited, Reader, failed, open};
+use crate::datapath::DatapathError;
+
+const HOOKS: u32 = 6;
+const REASONS: u32 = 32;
 
 pub(super) const READER: Reader = Reader {
     abi: 1,
-    unchanged: &["vteps", "counters", "peer_counters"],
-    read: |folder| {
-        Ok(Contents { peers: peers(folder)?, endpoints: endpoints(folder)?, notes: notes(folder)? })
-    },
-    notes,
+    shared: &[
+        ("peers", "peers"),
+        ("vteps", "vteps"),
+        ("endpoints", "endpoints"),
+        ("flows", "stack_flows"),
+        ("peer_counters", "peer_counters"),
+    ],
+    shared_if_there: &[
+        ("noted", "flow_marks"),
+        ("noted_half", "flow_marks_half"),
+        ("receivers", "xdp_targets"),
+    ],
+    sized: ["peers", "flows"],
+    renamed_links: &[("note", "track")],
+    peers: None,
+    endpoints: None,
+    stack_flows: None,
+    counters: Some(counters),
 };
 
-/// Key: base address of the subnet. Value: underlay address (4 bytes), VtepMAC (6), zero (2), slot (4).
-fn peers(folder: &Path) -> Result<Vec<(Ipv4Addr, Peer, u32)>, DatapathError> {
-    let entries = old_map::<4, 16>(folder, "peers")?;
-    let peer = |(base, value): ([u8; 4], [u8; 16])| {
-        let public_ip = Ipv4Addr::from(part(&value, 0)).into();
-        let vtep_mac = Some(Mac(part(&value, 4))).filter(|mac| mac.0 != [0; 6]);
-        (base.into(), Peer { public_ip, vtep_mac }, word(&value, 12))
-    };
-    Ok(entries.into_iter().map(peer).collect())
-}
-
-/// Key: address. Value: interface index (4 bytes), the container's MAC (6), the gateway's MAC (6), flags (4): bit 0 is
-/// "pinned".
-fn endpoints(folder: &Path) -> Result<Vec<(Ipv4Addr, Endpoint)>, DatapathError> {
-    let entries = old_map::<4, 20>(folder, "endpoints")?;
-    let endpoint = |(address, value): ([u8; 4], [u8; 20])| {
-        let endpoint = Endpoint {
-            port: word(&value, 0),
-            mac: Mac(part(&value, 4)),
-            gateway_mac: Mac(part(&value, 10)),
-            pinned: word(&value, 16) & 1 != 0,
-        };
-        (address.into(), endpoint)
-    };
-    Ok(entries.into_iter().map(endpoint).collect())
-}
-
-/// Key: two addresses (8 bytes), their ports (4), protocol (1), zero (3). Value: CLOCK_MONOTONIC nanoseconds (8), state
-/// (4), zero (4). Key and state bits are the present layout's.
-fn notes(folder: &Path) -> Result<Notes, DatapathError> {
-    let entries = old_map::<16, 16>(folder, "flows")?;
-    let note = |(key, value): ([u8; 16], [u8; 16])| {
-        let key = FlowKey {
-            addresses: [Addr4::new(part(&key, 0)), Addr4::new(part(&key, 4))],
-            ports: [part(&key, 8), part(&key, 10)],
-            protocol: key[12],
-            reserved: [0; 3],
-        };
-        let seen_ns = u64::from_ne_bytes(part(&value, 0));
-        (key, Flow { seen_ns, state: word(&value, 8), reserved: Default::default() })
-    };
-    Ok(entries.into_iter().map(note).collect())
-}
-
-/// `N` bytes from `at` on, which are inside.
-fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    std::array::from_fn(|index| bytes[at + index])
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes(part(bytes, at))
+fn counters(folder: &Path) -> Result<Vec<Inherited>, DatapathError> {
+    let path = folder.join("counters");
+    let wrong = |error: &dyn std::error::Error| failed("read the older map", &path, error);
+    let map: PerCpuArray<MapData, Count> =
+        open(&path)?.try_into().map_err(|error| wrong(&error as &dyn std::error::Error))?;
+    let mut found = Vec::new();
+    for hook in 0..HOOKS {
+        for reason in 0..REASONS {
+            let counts = map.get(&(hook * REASONS + reason), 0).map_err(|error| wrong(&error))?;
+            found.push(Inherited { hook, reason, counts: counts.iter().copied().collect() });
+        }
+    }
+    Ok(found)
 }

@@ -1,7 +1,7 @@
 //! Which program is attached to which hook of which kind of port.
 use aya::{
     Ebpf,
-    programs::{Program, ProgramError, SchedClassifier, TcAttachType},
+    programs::{ProgramError, SchedClassifier, TcAttachType},
 };
 
 use crate::{datapath::DatapathError, host::netlink::tc::Direction, model::entries::PortKind};
@@ -11,8 +11,8 @@ use crate::{datapath::DatapathError, host::netlink::tc::Direction, model::entrie
 pub enum Attachment {
     /// `overlay_encap` at the ingress of a container's veth.
     Encap,
-    /// `overlay_note` at the egress of a container's veth.
-    Note,
+    /// `overlay_track` at the egress of a container's veth.
+    Track,
     /// `overlay_bridge` at the ingress of a bridge.
     Bridge,
     /// `overlay_decap` at the ingress of the underlay device.
@@ -23,23 +23,16 @@ pub enum Attachment {
     Receive,
 }
 
-/// The kind of place a program hangs at: decides the program's type, and which [`Way`] attaches it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// Traffic control, where the stack has a packet buffer.
-    Tc(Direction),
-}
-
 impl Attachment {
     /// All of them.
     pub const ALL: [Self; 6] =
-        [Self::Encap, Self::Note, Self::Bridge, Self::Decap, Self::Send, Self::Receive];
+        [Self::Encap, Self::Track, Self::Bridge, Self::Decap, Self::Send, Self::Receive];
 
     /// Short name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Encap => "encap",
-            Self::Note => "note",
+            Self::Track => "track",
             Self::Bridge => "bridge",
             Self::Decap => "decap",
             Self::Send => "send",
@@ -51,7 +44,7 @@ impl Attachment {
     pub const fn program(self) -> &'static str {
         match self {
             Self::Encap => "overlay_encap",
-            Self::Note => "overlay_note",
+            Self::Track => "overlay_track",
             Self::Bridge => "overlay_bridge",
             Self::Decap => "overlay_decap",
             Self::Send => "overlay_send",
@@ -59,20 +52,26 @@ impl Attachment {
         }
     }
 
-    /// Where it hangs.
-    pub const fn hook(self) -> Hook {
+    /// Whether the program goes by this name, in this version of the agent or in an earlier one. Layout 1 had another name for
+    /// one of them.
+    pub(super) fn goes_by(self, program: &str) -> bool {
+        program == self.program() || (self, program) == (Self::Track, "overlay_note")
+    }
+
+    /// On which side of its interface it hangs.
+    pub const fn direction(self) -> Direction {
         match self {
-            Self::Encap | Self::Bridge | Self::Decap | Self::Receive => Hook::Tc(Direction::Ingress),
-            Self::Note | Self::Send => Hook::Tc(Direction::Egress),
+            Self::Encap | Self::Bridge | Self::Decap | Self::Receive => Direction::Ingress,
+            Self::Track | Self::Send => Direction::Egress,
         }
     }
 
-    /// What a port of this kind needs. The note comes first: a packet delivered by the stack must be noted before the
-    /// reply can be seen.
+    /// What a port of this kind needs. The tracking comes first: a connection must be a stack flow before the reply to what the
+    /// stack has delivered can be seen.
     pub const fn of_port(kind: PortKind) -> &'static [Self] {
         match kind {
             PortKind::Bridge => &[Self::Bridge],
-            PortKind::Veth => &[Self::Note, Self::Encap],
+            PortKind::Veth => &[Self::Track, Self::Encap],
             PortKind::Underlay => &[Self::Decap],
             PortKind::Device => &[Self::Receive, Self::Send],
         }
@@ -80,21 +79,20 @@ impl Attachment {
 
     /// Loads its program into the kernel, where the verifier has its say.
     pub fn load(self, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-        let loaded = match self.hook() {
-            Hook::Tc(_) => program::<SchedClassifier>(ebpf, self)?.load(),
-        };
+        let loaded = program(ebpf, self)?.load();
         loaded.map_err(|error| DatapathError::failed(format!("load program {}", self.program()), &error))
     }
 }
 
-/// The program of an attachment, as one of the type its hook takes.
-pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, attachment: Attachment) -> Result<&'a mut P, DatapathError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
+/// The program of an attachment.
+pub(super) fn program(
+    ebpf: &mut Ebpf,
+    attachment: Attachment,
+) -> Result<&mut SchedClassifier, DatapathError> {
     let name = attachment.program();
     let program = ebpf.program_mut(name).ok_or_else(|| not_in_object(name))?;
-    program.try_into().map_err(|error| DatapathError::failed(format!("use program {name}"), &error))
+    let program = program.try_into();
+    program.map_err(|error: ProgramError| DatapathError::failed(format!("use program {name}"), &error))
 }
 
 pub(super) fn not_in_object(name: &str) -> DatapathError {
@@ -103,8 +101,7 @@ pub(super) fn not_in_object(name: &str) -> DatapathError {
 
 /// The direction of a program at TC, as aya says it.
 pub(super) fn attach_type(attachment: Attachment) -> TcAttachType {
-    let Hook::Tc(direction) = attachment.hook();
-    match direction {
+    match attachment.direction() {
         Direction::Ingress => TcAttachType::Ingress,
         Direction::Egress => TcAttachType::Egress,
     }

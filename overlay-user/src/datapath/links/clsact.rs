@@ -10,17 +10,14 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{
-        SchedClassifier,
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
-    },
+    programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
 };
 use log::info;
 use nix::errno::Errno;
 
 use super::{
     attacher::{Attacher, Interface, interface_name},
-    attachment::{Attachment, Hook, attach_type, program},
+    attachment::{Attachment, attach_type, program},
 };
 use crate::{
     datapath::error::{DatapathError, errno},
@@ -72,14 +69,12 @@ impl Clsact {
     }
 
     fn is_ours(&self, filter: &Filter, attachment: Attachment) -> bool {
-        has_our_form(filter)
-            && filter.handle == self.handle(attachment)
-            && filter.name == attachment.program()
+        has_our_form(filter) && filter.handle == self.handle(attachment) && attachment.goes_by(&filter.name)
     }
 
     /// Our filter there. An error that names it if somebody else's is in its place.
     fn at(&self, attachment: Attachment, ifindex: u32) -> Result<Option<Filter>, DatapathError> {
-        let Hook::Tc(direction) = attachment.hook();
+        let direction = attachment.direction();
         if direction == Direction::Egress && qdisc(ifindex)? != Some(FilterQdisc::Clsact) {
             return Ok(None);
         }
@@ -95,7 +90,7 @@ impl Clsact {
     }
 
     fn taken(&self, filter: &Filter, attachment: Attachment, ifindex: u32) -> DatapathError {
-        let Hook::Tc(direction) = attachment.hook();
+        let direction = attachment.direction();
         let direction = match direction {
             Direction::Ingress => "ingress",
             Direction::Egress => "egress",
@@ -134,7 +129,7 @@ impl Clsact {
         let (action, name) =
             (format!("attach {} to {}", attachment.program(), interface.name), interface.name);
         match qdisc(interface.index)? {
-            Some(FilterQdisc::Ingress) if attachment.hook() == Hook::Tc(Direction::Egress) => {
+            Some(FilterQdisc::Ingress) if attachment.direction() == Direction::Egress => {
                 Err(DatapathError::missing(
                     action,
                     &format!(
@@ -204,7 +199,7 @@ impl Attacher for Clsact {
                     continue;
                 }
                 let filters = tc::filters(ifindex, direction).map_err(failed)?;
-                let at = Attachment::ALL.into_iter().filter(|one| one.hook() == Hook::Tc(direction));
+                let at = Attachment::ALL.into_iter().filter(|one| one.direction() == direction);
                 let ours = at.filter(|one| filters.iter().any(|filter| self.is_ours(filter, *one)));
                 found.extend(ours.map(|attachment| (attachment, ifindex)));
             }
@@ -221,7 +216,7 @@ impl Attacher for Clsact {
         let NlOptions { priority, handle, classid } = self.options(attachment);
         let link = SchedClassifierLink::attached(&name, attach_type(attachment), priority, handle, classid);
         let link = link.map_err(|error| DatapathError::failed(&action, &error))?;
-        let program: &mut SchedClassifier = program(ebpf, attachment)?;
+        let program = program(ebpf, attachment)?;
         // A request without NLM_F_CREATE: cls_bpf exchanges the program in its list, so that a packet sees the old one or
         // the new one.
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
@@ -247,7 +242,7 @@ impl Attacher for Clsact {
     ) -> Result<(), DatapathError> {
         self.ensure_qdisc(attachment, interface)?;
         let options = TcAttachOptions::Netlink(self.options(attachment));
-        let program: &mut SchedClassifier = program(ebpf, attachment)?;
+        let program = program(ebpf, attachment)?;
         let link = program
             .attach_with_options(interface.name, attach_type(attachment), options)
             .and_then(|id| program.take_link(id))
@@ -264,7 +259,7 @@ impl Attacher for Clsact {
     }
 
     fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        let Hook::Tc(direction) = attachment.hook();
+        let direction = attachment.direction();
         let filters = tc::filters(ifindex, direction).map_err(failed)?;
         if let Some(filter) = filters.iter().find(|filter| self.is_ours(filter, attachment)) {
             tc::remove_filter(ifindex, direction, PRIORITY, filter.handle).map_err(failed)?;
@@ -277,7 +272,7 @@ impl Attacher for Clsact {
     }
 
     fn runs(&self, id: u32, attachment: Attachment, interface: Interface<'_>) -> Result<bool, DatapathError> {
-        let Hook::Tc(direction) = attachment.hook();
+        let direction = attachment.direction();
         let filters = tc::filters(interface.index, direction).map_err(failed)?;
         Ok(filters.iter().any(|filter| self.is_ours(filter, attachment) && filter.program == Some(id)))
     }
@@ -287,7 +282,7 @@ impl Attacher for Clsact {
 const fn number(attachment: Attachment) -> u32 {
     match attachment {
         Attachment::Encap => 1,
-        Attachment::Note => 2,
+        Attachment::Track => 2,
         Attachment::Bridge => 3,
         Attachment::Decap => 4,
         Attachment::Send => 5,
@@ -356,6 +351,15 @@ mod tests {
         };
         assert!(clsact.is_ours(&ours, Attachment::Decap));
         assert!(!clsact.is_ours(&ours, Attachment::Encap));
+        // Layout 1 had another name for one of the programs.
+        let track = Filter { handle: clsact.handle(Attachment::Track), ..ours.clone() };
+        for (name, is_ours) in [("overlay_track", true), ("overlay_note", true), ("overlay_decap", false)] {
+            assert_eq!(
+                clsact.is_ours(&Filter { name: name.into(), ..track.clone() }, Attachment::Track),
+                is_ours
+            );
+        }
+        assert!(!clsact.is_ours(&Filter { name: "overlay_note".into(), ..ours.clone() }, Attachment::Decap));
         for foreign in [
             Filter { priority: 8, ..ours.clone() },
             Filter { handle: ours.handle + 256, ..ours.clone() },

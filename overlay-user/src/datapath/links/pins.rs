@@ -9,7 +9,7 @@ use aya::{
     sys::SyscallError,
 };
 
-use super::attachment::{Attachment, Hook};
+use super::attachment::Attachment;
 use crate::datapath::DatapathError;
 
 #[derive(Clone, Debug)]
@@ -31,8 +31,8 @@ impl Pins {
         self.folder.join(format!("{}-{ifindex}", attachment.name()))
     }
 
-    /// What is pinned of those at such a hook. A pin outlives its interface.
-    pub(super) fn list(&self, of: impl Fn(Hook) -> bool) -> Result<Vec<(Attachment, u32)>, DatapathError> {
+    /// What is pinned. A pin outlives its interface.
+    pub(super) fn list(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         let mut found = Vec::new();
         let failed = |error| DatapathError::failed("read the folder of pinned links", &error);
         let files = match fs::read_dir(&self.folder) {
@@ -45,7 +45,7 @@ impl Pins {
                 continue;
             };
             let mut all = Attachment::ALL.into_iter();
-            let attachment = all.find(|attachment| attachment.name() == kind && of(attachment.hook()));
+            let attachment = all.find(|attachment| attachment.name() == kind);
             if let (Some(attachment), Ok(ifindex)) = (attachment, ifindex.parse()) {
                 found.push((attachment, ifindex));
             }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use super::{
     attacher::{Attacher, Interface},
-    attachment::{Attachment, Hook, attach_type, program},
+    attachment::{Attachment, attach_type, program},
     pins::Pins,
 };
 use crate::datapath::error::{DatapathError, errno};
@@ -22,7 +22,7 @@ pub(super) struct Tcx(pub(super) Pins);
 
 impl Attacher for Tcx {
     fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
-        self.0.list(|hook| matches!(hook, Hook::Tc(_)))
+        self.0.list()
     }
 
     fn replace(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<bool, DatapathError> {
@@ -30,7 +30,7 @@ impl Attacher for Tcx {
         let path = self.0.path(attachment, ifindex);
         let action = format!("replace {} at {}", attachment.program(), path.display());
         let link = link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
-        let program: &mut SchedClassifier = program(ebpf, attachment)?;
+        let program = program(ebpf, attachment)?;
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
             // Dropping our handle changes nothing: the pin holds the link.
             Ok(_) => Ok(true),
@@ -51,7 +51,7 @@ impl Attacher for Tcx {
         interface: Interface<'_>,
     ) -> Result<(), DatapathError> {
         let action = format!("attach {} to {}", attachment.program(), interface.name);
-        let program: &mut SchedClassifier = program(ebpf, attachment)?;
+        let program = program(ebpf, attachment)?;
         // Before others' programs: one that ends the chain with TCX_PASS would keep ours from seeing the packet.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let link = program

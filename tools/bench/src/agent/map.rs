@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use overlay_common::{Addr4, Peer};
+use overlay_common::{Addr4, PeerEntry};
 use serde::Serialize;
 
 use super::peer::Stranger;
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The map of peers that an agent has pinned.
 pub(super) struct Peers {
-    map: HashMap<MapData, Addr4, Peer>,
+    map: HashMap<MapData, Addr4, PeerEntry>,
 }
 
 impl Peers {

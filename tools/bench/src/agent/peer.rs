@@ -1,7 +1,7 @@
 //! Hosts that do not exist: their leases as flannel writes them, and the map entries that the agent must make of them.
 use std::net::Ipv4Addr;
 
-use overlay_common::{Addr4, Peer};
+use overlay_common::{Addr4, PeerEntry};
 
 /// How many such hosts there may be, of the network's /24 subnets.
 pub const MOST: u32 = 30_000;
@@ -62,7 +62,7 @@ impl Stranger {
     }
 
     /// Whether the map's entry describes this host as it is now.
-    pub fn is_in(self, entry: &Peer) -> bool {
+    pub fn is_in(self, entry: &PeerEntry) -> bool {
         (entry.outer, entry.vtep_mac) == (self.public_ip().into(), self.mac())
     }
 }
@@ -81,7 +81,7 @@ mod tests {
             stranger.value(),
             r#"{"PublicIP":"172.19.1.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:03:00:00:01:02"}}"#
         );
-        let entry = |outer| Peer {
+        let entry = |outer| PeerEntry {
             outer: Addr4::new(outer),
             vtep_mac: stranger.mac(),
             reserved: Default::default(),

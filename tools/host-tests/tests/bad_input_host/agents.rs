@@ -64,7 +64,10 @@ fn a_second_agent_and_another_hosts_pins() {
         two,
         &[&foreign[..], &["--state-dir", &lab.folder().join("elsewhere").display().to_string()]].concat(),
         &[
-            &format!("the pins in {root}/overlay/v1/default belong to a host whose record is not in"),
+            &format!(
+                "the pins in {} belong to a host whose record is not in",
+                overlay_host_tests::pins(one).display()
+            ),
             "--bpf-root",
             "overlay down",
         ],

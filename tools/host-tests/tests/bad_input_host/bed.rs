@@ -12,7 +12,6 @@ pub fn refuses(host: &Host, arguments: &[&str], words: &[&str]) {
 
 /// The names of all pins of the network, whichever host they belong to.
 pub fn pins(host: &Host) -> Vec<String> {
-    let folder = host.bpf_root().join("overlay/v1/default");
-    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = fs::read_dir(overlay_host_tests::pins(host)).into_iter().flatten().flatten();
     files.map(|file| file.file_name().to_string_lossy().into_owned()).collect()
 }

@@ -1,6 +1,7 @@
 //! Folders, file systems and pins that an agent cannot use.
 use std::{fs, path::Path};
 
+use overlay_common::ABI;
 use overlay_host_tests::{
     hosts::{JoinedHost, SOON, lab, logged, overlay, store, until},
     overlay as binary,
@@ -188,15 +189,19 @@ fn pins_that_are_not_what_they_are_called() {
     let refused = |words: &[&str]| refuses(host, &[&["--iface", "eth0"], &arguments[..]].concat(), words);
 
     // A map of another shape is pinned under the name of one of ours.
-    let (pin, aside) = (all.join("v1/default/endpoints"), host.bpf_root().join("aside"));
+    let (pin, aside) = (overlay_host_tests::pins(host).join("endpoints"), host.bpf_root().join("aside"));
     fs::rename(&pin, &aside).unwrap();
     make(&pin);
-    refused(&[&pin.display().to_string(), "is not the map `endpoints` of layout 1", "overlay down"]);
+    refused(&[
+        &pin.display().to_string(),
+        &format!("is not the map `endpoints` of layout {ABI}"),
+        "overlay down",
+    ]);
     fs::remove_file(&pin).unwrap();
     fs::rename(&aside, &pin).unwrap();
 
     // A link is pinned that only a newer agent would know.
-    let link = all.join("v1/default/links/whim-7");
+    let link = overlay_host_tests::pins(host).join("links/whim-7");
     make(&link);
     refused(&[&link.display().to_string(), "knows no such link", "newer agent", "overlay down"]);
     fs::remove_file(&link).unwrap();

@@ -139,7 +139,7 @@ fn links_whose_namespace_went() {
     let once = PingOptions { count: 1, ..PingOptions::default() };
     wait_until("an answer", SOON, || Ok(gone.ping(b.container.address(), once)?.complete())).unwrap();
     until(host, "two endpoints", |status| status["agent"]["datapath"]["endpoints"] == 2);
-    let links = host.bpf_root().join("overlay/v1/default/links");
+    let links = overlay_host_tests::pins(host).join("links");
     let count = || fs::read_dir(&links).unwrap().count();
     let before = count();
     let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use overlay_common::ABI;
 pub use overlay_host_tests::overlay;
 use overlay_lab::{
     self as lab, Backend, Container, Host, Lab, Member, Options, Ping, PingOptions, Store, etcd::Etcd,
@@ -147,7 +146,7 @@ pub fn endpoint(member: &Member, address: Ipv4Addr) -> Option<Value> {
 
 /// Where the maps and links of a host are pinned.
 pub fn pins(member: &Member) -> PathBuf {
-    member.host.bpf_root().join("overlay").join(format!("v{ABI}")).join("default")
+    overlay_host_tests::pins(&member.host)
 }
 
 /// What bpftool says about a pin, which it reads without the agent.

@@ -33,9 +33,9 @@ const ALL: [&str; 8] = [
     "eth0 ingress overlay_decap",
     "overlay0 egress overlay_send",
     "overlay0 ingress overlay_receive",
-    "va egress overlay_note",
+    "va egress overlay_track",
     "va ingress overlay_encap",
-    "vb egress overlay_note",
+    "vb egress overlay_track",
     "vb ingress overlay_encap",
 ];
 

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use overlay_common::ABI;
 use overlay_lab::{
     Member, Numbered, PingOptions,
     command::sh,
@@ -15,13 +16,17 @@ use overlay_lab::{
     wait_until,
 };
 
-use super::bed::{Bed, Kind, endpoint, ids_in, json, overlay, peers, wait_for};
+use super::bed::{Bed, Kind, endpoint, ids_in, json, overlay, peers, pins, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Pins of a layout on a host.
-fn layout(member: &Member, layout: &str) -> PathBuf {
-    member.host.bpf_root().join("overlay").join(layout).join("default")
+/// The pins of the program under test on a host, and those of the agent with the next layout.
+fn layouts(member: &Member) -> (PathBuf, PathBuf) {
+    (pins(member), overlay_host_tests::layout(&member.host, ABI + 1))
+}
+
+fn filling(member: &Member) -> PathBuf {
+    member.host.bpf_root().join("overlay/filling")
 }
 
 /// Starts the installed agent, which ends by itself, and returns what it has logged since then.
@@ -38,7 +43,7 @@ fn links(pins: &Path) -> Vec<(String, u64)> {
 }
 
 fn stack_flows(pins: &Path) -> usize {
-    let table = super::bed::bpftool(&["map", "dump"], &pins.join("flows"));
+    let table = super::bed::bpftool(&["map", "dump"], &pins.join("stack_flows"));
     table.as_array().unwrap().len()
 }
 
@@ -57,10 +62,11 @@ fn another_layout_takes_over_links_maps_and_counters() {
     });
     let large = PingOptions { count: 2, size: 3000, ..PingOptions::default() };
     assert!(a.ping(b.address(), large).unwrap().complete());
-    let (v1, v2) = (layout(&bed[0], "v1"), layout(&bed[0], "v2"));
+    let (present, next_pins) = layouts(&bed[0]);
     let known = (peers(&bed[0]), json(&bed[0], &["endpoints"]));
-    let (before, flows, counted) = (ids_in(&v1), stack_flows(&v1), bed[0].counters().unwrap().carried());
-    assert!(flows > 0 && !v2.exists());
+    let (before, flows, counted) =
+        (ids_in(&present), stack_flows(&present), bed[0].counters().unwrap().carried());
+    assert!(flows > 0 && !next_pins.exists());
 
     let streams = [(&a, &b), (&b, &a)].map(|(from, to)| Numbered::start(from, to, 20_000).unwrap());
     assert!(bed[0].end_agent().unwrap().success());
@@ -74,7 +80,7 @@ fn another_layout_takes_over_links_maps_and_counters() {
 
     // Links and counters are taken over: the links are the same ones with other programs, and the counters and what
     // belongs to them are the same maps.
-    let after = ids_in(&v2);
+    let after = ids_in(&next_pins);
     assert_eq!(before.links, after.links);
     for (old, new) in before.programs.iter().zip(&after.programs) {
         assert_ne!(old.1, new.1, "{old:?} was not replaced");
@@ -83,9 +89,9 @@ fn another_layout_takes_over_links_maps_and_counters() {
         let shared = matches!(old.0.as_str(), "vteps" | "counters" | "peer_counters");
         assert_eq!(old.1 == new.1, shared, "{old:?} {new:?}");
     }
-    assert!(!v1.exists() && !layout(&bed[0], "filling").exists());
+    assert!(!present.exists() && !filling(&bed[0]).exists());
     assert_eq!((peers(&bed[0]), json(&bed[0], &["endpoints"])), known);
-    assert!(stack_flows(&v2) >= flows, "{} of {flows} stack flows", stack_flows(&v2));
+    assert!(stack_flows(&next_pins) >= flows, "{} of {flows} stack flows", stack_flows(&next_pins));
     let now = bed[0].counters().unwrap().carried();
     assert_eq!(now.fast_out - counted.fast_out, reports[0].sent, "{counted:?} {now:?}");
     assert_eq!(now.fast_in - counted.fast_in, reports[1].sent, "{counted:?} {now:?}");
@@ -97,9 +103,13 @@ fn another_layout_takes_over_links_maps_and_counters() {
     bed[0].end_agent().unwrap();
     bed[0].install(overlay());
     let said = ends(&mut bed[0]);
-    let words = ["v2/default holds pins", "(layout 1) does not know", "overlay down --network default"];
+    let words = [
+        &format!("{} holds pins", next_pins.display()),
+        &format!("(layout {ABI}) does not know"),
+        "overlay down --network default",
+    ];
     assert!(words.iter().all(|words| said.contains(words)), "{said}");
-    assert_eq!(after.links, links(&v2));
+    assert_eq!(after.links, links(&next_pins));
     bed[0].overlay(&["down"]).unwrap();
     assert!(!bed[0].host.bpf_root().join("overlay").exists());
     bed[0].restart_agent().unwrap();
@@ -112,7 +122,7 @@ fn what_crashes_on_the_way_to_another_layout_goes_on() {
     let mut bed = Bed::new(Kind::Folder, 2);
     bed.learn_all();
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
-    let (v1, v2) = (layout(&bed[0], "v1"), layout(&bed[0], "v2"));
+    let (present, next_pins) = layouts(&bed[0]);
     let places = [
         "shared",
         "filled",
@@ -127,28 +137,31 @@ fn what_crashes_on_the_way_to_another_layout_goes_on() {
         let script = format!("#!/bin/sh\nCRASH_AT='{place}' exec {} \"$@\"\n", next.display());
         fs::write(&crashing, script).unwrap();
         fs::set_permissions(&crashing, fs::Permissions::from_mode(0o755)).unwrap();
-        let before = links(&v1);
+        let before = links(&present);
         let streams = [(&a, &b), (&b, &a)].map(|(from, to)| Numbered::start(from, to, 5000).unwrap());
         bed[0].end_agent().unwrap();
 
         bed[0].install(&crashing);
         let said = ends(&mut bed[0]);
-        assert!(said.contains("taking over from an agent with map layout 1"), "{place}: {said}");
+        assert!(
+            said.contains(&format!("taking over from an agent with map layout {ABI}")),
+            "{place}: {said}"
+        );
         assert!(!said.contains("following"), "{place}: it did not crash: {said}");
         let committed = !matches!(place, "shared" | "filled");
-        assert_eq!(v2.join("peers").exists(), committed, "{place}");
+        assert_eq!(next_pins.join("peers").exists(), committed, "{place}");
         thread::sleep(Duration::from_millis(200));
         if !committed {
             // The maps of the older layout are complete, so its agent may start as if nothing had happened.
             bed[0].install(overlay());
             bed[0].restart_agent().unwrap();
             bed[0].end_agent().unwrap();
-            assert_eq!(links(&v1), before, "{place}");
+            assert_eq!(links(&present), before, "{place}");
         }
         bed[0].install(&next);
         bed[0].restart_agent().unwrap();
-        assert_eq!(links(&v2), before, "{place}");
-        assert!(!v1.exists() && !layout(&bed[0], "filling").exists(), "{place}");
+        assert_eq!(links(&next_pins), before, "{place}");
+        assert!(!present.exists() && !filling(&bed[0]).exists(), "{place}");
         for report in streams.map(|stream| stream.finish().unwrap()) {
             assert_eq!((report.lost, report.duplicated), (0, 0), "{place}: {report:?}");
         }
@@ -167,27 +180,27 @@ fn an_older_layout_that_is_not_what_it_says_is_left_alone() {
     let mut bed = Bed::new(Kind::Folder, 2);
     bed.learn_all();
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
-    let v1 = layout(&bed[0], "v1");
+    let (present, next_pins) = layouts(&bed[0]);
     bed[0].end_agent().unwrap();
     bed[0].install(&next);
     for pin in ["endpoints", "counters"] {
-        let (path, aside) = (v1.join(pin), v1.join("aside"));
+        let (path, aside) = (present.join(pin), present.join("aside"));
         fs::rename(&path, &aside).unwrap();
         sh(&format!(
             "bpftool map create {} type hash key 4 value 8 entries 4 name other flags 0",
             path.display()
         ))
         .unwrap();
-        let before = links(&v1);
+        let before = links(&present);
         let said = ends(&mut bed[0]);
         assert!(said.contains(pin) && said.contains("Error") | said.contains("ERROR"), "{said}");
-        assert_eq!(links(&v1), before);
-        assert!(!layout(&bed[0], "filling").exists() && !layout(&bed[0], "v2").join("peers").exists());
+        assert_eq!(links(&present), before);
+        assert!(!filling(&bed[0]).exists() && !next_pins.join("peers").exists());
         assert!(a.ping(b.address(), PingOptions::default()).unwrap().complete());
         fs::remove_file(&path).unwrap();
         fs::rename(&aside, &path).unwrap();
     }
     bed[0].restart_agent().unwrap();
-    assert!(!v1.exists());
+    assert!(!present.exists());
     bed.assert_all_reached();
 }

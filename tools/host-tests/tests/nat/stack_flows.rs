@@ -4,11 +4,11 @@ use std::{net::Ipv4Addr, thread, time::Duration};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
     Addr4, FLOW_BACKWARD, FLOW_FORWARD, Flow, FlowKey,
-    Hook::{Note, Send},
+    Hook::{Send, Track},
     Reason,
 };
 use overlay_lab::Member;
-use overlay_user::datapath::{flows::Lifetimes, tables::Tables};
+use overlay_user::datapath::{lifetimes::Lifetimes, tables::Tables};
 
 use super::traffic::{
     BOTH, Protocol, Server, Talk,
@@ -25,7 +25,7 @@ fn now_ns() -> u64 {
 
 fn flows(member: &Member) -> Vec<(FlowKey, Flow)> {
     let tables = Tables::open(&pins(member)).unwrap();
-    tables.flows.iter().map(|entry| entry.unwrap()).collect()
+    tables.stack_flows.iter().map(|entry| entry.unwrap()).collect()
 }
 
 /// Makes every stack flow of a host look as if its last packet had passed `seconds` ago.
@@ -33,7 +33,7 @@ fn age(member: &Member, seconds: u64) {
     let mut tables = Tables::open(&pins(member)).unwrap();
     for (key, flow) in flows(member) {
         let seen_ns = flow.seen_ns.saturating_sub(seconds * 1_000_000_000);
-        tables.flows.insert(key, Flow { seen_ns, ..flow }).unwrap();
+        tables.stack_flows.insert(key, Flow { seen_ns, ..flow }).unwrap();
     }
 }
 
@@ -91,7 +91,7 @@ fn ten_idle_minutes_change_nothing() {
         let mut tables = Tables::open(&pins(&bed[host])).unwrap();
         let attempt = FlowKey::new(Addr4::new([10, 244, 1, 9]), Addr4::new([10, 244, 2, 9]), [[1, 2]; 2], 6);
         let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
-        tables.flows.insert(attempt, seen).unwrap();
+        tables.stack_flows.insert(attempt, seen).unwrap();
         age(&bed[host], 600);
         let before = flows(&bed[host]);
         restart(&mut bed[host]);
@@ -137,18 +137,18 @@ fn a_stack_flow_that_comes_to_life_while_old_ones_are_sorted_out_stays() {
     let [stale, used] = [stranger(1), stranger(2)];
     for key in [stale, used] {
         let old = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
-        tables.flows.insert(key, old).unwrap();
+        tables.stack_flows.insert(key, old).unwrap();
     }
     // All lifetimes are zero, so that it does not matter for how long this machine has been up.
     let none = Duration::ZERO;
     let lifetimes = Lifetimes { tcp: none, tcp_attempt: none, tcp_closing: none, ..Lifetimes::DEFAULT };
-    let (over, _) = lifetimes.sort(&tables.flows).unwrap();
+    let (over, _) = lifetimes.sort(&tables.stack_flows).unwrap();
     assert!(over.contains(&stale) && over.contains(&used), "{over:?}");
     // A packet that passes meanwhile uses the ports again.
     let seen = Flow { seen_ns: now_ns(), state: FLOW_FORWARD, reserved: 0 };
-    tables.flows.insert(used, seen).unwrap();
-    assert_eq!(lifetimes.forget(&mut tables.flows, &over).unwrap(), 1);
-    assert!(tables.flows.get(&stale).is_none() && tables.flows.get(&used).is_some());
+    tables.stack_flows.insert(used, seen).unwrap();
+    assert_eq!(lifetimes.forget(&mut tables.stack_flows, &over).unwrap(), 1);
+    assert!(tables.stack_flows.get(&stale).is_none() && tables.stack_flows.get(&used).is_some());
 }
 
 /// A TCP connection that has nothing to do with this test.
@@ -169,10 +169,10 @@ fn among_a_hundred_thousand_stack_flows_none_in_use_is_evicted() {
         let used = flows(&bed[host]).len() as u32;
         let established = Flow { seen_ns: now_ns(), state: FLOW_FORWARD | FLOW_BACKWARD, reserved: 0 };
         for number in 0..MANY - used {
-            tables.flows.insert(stranger(number), established).unwrap();
+            tables.stack_flows.insert(stranger(number), established).unwrap();
         }
         // The map has no space for another.
-        assert!(tables.flows.insert(stranger(MANY), established).is_err());
+        assert!(tables.stack_flows.insert(stranger(MANY), established).is_err());
     }
     ask_all(&bed, &mut talks);
     assert_eq!(restart(&mut bed[0]), u64::from(MANY));
@@ -186,7 +186,7 @@ fn among_a_hundred_thousand_stack_flows_none_in_use_is_evicted() {
     let mut beyond = Talk::open(a.namespace(), Protocol::Udp, SERVICE, 80).unwrap();
     // Its answers take the fast path, because it is no stack flow, and nothing translates them back there.
     assert!(beyond.ask().is_err());
-    assert!(full(0, Send) > before && full(0, Note) == 0);
+    assert!(full(0, Send) > before && full(0, Track) == 0);
     assert_eq!(flows(&bed[0]).len(), MANY as usize);
     ask_all(&bed, &mut talks);
 
@@ -194,7 +194,7 @@ fn among_a_hundred_thousand_stack_flows_none_in_use_is_evicted() {
     let mut tables = Tables::open(&pins(&bed[0])).unwrap();
     for number in 0..1000 {
         let over = Flow { seen_ns: 0, state: FLOW_FORWARD, reserved: 0 };
-        tables.flows.insert(stranger(number), over).unwrap();
+        tables.stack_flows.insert(stranger(number), over).unwrap();
     }
     bed[0].host.namespace().sysctl("netfilter/nf_conntrack_tcp_timeout_syn_sent", "1").unwrap();
     assert_eq!(restart(&mut bed[0]), u64::from(MANY - 1000));

@@ -1,17 +1,18 @@
 //! When a stack flow may be removed: not before the stack's connection tracking has forgotten its connection.
-use std::{fs, net::Ipv4Addr, time::Duration};
+use std::{fs, time::Duration};
 
 use log::debug;
-use nix::time::{ClockId, clock_gettime};
-use overlay_common::{Addr4, FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey};
+use overlay_common::{
+    FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey,
+    header::protocol::{ICMP, TCP, UDP},
+};
 
-use super::{DatapathError, notes::Notes};
+use super::{
+    DatapathError,
+    stack_flows::{StackFlows, now},
+};
 
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-
-/// How long conntrack keeps an idle connection of each kind; a note lives as long.
+/// How long conntrack keeps an idle connection of each kind; a stack flow lives as long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
     /// `nf_conntrack_tcp_timeout_established`.
@@ -62,11 +63,11 @@ impl Lifetimes {
         }
     }
 
-    /// Whether a note in this state (`FLOW_*` bits), last seen `idle` ago, may go.
+    /// Whether a stack flow in this state (`FLOW_*` bits), last seen `idle` ago, may go.
     pub fn is_over(&self, protocol: u8, state: u32, idle: Duration) -> bool {
         const ANSWERED: u32 = FLOW_FORWARD | FLOW_BACKWARD;
         let answered = state & ANSWERED == ANSWERED;
-        // Notes are refreshed once a second only.
+        // Stack flows are refreshed once a second only.
         let slack = Duration::from_secs(2);
         let lifetime = match protocol {
             TCP if state & FLOW_CLOSING != 0 => self.tcp_closing,
@@ -81,14 +82,14 @@ impl Lifetimes {
     }
 
     /// Removes what is over; returns how many went and how many stay.
-    pub fn expire(&self, flows: &mut Notes) -> Result<(usize, usize), DatapathError> {
+    pub fn expire(&self, flows: &mut StackFlows) -> Result<(usize, usize), DatapathError> {
         let (over, stay) = self.sort(flows)?;
         let gone = self.forget(flows, &over)?;
         Ok((gone, stay + over.len() - gone))
     }
 
     /// Which are over, and how many are not.
-    pub fn sort(&self, flows: &Notes) -> Result<(Vec<FlowKey>, usize), DatapathError> {
+    pub fn sort(&self, flows: &StackFlows) -> Result<(Vec<FlowKey>, usize), DatapathError> {
         let now = now()?;
         let mut over = Vec::new();
         let mut stay = 0;
@@ -100,7 +101,7 @@ impl Lifetimes {
     }
 
     /// Removes those of `over` that still are: ports are used again, and sorting many takes a while. Returns how many went.
-    pub fn forget(&self, flows: &mut Notes, over: &[FlowKey]) -> Result<usize, DatapathError> {
+    pub fn forget(&self, flows: &mut StackFlows, over: &[FlowKey]) -> Result<usize, DatapathError> {
         let mut gone = 0;
         for key in over {
             let now = now()?;
@@ -110,7 +111,7 @@ impl Lifetimes {
                 gone += 1;
                 // Gone already is as good.
                 if let Err(error) = flows.remove(key) {
-                    debug!("remove a noted flow: {error}");
+                    debug!("remove a stack flow: {error}");
                 }
             }
         }
@@ -118,35 +119,12 @@ impl Lifetimes {
     }
 }
 
-/// Notes a connection as the stack's, as the programs do when the stack hands over its first packet: for one that the stack
-/// carried before there were programs.
-pub fn note(
-    flows: &mut Notes,
-    from: (Ipv4Addr, u16),
-    to: (Ipv4Addr, u16),
-    protocol: u8,
-    answered: bool,
-) -> Result<(), DatapathError> {
-    let end = |(address, port): (Ipv4Addr, u16)| (Addr4::from(address), port.to_be_bytes());
-    let (source, destination) = (end(from), end(to));
-    let key = FlowKey::new(source.0, destination.0, [source.1, destination.1], protocol);
-    let first = if key.addresses[0] == source.0 { FLOW_FORWARD } else { FLOW_BACKWARD };
-    let state = if answered { FLOW_FORWARD | FLOW_BACKWARD } else { first };
-    let flow = Flow { seen_ns: now()?.as_nanos() as u64, state, reserved: 0 };
-    flows.insert(key, flow).map_err(|error| DatapathError::failed("note a connection", &error))
-}
-
-/// As the programs stamp their notes.
-fn now() -> Result<Duration, DatapathError> {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).map_err(|error| failed(&error))
-}
-
 fn idle(now: Duration, flow: &Flow) -> Duration {
     now.saturating_sub(Duration::from_nanos(flow.seen_ns))
 }
 
 fn failed(error: &dyn std::fmt::Display) -> DatapathError {
-    DatapathError::Failed { action: "expire noted flows".into(), detail: error.to_string() }
+    DatapathError::Failed { action: "expire stack flows".into(), detail: error.to_string() }
 }
 
 #[cfg(test)]
@@ -154,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_outlives_conntracks_own_entry() {
+    fn a_stack_flow_outlives_conntracks_own_entry() {
         let lifetimes = Lifetimes::DEFAULT;
         let both = FLOW_FORWARD | FLOW_BACKWARD;
         for (protocol, state, seconds) in [

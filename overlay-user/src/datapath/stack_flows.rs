@@ -1,0 +1,112 @@
+//! Stack flows, with the marks that tell the programs when they need not look for one.
+//!
+//! A mark without a stack flow costs a look-up. A stack flow without a mark would be a connection torn in two. So whoever makes
+//! a stack flow sets its mark before and after it, in both halves. Nobody clears a mark in the half that counts: the agent
+//! clears the other half, marks there what the table then holds, and lets it count. A stack flow that its reading has missed
+//! was made after the clearing, and so was its mark.
+use std::{net::Ipv4Addr, time::Duration};
+
+use aya::maps::{Array, HashMap, MapData, MapError};
+use nix::time::{ClockId, clock_gettime};
+use overlay_common::{Addr4, FLOW_BACKWARD, FLOW_FORWARD, Flow, FlowKey, MARK_BUCKETS};
+
+use super::DatapathError;
+
+/// The table of connections that keep to the stack.
+pub struct StackFlows {
+    pub(super) flows: HashMap<MapData, FlowKey, Flow>,
+    pub(super) marks: Array<MapData, u32>,
+    pub(super) half: Array<MapData, u32>,
+}
+
+impl StackFlows {
+    /// Makes a connection a stack flow, or replaces what is known of it.
+    ///
+    /// # Errors
+    /// When the table is full.
+    pub fn insert(&mut self, key: FlowKey, flow: Flow) -> Result<(), MapError> {
+        self.mark(&key)?;
+        self.flows.insert(key, flow, 0)?;
+        self.mark(&key)
+    }
+
+    /// Makes a connection a stack flow as the programs do when the stack hands over its first packet: for one that the stack
+    /// carried before there were programs.
+    ///
+    /// # Errors
+    /// When the table is full.
+    pub fn record(
+        &mut self,
+        from: (Ipv4Addr, u16),
+        to: (Ipv4Addr, u16),
+        protocol: u8,
+        answered: bool,
+    ) -> Result<(), DatapathError> {
+        let end = |(address, port): (Ipv4Addr, u16)| (Addr4::from(address), port.to_be_bytes());
+        let (source, destination) = (end(from), end(to));
+        let key = FlowKey::new(source.0, destination.0, [source.1, destination.1], protocol);
+        let first = if key.addresses[0] == source.0 { FLOW_FORWARD } else { FLOW_BACKWARD };
+        let state = if answered { FLOW_FORWARD | FLOW_BACKWARD } else { first };
+        let flow = Flow { seen_ns: now()?.as_nanos() as u64, state, reserved: 0 };
+        self.insert(key, flow).map_err(|error| DatapathError::failed("record a stack flow", &error))
+    }
+
+    /// What is known of a connection, if it is a stack flow.
+    pub fn get(&self, key: &FlowKey) -> Option<Flow> {
+        self.flows.get(key, 0).ok()
+    }
+
+    /// Every stack flow.
+    pub fn iter(&self) -> impl Iterator<Item = Result<(FlowKey, Flow), MapError>> {
+        self.flows.iter()
+    }
+
+    /// Forgets a stack flow. Its mark stays until [`Self::renew_marks`].
+    pub fn remove(&mut self, key: &FlowKey) -> Result<(), MapError> {
+        self.flows.remove(key)
+    }
+
+    /// Marks every stack flow there is: one that programs without marks have made has none.
+    pub(super) fn mark_all(&mut self) -> Result<(), DatapathError> {
+        for half in [0, 1] {
+            self.mark_half(half)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the marks of stack flows that are forgotten.
+    pub(super) fn renew_marks(&mut self) -> Result<(), DatapathError> {
+        let other = 1 - (self.half.get(&0, 0).map_err(failed)? & 1);
+        for bucket in 0..MARK_BUCKETS {
+            self.marks.set(other * MARK_BUCKETS + bucket, 0, 0).map_err(failed)?;
+        }
+        self.mark_half(other)?;
+        self.half.set(0, other, 0).map_err(failed)
+    }
+
+    fn mark_half(&mut self, half: u32) -> Result<(), DatapathError> {
+        let mut marked = [false; MARK_BUCKETS as usize];
+        for key in self.flows.keys() {
+            let bucket = key.map_err(failed)?.bucket();
+            if !std::mem::replace(&mut marked[bucket as usize], true) {
+                self.marks.set(half * MARK_BUCKETS + bucket, 1, 0).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self, key: &FlowKey) -> Result<(), MapError> {
+        [0, 1].into_iter().try_for_each(|half| self.marks.set(half * MARK_BUCKETS + key.bucket(), 1, 0))
+    }
+}
+
+fn failed(error: MapError) -> DatapathError {
+    DatapathError::failed("mark stack flows", &error)
+}
+
+/// The clock by which programs stamp stack flows.
+pub(super) fn now() -> Result<Duration, DatapathError> {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map(Duration::from)
+        .map_err(|error| DatapathError::failed("read the clock", &error))
+}
