@@ -1,8 +1,8 @@
-//! Where the tests of upgrades can have the agent end, as a crash would end it.
+//! Places where the tests of upgrades make the agent end as a crash would end it.
 #[cfg(feature = "next-layout")]
 use std::{fs, path::Path};
 
-/// For the tests of upgrades: ends the agent here, as a crash would, if they say so.
+/// Ends the agent here, as a crash would, if a test of upgrades asks for it.
 #[cfg(feature = "next-layout")]
 pub(super) fn may_crash(place: &str) {
     if std::env::var("CRASH_AT").is_ok_and(|at| at == place) {
@@ -10,7 +10,7 @@ pub(super) fn may_crash(place: &str) {
     }
 }
 
-/// The same, halfway through the removal of older pins.
+/// Ends the agent halfway through the removal of older pins, if a test of upgrades asks for it.
 #[cfg(feature = "next-layout")]
 pub(super) fn may_crash_removing(pins: &Path) {
     if std::env::var_os("CRASH_AT").is_some() {
@@ -19,6 +19,6 @@ pub(super) fn may_crash_removing(pins: &Path) {
     may_crash("half removed");
 }
 
-/// Nothing, in every other agent.
+/// Does nothing: only agents that are built for the tests of upgrades end here.
 #[cfg(not(feature = "next-layout"))]
 pub(super) const fn may_crash(_place: &str) {}

@@ -1,12 +1,12 @@
-//! A decorator that says what would change and changes nothing: `overlay agent --dry-run`.
+//! A data path for `overlay agent --dry-run`: it prints what would change, and changes nothing.
 use std::io::Write;
 
 use super::{Datapath, DatapathError, Installed};
 use crate::model::change::Change;
 
-/// Forwards reading, prints instead of writing.
+/// Reads from the data path inside it, and prints changes instead of making them.
 ///
-/// What was printed counts as done, so that the loop does not print it again at every audit.
+/// A change that was printed counts as made, so that the loop does not print it again at every audit.
 #[derive(Debug)]
 pub struct DryRun<D, W> {
     inner: D,
@@ -15,7 +15,7 @@ pub struct DryRun<D, W> {
 }
 
 impl<D: Datapath, W: Write + Send> DryRun<D, W> {
-    /// Wraps a data path; lines go to `out`.
+    /// A dry run over a data path. The lines are written to `out`.
     pub fn new(inner: D, out: W) -> Self {
         Self { inner, out, pretended: Vec::new() }
     }

@@ -42,26 +42,28 @@ pub struct EbpfDatapath {
     xdp_link: XdpLink,
     /// What XDP does.
     ingress: Ingress,
-    /// The interface that XDP was last attached to, or tried at: attaching may reset a NIC, so it is tried once.
+    /// The interface at which attaching XDP was last tried. It is tried only once for each interface, because it may reset
+    /// the NIC.
     tried: Option<u32>,
     options: LoadOptions,
     prefix_len: u8,
     slots: Slots,
-    /// Index of the tunnel device that has its programs; zero before there is one.
+    /// Index of the tunnel device whose programs are attached. It is zero before there is one.
     device: watch::Sender<u32>,
 }
 
 impl EbpfDatapath {
-    /// Loads the programs with the maps that are pinned (or pins new ones), replaces every attached program in place,
-    /// and attaches those of the underlay device and overlay0. Traffic flows throughout, by the old or the new program.
+    /// Loads the programs with the pinned maps, or pins new maps. It replaces each attached program in place, and attaches
+    /// the programs of the underlay device and of overlay0. Traffic flows all the time, through the old or the new program.
     ///
     /// # Errors
-    /// The verifier's log if the kernel refuses a program; a pin that cannot be read or made.
+    /// With the verifier's log if the kernel refuses a program. Also if a pin cannot be read or made.
     pub fn load(options: LoadOptions) -> Result<Self, DatapathError> {
         Self::load_knowing(options, &[])
     }
 
-    /// The same with peers that are known from the first packet on: the programs drop what comes from others.
+    /// Does the same as [`Self::load`], with peers that are known from the first packet on. The programs drop what comes
+    /// from unknown hosts.
     pub fn load_knowing(mut options: LoadOptions, peers: &[(IpNet, Peer)]) -> Result<Self, DatapathError> {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
@@ -122,12 +124,12 @@ impl EbpfDatapath {
         Ok(datapath)
     }
 
-    /// The log of the programs, whichever are loaded.
+    /// The log of the programs. It follows when they are loaded anew.
     pub fn log(&self) -> ProgramsLog {
         self.log.clone()
     }
 
-    /// Index of the tunnel device whose programs are in place: before that no frame may come in there.
+    /// Index of the tunnel device whose programs are attached. Before they are, no frame may come in at the device.
     pub fn device(&self) -> watch::Receiver<u32> {
         self.device.subscribe()
     }
@@ -138,12 +140,13 @@ impl EbpfDatapath {
         if adopted > 0 {
             info!("adopted {adopted} attached programs of an earlier agent, replacing them in place");
         }
-        // overlay0 first: what the underlay's program leaves to the stack is checked there.
+        // overlay0 comes first, because its program checks what the underlay's program leaves to the stack.
         self.attach(device, PortKind::Device)?;
         self.attach(underlay, PortKind::Underlay)
     }
 
-    /// XDP last, and gone first: what it has unwrapped needs TC's program behind it, which understands it in every mode.
+    /// Attaches or detaches XDP at the underlay, as wanted. XDP is attached after TC's program and detached before it: what
+    /// XDP strips needs TC's program behind it.
     fn take_in(&mut self) -> Result<(), DatapathError> {
         let underlay = self.options.settings.underlay;
         let Some(mode) = self.options.ingress.xdp else {
@@ -165,7 +168,7 @@ impl EbpfDatapath {
             return Ok(());
         }
         self.tried = Some(underlay);
-        // Of an earlier time: who took frames then need not now.
+        // These targets are of an earlier time. A veth that took frames then may not take them now.
         self.xdp_targets.clear()?;
         self.ingress = match self.xdp_link.attach(&mut self.ebpf, mode, underlay) {
             Ok(()) => {
@@ -222,14 +225,14 @@ impl EbpfDatapath {
         Ok(())
     }
 
-    /// The programs hold the devices' indexes and addresses as constants: loads them anew, with the same maps, and replaces
-    /// every one in place.
+    /// Loads the programs anew, with the same maps, and replaces each of them in place. That is needed because the devices'
+    /// indexes and addresses are constants in the programs.
     fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
         let options = LoadOptions { settings, ..self.options.clone() };
         let (mut ebpf, mut tables) = load_object(&options, &options.pins)?;
         tables.mend_indexes()?;
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
-        // Only once every program is replaced is it done: else it is to be tried again, all of it.
+        // The new state is only remembered once all programs are replaced. If one is not, everything is tried again later.
         self.links.adopt(&mut ebpf)?;
         self.log.read_from(&mut ebpf);
         (self.ebpf, self.tables, self.xdp_targets, self.options) = (ebpf, tables, xdp_targets, options);
@@ -313,7 +316,7 @@ impl Datapath for EbpfDatapath {
     }
 }
 
-/// The interface's MAC address; nothing where it has none.
+/// The interface's MAC address, if it has one.
 fn mac_of(ifindex: u32) -> Result<Option<[u8; 6]>, DatapathError> {
     let all = getifaddrs().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
     let mut addresses = all.filter_map(|interface| interface.address);

@@ -4,16 +4,16 @@ use std::io;
 use aya::maps::MapError;
 use nix::errno::Errno;
 
-/// What the loop branches on.
+/// Why a change could not be made. The loop reacts to each of these in its own way.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    /// The interface went away between decision and change: a link event will follow.
+    /// The interface went away between decision and change. An event about the link will follow.
     #[error("interface {0} is gone")]
     Gone(u32),
-    /// The kernel refuses.
+    /// The kernel refused the change.
     #[error("{action}: {detail}")]
     Failed {
-        /// Verb and object, lower case: `attach overlay_encap to veth12`.
+        /// What was tried, as verb and object in lower case: `attach overlay_encap to veth12`.
         action: String,
         /// What the kernel said.
         detail: String,
@@ -27,7 +27,7 @@ impl DatapathError {
         let mut cause = error.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Some errors repeat their cause's text in their own.
+            // Some errors repeat the text of their cause in their own text.
             if !detail.contains(&text) {
                 detail = format!("{detail}: {text}");
             }
@@ -36,7 +36,7 @@ impl DatapathError {
         Self::Failed { action: action.into(), detail }
     }
 
-    /// A table that takes no more entries, and what to do about it.
+    /// The error for a table that is full, with what to do about it.
     pub(super) fn full(table: &str, capacity: u32) -> Self {
         let remedy = match table {
             "peers" => "`overlay down`, then start the agent with a larger --max-peers",
@@ -45,13 +45,13 @@ impl DatapathError {
         Self::missing(format!("the table of {table} is full ({capacity} entries)"), remedy)
     }
 
-    /// Something that should be there and is not.
+    /// The error for something that is missing.
     pub fn missing(action: impl Into<String>, what: &str) -> Self {
         Self::Failed { action: action.into(), detail: what.into() }
     }
 }
 
-/// The number of the system call that failed, however deep it stands among the causes.
+/// The error number of the system call that failed, however deep it is among the causes.
 pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut source = Some(error);
     while let Some(error) = source {
@@ -63,7 +63,7 @@ pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> 
     None
 }
 
-/// The outcome of a removal from a map. An entry that is not there any more is as good as removed.
+/// The result of a removal from a map. An entry that does not exist any more counts as removed.
 pub(super) fn removed(outcome: Result<(), MapError>) -> Result<(), MapError> {
     match outcome {
         Err(MapError::KeyNotFound) => Ok(()),

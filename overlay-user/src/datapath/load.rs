@@ -14,10 +14,10 @@ use super::{
 };
 use crate::model::ingress::{Ingress, XdpMode};
 
-/// The programs as built by this crate's build script.
+/// The programs, as this crate's build script built them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay"));
 
-/// What to load, and how large.
+/// With which constants, sizes and folders the programs are loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Constants of the programs.
@@ -26,20 +26,21 @@ pub struct LoadOptions {
     pub pins: PathBuf,
     /// How programs are attached at TC.
     pub tc: AttachMethod,
-    /// What XDP is to do before TC, or why nothing.
+    /// What XDP does before TC, or why it does nothing.
     pub ingress: Ingress,
     /// Capacity of the peer table.
     pub max_peers: u32,
     /// Capacity of the table of stack flows.
     pub max_flows: u32,
-    /// What agents with older map layouts left of this network, oldest first: taken over if `pins` holds nothing yet.
+    /// Pins of this network that agents with older map layouts left, oldest first. They are taken over if `pins` has none
+    /// yet.
     pub older: Vec<Older>,
-    /// Where maps are filled before they become `pins`, below the same bpffs.
+    /// Folder in which maps are filled before it becomes `pins`. It is below the same bpffs.
     pub filling: PathBuf,
 }
 
 impl LoadOptions {
-    /// Adopted tables keep the size they were made with, and the loader believes what it is told of them.
+    /// Sets the sizes to those of adopted tables, which cannot be resized. The loader does not look at them itself.
     pub(super) fn keep_sizes(&mut self) -> Result<(), DatapathError> {
         let tables = [("peers", "peers", &mut self.max_peers), ("stack_flows", "flows", &mut self.max_flows)];
         for (pin, table, wanted) in tables {
@@ -59,8 +60,8 @@ impl LoadOptions {
     }
 }
 
-/// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's: what
-/// ends before that leaves the older layout in force.
+/// Makes maps of the present layout, fills them from those of `older`, and only then moves them to where this network's
+/// maps are. If the agent ends before that, the older layout stays in force.
 pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, Tables), DatapathError> {
     let filled = || {
         layouts::stage(older, &options.filling)?;
@@ -76,7 +77,7 @@ pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, T
     filled().inspect_err(|_| layouts::forget(&options.filling))
 }
 
-/// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
+/// Loads and verifies all programs. Maps that are pinned in `folder` are used, and the others are made and pinned there.
 pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
     let settings = index::settings(&options.settings);
@@ -87,7 +88,7 @@ pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf,
     loader
         .override_global("SETTINGS", &settings, true)
         .map_max_entries("PEERS", options.max_peers)
-        // A peer that moves has two addresses for a moment.
+        // A peer whose address changes has two addresses for a moment.
         .map_max_entries("VTEPS", options.max_peers.saturating_add(1))
         .map_max_entries("PEER_COUNTERS", options.max_peers)
         .map_max_entries("STACK_FLOWS", options.max_flows)
@@ -104,7 +105,7 @@ pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf,
     Ok((ebpf, tables))
 }
 
-/// Loads the object, and every program in it into the kernel, where the verifier has its say.
+/// Loads the object's maps and all of its programs into the kernel, whose verifier may refuse a program.
 fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::failed("load the maps", &error))?;
     for attachment in Attachment::ALL {
@@ -137,7 +138,7 @@ fn size(pin: &Path) -> Result<u32, DatapathError> {
     Ok(info.max_entries())
 }
 
-/// One entry for every address of the subnet, up to 65,536.
+/// Capacity of the tables of endpoints: one entry for each address of the subnet, up to 65,536.
 pub(super) fn endpoint_capacity(prefix_len: u8) -> u32 {
     1 << (32 - u32::from(prefix_len)).clamp(4, 16)
 }

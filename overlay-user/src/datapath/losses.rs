@@ -1,7 +1,8 @@
-//! What is lost after the programs let go of a packet: counters of devices, their queues and the CPUs, in words.
+//! Packets that are lost after the programs have passed them on: counters of devices, of their queues and of the CPUs, with
+//! an explanation of each.
 //!
-//! A program counts a packet as carried when it redirects it. What becomes of it then, no program sees: a full queue, a
-//! device that is down, a container whose XDP ring is full. The kernel counts most of that, per device.
+//! A program counts a packet as carried when it redirects it. It does not see what happens to the packet afterwards: a queue
+//! or a container's XDP ring may be full, or a device may be down. The kernel counts most of that, for each device.
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Result;
@@ -13,57 +14,58 @@ use crate::{
     model::entries::PortKind,
 };
 
-/// What a device is to the overlay.
+/// What the overlay uses a device for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// It reaches the peers.
+    /// The device by which peers are reached.
     Underlay,
-    /// overlay0.
+    /// The tunnel device, overlay0.
     Tunnel,
     /// A bridge of containers.
     Bridge,
     /// The host side of a container's veth.
     Endpoint,
-    /// No device, but the queues between devices, one per CPU: of the whole machine, in all its network namespaces.
+    /// Not a device, but the queues between devices. There is one for each CPU of the machine, for all network namespaces.
     Cpu,
 }
 
-/// One counter, as the kernel has it now.
+/// The value of one counter in the kernel at some moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reading {
-    /// Name of the device; `cpus` for the CPUs' queues.
+    /// Name of the device, or `cpus` for the CPUs' queues.
     pub device: String,
-    /// Its interface index; zero for the CPUs' queues.
+    /// Interface index of the device, or zero for the CPUs' queues.
     pub ifindex: u32,
-    /// What it is.
+    /// What the device is used for.
     pub role: Role,
-    /// `rx_dropped`, `tx_dropped`, ... as in `ip -s link`; `queue_drops` as in `tc -s qdisc`; `backlog_dropped`; and
-    /// `no_carrier`, which counts nothing.
+    /// Name of the counter: `rx_dropped`, `tx_dropped` and so on as in `ip -s link`, `queue_drops` as in `tc -s qdisc`,
+    /// `backlog_dropped` for the CPUs, and `no_carrier`, which stands for losses that nobody counts.
     pub counter: String,
-    /// Packets since the device was made, or the machine started. `None` where packets are lost and nobody counts them.
+    /// Packets since the device was made or the machine was started. `None` if packets are lost and nobody counts them.
     pub packets: Option<u64>,
 }
 
-/// A counter that is not zero, and what that means.
+/// A counter that is not zero, with what that means.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// The counter.
     #[serde(flatten)]
     pub reading: Reading,
-    /// Packets since the agent started, or since the device took part if that was later; `None` if no agent runs, or
-    /// nobody counts.
+    /// Packets since the agent started, or since the device got its programs if that was later. `None` if no agent runs, or
+    /// if nobody counts the packets.
     pub since_start: Option<u64>,
     /// What happened to the packets.
     pub meaning: &'static str,
-    /// What to do.
+    /// What to do about it.
     pub remedy: &'static str,
 }
 
-/// Counters that are not zero, of every device that has programs of the network pinned below `pins`, and of the CPUs.
+/// Reads the counters that are not zero: those of the CPUs, and those of all devices with programs of the network that is
+/// pinned below `pins`.
 ///
 /// # Errors
-/// When the kernel does not list devices or queues, or it is not known what is attached.
+/// When the kernel does not list devices or queues, or it is not known which programs are attached.
 pub async fn read(netlink: &Netlink, pins: &Path) -> Result<Vec<Reading>> {
     let roles: BTreeMap<u32, Role> =
         Links::of(pins)?.iter().filter_map(|(at, ifindex)| Some((*ifindex, role(*at)?))).collect();
@@ -73,7 +75,7 @@ pub async fn read(netlink: &Netlink, pins: &Path) -> Result<Vec<Reading>> {
             of_device(&device, *role, &mut readings);
         }
     }
-    // Without it the devices still tell most: a full queue is the receiving device's rx_dropped, too.
+    // Without this file, the devices' counters still tell most: rx_dropped of the receiving device counts a full queue, too.
     let dropped = fs::read_to_string("/proc/net/softnet_stat").map_or(0, |text| backlog_dropped(&text));
     if dropped > 0 {
         readings.push(Reading {
@@ -99,7 +101,7 @@ pub fn assess(now: Vec<Reading>, before: Option<&[Reading]>) -> Vec<Loss> {
             };
             let since_start = before.zip(reading.packets).map(|(before, packets)| {
                 let then = before.iter().find(same).and_then(|then| then.packets);
-                // Smaller than it was: another device of the same name and index, or a queue that was replaced.
+                // If the counter is smaller now, this is another device with the same name and index, or a queue was replaced.
                 then.filter(|then| *then <= packets).map_or(packets, |then| packets - then)
             });
             let (meaning, remedy) = words(reading.role, &reading.counter);
@@ -140,15 +142,16 @@ fn of_device(device: &DeviceLosses, role: Role, readings: &mut Vec<Reading>) {
     for (counter, packets) in counters.into_iter().filter(|(_, packets)| *packets > 0) {
         push(counter, Some(packets));
     }
-    // skb_do_redirect drops what is for a device that is down, and no counter says so (net/core/filter.c). A bridge
-    // without ports has no carrier either, and nothing to lose.
+    // skb_do_redirect drops packets for a device that is down, without counting them (net/core/filter.c). A bridge
+    // without ports has no carrier either, but it cannot lose anything.
     if device.no_carrier && matches!(role, Role::Endpoint | Role::Underlay) {
         push("no_carrier", None);
     }
 }
 
-/// Second column of /proc/net/softnet_stat, hexadecimal, a line per CPU: "number of packets dropped because the queue
-/// was full" (Documentation/networking/scaling.rst speaks of the queue, net/core/net-procfs.c writes the columns).
+/// Sum of the second column of /proc/net/softnet_stat, which has a line for each CPU and is hexadecimal. It counts
+/// packets that were dropped because the CPU's queue was full (net/core/net-procfs.c writes the file, and
+/// Documentation/networking/scaling.rst describes the queue).
 fn backlog_dropped(softnet_stat: &str) -> u64 {
     let of_cpu = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
     softnet_stat.lines().filter_map(of_cpu).sum()
@@ -157,7 +160,8 @@ fn backlog_dropped(softnet_stat: &str) -> u64 {
 fn words(role: Role, counter: &str) -> (&'static str, &'static str) {
     match (role, counter) {
         (Role::Underlay, "no_carrier") => ("no cable, or the other end is down", "see to the link"),
-        // drivers/net/veth.c, veth_get_stats64 and veth_ndo_xdp_xmit: what the container's side refused is its host side's.
+        // A packet that the container's side refused is counted at the host's side: see veth_get_stats64 and
+        // veth_ndo_xdp_xmit in drivers/net/veth.c.
         (Role::Endpoint, "tx_dropped") => (
             "to the container: its side was down, or (XDP) its ring was full or not there",
             "`ip link` in the container; for XDP `ethtool -K eth0 gro on` in it",

@@ -1,32 +1,34 @@
-//! A data path that only remembers: for tests of the loop. It can be made full, failing or tampered with.
+//! A data path that only remembers what it was told, for tests of the loop. Tests can make it full, make it fail, and change
+//! what it holds.
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Datapath, DatapathError, Installed};
 use crate::model::change::{Change, LocalChange, PeerChange};
 
-/// A data path that only remembers. Clones share one state, so that a test can look while the loop owns its clone.
+/// A data path that only remembers what it was told. Clones share one state, so that a test can look at it while the loop
+/// owns a clone.
 #[derive(Clone, Debug, Default)]
 pub struct Memory(Arc<Mutex<MemoryState>>);
 
-/// What is in force, what was done, and how to misbehave.
+/// What is in force, what was done, and which faults to play.
 #[derive(Debug, Default)]
 pub struct MemoryState {
     /// What is in force.
     pub installed: Installed,
     /// Every successful change, in order.
     pub applied: Vec<Change>,
-    /// How many peers fit; `None` is no limit.
+    /// How many peers fit. `None` means that there is no limit.
     pub capacity: Option<u32>,
-    /// When set, every call fails with this text.
+    /// If this is set, every call fails with this text.
     pub failing: Option<String>,
-    /// Interfaces that are gone.
+    /// Interfaces that count as gone.
     pub gone: Vec<u32>,
-    /// Connections noted as the stack's.
+    /// How many stack flows there are.
     pub flows: usize,
 }
 
 impl Memory {
-    /// The state, for looking and for tampering.
+    /// The state, for a test to read and to change.
     pub fn state(&self) -> MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

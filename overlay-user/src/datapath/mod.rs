@@ -1,4 +1,4 @@
-//! What carries packets: the trait the agent's loop depends on, in domain words. eBPF is a detail.
+//! What carries packets, as a trait that the agent's loop depends on. Only one of its implementations knows eBPF.
 mod crash;
 pub mod dry_run;
 pub mod ebpf;
@@ -34,7 +34,7 @@ use crate::model::{
     ingress::Ingress,
 };
 
-/// What is in force now, read back from where it is in force (the kernel's maps), not remembered.
+/// What is in force now. It is read back from where it is in force (the kernel's maps), and not remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
     /// Peers by subnet.
@@ -50,7 +50,7 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Makes it what is in force after a change.
+    /// Makes in this picture the same change that was made in the data path.
     pub fn apply(&mut self, change: &Change) {
         match *change {
             Change::Peer(PeerChange::Put(subnet, peer)) => {
@@ -81,16 +81,17 @@ impl Installed {
     }
 }
 
-/// What carries packets between the containers here and the peers. Calls are single system calls, hence not async.
+/// What carries packets between this host's containers and its peers. The calls are not async, because they are a few
+/// system calls that do not wait.
 pub trait Datapath: Send {
-    /// Puts right where parts of it contradict each other; returns how many entries that were. Before anything of it is
-    /// read back: it is then what the tables say.
+    /// Repairs entries where the tables contradict each other, and returns how many that were. It is called before anything
+    /// is read back, so that what is read is what the programs see.
     fn mend(&mut self) -> Result<usize, DatapathError> {
         Ok(0)
     }
     /// Reads back what is in force.
     fn installed(&self) -> Result<Installed, DatapathError>;
-    /// Makes one change. On error nothing of it is in force.
+    /// Makes one change. After an error no part of the change is in force.
     fn apply(&mut self, change: &Change) -> Result<(), DatapathError>;
     /// Forgets stack flows that the stack's connection tracking has forgotten too; returns how many went and how many stay.
     fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError>;

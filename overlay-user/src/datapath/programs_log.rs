@@ -1,4 +1,5 @@
-//! The programs' log lines in words: the programs log numbers, since they have no space for text.
+//! Passes on the programs' log lines. The programs log numbers, since they have no space for text, and this puts them into
+//! words.
 use std::{
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
@@ -11,24 +12,24 @@ use log::{Log, Metadata, Record, warn};
 use overlay_common::{Hook, Reason};
 use tokio::time::sleep;
 
-/// How often lines are read: they tell of rare things, and the counters tell at once.
+/// How often lines are read. The lines are about rare events, which the counters show at once.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The log of the programs that are loaded: each object has its own.
+/// The log of the programs that are loaded. Each loaded object has a log of its own.
 #[derive(Clone, Default)]
 pub struct ProgramsLog(Arc<Mutex<Option<EbpfLogger<Words>>>>);
 
 impl ProgramsLog {
-    /// From now on the log of these programs, once what is left in the last ones' is read.
+    /// Switches to the log of these programs, after reading what is left in the log of the former ones.
     pub(super) fn read_from(&self, ebpf: &mut Ebpf) {
         self.flush();
         let logger = EbpfLogger::init_with_logger(ebpf, Words);
-        // Counters say the same, if less promptly.
+        // Nothing is lost for the operator but the line: the counters tell the same.
         let logger = logger.inspect_err(|error| warn!("the programs' log cannot be read: {error}")).ok();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = logger;
     }
 
-    /// Reads lines until dropped. The programs write at most one line per reason, CPU and second.
+    /// Reads lines until it is dropped. The programs write at most one line for each reason on each CPU in a second.
     pub async fn follow(self) -> Infallible {
         loop {
             self.flush();
@@ -43,7 +44,7 @@ impl ProgramsLog {
     }
 }
 
-/// Passes lines on to the process's logger, `<hook> <reason>` in words.
+/// Passes lines on to the process's logger, with hook and reason in words.
 struct Words;
 
 impl Log for Words {

@@ -1,5 +1,6 @@
-//! The slow cases of bare IPv4 in UDP, between the socket that holds the port and the TUN: datagrams that arrived in outer
-//! fragments, which only the kernel can put together, and packets too large for the link, which only it can cut up.
+//! The slow cases of bare IPv4 in UDP, which the agent relays between a UDP socket and the TUN. They are datagrams that
+//! arrive in outer fragments, which only the kernel can put together, and packets that are too large for the link, which
+//! only the kernel can divide into fragments.
 //!
 //! What the socket receives gets its outer headers back, so that `overlay_receive` checks it at the TUN as it checks everything
 //! else. What `overlay_send` leaves to us it has checked already. Because the socket is open, the kernel also answers peers with
@@ -27,15 +28,15 @@ use crate::{
     model::addr::ipv4_net,
 };
 
-/// Between two tries to open the TUN: the first pause, which doubles, and the longest.
+/// The first pause between two tries to open the TUN, and the longest. Each pause is twice as long as the one before.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// After so many the agent ends, to be started again: each may cost a file descriptor (tokio-tun 0.16 keeps what it could
-/// not attach).
+/// After this many failed tries the agent ends, so that it is started again. Each failed try may cost a file descriptor,
+/// because tokio-tun 0.16 keeps a descriptor open that it could not attach.
 const TRIES: u32 = 100;
 /// The largest IPv4 packet (RFC 791 section 3.1).
 const LARGEST: usize = 65535;
 
-/// Takes the port, at the address that peers send to.
+/// Opens the socket, at the address and port that peers send to.
 pub async fn bind(address: IpAddr, port: u16) -> anyhow::Result<UdpSocket> {
     UdpSocket::bind((address, port)).await.map_err(|error| {
         anyhow!(
@@ -45,8 +46,9 @@ pub async fn bind(address: IpAddr, port: u16) -> anyhow::Result<UdpSocket> {
     })
 }
 
-/// Relays between `socket` and the TUN called `device`, with the peers of `routes`, for as long as it is polled. `attached`
-/// tells which one has its programs: another is not touched, and what a deleted one was is let go.
+/// Relays between `socket` and the TUN called `device`, with the peers in `routes`, as long as it is polled. `attached` has
+/// the index of the TUN whose programs are attached. No other TUN is opened, and when the index changes, the TUN with the
+/// former index is closed.
 pub async fn relay(
     socket: UdpSocket,
     device: String,
@@ -65,7 +67,7 @@ pub async fn relay(
                 (pause, failed) = (PAUSE.0, 0);
                 tokio::select! {
                     error = carry(&socket, &tun, local, &routes) => error,
-                    // A deleted device's file is never readable again, and does not say why.
+                    // After the device was deleted, reading from its file waits for ever.
                     changed = attached.changed() => match changed {
                         Ok(()) => continue,
                         Err(_) => return Ok(()),
@@ -89,9 +91,9 @@ pub async fn relay(
     }
 }
 
-/// Opens the TUN with this index. One of the same name that is not it would be a new one, or another program's.
+/// Opens the TUN with this name and this index. A TUN with the same name but another index is new or another program's.
 fn open(device: &str, ifindex: u32) -> io::Result<Tun> {
-    // Opening by a name that nothing has makes a TUN.
+    // Opening by a name makes a TUN if no interface has the name.
     let is_there = |index: Result<u32, _>| index.is_ok_and(|index| index == ifindex);
     if !is_there(if_nametoindex(device).map_err(drop)) {
         return Err(io::Error::other("it is not there"));
@@ -113,7 +115,7 @@ async fn carry(socket: &UdpSocket, tun: &Tun, local: (Ipv4Addr, u16), routes: &R
                     put_headers(packet, (*from.ip(), from.port()), local);
                     match tun.send(packet).await {
                         Ok(_) => {}
-                        // Down.
+                        // The TUN is down.
                         Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => debug!("{error}"),
                         Err(error) => return error,
                     }
@@ -129,14 +131,14 @@ async fn carry(socket: &UdpSocket, tun: &Tun, local: (Ipv4Addr, u16), routes: &R
                         debug!("to {peer}: {error}");
                     }
                 }
-                // Deleted, or of another process.
+                // The TUN was deleted, or another process opened it.
                 Err(error) => return error,
             },
         }
     }
 }
 
-/// The outer headers of a datagram as it came, in front of its payload. ECN's bits are not known any more.
+/// Writes a datagram's outer headers in front of its payload, as they arrived. The bits of ECN are lost.
 fn put_headers(packet: &mut [u8], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     let payload = packet.len().saturating_sub(DATAGRAM) as u32;
     if let Some(headers) = packet.first_chunk_mut() {
@@ -154,14 +156,14 @@ fn put_headers(packet: &mut [u8], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     }
 }
 
-/// Which peer a packet is for: what the programs know, from the same map.
+/// Tells which peer a packet is for. It reads the same map as the programs.
 pub struct Routes {
     tables: Tables,
     subnet: Ipv4Net,
 }
 
 impl Routes {
-    /// Those of the network pinned in `pins`, on the host that holds `subnet`.
+    /// The peers of the network that is pinned in `pins`, for the host with this subnet.
     ///
     /// # Errors
     /// When nothing is pinned there.
@@ -176,7 +178,8 @@ impl Routes {
     }
 }
 
-/// The subnet an IPv4 packet is for. Anything else that a TUN brings, such as IPv6, stays here.
+/// The base address of the subnet that an IPv4 packet is for. `None` for other packets from the TUN, such as IPv6, which
+/// are not relayed.
 fn subnet_of(packet: &[u8], mask: Ipv4Addr) -> Option<Addr4> {
     let header: &[u8; IPV4] = packet.first_chunk()?;
     let destination = Addr4::new([header[16], header[17], header[18], header[19]]);

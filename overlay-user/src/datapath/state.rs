@@ -1,4 +1,5 @@
-//! What outlives an agent on this host: where it is pinned, who may touch it, and to whom it belongs.
+//! What outlives an agent on this host: where it is pinned, which agent may touch it, and which host and network it belongs
+//! to.
 mod adoption;
 mod error;
 mod layouts;

@@ -1,5 +1,5 @@
-//! XDP at the underlay device: one pinned link, in the driver alone, its program replaced in place by the next agent; and
-//! the interfaces it may redirect to.
+//! XDP at the underlay device: one pinned link in the driver, whose program the next agent replaces in place, and the
+//! interfaces that it may redirect to.
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -33,7 +33,7 @@ const fn program_of(mode: XdpMode) -> &'static str {
     }
 }
 
-/// Loads this mode's program into the kernel, whose verifier may refuse it.
+/// Loads the program of this mode into the kernel, whose verifier may refuse it.
 pub(super) fn load(mode: XdpMode, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     let loaded = program_in(mode, ebpf)?.load();
     loaded.map_err(|error| DatapathError::failed(format!("load program {}", program_of(mode)), &error))
@@ -46,7 +46,7 @@ fn program_in(mode: XdpMode, ebpf: &mut Ebpf) -> Result<&mut Xdp, DatapathError>
     program.try_into().map_err(|error: ProgramError| DatapathError::failed(action(), &error))
 }
 
-/// The pinned link: `links/xdp-<interface's index>`.
+/// The pinned link, `links/xdp-<interface's index>`.
 #[derive(Clone, Debug)]
 pub struct XdpLink {
     folder: PathBuf,
@@ -56,7 +56,7 @@ impl XdpLink {
     /// First part of the pin's name.
     pub const NAME: &str = "xdp";
 
-    /// That of the network with these pins; nothing is made.
+    /// The link of the network with these pins. This does not create it.
     pub fn new(pins: &Path) -> Self {
         Self { folder: pins.join("links") }
     }
@@ -65,7 +65,7 @@ impl XdpLink {
         self.folder.join(format!("{}-{ifindex}", Self::NAME))
     }
 
-    /// Interfaces with a pin, which outlives its interface.
+    /// Indexes of the interfaces with a pin. A pin outlives its interface.
     pub fn pinned(&self) -> Result<Vec<u32>, DatapathError> {
         let failed = |error| DatapathError::failed("read the folder of pinned links", &error);
         let files = match fs::read_dir(&self.folder) {
@@ -83,21 +83,22 @@ impl XdpLink {
         Ok(found)
     }
 
-    /// Id of the program behind our link there; nothing if there is no link.
+    /// Id of the program of our link at an interface. `None` if there is no link.
     pub fn program(&self, ifindex: u32) -> Option<u32> {
         let link = FdLink::from(PinnedLink::from_pin(self.path(ifindex)).ok()?);
         Some(link.info().ok()?.program_id())
     }
 
-    /// What our link's program does; nothing if there is no link.
+    /// What the program of our link at an interface does. `None` if there is no link.
     pub fn mode(&self, ifindex: u32) -> Option<XdpMode> {
         let name = program_name(self.program(ifindex)?)?;
-        // The kernel keeps 15 bytes of a name.
+        // The kernel keeps only 15 bytes of a name.
         let kept = |mode: &XdpMode| program_of(*mode).get(..15).unwrap_or(program_of(*mode));
         XdpMode::ALL.into_iter().find(|mode| kept(mode) == name)
     }
 
-    /// Puts this mode's program behind the pinned link. False if there is no link, or only a dead one (which is unpinned).
+    /// Replaces the program of the pinned link by the one of this mode. Returns false if there is no link, or only one that is
+    /// attached to nothing, which is then unpinned.
     pub fn replace(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<bool, DatapathError> {
         let path = self.path(ifindex);
         let action = format!("replace {} at {}", program_of(mode), path.display());
@@ -114,9 +115,9 @@ impl XdpLink {
         let link = link.map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
         let program = program_in(mode, ebpf)?;
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
-            // Dropping our handle changes nothing: the pin holds the link.
+            // The link stays when our handle is dropped, because it is pinned.
             Ok(_) => Ok(true),
-            // The interface is gone, or somebody detached the link; it stays pinned, attached to nothing.
+            // The interface is gone, or somebody detached the link. The pin is still there.
             Err(error) if errno(&error) == Some(Errno::ENOLINK) => {
                 info!("the link {} is attached to nothing any more: unpinning it", path.display());
                 self.detach(ifindex)?;
@@ -126,7 +127,7 @@ impl XdpLink {
         }
     }
 
-    /// Attaches in the driver: generic XDP, behind the packet buffer, would only cost.
+    /// Attaches in the driver. Generic XDP runs after the packet buffer was made, so it would only cost time.
     pub fn attach(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<(), DatapathError> {
         let action = format!("attach {} to interface {ifindex}", program_of(mode));
         let program = program_in(mode, ebpf)?;
@@ -141,7 +142,7 @@ impl XdpLink {
                 Some(Errno::EOPNOTSUPP) => DatapathError::missing(&action, "its driver has no native XDP"),
                 _ => DatapathError::failed(&action, &error),
             })?;
-        // Without links to pin (which end with their interface) aya attaches by netlink, and detaches with its drop.
+        // On a kernel without links for XDP, aya attaches by netlink. That cannot be pinned, and ends when it is dropped.
         let link: FdLink =
             link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
         let path = self.path(ifindex);
@@ -149,7 +150,7 @@ impl XdpLink {
         Ok(())
     }
 
-    /// Removes the pin, and with it the link, which nobody else holds. Nothing there is no error.
+    /// Removes the pin, and so the link, which nobody else holds. It is no error if there is none.
     pub fn detach(&self, ifindex: u32) -> Result<(), DatapathError> {
         let path = self.path(ifindex);
         match fs::remove_file(&path) {
@@ -160,7 +161,7 @@ impl XdpLink {
         }
     }
 
-    /// Detaches from every interface but one.
+    /// Detaches from all interfaces but one.
     pub fn detach_others(&self, keep: Option<u32>) -> Result<(), DatapathError> {
         for ifindex in self.pinned()?.into_iter().filter(|ifindex| Some(*ifindex) != keep) {
             self.detach(ifindex)?;
@@ -175,7 +176,7 @@ pub fn program_name(id: u32) -> Option<String> {
     program.as_ref().and_then(ProgramInfo::name_as_str).map(str::to_owned)
 }
 
-/// Interfaces that XDP may redirect to.
+/// The interfaces that XDP may redirect to.
 pub struct XdpTargets(DevMapHash<MapData>);
 
 impl XdpTargets {
@@ -190,13 +191,14 @@ impl XdpTargets {
         Ok(Self(map.map_err(|error: MapError| DatapathError::failed("use the map of XDP targets", &error))?))
     }
 
-    /// Who is in it.
+    /// Lists the interfaces.
     pub fn list(&self) -> Result<Vec<u32>, DatapathError> {
         let all: Result<Vec<u32>, MapError> = self.0.keys().collect();
         all.map_err(|error| DatapathError::failed("read the map of XDP targets", &error))
     }
 
-    /// Adds or removes an interface. One that is gone is not added, and has been removed by the kernel.
+    /// Adds or removes an interface. It is an error to add an interface that is gone. The kernel itself has removed such an
+    /// interface.
     pub fn set(&mut self, ifindex: u32, takes: bool) -> Result<(), DatapathError> {
         let action = if takes { "add" } else { "remove" };
         let done = if takes {
@@ -216,7 +218,7 @@ impl XdpTargets {
         }
     }
 
-    /// Empties it.
+    /// Removes all interfaces.
     pub fn clear(&mut self) -> Result<(), DatapathError> {
         for ifindex in self.list()? {
             self.set(ifindex, false)?;

@@ -6,14 +6,14 @@ use crate::{
     host::netlink::{Link, LinkKind, Netlink, NetlinkError, generic::xdp_features},
 };
 
-/// Why this interface is none for XDP; nothing if it is one. `ours` is this network's own link.
+/// Why this interface is not fit for XDP, or `None` if it is. `ours` is this network's own link.
 pub async fn unfit(netlink: &Netlink, link: &Link, ours: &XdpLink) -> Result<Option<String>, NetlinkError> {
     let links = netlink.links().await?;
     if let Some(why) = unfit_kind(link, &links) {
         return Ok(Some(why));
     }
     let name = &link.name;
-    // Asked rather than tried: a driver may reset its queues before it refuses.
+    // The kernel is asked first, because a driver that is tried may reset its queues before it refuses.
     if let Some(features) = xdp_features()?
         && !features.get(&link.index).copied().unwrap_or_default().runs()
     {
@@ -28,7 +28,7 @@ pub async fn unfit(netlink: &Netlink, link: &Link, ours: &XdpLink) -> Result<Opt
     Ok(None)
 }
 
-/// The part that needs no kernel.
+/// The part of the decision that does not ask the kernel.
 fn unfit_kind(link: &Link, links: &[Link]) -> Option<String> {
     let name = &link.name;
     match &link.kind {
@@ -46,7 +46,7 @@ fn unfit_kind(link: &Link, links: &[Link]) -> Option<String> {
             && other.peer == Some(link.index)
             && other.peer_netns.is_none()
     };
-    // With rx-vlan-offload the tag is gone before XDP sees the frame.
+    // With rx-vlan-offload, the tag is removed before XDP sees the frame.
     let vlan = links.iter().find(is_vlan)?;
     Some(format!("{name} carries VLAN {}, whose frames XDP cannot always tell from its own", vlan.name))
 }

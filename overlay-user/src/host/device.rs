@@ -10,8 +10,8 @@ use nix::errno::Errno;
 pub use self::spec::{Device, DeviceKind, DeviceSpec, Prepared};
 use crate::host::netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, Route, TABLE_MAIN};
 
-/// Sees to it that there is a device to attach programs to. A new one stays down, and hears nothing, until [`ensure`]:
-/// so that no frame enters the stack before the program that checks it is in place.
+/// Makes sure that there is a device to attach programs to. A new device stays down, and so receives nothing, until
+/// [`ensure`] is called. Thus no frame enters the stack before the program that checks it is attached.
 pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared> {
     let links = netlink.links().await?;
     refuse_foreign_route(netlink, spec, &links).await?;
@@ -47,8 +47,9 @@ pub async fn prepare(netlink: &Netlink, spec: &DeviceSpec) -> Result<Prepared> {
     Ok(Prepared { ifindex: link.index, made: true })
 }
 
-/// Makes the device what it must be. One that fits is adopted and repaired without being taken down; one of our name
-/// with another port is made anew; on error a device made here is removed again, and an adopted one keeps its routes.
+/// Makes the device what `spec` says. A device that fits is adopted, and repaired without being taken down. A device
+/// that has our name but another port is made anew. On error, a device that was made here is removed again, and a
+/// device that was adopted keeps its routes.
 pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device> {
     let prepared = prepare(netlink, spec).await?;
     let link = netlink.link_named(&spec.name).await?.ok_or_else(|| vanished(spec))?;
@@ -62,7 +63,8 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device> {
     device
 }
 
-/// Removes the device, its address and its route. No such device is no error; one of another kind is left alone.
+/// Removes the device, with its address and its route. It is no error if there is no such device. A device of a kind
+/// that no backend uses is left alone, and that is an error.
 pub async fn remove(netlink: &Netlink, name: &str) -> Result<()> {
     match netlink.link_named(name).await? {
         Some(link) if is_tunnel(&link.kind) => Ok(netlink.remove_link(link.index).await?),
@@ -71,7 +73,8 @@ pub async fn remove(netlink: &Netlink, name: &str) -> Result<()> {
     }
 }
 
-/// What the network's device may be, in one mode or another. Not a VXLAN device with a VNI of its own: flannel's is one.
+/// Whether a link may be the network's device under some backend. A VXLAN device with a VNI of its own is not:
+/// flannel's device is one.
 pub fn is_tunnel(kind: &LinkKind) -> bool {
     matches!(kind, LinkKind::Vxlan(vxlan) if vxlan.collect_metadata) || tun::is_ours(kind)
 }
@@ -94,7 +97,7 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
     let change = LinkChange {
         mac: mac.filter(|_| mac != link.mac),
         mtu: (link.mtu != spec.mtu).then_some(spec.mtu),
-        // A TUN has no neighbours to resolve.
+        // A TUN has no neighbours, so it never resolves any.
         arp: (!link.noarp && mac.is_some()).then_some(false),
         up: None,
     };
@@ -102,7 +105,7 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
         netlink.change_link(link.index, change).await?;
     }
     if let Err(error) = netlink.no_generated_addresses(link.index).await {
-        // Without IPv6 there is nothing to generate.
+        // Where IPv6 is off, the kernel generates no address anyway.
         log::debug!("{error}");
     }
     let vnifilter = match (&link.kind, spec.kind) {
@@ -127,7 +130,8 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
     Ok(Device { ifindex: link.index, mac, vnifilter })
 }
 
-/// Address before route, and what is stale last: deleting an address takes the routes that prefer it along.
+/// Sets address and route. The address comes first, since the route names it. Stale addresses go last, because the
+/// kernel deletes an address together with the routes that have it as their source.
 async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Result<()> {
     let wanted = Address::alone(link, spec.subnet.network());
     let addresses = netlink.addresses().await?;
@@ -168,7 +172,7 @@ async fn refuse_foreign_route(netlink: &Netlink, spec: &DeviceSpec, links: &[Lin
     Ok(())
 }
 
-/// Something else has the name of our device.
+/// The error when a link of another kind has the name of our device.
 fn name_taken(link: &Link, wanted: &str) -> anyhow::Error {
     let (name, kind) = (&link.name, kind_name(&link.kind));
     anyhow!(

@@ -8,35 +8,35 @@ use serde::Serialize;
 /// The options, under the names that dockerd's daemon.json has for them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DockerOptions {
-    /// Address and length of docker0: `10.244.61.1/24`.
+    /// Address and prefix length of docker0: `10.244.61.1/24`.
     pub bip: IpNet,
-    /// Whether Docker masquerades: it must where the agent does not.
+    /// Whether Docker masquerades. It must if the agent does not.
     #[serde(rename = "ip-masq", skip_serializing_if = "Option::is_none")]
     pub ip_masq: Option<bool>,
-    /// Bytes of IP packet that fit into the overlay.
+    /// The size of the largest IP packet that fits into the overlay, in bytes.
     pub mtu: u32,
 }
 
-/// Which variables are written.
+/// In which form the variables are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Form {
     /// One variable for each option: `DOCKER_OPT_MTU="--mtu=1450"`.
     pub individual: bool,
     /// All options in one variable.
     pub combined: bool,
-    /// The name of that one.
+    /// The variable's name.
     pub key: String,
-    /// What it holds already, to be kept in front; what this says anew is left out.
+    /// The variable's value so far. It is kept in front of the options, except for the options that are written anew.
     pub before: String,
 }
 
-/// A subnet.env that does not say what Docker must be told; a phrase about the file.
+/// The error for a subnet.env that lacks what Docker needs: a phrase about the file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct BadSubnetEnv(String);
 
 impl DockerOptions {
-    /// Reads the text of subnet.env; without `ip_masq` nothing is said about masquerading.
+    /// Reads the text of subnet.env. Without `ip_masq` the options do not mention masquerading.
     pub fn of(subnet_env: &str, ip_masq: bool) -> Result<Self, BadSubnetEnv> {
         let variables: BTreeMap<_, _> = subnet_env
             .lines()
@@ -62,7 +62,7 @@ impl DockerOptions {
         Ok(Self { bip: bip.into(), ip_masq, mtu })
     }
 
-    /// The variables, one a line, for systemd's `EnvironmentFile=` or a shell.
+    /// The variables, one on each line, for systemd's `EnvironmentFile=` or a shell.
     pub fn text(&self, form: &Form) -> String {
         let mut options = vec![("BIP", format!("--bip={}", self.bip))];
         options.extend(self.ip_masq.map(|masq| ("IPMASQ", format!("--ip-masq={masq}"))));
@@ -85,14 +85,15 @@ impl DockerOptions {
     }
 }
 
-/// `before` without these options, and untouched where it has none of them: an earlier run's own are among what systemd gives to
-/// the next (`EnvironmentFile=` holds for `ExecStartPre=`, too), and would stand there once more at each restart.
+/// `before` without these options. It stays untouched if it has none of them. The options of an earlier run are
+/// among what systemd passes to the next run, because `EnvironmentFile=` holds for `ExecStartPre=`, too. Without this
+/// function they would be repeated once more at each restart.
 fn without(before: &str, names: &[&str]) -> String {
     let is_anew = |word: &str| word.split_once('=').is_some_and(|(name, _)| names.contains(&name));
     if !before.split_whitespace().any(is_anew) {
         return before.to_owned();
     }
-    // By single spaces: what else stands between words is the user's.
+    // Only single spaces separate words here: other white space between words is the user's, and is kept.
     let kept: Vec<&str> = before.split(' ').filter(|word| !is_anew(word.trim())).collect();
     kept.join(" ").trim_end().to_owned()
 }
@@ -107,7 +108,7 @@ mod tests {
         Form { individual, combined, key: "DOCKER_OPTS".to_owned(), before: String::new() }
     }
 
-    /// What the script really wrote for this subnet.env.
+    /// What flannel's script wrote for this subnet.env when it was run.
     #[test]
     fn every_form_is_the_scripts_byte_for_byte() {
         let opts = DockerOptions::of(UDP, true).unwrap();
@@ -133,11 +134,11 @@ mod tests {
         for own in ["", "-H fd://", "-H fd:// --label 'a  b'"] {
             let first = run(UDP, own);
             assert_eq!(run(UDP, &first), first);
-            // Another subnet than the one before.
+            // The subnet differs from the earlier one.
             let moved = UDP.replace("10.244.61.1", "10.244.62.1");
             assert_eq!(run(&moved, &first), run(&moved, own));
         }
-        // What is not said anew is the user's.
+        // An option that is not written anew is the user's.
         let silent = DockerOptions::of(UDP, false).unwrap();
         let form = Form { before: "--ip-masq=true --mtu=1 -D".to_owned(), ..form(false, true) };
         assert_eq!(value(silent.text(&form)), "--ip-masq=true -D  --bip=10.244.61.1/24 --mtu=1472");

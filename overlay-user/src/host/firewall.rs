@@ -16,40 +16,42 @@ pub use self::status::{RuleState, RuleStatus, RulesStatus};
 use self::{forward::Forward, masquerade::Masquerade, status::Looked};
 use crate::host::netlink::NftablesEvents;
 
-/// Between two looks though nobody said that anything changed: iptables' older variant tells nobody.
+/// Longest pause between two looks at the rules. The older variant of iptables does not tell anybody that it changed
+/// something.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Between two looks at least: a quarrel with whoever removes our rules, or a busy kube-proxy, must not take the CPU.
+/// Shortest pause between two looks at the rules. A program that removes our rules again and again, or a busy
+/// kube-proxy, must not cost much CPU time.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long `nft` or `iptables` may take: each waits for others of its kind.
+/// How long `nft` or `iptables` may take. Each waits while another command of its kind runs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What an agent wants of the packet filter.
+/// The rules that an agent wants in the packet filter.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Name of the network on this host (`--network`): part of our table's name and of our rules' comments.
+    /// Name of the network on this host (`--network`). It is part of our table's name and of our rules' comments.
     pub name: String,
     /// The whole overlay.
     pub network: IpNet,
     /// This host's subnet.
     pub subnet: IpNet,
-    /// `--ip-masq`.
+    /// Whether to masquerade what leaves the overlay (`--ip-masq`).
     pub masquerade: bool,
-    /// `--forward-rules`.
+    /// Whether to accept the overlay's packets in FORWARD (`--forward-rules`).
     pub forward: bool,
 }
 
-/// Looks after the rules of one network.
+/// Keeps the rules of one network in force.
 pub struct FirewallKeeper {
     masquerade: Option<Masquerade>,
     forward: Option<Forward>,
     status: RulesStatus,
-    /// Told whenever the status changes.
+    /// Called with the status whenever it changes.
     report: Box<dyn Fn(&RulesStatus) + Send>,
 }
 
 impl FirewallKeeper {
-    /// Removes what an earlier agent was asked for and this one is not, and puts the rest in force. What fails is tried
-    /// again by [`Self::keep`]. `report` is told of the rules' state whenever it changes.
+    /// Puts the wanted rules in force, and removes those that only an earlier agent was asked for. What fails is tried
+    /// again by [`Self::keep`]. `report` is called with the rules' state whenever it changes.
     pub async fn start(wanted: &Wanted, report: impl Fn(&RulesStatus) + Send + 'static) -> Self {
         let Wanted { name, network, subnet, .. } = wanted;
         let masquerade = wanted.masquerade.then(|| Masquerade::new(name, *network, *subnet));
@@ -66,13 +68,13 @@ impl FirewallKeeper {
         keeper
     }
 
-    /// The rules, as they were when last looked at.
+    /// The rules' state at the last look.
     pub fn status(&self) -> &RulesStatus {
         &self.status
     }
 
-    /// Keeps the rules in force, as long as it runs: looks when the kernel says that the packet filter changed, and now
-    /// and then.
+    /// Keeps the rules in force as long as it runs. It looks at them when the kernel tells that the packet filter changed,
+    /// and every [`PERIOD`] otherwise.
     pub async fn keep(mut self) -> Result<()> {
         if self.masquerade.is_none() && self.forward.is_none() {
             return std::future::pending().await;
@@ -86,7 +88,7 @@ impl FirewallKeeper {
                     None => std::future::pending().await,
                 }
             };
-            // Its end is a reason to look, too.
+            // If the notifications end, that is a reason to look, too.
             let _ = timeout(PERIOD, changed).await;
             self.look().await;
             sleep(PAUSE).await;
@@ -109,15 +111,15 @@ impl FirewallKeeper {
     }
 }
 
-/// Removes all rules of the network named so.
+/// Removes all rules of the network with this name.
 ///
 /// # Errors
-/// What could not be removed.
+/// Names what could not be removed.
 pub async fn remove(name: &str) -> Result<()> {
     all_or_failures([masquerade::remove(name).await, forward::remove(name).await])
 }
 
-/// Whether all of it was done; else everything that failed, in one line.
+/// Succeeds if all of `results` did, and fails with all of their errors in one line otherwise.
 fn all_or_failures(done: impl IntoIterator<Item = Result<()>>) -> Result<()> {
     let failures: Vec<String> =
         done.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
@@ -134,7 +136,7 @@ fn warn_of(removed: Result<(), impl fmt::Display>) {
     }
 }
 
-/// Writes into a rule's status what a look found, and logs what is new about it. Says whether anything is.
+/// Writes into a rule's status what a look found, logs what is new about it, and returns whether anything is new.
 fn take_in(rule: &mut RuleStatus, what: &str, looked: Result<Looked>) -> bool {
     let before = rule.clone();
     let looked = looked.map_err(|error| error.to_string());

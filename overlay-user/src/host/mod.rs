@@ -1,5 +1,5 @@
-//! This host's kernel and files, in domain words: netlink, the tunnel device, the underlay, the packet filter, the files
-//! that others read.
+//! This host's kernel and files, in the overlay's words: netlink, the tunnel device, the underlay, the packet filter, and
+//! the files that other programs read.
 pub mod device;
 pub mod docker_opts;
 pub mod firewall;

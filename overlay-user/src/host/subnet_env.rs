@@ -1,4 +1,4 @@
-//! `subnet.env`, the file that Docker's options script and the CNI plugin read: flannel's text, byte for byte
+//! `subnet.env`, the file that Docker's options script and the CNI plugin read. It has flannel's text, byte for byte
 //! (flannel's pkg/subnet/subnet.go).
 use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -7,30 +7,30 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::model::addr::gateway;
 
-/// What the file says.
+/// The content of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
     /// The whole overlay.
     pub network: IpNet,
     /// This host's subnet.
     pub subnet: IpNet,
-    /// Bytes of inner IP packet that fit.
+    /// Size of the largest IP packet that fits into the overlay, in bytes.
     pub mtu: u32,
-    /// Whether the agent masquerades; then Docker and CNI must not.
+    /// Whether the agent masquerades. If it does, Docker and CNI must not.
     pub ip_masq: bool,
 }
 
-/// What an earlier run left, flannel's or ours.
+/// What an earlier run of flannel or of this agent left in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Earlier {
-    /// The whole overlay then.
+    /// The whole overlay at that time.
     pub network: Option<IpNet>,
-    /// This host's subnet then.
+    /// This host's subnet at that time.
     pub subnet: Option<IpNet>,
 }
 
 impl SubnetEnv {
-    /// The file's text. `FLANNEL_SUBNET` has the subnet's first address, not its network's.
+    /// The file's text. `FLANNEL_SUBNET` has the first address in the subnet, and not the subnet's base address.
     pub fn text(&self) -> String {
         let first = gateway(self.subnet);
         format!(
@@ -42,14 +42,15 @@ impl SubnetEnv {
         )
     }
 
-    /// Writes the file, mode 0644 in a folder of mode 0755, by rename: nobody reads half of it.
+    /// Writes the file with mode 0644 in a folder with mode 0755. It is renamed into place, so nobody reads half of it.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         replace(path, self.text().as_bytes())
             .with_context(|| format!("write {} (--subnet-file names another file)", path.display()))
     }
 }
 
-/// Writes a file that others read at any time: mode 0644, by rename, its folder made if need be.
+/// Writes a file that other programs may read at any time. It has mode 0644 and is renamed into place. The folder is made
+/// if there is none.
 pub(crate) fn replace(path: &Path, text: &[u8]) -> anyhow::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.exists() {
@@ -68,7 +69,7 @@ pub(crate) fn replace(path: &Path, text: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads what an earlier run left. No file, and lines that make no sense, are no error: they say nothing.
+/// Reads what an earlier run left. If there is no file, or its lines make no sense, that is no error: nothing was left.
 pub fn read(path: &Path) -> Earlier {
     fs::read_to_string(path).map(|text| parse(&text)).unwrap_or_default()
 }
@@ -95,7 +96,7 @@ mod tests {
         }
     }
 
-    /// As a real flanneld wrote it for this network and subnet.
+    /// What a real flanneld wrote for this network and subnet.
     const FLANNELS: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.50.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
 
     #[test]

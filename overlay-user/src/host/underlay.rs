@@ -9,14 +9,14 @@ use crate::{
     model::mac::Mac,
 };
 
-/// How to find the underlay interface; tried in this order, the default route's interface last.
+/// How to find the underlay interface. The ways are tried in this order, and the interface of the default route is last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// `--iface`: names or addresses; the first that exists wins.
+    /// `--iface`: names or addresses. The first that exists is chosen.
     pub names: Vec<String>,
-    /// `--iface-regex`: patterns for addresses, then for names; the first that matches wins.
+    /// `--iface-regex`: patterns for addresses, and then for names. The first that matches is chosen.
     pub patterns: Vec<String>,
-    /// `--iface-can-reach`: the interface that routes to this address.
+    /// `--iface-can-reach`: the interface by which this address is reached is chosen.
     pub can_reach: Option<IpAddr>,
 }
 
@@ -27,17 +27,17 @@ pub struct Underlay {
     pub name: String,
     /// Interface index.
     pub ifindex: u32,
-    /// Its MAC address; `None` where the link has none (a TUN, a point-to-point line).
+    /// Its MAC address. `None` if the link has none, as a TUN or a point-to-point line.
     pub mac: Option<Mac>,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// The address peers see, unless `--public-ip` says otherwise.
+    /// The address by which peers reach this host, unless `--public-ip` says otherwise.
     pub address: IpAddr,
 }
 
 const NO_DEFAULT_ROUTE: &str = "there is no default route to choose the interface by: name it with --iface";
 
-/// Chooses the underlay interface. Of several addresses the first is taken, as flannel does, and that is logged.
+/// Chooses the underlay interface. If it has several addresses, the first is taken, as flannel does, and that is logged.
 ///
 /// # Errors
 /// Why no interface was chosen, and what to do.
@@ -66,7 +66,7 @@ pub async fn choose(netlink: &Netlink, choice: &Choice) -> Result<Underlay> {
     underlay(link.context(NO_DEFAULT_ROUTE)?, &addresses, None)
 }
 
-/// The part of the choice that needs no routes.
+/// The interface that `--iface` and `--iface-regex` name. This needs no routes.
 fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underlay> {
     let holder = |address: &Address| links.iter().find(|link| link.index == address.link);
     for wanted in &choice.names {

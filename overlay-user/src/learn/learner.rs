@@ -1,8 +1,9 @@
-//! Learns which container address lives behind which port, from the kernel's events alone. Pure: no clock, no I/O.
+//! Learns from the kernel's events which container address is behind which port. It has neither a clock nor I/O.
 //!
-//! Every event updates a picture of the host; [`Learner::settle`] then compares what the picture claims with what is in
-//! force. Entries that age out leave the picture, and remove nothing: fast-path frames bypass the bridge, so its
-//! entries age under traffic. Only the end of a port, a detach, or a proven move removes an endpoint.
+//! Each event updates a picture of the host. [`Learner::settle`] then compares what the picture claims with what is in
+//! force. Entries that age out are removed from the picture, but no endpoint is removed for that: the frames of the fast path
+//! bypass the bridge, so its entries age although there is traffic. An endpoint is removed only when its port ends, when it
+//! is detached by name, or when it provably moved.
 mod claims;
 mod overview;
 #[cfg(test)]
@@ -29,42 +30,43 @@ use crate::{
 /// What to learn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LearnConfig {
-    /// The subnet this host leased: no other address is ever learned.
+    /// The subnet that this host leased. Addresses outside it are never learned.
     pub subnet: IpNet,
-    /// Names of the bridges (or point-to-point veths) to watch. Empty: whichever holds an address of the subnet.
+    /// Names of the bridges (or point-to-point veths) to watch. If there are none, all that have an address of the subnet are
+    /// watched.
     pub bridges: Vec<String>,
 }
 
-/// A question only the wire can answer: does `address` still answer on `port`?
+/// The question whether `address` still answers on `port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Probe {
-    /// The port the address was learned on.
+    /// The port that the address was learned on.
     pub port: u32,
     /// The address.
     pub address: IpAddr,
     /// Its MAC address there.
     pub mac: Mac,
-    /// What the question is asked from: the gateway's MAC address.
+    /// The gateway's MAC address, which is the sender of the question.
     pub gateway_mac: Mac,
 }
 
-/// Why an endpoint cannot be attached or detached by name.
+/// Why an endpoint could not be attached or detached by name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
-    /// No interface of that name in the agent's namespace.
+    /// There is no interface of that name in the agent's network namespace.
     #[error("no interface {0}: name the host side of the container's veth")]
     NoInterface(String),
-    /// Only veths take part.
+    /// The interface is not a veth.
     #[error(
         "interface {0} is not a veth: only veths have a fast path, others use the kernel's stack without being attached"
     )]
     NotVeth(String),
-    /// Not this host's address.
+    /// The address is outside this host's subnet.
     #[error("{address} is not a container address of {subnet}, this host's subnet")]
     NotOurs {
         /// The address.
         address: IpAddr,
-        /// The own subnet.
+        /// This host's subnet.
         subnet: IpNet,
     },
     /// The MAC address is neither given nor known.
@@ -72,29 +74,29 @@ pub enum ClaimError {
         "the MAC address of {0} is not known yet: give it with --mac, or send one packet from the container"
     )]
     NoMac(IpAddr),
-    /// Not an endpoint.
+    /// The address has no endpoint.
     #[error("{0} is not an endpoint here: `overlay endpoints` lists them")]
     Unknown(IpAddr),
 }
 
-/// A claim on an address that another port holds.
+/// A claim to an address that another port has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct AddressClaim {
     port: u32,
     mac: Mac,
     state: Asked,
-    /// Counted as a conflict.
+    /// Whether the claim was counted as a conflict.
     counted: bool,
 }
 
-/// How far the holder of a claimed address was asked.
+/// How far the question to the holder of a claimed address has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
-    /// To be asked.
+    /// The holder is to be asked.
     NotYet,
     /// A probe is under way.
     Probing,
-    /// It answered, or is pinned: not asked again before [`Learner::retry`].
+    /// The holder answered, or is pinned. It is not asked again before [`Learner::retry`].
     Refused,
 }
 
@@ -103,28 +105,28 @@ enum Asked {
 pub struct Learner {
     config: LearnConfig,
     links: BTreeMap<u32, Link>,
-    /// Own-subnet addresses of links: (link, address).
+    /// The addresses of links that are inside the subnet, as pairs of link and address.
     local: BTreeSet<(u32, IpAddr)>,
-    /// Own-subnet host routes: address to link.
+    /// The host routes to addresses inside the subnet: link by address.
     routes: BTreeMap<IpAddr, u32>,
-    /// Own-subnet neighbours: (link, address) to MAC.
+    /// The neighbours inside the subnet: MAC address by link and address.
     neighbours: BTreeMap<(u32, IpAddr), Mac>,
-    /// Forwarding tables: (bridge, MAC) to port.
+    /// The forwarding tables: port by bridge and MAC address.
     fdb: BTreeMap<(u32, Mac), u32>,
-    /// Bridges that held an own-subnet address at any time: an address that goes for a moment detaches nobody.
+    /// Bridges that had an address of the subnet at any time. When the address goes for a moment, nothing is detached.
     bridges: BTreeSet<u32>,
-    /// Links that were ports of a bridge at any time, ours or not.
+    /// Links that were ports of any bridge at any time.
     bridged: BTreeSet<u32>,
     ports: BTreeMap<u32, PortKind>,
     endpoints: BTreeMap<IpAddr, Endpoint>,
     claims: BTreeMap<IpAddr, AddressClaim>,
-    /// Addresses whose holder answered since the last [`Self::retry`], or is pinned; and whether a claim was counted.
+    /// Addresses whose holder answered since the last [`Self::retry`] or is pinned, and whether a claim to it was counted.
     answered: BTreeMap<IpAddr, bool>,
     conflicts_total: u64,
     moves_total: u64,
     changes: Vec<LocalChange>,
     probes: Vec<Probe>,
-    /// Something was settled since the view was last taken.
+    /// Whether something was settled since the last overview.
     is_view_stale: bool,
 }
 
@@ -152,7 +154,7 @@ impl Learner {
         }
     }
 
-    /// Replaces the picture by a snapshot: at start, and whenever events were lost.
+    /// Replaces the picture by a snapshot. This is for the start, and for whenever events were lost.
     pub fn resync(&mut self, snapshot: HostSnapshot) {
         self.links = snapshot.links.into_iter().map(|link| (link.index, link)).collect();
         self.local.clear();
@@ -178,7 +180,7 @@ impl Learner {
                 self.end_port(index);
             }
         }
-        // Attached anew, which is no error and repairs what was left half-attached.
+        // The port is attached anew. That is no error, and it repairs a port that was left with only some of its programs.
         self.ports.clear();
         let orphans: Vec<_> =
             self.endpoints.iter().map(|(address, endpoint)| (*address, endpoint.port)).collect();
@@ -190,13 +192,13 @@ impl Learner {
         self.settle();
     }
 
-    /// Takes in one event. [`Event::Lost`] changes nothing: a [`Self::resync`] must follow.
+    /// Takes in one event. [`Event::Lost`] changes nothing, but the caller must then call [`Self::resync`].
     pub fn event(&mut self, event: Event) {
         let gone = match event {
             Event::LinkGone(index) => Some(index),
             _ => None,
         };
-        // The kernel repeats itself much more often than it has news.
+        // Most events of the kernel only repeat what is known.
         if !self.note(event) {
             return;
         }
@@ -206,7 +208,7 @@ impl Learner {
         self.settle();
     }
 
-    /// The answer to a [`Probe`]: whether the address answered on its old port.
+    /// Takes in the answer to a [`Probe`]: whether the address answered on its old port.
     pub fn probed(&mut self, probe: Probe, answered: bool) {
         let Some(held) = self.endpoints.get(&probe.address).filter(|held| held.port == probe.port) else {
             return;
@@ -216,14 +218,14 @@ impl Learner {
         } else if held.mac == probe.mac {
             self.concede(probe.address);
         } else if let Some(claim) = self.claims.get_mut(&probe.address) {
-            // Replaced behind its port while it was asked: the new one has not been.
+            // The container behind the port was replaced during the probe, so the new one has not been asked.
             claim.state = Asked::NotYet;
         }
         self.settle();
     }
 
-    /// Lets refused claims be asked about again: a container that moved slowly is found this way. To be called every
-    /// few seconds.
+    /// Makes refused claims be asked about again, so that a container that moved slowly is found. It is to be called every few
+    /// seconds.
     pub fn retry(&mut self) {
         self.answered.clear();
         for claim in self.claims.values_mut() {
@@ -234,7 +236,7 @@ impl Learner {
         self.settle();
     }
 
-    /// Pins an endpoint that an operator or a CNI plugin names.
+    /// Pins an endpoint that an operator or a CNI plugin named.
     pub fn attach(&mut self, address: IpAddr, interface: &str, mac: Option<Mac>) -> Result<(), ClaimError> {
         let link = self.links.values().find(|link| link.name == interface);
         let link = link.ok_or_else(|| ClaimError::NoInterface(interface.to_owned()))?;
@@ -258,7 +260,7 @@ impl Learner {
         Ok(())
     }
 
-    /// Removes an endpoint, pinned or learned. It is learned again when the kernel next sees it.
+    /// Removes an endpoint, whether it was pinned or learned. It is learned again when the kernel next sees it.
     pub fn detach(&mut self, address: IpAddr) -> Result<(), ClaimError> {
         let endpoint = self.endpoints.get(&address).ok_or(ClaimError::Unknown(address))?;
         let port = endpoint.port;
@@ -271,22 +273,22 @@ impl Learner {
         Ok(())
     }
 
-    /// The changes to make since the last call, in order.
+    /// The changes that have come up since the last call, in order.
     pub fn take_changes(&mut self) -> Vec<LocalChange> {
         mem::take(&mut self.changes)
     }
 
-    /// The probes to send since the last call.
+    /// The probes that have come up since the last call.
     pub fn take_probes(&mut self) -> Vec<Probe> {
         mem::take(&mut self.probes)
     }
 
-    /// The name of an interface, for those who send probes.
+    /// The name of an interface, which is needed to send a probe.
     pub fn interface_name(&self, index: u32) -> Option<&str> {
         self.links.get(&index).map(|link| link.name.as_str())
     }
 
-    /// Writes an event into the picture, without drawing conclusions; whether it is another picture now.
+    /// Writes an event into the picture without concluding anything, and returns whether the picture changed.
     fn note(&mut self, event: Event) -> bool {
         match event {
             Event::Link(link) => {

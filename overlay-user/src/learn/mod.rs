@@ -1,4 +1,4 @@
-//! Which containers live behind which ports of this host: learned from the kernel's events, probes and commands.
+//! Finds out which containers are behind which ports of this host, from the kernel's events, from probes and from commands.
 pub mod learner;
 pub mod observe;
 pub mod probe;

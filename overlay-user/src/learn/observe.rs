@@ -1,4 +1,5 @@
-//! Feeds the learner: kernel events, commands and probe answers in, changes and a view for status out.
+//! Runs the learner: it feeds it with kernel events, commands and answers to probes, and passes on its changes and the
+//! overview for status.
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use nix::errno::Errno;
@@ -20,18 +21,18 @@ use crate::{
     model::mac::Mac,
 };
 
-/// A claim by name, from an operator or a CNI plugin. The answer comes when the change is on its way.
+/// A command about one endpoint, from an operator or a CNI plugin. It is answered when the change is on its way.
 #[derive(Debug)]
 pub enum EndpointCommand {
     /// Pins an endpoint.
     Attach {
         /// The container's address.
         address: IpAddr,
-        /// The host side of its veth.
+        /// Name of the host side of its veth.
         interface: String,
-        /// Its MAC address; `None` takes the one the kernel knows.
+        /// The container's MAC address. With `None`, the one that the kernel knows is taken.
         mac: Option<Mac>,
-        /// Told how it went.
+        /// Where the answer is sent to.
         reply: oneshot::Sender<Result<(), ClaimError>>,
     },
     /// Removes an endpoint.
@@ -43,13 +44,13 @@ pub enum EndpointCommand {
     },
 }
 
-/// How often refused claims are asked about again.
+/// How often the holders of addresses with refused claims are asked again.
 const RETRY: Duration = Duration::from_secs(10);
-/// Pause before a failed snapshot is tried again.
+/// Pause before another snapshot is tried after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Observes the host until `changes` or `commands` is closed. The first batch, empty or not, is the comparison of what
-/// is installed with what is there: after it, endpoints are as good as known. Fails only if the kernel cannot be asked at all.
+/// Observes the host until `changes` or `commands` is closed. The first batch, which may be empty, is the difference between
+/// what is installed and what exists. After it, the endpoints are complete. Fails only if the kernel cannot be asked at all.
 pub async fn observe(
     netlink: Netlink,
     config: LearnConfig,
@@ -103,7 +104,7 @@ pub async fn observe(
     }
 }
 
-/// Subscribes, then lists: what changes in between is in both, and changes nothing the second time.
+/// Subscribes first, and then takes a snapshot. What changes in between appears in both, and has no effect the second time.
 async fn start(netlink: &Netlink, learner: &mut Learner) -> Result<Monitor, NetlinkError> {
     let monitor = netlink.monitor()?;
     learner.resync(netlink.snapshot().await?);
@@ -121,7 +122,7 @@ async fn start_over(netlink: &Netlink, learner: &mut Learner) -> Monitor {
 }
 
 fn obey(learner: &mut Learner, command: EndpointCommand) {
-    // Whoever asked may have gone; the command stands all the same.
+    // The client may have gone in the meantime. The command is valid all the same.
     match command {
         EndpointCommand::Attach { address, interface, mac, reply } => {
             drop(reply.send(learner.attach(address, &interface, mac)))
@@ -130,7 +131,7 @@ fn obey(learner: &mut Learner, command: EndpointCommand) {
     }
 }
 
-/// Probes under way: at most one per address.
+/// The probes that are under way, at most one for each address.
 #[derive(Default)]
 struct Probes {
     tasks: JoinSet<(Probe, bool)>,
@@ -146,7 +147,7 @@ impl Probes {
             let name = learner.interface_name(probe.port).unwrap_or_default().to_owned();
             let prober = Prober::open(probe, &name);
             self.tasks.spawn_blocking(move || {
-                // Without a question there is no proof: the address stays. A port that went says so by itself.
+                // If the question cannot be asked, nothing is proven, so the address stays. If the port has gone, an event tells it.
                 let answered = prober.and_then(|prober| prober.ask()).unwrap_or_else(|error| {
                     log::warn!("probe {} on {name}: {error}", probe.address);
                     true

@@ -1,4 +1,4 @@
-//! Asks one container, on one port, whether it still has an address: a unicast ARP probe (RFC 5227 section 2.1.1).
+//! Asks the container behind one port whether it still has an address, by a unicast ARP probe (RFC 5227 section 2.1.1).
 use std::{
     io,
     net::IpAddr,
@@ -29,14 +29,14 @@ use crate::{
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV4: u16 = 0x0800;
-/// What leaves by the port, which the socket is shown too; from linux/if_packet.h.
+/// Marks a packet that leaves by the port, which the socket receives, too. From linux/if_packet.h.
 const PACKET_OUTGOING: u8 = 4;
-/// How often the question is asked, and how long each answer may take. A container on this host answers in well under
-/// a millisecond; the rest is patience with a busy CPU.
+/// How often the question is asked, and how long each answer may take. A container on this host answers in much less than
+/// a millisecond. The rest is for a busy CPU.
 const ATTEMPTS: u32 = 2;
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// A socket on the port, ready to ask. Opened apart from asking, in the namespace of the calling thread.
+/// A socket on the port, ready to ask. It is opened separately, in the namespace of the calling thread.
 #[derive(Debug)]
 pub struct Prober {
     socket: OwnedFd,
@@ -45,10 +45,10 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Opens a packet socket on the port of that name. Needs CAP_NET_RAW.
+    /// Opens a packet socket on the port with this name. This needs CAP_NET_RAW.
     pub fn open(probe: Probe, interface: &str) -> io::Result<Self> {
         let question = question(&probe).map_err(io::Error::other)?;
-        // All protocols, since any packet from the address proves as much as an answer does.
+        // The socket receives all protocols, since any packet from the address is as good as an answer.
         let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, protocol)?;
         bind(socket.as_raw_fd(), &link_address(interface)?)?;
@@ -56,8 +56,8 @@ impl Prober {
         Ok(Self { socket, probe, question })
     }
 
-    /// Asks, and waits for a sign of life; `false` after all attempts went unanswered. Blocks for at most twice
-    /// [`PATIENCE`] per attempt.
+    /// Asks, and waits for any packet from the address. Returns `false` if no attempt was answered. Blocks for at most twice
+    /// [`PATIENCE`] in each attempt.
     pub fn ask(&self) -> io::Result<bool> {
         for _ in 0..ATTEMPTS {
             match self.attempt() {
@@ -77,7 +77,8 @@ impl Prober {
         let mut frame = [0; 64];
         while Instant::now() < deadline {
             match recvfrom::<LinkAddr>(socket, &mut frame) {
-                // Flooded to the port by its bridge: whoever has the address elsewhere, with the same MAC address.
+                // The bridge flooded this packet to the port. It comes from another port, whose container has the same address
+                // and MAC address.
                 Ok((_, Some(from))) if from.pkttype() == PACKET_OUTGOING => {}
                 Ok((length, _)) if proves(&frame[..length], &self.probe) => return Ok(true),
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -89,7 +90,7 @@ impl Prober {
     }
 }
 
-/// The port went down or away, which is as silent as can be.
+/// Whether the error means that the port is down or gone. Then there is no answer either.
 fn is_gone(error: Errno) -> bool {
     matches!(error, Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)
 }
@@ -119,7 +120,8 @@ fn question(probe: &Probe) -> Result<Bytes, OtherFamily> {
     Ok(frame.freeze())
 }
 
-/// The frame comes from the address: ARP with it as sender, or IPv4 with it as source, and the known MAC address.
+/// Whether a frame comes from the address: it has the known MAC address, and is ARP with the address as sender or IPv4
+/// with the address as source.
 fn proves(frame: &[u8], probe: &Probe) -> bool {
     let field = |at: usize, length: usize| frame.get(at..at + length);
     let from = |at| matches!(probe.address, IpAddr::V4(it) if field(at, 4) == Some(&it.octets()[..]));

@@ -1,4 +1,4 @@
-//! What `overlay status` shows of learning.
+//! What `overlay status` shows about learning.
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -18,30 +18,31 @@ pub struct Conflict {
     pub mac: Mac,
 }
 
-/// A bridge, or a point-to-point veth, whose containers are learned.
+/// A bridge or a point-to-point veth whose containers are learned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {
     /// Interface name.
     pub name: String,
     /// Interface index.
     pub ifindex: u32,
-    /// Its address in the own subnet, which containers use as gateway.
+    /// Its address in this host's subnet, which containers use as gateway.
     pub gateway: Option<IpAddr>,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Names of the ports that are attached.
+    /// Names of the ports that have programs.
     pub ports: Vec<String>,
 }
 
-/// What `overlay status` shows of learning.
+/// What `overlay status` shows about learning.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
-    /// Bridges and point-to-point veths.
+    /// The bridges and point-to-point veths whose containers are learned.
     pub bridges: Vec<Bridge>,
-    /// Claims that were refused and still stand.
+    /// Claims that were refused and are still made.
     pub conflicts: Vec<Conflict>,
-    /// How many claims were refused since the agent started; of one address, one between two rounds of questions.
+    /// How many claims were refused since the agent started. Between two rounds of questions, only one is counted for each
+    /// address.
     pub conflicts_total: u64,
-    /// How many endpoints moved to another port after a proof.
+    /// How many endpoints moved to another port, because their holder was silent or its port was down.
     pub moves_total: u64,
 }

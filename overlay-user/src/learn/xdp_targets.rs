@@ -1,10 +1,11 @@
-//! Tells the data path which containers' veths take frames that XDP redirects. The others are TC's: to them such frames
-//! would be lost, and counted as delivered.
+//! Tells the data path which containers' veths take frames that XDP redirects. Frames to the other containers are left to
+//! TC: redirected frames would be lost there, although they would be counted as delivered.
 //!
-//! Two things must hold. The kernel must say so of the host's end of the pair (else it refuses the redirect); it tells of
-//! changes, too. But it forgets to take that back when GRO is switched off while the container's end is down (seen on
-//! 6.18). So the container's end is looked at as well, in its namespace, again whenever the link changes: going down and
-//! up shows at the host's end. A test frame would prove no more than that it arrived once.
+//! A veth takes frames under two conditions. The first is that the kernel says so about the host's end of the pair, since it
+//! refuses the redirect otherwise. It also notifies of changes. But when GRO is switched off while the container's end is
+//! down, the kernel still says that the veth takes frames (seen on 6.18). So the second condition is looked up at the
+//! container's end, in its namespace. That is repeated whenever the link changes, because going down and up shows at the
+//! host's end, too. A test frame would only prove that one frame arrived once.
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -29,16 +30,18 @@ use crate::{
     model::change::XdpTargetChange,
 };
 
-/// Without an event; each look then tells the data path all, whatever it was told before.
+/// Pause between two looks without an event. After such a pause the data path is told about all ports, whatever it was
+/// told before.
 const AUDIT: Duration = Duration::from_secs(30);
-/// Between two looks at least: a thousand containers that start make thousands of events.
+/// Shortest pause between two looks. A thousand containers that start cause thousands of events.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Before another look where the last was interrupted.
+/// Pause before another look if the last one was interrupted.
 const RETRY: Duration = Duration::from_secs(1);
 /// The offload that gives a veth NAPI, as ethtool's netlink family names it.
 const GRO: &str = "rx-gro";
 
-/// Watches until `changes` is closed. `adopted`: who takes frames by an earlier agent's word, which is not believed. `switch_gro` has GRO switched on at the containers' ends.
+/// Watches until `changes` is closed. `adopted` are the targets that an earlier agent left, which are not trusted. With
+/// `switch_gro`, GRO is switched on at the containers' ends.
 pub async fn watch(
     netlink: Netlink,
     switch_gro: bool,
@@ -50,7 +53,7 @@ pub async fn watch(
         info!(
             "this kernel does not say which veths take redirected frames (Linux 6.3 does): TC delivers to all of them"
         );
-        // The task lives as long as the agent.
+        // The task runs as long as the agent.
         changes.closed().await;
         return Ok(());
     };
@@ -75,7 +78,7 @@ pub async fn watch(
                 }
                 audit
             }
-            // Containers come and go too fast for one look at all of them.
+            // Containers come and go too fast for one list of all of them.
             Err(error) if error.errno == Errno::EINTR => {
                 warn!("{error}: trying again");
                 Instant::now() + RETRY
@@ -83,7 +86,7 @@ pub async fn watch(
             Err(error) => return Err(error),
         };
         let looked = Instant::now();
-        // All that comes before the next look is taken in: one look is enough for it.
+        // All events until the next look are taken together, because one look is enough for them.
         loop {
             tokio::select! {
                 event = events.next() => event.map_err(|error| NetlinkError::events(&error))?,
@@ -108,24 +111,24 @@ pub async fn watch(
     }
 }
 
-/// The ports that programs are attached to, point-to-point veths among them.
+/// The ports that have programs, point-to-point veths included.
 fn names(view: &View) -> BTreeSet<String> {
     view.bridges.iter().flat_map(|bridge| bridge.ports.iter().chain([&bridge.name]).cloned()).collect()
 }
 
 #[derive(Debug, Default)]
 struct Receivers {
-    /// What was last told.
+    /// What the data path was last told about each port.
     told: BTreeMap<u32, bool>,
-    /// What was seen at the other end since the link last changed.
+    /// What was seen at the other end of each port since its link last changed.
     seen: BTreeMap<u32, bool>,
-    /// Where GRO was switched on since the link last changed.
+    /// The ports at whose other end GRO was switched on since their link last changed.
     switched: BTreeSet<u32>,
 }
 
 impl Receivers {
-    /// The link changed: what is known of its other end may not hold any more. Whether it is one that is looked at; of a
-    /// new one the view tells.
+    /// Forgets what is known about the other end of a link, because the link changed. Returns whether it is a port that is
+    /// looked at. A new port is found by the learner's overview.
     fn doubt(&mut self, index: u32) -> bool {
         self.seen.remove(&index);
         self.switched.remove(&index);
@@ -179,13 +182,13 @@ fn receives(features: &BTreeMap<u32, XdpFeatures>, index: u32) -> bool {
     features.get(&index).is_some_and(|features| features.receives())
 }
 
-/// Entering namespaces means reading /proc, which may be long.
+/// Looks at the other ends of ports. To enter their namespaces, /proc must be read, which may take long.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, NetlinkError> {
     spawn_blocking(work).await.map_err(|error| NetlinkError::events(&io::Error::other(error)))
 }
 
-/// What has not been told yet. Ports that are no longer looked at are told about once more; of interfaces that are gone
-/// the kernel knows itself.
+/// What the data path has not been told yet. It is told once more about ports that are no longer looked at. The kernel
+/// itself removes interfaces that are gone.
 fn news(told: &mut BTreeMap<u32, bool>, now: BTreeMap<u32, bool>) -> Vec<XdpTargetChange> {
     let left = told.iter().filter(|(index, receives)| **receives && !now.contains_key(index));
     let left = left.map(|(index, _)| XdpTargetChange { port: *index, takes: false });
@@ -196,7 +199,8 @@ fn news(told: &mut BTreeMap<u32, bool>, now: BTreeMap<u32, bool>) -> Vec<XdpTarg
     news
 }
 
-/// Whether the other end has NAPI for redirected frames: GRO on, or an XDP program. One that is not to be found has not.
+/// Whether the other end has NAPI for redirected frames, because GRO is on there or it has an XDP program. An end that is
+/// not found counts as one without.
 fn has_napi(shown: &Namespaces, port: &Link) -> bool {
     let (Some(peer), Some(namespace)) = (port.peer, port.peer_netns) else { return false };
     let seen = shown.within(namespace, move || Ok(offload(peer, GRO)? || namespaces::runs_xdp(peer)?));
@@ -209,7 +213,8 @@ fn has_napi(shown: &Namespaces, port: &Link) -> bool {
     }
 }
 
-/// Switches GRO on at the other end. If it is on already, the host's end was not told (it came up later): off and on.
+/// Switches GRO on at the other end. If it is on already, the kernel did not update the host's end, which came up later.
+/// Then GRO is switched off and on again.
 fn switch_on(shown: &Namespaces, port: &Link) {
     let (Some(peer), Some(namespace)) = (port.peer, port.peer_netns) else { return };
     let done = shown.within(namespace, move || {
@@ -250,7 +255,7 @@ mod tests {
         receivers.seen.extend([(7, true), (8, true)]);
         receivers.switched.extend([7, 8]);
         assert_eq!((receivers.doubt(7), receivers.doubt(8)), (true, false));
-        // One that comes back is looked at from the start.
+        // A port that comes back is looked at from the beginning.
         assert!(receivers.seen.is_empty() && receivers.switched.is_empty());
     }
 }

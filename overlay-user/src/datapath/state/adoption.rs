@@ -1,4 +1,4 @@
-//! Whether an agent may take over what is pinned here, before it alters anything.
+//! Decides whether an agent may take over what is pinned here, before it alters anything.
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
@@ -16,18 +16,18 @@ use super::{
 };
 use crate::model::network::NetworkConfig;
 
-/// What an agent that starts finds.
+/// What an agent finds at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Adoption {
-    /// Nothing of ours, or leftovers from before a boot, now removed.
+    /// There was nothing of this network, or only what was left from before a reboot and has been removed now.
     Fresh,
-    /// Pins of this very host: adopt them.
+    /// There are pins of this very host, to be adopted.
     Adopt,
 }
 
 impl Paths {
-    /// Decides whether the pins here are ours, and writes the record if there was none. Call it with the lock held and
-    /// before anything is pinned, so that there are never pins without a record.
+    /// Decides whether the pins here belong to this host, and writes the record if there was none. The caller must have the
+    /// lock, and must not have pinned anything yet, so that there are never pins without a record.
     pub fn adopt(&self, current: &Record) -> Result<Adoption> {
         let foreign = |owner: &str| self.foreign(owner, current);
         match self.record()? {
@@ -35,7 +35,7 @@ impl Paths {
                 self.write(current)?;
                 return Ok(Adoption::Adopt);
             }
-            // Interface indexes and namespace inodes of an earlier boot mean nothing now.
+            // Interface indexes and the inodes of namespaces from before a reboot mean nothing now.
             Some(found) if found.boot_id != current.boot_id => self.clear()?,
             Some(found) => return Err(foreign(&found.owner())),
             None if layouts::has_pins(&self.pins) || !self.older()?.is_empty() => {
@@ -47,8 +47,8 @@ impl Paths {
         Ok(Adoption::Fresh)
     }
 
-    /// Refuses pins that are another host's whatever subnet the store will give this one: before a lease is taken for
-    /// nothing, which would be this host's from then on.
+    /// Refuses pins that belong to another host, whatever subnet the store will give to this one. It is called before a
+    /// subnet is leased, so that none is leased in vain.
     pub fn refuse_foreign(&self, public_ip: IpAddr) -> Result<()> {
         let Some(found) = self.record()? else {
             return Ok(());
@@ -60,15 +60,15 @@ impl Paths {
         Err(self.foreign(&found.owner(), &current))
     }
 
-    /// Refuses a device that another network of this host has, in this boot and network namespace: two agents would undo each
-    /// other's work for ever.
+    /// Refuses a device that belongs to another network of this host, in this boot and network namespace. Two agents would
+    /// undo each other's work again and again.
     pub fn refuse_shared_device(&self, device: &str) -> Result<()> {
         self.refuse_shared(format!("interface {device}"), "--device", |other| {
             other.device.as_deref() == Some(device)
         })
     }
 
-    /// The same for the file that tells the subnet.
+    /// Refuses a subnet.env that another network of this host writes, for the same reason.
     pub fn refuse_shared_file(&self, subnet_file: &Path) -> Result<()> {
         self.refuse_shared(subnet_file.display().to_string(), "--subnet-file", |other| {
             other.subnet_file.as_deref() == Some(subnet_file)
@@ -91,7 +91,8 @@ impl Paths {
         }
     }
 
-    /// Refuses a config that what runs here has no place in, before the lease is given back which its containers live on.
+    /// Refuses a config that does not fit to what runs here. Otherwise the agent would give back the lease that containers
+    /// here depend on.
     pub fn refuse_moved(&self, public_ip: IpAddr, config: &NetworkConfig) -> Result<()> {
         let Some(found) = self.record()? else { return Ok(()) };
         let is_here = found.is_same_host(&Record::current(public_ip, found.subnet)?);
@@ -106,7 +107,8 @@ impl Paths {
         Ok(())
     }
 
-    /// Records of this host's other networks, by name: of this boot, this network namespace, and the same state folder.
+    /// The records of this host's other networks with the same state folder, by name. Only those of this boot and this
+    /// network namespace count.
     fn others(&self) -> Result<Vec<(String, Record)>> {
         let folder = self.state.parent().unwrap_or(&self.state);
         let refused = |error| failed("list", folder, error);
@@ -116,7 +118,7 @@ impl Paths {
             let state = entry.map_err(refused)?.path();
             let name = state.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             let text = fs::read(state.join(RECORD)).unwrap_or_default();
-            // One that cannot be read is its own network's trouble.
+            // A record that cannot be read is a problem of its own network.
             if let Ok(record) = serde_json::from_slice::<Record>(&text)
                 && name != self.network
                 && (record.netns, &record.boot_id) == (here.netns, &here.boot_id)

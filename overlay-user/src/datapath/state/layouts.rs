@@ -1,4 +1,4 @@
-//! Which map layouts are pinned for a network beside the present one, and whether an agent may touch them.
+//! Finds the map layouts that are pinned for a network beside the present one, and tells whether an agent may touch them.
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -14,11 +14,11 @@ use super::{
 use crate::datapath::layouts::{Older, is_readable};
 
 impl Paths {
-    /// What agents with older layouts left pinned for this network, oldest first. The newest is in force: each takes over
-    /// before it removes.
+    /// The pins of this network that agents with older layouts left, oldest first. The newest of them is in force, because
+    /// an agent removes older pins only after it has taken them over.
     ///
     /// # Errors
-    /// A layout that this program does not know: a newer agent's, which it must neither adopt nor remove.
+    /// If there is a layout that this program does not know. A newer agent made it, so it must be neither adopted nor removed.
     pub fn older(&self) -> Result<Vec<Older>> {
         let mut found = Vec::new();
         for pins in self.all_layouts()? {
@@ -41,7 +41,7 @@ impl Paths {
         Ok(found)
     }
 
-    /// Removes what older layouts left, now that their maps and links are taken over.
+    /// Removes the pins of older layouts, after their maps and links were taken over.
     pub fn forget_older(&self, older: &[Older]) -> Result<()> {
         for Older { pins, abi } in older {
             log::info!("removing what the agent with map layout {abi} left in {}", pins.display());
@@ -52,12 +52,13 @@ impl Paths {
         Ok(())
     }
 
-    /// Removes every layout but the present one, known or not: for who takes the network off the host.
+    /// Removes all layouts but the present one, also those that this program does not know. This is for removing the network
+    /// from the host.
     pub(super) fn forget_other_layouts(&self) -> Result<()> {
         for pins in self.all_layouts()?.into_iter().filter(|pins| *pins != self.pins) {
             self.forget_layout(&pins)?;
         }
-        // A crash may have left it empty.
+        // A crash may have left this folder empty.
         let _ = self.filling.parent().map(fs::remove_dir);
         Ok(())
     }
@@ -65,12 +66,12 @@ impl Paths {
     fn forget_layout(&self, pins: &Path) -> Result<()> {
         let removed = if pins.is_dir() { fs::remove_dir_all(pins) } else { fs::remove_file(pins) };
         removed.map_err(|error| failed("remove", pins, error))?;
-        // Shared with other networks; what is not empty stays.
+        // These folders are shared with other networks. They are only removed if they are empty.
         let _ = pins.parent().map(fs::remove_dir);
         Ok(())
     }
 
-    /// `<bpf root>/overlay/*/<network>`, as far as there is something: the folders of every layout, the present one's too.
+    /// The folders `<bpf root>/overlay/*/<network>` that exist, one for each layout, the present one included.
     pub fn all_layouts(&self) -> Result<Vec<PathBuf>> {
         let Some(all) = self.pins.ancestors().nth(2) else { return Ok(Vec::new()) };
         let folders = match fs::read_dir(all) {
@@ -88,11 +89,11 @@ impl Paths {
     }
 }
 
-/// Whether anything is pinned in there. Folders are made before an agent knows whether it may start.
+/// Whether anything is pinned in a folder. An agent makes its folders before it knows whether it may start.
 pub(super) fn has_pins(path: &Path) -> bool {
     match fs::read_dir(path) {
         Ok(mut files) => files.any(|file| file.is_ok_and(|file| has_pins(&file.path()))),
-        // What is no folder is a pin.
+        // Whatever is not a folder is a pin.
         Err(_) => path.exists(),
     }
 }

@@ -1,4 +1,4 @@
-//! The lock that admits one agent per network.
+//! The lock by which only one agent runs for a network on this host.
 use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
@@ -16,26 +16,26 @@ use nix::{
 
 use super::{error::failed, paths::Paths};
 
-/// Held by the one agent of a network on this host; the kernel releases it when the process ends in whatever way.
+/// The lock of a network on this host. Its one agent has it, and the kernel releases it however the process ends.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
 }
 
 impl Paths {
-    /// Takes the network for this process until the lock is dropped. The folders must exist.
+    /// Takes the lock for this process until it is dropped. The folders must exist.
     pub fn lock(&self) -> Result<Lock> {
         let path = self.lock_path();
         let refused = |error: io::Error| failed("lock", &path, error);
         loop {
-            // Root's alone: whoever can open it can hold the lock, and keep agents from starting.
+            // Only root may open the file. Whoever can open it can take the lock, and so keep agents from starting.
             let mut options = File::options();
             options.read(true).write(true).create(true).truncate(false).mode(0o600);
             let file = options.open(&path).map_err(refused)?;
             file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(refused)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {
-                    // Whoever held it before may have removed the file (see `remove`), and another may have made it anew.
+                    // The process that had the lock before may have removed the file (see `remove`), and another one may have made it anew.
                     let locked = lock.metadata().map_err(refused)?.ino();
                     if fs::metadata(&path).is_ok_and(|now| now.ino() == locked) {
                         lock.set_len(0).map_err(refused)?;
@@ -58,13 +58,13 @@ impl Paths {
     }
 }
 
-/// Who says in the lock that it holds it, `?` if nobody does. Whoever took it just now says so a moment later; until
-/// then the one before stands there.
+/// The process id in the lock file, or `?` if there is none. A process that has just taken the lock writes its id a moment
+/// later. Until then, the file has the id of the process before.
 fn holder(lock: &mut File) -> String {
     let mut pid = String::new();
     for _ in 0..10 {
         pid.clear();
-        // The holder is named for the operator's sake; that it cannot be read changes nothing.
+        // The id only helps the operator, so it does not matter if it cannot be read.
         let _ = lock.rewind().and_then(|()| lock.read_to_string(&mut pid));
         if !pid.trim().is_empty() && Path::new("/proc").join(pid.trim()).exists() {
             break;

@@ -13,10 +13,10 @@ use overlay_common::ABI;
 
 use super::error::failed;
 
-/// Where bpffs is mounted by convention; the only place we mount it ourselves.
+/// The place where bpffs is mounted by convention. The agent mounts it itself only there.
 pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 
-/// Folder beside `v<ABI>` in which maps are filled before they are anybody's.
+/// Name of the folder beside `v<ABI>` in which maps are filled before a network uses them.
 pub(super) const FILLING: &str = "filling";
 
 pub(super) const RECORD: &str = "record.json";
@@ -26,18 +26,18 @@ pub(super) const RECORD: &str = "record.json";
 pub struct Paths {
     /// Name of the network, as `--network` gives it.
     pub network: String,
-    /// Below which everything is pinned; must be on bpffs.
+    /// The folder below which everything is pinned. It must be on bpffs.
     pub bpf_root: PathBuf,
-    /// `<bpf root>/overlay/v<ABI>/<network>/`: maps and links.
+    /// `<bpf root>/overlay/v<ABI>/<network>/`, which has the pinned maps and links.
     pub pins: PathBuf,
-    /// `<bpf root>/overlay/filling/<network>/`: maps that are filled from an older layout's.
+    /// `<bpf root>/overlay/filling/<network>/`, which has maps while they are filled from those of an older layout.
     pub filling: PathBuf,
-    /// `<state dir>/<network>/`: lock and record.
+    /// `<state dir>/<network>/`, which has the lock and the record.
     pub state: PathBuf,
 }
 
 impl Paths {
-    /// The folders of `network`; nothing is created.
+    /// The folders of `network`. None of them is created by this.
     pub fn new(bpf_root: &Path, state_dir: &Path, network: &str) -> Self {
         Self {
             network: network.to_owned(),
@@ -48,7 +48,7 @@ impl Paths {
         }
     }
 
-    /// Makes sure that bpffs is there (mounting it at its usual place if need be), and creates the folders.
+    /// Makes sure that bpffs is mounted (and mounts it at its usual place if it is not), and creates the folders.
     pub fn create(&self) -> Result<()> {
         if !is_bpffs(&self.bpf_root) && self.bpf_root == Path::new(DEFAULT_BPF_ROOT) {
             let mounted = mount(Some("bpf"), DEFAULT_BPF_ROOT, Some("bpf"), MsFlags::empty(), None::<&str>);
@@ -76,17 +76,17 @@ impl Paths {
         self.state.join(RECORD)
     }
 
-    /// Where [`crate::agent::origin`] is noted.
+    /// The file of [`crate::agent::origin`].
     pub fn origin_path(&self) -> PathBuf {
         self.state.join("origin")
     }
 
-    /// Where [`crate::flannel::record`] is noted.
+    /// The file of [`crate::flannel::record`].
     pub fn flannel_path(&self) -> PathBuf {
         self.state.join("flannel.json")
     }
 
-    /// By rename: nobody reads half of it, and a full disk leaves the old text.
+    /// Writes a file and renames it into place. So nobody reads half of it, and the old text stays if the disk is full.
     pub(crate) fn replace(&self, path: &Path, text: &[u8]) -> Result<()> {
         let partial = path.with_extension("new");
         fs::write(&partial, text)
@@ -96,7 +96,7 @@ impl Paths {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    // A root that does not exist yet will be made where its parent is.
+    // If the folder does not exist yet, it will be on the same file system as its parent.
     let existing = path.ancestors().find(|ancestor| ancestor.exists());
     existing.is_some_and(|path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC))
 }

@@ -1,4 +1,4 @@
-//! To whom pins belong, as a file beside them says.
+//! The record: a file that tells which host and network pins belong to.
 use std::{
     fs, io,
     net::IpAddr,
@@ -13,29 +13,30 @@ use serde::{Deserialize, Serialize};
 
 use super::{error::failed, paths::Paths};
 
-/// To whom pins belong. They are only adopted by the very same.
+/// Which host and network pins belong to. Only an agent of the same host and network adopts them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Inode of the network namespace: interface indexes are meaningless in another.
+    /// Inode of the network namespace. Interface indexes are meaningless in another one.
     pub netns: u64,
-    /// Changes with every boot, and pins do not survive one.
+    /// Id of the boot. Pins do not survive a reboot.
     pub boot_id: String,
-    /// The host's identity in the store.
+    /// The address that identifies the host in the store.
     pub public_ip: IpAddr,
-    /// The subnet the host leased.
+    /// The subnet that the host leased.
     pub subnet: IpNet,
     /// Version of the map layouts.
     pub abi: u32,
-    /// The programs carry packets themselves; without `--fast-path off`, that is. Another choice is no other host.
+    /// Whether the programs carry packets themselves, which they do unless `--fast-path off` is given. It may change from one
+    /// agent to the next on the same host.
     #[serde(default = "yes")]
     pub fast_path: bool,
-    /// How packets travel between hosts, as the agent that started last was told: flannel's name of the backend.
+    /// How packets travel between hosts, by flannel's name of the backend. The agent that started last wrote it.
     #[serde(default = "vxlan", rename = "mode")]
     pub backend: String,
-    /// Name of the tunnel device: which to remove, and which no other network may have.
+    /// Name of the tunnel device. `overlay down` removes it, and no other network may have it.
     #[serde(default)]
     pub device: Option<String>,
-    /// The file that tells this host's subnet, which no other network may write.
+    /// Path of subnet.env, which no other network may write.
     #[serde(default)]
     pub subnet_file: Option<PathBuf>,
 }
@@ -49,7 +50,7 @@ fn yes() -> bool {
 }
 
 impl Record {
-    /// The record of this host, in the network namespace of the calling thread.
+    /// The record of this host, for the network namespace of the calling thread.
     pub fn current(public_ip: IpAddr, subnet: IpNet) -> Result<Self> {
         let namespace = Path::new("/proc/thread-self/ns/net");
         let boot = Path::new("/proc/sys/kernel/random/boot_id");
@@ -69,12 +70,12 @@ impl Record {
         })
     }
 
-    /// Of the calling thread's network namespace.
+    /// The inode of the calling thread's network namespace.
     pub fn is_in_this_namespace(&self) -> bool {
         Self::current(self.public_ip, self.subnet).is_ok_and(|here| here.netns == self.netns)
     }
 
-    /// Of the same host in the same boot, whatever version the agent was and however it was started.
+    /// Whether both are of the same host in the same boot. The agents' versions and options may differ.
     pub(super) fn is_same_host(&self, other: &Self) -> bool {
         let host = |record: &Self| (record.netns, record.boot_id.clone(), record.public_ip, record.subnet);
         host(self) == host(other)
@@ -86,7 +87,8 @@ impl Record {
 }
 
 impl Paths {
-    /// The record, if there is one. One that cannot be read is an error: guessing could adopt another's pins.
+    /// The record, if there is one. It is an error if it cannot be read, because a wrong guess could adopt another host's
+    /// pins.
     pub fn record(&self) -> Result<Option<Record>> {
         let path = self.record_path();
         match fs::read(&path) {

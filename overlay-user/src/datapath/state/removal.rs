@@ -1,4 +1,4 @@
-//! Taking away what outlives an agent.
+//! Removes what outlives an agent.
 use std::{fs, io};
 
 use anyhow::Result;
@@ -6,14 +6,14 @@ use anyhow::Result;
 use super::{error::failed, lock::Lock, paths::Paths};
 
 impl Paths {
-    /// Removes every trace of the network, the lock file with it. Nothing there is no error.
+    /// Removes every trace of the network, also the lock file. It is no error if there is nothing.
     pub fn remove(&self, lock: Lock) -> Result<()> {
         self.forget_other_layouts()?;
         self.forget()?;
         let removed = fs::remove_file(self.lock_path());
         removed.map_err(|error| failed("remove", &self.lock_path(), error))?;
         drop(lock);
-        // Shared with other networks; what is not empty stays.
+        // These folders are shared with other networks. They are only removed if they are empty.
         let shared = self.pins.ancestors().skip(1).take(2);
         for folder in shared.chain([self.state.as_path()]) {
             let _ = fs::remove_dir(folder);
@@ -21,13 +21,13 @@ impl Paths {
         Ok(())
     }
 
-    /// Removes pins and what is noted about them, and leaves the folders for a new start.
+    /// Removes the pins and the files about them, and then makes the folders again for a new start.
     pub fn clear(&self) -> Result<()> {
         self.forget()?;
         fs::create_dir_all(&self.pins).map_err(|error| failed("create", &self.pins, error))
     }
 
-    /// Removes pins and what is noted about them.
+    /// Removes the pins and the files about them.
     fn forget(&self) -> Result<()> {
         let (record, origin) = (self.record_path(), self.origin_path());
         for (path, removed) in [

@@ -1,4 +1,4 @@
-//! Who may adopt, lock and remove what.
+//! Tests of which agent may adopt, lock and remove what.
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
@@ -10,7 +10,7 @@ use crate::model::network::NetworkConfig;
 
 fn paths(folder: &Path) -> Paths {
     let paths = Paths::new(&folder.join("bpf"), &folder.join("state"), "default");
-    // Not bpffs, which needs root; only `create` asks for it.
+    // This folder is not on bpffs, which needs root. Only `create` asks for bpffs.
     fs::create_dir_all(&paths.pins).unwrap();
     fs::create_dir_all(&paths.state).unwrap();
     paths
@@ -35,7 +35,7 @@ fn the_second_agent_is_told_who_runs() {
 fn nobody_else_can_hold_the_lock() {
     let folder = tempfile::tempdir().unwrap();
     let paths = paths(folder.path());
-    // Of an agent that made it for all to open.
+    // An earlier agent made this file readable for all.
     fs::write(paths.lock_path(), "").unwrap();
     fs::set_permissions(paths.lock_path(), fs::Permissions::from_mode(0o644)).unwrap();
     let _lock = paths.lock().unwrap();
@@ -57,9 +57,9 @@ fn what_another_network_of_the_host_has_is_refused_by_name() {
     assert!(refusal.contains("/run/env is network blue's") && refusal.contains("--subnet-file"), "{refusal}");
     paths.refuse_shared_device("overlay1").unwrap();
     paths.refuse_shared_file(Path::new("/run/other")).unwrap();
-    // Its own is no other's.
+    // Its own record does not count as another network's.
     other.refuse_shared_device("overlay0").unwrap();
-    // Of an earlier boot or another network namespace, and one that cannot be read.
+    // Records of an earlier boot or of another network namespace, and a record that cannot be read.
     for gone in [Record { boot_id: "earlier".into(), ..has.clone() }, Record { netns: 1, ..has }] {
         other.write(&gone).unwrap();
         paths.refuse_shared_device("overlay0").unwrap();
@@ -107,7 +107,7 @@ fn only_the_same_host_adopts() {
     assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Fresh);
     fs::write(paths.pins.join("PEERS"), "").unwrap();
     assert_eq!(paths.adopt(&ours).unwrap(), Adoption::Adopt);
-    // What can be told before the store was asked for a subnet is told then.
+    // What can be known before the store is asked for a subnet is reported then.
     paths.refuse_foreign(ours.public_ip).unwrap();
     let foreign = paths.refuse_foreign([192, 168, 0, 2].into()).unwrap_err().to_string();
     assert!(foreign.starts_with("the pins in ") && foreign.contains(" belong to "), "{foreign}");
@@ -158,7 +158,7 @@ fn a_root_that_is_not_bpffs_is_refused_with_the_command() {
     assert!(refusal.contains("mount -t bpf bpf /sys/fs/bpf"), "{refusal}");
 }
 
-/// Something pinned below `overlay/<layout>/<network>`.
+/// Makes a pin below `overlay/<layout>/<network>`.
 fn pinned(paths: &Paths, layout: &str, network: &str) -> PathBuf {
     let folder = paths.bpf_root.join("overlay").join(layout).join(network);
     fs::create_dir_all(folder.join("links")).unwrap();

@@ -3,7 +3,7 @@ use ipnet::IpNet;
 
 use crate::model::{backend::Backend, mac::Mac};
 
-/// What the device must be.
+/// What the tunnel device must be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceSpec {
     /// Interface name, `overlay0` unless the operator says otherwise.
@@ -12,9 +12,10 @@ pub struct DeviceSpec {
     pub kind: DeviceKind,
     /// MTU of the device in bytes, see [`Backend::device_mtu`].
     pub mtu: u32,
-    /// The subnet this host leased: its base address becomes the device's (flannel's rule, its pkg/backend/vxlan).
+    /// The subnet that this host leased. Its base address becomes the device's address: that is flannel's rule, in its
+    /// pkg/backend/vxlan.
     pub subnet: IpNet,
-    /// The whole overlay, routed through the device.
+    /// The whole overlay, which is routed through the device.
     pub network: IpNet,
 }
 
@@ -27,10 +28,10 @@ pub enum DeviceKind {
         port: u16,
         /// VXLAN network identifier.
         vni: u32,
-        /// The wanted MAC address. `None` keeps what an existing device has, and makes one up for a new device.
+        /// The wanted MAC address. With `None`, an existing device keeps its address, and a new device gets a random one.
         mac: Option<Mac>,
     },
-    /// A TUN, which stays when the agent ends.
+    /// A persistent TUN: it stays when the agent ends.
     Tun,
 }
 
@@ -52,22 +53,22 @@ impl DeviceKind {
     }
 }
 
-/// The device as it stands.
+/// The device as it is once it is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
     /// Interface index.
     pub ifindex: u32,
-    /// The VtepMAC, to be published in the lease. A TUN has none.
+    /// The MAC address, to be published in the lease as `VtepMAC`. A TUN has none.
     pub mac: Option<Mac>,
-    /// The kernel itself drops foreign VNIs (Linux 5.18 and later).
+    /// Whether the kernel itself drops packets of other VNIs, as it can since Linux 5.18.
     pub vnifilter: bool,
 }
 
-/// A device that is there, perhaps not up yet.
+/// A device that exists, and that may still be down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prepared {
     /// Interface index.
     pub ifindex: u32,
-    /// It was made just now, and is down.
+    /// Whether it was made just now, and is down.
     pub made: bool,
 }

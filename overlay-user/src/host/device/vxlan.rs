@@ -8,7 +8,7 @@ use crate::{
     model::mac::Mac,
 };
 
-/// Makes it, down, in place of what has its name.
+/// Makes the device, and leaves it down. It takes the place of a device that has its name.
 pub(super) async fn make(
     netlink: &Netlink,
     spec: &DeviceSpec,
@@ -18,7 +18,7 @@ pub(super) async fn make(
     links: &[Link],
 ) -> Result<()> {
     if let Some(link) = present {
-        // Not before it is known that the new one can have the port.
+        // The old device is removed only once it is known that the new one can have the port.
         refuse_taken_port(spec, port, links)?;
         netlink.remove_link(link.index).await?;
     }
@@ -27,7 +27,7 @@ pub(super) async fn make(
     netlink.create_tunnel(&tunnel).await.map_err(|error| port_error(error, spec, port, links))
 }
 
-/// Has a filtering device accept the VNI.
+/// Makes a filtering device accept the VNI.
 pub(super) async fn accept(
     netlink: &Netlink,
     spec: &DeviceSpec,
@@ -51,7 +51,7 @@ pub(super) async fn accept(
 }
 
 fn refuse_taken_port(spec: &DeviceSpec, port: u16, links: &[Link]) -> Result<()> {
-    // Filtering devices share a port.
+    // Filtering devices can share a port.
     let holder = port_holders(spec, port, links).find(|(_, vxlan)| !vxlan.vnifilter);
     holder.map_or(Ok(()), |(holder, vxlan)| {
         let (holder, vni) = (&holder.name, vxlan.vni);
@@ -63,7 +63,7 @@ fn refuse_taken_port(spec: &DeviceSpec, port: u16, links: &[Link]) -> Result<()>
     })
 }
 
-/// The VXLAN devices, other than ours, that have our port.
+/// The VXLAN devices, besides ours, that have our port.
 fn port_holders<'a>(
     spec: &DeviceSpec,
     port: u16,
@@ -75,7 +75,8 @@ fn port_holders<'a>(
     })
 }
 
-/// What "address in use" (the socket) or "file exists" (a device with the same VNI and port) means here.
+/// Explains what the kernel's answer means here: "address in use" means that a socket has the port, and "file exists"
+/// that a device has the same VNI and port.
 pub(super) fn port_error(error: NetlinkError, spec: &DeviceSpec, port: u16, links: &[Link]) -> anyhow::Error {
     if !matches!(error.errno, Errno::EADDRINUSE | Errno::EEXIST) {
         return error.into();

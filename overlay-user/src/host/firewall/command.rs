@@ -11,28 +11,29 @@ use std::{
 
 use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
-/// Where they are, and PATH often does not lead: under Debian's plain `su`, cron, units of an operator's own.
+/// Folders of the commands that are often missing in PATH: under Debian's plain `su`, under cron, and in an operator's
+/// own units.
 const FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
-/// How long one may take: each waits for others of its kind.
+/// How long a command may take. Each waits while another of its kind runs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Why a command did not do it.
+/// Why a command failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failed {
-    /// It is not installed, and so has made nothing.
+    /// The command is not installed. So it has made no rules either.
     #[error("there is no `{0}`: install the package that brings it")]
     Missing(String),
-    /// The kernel has none of what it asks for: what it said.
+    /// The kernel lacks the part that the command speaks with. Has the command's own words.
     #[error("{0}")]
     Unsupported(String),
-    /// Anything else: what it said.
+    /// Any other failure, in the command's own words.
     #[error("{0}")]
     Other(String),
 }
 
-/// Where a command is, in PATH or where root's commands live.
+/// Path of a command, which is in PATH or in one of root's folders.
 pub fn find(program: &str) -> Option<PathBuf> {
-    // Without PATH the C library looks in these.
+    // The C library looks in these folders if there is no PATH.
     find_in(&env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into()), program)
 }
 
@@ -46,10 +47,10 @@ fn find_in(path: &OsStr, program: &str) -> Option<PathBuf> {
         .find(|file| can_run(file))
 }
 
-/// Runs a command; what it printed.
+/// Runs a command, and returns what it printed.
 ///
 /// # Errors
-/// Why it did not do it, with its name and what it said.
+/// Names the command, and tells why it failed and what it said.
 pub async fn run(program: &str, words: &[&str], input: &str) -> Result<String, Failed> {
     let file = find(program).ok_or_else(|| Failed::Missing(program.to_owned()))?;
     let line = [&[program], words].concat().join(" ");
@@ -82,14 +83,15 @@ async fn output(file: &Path, words: &[&str], input: &str) -> io::Result<Output> 
         None => Ok(()),
     };
     let output = child.wait_with_output().await?;
-    // A command that fails may not read to the end, and says why itself.
+    // A command that fails may end before it has read everything. Then it says itself why.
     if output.status.success() {
         written?;
     }
     Ok(output)
 }
 
-/// Without nfnetlink there is no socket, and nfnetlink without nf_tables calls any request for it invalid.
+/// Whether these words mean that the kernel has no nftables. Without nfnetlink no socket can be opened, and nfnetlink
+/// without nf_tables answers that any request for nf_tables is invalid.
 fn is_unsupported(said: &str) -> bool {
     let is_first_request = || {
         ["cache initialization failed", "fetch rule set generation id"].iter().any(|what| said.contains(what))
@@ -97,10 +99,10 @@ fn is_unsupported(said: &str) -> bool {
     said.contains("Protocol not supported") || said.contains("Invalid argument") && is_first_request()
 }
 
-/// Whether nftables has such a table. Where there is no `nft`, or no nftables in the kernel, it has none.
+/// Whether nftables has such a table. It has none if there is no `nft`, or no nftables in the kernel.
 ///
 /// # Errors
-/// When `nft` does not say.
+/// When `nft` fails to list the tables.
 pub async fn nft_has_table(family: &str, name: &str) -> Result<bool, Failed> {
     match run("nft", &["list", "tables", family], "").await {
         Ok(tables) => Ok(tables.lines().any(|line| line.trim() == format!("table {family} {name}"))),
@@ -118,7 +120,7 @@ mod tests {
 
     #[test]
     fn roots_commands_are_found_without_their_folders_in_path() {
-        // Debian's plain `su` leaves the user's own.
+        // Debian's plain `su` leaves the user's own PATH in place.
         let path = OsStr::new("/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games");
         let nft = find_in(path, "nft").unwrap();
         assert!(nft == Path::new("/usr/sbin/nft") || nft == Path::new("/sbin/nft"), "{nft:?}");
@@ -142,7 +144,7 @@ mod tests {
     #[tokio::test]
     async fn a_command_that_fails_is_no_missing_command() {
         assert_eq!(run("no-such-command", &[], "").await, Err(Failed::Missing("no-such-command".into())));
-        // More than a pipe takes, to one that does not read.
+        // This is more than a pipe holds, and the command does not read it.
         let Err(Failed::Other(said)) = run("sh", &["-c", "echo why >&2; exit 3"], &"x".repeat(1 << 20)).await
         else {
             panic!()

@@ -1,11 +1,12 @@
 //! Accepting the overlay's packets where iptables' FORWARD chain drops what no rule accepts, as it does under Docker.
 //!
-//! Among base chains a packet must pass all: an accept in a table of ours would not keep another chain's policy from
-//! dropping it. So the accept has to stand in that very chain: at its end, where it takes the place of the policy and of
-//! nothing else. Rules of the chain, DOCKER-USER among them, decide before it. Where the policy accepts, nothing is
-//! added; a chain of another nftables table cannot be helped from outside, and `overlay check` names it.
+//! A packet must pass every base chain: if a table of ours accepted it, the policy of another chain could still drop it.
+//! So our rule has to be in that very chain. It is at the chain's end, where it replaces the policy and nothing else:
+//! all other rules of the chain, those in DOCKER-USER among them, decide before it. If the policy accepts, no rule is
+//! added. If a chain of another nftables table drops, nothing can be done from outside, and `overlay check` names it.
 //!
-//! Either variant of iptables has such a chain, and a host may use both: the rules are put where a policy drops.
+//! Each of the two variants of iptables has such a chain, and a host may use both. The rules are written into those
+//! chains whose policy drops.
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
@@ -25,13 +26,13 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// For the network named so.
+    /// The rules of the network with this name.
     pub fn new(name: &str, network: IpNet) -> Self {
         Self { tag: tag(name), network: network.trunc() }
     }
 
-    /// Looks whether they are needed and there, and writes them if they are not: of each variant all at once, and of one
-    /// though the other fails.
+    /// Looks whether the rules are needed and present, and writes them if they are needed and absent. The rules of one
+    /// variant are written all at once, and a failure of one variant does not affect the other.
     pub async fn look(&self) -> Result<Looked> {
         let mut looked = Looked::Absent;
         let mut failures = Vec::new();
@@ -57,17 +58,18 @@ impl Forward {
         Ok(Looked::Written)
     }
 
-    /// As `iptables-save` shows them.
+    /// The rules as `iptables-save` shows them.
     fn rules(&self) -> Vec<String> {
         let Self { tag, network } = self;
         ["-s", "-d"].map(|end| format!("FORWARD {end} {network} -m comment --comment {tag} -j ACCEPT")).into()
     }
 }
 
-/// Removes the rules of the network named so, if there are any. Without iptables there are none of its kind.
+/// Removes the rules of the network with this name, if there are any. There are none of a variant that is not
+/// installed.
 ///
 /// # Errors
-/// When they are there and stay, or it is not known whether they are there.
+/// When the rules exist and could not be removed, or it is not known whether they exist.
 pub async fn remove(name: &str) -> Result<()> {
     let mut failures = Vec::new();
     for variant in iptables::variants() {
@@ -83,15 +85,15 @@ async fn remove_from(variant: &str, tag: &str) -> Result<(), Failed> {
     if found.ours.is_empty() { Ok(()) } else { restore(variant, &script(&found.ours, &[])).await }
 }
 
-/// What marks our rules.
+/// The comment that marks our rules.
 fn tag(name: &str) -> String {
     format!("overlay-forward:{name}")
 }
 
-/// What `iptables-save` says of the filter table's FORWARD.
+/// The filter table's FORWARD chain, as `iptables-save` shows it.
 #[derive(Debug, PartialEq, Eq)]
 struct Found {
-    /// Its policy.
+    /// The chain's policy.
     drops: bool,
     /// Our rules, without `-A`, in their order.
     ours: Vec<String>,
@@ -107,7 +109,7 @@ impl Found {
             } else if filter && line.starts_with(":FORWARD ") {
                 found.drops = line.starts_with(":FORWARD DROP");
             } else if let Some(rule) = line.strip_prefix("-A ").filter(|_| filter) {
-                // Quoted by the nftables variant, and by the older one only where that is needed.
+                // The nftables variant quotes the comment always, and the older variant only if needed.
                 let rule = rule.replace('"', "");
                 let mut words = rule.split(' ').skip_while(|word| *word != "--comment");
                 if rule.starts_with("FORWARD ") && words.nth(1) == Some(tag) {
@@ -119,12 +121,12 @@ impl Found {
     }
 }
 
-/// For `iptables-restore --noflush`, which takes it whole or not at all.
+/// A script for `iptables-restore --noflush`, which carries it out whole or not at all.
 fn script(present: &[String], wanted: &[String]) -> String {
     let mut script = String::from("*filter\n");
     for (action, rules) in [("-D", present), ("-A", wanted)] {
         for rule in rules {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(script, "{action} {rule}");
         }
     }

@@ -1,21 +1,21 @@
-//! iptables in both its variants: a packet must pass the chains of either, so whoever looks looks at both.
+//! iptables in both its variants. A packet must pass the chains of both, so rules are looked for in both.
 //!
-//! By `-save` and `-restore`: no library speaks with both.
+//! The commands `-save` and `-restore` are used, because no library works with both variants.
 use std::{fs, io::ErrorKind};
 
 use super::command::{self, Failed};
 
 /// The older variant, with tables of its own in the kernel.
 pub const LEGACY: &str = "iptables-legacy";
-/// Whatever plain `iptables` is, it is one of these.
+/// Both variants. Plain `iptables` is one of them.
 const VARIANTS: [&str; 2] = ["iptables-nft", LEGACY];
-/// Where they have no names of their own.
+/// The name on hosts where the variants have no names of their own.
 const PLAIN: [&str; 1] = ["iptables"];
-/// The tables of the older variant that are in use, of the calling thread's network namespace; for root alone. Asking for
-/// another would load its kernel module.
+/// The file that lists the tables of the older variant that are in use in the calling thread's network namespace. Only
+/// root may read it. To ask for a table that is not in use would load its kernel module.
 const IN_USE: &str = "/proc/thread-self/net/ip_tables_names";
 
-/// What is installed of them: what `-save` and `-restore` are appended to.
+/// The variants that are installed, as the names that `-save` and `-restore` are appended to.
 pub fn variants() -> Vec<&'static str> {
     let installed = |names: &[&'static str]| -> Vec<&'static str> {
         names.iter().copied().filter(|name| command::find(&format!("{name}-save")).is_some()).collect()
@@ -24,10 +24,10 @@ pub fn variants() -> Vec<&'static str> {
     if variants.is_empty() { installed(&PLAIN) } else { variants }
 }
 
-/// Whether somebody uses tables of the older variant.
+/// Whether any table of the older variant is in use.
 ///
 /// # Errors
-/// When the kernel does not say.
+/// When the kernel's list cannot be read.
 pub fn is_legacy_in_use() -> Result<bool, Failed> {
     match fs::read_to_string(IN_USE) {
         Ok(names) => Ok(!names.trim().is_empty()),
@@ -36,10 +36,11 @@ pub fn is_legacy_in_use() -> Result<bool, Failed> {
     }
 }
 
-/// All tables in use; naming one would bring it into being. Nothing on a kernel without this variant.
+/// Lists all tables that are in use. To name a table would create it. The list is empty on a kernel without this
+/// variant.
 ///
 /// # Errors
-/// When they are not known.
+/// When the tables cannot be listed.
 pub async fn save(variant: &str) -> Result<String, Failed> {
     if variant == LEGACY && !is_legacy_in_use()? {
         return Ok(String::new());
@@ -53,10 +54,10 @@ pub async fn save(variant: &str) -> Result<String, Failed> {
     }
 }
 
-/// Takes each table of a script whole or not at all, and leaves alone what it does not name.
+/// Carries out a script: each of its tables whole or not at all. What the script does not name stays as it is.
 ///
 /// # Errors
-/// What it said.
+/// What the command said.
 pub async fn restore(variant: &str, script: &str) -> Result<(), Failed> {
     command::run(&format!("{variant}-restore"), &["--noflush", "--wait", "5"], script).await.map(drop)
 }

@@ -1,8 +1,8 @@
-//! Masquerading of what leaves the overlay: one nftables table of ours, `ip overlay-<network>`, and no other is touched.
+//! Masquerading of what leaves the overlay: one nftables table of ours, `ip overlay-<network>`. No other table is touched.
 //!
-//! By the crate `nftables`, which speaks JSON with `nft`: every host with nftables has the command, and it hides what
-//! differs among kernels. It is maintained, under our licences, and adds small crates only; libraries that speak
-//! netlink themselves bind C libraries (nftnl) or are under the GPL (rustables).
+//! The crate `nftables` exchanges JSON with the command `nft`. Every host with nftables has the command, and the command
+//! hides the differences among kernels. The crate is maintained, has a licence that fits ours, and depends on few and small
+//! crates. The libraries that speak netlink themselves bind C libraries (nftnl) or are under the GPL (rustables).
 use std::{borrow::Cow, io::ErrorKind, path::PathBuf};
 
 use anyhow::{Error, Result, anyhow, bail};
@@ -19,11 +19,13 @@ use serde_json::Value;
 
 use super::{command, status::Looked};
 
-/// Not a word of nft's language, such as `masquerade`: what `nft list ruleset` saves, `nft -f` must be able to read.
+/// Name of our chain. It is not a word of nft's language, as `masquerade` is: `nft -f` must be able to read what
+/// `nft list ruleset` saved.
 const CHAIN: &str = "postrouting";
-/// `NF_IP_PRI_NAT_SRC` of linux/netfilter_ipv4.h, where iptables' POSTROUTING is, too.
+/// `NF_IP_PRI_NAT_SRC` of linux/netfilter_ipv4.h, the priority of iptables' POSTROUTING, too.
 const PRIORITY: i32 = 100;
-/// Kubernetes' masquerade bit: kube-proxy's own rule takes such packets (kubelet's `--iptables-masquerade-bit`, 14).
+/// Kubernetes' masquerade bit (kubelet's `--iptables-masquerade-bit`, 14 by default). Packets with it are left to
+/// kube-proxy's own rule.
 const KUBE_MARK: u32 = 1 << 14;
 
 /// The rules of one network.
@@ -32,19 +34,19 @@ pub struct Masquerade {
     table: String,
     network: IpNet,
     subnet: IpNet,
-    /// The table as it was listed after we wrote it, handles included: whoever alters it changes this.
+    /// The table as it was listed after we wrote it, with its handles. Any later change of the table shows as a difference.
     written: Option<Value>,
 }
 
 impl Masquerade {
-    /// For the network named so, and this host's subnet.
+    /// The rules of the network with this name, for this host's subnet.
     pub fn new(name: &str, network: IpNet, subnet: IpNet) -> Self {
         Self { table: table(name), network: network.trunc(), subnet: subnet.trunc(), written: None }
     }
 
-    /// Looks whether the table is as it was written, and writes it if not: in one transaction, so that there is no moment
-    /// without it. Connections keep the translation they have. The first look always writes, which is how the table of
-    /// an earlier agent is adopted.
+    /// Looks whether the table is as it was written, and writes it again if it is not. That is one transaction, so there
+    /// is no moment without the table, and connections keep their translation. The first look always writes: thus the
+    /// table of an earlier agent is adopted.
     pub async fn look(&mut self) -> Result<Looked> {
         if self.written.is_some() && list(&self.table).await.ok() == self.written {
             return Ok(Looked::Kept);
@@ -62,7 +64,7 @@ impl Masquerade {
         Ok(Looked::Written)
     }
 
-    /// All that the kernel is to do at once.
+    /// The one transaction that replaces the table.
     fn batch(&self) -> Nftables<'_> {
         let mut batch = emptied(&self.table);
         batch.add(NfListObject::Table(named(&self.table)));
@@ -89,8 +91,8 @@ impl Masquerade {
         batch.to_nftables()
     }
 
-    /// What flannel's iptables rules mean. flannel's own nftables rules differ: there, what comes from outside to another
-    /// host's container is never masqueraded, and its answers go astray.
+    /// The rules. They mean the same as flannel's iptables rules. flannel's own nftables rules differ: they never masquerade
+    /// packets that come from outside to another host's container, so the answers do not come back through this host.
     fn rules(&self) -> Vec<(&'static str, Vec<Statement<'static>>)> {
         let Self { network, subnet, .. } = *self;
         let multicast = IpNet::new_assert([224, 0, 0, 0].into(), 4);
@@ -108,10 +110,10 @@ impl Masquerade {
     }
 }
 
-/// Removes the table of the network named so, if there is one. Without `nft` or nftables there is none.
+/// Removes the table of the network with this name, if there is one. There is none without `nft` or nftables.
 ///
 /// # Errors
-/// When it is there and stays, or it is not known whether it is there.
+/// When the table exists and could not be removed, or it is not known whether it exists.
 pub async fn remove(name: &str) -> Result<()> {
     let table = table(name);
     match command::nft_has_table("ip", &table).await {
@@ -122,7 +124,7 @@ pub async fn remove(name: &str) -> Result<()> {
     apply(&emptied(&table).to_nftables()).await.map_err(|error| words("delete", &table, &error))
 }
 
-/// Whether `nft` can be run and the kernel answers it.
+/// Tries whether `nft` can be run and the kernel answers it.
 ///
 /// # Errors
 /// Why not, and what to do.
@@ -141,7 +143,7 @@ fn named(table: &str) -> Table<'_> {
     Table { family: NfFamily::IP, name: Cow::Borrowed(table), ..Table::default() }
 }
 
-/// Deletes the table, whether it is there or not: adding what is there changes nothing.
+/// Deletes the table, whether it exists or not. It is added first for that, and adding an existing table changes nothing.
 fn emptied(table: &str) -> Batch<'_> {
     let mut batch = Batch::new();
     batch.add(NfListObject::Table(named(table)));
@@ -157,13 +159,14 @@ async fn ask<const N: usize>(words: [&str; N]) -> Result<String, NftablesError> 
     helper::get_current_ruleset_raw_async(Some(&nft()?), words).await
 }
 
-/// The library itself would look in PATH alone.
+/// Runs `nft` by its full path. The library itself would look in PATH alone.
 fn nft() -> Result<PathBuf, NftablesError> {
     let missing = || NftablesError::NftExecution { program: "nft".into(), inner: ErrorKind::NotFound.into() };
     command::find("nft").ok_or_else(missing)
 }
 
-/// The table as `nft` lists it; of the library's types, some would leave out what others may have added.
+/// The table as `nft` lists it, as JSON. Some of the library's types would leave out what somebody may have added to the
+/// table.
 async fn list(table: &str) -> Result<Value, NftablesError> {
     let text = ask(["list", "table", "ip", table]).await?;
     let mut listed: Value = serde_json::from_str(&text).map_err(NftablesError::NftInvalidJson)?;
@@ -222,7 +225,8 @@ fn leave() -> Statement<'static> {
 }
 
 fn masquerade() -> Statement<'static> {
-    // As flannel has it: of two connections that are given the same port at once, one loses its packet.
+    // flannel has this flag, too. Without it, two connections that are given the same port at once may collide, and one
+    // of them loses a packet.
     let flags = Some([NATFlag::FullyRandom].into());
     Statement::Masquerade(Some(NAT { addr: None, family: None, port: None, flags }))
 }

@@ -1,23 +1,23 @@
 //! In which state the rules in the packet filter are found, in the words of the agent's status.
 use serde::{Deserialize, Serialize};
 
-/// The rules, as they were when last looked at.
+/// The state of the rules at the last look.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RulesStatus {
     /// Masquerading of what leaves the overlay.
     pub masquerade: RuleStatus,
-    /// Accepting the overlay's packets where FORWARD drops.
+    /// Accepting the overlay's packets where the policy of FORWARD drops.
     pub forward: RuleStatus,
 }
 
-/// One of them.
+/// The state of one kind of rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleStatus {
-    /// Whether it is in force.
+    /// Whether the rule is in force.
     pub state: RuleState,
-    /// How often somebody else had removed or altered it, and it was put back, since the agent started.
+    /// How often the rule was put back since the agent started, because somebody else had removed or altered it.
     pub restored: u64,
-    /// Why it could not be put in force.
+    /// Why the rule could not be put in force.
     pub error: Option<String>,
 }
 
@@ -25,28 +25,28 @@ pub struct RuleStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuleState {
-    /// Not asked for.
+    /// The rule was not asked for.
     #[default]
     Off,
-    /// Asked for, and there is no command to look by: it is not known whether there is something for it to do.
+    /// The rule was asked for, but there is no command to look with. So it is not known whether the rule is needed.
     Absent,
-    /// Asked for, and there is nothing for it to do.
+    /// The rule was asked for, but it is not needed here.
     Unneeded,
-    /// In force.
+    /// The rule is in force.
     Active,
-    /// Asked for, and could not be put in force.
+    /// The rule was asked for, and could not be put in force.
     Failed,
 }
 
-/// What a look did; of several the greatest.
+/// What a look found and did. Of several looks, the greatest value counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Looked {
-    /// There is no command to look by.
+    /// There was no command to look with.
     Absent,
-    /// There is nothing for the rule to do.
+    /// The rule is not needed.
     Unneeded,
-    /// It was as it should be.
+    /// The rule was as it should be.
     Kept,
-    /// It was written.
+    /// The rule was written.
     Written,
 }

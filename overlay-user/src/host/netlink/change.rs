@@ -32,7 +32,7 @@ pub struct NewTunnel {
     pub mtu: u32,
 }
 
-/// What to change of a link; `None` leaves it.
+/// What to change about a link. `None` leaves a property as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkChange {
     /// MAC address.
@@ -41,13 +41,14 @@ pub struct LinkChange {
     pub mtu: Option<u32>,
     /// Up or down.
     pub up: Option<bool>,
-    /// Resolve neighbours or not.
+    /// Whether it resolves neighbours.
     pub arp: Option<bool>,
 }
 
 impl Netlink {
-    /// Creates a collect-metadata VXLAN device, down, that accepts only VNIs it is given where the kernel can filter
-    /// (Linux 5.18 f9c4bb0b245c; older ones ignore the attribute: look at the link afterwards).
+    /// Creates a collect-metadata VXLAN device, and leaves it down. If the kernel can filter VNIs (since Linux 5.18,
+    /// f9c4bb0b245c), the device accepts only those that it is given. An older kernel ignores the attribute, so the caller
+    /// must look at the link afterwards.
     pub async fn create_tunnel(&self, tunnel: &NewTunnel) -> Result<(), NetlinkError> {
         let message = LinkMessageBuilder::<LinkVxlan>::new(&tunnel.name)
             .port(tunnel.port)
@@ -67,7 +68,8 @@ impl Netlink {
             .map_err(|error| NetlinkError::new(format!("create vxlan device {}", tunnel.name), error))
     }
 
-    /// Lets a filtering VXLAN device accept a VNI. Accepting it already is no error; EEXIST if another device on its port does.
+    /// Makes a filtering VXLAN device accept a VNI. It is no error if it accepts it already. The error is EEXIST if another
+    /// device on the same port accepts it.
     pub fn add_vni(&self, link: u32, vni: u32) -> Result<(), NetlinkError> {
         let action = format!("add vni {vni} to the filter of interface {link}");
         let added = raw::request(NETLINK_ROUTE, RTM_NEWTUNNEL, 0, &vni_request(link, vni));
@@ -99,7 +101,7 @@ impl Netlink {
             .map_err(|error| NetlinkError::new(format!("change interface {link}"), error))
     }
 
-    /// Keeps a link from making IPv6 addresses of its own (`addrgenmode none`). EAFNOSUPPORT where IPv6 is off.
+    /// Keeps a link from generating IPv6 addresses (`addrgenmode none`). The error is EAFNOSUPPORT where IPv6 is off.
     pub async fn no_generated_addresses(&self, link: u32) -> Result<(), NetlinkError> {
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]);
@@ -122,7 +124,7 @@ impl Netlink {
             .map_err(|error| NetlinkError::new(format!("remove interface {link}"), error))
     }
 
-    /// Adds an address; having it already is no error.
+    /// Adds an address. It is no error if the link has it already.
     pub async fn put_address(&self, address: Address) -> Result<(), NetlinkError> {
         self.handle
             .address()
@@ -152,7 +154,7 @@ impl Netlink {
             .map_err(|error| NetlinkError::new(format!("remove address {}", address.address), error))
     }
 
-    /// Adds a route, in place of one to the same destination with the same metric.
+    /// Adds a route. It replaces a route to the same destination with the same metric.
     pub async fn put_route(&self, route: &Route) -> Result<(), NetlinkError> {
         let action = || format!("add the route to {}", route.destination);
         let message = route_message(route, action)?;
@@ -190,14 +192,14 @@ fn route_message(route: &Route, action: impl Fn() -> String) -> Result<RouteMess
     Ok(builder.build())
 }
 
-// From linux/rtnetlink.h and linux/if_link.h; the crates have no tunnel messages yet.
+// From linux/rtnetlink.h and linux/if_link.h. The crates have no tunnel messages yet.
 const RTM_NEWTUNNEL: u16 = 120;
 const VXLAN_VNIFILTER_ENTRY: u16 = 1;
 const VXLAN_VNIFILTER_ENTRY_START: u16 = 1;
-/// `AF_BRIDGE`, which vxlan_vnifilter.c demands.
+/// `AF_BRIDGE`, the family that vxlan_vnifilter.c demands.
 const PF_BRIDGE: u8 = 7;
 
-/// `struct tunnel_msg`, and one nested filter entry with a start and no end.
+/// `struct tunnel_msg`, followed by one nested filter entry that has a start and no end.
 fn vni_request(link: u32, vni: u32) -> BytesMut {
     let mut request = BytesMut::new();
     request.put_slice(&[PF_BRIDGE, 0, 0, 0]);

@@ -1,5 +1,5 @@
-//! VXLAN devices with one VNI, whose peers stand in the kernel's own tables, as flannel makes them: read whole, so that
-//! they can be made again as they were.
+//! VXLAN devices as flannel makes them: with one VNI, and with their peers in the kernel's own tables. They are read
+//! completely, so that they can be made again as they were.
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
@@ -31,9 +31,9 @@ pub struct ClassicTunnel {
     pub vni: u32,
     /// UDP port, in the machine's order.
     pub port: u16,
-    /// Outer source address, if it is fixed.
+    /// Outer source address, if one is set.
     pub local: Option<IpAddr>,
-    /// Name of the device that it sends through, if it is fixed.
+    /// Name of the device that it sends through, if one is set.
     pub underlay: Option<String>,
     /// MAC address.
     pub mac: Mac,
@@ -41,26 +41,26 @@ pub struct ClassicTunnel {
     pub mtu: u32,
     /// Length of its queue, in packets.
     pub queue_length: u32,
-    /// Learns forwarding entries from what it receives.
+    /// Whether it learns forwarding entries from the packets it receives.
     pub learning: bool,
-    /// Fills in the outer UDP checksum.
+    /// Whether it fills in the outer UDP checksum.
     pub udp_checksum: bool,
-    /// Carries group policies (draft-smith-vxlan-group-policy).
+    /// Whether it carries group policies (draft-smith-vxlan-group-policy).
     pub group_policy: bool,
-    /// First and last outer source port; zeros take the kernel's range.
+    /// First and last outer source port. Zeros mean the kernel's range.
     pub source_ports: (u16, u16),
 }
 
-/// A neighbour that never ages.
+/// A permanent neighbour entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StaticNeighbour {
-    /// Its address.
+    /// The neighbour's address.
     pub address: IpAddr,
-    /// Its MAC address.
+    /// The neighbour's MAC address.
     pub mac: Mac,
 }
 
-/// Where a VXLAN device sends frames for a MAC address: `bridge fdb show dev flannel.1`.
+/// Where a VXLAN device sends the frames for a MAC address, as `bridge fdb show dev flannel.1` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Forwarding {
     /// The MAC address.
@@ -72,23 +72,23 @@ pub struct Forwarding {
 /// A route of table main through a gateway.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GatewayRoute {
-    /// Where it leads.
+    /// The destination.
     pub destination: IpNet,
     /// Next hop.
     pub gateway: IpAddr,
     /// Name of the interface.
     pub interface: String,
-    /// The next hop is taken for a neighbour, whatever the addresses say.
+    /// Whether the next hop counts as directly reachable on the link even if no prefix of the link contains it (`onlink`).
     pub onlink: bool,
-    /// Who made it: `RTPROT_*` of linux/rtnetlink.h.
+    /// Who made the route: `RTPROT_*` of linux/rtnetlink.h.
     pub protocol: u8,
 }
 
-/// Behind every other route to the same destination.
+/// The metric that places a route behind every other route to the same destination.
 const LAST: u32 = u32::MAX;
 
 impl Netlink {
-    /// All VXLAN devices that have a VNI of their own, with their interface indexes.
+    /// All VXLAN devices with a VNI of their own, each with its interface index.
     pub async fn classic_tunnels(&self) -> Result<Vec<(u32, ClassicTunnel)>, NetlinkError> {
         let messages = dump("list links", RouteNetlinkMessage::GetLink(LinkMessage::default())).await?;
         let messages: Vec<&LinkMessage> = messages
@@ -104,7 +104,7 @@ impl Netlink {
         Ok(messages.iter().filter_map(|message| tunnel(message, named)).collect())
     }
 
-    /// Makes such a device, down. Fails if the device it sends through is not there.
+    /// Makes such a device, and leaves it down. Fails if the device that it sends through does not exist.
     pub async fn create_classic(&self, wanted: &ClassicTunnel) -> Result<(), NetlinkError> {
         let action = || format!("create vxlan device {}", wanted.name);
         let mut builder = LinkMessageBuilder::<LinkVxlan>::new(&wanted.name)
@@ -137,7 +137,7 @@ impl Netlink {
         added.map_err(|error| NetlinkError::new(action(), error))
     }
 
-    /// The neighbours of a link that never age.
+    /// The permanent neighbours of a link.
     pub async fn static_neighbours(&self, link: u32) -> Result<Vec<StaticNeighbour>, NetlinkError> {
         let messages = dump("list neighbours", of_family(AddressFamily::Inet)).await?;
         let of_link = messages.iter().filter_map(new_neighbour).filter(|it| it.header.ifindex == link);
@@ -159,7 +159,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// The routes of table main that have a gateway and no metric, as flannel's have none.
+    /// The routes of table main that have a gateway and no metric, as flannel's routes are.
     pub async fn gateway_routes(&self) -> Result<Vec<GatewayRoute>, NetlinkError> {
         let links = self.links().await?;
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
@@ -186,7 +186,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Adds or alters a neighbour that never ages.
+    /// Adds or alters a permanent neighbour.
     pub async fn put_static_neighbour(&self, link: u32, entry: StaticNeighbour) -> Result<(), NetlinkError> {
         let added = self
             .handle
@@ -217,25 +217,26 @@ impl Netlink {
         })
     }
 
-    /// Adds a route through a gateway, or puts it in the place of one to the same destination.
+    /// Adds a route through a gateway. It replaces a route to the same destination.
     pub async fn put_gateway_route(&self, link: u32, route: &GatewayRoute) -> Result<(), NetlinkError> {
         let added = self.handle.route().add(gateway_route(link, route)?).replace().execute().await;
         added.map_err(|error| NetlinkError::new(format!("add the route to {}", route.destination), error))
     }
 
-    /// Removes a route through a gateway. None there is no error.
+    /// Removes a route through a gateway. It is no error if there is none.
     pub async fn remove_gateway_route(&self, link: u32, route: &GatewayRoute) -> Result<(), NetlinkError> {
         self.remove_route(gateway_route(link, route)?, route.destination).await
     }
 
-    /// Has packets to `network` dropped, without an answer, where no other route to it is there: what is without a route
-    /// for a moment must neither leave by the default route nor be told that there is none.
+    /// Makes the kernel drop packets to `network`, without an answer to their sender, when no other route leads there.
+    /// While the overlay's routes are missing for a moment, its packets must not leave by the default route, and their
+    /// senders must not be told that there is no route.
     pub async fn drop_unrouted(&self, network: IpNet) -> Result<(), NetlinkError> {
         let added = self.handle.route().add(last_resort(network)?).replace().execute().await;
         added.map_err(|error| NetlinkError::new(format!("add the blackhole route to {network}"), error))
     }
 
-    /// Takes that back. None there is no error.
+    /// Undoes [`Netlink::add_blackhole`]. It is no error if there is no such route.
     pub async fn stop_dropping_unrouted(&self, network: IpNet) -> Result<(), NetlinkError> {
         self.remove_route(last_resort(network)?, network).await
     }
@@ -284,7 +285,7 @@ fn forwarding(message: &NeighbourMessage) -> Option<Forwarding> {
         return None;
     }
     let to = message.attributes.iter().find_map(|attribute| match attribute {
-        // The crate knows addresses by the message's family, which is the bridge's.
+        // The crate reads an address by the message's family, but the family of these messages is the bridge's.
         NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => ip(bytes),
         NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some((*address).into()),
         _ => None,
@@ -296,7 +297,7 @@ fn forwarding(message: &NeighbourMessage) -> Option<Forwarding> {
     Some(Forwarding { mac, to })
 }
 
-/// An address as bytes.
+/// An address as the crate gives it, in bytes.
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from)
 }

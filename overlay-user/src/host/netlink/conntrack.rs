@@ -1,4 +1,4 @@
-//! Connections as the kernel's connection tracking has them: which ones it translates.
+//! Connections as the kernel's connection tracking knows them, and which of them it translates.
 use std::net::IpAddr;
 
 use bytes::BytesMut;
@@ -14,11 +14,11 @@ use crate::model::addr::{OtherFamily, ipv4};
 /// One direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
-    /// Who sends.
+    /// Address of the sender.
     pub source: IpAddr,
-    /// To whom.
+    /// Address of the receiver.
     pub destination: IpAddr,
-    /// Their ports, in the machine's order; for ICMP echo the identifier twice; zero for other protocols.
+    /// Their ports, in the machine's order. For ICMP echo both are the identifier, and for other protocols both are zero.
     pub ports: (u16, u16),
     /// IP protocol number.
     pub protocol: u8,
@@ -27,11 +27,11 @@ pub struct Tuple {
 /// A connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tracked {
-    /// As its first packet came.
+    /// The direction of its first packet, as the packet arrived.
     pub original: Tuple,
-    /// As answers come.
+    /// The direction of the answers, as they arrive.
     pub reply: Tuple,
-    /// One has come.
+    /// Whether an answer has arrived.
     pub answered: bool,
 }
 
@@ -54,7 +54,7 @@ const CTA_PROTO_ICMP_ID: u16 = 4;
 const SEEN_REPLY: u32 = 1 << 1;
 
 impl Tracked {
-    /// Addresses or ports are not the same on both sides of this host.
+    /// Whether addresses or ports differ between the two sides of this host.
     pub fn is_translated(&self) -> bool {
         let Tuple { source, destination, ports, .. } = self.reply;
         (self.original.source, self.original.destination, self.original.ports)
@@ -62,23 +62,23 @@ impl Tracked {
     }
 }
 
-/// All IPv4 connections of this thread's network namespace; none where nothing is tracked.
+/// All IPv4 connections of this thread's network namespace. There are none if the kernel tracks no connections.
 ///
 /// # Errors
-/// When the kernel tracks connections and does not tell them.
+/// When the kernel tracks connections, but they cannot be listed.
 pub fn connections() -> Result<Vec<Tracked>, NetlinkError> {
     match request(NETLINK_NETFILTER, CTNETLINK_GET, NLM_F_DUMP, &IPV4) {
         Ok(answers) => Ok(answers.iter().filter_map(|answer| tracked(answer.get(4..)?)).collect()),
         Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-            // No such part in this kernel: then nothing is translated either.
+            // This kernel has no connection tracking, so it translates nothing either.
             Some(Errno::EINVAL | Errno::EPROTONOSUPPORT | Errno::EOPNOTSUPP) => Ok(Vec::new()),
             _ => Err(NetlinkError::io("list tracked connections", &error)),
         },
     }
 }
 
-/// Forgets a connection that began with `original`: its next packet is taken for one in the middle of it. Not knowing it is
-/// no error.
+/// Makes the kernel forget a connection that began with `original`. It takes the next packet for one in the middle of a
+/// connection. It is no error if the kernel does not know the connection.
 pub fn forget(original: &Tuple) -> Result<(), NetlinkError> {
     let mut body = BytesMut::from(IPV4.as_slice());
     let action = || {
@@ -94,7 +94,8 @@ pub fn forget(original: &Tuple) -> Result<(), NetlinkError> {
     }
 }
 
-/// ICMP's identifier and kind are not written: no tuple of ICMP is found by the kernel.
+/// Writes the tuple of a connection. It leaves out ICMP's identifier and type, so the kernel finds no ICMP connection by
+/// it.
 fn put_tuple(out: &mut BytesMut, kind: u16, tuple: &Tuple) -> Result<(), OtherFamily> {
     let (source, destination) = (ipv4(tuple.source)?, ipv4(tuple.destination)?);
     nest(out, kind, |out| {

@@ -1,4 +1,4 @@
-//! Translates kernel messages into domain words. A message that does not concern the overlay becomes `None`.
+//! Translates kernel messages into the overlay's types. A message that does not concern the overlay becomes `None`.
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
@@ -18,7 +18,7 @@ use super::types::{Address, DeviceLosses, FdbEntry, Link, LinkKind, Neighbour, R
 use crate::model::mac::Mac;
 
 pub(super) fn link(message: &LinkMessage) -> Option<Link> {
-    // A bridge reports its ports under AF_BRIDGE too; "deleted" then means "left the bridge".
+    // A bridge reports its ports with the family AF_BRIDGE, too. There, "deleted" means that the port left the bridge.
     if message.header.interface_family != AddressFamily::Unspec {
         return None;
     }
@@ -85,7 +85,7 @@ fn kind(infos: &[LinkInfo]) -> LinkKind {
     kind
 }
 
-/// The crates know no attributes of a TUN yet: `IFLA_TUN_*` of linux/if_link.h.
+/// The attributes of a TUN, `IFLA_TUN_*` of linux/if_link.h. The crates do not know them yet.
 fn note_tun(tun: &mut Tun, attribute: &InfoTun) {
     const OWNER: u16 = 1;
     const TYPE: u16 = 3;
@@ -129,8 +129,8 @@ pub(super) fn losses(message: &LinkMessage) -> Option<DeviceLosses> {
     Some(losses)
 }
 
-/// Interface index, and what one queueing discipline dropped. A classful one counts its children's drops as its own, so
-/// only roots are looked at; `mq` sums up its queues' too.
+/// Interface index, and what one queueing discipline dropped. A classful discipline counts its children's drops as its
+/// own, and so does `mq` with its queues. Therefore only roots are looked at.
 pub(super) fn queue_drops(message: &TcMessage) -> (u32, u64) {
     let index = message.header.index as u32;
     if message.header.parent != TcHandle::ROOT {
@@ -146,7 +146,7 @@ pub(super) fn queue_drops(message: &TcMessage) -> (u32, u64) {
     (index, drops.unwrap_or(0))
 }
 
-/// The driver's program, or the generic one: where both are, the kernel names them by attributes of their own.
+/// Id of the driver's program, or of the generic one. If both exist, the kernel has an attribute for each.
 pub(super) fn xdp_program(message: &LinkMessage) -> Option<u32> {
     message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Xdp(infos) => infos.iter().find_map(|info| match info {
@@ -158,7 +158,7 @@ pub(super) fn xdp_program(message: &LinkMessage) -> Option<u32> {
 }
 
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {
-    // On a point-to-point link IFA_ADDRESS is the other end's; IFA_LOCAL is always ours.
+    // On a point-to-point link IFA_ADDRESS is the other end's address. IFA_LOCAL is always ours.
     let address = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) if address.is_ipv4() => Some(*address),
         _ => None,
@@ -206,14 +206,14 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
-/// Link and address of a neighbour entry in whatever state.
+/// Link and address of a neighbour entry, whatever its state is.
 pub(super) fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, IpAddr)> {
     (message.header.family == AddressFamily::Inet).then_some(())?;
     Some((message.header.ifindex, destination(message)?))
 }
 
 pub(super) fn fdb_entry(message: &NeighbourMessage) -> Option<FdbEntry> {
-    // Permanent entries are the addresses of the bridge and its ports themselves.
+    // Permanent entries are the addresses of the bridge itself and of its ports.
     if message.header.family != AddressFamily::Bridge || message.header.state == NeighbourState::Permanent {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Lists that rtnetlink sends in several messages. A list is all of one moment, or it is an error.
+//! Lists that rtnetlink sends in several messages. A list is complete and of one moment, or it is an error.
 use std::time::Duration;
 
 use netlink_packet_core::{NetlinkDeserializable as _, NetlinkHeader, NetlinkSerializable as _};
@@ -12,15 +12,17 @@ use super::{
     raw::{self, Answer, NLM_F_DUMP},
 };
 
-/// How often a list is asked for that changes each time it is given. A storm of containers pauses sooner.
+/// How often a list is asked for if it changes each time while the kernel sends it. Even when many containers start at
+/// once, there is a pause before that many attempts are over.
 const ATTEMPTS: u32 = 20;
-/// Pause before the second attempt; each later one is longer by as much, about two seconds in all.
+/// Pause before the second attempt. Each later pause is longer by the same time. All pauses together take about two
+/// seconds.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The kernel's answer to a request for a list, as a whole.
+/// The kernel's complete answer to a request for a list.
 ///
-/// Not asked through rtnetlink's handle: that one hides the flag by which the kernel says that entries may be missing or
-/// doubled (`NLM_F_DUMP_INTR`), and a missing link would count as gone.
+/// It is not asked for with rtnetlink's handle, because that hides the flag `NLM_F_DUMP_INTR`, by which the kernel tells
+/// that entries may be missing or doubled. A missing link would be taken for one that was removed.
 pub(super) async fn dump(
     action: &str,
     request: RouteNetlinkMessage,
@@ -43,7 +45,7 @@ pub(super) async fn dump(
     })
 }
 
-/// A request for all neighbours of a family; for `Bridge`, for the forwarding tables.
+/// A request for all neighbours of a family. For `Bridge` these are the forwarding tables.
 pub(super) fn of_family(family: AddressFamily) -> RouteNetlinkMessage {
     let mut request = NeighbourMessage::default();
     request.header.family = family;
@@ -57,7 +59,7 @@ fn read(answer: &Answer) -> Vec<RouteNetlinkMessage> {
         header.message_type = message.kind;
         match RouteNetlinkMessage::deserialize(&header, &message.body) {
             Ok(message) => messages.push(message),
-            // It is of a kind of device or route that the crate misreads. The overlay knows none of those kinds.
+            // The message is about a kind of device or route that the crate misreads. The overlay needs none of those kinds.
             Err(error) => log::debug!("a message of the kernel is not understood: {error}"),
         }
     }

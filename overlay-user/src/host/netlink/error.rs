@@ -7,11 +7,11 @@ use nix::errno::Errno;
 #[derive(Debug, thiserror::Error)]
 #[error("{action}: {detail}")]
 pub struct NetlinkError {
-    /// Verb and object, lower case: `list links`.
+    /// What was tried, as verb and object in lower case: `list links`.
     pub action: String,
     /// What the kernel said.
     pub detail: String,
-    /// Its error number; `UnknownErrno` if it answered something else.
+    /// The kernel's error number, or `UnknownErrno` if it answered something else.
     pub errno: Errno,
 }
 
@@ -26,12 +26,12 @@ impl NetlinkError {
         Self { action: action.into(), detail, errno }
     }
 
-    /// A request that makes no sense, such as a route whose addresses are of two families.
+    /// The error for a request that makes no sense, such as a route whose addresses are of two families.
     pub(super) fn invalid(action: impl Into<String>, why: impl std::fmt::Display) -> Self {
         Self { action: action.into(), detail: why.to_string(), errno: Errno::EINVAL }
     }
 
-    /// A stream of events that ended.
+    /// The error for a stream of events that ended.
     pub fn events(error: &io::Error) -> Self {
         Self::io("read the kernel's events", error)
     }

@@ -1,4 +1,5 @@
-//! Generic netlink: what the kernel says of an interface's XDP (family `netdev`, Linux 6.3) and offloads (`ethtool`, 5.6).
+//! Generic netlink: what the kernel tells about an interface's XDP (family `netdev`, Linux 6.3) and its offloads (family
+//! `ethtool`, Linux 5.6).
 use std::{collections::BTreeMap, io};
 
 use bytes::{BufMut, BytesMut};
@@ -30,7 +31,7 @@ const ETHTOOL_A_BITSET_BITS: u16 = 3;
 const ETHTOOL_A_BITSET_BITS_BIT: u16 = 1;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
-/// Command, version, and two bytes of nothing.
+/// `struct genlmsghdr`: command, version, and two bytes that are reserved.
 const GENERIC_HEADER: usize = 4;
 
 /// What an interface can do with XDP.
@@ -38,20 +39,21 @@ const GENERIC_HEADER: usize = 4;
 pub struct XdpFeatures(u64);
 
 impl XdpFeatures {
-    /// Runs programs in its driver, and lets them redirect.
+    /// Whether it runs programs in its driver and lets them redirect.
     pub const fn runs(self) -> bool {
         self.0 & 0b11 == 0b11
     }
 
-    /// Takes frames that programs redirect to it, also such as lie in several buffers. A veth says so when its other end,
-    /// in whatever namespace, gets NAPI for them: GRO on, or a program of its own (fccca038f300, Linux 6.3).
+    /// Whether it takes frames that programs redirect to it, also such as are in several buffers. A veth does if its other
+    /// end, in whatever namespace, has NAPI for them: that is, GRO is on there, or an XDP program of its own is attached
+    /// (fccca038f300, Linux 6.3).
     pub const fn receives(self) -> bool {
         const XMIT: u64 = 1 << 2 | 1 << 6;
         self.0 & XMIT == XMIT
     }
 }
 
-/// What every interface of this thread's namespace can do; nothing before Linux 6.3, which does not say.
+/// What each interface of this thread's namespace can do. `None` on a kernel before Linux 6.3, which does not tell.
 pub fn xdp_features() -> Result<Option<BTreeMap<u32, XdpFeatures>>, NetlinkError> {
     let action = "ask for the XDP features of all interfaces";
     let failed = |error| NetlinkError::io(action, &error);
@@ -64,8 +66,8 @@ pub fn xdp_features() -> Result<Option<BTreeMap<u32, XdpFeatures>>, NetlinkError
     Ok(Some(answers.iter().filter_map(device).collect()))
 }
 
-/// Whether an interface of this thread's namespace has an offload on, by the name that `ethtool -k` does not show: `rx-gro`,
-/// `rx-checksum`.
+/// Whether an offload of an interface of this thread's namespace is on. `name` is the kernel's, such as `rx-gro` or
+/// `rx-checksum`, and not the one that `ethtool -k` shows.
 pub fn offload(ifindex: u32, name: &str) -> Result<bool, NetlinkError> {
     let failed = |error| NetlinkError::io(format!("ask for {name} of interface {ifindex}"), &error);
     let answers = ethtool(ETHTOOL_MSG_FEATURES_GET, ifindex, |_| {}).map_err(failed)?;
@@ -103,13 +105,13 @@ fn ethtool(command: u8, ifindex: u32, more: impl FnOnce(&mut BytesMut)) -> io::R
     family.ask(command, 0, &request)
 }
 
-/// Says when [`xdp_features`] may have changed: an interface came, went, or can do other things now.
+/// Tells when [`xdp_features`] may have changed: because an interface came or went, or because it can do other things now.
 pub struct XdpEvents {
     socket: TokioSocket,
 }
 
 impl XdpEvents {
-    /// Subscribes, in this thread's namespace; nothing before Linux 6.3.
+    /// Subscribes in this thread's namespace. `None` on a kernel before Linux 6.3.
     pub fn open() -> Result<Option<Self>, NetlinkError> {
         let failed = |error| NetlinkError::io("subscribe to the XDP features of interfaces", &error);
         let Some(netdev) = Family::find("netdev").map_err(failed)? else { return Ok(None) };
@@ -123,7 +125,7 @@ impl XdpEvents {
         open().map(Some).map_err(failed)
     }
 
-    /// Waits for the next. Lost ones (ENOBUFS) are events too.
+    /// Waits for the next notification. If some were lost (ENOBUFS), that counts as one.
     pub async fn next(&mut self) -> io::Result<()> {
         const ENOBUFS: i32 = 105;
         match self.socket.recv_from_full().await {
@@ -133,14 +135,14 @@ impl XdpEvents {
     }
 }
 
-/// A family of messages, by the number it has on this kernel.
+/// A family of messages, with the number that it has on this kernel.
 struct Family {
     id: u16,
     groups: Vec<u8>,
 }
 
 impl Family {
-    /// Nothing if the kernel has none of that name.
+    /// `None` if the kernel has no family of that name.
     fn find(name: &str) -> io::Result<Option<Self>> {
         let controller = Self { id: GENL_ID_CTRL, groups: Vec::new() };
         let mut question = BytesMut::new();
@@ -166,7 +168,7 @@ impl Family {
         find(group, CTRL_ATTR_MCAST_GRP_ID).and_then(word)
     }
 
-    /// The attributes of every answer.
+    /// The attributes of each answer.
     fn ask(&self, command: u8, flags: u16, attributes: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let mut body = BytesMut::with_capacity(GENERIC_HEADER + attributes.len());
         body.put_slice(&[command, 1, 0, 0]);

@@ -1,4 +1,4 @@
-//! The kernel's notifications as one stream of events, with a clear word when some were lost.
+//! The kernel's notifications as one stream of events, which also tells when some were lost.
 use std::net::IpAddr;
 
 use futures::{StreamExt, stream::BoxStream};
@@ -32,20 +32,21 @@ pub enum Event {
     RouteGone(Route),
     /// A neighbour was resolved, or changed its MAC address.
     Neighbour(Neighbour),
-    /// A neighbour entry aged out or was removed. Says nothing about the neighbour.
+    /// A neighbour entry aged out or was removed. The neighbour itself may still exist.
     NeighbourGone(u32, IpAddr),
     /// A bridge saw a MAC address on a port.
     Fdb(FdbEntry),
-    /// A bridge forgot a MAC address. Says nothing about its holder.
+    /// A bridge forgot a MAC address. The device with this address may still exist.
     FdbGone(FdbEntry),
-    /// Events were lost: take a snapshot again.
+    /// Events were lost. The receiver must take a snapshot again.
     Lost,
 }
 
-/// Enough for a few thousand events between two reads; the kernel caps it at net.core.rmem_max.
+/// Size of the socket's buffer: enough for a few thousand events between two reads. The kernel limits it to
+/// net.core.rmem_max.
 const RECEIVE_BUFFER: i32 = 1 << 20;
 
-/// A subscription to links, addresses, routes, neighbours and bridge forwarding tables. Ends with its drop.
+/// A subscription to links, addresses, routes, neighbours and bridge forwarding tables. It ends when this is dropped.
 pub struct Monitor {
     messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
 }
@@ -67,10 +68,10 @@ impl Monitor {
         Ok(Self { messages: messages.map(|(message, _)| message).boxed() })
     }
 
-    /// The next event that matters. After [`Event::Lost`] the picture is stale: subscribe and take a snapshot again.
+    /// The next event that concerns the overlay. After [`Event::Lost`] the caller must subscribe and take a snapshot again.
     pub async fn next(&mut self) -> Event {
         loop {
-            // The stream ends when the socket failed, which loses events just as well.
+            // The stream ends when the socket failed. Then events are lost, too.
             let Some(message) = self.messages.next().await else {
                 return Event::Lost;
             };
@@ -106,7 +107,8 @@ fn event(message: &RouteNetlinkMessage) -> Option<Event> {
     }
 }
 
-/// As in a snapshot: what other tables have makes nothing appear, and takes away nothing that is in table main too.
+/// As in a snapshot, only routes of table main count. A route of another table does not appear, and when it goes, the
+/// same route of table main stays.
 fn main_route(message: &RouteMessage) -> Option<Route> {
     decode::route(message).filter(|route| route.table == TABLE_MAIN)
 }
@@ -130,7 +132,7 @@ mod tests {
         let gone = |table| event(&RouteNetlinkMessage::DelRoute(route(table)));
         assert!(matches!(new(TABLE_MAIN), Some(Event::Route(_))));
         assert!(matches!(gone(TABLE_MAIN), Some(Event::RouteGone(_))));
-        // A VRF's, one for policies, one beyond what the header's byte can say.
+        // The table of a VRF, a table for policies, and a table with a number that does not fit into the header's byte.
         for table in [10, 100, 1000] {
             assert_eq!((new(table), gone(table)), (None, None), "{table}");
         }

@@ -1,4 +1,4 @@
-//! The network namespace at the other end of a veth, entered to look at what is on there, or to switch it on.
+//! The network namespace at the other end of a veth: it is entered to look what is switched on there, or to switch it on.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
@@ -25,13 +25,14 @@ const RTM_GETNSID: u16 = 90;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
 
-/// Where each namespace is shown, by the id (`IFLA_LINK_NETNSID`) it had in the calling thread's when they were read.
-/// Reading means asking for every process of the host.
+/// Where to find each namespace, by the id (`IFLA_LINK_NETNSID`) that it had in the calling thread's namespace when this
+/// was read. To read it, the kernel is asked about every process of the host.
 #[derive(Debug)]
 pub struct Namespaces(BTreeMap<i32, PathBuf>);
 
 impl Namespaces {
-    /// Those that a process or a mount of an engine shows. The kernel maps namespaces to ids, not back.
+    /// Reads the namespaces of all processes, and those that container engines mount. The kernel gives the id of a
+    /// namespace, but not the namespace of an id.
     pub fn read() -> Self {
         let engines = ["/run/netns", "/run/docker/netns"].into_iter().flat_map(entries);
         let processes = entries("/proc").into_iter().map(|process| process.join("ns/net"));
@@ -39,7 +40,7 @@ impl Namespaces {
         let mut found = BTreeMap::new();
         for path in engines.chain(processes) {
             let Ok(file) = File::open(&path) else { continue };
-            // Processes share namespaces; each is asked about once.
+            // Processes share namespaces, so each namespace is asked about only once.
             if file.metadata().is_ok_and(|metadata| seen.insert(metadata.ino()))
                 && let Ok(Some(id)) = id_of(&file)
             {
@@ -49,15 +50,15 @@ impl Namespaces {
         Self(found)
     }
 
-    /// Runs `work` in the namespace that has this id, on a thread that ends with it. Nothing if it was not shown, or is
-    /// not there any more.
+    /// Runs `work` in the namespace with this id, on a thread that ends afterwards. `None` if the namespace was not found, or
+    /// does not exist any more.
     pub fn within<T: Send + 'static>(
         &self,
         id: i32,
         work: impl FnOnce() -> Result<T, NetlinkError> + Send + 'static,
     ) -> Result<Option<T>, NetlinkError> {
         let action = || format!("enter network namespace {id}");
-        // A process may have ended since, and another have its number.
+        // The process may have ended since, and another one may have its number.
         let is_it = |file: &File| id_of(file).is_ok_and(|found| found == Some(id));
         let Some(namespace) = self.0.get(&id).and_then(|path| File::open(path).ok()).filter(is_it) else {
             return Ok(None);
@@ -78,7 +79,7 @@ pub fn runs_xdp(ifindex: u32) -> Result<bool, NetlinkError> {
     // XDP_ATTACHED_DRV, XDP_ATTACHED_MULTI.
     const IN_DRIVER: [u8; 2] = [1, 4];
     let mut body = BytesMut::new();
-    // `struct ifinfomsg`: family, padding, type; index; flags; change.
+    // `struct ifinfomsg`: family, padding, type, index, flags, change.
     body.put_u32_ne(0);
     body.put_u32_ne(ifindex);
     body.put_bytes(0, 8);

@@ -1,5 +1,5 @@
-//! The kernel's notification that nftables changed, iptables' nftables variant included. It is not read for what changed;
-//! whoever receives it looks at the rules.
+//! The kernel's notification that nftables changed, which includes iptables' nftables variant. What changed is not read
+//! from it: the receiver looks at the rules themselves.
 use futures::FutureExt as _;
 use rtnetlink::sys::{
     AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
@@ -7,10 +7,10 @@ use rtnetlink::sys::{
 
 use super::error::NetlinkError;
 
-/// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h, as the bit that bind(2) of a netlink socket takes.
+/// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h, as the bit for bind(2) of a netlink socket.
 const GROUP: u32 = 1 << (7 - 1);
 
-/// A subscription to changes of this network namespace's rules. Ends with its drop.
+/// A subscription to changes of this network namespace's rules. It ends when this is dropped.
 pub struct NftablesEvents {
     socket: TokioSocket,
 }
@@ -24,10 +24,10 @@ impl NftablesEvents {
         Ok(Self { socket })
     }
 
-    /// Waits for a change; takes all that are told by then as one.
+    /// Waits for a change. All notifications that have arrived by then count as one.
     pub async fn next(&mut self) {
         let mut buffer = Vec::with_capacity(8192);
-        // Lost messages (ENOBUFS) are changes as well.
+        // If messages were lost (ENOBUFS), something changed as well.
         let _ = self.socket.recv(&mut buffer).await;
         buffer.clear();
         while matches!(self.socket.recv(&mut buffer).now_or_never(), Some(Ok(_))) {

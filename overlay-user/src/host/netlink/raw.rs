@@ -1,4 +1,4 @@
-//! Requests that the netlink crates have no messages for: bytes out, bytes in, and the attributes in them.
+//! Requests that the netlink crates have no messages for: they are written and read here as bytes and attributes.
 use std::io;
 
 use bytes::{BufMut, BytesMut};
@@ -9,7 +9,7 @@ use rtnetlink::{
 
 // From linux/netlink.h.
 const NLM_F_REQUEST_ACK: u16 = 1 | 4;
-/// Everything there is (`NLM_F_ROOT | NLM_F_MATCH`).
+/// The flags of a request for a whole list (`NLM_F_ROOT | NLM_F_MATCH`).
 pub(super) const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_NOOP: u16 = 1;
@@ -24,7 +24,7 @@ const HEADER: usize = 16;
 pub(super) struct Message {
     /// Its type, such as `RTM_NEWLINK`.
     pub(super) kind: u16,
-    /// What follows its netlink header.
+    /// The bytes behind its netlink header.
     pub(super) body: Vec<u8>,
 }
 
@@ -32,12 +32,12 @@ pub(super) struct Message {
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) messages: Vec<Message>,
-    /// The list changed while it was given: entries may be missing or doubled.
+    /// Whether the list changed while the kernel sent it, so that entries may be missing or doubled.
     pub(super) interrupted: bool,
 }
 
-/// Sends one request on a socket of its own, in this thread's network namespace, and reads the whole answer. The kernel
-/// prepares each part of it inside the call that reads it, hence nothing waits here.
+/// Sends one request on a socket of its own, in this thread's network namespace, and reads the whole answer. The calls do
+/// not wait for anybody: the kernel prepares each part of the answer inside the call that reads it.
 pub(super) fn ask(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Result<Answer> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
@@ -59,14 +59,14 @@ pub(super) fn ask(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Re
     }
 }
 
-/// The bodies of an answer that is no list, or of which every part stands for itself.
+/// The bodies of an answer that is no list, or of a list that need not be of one moment.
 pub(super) fn request(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let answer = ask(protocol, kind, flags, body)?;
     Ok(answer.messages.into_iter().map(|message| message.body).collect())
 }
 
 impl Answer {
-    /// Takes in one piece: messages one behind the other, each padded to four bytes. Says whether it was the last.
+    /// Takes in one part of the answer: several messages, each padded to four bytes. Returns whether it was the last part.
     fn take_in(&mut self, mut piece: &[u8]) -> io::Result<bool> {
         let cut_short = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is cut short");
         if piece.is_empty() {
@@ -78,7 +78,7 @@ impl Answer {
                 piece.get(..length).filter(|message| message.len() >= HEADER).ok_or_else(cut_short)?;
             let (header, body) = message.split_at(HEADER);
             let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-            // On the last message too: what was cut off at the end is only known there.
+            // The last message is looked at, too: only there the kernel tells that entries at the end are missing.
             self.interrupted |= half(6) & NLM_F_DUMP_INTR != 0;
             match half(4) {
                 NLMSG_DONE | NLMSG_ERROR => match word(body).unwrap_or_default() as i32 {
@@ -102,14 +102,14 @@ pub(super) fn put(out: &mut BytesMut, kind: u16, value: &[u8]) {
     out.put_bytes(0, value.len().next_multiple_of(4) - value.len());
 }
 
-/// Appends an attribute made of attributes.
+/// Appends an attribute that contains attributes.
 pub(super) fn nest(out: &mut BytesMut, kind: u16, fill: impl FnOnce(&mut BytesMut)) {
     let mut inner = BytesMut::new();
     fill(&mut inner);
     put(out, kind | NLA_F_NESTED, &inner);
 }
 
-/// The attributes of a message or of an attribute: kind and value. What is cut short ends them.
+/// The attributes in a message or in an attribute, as kind and value. They end at an attribute that is cut short.
 pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     NlasIterator::new(bytes).map_while(Result::ok).map(|attribute: NlaBuffer<&[u8]>| {
         let length = attribute.value_length();
@@ -119,17 +119,17 @@ pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The value of the first attribute of that kind.
+/// The value of the first attribute of this kind.
 pub(super) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
-/// The first four bytes.
+/// The first four bytes as a number in the machine's order.
 pub(super) fn word(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// Text without the zero at its end.
+/// Text, without the zero byte at its end.
 pub(super) fn text(bytes: &[u8]) -> &[u8] {
     bytes.strip_suffix(&[0]).unwrap_or(bytes)
 }
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!((whole.messages.len(), whole.interrupted), (3, false));
         assert_eq!(whole.messages[2], Message { kind: 16, body: b"abcde".to_vec() });
         assert!(answer(&[one(0), one(NLM_F_DUMP_INTR), done(0)]).interrupted);
-        // What came before the end was whole, and the end says that it was not all.
+        // The messages before the end were complete, and the end tells that there were more.
         assert!(answer(&[one(0), done(NLM_F_DUMP_INTR)]).interrupted);
         assert!(Answer::default().take_in(&[]).is_err());
         assert!(Answer::default().take_in(&one(0)[..20]).is_err());

@@ -1,4 +1,4 @@
-//! What there is: links, addresses, routes, neighbours, forwarding tables, lost packets.
+//! Requests that read what exists: links, addresses, routes, neighbours, forwarding tables, and counts of lost packets.
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures::TryStreamExt as _;
@@ -29,7 +29,7 @@ macro_rules! is {
 }
 
 impl Netlink {
-    /// Lists all there is.
+    /// Lists everything at once.
     pub async fn snapshot(&self) -> Result<HostSnapshot, NetlinkError> {
         Ok(HostSnapshot {
             links: self.links().await?,
@@ -47,12 +47,12 @@ impl Netlink {
         Ok(messages.iter().filter_map(|message| is!(message, NewLink)).filter_map(decode::link).collect())
     }
 
-    /// The link of that name, if there is one.
+    /// The link with this name, if there is one.
     pub async fn link_named(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
         Ok(self.links().await?.into_iter().find(|link| link.name == name))
     }
 
-    /// Id of the XDP program that an interface runs, in its driver or behind it; nothing if it runs none.
+    /// Id of the XDP program that an interface runs, whether in its driver or generically. `None` if it runs none.
     pub async fn xdp_program(&self, link: u32) -> Result<Option<u32>, NetlinkError> {
         let messages: Vec<_> = self
             .handle
@@ -85,7 +85,7 @@ impl Netlink {
         Ok(routes.filter(|route| route.table == TABLE_MAIN).collect())
     }
 
-    /// The route the kernel would take to an address, or an error when there is none.
+    /// The route that the kernel would take to an address. It is an error if there is none.
     pub async fn route_to(&self, address: IpAddr) -> Result<Route, NetlinkError> {
         let action = || format!("find the route to {address}");
         let request = RouteMessageBuilder::<IpAddr>::new()
@@ -114,14 +114,14 @@ impl Netlink {
         Ok(messages.filter_map(decode::neighbour).collect())
     }
 
-    /// The forwarding tables of all bridges, without the bridges' own addresses.
+    /// The forwarding tables of all bridges, without the addresses of the bridges themselves.
     pub async fn fdb(&self) -> Result<Vec<FdbEntry>, NetlinkError> {
         let messages = dump("list bridge forwarding tables", of_family(AddressFamily::Bridge)).await?;
         let messages = messages.iter().filter_map(|message| is!(message, NewNeighbour));
         Ok(messages.filter_map(decode::fdb_entry).collect())
     }
 
-    /// What each device and its queues lost, all devices.
+    /// What each device and its queueing disciplines lost, for all devices.
     pub async fn losses(&self) -> Result<Vec<DeviceLosses>, NetlinkError> {
         let links = dump("list links", RouteNetlinkMessage::GetLink(LinkMessage::default())).await?;
         let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());

@@ -1,7 +1,7 @@
-//! Traffic control: the qdiscs whose filters see every packet of an interface (clsact, ingress), and those filters.
+//! Traffic control: the qdiscs whose filters see every packet of an interface (clsact and ingress), and those filters.
 //!
-//! These are not rtnetlink's own requests, because those are asynchronous, and because they read every option of every
-//! kind of filter: one of somebody else's that they do not know would hide ours.
+//! The crate rtnetlink is not used here. Its requests are asynchronous. Moreover, it reads every option of every kind of
+//! filter: a filter of somebody else that has an option it does not know would hide ours.
 use std::{collections::BTreeMap, io};
 
 use bytes::{BufMut, BytesMut};
@@ -13,38 +13,38 @@ use super::{
     raw::{self, NLM_F_DUMP, find, put, word},
 };
 
-/// Which way packets go.
+/// The direction of packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// Into the host.
     Ingress,
-    /// Out of it.
+    /// Out of the host.
     Egress,
 }
 
-/// A qdisc that only holds filters. An interface has one of them at most.
+/// A qdisc that only holds filters. An interface has at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FilterQdisc {
     /// Filters for both directions.
     Clsact,
-    /// The older one: ingress alone.
+    /// The older kind, with filters for ingress alone.
     Ingress,
 }
 
-/// A filter of an interface, or the head of a priority (`handle` 0), which says of which kind all its filters are.
+/// A filter of an interface, or the head of a priority (`handle` 0), which names the kind of all filters of that priority.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Priority: lower ones see the packet first.
+    /// Priority. Filters with a lower one see the packet first.
     pub priority: u16,
     /// Number within its priority.
     pub handle: u32,
-    /// Ethertype in the machine's order; 3 (`ETH_P_ALL`) for all.
+    /// Ethertype in the machine's order. 3 (`ETH_P_ALL`) stands for all.
     pub protocol: u16,
-    /// Chain; packets start in chain 0.
+    /// Chain. Packets start in chain 0.
     pub chain: u32,
-    /// `bpf`, `flower`, ...
+    /// Kind of the filter: `bpf`, `flower` and so on.
     pub kind: String,
-    /// Name that whoever attached a bpf filter gave it.
+    /// The name that a bpf filter was given when it was attached.
     pub name: String,
     /// Id of a bpf filter's program.
     pub program: Option<u32>,
@@ -69,7 +69,7 @@ const FILTER_QDISC: u32 = 0xffff_0000;
 const FILTER_QDISC_PARENT: u32 = 0xffff_fff1;
 /// Length of `tcmsg`.
 const TCMSG: usize = 20;
-/// How often a list that changed while it was read is read again.
+/// How often a list is read again if it changed while it was read.
 const TRIES: usize = 10;
 
 impl Direction {
@@ -81,7 +81,7 @@ impl Direction {
     }
 }
 
-/// Interfaces that have such a qdisc, by index.
+/// The interfaces that have such a qdisc, by index.
 pub fn filter_qdiscs() -> Result<BTreeMap<u32, FilterQdisc>, NetlinkError> {
     let messages = list(RTM_GETQDISC, RTM_NEWQDISC, Tcmsg::default())
         .map_err(|error| NetlinkError::io("list qdiscs", &error))?;
@@ -98,8 +98,8 @@ pub fn filter_qdiscs() -> Result<BTreeMap<u32, FilterQdisc>, NetlinkError> {
     Ok(messages.iter().filter_map(read).collect())
 }
 
-/// The filters of an interface in one direction, in the order in which they see a packet. None for an interface without
-/// such a qdisc, or that is gone; an ingress qdisc answers for egress as if it were ingress.
+/// The filters of an interface in one direction, in the order in which they see a packet. There are none if the interface
+/// has no such qdisc or does not exist any more. The ingress qdisc answers for egress as if it had been asked for ingress.
 pub fn filters(ifindex: u32, direction: Direction) -> Result<Vec<Filter>, NetlinkError> {
     let tcmsg = Tcmsg { ifindex, parent: direction.parent(), ..Tcmsg::default() };
     let messages = match list(RTM_GETTFILTER, RTM_NEWTFILTER, tcmsg) {
@@ -110,29 +110,29 @@ pub fn filters(ifindex: u32, direction: Direction) -> Result<Vec<Filter>, Netlin
     Ok(messages.iter().filter_map(|message| Filter::read(message)).collect())
 }
 
-/// Removes a filter of all protocols. None there, or no such interface, is no error.
+/// Removes a filter of all protocols. It is no error if there is no such filter or no such interface.
 pub fn remove_filter(
     ifindex: u32,
     direction: Direction,
     priority: u16,
     handle: u32,
 ) -> Result<(), NetlinkError> {
-    // `htons(ETH_P_ALL)` in the lower half.
+    // The lower half is `htons(ETH_P_ALL)`.
     let info = u32::from(priority) << 16 | u32::from(3_u16.to_be());
     let tcmsg = Tcmsg { ifindex, handle, parent: direction.parent(), info };
     let action = format!("remove filter {handle:#x} of interface {ifindex}");
-    // No qdisc any more is EINVAL, as for everything that is wrong with a request.
+    // EINVAL means that the qdisc is gone, too. It is the kernel's answer to whatever is wrong with a request.
     change(action, RTM_DELTFILTER, 0, &tcmsg.bytes(), &[Errno::ENOENT, Errno::ENODEV, Errno::EINVAL])
 }
 
-/// Gives an interface a clsact qdisc. EEXIST if it has one, or an ingress qdisc.
+/// Gives an interface a clsact qdisc. The error is EEXIST if it has one, or an ingress qdisc.
 pub fn add_clsact(ifindex: u32) -> Result<(), NetlinkError> {
     let tcmsg = Tcmsg { ifindex, handle: FILTER_QDISC, parent: FILTER_QDISC_PARENT, info: 0 };
     let action = format!("add a clsact qdisc to interface {ifindex}");
     change(action, RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &clsact(tcmsg), &[])
 }
 
-/// Takes the clsact qdisc off an interface, with every filter in it. None there is no error.
+/// Removes the clsact qdisc of an interface, with every filter in it. It is no error if there is none.
 pub fn remove_clsact(ifindex: u32) -> Result<(), NetlinkError> {
     let tcmsg = Tcmsg { ifindex, handle: FILTER_QDISC, parent: FILTER_QDISC_PARENT, info: 0 };
     let action = format!("remove the clsact qdisc of interface {ifindex}");
@@ -151,7 +151,7 @@ struct Tcmsg {
 }
 
 impl Tcmsg {
-    /// With AF_UNSPEC and padding in front.
+    /// The numbers as bytes, behind AF_UNSPEC and padding.
     fn bytes(self) -> BytesMut {
         let mut bytes = BytesMut::with_capacity(TCMSG);
         for word in [0, self.ifindex, self.handle, self.parent, self.info] {
@@ -160,7 +160,7 @@ impl Tcmsg {
         bytes
     }
 
-    /// The numbers of a message, and the attributes behind them.
+    /// The numbers of a message, and the bytes of the attributes behind them.
     fn read(message: &[u8]) -> Option<(Self, &[u8])> {
         let word = |at: usize| Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
         let tcmsg = Self { ifindex: word(4)?, handle: word(8)?, parent: word(12)?, info: word(16)? };
@@ -173,7 +173,7 @@ impl Filter {
         let (tcmsg, attributes) = Tcmsg::read(message)?;
         let options = find(attributes, TCA_OPTIONS).unwrap_or_default();
         let kind = find(attributes, TCA_KIND).map(text).unwrap_or_default();
-        // The numbers below mean something else for other kinds.
+        // The attribute numbers below have other meanings in other kinds of filter.
         let bpf = if kind == "bpf" { options } else { &[] };
         Some(Self {
             priority: (tcmsg.info >> 16) as u16,
@@ -199,7 +199,7 @@ fn clsact(tcmsg: Tcmsg) -> BytesMut {
     body
 }
 
-/// Makes a change. What the kernel says to one that is not needed is in `fine`.
+/// Makes a change. `fine` has the errors by which the kernel says that the change is not needed.
 fn change(action: String, kind: u16, flags: u16, body: &[u8], fine: &[Errno]) -> Result<(), NetlinkError> {
     match raw::request(NETLINK_ROUTE, kind, flags, body) {
         Ok(_) => Ok(()),
@@ -228,14 +228,14 @@ mod tests {
 
     #[test]
     fn a_filter_is_read_whatever_stands_beside_it() {
-        // As the kernel sends it: tcmsg, then TCA_KIND, TCA_CHAIN, and TCA_OPTIONS with TCA_BPF_NAME and TCA_BPF_ID.
+        // This is what the kernel sends: tcmsg, then TCA_KIND, TCA_CHAIN, and TCA_OPTIONS with TCA_BPF_NAME and TCA_BPF_ID.
         let mut message = BytesMut::new();
         for word in [0, 7, 0x2a01, 0xffff_fff2, 7 << 16 | u32::from(3_u16.to_be())] {
             message.put_u32_ne(word);
         }
         put(&mut message, TCA_KIND, b"bpf\0");
         put(&mut message, TCA_CHAIN, &0_u32.to_ne_bytes());
-        // Some attribute from the future.
+        // An attribute that a future kernel may send.
         put(&mut message, 99, b"whatever");
         let options =
             [&[18, 0, 7, 0][..], b"overlay_decap\0\0\0", &[8, 0, 11, 0], &761_u32.to_ne_bytes()].concat();

@@ -1,11 +1,11 @@
-//! Links, addresses, routes, neighbours and what devices lost, in domain words.
+//! Links, addresses, routes, neighbours and what devices lost, as the rest of the agent knows them.
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::model::mac::Mac;
 
-/// What a link is, as far as the overlay tells kinds apart.
+/// The kind of a link, as far as the overlay distinguishes kinds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {
     /// A bridge.
@@ -23,26 +23,26 @@ pub enum LinkKind {
 /// What tells one VXLAN device from another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vxlan {
-    /// VNI; zero for a collect-metadata device.
+    /// VNI. It is zero for a collect-metadata device.
     pub vni: u32,
     /// UDP port, in the machine's order.
     pub port: u16,
-    /// Takes the tunnel key from each packet (`external`).
+    /// Whether it takes the tunnel key from each packet (`external`).
     pub collect_metadata: bool,
-    /// Accepts only the VNIs it was given (Linux 5.18).
+    /// Whether it accepts only the VNIs that it was given (Linux 5.18).
     pub vnifilter: bool,
 }
 
 /// What tells one TUN from another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tun {
-    /// Carries Ethernet frames: a TAP.
+    /// Whether it carries Ethernet frames, as a TAP does.
     pub is_tap: bool,
-    /// Stays when nobody has it open.
+    /// Whether it stays when nobody has it open.
     pub is_persistent: bool,
-    /// Whoever opens it needs this user id, or CAP_NET_ADMIN; without one anybody may.
+    /// User id of the owner. Others need CAP_NET_ADMIN to open the device. Without an owner, anybody may open it.
     pub owner: Option<u32>,
-    /// Several may have it open at once.
+    /// Whether several processes may have it open at once.
     pub is_multi_queue: bool,
 }
 
@@ -53,23 +53,23 @@ pub struct Link {
     pub index: u32,
     /// Interface name.
     pub name: String,
-    /// What it is.
+    /// Kind of the link.
     pub kind: LinkKind,
-    /// Index of the bridge (or other master) it is a port of.
+    /// Index of the bridge, or other master, that it is a port of.
     pub master: Option<u32>,
-    /// MAC address; `None` where the link has none of six bytes.
+    /// MAC address. `None` if the link has none of six bytes.
     pub mac: Option<Mac>,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Administratively up.
+    /// Whether it is administratively up.
     pub up: bool,
-    /// Has a carrier: of a veth, both ends are up.
+    /// Whether it has a carrier. A veth has one if both ends are up.
     pub carrier: bool,
-    /// Does not resolve neighbours (`arp off`).
+    /// Whether it does not resolve neighbours (`arp off`).
     pub noarp: bool,
-    /// The other end of a veth, by its index in its own namespace.
+    /// Interface index of a veth's other end, in the namespace of that end.
     pub peer: Option<u32>,
-    /// The other end's namespace, by the id it has in this one; `None` if it is this one.
+    /// Namespace of a veth's other end, by the id it has in this namespace. `None` if it is this namespace.
     pub peer_netns: Option<i32>,
 }
 
@@ -85,7 +85,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// The address alone, without others of its prefix.
+    /// The prefix that contains this address alone.
     pub fn alone(link: u32, address: IpAddr) -> Self {
         Self { link, address, prefix_len: IpNet::from(address).prefix_len() }
     }
@@ -94,35 +94,35 @@ impl Address {
 /// A route. Only those of IPv4 are listed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads; `0.0.0.0/0` for the default route.
+    /// Destination. It is `0.0.0.0/0` for the default route.
     pub destination: IpNet,
-    /// Interface index of the way out; `None` for multipath and blackhole routes.
+    /// Index of the interface that packets leave by. `None` for multipath and blackhole routes.
     pub link: Option<u32>,
     /// Next hop.
     pub gateway: Option<IpAddr>,
     /// Preferred source address.
     pub source: Option<IpAddr>,
-    /// Metric: lower is preferred.
+    /// Metric. The route with the lowest is preferred.
     pub metric: u32,
     /// Routing table; 254 is `main`.
     pub table: u32,
 }
 
-/// Main table (`RT_TABLE_MAIN`).
+/// The table `main` (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = 254;
 
-/// A resolved neighbour: an address seen on a link.
+/// A resolved neighbour: an address that was seen on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     /// Interface index.
     pub link: u32,
     /// The address.
     pub address: IpAddr,
-    /// Its MAC address.
+    /// The neighbour's MAC address.
     pub mac: Mac,
 }
 
-/// An entry of a bridge's forwarding table: a MAC address seen on a port.
+/// An entry of a bridge's forwarding table: a MAC address that was seen on a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FdbEntry {
     /// Interface index of the bridge.
@@ -133,30 +133,31 @@ pub struct FdbEntry {
     pub port: u32,
 }
 
-/// What a device lost, in packets since it was made; the names are those of `ip -s link`.
+/// What a device lost, in packets since it was made. The names are those of `ip -s link`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceLosses {
     /// Interface index.
     pub index: u32,
     /// Interface name.
     pub name: String,
-    /// Received broken.
+    /// Packets that were received with errors.
     pub rx_errors: u64,
-    /// Received whole, and dropped by the device's driver or before any protocol had it.
+    /// Packets that were received without errors, and were dropped by the device's driver or before any protocol saw them.
     pub rx_dropped: u64,
-    /// Not received for want of room in the device's ring.
+    /// Packets that were not received because the device's ring was full.
     pub rx_missed: u64,
-    /// Could not be sent.
+    /// Packets that could not be sent.
     pub tx_errors: u64,
-    /// Given to the device, and dropped by it.
+    /// Packets that the device dropped instead of sending them.
     pub tx_dropped: u64,
-    /// Dropped by its queueing disciplines, before the device had them. Wraps at 2^32 for each.
+    /// Packets that its queueing disciplines dropped before the device had them. The kernel's count for each discipline wraps
+    /// around at 2^32.
     pub queue_drops: u64,
-    /// The other end is not there, or down.
+    /// Packets that were dropped because the other end was missing or down.
     pub no_carrier: bool,
 }
 
-/// Everything at (nearly) one moment.
+/// Everything that exists, at nearly one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostSnapshot {
     /// All links.
@@ -167,6 +168,6 @@ pub struct HostSnapshot {
     pub routes: Vec<Route>,
     /// All resolved IPv4 neighbours.
     pub neighbours: Vec<Neighbour>,
-    /// The forwarding tables of all bridges, without the bridges' own addresses.
+    /// The forwarding tables of all bridges, without the addresses of the bridges themselves.
     pub fdb: Vec<FdbEntry>,
 }

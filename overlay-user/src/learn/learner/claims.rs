@@ -1,4 +1,4 @@
-//! The learner's conclusions: which ports to attach, whose claim on an address to believe.
+//! The learner's conclusions: which ports get programs, and which of several claims to an address is believed.
 use std::{collections::BTreeMap, mem, net::IpAddr};
 
 use super::{AddressClaim, Asked, Learner, Probe};
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Learner {
-    /// Compares picture and endpoints until nothing is left to say.
+    /// Compares the picture with the endpoints, and makes changes and probes of the differences.
     pub(super) fn settle(&mut self) {
         self.is_view_stale = true;
         self.find_bridges();
@@ -23,7 +23,7 @@ impl Learner {
         for (address, claims) in &claimed {
             self.weigh(*address, claims);
         }
-        // A claim that nobody makes any more is settled.
+        // An address that nobody claims any more needs no further question.
         self.claims.retain(|address, claim| claim.state == Asked::Probing || claimed.contains_key(address));
     }
 
@@ -37,7 +37,7 @@ impl Learner {
         self.bridges.extend(found);
     }
 
-    /// Bridges and point-to-point veths of ours.
+    /// The bridges and point-to-point veths whose containers are learned.
     pub(super) fn segments(&self) -> impl Iterator<Item = &Link> {
         self.links.values().filter(|link| {
             self.bridges.contains(&link.index)
@@ -45,11 +45,11 @@ impl Learner {
         })
     }
 
-    /// What a link is to be attached as, if at all.
+    /// As which kind of port a link gets programs, if it gets any.
     pub(super) fn wanted_kind(&self, index: u32) -> Option<PortKind> {
         let link = self.links.get(&index)?;
-        // Both ends here: no container is behind it, and redirect_peer drops what it would have to put into the same
-        // namespace.
+        // Both ends are in this namespace, so there is no container behind it. Moreover, redirect_peer drops a packet whose
+        // receiver is in the same namespace.
         if link.kind == LinkKind::Veth && link.peer_netns.is_none() {
             return None;
         }
@@ -62,12 +62,13 @@ impl Learner {
         }
     }
 
-    /// Holds an address of the subnet, or leads to one; or is named by the operator.
+    /// Whether containers behind this link are learned: it has an address of the subnet, or a host route to one, or the
+    /// operator named it.
     fn is_ours(&self, link: &Link) -> bool {
         if !self.config.bridges.is_empty() {
             return self.config.bridges.contains(&link.name);
         }
-        // The base address is overlay0's, and proves nothing about others that carry it.
+        // The base address belongs to overlay0. Another link that has it, too, need not be ours.
         let holds = |&(index, address): &(u32, IpAddr)| {
             index == link.index && address != self.config.subnet.network()
         };
@@ -83,7 +84,8 @@ impl Learner {
         self.endpoints.values().any(|endpoint| endpoint.pinned && endpoint.port == port)
     }
 
-    /// An address a container can have: in the subnet, neither its base, its broadcast, nor one of this host's own.
+    /// Whether a container can have an address: it is in the subnet, but is neither its base nor its broadcast address, nor
+    /// one of this host's own.
     pub(super) fn is_container(&self, address: IpAddr) -> bool {
         let subnet = self.config.subnet;
         subnet.contains(&address)
@@ -92,7 +94,7 @@ impl Learner {
             && !self.local.iter().any(|(_, local)| *local == address)
     }
 
-    /// Attaches what is wanted, bridges first, and detaches veths that were taken out of their bridge.
+    /// Attaches the ports that should have programs, bridges first, and detaches veths that were taken out of their bridge.
     fn settle_ports(&mut self) {
         let mut wanted: Vec<(PortKind, u32)> =
             self.links.keys().filter_map(|index| Some((self.wanted_kind(*index)?, *index))).collect();
@@ -111,15 +113,16 @@ impl Learner {
         }
     }
 
-    /// Has endpoints with the port's own MAC as gateway: such a port has no bridge to be taken out of, and an address
-    /// or route that goes for a moment must not end it. A bridge without a fixed MAC address has that of a port.
+    /// Whether a port has no bridge, which is seen from endpoints whose gateway has the port's own MAC address. Such a port is
+    /// not detached when its address or route goes for a moment. (A bridge without a fixed MAC address has that of one of its
+    /// ports, so links that were ports of a bridge are excluded.)
     fn was_point_to_point(&self, port: u32) -> bool {
         let own = self.links.get(&port).and_then(|link| link.mac);
         let talks_to_own = |endpoint: &Endpoint| endpoint.port == port && Some(endpoint.gateway_mac) == own;
         !self.bridged.contains(&port) && self.endpoints.values().any(talks_to_own)
     }
 
-    /// What was learned of an address that the host has taken for itself since.
+    /// Removes the endpoints of addresses that the host has got itself in the meantime.
     fn forget_own(&mut self) {
         let learned = self.endpoints.iter().filter(|(_, endpoint)| !endpoint.pinned);
         let own: Vec<IpAddr> =
@@ -161,18 +164,18 @@ impl Learner {
         }
     }
 
-    /// The MAC address a container on this port sends to: its bridge's, or the port's own.
+    /// The MAC address that a container behind this port sends to: its bridge's, or the port's own if there is no bridge.
     pub(super) fn gateway_mac(&self, port: u32) -> Mac {
         let mac = self.links.get(&self.segment(port)).and_then(|segment| segment.mac);
         mac.unwrap_or_default()
     }
 
-    /// The port's bridge, or the port itself.
+    /// The link that is the gateway of a port's containers: the port's bridge, or the port itself.
     fn segment(&self, port: u32) -> u32 {
         self.links.get(&port).and_then(|link| link.master).unwrap_or(port)
     }
 
-    /// A bridge without a fixed MAC address takes another one as ports come and go.
+    /// Corrects the gateways of endpoints. A bridge without a fixed MAC address changes it as ports come and go.
     fn follow_gateways(&mut self) {
         let stale: Vec<(IpAddr, Endpoint)> = self
             .endpoints
@@ -188,7 +191,7 @@ impl Learner {
         }
     }
 
-    /// Every claim the picture makes, by address: behind this port, with this MAC address.
+    /// All claims in the picture: for each address the ports and MAC addresses that claim it.
     fn claimed(&self) -> BTreeMap<IpAddr, Vec<(u32, Mac)>> {
         let mut claims: BTreeMap<IpAddr, Vec<(u32, Mac)>> = BTreeMap::new();
         for (&(link, address), &mac) in &self.neighbours {
@@ -207,8 +210,8 @@ impl Learner {
         claims
     }
 
-    /// Weighs all claims on an address at once: its holder and others may be seen at the same time, on segments of
-    /// their own, and none of them takes back what another says.
+    /// Weighs all claims to one address together. On different segments, its holder and others may be seen at the same time,
+    /// and the order of these claims means nothing.
     fn weigh(&mut self, address: IpAddr, claims: &[(u32, Mac)]) {
         let mut held = match self.endpoints.get(&address) {
             Some(held) => *held,
@@ -226,11 +229,12 @@ impl Learner {
             && !held.pinned
             && !own.contains(&(port, held.mac))
         {
-            // Another MAC behind the same port: the container was replaced, and the port is the proof.
+            // Another MAC address behind the same port means that the container was replaced. No probe is needed.
             held = self.learned(port, mac);
             self.put(address, held);
         }
-        // The one that is known goes first: of several, each would be new whenever it is its turn.
+        // A claim that is known already goes first. Otherwise several claims would replace each other, and each would be
+        // counted as new.
         let known = self.claims.get(&address).copied();
         let known_rival = known.filter(|claim| rivals.contains(&(claim.port, claim.mac)));
         let new = rivals.first().map(|&(port, mac)| AddressClaim {
@@ -244,7 +248,7 @@ impl Learner {
             return;
         };
         if !held.pinned && self.links.get(&held.port).is_some_and(|link| !link.carrier) {
-            // Whoever held it is down: there is nobody to ask, and packets would be lost until the answer did not come.
+            // The holder's port is down, so nobody can be asked. Packets would be lost while an answer is waited for.
             self.claims.insert(address, claim);
             self.concede(address);
             return;
@@ -269,8 +273,8 @@ impl Learner {
         Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: false }
     }
 
-    /// The holder answered, or is pinned: whoever claims the address, it is not asked again before [`Learner::retry`].
-    /// Claims may take turns as fast as packets come, and of one that is made again each time one is counted.
+    /// Refuses a claim, because the holder answered or is pinned. The holder is not asked again before [`Learner::retry`],
+    /// whoever claims the address. Claims may alternate with every packet, so only one is counted until then.
     pub(super) fn refuse(&mut self, address: IpAddr) {
         let counted = self.answered.entry(address).or_default();
         let Some(claim) = self.claims.get_mut(&address) else { return };
@@ -279,7 +283,8 @@ impl Learner {
         self.conflicts_total += u64::from(!claim_was && !address_was);
     }
 
-    /// The holder is silent: the claimant gets the address, or the stack if the claimant's port has no fast path.
+    /// The holder did not answer, so the claimant gets the address. If the claimant's port has no programs, the endpoint is
+    /// only removed, and packets to the address take the stack.
     pub(super) fn concede(&mut self, address: IpAddr) {
         let Some(claim) = self.claims.remove(&address) else {
             return;
@@ -294,8 +299,9 @@ impl Learner {
         }
     }
 
-    /// The kernel keeps a neighbour long after it fell silent. On another segment than the claimant's the entry would
-    /// be a claim at once, and two that are silent would take the address from each other for ever.
+    /// Removes the former holder's neighbour entry from the picture. The kernel keeps such an entry for long. If it is on
+    /// another segment than the claimant's, it would be a claim at once, and two silent containers would take the address from
+    /// each other for ever.
     fn disprove(&mut self, address: IpAddr, claimant: u32) {
         let Some(held) = self.endpoints.get(&address) else { return };
         let segment = self.segment(held.port);

@@ -1,16 +1,16 @@
-//! What the learner knows of the host, as `overlay status` shows it.
+//! Puts together what the learner knows about the host, for `overlay status`.
 use std::mem;
 
 use super::Learner;
 use crate::learn::view::{Bridge, Conflict, View};
 
 impl Learner {
-    /// What status shows, if it may be another than at the last call.
+    /// The overview, if it may have changed since the last call.
     pub fn take_view(&mut self) -> Option<View> {
         mem::take(&mut self.is_view_stale).then(|| self.view())
     }
 
-    /// What status shows.
+    /// The overview that `overlay status` shows.
     pub fn view(&self) -> View {
         let name = |index: u32| {
             let known = self.interface_name(index).map(str::to_owned);

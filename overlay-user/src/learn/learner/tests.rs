@@ -1,4 +1,4 @@
-//! Sequences of kernel events, and what must follow from each.
+//! Tests of what follows from sequences of kernel events.
 use std::net::Ipv4Addr;
 
 use super::*;
@@ -15,7 +15,7 @@ const fn mac(last: u8) -> Mac {
 }
 
 fn link(index: u32, kind: LinkKind, master: Option<u32>) -> Link {
-    // A container's veth has its other end in the container.
+    // The other end of a container's veth is in the container's namespace.
     let peer_netns = (kind == LinkKind::Veth).then_some(0);
     Link {
         index,
@@ -60,7 +60,7 @@ fn config() -> LearnConfig {
     LearnConfig { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] }
 }
 
-/// A learner that knows an empty bridge.
+/// A learner that knows a bridge without ports.
 fn learner() -> Learner {
     let mut learner = Learner::new(config(), &Installed::default());
     learner.resync(HostSnapshot {
@@ -72,7 +72,7 @@ fn learner() -> Learner {
     learner
 }
 
-/// A learner with C1 behind port 7, MAC A.
+/// A learner with C1 behind port 7, with MAC address A.
 fn learned() -> Learner {
     let mut learner = learner();
     feed(&mut learner, [port(7), seen(A, 7), neighbour(BRIDGE, C1, A)]);
@@ -161,7 +161,7 @@ fn ageing_removes_nothing() {
 fn the_end_of_a_veth_removes_its_endpoints_before_the_port() {
     let gone = [LocalChange::RemoveEndpoint(C1), LocalChange::Detach(7)];
     assert_eq!(feed(&mut learned(), [Event::LinkGone(7)]), gone);
-    // Taken out of the bridge, the veth lives on elsewhere.
+    // The veth was taken out of the bridge, but it still exists.
     assert_eq!(feed(&mut learned(), [Event::Link(link(7, LinkKind::Veth, None))]), gone);
 }
 
@@ -194,7 +194,7 @@ fn a_gratuitous_arp_steals_nothing_from_a_holder_that_answers() {
     assert_eq!(feed(&mut learner, theft), [LocalChange::Attach(8, PortKind::Veth)]);
     let asked = probe(&mut learner);
     assert_eq!((asked.port, asked.address, asked.mac), (7, C1, A));
-    // Said again while the probe is under way: asked once.
+    // The claim is repeated during the probe, but the holder is asked only once.
     feed(&mut learner, [neighbour(BRIDGE, C1, B)]);
     assert_eq!(learner.take_probes(), []);
 
@@ -204,7 +204,7 @@ fn a_gratuitous_arp_steals_nothing_from_a_holder_that_answers() {
     assert_eq!((view.conflicts_total, view.conflicts.len()), (1, 1));
     assert_eq!((view.conflicts[0].holder.as_str(), view.conflicts[0].claimant.as_str()), ("if7", "if8"));
 
-    // Refused until the next round; a round that ends the same way is no second conflict.
+    // The claim is refused until the next round. If the next round ends in the same way, it is not counted again.
     feed(&mut learner, [neighbour(BRIDGE, C1, B)]);
     assert_eq!(learner.take_probes(), []);
     learner.retry();
@@ -212,7 +212,7 @@ fn a_gratuitous_arp_steals_nothing_from_a_holder_that_answers() {
     learner.probed(asked, true);
     assert_eq!(learner.view().conflicts_total, 1);
 
-    // The holder speaks up: no claim stands any more.
+    // The holder is seen again, so nobody else claims the address any more.
     feed(&mut learner, [neighbour(BRIDGE, C1, A)]);
     assert_eq!(learner.view().conflicts, []);
     assert_eq!(learner.endpoints[&C1], on(7, A));
@@ -235,7 +235,7 @@ fn a_silent_holder_loses_its_address() {
     learner.probed(asked, false);
     assert_eq!(learner.take_changes(), [LocalChange::PutEndpoint(C1, on(8, B))]);
     assert_eq!(learner.view().moves_total, 1);
-    // A late answer to an old question moves nothing.
+    // A late answer to an old question changes nothing.
     learner.probed(asked, false);
     assert_eq!(learner.take_changes(), []);
 }
@@ -256,7 +256,7 @@ fn a_holder_that_is_gone_needs_no_probe() {
 #[test]
 fn a_holder_that_is_down_loses_its_address_unasked() {
     let mut learner = learned();
-    // Down alone proves nothing: the container may come up again.
+    // A port that is down proves nothing by itself, because the container may come up again.
     let down = Link { carrier: false, ..link(7, LinkKind::Veth, Some(BRIDGE)) };
     assert_eq!(feed(&mut learner, [Event::Link(down.clone())]), []);
     assert_eq!(learner.endpoints[&C1], on(7, A));
@@ -264,13 +264,13 @@ fn a_holder_that_is_down_loses_its_address_unasked() {
     assert_eq!(changes, [LocalChange::Attach(8, PortKind::Veth), LocalChange::PutEndpoint(C1, on(8, B))]);
     assert_eq!((learner.take_probes(), learner.view().moves_total), (vec![], 1));
 
-    // Refused at first, and then the holder goes down.
+    // The claim is refused at first, and then the holder goes down.
     let mut learner = learned();
     feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
     let asked = probe(&mut learner);
     learner.probed(asked, true);
     assert_eq!(feed(&mut learner, [Event::Link(down.clone())]), [LocalChange::PutEndpoint(C1, on(8, B))]);
-    // A pinned one stays.
+    // A pinned endpoint stays.
     let mut learner = learned();
     learner.attach(C1, "if7", Some(A)).unwrap();
     learner.take_changes();
@@ -278,25 +278,25 @@ fn a_holder_that_is_down_loses_its_address_unasked() {
     assert_eq!(feed(&mut learner, claim), [LocalChange::Attach(8, PortKind::Veth)]);
 }
 
-/// A point-to-point veth of ours, with `address` seen behind it.
+/// A point-to-point veth with an address of the subnet, with `address` seen behind it.
 fn seen_alone(index: u32, address: IpAddr, mac: Mac) -> [Event; 3] {
-    // A route of its own makes it ours, whatever address is seen there.
+    // A host route by the veth makes its containers be learned, whatever address is seen there.
     let destination = IpAddr::from([10, 244, 1, 200 + index as u8]).into();
     let route =
         Route { destination, link: Some(index), gateway: None, source: None, metric: 0, table: TABLE_MAIN };
     [Event::Link(link(index, LinkKind::Veth, None)), Event::Route(route), neighbour(index, address, mac)]
 }
 
-/// On segments of its own each, since the kernel keeps one neighbour entry per address and segment.
+/// Each claimant is on a segment of its own, since the kernel keeps one neighbour entry for each address and segment.
 #[test]
 fn an_address_seen_on_two_segments_is_asked_about_once() {
-    // The bridge is interface 5: a rival below and one above it.
+    // The bridge is interface 5. One rival has a lower index, and one has a higher index.
     for rival in [3, 9] {
         let mut learner = learned();
         feed(&mut learner, seen_alone(rival, C1, B));
         let asked = probe(&mut learner);
         assert_eq!((asked.port, asked.mac), (7, A));
-        // Whoever is seen meanwhile takes back nothing.
+        // Others that are seen in the meantime change nothing.
         feed(&mut learner, [neighbour(BRIDGE, C1, A), neighbour(rival, C1, B)]);
         learner.probed(asked, true);
         assert_eq!((learner.take_probes(), learner.take_changes()), (vec![], vec![]), "{rival}");
@@ -320,10 +320,10 @@ fn a_silent_holder_on_another_segment_loses_its_address_for_good() {
         learner.probed(asked, false);
         let moved = Endpoint { gateway_mac: mac(0x80 | rival as u8), ..on(rival, B) };
         assert_eq!(learner.take_changes(), [LocalChange::PutEndpoint(C1, moved)], "{rival}");
-        // The neighbour entry by which it was known is still in the kernel, and claims nothing.
+        // The kernel still has the neighbour entry of the former holder, but it does not count as a claim.
         learner.retry();
         assert_eq!((learner.take_probes(), learner.view().moves_total), (vec![], 1), "{rival}");
-        // Seen again, it does.
+        // It counts as a claim when the former holder is seen again.
         feed(&mut learner, [Event::NeighbourGone(BRIDGE, C1), neighbour(BRIDGE, C1, A)]);
         assert_eq!(probe(&mut learner).port, rival);
     }
@@ -344,7 +344,7 @@ fn an_address_seen_on_three_segments_is_asked_about_once_too() {
             assert_eq!((learner.take_probes(), learner.view().conflicts_total), (vec![], 1));
             assert_eq!(learner.endpoints[&C1], on(7, A));
         } else {
-            // Who came first has it, and is asked about the third.
+            // The first claimant has the address, and is asked when the third one claims it.
             assert_eq!(learner.endpoints[&C1].port, 9);
             let asked = probe(&mut learner);
             assert_eq!(asked.port, 9);
@@ -376,7 +376,7 @@ fn two_containers_with_one_mac_make_no_storm_of_probes() {
     feed(&mut learner, [port(8), seen(A, 8), neighbour(BRIDGE, c2, A)]);
     assert_eq!((learner.endpoints[&C1].port, learner.endpoints[&c2].port), (7, 8));
     let mut asked = Vec::new();
-    // Every answer goes through the bridge, which then has the MAC address on the other port, before it is heard.
+    // Each answer passes the bridge before it is heard, so the bridge then has the MAC address on the other port.
     for _ in 0..20 {
         for probe in learner.take_probes() {
             learner.event(seen(A, probe.port));
@@ -437,7 +437,7 @@ fn a_point_to_point_veth_is_known_by_its_route() {
     let changes = feed(&mut learner, [veth, Event::Route(route), neighbour(7, C1, A)]);
     let endpoint = Endpoint { gateway_mac: mac(0x87), ..on(7, A) };
     assert_eq!(changes, [LocalChange::Attach(7, PortKind::Veth), LocalChange::PutEndpoint(C1, endpoint)]);
-    // The route going for a moment is not the veth's end.
+    // The veth is not detached when its route goes for a moment.
     assert_eq!(feed(&mut learner, [Event::RouteGone(route), Event::Route(route)]), []);
 }
 
@@ -449,7 +449,7 @@ fn a_port_that_gave_its_bridge_its_mac_is_no_point_to_point_veth_afterwards() {
     let gone = [LocalChange::RemoveEndpoint(C1), LocalChange::Detach(7)];
     assert_eq!(feed(&mut taken_out, [veth(None)]), gone);
 
-    // A port already when the agent started, seen in no event.
+    // The veth was a port already when the agent started, and no event told so.
     let installed = Installed {
         endpoints: [(C1, on(7, A))].into(),
         ports: [(BRIDGE, PortKind::Bridge), (7, PortKind::Veth)].into(),
@@ -470,7 +470,7 @@ fn a_port_that_gave_its_bridge_its_mac_is_no_point_to_point_veth_afterwards() {
 fn an_address_that_becomes_the_hosts_own_is_no_container_any_more() {
     let own = || Event::Address(address(BRIDGE, C1));
     assert_eq!(feed(&mut learned(), [own()]), [LocalChange::RemoveEndpoint(C1)]);
-    // An operator's word stands.
+    // An operator's command is not undone.
     let mut learner = learned();
     learner.attach(C1, "if7", Some(A)).unwrap();
     learner.take_changes();
@@ -488,7 +488,7 @@ fn what_changes_nothing_is_not_thought_about() {
         Event::Address(address(BRIDGE, GATEWAY)),
         seen(A, 7),
         neighbour(BRIDGE, C1, A),
-        // Of other networks, or gone before.
+        // These are of other networks, or are gone already.
         Event::Address(address(9, IpAddr::from([192, 168, 0, 1]))),
         Event::AddressGone(address(9, C1)),
         neighbour(9, IpAddr::from([192, 168, 0, 2]), B),
@@ -526,7 +526,7 @@ fn a_pinned_endpoint_is_neither_moved_nor_altered_by_learning() {
     assert_eq!(feed(&mut learner, claims), []);
     assert_eq!(learner.take_probes(), []);
     assert_eq!(learner.view().conflicts_total, 1);
-    // Only detach or the link's end.
+    // Only a detach or the end of the link removes it.
     learner.detach(C1).unwrap();
     assert_eq!(learner.take_changes(), [LocalChange::RemoveEndpoint(C1)]);
     assert_eq!(learner.detach(C1), Err(ClaimError::Unknown(C1)));
@@ -534,7 +534,7 @@ fn a_pinned_endpoint_is_neither_moved_nor_altered_by_learning() {
 
 #[test]
 fn an_address_is_pinned_over_whoever_was_first() {
-    // Nobody had the address, or its container was being restarted: whoever claims it, holds it.
+    // Nobody has the address, or its container is being restarted. The first claimant gets it.
     let mut learner = learned();
     feed(&mut learner, [port(8), seen(B, 8), neighbour(BRIDGE, C1, B)]);
     let asked = probe(&mut learner);
@@ -542,7 +542,7 @@ fn an_address_is_pinned_over_whoever_was_first() {
     assert_eq!(learner.view().conflicts[0].claimant, "if8");
     learner.attach(C1, "if8", None).unwrap();
     assert_eq!(learner.take_changes(), [LocalChange::PutEndpoint(C1, Endpoint { pinned: true, ..on(8, B) })]);
-    // The first one's claims are the conflict now.
+    // Now the claims of the former holder are the conflict.
     feed(&mut learner, [neighbour(BRIDGE, C1, A)]);
     let view = learner.view();
     assert_eq!((view.conflicts[0].claimant.as_str(), learner.take_probes()), ("if7", vec![]));
@@ -582,7 +582,7 @@ fn what_is_installed_survives_a_restart_unless_its_port_went() {
         ..Installed::default()
     };
     let mut learner = Learner::new(config(), &installed);
-    // No neighbour, no forwarding entry: the fast path kept them from being refreshed.
+    // There is neither a neighbour nor a forwarding entry, because the fast path kept them from being refreshed.
     learner.resync(HostSnapshot {
         links: vec![
             bridge(),
