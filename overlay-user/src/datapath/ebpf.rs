@@ -1,4 +1,4 @@
-//! The eBPF datapath: loads the programs, adopts what is pinned, and makes the loop's changes in the maps.
+//! The eBPF datapath: it loads the programs, adopts what is pinned, and carries the reconciler's changes out in the maps.
 mod peers;
 mod vteps;
 
@@ -42,12 +42,12 @@ pub struct EbpfDatapath {
     xdp_link: XdpLink,
     /// What XDP does.
     ingress: Ingress,
-    /// The interface that XDP was last attached to, or tried at: attaching may reset a NIC, so it is tried once.
+    /// The interface that XDP was last attached to, or that this was tried at. Attaching may reset a NIC, so it is tried once.
     tried: Option<u32>,
     options: LoadOptions,
     prefix_len: u8,
     slots: Slots,
-    /// Index of the tunnel device that has its programs; zero before there is one.
+    /// Index of the tunnel device that has its programs. Zero before there is one.
     device: watch::Sender<u32>,
 }
 
@@ -61,7 +61,7 @@ impl EbpfDatapath {
         Self::load_knowing(options, &[])
     }
 
-    /// The same with peers that are known from the first packet on: the programs drop what comes from others.
+    /// The same with peers that must be known from the first packet on, since the programs drop what comes from strangers.
     pub fn load_knowing(mut options: LoadOptions, peers: &[(IpNet, Peer)]) -> Result<Self, DatapathError> {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
@@ -122,12 +122,12 @@ impl EbpfDatapath {
         Ok(datapath)
     }
 
-    /// The log of the programs, whichever are loaded.
+    /// The log of the programs. It stays the same when they are loaded anew.
     pub fn log(&self) -> ProgramsLog {
         self.log.clone()
     }
 
-    /// Index of the tunnel device whose programs are in place: before that no frame may come in there.
+    /// Index of the tunnel device whose programs are attached. Before that, no frame may come in there.
     pub fn device(&self) -> watch::Receiver<u32> {
         self.device.subscribe()
     }
@@ -138,12 +138,13 @@ impl EbpfDatapath {
         if adopted > 0 {
             info!("adopted {adopted} attached programs of an earlier agent, replacing them in place");
         }
-        // overlay0 first: what the underlay's program leaves to the stack is checked there.
+        // overlay0 comes first, because what the underlay device's program leaves to the stack is checked there.
         self.attach(device, PortKind::Device)?;
         self.attach(underlay, PortKind::Underlay)
     }
 
-    /// XDP last, and gone first: what it has unwrapped needs TC's program behind it, which understands it in every mode.
+    /// Attaches or detaches XDP, last of all programs and first of all: what it has decapsulated needs TC's program behind it,
+    /// which understands its strip mark in every mode.
     fn take_in(&mut self) -> Result<(), DatapathError> {
         let underlay = self.options.settings.underlay;
         let Some(mode) = self.options.ingress.xdp else {
@@ -165,7 +166,7 @@ impl EbpfDatapath {
             return Ok(());
         }
         self.tried = Some(underlay);
-        // Of an earlier time: who took frames then need not now.
+        // XDP targets of an earlier time need not take frames any more.
         self.xdp_targets.clear()?;
         self.ingress = match self.xdp_link.attach(&mut self.ebpf, mode, underlay) {
             Ok(()) => {
@@ -222,14 +223,14 @@ impl EbpfDatapath {
         Ok(())
     }
 
-    /// The programs hold the devices' indexes and addresses as constants: loads them anew, with the same maps, and replaces
-    /// every one in place.
+    /// Loads the programs anew, with the same maps, and replaces every one in place. They hold the devices' indexes and addresses
+    /// as constants.
     fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
         let options = LoadOptions { settings, ..self.options.clone() };
         let (mut ebpf, mut tables) = load_object(&options, &options.pins)?;
         tables.mend_indexes()?;
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
-        // Only once every program is replaced is it done: else it is to be tried again, all of it.
+        // The new settings hold only once every program is replaced. Until then, all of it is to be tried again.
         self.links.adopt(&mut ebpf)?;
         self.log.read_from(&mut ebpf);
         (self.ebpf, self.tables, self.xdp_targets, self.options) = (ebpf, tables, xdp_targets, options);
@@ -313,7 +314,7 @@ impl Datapath for EbpfDatapath {
     }
 }
 
-/// The interface's MAC address; nothing where it has none.
+/// The interface's MAC address. None if it has none.
 fn mac_of(ifindex: u32) -> Result<Option<[u8; 6]>, DatapathError> {
     let all = getifaddrs().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
     let mut addresses = all.filter_map(|interface| interface.address);

@@ -32,14 +32,15 @@ pub struct LoadOptions {
     pub max_peers: u32,
     /// Capacity of the table of stack flows.
     pub max_flows: u32,
-    /// What agents with older map layouts left of this network, oldest first: taken over if `pins` holds nothing yet.
+    /// What agents with older map layouts left of this network, oldest first. It is taken over if `pins` holds nothing yet.
     pub older: Vec<Older>,
     /// Where maps are filled before they become `pins`, below the same bpffs.
     pub filling: PathBuf,
 }
 
 impl LoadOptions {
-    /// Adopted tables keep the size they were made with, and the loader believes what it is told of them.
+    /// Makes the wanted sizes those of the tables that are pinned already. Tables keep the size they were made with, and the
+    /// loader believes what it is told of them.
     pub(super) fn keep_sizes(&mut self) -> Result<(), DatapathError> {
         let tables = [("peers", "peers", &mut self.max_peers), ("stack_flows", "flows", &mut self.max_flows)];
         for (pin, table, wanted) in tables {
@@ -59,12 +60,12 @@ impl LoadOptions {
     }
 }
 
-/// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's: what
-/// ends before that leaves the older layout in force.
+/// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's. If the agent
+/// ends before that, the older layout is still in force.
 pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, Tables), DatapathError> {
     let filled = || {
         layouts::stage(older, &options.filling)?;
-        // As large as they were: counters that are shared have no more slots.
+        // The tables stay as large as they were: shared counters have no more slots.
         let [peers, flows] = layouts::sized(older)?;
         let (max_peers, max_flows) = (size(&peers)?, size(&flows)?);
         let options = LoadOptions { max_peers, max_flows, ..options.clone() };
@@ -76,7 +77,7 @@ pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, T
     filled().inspect_err(|_| layouts::forget(&options.filling))
 }
 
-/// Loads and verifies all programs, with maps from the pins in `folder` where they are there.
+/// Loads and verifies all programs. Maps that are pinned in `folder` are used, and the others are made and pinned there.
 pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
     let settings = index::settings(&options.settings);
@@ -104,7 +105,7 @@ pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf,
     Ok((ebpf, tables))
 }
 
-/// Loads the object, and every program in it into the kernel, where the verifier has its say.
+/// Loads the object, and every program in it into the kernel, whose verifier may refuse it.
 fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::failed("load the maps", &error))?;
     for attachment in Attachment::ALL {
@@ -137,7 +138,7 @@ fn size(pin: &Path) -> Result<u32, DatapathError> {
     Ok(info.max_entries())
 }
 
-/// One entry for every address of the subnet, up to 65,536.
+/// Capacity of the table of endpoints: one entry for every address of the subnet, up to 65,536.
 pub(super) fn endpoint_capacity(prefix_len: u8) -> u32 {
     1 << (32 - u32::from(prefix_len)).clamp(4, 16)
 }

@@ -11,7 +11,7 @@ use log::{Log, Metadata, Record, warn};
 use overlay_common::{Hook, Reason};
 use tokio::time::sleep;
 
-/// How often lines are read: they tell of rare things, and the counters tell at once.
+/// How often lines are read. They tell of rare events, which the counters show at once.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The log of the programs that are loaded: each object has its own.
@@ -19,16 +19,16 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct ProgramsLog(Arc<Mutex<Option<EbpfLogger<Words>>>>);
 
 impl ProgramsLog {
-    /// From now on the log of these programs, once what is left in the last ones' is read.
+    /// From now on, reads the log of these programs, after what is left in the log of the last ones.
     pub(super) fn read_from(&self, ebpf: &mut Ebpf) {
         self.flush();
         let logger = EbpfLogger::init_with_logger(ebpf, Words);
-        // Counters say the same, if less promptly.
+        // The counters say the same, so a log that cannot be read is no failure.
         let logger = logger.inspect_err(|error| warn!("the programs' log cannot be read: {error}")).ok();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = logger;
     }
 
-    /// Reads lines until dropped. The programs write at most one line per reason, CPU and second.
+    /// Reads lines until it is dropped. The programs write at most one line per reason, CPU and second.
     pub async fn follow(self) -> Infallible {
         loop {
             self.flush();

@@ -1,5 +1,5 @@
-//! XDP at the underlay device: one pinned link, in the driver alone, its program replaced in place by the next agent; and
-//! the interfaces it may redirect to.
+//! XDP at the underlay device: one pinned link, in the driver alone, whose program the next agent replaces in place; and the
+//! map of the interfaces that it may redirect to.
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -56,7 +56,7 @@ impl XdpLink {
     /// First part of the pin's name.
     pub const NAME: &str = "xdp";
 
-    /// That of the network with these pins; nothing is made.
+    /// The link of the network with these pins. Nothing is made.
     pub fn new(pins: &Path) -> Self {
         Self { folder: pins.join("links") }
     }
@@ -65,7 +65,7 @@ impl XdpLink {
         self.folder.join(format!("{}-{ifindex}", Self::NAME))
     }
 
-    /// Interfaces with a pin, which outlives its interface.
+    /// Interfaces that a link is pinned for. A pin outlives its interface.
     pub fn pinned(&self) -> Result<Vec<u32>, DatapathError> {
         let failed = |error| DatapathError::failed("read the folder of pinned links", &error);
         let files = match fs::read_dir(&self.folder) {
@@ -83,13 +83,13 @@ impl XdpLink {
         Ok(found)
     }
 
-    /// Id of the program behind our link there; nothing if there is no link.
+    /// Id of the program behind our link there. None if there is no link.
     pub fn program(&self, ifindex: u32) -> Option<u32> {
         let link = FdLink::from(PinnedLink::from_pin(self.path(ifindex)).ok()?);
         Some(link.info().ok()?.program_id())
     }
 
-    /// What our link's program does; nothing if there is no link.
+    /// What our link's program does. None if there is no link.
     pub fn mode(&self, ifindex: u32) -> Option<XdpMode> {
         let name = program_name(self.program(ifindex)?)?;
         // The kernel keeps 15 bytes of a name.
@@ -97,7 +97,7 @@ impl XdpLink {
         XdpMode::ALL.into_iter().find(|mode| kept(mode) == name)
     }
 
-    /// Puts this mode's program behind the pinned link. False if there is no link, or only a dead one (which is unpinned).
+    /// Puts this mode's program behind the pinned link. False if there is no link, or only a dead one, which is unpinned.
     pub fn replace(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<bool, DatapathError> {
         let path = self.path(ifindex);
         let action = format!("replace {} at {}", program_of(mode), path.display());
@@ -116,7 +116,7 @@ impl XdpLink {
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
             // Dropping our handle changes nothing: the pin holds the link.
             Ok(_) => Ok(true),
-            // The interface is gone, or somebody detached the link; it stays pinned, attached to nothing.
+            // The interface is gone, or somebody has detached the link. It stays pinned, but is attached to nothing.
             Err(error) if errno(&error) == Some(Errno::ENOLINK) => {
                 info!("the link {} is attached to nothing any more: unpinning it", path.display());
                 self.detach(ifindex)?;
@@ -126,7 +126,7 @@ impl XdpLink {
         }
     }
 
-    /// Attaches in the driver: generic XDP, behind the packet buffer, would only cost.
+    /// Attaches in the driver. Generic XDP comes after the packet buffer was made, and would only cost time.
     pub fn attach(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<(), DatapathError> {
         let action = format!("attach {} to interface {ifindex}", program_of(mode));
         let program = program_in(mode, ebpf)?;
@@ -141,7 +141,7 @@ impl XdpLink {
                 Some(Errno::EOPNOTSUPP) => DatapathError::missing(&action, "its driver has no native XDP"),
                 _ => DatapathError::failed(&action, &error),
             })?;
-        // Without links to pin (which end with their interface) aya attaches by netlink, and detaches with its drop.
+        // Where the kernel has no XDP links, aya attaches by netlink, and detaches when its handle is dropped.
         let link: FdLink =
             link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
         let path = self.path(ifindex);
@@ -149,7 +149,7 @@ impl XdpLink {
         Ok(())
     }
 
-    /// Removes the pin, and with it the link, which nobody else holds. Nothing there is no error.
+    /// Removes the pin, and with it the link, which nobody else holds. It is no error if there is none.
     pub fn detach(&self, ifindex: u32) -> Result<(), DatapathError> {
         let path = self.path(ifindex);
         match fs::remove_file(&path) {
@@ -179,7 +179,7 @@ pub fn program_name(id: u32) -> Option<String> {
 pub struct XdpTargets(DevMapHash<MapData>);
 
 impl XdpTargets {
-    /// The map's name in the programs, and its pin's.
+    /// The map's name in the programs, and the name of its pin.
     pub const MAP: (&str, &str) = ("XDP_TARGETS", "xdp_targets");
 
     /// The map of freshly loaded programs.
@@ -190,13 +190,13 @@ impl XdpTargets {
         Ok(Self(map.map_err(|error: MapError| DatapathError::failed("use the map of XDP targets", &error))?))
     }
 
-    /// Who is in it.
+    /// The interfaces in the map.
     pub fn list(&self) -> Result<Vec<u32>, DatapathError> {
         let all: Result<Vec<u32>, MapError> = self.0.keys().collect();
         all.map_err(|error| DatapathError::failed("read the map of XDP targets", &error))
     }
 
-    /// Adds or removes an interface. One that is gone is not added, and has been removed by the kernel.
+    /// Adds or removes an interface. An interface that is gone is not added; the kernel has removed it already.
     pub fn set(&mut self, ifindex: u32, takes: bool) -> Result<(), DatapathError> {
         let action = if takes { "add" } else { "remove" };
         let done = if takes {
@@ -216,7 +216,7 @@ impl XdpTargets {
         }
     }
 
-    /// Empties it.
+    /// Empties the map.
     pub fn clear(&mut self) -> Result<(), DatapathError> {
         for ifindex in self.list()? {
             self.set(ifindex, false)?;
