@@ -1,4 +1,4 @@
-//! The eBPF datapath: loads the programs, adopts what is pinned, and makes the loop's changes in the maps.
+//! The eBPF datapath: it loads the programs, adopts what is pinned, and carries the reconciler's changes out in the maps.
 mod peers;
 mod vteps;
 
@@ -42,13 +42,12 @@ pub struct EbpfDatapath {
     xdp_link: XdpLink,
     /// What XDP does.
     ingress: Ingress,
-    /// The interface at which attaching XDP was last tried. It is tried only once for each interface, because it may reset
-    /// the NIC.
+    /// The interface that XDP was last attached to, or that this was tried at. Attaching may reset a NIC, so it is tried once.
     tried: Option<u32>,
     options: LoadOptions,
     prefix_len: u8,
     slots: Slots,
-    /// Index of the tunnel device whose programs are attached. It is zero before there is one.
+    /// Index of the tunnel device that has its programs. Zero before there is one.
     device: watch::Sender<u32>,
 }
 
@@ -62,8 +61,7 @@ impl EbpfDatapath {
         Self::load_knowing(options, &[])
     }
 
-    /// Does the same as [`Self::load`], with peers that are known from the first packet on. The programs drop what comes
-    /// from unknown hosts.
+    /// The same with peers that must be known from the first packet on, since the programs drop what comes from strangers.
     pub fn load_knowing(mut options: LoadOptions, peers: &[(IpNet, Peer)]) -> Result<Self, DatapathError> {
         fs::create_dir_all(&options.pins).map_err(|error| {
             DatapathError::failed(format!("make the folder {}", options.pins.display()), &error)
@@ -124,12 +122,12 @@ impl EbpfDatapath {
         Ok(datapath)
     }
 
-    /// The log of the programs. It follows when they are loaded anew.
+    /// The log of the programs. It stays the same when they are loaded anew.
     pub fn log(&self) -> ProgramsLog {
         self.log.clone()
     }
 
-    /// Index of the tunnel device whose programs are attached. Before they are, no frame may come in at the device.
+    /// Index of the tunnel device whose programs are attached. Before that, no frame may come in there.
     pub fn device(&self) -> watch::Receiver<u32> {
         self.device.subscribe()
     }
@@ -140,13 +138,13 @@ impl EbpfDatapath {
         if adopted > 0 {
             info!("adopted {adopted} attached programs of an earlier agent, replacing them in place");
         }
-        // overlay0 comes first, because its program checks what the underlay's program leaves to the stack.
+        // overlay0 comes first, because what the underlay device's program leaves to the stack is checked there.
         self.attach(device, PortKind::Device)?;
         self.attach(underlay, PortKind::Underlay)
     }
 
-    /// Attaches or detaches XDP at the underlay, as wanted. XDP is attached after TC's program and detached before it: what
-    /// XDP strips needs TC's program behind it.
+    /// Attaches or detaches XDP, last of all programs and first of all: what it has decapsulated needs TC's program behind it,
+    /// which understands its strip mark in every mode.
     fn take_in(&mut self) -> Result<(), DatapathError> {
         let underlay = self.options.settings.underlay;
         let Some(mode) = self.options.ingress.xdp else {
@@ -168,7 +166,7 @@ impl EbpfDatapath {
             return Ok(());
         }
         self.tried = Some(underlay);
-        // These targets are of an earlier time. A veth that took frames then may not take them now.
+        // XDP targets of an earlier time need not take frames any more.
         self.xdp_targets.clear()?;
         self.ingress = match self.xdp_link.attach(&mut self.ebpf, mode, underlay) {
             Ok(()) => {
@@ -225,14 +223,14 @@ impl EbpfDatapath {
         Ok(())
     }
 
-    /// Loads the programs anew, with the same maps, and replaces each of them in place. That is needed because the devices'
-    /// indexes and addresses are constants in the programs.
+    /// Loads the programs anew, with the same maps, and replaces every one in place. They hold the devices' indexes and addresses
+    /// as constants.
     fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
         let options = LoadOptions { settings, ..self.options.clone() };
         let (mut ebpf, mut tables) = load_object(&options, &options.pins)?;
         tables.mend_indexes()?;
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
-        // The new state is only remembered once all programs are replaced. If one is not, everything is tried again later.
+        // The new settings hold only once every program is replaced. Until then, all of it is to be tried again.
         self.links.adopt(&mut ebpf)?;
         self.log.read_from(&mut ebpf);
         (self.ebpf, self.tables, self.xdp_targets, self.options) = (ebpf, tables, xdp_targets, options);
@@ -316,7 +314,7 @@ impl Datapath for EbpfDatapath {
     }
 }
 
-/// The interface's MAC address, if it has one.
+/// The interface's MAC address. None if it has none.
 fn mac_of(ifindex: u32) -> Result<Option<[u8; 6]>, DatapathError> {
     let all = getifaddrs().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
     let mut addresses = all.filter_map(|interface| interface.address);

@@ -1,8 +1,9 @@
-//! Peers and endpoints: the table that people and agents read, and beside it an array that says the same to the programs, by
-//! the number of a subnet in Network, or of an address in the subnet.
+//! Peers and endpoints: a table that people and agents read, and beside it an array, the index, that says the same to the
+//! programs by the number of a subnet in Network, or of an address in the subnet.
 //!
-//! An index holds nothing that its table does not: entries come after the table's and go before it. Each agent makes its own
-//! at the start, and fills it before its programs take the place of the last agent's, which go on with theirs.
+//! An index holds nothing that its table does not hold: an entry is put into the table first, and removed from it last. Each
+//! agent makes indexes of its own at the start, and fills them before its programs take the place of the last agent's, which go
+//! on with theirs.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -24,28 +25,28 @@ use super::DatapathError;
 /// Names of the arrays in the programs, and of their pins.
 pub(super) const MAPS: [(&str, &str); 2] = [PeerEntry::INDEX, EndpointEntry::INDEX];
 
-/// What has a table and an index.
+/// An entry of a table that has an index beside it.
 pub trait Entry: Pod + Default + PartialEq {
-    /// What they are called.
+    /// What such entries are called, in the plural.
     const PLURAL: &str;
-    /// Name of the array in the programs, and of its pin.
+    /// Name of the index in the programs, and of its pin.
     const INDEX: (&str, &str);
-    /// Which of the settings' flags says that there is an index.
+    /// The flag of the settings that says that there is an index.
     const FLAG: u32;
-    /// The longest index.
+    /// Length of the longest index that is made.
     const MAX_INDEX: u32;
 
-    /// How long the index of a network is.
+    /// Length of the index that a network with these settings needs.
     fn places(settings: &Settings) -> u64;
 
-    /// Its place in the index. None for what is outside Network: the programs ask no table about it.
+    /// The place of this key in the index. None for a key outside Network, about which the programs ask no table.
     fn number(settings: &Settings, key: Addr4) -> Option<u32>;
 
-    /// Whether there is one: an array has zeros where there is none.
+    /// Whether this is an entry at all: an array has zeros where there is none.
     fn exists(&self) -> bool;
 
-    /// The same, and counts as none.
-    fn hidden(self) -> Self;
+    /// The same entry, but for the field by which the programs tell that there is one: they take it for none.
+    fn concealed(self) -> Self;
 }
 
 impl Entry for PeerEntry {
@@ -66,7 +67,7 @@ impl Entry for PeerEntry {
         self.outer != Addr4::default()
     }
 
-    fn hidden(self) -> Self {
+    fn concealed(self) -> Self {
         Self { outer: Addr4::default(), ..self }
     }
 }
@@ -89,12 +90,13 @@ impl Entry for EndpointEntry {
         self.ifindex != 0
     }
 
-    fn hidden(self) -> Self {
+    fn concealed(self) -> Self {
         Self { ifindex: 0, ..self }
     }
 }
 
-/// Settings that say which indexes there are: none for more than the programs' arrays may hold, whose table is asked then.
+/// The settings with flags that say which indexes there are. What would need a longer index than is made has none, and the
+/// programs ask its table.
 pub(super) fn settings(settings: &Settings) -> Settings {
     let flag = |fits: bool, flag: u32| if fits { flag } else { 0 };
     let flags = flag(fits::<PeerEntry>(settings), PeerEntry::FLAG)
@@ -106,10 +108,10 @@ fn fits<V: Entry>(settings: &Settings) -> bool {
     V::places(settings) <= V::MAX_INDEX.into()
 }
 
-/// Tells the loader how long they are.
+/// Tells the loader how long the indexes are.
 pub(super) fn size(loader: &mut EbpfLoader<'_>, settings: &Settings) {
     fn one<V: Entry>(loader: &mut EbpfLoader<'_>, settings: &Settings) {
-        // The programs name it whether they use it or not.
+        // The programs name the index whether they use it or not.
         let places = if settings.flags & V::FLAG == 0 { 1 } else { V::places(settings) as u32 };
         loader.map_max_entries(V::INDEX.0, places);
     }
@@ -117,7 +119,7 @@ pub(super) fn size(loader: &mut EbpfLoader<'_>, settings: &Settings) {
     one::<EndpointEntry>(loader, settings);
 }
 
-/// Forgets the last agent's, whose programs keep them until they are replaced.
+/// Unpins the last agent's indexes. Its programs keep them until they are replaced.
 pub(super) fn unpin(pins: &Path) -> Result<(), DatapathError> {
     for (_, pin) in MAPS {
         let path = pins.join(pin);
@@ -134,19 +136,19 @@ pub(super) fn unpin(pins: &Path) -> Result<(), DatapathError> {
 /// A table and its index.
 pub struct Indexed<V: Entry> {
     table: HashMap<MapData, Addr4, V>,
-    /// Where the programs are this process's own: who only opens the pins does not write.
+    /// The index, if the programs are this process's own. Whoever only opens the pins does not write.
     index: Option<Index<V>>,
 }
 
 struct Index<V: Entry> {
     array: Array<MapData, V>,
-    /// Whose places are not empty: nobody else writes the array.
+    /// Keys whose places are not empty. Nobody else writes the array, so this is complete.
     placed: BTreeSet<Addr4>,
     settings: Settings,
 }
 
 impl<V: Entry> Indexed<V> {
-    /// A table to be read.
+    /// A table that is only read.
     pub(super) fn read_only(table: HashMap<MapData, Addr4, V>) -> Self {
         Self { table, index: None }
     }
@@ -164,7 +166,7 @@ impl<V: Entry> Indexed<V> {
         Ok(())
     }
 
-    /// Has the programs find what the table holds, and nothing else; returns how much of it they did not.
+    /// Makes the index say what the table says, and returns how many entries it corrected.
     pub(super) fn mend(&mut self) -> Result<usize, DatapathError> {
         let entries = self.entries()?;
         let Some(index) = &mut self.index else { return Ok(0) };
@@ -173,7 +175,7 @@ impl<V: Entry> Indexed<V> {
         })
     }
 
-    /// The entry of this address: of a container, or the first of a peer's subnet.
+    /// The entry with this key: a container's address, or the base address of a peer's subnet.
     pub fn get(&self, key: Addr4) -> Option<V> {
         self.table.get(&key, 0).ok()
     }
@@ -207,8 +209,8 @@ impl<V: Entry> Index<V> {
     fn put(&mut self, key: Addr4, value: V) -> Result<(), MapError> {
         let Some(number) = self.number(key) else { return Ok(()) };
         if !self.array.get(&number, 0)?.exists() {
-            // The kernel copies eight bytes at a time: no packet may see an address whose MAC is still to come.
-            self.array.set(number, value.hidden(), 0)?;
+            // The kernel copies eight bytes at a time, and no packet may see an address whose MAC address is still to come.
+            self.array.set(number, value.concealed(), 0)?;
         }
         self.array.set(number, value, 0)?;
         self.placed.insert(key);
@@ -239,7 +241,7 @@ impl<V: Entry> Index<V> {
         Ok(stale.len() + put)
     }
 
-    /// Also where it has no place for it: the programs ask the table then, or nobody.
+    /// Whether the index says this of the key. True also if it has no place for the key: then the programs do not ask it.
     fn holds(&self, key: Addr4, value: &V) -> bool {
         self.number(key).is_none_or(|number| self.array.get(&number, 0).is_ok_and(|found| found == *value))
     }

@@ -1,10 +1,10 @@
-//! Taking over from an agent with an older map layout: ours are filled with what its maps hold, and only then do our
-//! programs take the place of its. One file beside this for each layout that can be read.
+//! Taking over from an agent with an older map layout: our maps are filled with what its maps hold, and only then do our
+//! programs take the place of its programs. A file beside this one reads each layout that can be read.
 //!
-//! What ends on the way leaves a host whose next agent goes on: maps are made and filled in a folder of their own, and
-//! its one `rename` to `v<ABI>/<network>` is the moment from which ours hold. The links are moved after it, one rename
-//! each, still running the older programs on the older maps, and replaced in place as those of any earlier agent are.
-//! Filters without pins (clsact) are found where they are attached. The older pins go last.
+//! If the agent ends in the middle of it, the next agent goes on. Maps are made and filled in a folder of their own, and one
+//! `rename` of that folder to `v<ABI>/<network>` is the moment from which the present layout is in force. After it the links are
+//! moved, by one rename each; they still run the older programs on the older maps, and the programs are replaced in place, as
+//! those of any earlier agent are. Filters without pins (clsact) are found where they are attached. The older pins go last.
 mod reader;
 #[cfg(not(feature = "next-layout"))]
 mod v1;
@@ -65,7 +65,7 @@ pub(super) fn is_filled(pins: &Path) -> Result<bool, DatapathError> {
     Ok(files.flatten().any(|file| !file.path().is_dir()))
 }
 
-/// Makes sure that every pinned link is one that this program knows: another would go on doing what nobody here answers
+/// Makes sure that this program knows every pinned link. One that it does not know would go on doing what nobody here answers
 /// for.
 ///
 /// # Errors
@@ -101,7 +101,7 @@ fn is_known(name: &OsStr) -> bool {
     ifindex.parse::<u32>().is_ok() && kinds.any(|known| known == kind)
 }
 
-/// Empties `filling`, and puts the maps there that both layouts share.
+/// Empties `filling`, and puts the maps that both layouts share there.
 pub(super) fn stage(older: &Older, filling: &Path) -> Result<(), DatapathError> {
     let reader = reader(older)?;
     info!("taking over from an agent with map layout {} in {}", older.abi, older.pins.display());
@@ -119,7 +119,7 @@ pub(super) fn stage(older: &Older, filling: &Path) -> Result<(), DatapathError> 
         fs::hard_link(&from, filling.join(here)).map_err(|error| failed("share", &from, &error))?;
     }
     may_crash("shared");
-    // Pins that are taken over must be what they are called, too.
+    // Pins that are taken over must be what they are called, as those of our own layout must.
     tables::check(filling)
 }
 
@@ -159,7 +159,7 @@ fn copy_written(older: &Older, tables: &mut Tables) -> Result<(), DatapathError>
     Ok(())
 }
 
-/// From here on the present layout holds: an agent with the older one refuses to start.
+/// Puts the present layout in force: from here on, an agent with the older one refuses to start.
 pub(super) fn commit(filling: &Path, pins: &Path) -> Result<(), DatapathError> {
     fs::rename(filling, pins).map_err(|error| failed("rename to its place", filling, &error))?;
     may_crash("committed");
@@ -167,7 +167,7 @@ pub(super) fn commit(filling: &Path, pins: &Path) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Removes what was not finished.
+/// Removes what has been filled, since it was not finished.
 pub(super) fn forget(filling: &Path) {
     if let Err(error) = fs::remove_dir_all(filling)
         && error.kind() != io::ErrorKind::NotFound
@@ -177,7 +177,7 @@ pub(super) fn forget(filling: &Path) {
     leave(filling);
 }
 
-/// The folder around it is shared with other networks; what is not empty stays.
+/// Removes the folder around it if it is empty. Other networks have their folders there.
 fn leave(filling: &Path) {
     let _ = filling.parent().map(fs::remove_dir);
 }
@@ -188,7 +188,7 @@ pub(super) fn move_links(older: &Older, pins: &Path) -> Result<(), DatapathError
     let reader = reader(older)?;
     let links = names(&older.pins.join("links"))?.into_iter();
     let links = links.map(|name| ("links", name.clone(), present_name(reader, name)));
-    // The marks of qdiscs that are ours.
+    // These folders say which qdiscs are ours.
     let marks = names(&older.pins.join("qdiscs"))?.into_iter().map(|name| ("qdiscs", name.clone(), name));
     for (folder, there, here) in links.filter(|(_, _, here)| is_known(here)).chain(marks) {
         let from = older.pins.join(folder).join(there);

@@ -1,4 +1,4 @@
-//! Attaching programs so that they outlive the agent, and replacing them in place: what belongs where, and what is there.
+//! Attaching programs so that they outlive the agent, replacing them in place, and asking the kernel what is attached.
 mod attacher;
 mod attachment;
 mod clsact;
@@ -37,8 +37,8 @@ pub enum AttachMethod {
 }
 
 impl AttachMethod {
-    /// The better one that this kernel has: tries it, since versions say little about what distributions backport or
-    /// leave out.
+    /// The better method that this kernel has. It is tried, since versions say little about what distributions backport or leave
+    /// out.
     ///
     /// # Errors
     /// Without CAP_NET_ADMIN the kernel does not say.
@@ -46,15 +46,15 @@ impl AttachMethod {
         Ok(if tcx::is_there()? { Self::Tcx } else { Self::Clsact })
     }
 
-    /// How the network with these pins is attached, and the index of its tunnel device; nothing if it is not. Needs no
-    /// agent.
+    /// How the programs of the network with these pins are attached, and the index of its tunnel device. None if they are not
+    /// attached. Works with no agent running.
     pub fn in_use(pins: &Path) -> Result<Option<(Self, u32)>, DatapathError> {
         let links = Links::open(pins, Self::Tcx);
-        for way in [Self::Tcx, Self::Clsact] {
-            let found = links.tc(way).found()?;
+        for method in [Self::Tcx, Self::Clsact] {
+            let found = links.by(method).found()?;
             let device = found.iter().find(|(attachment, _)| *attachment == Attachment::Receive);
             if let Some((_, device)) = device {
-                return Ok(Some((way, *device)));
+                return Ok(Some((method, *device)));
             }
         }
         Ok(None)
@@ -94,38 +94,38 @@ impl Links {
         Self { chosen, tcx: Tcx(Pins::new(pins)), clsact: Clsact::new(pins) }
     }
 
-    fn way(&self) -> &dyn Attacher {
-        self.tc(self.chosen)
+    fn attacher(&self) -> &dyn Attacher {
+        self.by(self.chosen)
     }
 
-    fn tc(&self, way: AttachMethod) -> &dyn Attacher {
-        match way {
+    fn by(&self, method: AttachMethod) -> &dyn Attacher {
+        match method {
             AttachMethod::Tcx => &self.tcx,
             AttachMethod::Clsact => &self.clsact,
         }
     }
 
-    /// What is attached: interfaces by attachment. One may be gone; [`Attacher::replace`] finds out.
+    /// What is attached to which interfaces. An interface may be gone; [`Attacher::replace`] finds out.
     fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
-        let mut found = self.way().found()?;
+        let mut found = self.attacher().found()?;
         found.sort_unstable();
         Ok(found)
     }
 
-    /// Replaces every attached program in place; returns how many there were. What an earlier agent attached in the other
-    /// way gets the new program too, is attached in the chosen way beside it, and only then detached: for that moment
-    /// a packet that goes on to the stack passes both, which changes nothing but its count.
+    /// Replaces every attached program in place, and returns how many there were. Where an earlier agent used the other method,
+    /// the program is replaced too, then attached by the chosen method beside it, and only then detached. In between, a packet
+    /// that goes on to the stack passes both, which changes nothing but its count.
     pub fn adopt(&self, ebpf: &mut Ebpf) -> Result<usize, DatapathError> {
         let mut adopted = 0;
         for (attachment, ifindex) in self.found()? {
-            adopted += usize::from(self.way().replace(ebpf, attachment, ifindex)?);
+            adopted += usize::from(self.attacher().replace(ebpf, attachment, ifindex)?);
             may_crash("one program replaced");
         }
         let other = match self.chosen {
             AttachMethod::Tcx => AttachMethod::Clsact,
             AttachMethod::Clsact => AttachMethod::Tcx,
         };
-        let left = self.tc(other).found()?;
+        let left = self.by(other).found()?;
         if !left.is_empty() {
             info!(
                 "an earlier agent attached {} programs by {other}: moving them to {}",
@@ -134,28 +134,28 @@ impl Links {
             );
         }
         for (attachment, ifindex) in left {
-            // One whose interface is gone is not moved to another that has its index now.
-            if self.tc(other).replace(ebpf, attachment, ifindex)? {
+            // If its interface is gone, it is not moved to another interface that has the index now.
+            if self.by(other).replace(ebpf, attachment, ifindex)? {
                 match self.attach(ebpf, attachment, ifindex) {
                     Err(DatapathError::Gone(_)) => {}
                     attached => attached?,
                 }
                 adopted += 1;
             }
-            self.tc(other).detach(attachment, ifindex)?;
+            self.by(other).detach(attachment, ifindex)?;
         }
         self.clsact.forget_gone()?;
         Ok(adopted)
     }
 
-    /// Ports whose programs are all attached, as the kernel says: what we attached may have lost its interface, or been
-    /// detached by somebody.
+    /// Ports whose programs are all attached, as the kernel says. What we attached may have lost its interface, or somebody may
+    /// have detached it.
     pub fn ports(&self, ebpf: &Ebpf) -> Result<BTreeMap<u32, PortKind>, DatapathError> {
         let mut attached = Vec::new();
         for (attachment, index) in self.found()? {
             let Some(name) = interface_name(index)? else { continue };
             let interface = Interface { index, name: &name };
-            if self.way().runs(program_id(ebpf, attachment)?, attachment, interface)? {
+            if self.attacher().runs(program_id(ebpf, attachment)?, attachment, interface)? {
                 attached.push((attachment, index));
             }
         }
@@ -170,43 +170,43 @@ impl Links {
     /// Attaches a program, or replaces the one that is there without a moment in between.
     ///
     /// # Errors
-    /// [`DatapathError::Gone`] if there is no interface of that index: whoever is told so does not try again.
+    /// [`DatapathError::Gone`] if there is no interface of that index, so that the caller does not try again.
     pub fn attach(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        let way = self.way();
-        if way.replace(ebpf, attachment, ifindex)? {
+        let attacher = self.attacher();
+        if attacher.replace(ebpf, attachment, ifindex)? {
             return Ok(());
         }
-        by_name(ifindex, |interface| way.attach(ebpf, attachment, interface))
+        by_name(ifindex, |interface| attacher.attach(ebpf, attachment, interface))
     }
 
-    /// Detaches a program. One that is not there, or whose interface is gone, is no error.
+    /// Detaches a program. It is no error if it is not there, or if its interface is gone.
     pub fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        self.way().detach(attachment, ifindex)
+        self.attacher().detach(attachment, ifindex)
     }
 
-    /// What is attached of the network with these pins, in whichever way: interfaces by attachment, perhaps gone ones.
-    /// Needs no agent.
+    /// What is attached of the network with these pins, by either method, to which interfaces. Interfaces may be gone. Works with
+    /// no agent running.
     pub fn of(pins: &Path) -> Result<Vec<(Attachment, u32)>, DatapathError> {
         let links = Self::open(pins, AttachMethod::Tcx);
         let mut found = BTreeSet::new();
-        for way in [AttachMethod::Tcx, AttachMethod::Clsact] {
-            found.extend(links.tc(way).found()?);
+        for method in [AttachMethod::Tcx, AttachMethod::Clsact] {
+            found.extend(links.by(method).found()?);
         }
         Ok(found.into_iter().collect())
     }
 
-    /// Detaches every program of the network with these pins, in whichever way it is attached.
+    /// Detaches every program of the network with these pins, by whichever method it is attached.
     pub fn detach_all(pins: &Path) -> Result<(), DatapathError> {
         let links = Self::open(pins, AttachMethod::Tcx);
-        for way in [AttachMethod::Tcx, AttachMethod::Clsact].map(|way| links.tc(way)) {
-            for (attachment, ifindex) in way.found()? {
-                way.detach(attachment, ifindex)?;
+        for attacher in [AttachMethod::Tcx, AttachMethod::Clsact].map(|method| links.by(method)) {
+            for (attachment, ifindex) in attacher.found()? {
+                attacher.detach(attachment, ifindex)?;
             }
         }
         links.clsact.remove_qdiscs()
     }
 
-    /// Detaches what is left at interfaces that are no longer the network's underlay device or overlay0.
+    /// Detaches programs from interfaces that are no longer the network's underlay device or overlay0.
     pub fn retain_host(&self, underlay: u32, device: u32) -> Result<(), DatapathError> {
         for (attachment, ifindex) in self.found()? {
             let stale = match attachment {
@@ -230,11 +230,11 @@ fn program_id(ebpf: &Ebpf, attachment: Attachment) -> Result<u32, DatapathError>
     Ok(info.map_err(|error| DatapathError::failed(format!("ask for the id of {name}"), &error))?.id())
 }
 
-/// How often an interface is tried that has another name each time.
+/// How often attaching is tried to an interface that has another name each time.
 const NAMES: usize = 3;
 
-/// Attaches to an interface that aya takes by its name, which may be another's or nobody's by then: "gone" is believed
-/// of an index alone.
+/// Attaches to an interface. aya takes its name, which may be another interface's or nobody's by then, so only the kernel's
+/// answer about the index says that the interface is gone.
 fn by_name(
     index: u32,
     mut attach: impl FnMut(Interface<'_>) -> Result<(), DatapathError>,

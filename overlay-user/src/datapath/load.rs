@@ -32,15 +32,15 @@ pub struct LoadOptions {
     pub max_peers: u32,
     /// Capacity of the table of stack flows.
     pub max_flows: u32,
-    /// Pins of this network that agents with older map layouts left, oldest first. They are taken over if `pins` has none
-    /// yet.
+    /// What agents with older map layouts left of this network, oldest first. It is taken over if `pins` holds nothing yet.
     pub older: Vec<Older>,
     /// Folder in which maps are filled before it becomes `pins`. It is below the same bpffs.
     pub filling: PathBuf,
 }
 
 impl LoadOptions {
-    /// Sets the sizes to those of adopted tables, which cannot be resized. The loader does not look at them itself.
+    /// Makes the wanted sizes those of the tables that are pinned already. Tables keep the size they were made with, and the
+    /// loader believes what it is told of them.
     pub(super) fn keep_sizes(&mut self) -> Result<(), DatapathError> {
         let tables = [("peers", "peers", &mut self.max_peers), ("stack_flows", "flows", &mut self.max_flows)];
         for (pin, table, wanted) in tables {
@@ -60,12 +60,12 @@ impl LoadOptions {
     }
 }
 
-/// Makes maps of the present layout, fills them from those of `older`, and only then moves them to where this network's
-/// maps are. If the agent ends before that, the older layout stays in force.
+/// Makes maps of the present layout, fills them with what `older` holds, and only then calls them this network's. If the agent
+/// ends before that, the older layout is still in force.
 pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, Tables), DatapathError> {
     let filled = || {
         layouts::stage(older, &options.filling)?;
-        // As large as they were: counters that are shared have no more slots.
+        // The tables stay as large as they were: shared counters have no more slots.
         let [peers, flows] = layouts::sized(older)?;
         let (max_peers, max_flows) = (size(&peers)?, size(&flows)?);
         let options = LoadOptions { max_peers, max_flows, ..options.clone() };
@@ -105,7 +105,7 @@ pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf,
     Ok((ebpf, tables))
 }
 
-/// Loads the object's maps and all of its programs into the kernel, whose verifier may refuse a program.
+/// Loads the object, and every program in it into the kernel, whose verifier may refuse it.
 fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::failed("load the maps", &error))?;
     for attachment in Attachment::ALL {
@@ -138,7 +138,7 @@ fn size(pin: &Path) -> Result<u32, DatapathError> {
     Ok(info.max_entries())
 }
 
-/// Capacity of the tables of endpoints: one entry for each address of the subnet, up to 65,536.
+/// Capacity of the table of endpoints: one entry for every address of the subnet, up to 65,536.
 pub(super) fn endpoint_capacity(prefix_len: u8) -> u32 {
     1 << (32 - u32::from(prefix_len)).clamp(4, 16)
 }

@@ -12,7 +12,7 @@ use log::{Log, Metadata, Record, warn};
 use overlay_common::{Hook, Reason};
 use tokio::time::sleep;
 
-/// How often lines are read. The lines are about rare events, which the counters show at once.
+/// How often lines are read. They tell of rare events, which the counters show at once.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// The log of the programs that are loaded. Each loaded object has a log of its own.
@@ -20,16 +20,16 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct ProgramsLog(Arc<Mutex<Option<EbpfLogger<Words>>>>);
 
 impl ProgramsLog {
-    /// Switches to the log of these programs, after reading what is left in the log of the former ones.
+    /// From now on, reads the log of these programs, after what is left in the log of the last ones.
     pub(super) fn read_from(&self, ebpf: &mut Ebpf) {
         self.flush();
         let logger = EbpfLogger::init_with_logger(ebpf, Words);
-        // Nothing is lost for the operator but the line: the counters tell the same.
+        // The counters say the same, so a log that cannot be read is no failure.
         let logger = logger.inspect_err(|error| warn!("the programs' log cannot be read: {error}")).ok();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = logger;
     }
 
-    /// Reads lines until it is dropped. The programs write at most one line for each reason on each CPU in a second.
+    /// Reads lines until it is dropped. The programs write at most one line per reason, CPU and second.
     pub async fn follow(self) -> Infallible {
         loop {
             self.flush();

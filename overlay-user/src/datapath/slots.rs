@@ -10,7 +10,7 @@ pub(super) struct Slots {
     free: BTreeSet<u32>,
     /// Slot and underlay address by the base address of the peer's subnet.
     by_base: BTreeMap<Addr4, (u32, Addr4)>,
-    /// Slots by underlay address; a host that holds several subnets has several.
+    /// Slots by underlay address. A host that holds several subnets has several slots.
     by_outer: BTreeMap<Addr4, BTreeSet<u32>>,
 }
 
@@ -30,17 +30,17 @@ impl Slots {
         self.by_base.get(&base).copied()
     }
 
-    /// The peer with this subnet is in the table so.
+    /// Remembers with which slot and underlay address the peer with this subnet is in the table.
     pub(super) fn assign(&mut self, base: Addr4, slot: u32, outer: Addr4) {
         self.by_base.insert(base, (slot, outer));
     }
 
-    /// It is not any more.
+    /// Forgets the peer with this subnet, which is in the table no longer.
     pub(super) fn forget(&mut self, base: Addr4) {
         self.by_base.remove(&base);
     }
 
-    /// Every underlay address, with a slot of its.
+    /// Every underlay address, with one of its slots.
     pub(super) fn addresses(&self) -> impl Iterator<Item = (Addr4, u32)> {
         self.by_outer.iter().filter_map(|(outer, slots)| Some((*outer, *slots.first()?)))
     }
@@ -55,13 +55,13 @@ impl Slots {
         self.free.first().copied()
     }
 
-    /// `slot` is in use by the peer at `outer`.
+    /// Remembers that the peer at `outer` uses `slot`.
     pub(super) fn take(&mut self, slot: u32, outer: Addr4) {
         self.free.remove(&slot);
         self.by_outer.entry(outer).or_default().insert(slot);
     }
 
-    /// `slot` is not in use by the peer at `outer` any more; returns another slot of that address, if it has one.
+    /// Remembers that the peer at `outer` no longer uses `slot`. Returns another slot of that address, if it has one.
     pub(super) fn leave(&mut self, slot: u32, outer: Addr4) -> Option<u32> {
         let slots = self.by_outer.get_mut(&outer)?;
         slots.remove(&slot);
@@ -72,7 +72,7 @@ impl Slots {
         other
     }
 
-    /// Nobody uses `slot`.
+    /// Returns `slot` to the free ones. Nobody may use it any more.
     pub(super) fn release(&mut self, slot: u32) {
         self.free.insert(slot);
     }
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(slots.lowest(), Some(1));
         slots.take(1, b);
         assert_eq!(slots.lowest(), Some(3));
-        // One subnet of a host with two goes: its address stays, with the other's slot.
+        // One subnet of a host with two goes. The host's address stays, with the slot of the other subnet.
         assert_eq!(slots.leave(0, a), Some(2));
         slots.release(0);
         assert_eq!(slots.lowest(), Some(0));

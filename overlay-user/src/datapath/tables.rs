@@ -50,9 +50,9 @@ pub struct Tables {
 /// A counter that is not zero.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Counter {
-    /// Where: `encap`, `decap`, `send`, `receive`, `track`, `xdp`.
+    /// The hook: `encap`, `decap`, `send`, `receive`, `track`, `xdp`.
     pub hook: &'static str,
-    /// Why.
+    /// The reason.
     pub reason: &'static str,
     /// What became of them: `carried`, `stack`, `drop`, `answered`, `event`.
     pub verdict: &'static str,
@@ -119,7 +119,7 @@ impl Tables {
         })
     }
 
-    /// Has the programs find what the tables of peers and endpoints hold; returns how much of it they did not.
+    /// Makes the indexes say what the tables of peers and endpoints say, and returns how many entries it corrected.
     pub(super) fn mend_indexes(&mut self) -> Result<usize, DatapathError> {
         Ok(self.peers.mend()? + self.endpoints.mend()?)
     }
@@ -188,7 +188,7 @@ impl Tables {
         })
     }
 
-    /// Sets the counters at `slot` to zero, for the next peer that gets it.
+    /// Sets the counters at `slot` to zero, for the next peer that gets the slot.
     pub fn clear_traffic(&mut self, slot: u32) -> Result<(), DatapathError> {
         let zeros = vec![
             PeerCount::default();
@@ -210,7 +210,7 @@ pub(super) fn peer_entry(peer: &Peer, slot: u32) -> Result<PeerEntry, OtherFamil
     Ok(PeerEntry { outer, vtep_mac, reserved: Default::default(), slot })
 }
 
-/// What `PEERS` holds for a peer whose packets need no inner MAC address: no device has it.
+/// What `PEERS` holds for a peer whose packets need no inner MAC address. No device has this address.
 const NO_MAC: Mac = Mac([0; 6]);
 
 /// A peer of `PEERS` in the agent's words.
@@ -229,7 +229,7 @@ pub(super) fn endpoint_entry(endpoint: &Endpoint) -> EndpointEntry {
     }
 }
 
-/// Makes sure that what is pinned in `folder` under the names of our maps are such maps: the loader takes whatever it
+/// Makes sure that whatever is pinned in `folder` under the name of one of our maps is such a map. The loader takes whatever it
 /// finds there.
 ///
 /// # Errors

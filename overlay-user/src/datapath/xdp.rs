@@ -1,5 +1,5 @@
-//! XDP at the underlay device: one pinned link in the driver, whose program the next agent replaces in place, and the
-//! interfaces that it may redirect to.
+//! XDP at the underlay device: one pinned link, in the driver alone, whose program the next agent replaces in place; and the
+//! map of the interfaces that it may redirect to.
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -56,7 +56,7 @@ impl XdpLink {
     /// First part of the pin's name.
     pub const NAME: &str = "xdp";
 
-    /// The link of the network with these pins. This does not create it.
+    /// The link of the network with these pins. Nothing is made.
     pub fn new(pins: &Path) -> Self {
         Self { folder: pins.join("links") }
     }
@@ -65,7 +65,7 @@ impl XdpLink {
         self.folder.join(format!("{}-{ifindex}", Self::NAME))
     }
 
-    /// Indexes of the interfaces with a pin. A pin outlives its interface.
+    /// Interfaces that a link is pinned for. A pin outlives its interface.
     pub fn pinned(&self) -> Result<Vec<u32>, DatapathError> {
         let failed = |error| DatapathError::failed("read the folder of pinned links", &error);
         let files = match fs::read_dir(&self.folder) {
@@ -83,13 +83,13 @@ impl XdpLink {
         Ok(found)
     }
 
-    /// Id of the program of our link at an interface. `None` if there is no link.
+    /// Id of the program behind our link there. None if there is no link.
     pub fn program(&self, ifindex: u32) -> Option<u32> {
         let link = FdLink::from(PinnedLink::from_pin(self.path(ifindex)).ok()?);
         Some(link.info().ok()?.program_id())
     }
 
-    /// What the program of our link at an interface does. `None` if there is no link.
+    /// What our link's program does. None if there is no link.
     pub fn mode(&self, ifindex: u32) -> Option<XdpMode> {
         let name = program_name(self.program(ifindex)?)?;
         // The kernel keeps only 15 bytes of a name.
@@ -97,8 +97,7 @@ impl XdpLink {
         XdpMode::ALL.into_iter().find(|mode| kept(mode) == name)
     }
 
-    /// Replaces the program of the pinned link by the one of this mode. Returns false if there is no link, or only one that is
-    /// attached to nothing, which is then unpinned.
+    /// Puts this mode's program behind the pinned link. False if there is no link, or only a dead one, which is unpinned.
     pub fn replace(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<bool, DatapathError> {
         let path = self.path(ifindex);
         let action = format!("replace {} at {}", program_of(mode), path.display());
@@ -117,7 +116,7 @@ impl XdpLink {
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
             // The link stays when our handle is dropped, because it is pinned.
             Ok(_) => Ok(true),
-            // The interface is gone, or somebody detached the link. The pin is still there.
+            // The interface is gone, or somebody has detached the link. It stays pinned, but is attached to nothing.
             Err(error) if errno(&error) == Some(Errno::ENOLINK) => {
                 info!("the link {} is attached to nothing any more: unpinning it", path.display());
                 self.detach(ifindex)?;
@@ -127,7 +126,7 @@ impl XdpLink {
         }
     }
 
-    /// Attaches in the driver. Generic XDP runs after the packet buffer was made, so it would only cost time.
+    /// Attaches in the driver. Generic XDP comes after the packet buffer was made, and would only cost time.
     pub fn attach(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<(), DatapathError> {
         let action = format!("attach {} to interface {ifindex}", program_of(mode));
         let program = program_in(mode, ebpf)?;
@@ -142,7 +141,7 @@ impl XdpLink {
                 Some(Errno::EOPNOTSUPP) => DatapathError::missing(&action, "its driver has no native XDP"),
                 _ => DatapathError::failed(&action, &error),
             })?;
-        // On a kernel without links for XDP, aya attaches by netlink. That cannot be pinned, and ends when it is dropped.
+        // Where the kernel has no XDP links, aya attaches by netlink, and detaches when its handle is dropped.
         let link: FdLink =
             link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
         let path = self.path(ifindex);
@@ -150,7 +149,7 @@ impl XdpLink {
         Ok(())
     }
 
-    /// Removes the pin, and so the link, which nobody else holds. It is no error if there is none.
+    /// Removes the pin, and with it the link, which nobody else holds. It is no error if there is none.
     pub fn detach(&self, ifindex: u32) -> Result<(), DatapathError> {
         let path = self.path(ifindex);
         match fs::remove_file(&path) {
@@ -180,7 +179,7 @@ pub fn program_name(id: u32) -> Option<String> {
 pub struct XdpTargets(DevMapHash<MapData>);
 
 impl XdpTargets {
-    /// The map's name in the programs, and its pin's.
+    /// The map's name in the programs, and the name of its pin.
     pub const MAP: (&str, &str) = ("XDP_TARGETS", "xdp_targets");
 
     /// The map of freshly loaded programs.
@@ -191,14 +190,13 @@ impl XdpTargets {
         Ok(Self(map.map_err(|error: MapError| DatapathError::failed("use the map of XDP targets", &error))?))
     }
 
-    /// Lists the interfaces.
+    /// The interfaces in the map.
     pub fn list(&self) -> Result<Vec<u32>, DatapathError> {
         let all: Result<Vec<u32>, MapError> = self.0.keys().collect();
         all.map_err(|error| DatapathError::failed("read the map of XDP targets", &error))
     }
 
-    /// Adds or removes an interface. It is an error to add an interface that is gone. The kernel itself has removed such an
-    /// interface.
+    /// Adds or removes an interface. An interface that is gone is not added; the kernel has removed it already.
     pub fn set(&mut self, ifindex: u32, takes: bool) -> Result<(), DatapathError> {
         let action = if takes { "add" } else { "remove" };
         let done = if takes {
@@ -218,7 +216,7 @@ impl XdpTargets {
         }
     }
 
-    /// Removes all interfaces.
+    /// Empties the map.
     pub fn clear(&mut self) -> Result<(), DatapathError> {
         for ifindex in self.list()? {
             self.set(ifindex, false)?;

@@ -25,7 +25,7 @@ impl EbpfDatapath {
         };
         let new = tables::peer_entry(peer, slot).map_err(|error| DatapathError::failed(action(), &error))?;
         let outer = new.outer;
-        // The address comes first, so that the sender is known to a packet that arrives between the two writes.
+        // The underlay address is written first, so that a packet which arrives between the two writes has a known sender.
         self.tables
             .vteps
             .insert(outer, Vtep { slot }, 0)
@@ -55,8 +55,8 @@ impl EbpfDatapath {
         self.forget_vtep(slot, outer)
     }
 
-    /// Records that the peer with `slot` is no longer at underlay address `outer`. The address is removed, unless the peer of
-    /// another subnet has it, too. Then it gets that peer's slot.
+    /// Forgets that the peer with `slot` is at underlay address `outer`. The address stays if another subnet's peer is there too,
+    /// and then gets that peer's slot.
     fn forget_vtep(&mut self, slot: u32, outer: Addr4) -> Result<(), DatapathError> {
         let address = Ipv4Addr::from(outer);
         match self.slots.leave(slot, outer) {
@@ -70,7 +70,7 @@ impl EbpfDatapath {
         }
     }
 
-    /// The lowest free counter slot, with its counters set to zero.
+    /// The lowest counter slot that nobody uses, with its counters set to zero.
     fn free_slot(&mut self) -> Result<u32, DatapathError> {
         let full = || DatapathError::full("peers", self.options.max_peers);
         let slot = self.slots.lowest().ok_or_else(full)?;

@@ -11,8 +11,8 @@ use crate::datapath::{
     tables::Tables,
 };
 
-/// Makes the underlay addresses agree with the peers, and returns how many did not. An agent that is killed between its
-/// two writes leaves an address that no peer has, and that address would count as a known peer for ever.
+/// Makes the underlay addresses those of the peers, and returns how many it corrected. An agent that was killed between its two
+/// writes leaves an address that no peer has, which would count as a known peer for ever.
 pub(super) fn mend(tables: &mut Tables, slots: &Slots) -> Result<usize, DatapathError> {
     let failed = |error| DatapathError::failed("put right the table of VTEPs", &error);
     let present: BTreeSet<Addr4> = tables.vteps.keys().collect::<Result<_, MapError>>().map_err(failed)?;

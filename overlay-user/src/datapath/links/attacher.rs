@@ -14,20 +14,20 @@ pub(super) struct Interface<'a> {
 
 /// Attaches programs by one method. Only what belongs to this network is seen and touched.
 pub(super) trait Attacher {
-    /// What is attached, by interface index; perhaps to interfaces that are gone.
+    /// What is attached to which interface, by index. Interfaces may be gone.
     fn found(&self) -> Result<Vec<(Attachment, u32)>, DatapathError>;
-    /// Replaces the program that is there without a moment in between; false if there is none.
+    /// Replaces the program that is there, without a moment in between. False if there is none.
     fn replace(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<bool, DatapathError>;
-    /// Attaches where nothing of ours is.
+    /// Attaches a program where none of ours is.
     fn attach(
         &self,
         ebpf: &mut Ebpf,
         attachment: Attachment,
         interface: Interface<'_>,
     ) -> Result<(), DatapathError>;
-    /// Detaches. Nothing there, or no such interface, is no error.
+    /// Detaches a program. It is no error if there is none, or no such interface.
     fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError>;
-    /// Whether the kernel runs the program with this id there, whatever we did before.
+    /// Whether the kernel runs the program with this id there, whatever we have done before.
     fn runs(
         &self,
         program: u32,
@@ -36,8 +36,8 @@ pub(super) trait Attacher {
     ) -> Result<bool, DatapathError>;
 }
 
-/// The name of an interface of this thread's network namespace; nothing if there is none of this index. Not from /sys,
-/// which may show another namespace's.
+/// The name of an interface of this thread's network namespace. None if there is none of this index. /sys is not asked, since
+/// it may show another namespace's interfaces.
 pub(super) fn interface_name(index: u32) -> Result<Option<String>, DatapathError> {
     let failed =
         |errno: Errno| DatapathError::failed(format!("ask for the name of interface {index}"), &errno);

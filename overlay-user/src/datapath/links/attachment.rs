@@ -66,8 +66,8 @@ impl Attachment {
         }
     }
 
-    /// What a port of this kind needs. The tracking comes first: a connection must be a stack flow before the reply to what the
-    /// stack has delivered can be seen.
+    /// The programs that a port of this kind needs, in this order. Tracking comes before encapsulation, because a connection must be
+    /// a stack flow before the reply to what the stack has delivered is seen.
     pub const fn of_port(kind: PortKind) -> &'static [Self] {
         match kind {
             PortKind::Bridge => &[Self::Bridge],
@@ -77,7 +77,7 @@ impl Attachment {
         }
     }
 
-    /// Loads its program into the kernel, where the verifier has its say.
+    /// Loads its program into the kernel, whose verifier may refuse it.
     pub fn load(self, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
         let loaded = program(ebpf, self)?.load();
         loaded.map_err(|error| DatapathError::failed(format!("load program {}", self.program()), &error))

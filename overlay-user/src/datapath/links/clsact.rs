@@ -1,7 +1,7 @@
-//! Filters of a clsact qdisc, for kernels without TCX: they have no link to pin, so that the kernel is asked for them.
+//! Filters of a clsact qdisc, for kernels without TCX. They have no link that could be pinned, so the kernel is asked for them.
 //!
-//! A filter lives until somebody removes it, its qdisc or its interface (moving an interface to another namespace, and
-//! the end of its namespace, remove it too). Whoever has its index afterwards has no filter of ours.
+//! A filter lives until somebody removes it, its qdisc or its interface. It goes also when its interface is moved to another
+//! namespace, and when its namespace ends. An interface that gets the index afterwards has no filter of ours.
 use std::{
     collections::BTreeSet,
     fs, io, mem,
@@ -27,8 +27,8 @@ use crate::{
     },
 };
 
-/// Of all our filters. Low, so that ours see a packet before others' do, as with TCX: tc(8) counts down from 49152 for
-/// those who name none. Not 1, which others take.
+/// The priority of all our filters. It is a low number, so that ours see a packet before others' do, as with TCX: tc(8) counts
+/// down from 49152 for filters that name none. It is not 1, which others take.
 const PRIORITY: u16 = 7;
 /// `ETH_P_ALL`: the programs look at the Ethernet header themselves.
 const ALL_PROTOCOLS: u16 = 3;
@@ -42,14 +42,14 @@ const ALL_PROTOCOLS: u16 = 3;
 #[derive(Clone, Debug)]
 pub(super) struct Clsact {
     base: u32,
-    /// An empty folder for each interface whose qdisc we made. On bpffs, so that they end with the boot, as qdiscs do.
+    /// Has an empty folder for each interface whose qdisc we made. It is on bpffs, so that it ends with the boot, as qdiscs do.
     marks: PathBuf,
 }
 
 impl Clsact {
-    /// Those of the network with these pins (`<bpf root>/overlay/v<ABI>/<network>`); nothing is made.
+    /// The filters of the network with these pins (`<bpf root>/overlay/v<ABI>/<network>`). Nothing is made.
     pub(super) fn new(pins: &Path) -> Self {
-        // Without the version of the map layouts, and however the root was written.
+        // The handle depends neither on the version of the map layout nor on how the root was written.
         let root = pins.ancestors().nth(3).unwrap_or(pins);
         let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
         let place = root.join(pins.file_name().unwrap_or_default());
@@ -72,7 +72,7 @@ impl Clsact {
         has_our_form(filter) && filter.handle == self.handle(attachment) && attachment.goes_by(&filter.name)
     }
 
-    /// Our filter there. An error that names it if somebody else's is in its place.
+    /// Our filter there. If somebody else's is in its place, the error names that.
     fn at(&self, attachment: Attachment, ifindex: u32) -> Result<Option<Filter>, DatapathError> {
         let direction = attachment.direction();
         if direction == Direction::Egress && qdisc(ifindex)? != Some(FilterQdisc::Clsact) {
@@ -80,7 +80,7 @@ impl Clsact {
         }
         let filters = tc::filters(ifindex, direction).map_err(failed)?;
         let mut first = filters.into_iter().filter(|filter| filter.chain == 0 && filter.priority == PRIORITY);
-        // A priority has filters of one kind and one protocol.
+        // All filters of one priority are of one kind and one protocol.
         let in_the_way = |filter: &Filter| !has_our_form(filter) || filter.handle == self.handle(attachment);
         match first.find(in_the_way) {
             Some(filter) if self.is_ours(&filter, attachment) => Ok(Some(filter)),
@@ -145,7 +145,7 @@ impl Clsact {
                     fs::create_dir_all(&mark)
                         .map_err(|error| DatapathError::failed(format!("make {}", mark.display()), &error))
                 }
-                // Somebody else was faster; then it is not ours.
+                // Somebody else was faster, and then the qdisc is not ours.
                 Err(error) if error.errno == Errno::EEXIST => Ok(()),
                 Err(error) if error.errno == Errno::ENODEV => Err(DatapathError::Gone(interface.index)),
                 Err(error) => Err(DatapathError::failed(action, &error)),
@@ -153,9 +153,9 @@ impl Clsact {
         }
     }
 
-    /// Removes the qdiscs that we made and nobody has a filter in. Not before the network goes: whenever an interface gets
-    /// or loses such a qdisc, the kernel drops what is being sent there for a fraction of a millisecond (`qdisc_graft`
-    /// deactivates the device), and an empty one costs nothing.
+    /// Removes the qdiscs that we made and that have no filters. This is done only when the network goes: whenever an interface
+    /// gets or loses such a qdisc, the kernel drops what is being sent there for a fraction of a millisecond (`qdisc_graft`
+    /// deactivates the device), and an empty qdisc costs nothing.
     pub(super) fn remove_qdiscs(&self) -> Result<(), DatapathError> {
         self.forget_gone()?;
         for ifindex in self.marked()? {
@@ -171,7 +171,7 @@ impl Clsact {
         Ok(())
     }
 
-    /// Forgets the qdiscs that are gone: a later one of an interface with the same index is not ours.
+    /// Forgets the qdiscs that are gone. A later qdisc of an interface with the same index is not ours.
     pub(super) fn forget_gone(&self) -> Result<(), DatapathError> {
         let qdiscs = tc::filter_qdiscs().map_err(failed)?;
         for ifindex in self.marked()?.into_iter().filter(|ifindex| !qdiscs.contains_key(ifindex)) {
@@ -217,15 +217,15 @@ impl Attacher for Clsact {
         let link = SchedClassifierLink::attached(&name, attach_type(attachment), priority, handle, classid);
         let link = link.map_err(|error| DatapathError::failed(&action, &error))?;
         let program = program(ebpf, attachment)?;
-        // A request without NLM_F_CREATE: cls_bpf exchanges the program in its list, so that a packet sees the old one or
-        // the new one.
+        // The request has no NLM_F_CREATE, so cls_bpf exchanges the program in its list, and a packet sees the old one or the
+        // new one.
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
             // Dropping it would detach.
             Ok(link) => {
                 mem::forget(link);
                 Ok(true)
             }
-            // It went meanwhile, alone (ENOENT), with its qdisc or with its interface.
+            // The filter went meanwhile, alone (ENOENT), with its qdisc or with its interface.
             Err(error) if matches!(errno(&error), Some(Errno::ENOENT | Errno::ENODEV)) => {
                 info!("{} of {name} went while it was to be replaced", attachment.program());
                 Ok(false)
@@ -290,7 +290,7 @@ const fn number(attachment: Attachment) -> u32 {
     }
 }
 
-/// May stand beside ours at one priority.
+/// Whether a filter may stand beside ours at one priority.
 fn has_our_form(filter: &Filter) -> bool {
     filter.kind == "bpf"
         && filter.protocol == ALL_PROTOCOLS

@@ -1,4 +1,4 @@
-//! The folder of one network's pinned links. A pin's name is its attachment's and the interface's index: `encap-12`.
+//! The folder of one network's pinned links. A pin is named after its attachment and the interface's index: `encap-12`.
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ pub(super) struct Pins {
 }
 
 impl Pins {
-    /// Those below `pins`; nothing is made.
+    /// The links below `pins`. Nothing is made.
     pub(super) fn new(pins: &Path) -> Self {
         Self { folder: pins.join("links") }
     }
@@ -79,7 +79,7 @@ impl Pins {
         pinned.map_err(|error| DatapathError::failed(format!("pin {}", path.display()), &error))
     }
 
-    /// Removes a pin, and with it the link, which nobody else holds. No pin is no error.
+    /// Removes a pin, and with it the link, which nobody else holds. It is no error if there is none.
     pub(super) fn remove(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
         let path = self.path(attachment, ifindex);
         match fs::remove_file(&path) {

@@ -1,4 +1,4 @@
-//! TCX (e420bed02507, Linux 6.6): a link per program, pinned, and updated in place by the next agent.
+//! TCX (e420bed02507, Linux 6.6): a link per program, which is pinned, and which the next agent updates in place.
 use aya::{
     Ebpf,
     programs::{
@@ -34,7 +34,7 @@ impl Attacher for Tcx {
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
             // Dropping our handle changes nothing: the pin holds the link.
             Ok(_) => Ok(true),
-            // The interface, or the namespace it was in, is gone; the link stays pinned, attached to nothing.
+            // The interface, or the namespace it was in, is gone. The link stays pinned, but is attached to nothing.
             Err(error) if errno(&error) == Some(Errno::ENOLINK) => {
                 info!("the link {} has lost its interface: unpinning it", path.display());
                 self.detach(attachment, ifindex)?;
@@ -52,7 +52,7 @@ impl Attacher for Tcx {
     ) -> Result<(), DatapathError> {
         let action = format!("attach {} to {}", attachment.program(), interface.name);
         let program = program(ebpf, attachment)?;
-        // Before others' programs: one that ends the chain with TCX_PASS would keep ours from seeing the packet.
+        // Ours come before others' programs: one that ends the chain with TCX_PASS would keep ours from seeing the packet.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let link = program
             .attach_with_options(interface.name, attach_type(attachment), order)
@@ -85,7 +85,7 @@ impl Attacher for Tcx {
     }
 }
 
-/// Whether this kernel has TCX: those without refuse the very question with EINVAL.
+/// Whether this kernel has TCX. A kernel without it refuses the very question with EINVAL.
 pub(super) fn is_there() -> Result<bool, DatapathError> {
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
         Ok(_) => Ok(true),
