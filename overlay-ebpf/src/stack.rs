@@ -1,19 +1,16 @@
 //! The programs at overlay0, which what the fast path leaves to the stack passes. Each kind of overlay0 has a file beside this
-//! one; this file has what both need.
+//! one, and `both.rs` has what both need.
+mod both;
 mod tun;
 mod vxlan_device;
 
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use overlay_common::{Hook, Reason, SETTING_DIRECT, wire::ETHERNET};
+use overlay_common::{Hook, Reason, wire::ETHERNET};
 
 use crate::{
-    check,
-    fib::NextHop,
     flow,
     frame::Frame as _,
     ip::{Family, Header as _},
-    kernel::KernelAddress,
-    maps::Lookups,
+    maps::Lookups as _,
     packet::Packet,
     settings::{self, Prefixes},
     tunnel::{self, Format},
@@ -83,38 +80,4 @@ pub(crate) fn hand_over(packet: &Packet<'_>) -> Result<i32, Reason> {
         vxlan_device::address(packet)?;
     }
     Ok(Packet::redirect_to_ingress(settings::device()))
-}
-
-/// Sends a packet that the stack has forwarded to its next hop, past the device that the stack's route leads to.
-#[inline(always)]
-fn leave_by(packet: &Packet<'_>, next_hop: &NextHop<impl KernelAddress>) -> Answer<Outcome> {
-    packet.forget_route()?;
-    Ok(Outcome::Carried(Packet::redirect_neighbour(next_hop.ifindex, next_hop.address)))
-}
-
-/// A packet that came without encapsulation, its IP header at `offset`, and was handed over by `overlay_decap`.
-#[inline(always)]
-fn receive_unencapsulated<F: Family>(packet: &Packet<'_>, offset: usize) -> Answer<Outcome> {
-    if !settings::has(SETTING_DIRECT) || !packet.carries(F::ETHERTYPE) || !packet.pull(offset + F::HEADER) {
-        return Err(Reason::UnknownPeer.into());
-    }
-    let header = F::Header::read(packet, offset).ok_or(Reason::Malformed)?;
-    check::unencapsulated(header.source()).map_err(|exit| match exit {
-        // Nothing with a source outside Network is handed over.
-        Exit::NotOurs => Reason::UnknownPeer,
-        Exit::Because(reason) => reason,
-    })?;
-    if !header.destination().in_subnet() {
-        return Err(Reason::NotOurSubnet.into());
-    }
-    Ok(Outcome::Carried(TC_ACT_UNSPEC))
-}
-
-/// Whether the peer at this underlay address may send a packet with this source into the stack.
-#[inline(always)]
-fn may_send<A: Lookups + Prefixes>(outer: A, source: A) -> Result<(), Reason> {
-    match check::peer(outer, source) {
-        Ok(_) | Err(Reason::ForeignSource) => Ok(()),
-        Err(reason) => Err(reason),
-    }
 }

@@ -1,21 +1,12 @@
 //! The encapsulation format of the network, as one concept: how long its headers are, how a received frame's are read and
 //! taken off, and how a packet's are written. Each format is a file beside this one.
 pub(crate) mod datagram;
+mod outer;
 mod vxlan;
 
-use overlay_common::{
-    ENCAPSULATION_UDP, PeerEntry, Reason, SETTING_OUTER_DF,
-    wire::{self, Outer},
-};
+use overlay_common::{ENCAPSULATION_UDP, PeerEntry, Reason, wire};
 
-use crate::{
-    frame::Frame,
-    helpers,
-    ip::{Family, Header as _},
-    packet::Packet,
-    settings::{self, Prefixes as _},
-    verdict::Answer,
-};
+use crate::{frame::Frame, ip::Family, packet::Packet, settings, verdict::Answer};
 
 /// How packets are encapsulated.
 pub(crate) enum Format {
@@ -82,25 +73,4 @@ pub(crate) fn encapsulate<F: Family>(
 #[inline(always)]
 pub(crate) fn source_port(packet: &Packet<'_>) -> u16 {
     wire::source_port(packet.hash(), settings::port_min(), settings::port_count())
-}
-
-/// What the outer IP and UDP headers say, in either format. `between` bytes stand between them and the packet.
-#[inline(always)]
-fn outer<F: Family>(
-    inner: &F::Header,
-    peer: &PeerEntry<F::Address>,
-    source_port: u16,
-    between: usize,
-) -> Outer<F::Address> {
-    Outer {
-        source: F::Address::local(),
-        destination: peer.outer,
-        // RFC 6040 section 4.1, normal mode: the outer ECN field is a copy of the inner one.
-        tos: inner.tos() & 0x03,
-        identification: helpers::random() as u16,
-        dont_fragment: settings::has(SETTING_OUTER_DF),
-        source_port,
-        port: settings::port(),
-        payload: u32::from(inner.length()) + between as u32,
-    }
 }

@@ -6,7 +6,7 @@ use overlay_common::{
     header::{protocol, udp},
 };
 
-use super::{leave_by, may_send, receive_unencapsulated};
+use super::both::{leave_by, may_send, receive_unencapsulated};
 use crate::{
     check, ecn,
     fib::{self, NextHop, NoPath, Path},

@@ -7,7 +7,7 @@ use overlay_common::{
     wire::{ETHERNET, OUTER_TTL},
 };
 
-use super::{leave_by, may_send, receive_unencapsulated};
+use super::both::{leave_by, may_send, receive_unencapsulated};
 use crate::{
     check, fib,
     frame::Frame as _,

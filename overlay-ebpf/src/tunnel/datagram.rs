@@ -4,7 +4,7 @@ use overlay_common::{
     wire::{ETHERNET, UDP},
 };
 
-use super::outer;
+use super::outer::outer;
 use crate::{
     check,
     frame::Frame,

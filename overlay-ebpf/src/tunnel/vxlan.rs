@@ -5,7 +5,7 @@ use overlay_common::{
     wire::{ETHERNET, UDP, VXLAN, VXLAN_VNI_VALID, Vxlan},
 };
 
-use super::outer;
+use super::outer::outer;
 use crate::{
     check,
     frame::Frame,

@@ -87,7 +87,8 @@ pub async fn to_overlay(
         metric: 0,
         table: TABLE_MAIN,
     };
-    // Before the last that takes time: a packet that is on its way through the old device now is counted, too.
+    // This runs before the last step that takes time, so that a packet which is passing through the old device at this moment is
+    // counted as well.
     edge()?;
     netlink.drop_unrouted(spec.network).await?;
     let begun = Instant::now();
