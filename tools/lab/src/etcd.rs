@@ -74,10 +74,18 @@ impl Etcd {
     }
 
     fn start_on_loopback(folder: &Path, tls: Option<Tls>) -> Result<Self> {
-        let (client, peer) = (free_port()?, free_port()?);
-        let ports = (client.local_addr()?.port(), peer.local_addr()?.port());
-        drop((client, peer));
-        Self::start_at(folder, None, Ipv4Addr::LOCALHOST, ports, tls)
+        let mut tries = 0;
+        loop {
+            let (client, peer) = (free_port()?, free_port()?);
+            let ports = (client.local_addr()?.port(), peer.local_addr()?.port());
+            drop((client, peer));
+            let etcd = Self::start_at(folder, None, Ipv4Addr::LOCALHOST, ports, tls.clone());
+            // A port that was free may be somebody else's a moment later, of tests that run at the same time.
+            tries += 1;
+            if etcd.is_ok() || tries == 3 {
+                return etcd;
+            }
+        }
     }
 
     fn start_at(
@@ -89,7 +97,7 @@ impl Etcd {
     ) -> Result<Self> {
         let place =
             Place { folder: folder.to_owned(), netns, address, client_port, peer_port, tls, token: 0 };
-        let etcd = Self { child: place.spawn()?, place };
+        let mut etcd = Self { child: place.spawn()?, place };
         etcd.wait_until_it_answers()?;
         Ok(etcd)
     }
@@ -194,15 +202,22 @@ impl Etcd {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn wait_until_it_answers(&self) -> Result<()> {
+    fn wait_until_it_answers(&mut self) -> Result<()> {
         let deadline = Instant::now() + START;
-        while let Err(error) = self.ctl(&["endpoint", "health"]) {
-            if Instant::now() > deadline {
-                bail!("etcd does not answer: {error:#}; see {}", self.place.log().display());
+        loop {
+            let answer = self.ctl(&["endpoint", "health"]);
+            // Asked after the answer, which may have been that of another etcd at the same port.
+            if let Some(status) = self.child.try_wait().context("wait for etcd")? {
+                bail!("etcd ended with {status}; see {}", self.place.log().display());
             }
-            thread::sleep(Duration::from_millis(50));
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => {
+                    bail!("etcd does not answer: {error:#}; see {}", self.place.log().display());
+                }
+                Err(_) => thread::sleep(Duration::from_millis(50)),
+            }
         }
-        Ok(())
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {

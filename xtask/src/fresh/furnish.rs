@@ -194,7 +194,7 @@ fn is_handed_in(name: &str) -> bool {
     let path = name == "CARGO_HTTP_CAINFO";
     !path && archives.iter().any(|start| name.starts_with(start))
         || name.to_ascii_lowercase().ends_with("_proxy")
-        || matches!(name, "CI" | "RUSTUP_AUTO_INSTALL")
+        || matches!(name, "CI" | "CARGO_INCREMENTAL" | "RUSTUP_AUTO_INSTALL")
 }
 
 #[cfg(test)]
