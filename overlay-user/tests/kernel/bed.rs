@@ -45,7 +45,7 @@ pub struct Bed {
     pub xdp_targets: XdpTargets,
     pub underlay: u32,
     pub container: u32,
-    pub elsewhere: u32,
+    pub wrong_port: u32,
     pub bridge: u32,
 }
 
@@ -61,7 +61,7 @@ pub fn with_settings(alter: impl FnOnce(&mut Settings) + Send, test: impl FnOnce
 
 /// Runs `test` on hosts that find peers and endpoints in each way there is: both by number, a network of too many subnets for
 /// that, a subnet of too many addresses. It is told a peer's container.
-pub fn with_each_way_to_find(test: impl Fn(&mut Bed, [u8; 4]) + Send + Sync) {
+pub fn with_each_look_up(test: impl Fn(&mut Bed, [u8; 4]) + Send + Sync) {
     with_bed(|bed| test(bed, REMOTE));
     let many =
         |settings: &mut Settings| (settings.network, settings.network_mask) = ([0; 4], [0xe0, 0, 0, 0]);
@@ -150,7 +150,7 @@ impl Bed {
             xdp_targets,
             underlay: index("eth0"),
             container: index("c1"),
-            elsewhere: index("c2"),
+            wrong_port: index("c2"),
             bridge: index("br0"),
         };
         bed.learn(CONTAINER, bed.container);
@@ -164,13 +164,13 @@ impl Bed {
         self.tables.endpoints.put(Addr4::new(address), endpoint).unwrap();
     }
 
-    /// The noted connections.
+    /// The stack flows.
     pub fn flows(&self) -> Vec<(FlowKey, Flow)> {
         self.tables.stack_flows.iter().map(Result::unwrap).collect()
     }
 
-    /// Notes the connection of these addresses and ports as the stack's.
-    pub fn note(&mut self, source: [u8; 4], destination: [u8; 4], ports: [u16; 2], protocol: u8) {
+    /// Makes the connection of these addresses and ports a stack flow.
+    pub fn keep_to_stack(&mut self, source: [u8; 4], destination: [u8; 4], ports: [u16; 2], protocol: u8) {
         let ports = ports.map(u16::to_be_bytes);
         let key = FlowKey::new(Addr4::new(source), Addr4::new(destination), ports, protocol);
         self.tables.stack_flows.insert(key, Flow::default()).unwrap();
@@ -250,8 +250,8 @@ impl Bed {
         if outcome.counted == [(Hook::Decap, Reason::Carried)] {
             let stripped = self.run_xdp("overlay_xdp_strip", &unchecked);
             stripped.assert(XDP_PASS, &[]);
-            let (note, stripped) = stripped.frame.split_at(16);
-            assert!(note.starts_with(b"ov") && stripped == outcome.frame);
+            let (mark, stripped) = stripped.frame.split_at(16);
+            assert!(mark.starts_with(b"ov") && stripped == outcome.frame);
         } else {
             self.is_left("overlay_xdp_strip", &unchecked, "not delivered by TC");
         }
@@ -260,7 +260,7 @@ impl Bed {
 
     /// The same of a frame without outer headers, from which strip has nothing to take.
     #[track_caller]
-    pub fn take_in_plain(&mut self, frame: &[u8]) -> Outcome {
+    pub fn take_in_unencapsulated(&mut self, frame: &[u8]) -> Outcome {
         self.is_left("overlay_xdp_strip", frame, "nothing to strip");
         self.take_in_redirecting(frame)
     }
@@ -345,10 +345,10 @@ impl Fallback {
         }
     }
 
-    pub fn wrap(self, packet: &[u8]) -> Vec<u8> {
+    pub fn encapsulate(self, packet: &[u8]) -> Vec<u8> {
         match self {
-            Self::Vxlan => Tunnel::default().wrap(packet),
-            Self::Udp => Datagram::default().wrap(packet),
+            Self::Vxlan => Tunnel::default().encapsulate(packet),
+            Self::Udp => Datagram::default().encapsulate(packet),
         }
     }
 

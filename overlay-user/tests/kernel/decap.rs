@@ -7,18 +7,18 @@ use crate::support::ip;
 const CARRIED: (overlay_common::Hook, Reason) = (Decap, Reason::Carried);
 
 fn decap(bed: &mut Bed, tunnel: Tunnel, packet: &[u8]) -> Outcome {
-    bed.take_in(&tunnel.wrap(packet))
+    bed.take_in(&tunnel.encapsulate(packet))
 }
 
-fn plain(bed: &mut Bed, packet: &[u8]) -> Outcome {
+fn received(bed: &mut Bed, packet: &[u8]) -> Outcome {
     decap(bed, Tunnel::default(), packet)
 }
 
 #[test]
 fn a_packet_for_a_container_arrives_bare() {
-    with_each_way_to_find(|bed, remote| {
+    with_each_look_up(|bed, remote| {
         let packet = udp(remote, CONTAINER, [5000, 4000], 100);
-        let outcome = bed.run("overlay_decap", bed.underlay, &Tunnel::default().wrap(&packet));
+        let outcome = bed.run("overlay_decap", bed.underlay, &Tunnel::default().encapsulate(&packet));
         outcome.assert(REDIRECT, &[CARRIED]);
         assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet));
         let traffic = bed.tables.traffic(0).unwrap();
@@ -68,19 +68,19 @@ fn anything_but_our_tunnel_passes_untouched_and_uncounted() {
         let packet = udp(REMOTE, CONTAINER, [1, 2], 10);
         let ours = Tunnel::default();
         let altered = |alter: fn(&mut Vec<u8>)| {
-            let mut frame = ours.wrap(&packet);
+            let mut frame = ours.encapsulate(&packet);
             alter(&mut frame);
             let (_, ip) = frame.split_at_mut(14);
             seal(ip);
             frame
         };
         for (name, frame) in [
-            ("other address", Tunnel { destination: [10, 99, 0, 9], ..ours }.wrap(&packet)),
-            ("other port", Tunnel { port: 4789, ..ours }.wrap(&packet)),
-            ("other VNI", Tunnel { vni: 2, ..ours }.wrap(&packet)),
-            ("VNI in the upper byte", Tunnel { vni: 0x0001_0001, ..ours }.wrap(&packet)),
-            ("no I flag", Tunnel { flags: 0, ..ours }.wrap(&packet)),
-            ("other flags too", Tunnel { flags: 0x88, ..ours }.wrap(&packet)),
+            ("other address", Tunnel { destination: [10, 99, 0, 9], ..ours }.encapsulate(&packet)),
+            ("other port", Tunnel { port: 4789, ..ours }.encapsulate(&packet)),
+            ("other VNI", Tunnel { vni: 2, ..ours }.encapsulate(&packet)),
+            ("VNI in the upper byte", Tunnel { vni: 0x0001_0001, ..ours }.encapsulate(&packet)),
+            ("no I flag", Tunnel { flags: 0, ..ours }.encapsulate(&packet)),
+            ("other flags too", Tunnel { flags: 0x88, ..ours }.encapsulate(&packet)),
             ("not UDP", altered(|frame| frame[23] = 6)),
             ("first outer fragment", altered(|frame| frame[20] = 0x20)),
             ("later outer fragment", altered(|frame| frame[21] = 7)),
@@ -98,7 +98,7 @@ fn anything_but_our_tunnel_passes_untouched_and_uncounted() {
 #[test]
 fn every_truncation_is_left_alone_or_dropped_and_never_delivered() {
     with_bed(|bed| {
-        let frame = Tunnel::default().wrap(&udp(REMOTE, CONTAINER, [1, 2], 4));
+        let frame = Tunnel::default().encapsulate(&udp(REMOTE, CONTAINER, [1, 2], 4));
         // The kernel's test run takes no frame shorter than its IPv4 header.
         for length in 34..frame.len() {
             // The outer lengths lie.
@@ -135,13 +135,13 @@ fn senders_are_checked() {
             let packet = udp(inner, CONTAINER, [1, 2], 10);
             let outcome = decap(bed, tunnel, &packet);
             assert_eq!((outcome.verdict, outcome.counted), (verdict, vec![(Decap, reason)]), "{name}");
-            assert_eq!(outcome.frame, tunnel.wrap(&packet), "{name}");
+            assert_eq!(outcome.frame, tunnel.encapsulate(&packet), "{name}");
         }
     });
     with_settings(
         |settings| settings.flags = SETTING_STRICT_PEERS,
         |bed| {
-            plain(bed, &udp([10, 99, 0, 2], CONTAINER, [1, 2], 10))
+            received(bed, &udp([10, 99, 0, 2], CONTAINER, [1, 2], 10))
                 .assert(SHOT, &[(Decap, Reason::StrictSource)]);
         },
     );
@@ -159,15 +159,15 @@ fn destinations_are_checked() {
             ([224, 0, 0, 1], SHOT, Reason::NotOurSubnet),
         ] {
             let packet = udp(REMOTE, destination, [1, 2], 10);
-            let outcome = plain(bed, &packet);
+            let outcome = received(bed, &packet);
             outcome.assert(verdict, &[(Decap, reason)]);
-            assert_eq!(outcome.frame, Tunnel::default().wrap(&packet));
+            assert_eq!(outcome.frame, Tunnel::default().encapsulate(&packet));
         }
         let tunnel = Tunnel { inner_destination_mac: [0xff; 6], ..Tunnel::default() };
         decap(bed, tunnel, &udp(REMOTE, CONTAINER, [1, 2], 10))
             .assert(SHOT, &[(Decap, Reason::WrongVtepMac)]);
         // From our own tunnel device.
-        let mut frame = Tunnel::default().wrap(&udp(REMOTE, CONTAINER, [1, 2], 10));
+        let mut frame = Tunnel::default().encapsulate(&udp(REMOTE, CONTAINER, [1, 2], 10));
         frame[56..62].copy_from_slice(&VTEP_MAC);
         bed.run("overlay_decap", bed.underlay, &frame).assert(SHOT, &[(Decap, Reason::WrongVtepMac)]);
     });
@@ -188,18 +188,18 @@ fn what_the_stack_must_see_goes_there_in_its_wrapping() {
             (last, Reason::TtlExpired),
             (padded, Reason::TrailingBytes),
         ] {
-            let outcome = plain(bed, &packet);
+            let outcome = received(bed, &packet);
             outcome.assert(NEXT, &[(Decap, reason)]);
-            assert_eq!(outcome.frame, Tunnel::default().wrap(&packet));
+            assert_eq!(outcome.frame, Tunnel::default().encapsulate(&packet));
         }
         let arp = Tunnel { inner_type: [0x08, 0x06], ..Tunnel::default() };
         decap(bed, arp, &[0; 28]).assert(NEXT, &[(Decap, Reason::NotIpv4)]);
         decap(bed, Tunnel { source: STRANGER, ..arp }, &[0; 28])
             .assert(SHOT, &[(Decap, Reason::UnknownPeer)]);
 
-        bed.note(CONTAINER, REMOTE, [4000, 5000], 17);
-        plain(bed, &udp(REMOTE, CONTAINER, [5000, 4000], 10)).assert(NEXT, &[(Decap, Reason::StackFlow)]);
-        plain(bed, &udp(REMOTE, CONTAINER, [5000, 4001], 10)).assert(REDIRECT, &[CARRIED]);
+        bed.keep_to_stack(CONTAINER, REMOTE, [4000, 5000], 17);
+        received(bed, &udp(REMOTE, CONTAINER, [5000, 4000], 10)).assert(NEXT, &[(Decap, Reason::StackFlow)]);
+        received(bed, &udp(REMOTE, CONTAINER, [5000, 4001], 10)).assert(REDIRECT, &[CARRIED]);
     });
 }
 
@@ -208,14 +208,14 @@ fn a_veth_that_is_gone_or_too_small_is_the_stacks_business() {
     with_bed(|bed| {
         let packet = udp(REMOTE, CONTAINER, [1, 2], 500);
         ip("link set c1 mtu 500");
-        let outcome = plain(bed, &packet);
+        let outcome = received(bed, &packet);
         outcome.assert(NEXT, &[(Decap, Reason::EndpointGone)]);
         ip("link set c1 mtu 1500");
-        plain(bed, &packet).assert(REDIRECT, &[CARRIED]);
+        received(bed, &packet).assert(REDIRECT, &[CARRIED]);
         ip("link del c1");
-        let outcome = plain(bed, &packet);
+        let outcome = received(bed, &packet);
         outcome.assert(NEXT, &[(Decap, Reason::EndpointGone)]);
-        assert_eq!(outcome.frame, Tunnel::default().wrap(&packet));
+        assert_eq!(outcome.frame, Tunnel::default().encapsulate(&packet));
     });
 }
 
@@ -258,10 +258,10 @@ fn headers_that_lie_are_dropped() {
         let mut sum = udp(REMOTE, CONTAINER, [1, 2], 10);
         sum[10] ^= 1;
         for packet in [too_long, too_short, version, sum] {
-            plain(bed, &packet).assert(SHOT, &[(Decap, Reason::Malformed)]);
+            received(bed, &packet).assert(SHOT, &[(Decap, Reason::Malformed)]);
         }
         // The kernel, not the program, drops what is wrong outside.
-        let mut frame = Tunnel::default().wrap(&udp(REMOTE, CONTAINER, [1, 2], 10));
+        let mut frame = Tunnel::default().encapsulate(&udp(REMOTE, CONTAINER, [1, 2], 10));
         frame[24] ^= 1;
         bed.run("overlay_decap", bed.underlay, &frame).assert(NEXT, &[]);
     });
@@ -272,7 +272,7 @@ fn the_fast_path_can_be_switched_off() {
     with_settings(
         |settings| settings.flags = SETTING_STACK_ONLY,
         |bed| {
-            plain(bed, &udp(REMOTE, CONTAINER, [1, 2], 10)).assert(NEXT, &[(Decap, Reason::StackOnly)]);
+            received(bed, &udp(REMOTE, CONTAINER, [1, 2], 10)).assert(NEXT, &[(Decap, Reason::StackOnly)]);
             decap(bed, Tunnel { source: STRANGER, ..Tunnel::default() }, &udp(REMOTE, CONTAINER, [1, 2], 10))
                 .assert(SHOT, &[(Decap, Reason::UnknownPeer)]);
         },

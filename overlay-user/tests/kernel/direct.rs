@@ -61,7 +61,7 @@ fn to_a_peer_behind_a_gateway_a_packet_leaves_encapsulated() {
 fn on_the_link_packets_may_be_as_large_as_its_mtu() {
     with_direct(0, |bed, _| {
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 1500 - 28)).assert(REDIRECT, &[SENT]);
-        // The kernel's own judgement of a frame has four bytes more to give away, a VLAN tag's.
+        // The kernel's own check of a frame allows four bytes more, for a VLAN tag.
         for length in [1501, 1600] {
             let packet = udp(CONTAINER, REMOTE, [1, 2], length - 28);
             let outcome = encap(bed, &packet);
@@ -97,7 +97,7 @@ fn behind_a_gateway_the_headers_count() {
     });
 }
 
-/// Nothing needs room here, so that a test run's GSO frame goes all the way.
+/// Nothing needs headroom here, so a test run's GSO frame passes every step.
 #[test]
 fn segments_count_not_frames() {
     with_direct(0, |bed, _| {

@@ -24,7 +24,7 @@ fn a_plain_packet_of_a_peer_is_delivered() {
             assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet));
             let traffic = bed.tables.traffic(slot).unwrap();
             assert_eq!((traffic.received_packets, traffic.received_bytes), (1, 128));
-            bed.take_in_plain(&frame).assert(REDIRECT, &[DELIVERED]);
+            bed.take_in_unencapsulated(&frame).assert(REDIRECT, &[DELIVERED]);
             let traffic = bed.tables.traffic(slot).unwrap();
             assert_eq!((traffic.received_packets, traffic.received_bytes), (3, 3 * 128), "XDP's too");
         }
@@ -32,7 +32,7 @@ fn a_plain_packet_of_a_peer_is_delivered() {
             let count = bed.tables.counter(hook, Reason::Carried).unwrap();
             assert_eq!((count.packets, count.bytes), (packets, packets * 128), "{hook:?}");
         }
-        // Segments, which nobody has to make room for.
+        // A GSO frame, which needs no headroom here.
         let frame = arriving(&tcp(REMOTE, CONTAINER, [1, 2], 0x10, 2920));
         let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 1460 };
         bed.run_with("overlay_decap", skb, &frame).assert(REDIRECT, &[DELIVERED]);
@@ -43,18 +43,18 @@ fn a_plain_packet_of_a_peer_is_delivered() {
 fn encapsulated_packets_are_understood_beside_plain_ones() {
     with_direct(0, |bed, fallback| {
         let packet = udp(REMOTE, CONTAINER, [5000, 4000], 100);
-        let outcome = bed.take_in(&fallback.wrap(&packet));
+        let outcome = bed.take_in(&fallback.encapsulate(&packet));
         outcome.assert(REDIRECT, &[DELIVERED]);
         assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet));
         let count = bed.tables.counter(Decap, Reason::Carried).unwrap();
         assert_eq!((count.packets, count.bytes), (1, 128));
         // To the kernel's own tunnel untouched; a TUN has none.
-        let frame = fallback.wrap(&udp(REMOTE, UNLEARNED, [1, 2], 10));
+        let frame = fallback.encapsulate(&udp(REMOTE, UNLEARNED, [1, 2], 10));
         let outcome = bed.take_in(&frame);
         let verdict = if fallback == Fallback::Udp { REDIRECT } else { NEXT };
         outcome.assert(verdict, &[(Decap, Reason::Unlearned)]);
         assert_eq!(outcome.frame, frame);
-        let frame = fallback.wrap(&udp(REMOTE, FAR, [1, 2], 10));
+        let frame = fallback.encapsulate(&udp(REMOTE, FAR, [1, 2], 10));
         bed.take_in(&frame).assert(SHOT, &[(Decap, Reason::NotOurSubnet)]);
     });
 }
@@ -69,7 +69,7 @@ fn sources_of_plain_packets_are_checked() {
             ([10, 244, 99, 1], Reason::UnknownPeer),
         ] {
             let frame = arriving(&udp(source, CONTAINER, [1, 2], 10));
-            bed.take_in_plain(&frame).assert(SHOT, &[(Decap, reason)]);
+            bed.take_in_unencapsulated(&frame).assert(SHOT, &[(Decap, reason)]);
         }
     });
 }
@@ -90,12 +90,12 @@ fn what_is_no_containers_packet_to_a_container_passes_untouched_and_uncounted() 
             ("ARP", arp),
             ("another host's, seen because the interface is promiscuous", other_mac),
         ] {
-            let outcome = bed.take_in_plain(&frame);
+            let outcome = bed.take_in_unencapsulated(&frame);
             assert_eq!((outcome.verdict, outcome.counted), (NEXT, vec![]), "{name}");
             assert_eq!(outcome.frame, frame, "{name}");
         }
     });
-    // Nor is anything plain ours unless it is asked for.
+    // Without direct routing, nothing unencapsulated is ours.
     for udp_mode in [false, true] {
         with_settings(
             |settings| {
@@ -105,33 +105,33 @@ fn what_is_no_containers_packet_to_a_container_passes_untouched_and_uncounted() 
             },
             |bed| {
                 let frame = arriving(&udp(REMOTE, CONTAINER, [1, 2], 10));
-                bed.take_in_plain(&frame).assert(NEXT, &[]);
+                bed.take_in_unencapsulated(&frame).assert(NEXT, &[]);
             },
         );
     }
 }
 
 #[test]
-fn plain_headers_that_lie_are_dropped() {
+fn unencapsulated_headers_that_lie_are_dropped() {
     with_direct(0, |bed, _| {
         let altered = |alter: fn(&mut [u8])| udp_with(REMOTE, CONTAINER, [1, 2], 10, alter);
         let mut sum = altered(|_| {});
         sum[10] ^= 1;
         for packet in [altered(|ip| ip[3] += 1), altered(|ip| ip[3] = 19), altered(|ip| ip[0] = 0x65), sum] {
-            bed.take_in_plain(&arriving(&packet)).assert(SHOT, &[(Decap, Reason::Malformed)]);
+            bed.take_in_unencapsulated(&arriving(&packet)).assert(SHOT, &[(Decap, Reason::Malformed)]);
         }
         let frame = arriving(&altered(|_| {}));
         for length in 34..frame.len() {
-            bed.take_in_plain(&frame[..length]).assert(SHOT, &[(Decap, Reason::Malformed)]);
+            bed.take_in_unencapsulated(&frame[..length]).assert(SHOT, &[(Decap, Reason::Malformed)]);
         }
     });
 }
 
 #[test]
-fn plain_packets_that_the_stack_must_see_are_handed_over() {
+fn unencapsulated_packets_that_the_stack_must_see_are_handed_over() {
     with_direct(0, |bed, fallback| {
         let handed_over = |bed: &mut Bed, packet: &[u8], reason: Reason| {
-            let outcome = bed.take_in_plain(&arriving(packet));
+            let outcome = bed.take_in_unencapsulated(&arriving(packet));
             outcome.assert(REDIRECT, &[(Decap, reason)]);
             assert_eq!(outcome.frame, fallback.handed_over(arriving(packet)), "{reason:?}");
         };
@@ -145,25 +145,25 @@ fn plain_packets_that_the_stack_must_see_are_handed_over() {
         for destination in [UNLEARNED, GATEWAY, [10, 244, 1, 0]] {
             handed_over(bed, &udp(REMOTE, destination, [1, 2], 10), Reason::Unlearned);
         }
-        bed.note(CONTAINER, REMOTE, [4000, 5000], 17);
+        bed.keep_to_stack(CONTAINER, REMOTE, [4000, 5000], 17);
         handed_over(bed, &udp(REMOTE, CONTAINER, [5000, 4000], 10), Reason::StackFlow);
-        bed.take_in_plain(&arriving(&udp(REMOTE, CONTAINER, [5000, 4001], 10)))
+        bed.take_in_unencapsulated(&arriving(&udp(REMOTE, CONTAINER, [5000, 4001], 10)))
             .assert(REDIRECT, &[DELIVERED]);
         let packet = udp(REMOTE, CONTAINER, [1, 2], 500);
         ip("link set c1 mtu 527");
         handed_over(bed, &packet, Reason::EndpointGone);
         ip("link set c1 mtu 528");
-        bed.take_in_plain(&arriving(&packet)).assert(REDIRECT, &[DELIVERED]);
+        bed.take_in_unencapsulated(&arriving(&packet)).assert(REDIRECT, &[DELIVERED]);
         ip("link del c1");
         handed_over(bed, &packet, Reason::EndpointGone);
     });
     with_direct(SETTING_STACK_ONLY, |bed, fallback| {
         let frame = arriving(&udp(REMOTE, CONTAINER, [1, 2], 10));
-        let outcome = bed.take_in_plain(&frame);
+        let outcome = bed.take_in_unencapsulated(&frame);
         outcome.assert(REDIRECT, &[(Decap, Reason::StackOnly)]);
         assert_eq!(outcome.frame, fallback.handed_over(frame));
         let frame = arriving(&udp(UNLEARNED, CONTAINER, [1, 2], 10));
-        bed.take_in_plain(&frame).assert(SHOT, &[(Decap, Reason::PeerMismatch)]);
+        bed.take_in_unencapsulated(&frame).assert(SHOT, &[(Decap, Reason::PeerMismatch)]);
     });
 }
 

@@ -23,7 +23,7 @@ fn flood(bed: &mut Bed, packet: &[u8], count: usize) -> Vec<i32> {
 
 #[test]
 fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
-    with_each_way_to_find(|bed, remote| {
+    with_each_look_up(|bed, remote| {
         let packet = udp(CONTAINER, remote, [4000, 5000], 100);
         let outcome = encap(bed, &packet);
         outcome.assert(REDIRECT, &[CARRIED]);
@@ -185,14 +185,14 @@ fn sources_are_checked() {
             outcome.assert(verdict, &[(Encap, reason)]);
             assert_eq!(outcome.frame, from_container(&packet));
         }
-        let elsewhere = bed.elsewhere;
+        let wrong_port = bed.wrong_port;
         let outcome =
-            bed.run("overlay_encap", elsewhere, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
+            bed.run("overlay_encap", wrong_port, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
         outcome.assert(SHOT, &[(Encap, Reason::SourceAtWrongPort)]);
         // But if the interface it was learned on is gone, it was replaced while no agent ran.
         bed.learn(CONTAINER, u32::MAX >> 1);
         let outcome =
-            bed.run("overlay_encap", elsewhere, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
+            bed.run("overlay_encap", wrong_port, &from_container(&udp(CONTAINER, REMOTE, [1, 2], 10)));
         outcome.assert(NEXT, &[(Encap, Reason::EndpointGone)]);
         // The bridge's program judges forgery of other hosts' addresses alone: the rest has been judged at a port, or is
         // the stack's.
@@ -211,13 +211,13 @@ fn sources_are_checked() {
 #[test]
 fn connections_of_the_stack_stay_the_stacks_in_both_directions() {
     with_bed(|bed| {
-        bed.note(CONTAINER, REMOTE, [4000, 5000], 17);
+        bed.keep_to_stack(CONTAINER, REMOTE, [4000, 5000], 17);
         encap(bed, &udp(CONTAINER, REMOTE, [4000, 5000], 10)).assert(NEXT, &[(Encap, Reason::StackFlow)]);
         encap(bed, &udp(CONTAINER, REMOTE, [4001, 5000], 10)).assert(REDIRECT, &[CARRIED]);
-        bed.note(REMOTE, CONTAINER, [7000, 8000], 6);
+        bed.keep_to_stack(REMOTE, CONTAINER, [7000, 8000], 6);
         encap(bed, &tcp(CONTAINER, REMOTE, [8000, 7000], 0x10, 10))
             .assert(NEXT, &[(Encap, Reason::StackFlow)]);
-        // Traffic keeps the note alive.
+        // Traffic keeps the stack flow alive.
         assert!(bed.flows().iter().all(|(_, flow)| flow.seen_ns > 0 && flow.state & FLOW_CLOSING == 0));
         encap(bed, &tcp(CONTAINER, REMOTE, [8000, 7000], 0x11, 10))
             .assert(NEXT, &[(Encap, Reason::StackFlow)]);
@@ -237,12 +237,12 @@ fn an_icmp_error_belongs_to_the_connection_it_quotes() {
     with_bed(|bed| {
         let quoted = udp(REMOTE, CONTAINER, [7000, 8000], 0);
         encap(bed, &icmp(CONTAINER, REMOTE, 3, &quoted)).assert(REDIRECT, &[CARRIED]);
-        bed.note(REMOTE, CONTAINER, [7000, 8000], 17);
+        bed.keep_to_stack(REMOTE, CONTAINER, [7000, 8000], 17);
         encap(bed, &icmp(CONTAINER, REMOTE, 3, &quoted)).assert(NEXT, &[(Encap, Reason::StackFlow)]);
-        // An echo with the noted identifier, and one with another.
-        bed.note(CONTAINER, REMOTE, [0x1234, 0x1234], 1);
+        // One echo has the identifier of the stack flow, and one has another.
+        bed.keep_to_stack(CONTAINER, REMOTE, [0x1234, 0x1234], 1);
         encap(bed, &icmp(CONTAINER, REMOTE, 8, &[])).assert(NEXT, &[(Encap, Reason::StackFlow)]);
-        bed.note(CONTAINER, [10, 244, 3, 3], [0x9999, 0x9999], 1);
+        bed.keep_to_stack(CONTAINER, [10, 244, 3, 3], [0x9999, 0x9999], 1);
         encap(bed, &icmp(CONTAINER, [10, 244, 3, 3], 8, &[])).assert(REDIRECT, &[CARRIED]);
     });
 }
@@ -273,7 +273,7 @@ fn what_the_stack_does_better_goes_to_the_stack_untouched() {
             outcome.assert(NEXT, &[(Encap, reason)]);
             assert_eq!(outcome.frame, from_container(&packet), "{reason:?}");
         }
-        // A neighbour that is not resolved yet is resolved on the way, by the fast path.
+        // A neighbour that is not resolved yet is resolved by the fast path itself.
         ip("neigh del 10.99.0.2 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(REDIRECT, &[CARRIED]);
         // A next hop with an IPv6 address (RFC 5549) is the kernel's to reach.
@@ -329,7 +329,7 @@ fn segments_count_not_frames() {
         let large = tcp(CONTAINER, REMOTE, [1, 2], 0x10, 2700);
         let skb = Skb { ifindex: bed.container, gso_segs: 3, gso_size: 900 };
         let outcome = bed.run_with("overlay_encap", skb, &from_container(&large));
-        // A test run's GSO frame has no type, so the kernel refuses it room: hosts with real ones are another rung.
+        // A test run's GSO frame has no type, so the kernel refuses it headroom. Hosts with real ones are on another rung.
         outcome.assert(NEXT, &[(Encap, Reason::HeadroomRefused)]);
         assert_eq!(outcome.frame, from_container(&large), "refused, hence untouched");
         assert_eq!(bed.tables.counter(Encap, Reason::HeadroomRefused).unwrap().packets, 3);

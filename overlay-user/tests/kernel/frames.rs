@@ -82,7 +82,7 @@ pub fn from_container(packet: &[u8]) -> Vec<u8> {
 }
 
 /// What `overlay_xdp_strip` writes in front of the frame of the peer with this slot: magic, port, VNI, address, slot.
-pub fn note(slot: u32) -> Vec<u8> {
+pub fn strip_mark(slot: u32) -> Vec<u8> {
     [b"ov".as_slice(), &PORT.to_be_bytes(), &VNI.to_ne_bytes(), &LOCAL, &slot.to_ne_bytes()].concat()
 }
 
@@ -116,7 +116,7 @@ impl Default for Tunnel {
 
 impl Tunnel {
     /// `packet` in VXLAN, as it arrives on the underlay device.
-    pub fn wrap(&self, packet: &[u8]) -> Vec<u8> {
+    pub fn encapsulate(&self, packet: &[u8]) -> Vec<u8> {
         let vni = self.vni.to_be_bytes();
         let vxlan = [self.flags, 0, 0, 0, vni[1], vni[2], vni[3], 0];
         let inner = [&vxlan, self.inner_destination_mac.as_slice(), &PEER_VTEP_MAC, &self.inner_type, packet]
@@ -161,7 +161,7 @@ impl Datagram {
     }
 
     /// The same as it arrives on the underlay device.
-    pub fn wrap(&self, inside: &[u8]) -> Vec<u8> {
+    pub fn encapsulate(&self, inside: &[u8]) -> Vec<u8> {
         ethernet(UNDERLAY_MAC, NEXT_HOP_MAC, &self.packet(inside))
     }
 }

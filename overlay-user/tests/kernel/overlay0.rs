@@ -81,7 +81,7 @@ pub struct Host<'a> {
     stack: OwnedFd,
 }
 
-/// overlay0 is a TUN; wrapped in UDP, or plain if `flags` say so.
+/// overlay0 is a TUN. Packets are encapsulated in UDP, or not at all if `flags` say so.
 pub fn with_tun(flags: u32, test: fn(&mut Host<'_>)) {
     with_settings(
         |settings| {

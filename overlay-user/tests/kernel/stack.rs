@@ -12,7 +12,7 @@ fn send(bed: &mut Bed, packet: &[u8]) -> Outcome {
 }
 
 #[test]
-fn the_stacks_packets_get_the_peers_mac_and_are_noted() {
+fn the_stacks_packets_get_the_peers_mac_and_are_recorded() {
     with_bed(|bed| {
         let packet = udp(CONTAINER, REMOTE, [4000, 5000], 10);
         let outcome = send(bed, &packet);
@@ -29,8 +29,8 @@ fn the_stacks_packets_get_the_peers_mac_and_are_noted() {
         for host in [[10, 99, 0, 1], [10, 244, 1, 0], GATEWAY] {
             send(bed, &udp(host, REMOTE, [1, 2], 10)).assert(NEXT, &[(Send, Reason::Carried)]);
         }
-        assert_eq!(bed.flows().len(), 1, "the host's own connections need no note");
-        // A later fragment has no ports: it notes nothing.
+        assert_eq!(bed.flows().len(), 1, "the host's own connections are never recorded");
+        // A later fragment has no ports, so nothing is recorded.
         let flows = bed.flows().len();
         send(bed, &udp_with(CONTAINER, REMOTE, [9, 9], 10, |ip| ip[7] = 9))
             .assert(NEXT, &[(Send, Reason::Carried)]);
@@ -57,16 +57,16 @@ fn a_frame_without_a_tunnel_key_never_enters_the_stack() {
 }
 
 #[test]
-fn deliveries_of_the_stack_are_noted_when_a_peer_sent_them() {
+fn deliveries_of_the_stack_are_recorded_when_a_peer_sent_them() {
     with_bed(|bed| {
-        for (source, noted) in [(REMOTE, 1), ([192, 0, 2, 1], 1), (UNLEARNED, 1), ([10, 244, 3, 3], 2)] {
+        for (source, recorded) in [(REMOTE, 1), ([192, 0, 2, 1], 1), (UNLEARNED, 1), ([10, 244, 3, 3], 2)] {
             let frame = ethernet(CONTAINER_MAC, GATEWAY_MAC, &udp(source, CONTAINER, [80, 4000], 10));
             let outcome = bed.run("overlay_track", bed.container, &frame);
             outcome.assert(NEXT, &[]);
             assert_eq!(outcome.frame, frame);
-            assert_eq!(bed.flows().len(), noted, "{source:?}");
+            assert_eq!(bed.flows().len(), recorded, "{source:?}");
         }
-        // The reply to a noted delivery takes the stack.
+        // The reply to what the stack has delivered takes the stack.
         bed.run("overlay_encap", bed.container, &from_container(&udp(CONTAINER, REMOTE, [4000, 80], 10)))
             .assert(NEXT, &[(overlay_common::Hook::Encap, Reason::StackFlow)]);
     });
@@ -124,7 +124,7 @@ fn the_stacks_packets_leave_plain_to_a_peer_on_the_link() {
 
 /// What has no tunnel key, at a VXLAN device.
 #[test]
-fn plain_packets_enter_the_stack_in_their_peers_names_only() {
+fn unencapsulated_packets_enter_the_stack_in_their_peers_names_only() {
     with_settings(
         |settings| settings.flags = SETTING_DIRECT,
         |bed| {

@@ -58,7 +58,7 @@ fn datagrams_enter_the_stack_checked() {
             host.is_dropped(&Datagram { source: outer, ..ours }.packet(&packet), reason);
         }
         let packet = udp(REMOTE, CONTAINER, [1, 2], 10);
-        // Nothing plain is ours here, wherever it is to.
+        // Nothing unencapsulated is ours here, whatever its destination.
         host.is_dropped(&packet, Reason::UnknownPeer);
         host.is_dropped(&Datagram { destination: STRANGER, ..ours }.packet(&packet), Reason::UnknownPeer);
         let altered = |at: usize, value: u8| {
@@ -89,7 +89,7 @@ fn datagrams_enter_the_stack_checked() {
 }
 
 #[test]
-fn plain_packets_enter_the_stack_checked() {
+fn unencapsulated_packets_enter_the_stack_checked() {
     with_tun(SETTING_DIRECT, |host| {
         let packet = udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[7] = 1);
         host.enters(&packet, &packet);
@@ -103,36 +103,36 @@ fn plain_packets_enter_the_stack_checked() {
         ] {
             host.is_dropped(&udp(source, destination, [1, 2], 10), reason);
         }
-        // Beside wrapped ones.
+        // The same network takes encapsulated packets, too.
         host.enters(&Datagram::default().packet(&packet), &packet);
     });
 }
 
-/// The whole way of what decapsulation leaves to the stack: in at the underlay device, out at a socket of this host.
+/// The whole path of what decapsulation leaves to the stack: in at the underlay device, out at a socket of this host.
 #[test]
 fn what_decapsulation_hands_over_reaches_a_socket() {
-    fn plain(host: &mut Host<'_>) {
+    fn unencapsulated(host: &mut Host<'_>) {
         reaches_a_socket(host, |packet| ethernet(UNDERLAY_MAC, NEXT_HOP_MAC, packet));
     }
-    fn wrapped(host: &mut Host<'_>) {
-        reaches_a_socket(host, |packet| Datagram::default().wrap(packet));
+    fn encapsulated(host: &mut Host<'_>) {
+        reaches_a_socket(host, |packet| Datagram::default().encapsulate(packet));
     }
-    with_tun(0, wrapped);
-    with_tun(SETTING_DIRECT, wrapped);
-    with_tun(SETTING_DIRECT, plain);
-    with_vxlan(SETTING_DIRECT, plain);
+    with_tun(0, encapsulated);
+    with_tun(SETTING_DIRECT, encapsulated);
+    with_tun(SETTING_DIRECT, unencapsulated);
+    with_vxlan(SETTING_DIRECT, unencapsulated);
 }
 
-fn reaches_a_socket(host: &mut Host<'_>, wrap: fn(&[u8]) -> Vec<u8>) {
+fn reaches_a_socket(host: &mut Host<'_>, encapsulate: fn(&[u8]) -> Vec<u8>) {
     // The stack takes what is for the container itself, so that a socket here can tell.
     ip("addr add 10.244.1.2/32 dev lo");
     let socket = UdpSocket::bind(SocketAddrV4::new(CONTAINER.into(), 4000)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    host.bed.note(REMOTE, CONTAINER, [5000, 4000], 17);
+    host.bed.keep_to_stack(REMOTE, CONTAINER, [5000, 4000], 17);
     let packet = udp(REMOTE, CONTAINER, [5000, 4000], 100);
     let mut buffer = [0; 200];
     let (received, counted) = host.bed.counting(|_| {
-        host.wire.send(&wrap(&packet));
+        host.wire.send(&encapsulate(&packet));
         socket.recv(&mut buffer).unwrap()
     });
     assert_eq!(buffer[..received], packet[28..]);

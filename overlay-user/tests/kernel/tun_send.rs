@@ -25,7 +25,7 @@ fn with_options(source: [u8; 4], destination: [u8; 4], length: usize) -> Vec<u8>
 
 /// The packet in a frame as it left by the underlay device, whose headers must be right.
 #[track_caller]
-fn unwrapped(frame: &[u8], peer: [u8; 4], tos: u8, df: bool) -> &[u8] {
+fn decapsulated(frame: &[u8], peer: [u8; 4], tos: u8, df: bool) -> &[u8] {
     assert_eq!(frame[..14], ethernet(NEXT_HOP_MAC, UNDERLAY_MAC, &[]));
     let packet = &frame[14..];
     let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
@@ -53,15 +53,15 @@ fn the_stacks_packets_leave_wrapped_and_are_noted() {
             (numbered(CONTAINER, [10, 244, 2, 8], 10, 1), 2),
         ] {
             assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
-            assert_eq!(unwrapped(&host.wire.next(), PEER, packet[1] & 3, false), packet);
-            assert_eq!(host.bed.flows().len(), flows, "the host's own connections need no note");
+            assert_eq!(decapsulated(&host.wire.next(), PEER, packet[1] & 3, false), packet);
+            assert_eq!(host.bed.flows().len(), flows, "the host's own connections are never recorded");
         }
         let count = host.bed.tables.counter(Send, Reason::Carried).unwrap();
         assert_eq!((count.packets, count.bytes), (5, 4 * 38 + 1472));
         // With options, which the fast path knows nothing of.
         let packet = with_options(CONTAINER, REMOTE, 10);
         assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
-        assert_eq!(unwrapped(&host.wire.next(), PEER, 0, false), packet);
+        assert_eq!(decapsulated(&host.wire.next(), PEER, 0, false), packet);
     });
 }
 
@@ -78,11 +78,11 @@ fn the_stack_cannot_send_in_others_names_or_to_nobody() {
         assert!(host.bed.flows().is_empty());
         let packet = numbered(CONTAINER, REMOTE, 10, 0);
         host.route(&packet);
-        assert_eq!(unwrapped(&host.wire.next(), PEER, 0, false), packet, "nothing before it");
+        assert_eq!(decapsulated(&host.wire.next(), PEER, 0, false), packet, "nothing before it");
     });
 }
 
-/// A path MTU that the kernel knows of: a router on the way fragments, or the agent's socket.
+/// A path MTU that the kernel knows of: a router on the path fragments, or the agent's socket does.
 #[test]
 fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
     fn packet() -> Vec<u8> {
@@ -91,14 +91,14 @@ fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
     with_tun(0, |host| {
         ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
         assert_eq!(host.route(&packet()), [(Send, Reason::Carried)]);
-        assert_eq!(unwrapped(&host.wire.next(), PEER, 2, false), packet());
+        assert_eq!(decapsulated(&host.wire.next(), PEER, 2, false), packet());
         // But what the link does not take.
         ip("link set eth0 mtu 1400");
         assert_eq!(host.route(&packet()), [(Send, Reason::NeedsFragmentation)]);
         assert_eq!(host.read(), packet());
         let fits = numbered(CONTAINER, REMOTE, 1400 - 28 - 28, 2);
         assert_eq!(host.route(&fits), [(Send, Reason::Carried)]);
-        assert_eq!(unwrapped(&host.wire.next(), PEER, 2, false), fits);
+        assert_eq!(decapsulated(&host.wire.next(), PEER, 2, false), fits);
     });
     with_tun(SETTING_OUTER_DF, |host| {
         ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
@@ -109,7 +109,7 @@ fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
         assert_eq!(host.read(), options);
         let fits = numbered(CONTAINER, REMOTE, 1400 - 28 - 28, 2);
         assert_eq!(host.route(&fits), [(Send, Reason::Carried)]);
-        assert_eq!(unwrapped(&host.wire.next(), PEER, 2, true), fits);
+        assert_eq!(decapsulated(&host.wire.next(), PEER, 2, true), fits);
     });
 }
 
@@ -142,7 +142,7 @@ fn what_is_wrapped_is_not_wrapped_again() {
             udp_with(LOCAL, REMOTE, [50000, UDP_PORT], 40, |ip| (ip[5], ip[9]) = (0x99, 132)),
         ] {
             assert_eq!(host.route(&honest), [(Send, Reason::Carried)]);
-            assert_eq!(unwrapped(&host.wire.next(), PEER, 0, false), honest);
+            assert_eq!(decapsulated(&host.wire.next(), PEER, 0, false), honest);
         }
         ip("route add 10.99.0.2/32 dev overlay0");
         let packet = numbered(CONTAINER, REMOTE, 10, 0);
@@ -177,15 +177,15 @@ fn without_a_route_to_the_peer_the_packet_goes_on_to_the_agent_as_it_is() {
 
 #[test]
 fn directly_the_stacks_packets_leave_plain_to_a_peer_on_the_link() {
-    with_tun(SETTING_DIRECT, plain_or_wrapped);
+    with_tun(SETTING_DIRECT, encapsulated_or_not);
 }
 
 #[test]
 fn directly_a_vxlan_devices_packets_leave_plain_to_a_peer_on_the_link() {
-    with_vxlan(SETTING_DIRECT, plain_or_wrapped);
+    with_vxlan(SETTING_DIRECT, encapsulated_or_not);
 }
 
-fn plain_or_wrapped(host: &mut Host<'_>) {
+fn encapsulated_or_not(host: &mut Host<'_>) {
     behind_a_gateway();
     let packet = numbered(CONTAINER, REMOTE, 10, 0);
     assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
@@ -195,7 +195,7 @@ fn plain_or_wrapped(host: &mut Host<'_>) {
     assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
     let frame = host.wire.next();
     if host.agent.is_some() {
-        assert_eq!(unwrapped(&frame, OTHER_PEER, 0, false), packet);
+        assert_eq!(decapsulated(&frame, OTHER_PEER, 0, false), packet);
     } else {
         assert_eq!(frame[14 + 50..], packet);
         assert_eq!(

@@ -124,7 +124,7 @@ fn the_exact_mtu_passes_and_one_more_is_answered() {
     });
 }
 
-/// A test run's GSO frame has no type, so the kernel refuses it room once it has been found to fit.
+/// A test run's GSO frame has no type, so the kernel refuses it headroom once it has been found to fit.
 #[test]
 fn segments_count_not_frames() {
     with_udp(0, |bed| {
@@ -161,7 +161,7 @@ fn what_the_stack_does_better_goes_to_the_stack_untouched() {
         is_left(bed, &udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[8] = 1), Reason::TtlExpired);
         is_left(bed, &[udp(CONTAINER, REMOTE, [1, 2], 10), vec![0; 6]].concat(), Reason::TrailingBytes);
         is_left(bed, &udp(UNLEARNED, REMOTE, [1, 2], 10), Reason::Unlearned);
-        bed.note(CONTAINER, REMOTE, [4000, 5000], 17);
+        bed.keep_to_stack(CONTAINER, REMOTE, [4000, 5000], 17);
         is_left(bed, &udp(CONTAINER, REMOTE, [4000, 5000], 10), Reason::StackFlow);
         ip("addr del 10.99.0.1/24 dev eth0");
         is_left(bed, &udp(CONTAINER, REMOTE, [1, 2], 10), Reason::NoNextHop);

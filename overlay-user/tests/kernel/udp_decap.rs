@@ -11,10 +11,10 @@ use crate::support::ip;
 const CARRIED: (overlay_common::Hook, Reason) = (Decap, Reason::Carried);
 const OURS: Datagram = Datagram { source: PEER, destination: LOCAL, port: UDP_PORT, tos: 0 };
 
-/// Handed over to overlay0 as it came: there it is judged again, and unwrapped.
+/// Handed over to overlay0 as it came: there it is checked again, and decapsulated.
 #[track_caller]
 fn is_handed_over(bed: &mut Bed, datagram: Datagram, packet: &[u8], reason: Reason) {
-    let frame = datagram.wrap(packet);
+    let frame = datagram.encapsulate(packet);
     let outcome = bed.take_in(&frame);
     outcome.assert(REDIRECT, &[(Decap, reason)]);
     assert_eq!(outcome.frame, frame, "{reason:?}");
@@ -22,7 +22,7 @@ fn is_handed_over(bed: &mut Bed, datagram: Datagram, packet: &[u8], reason: Reas
 
 #[track_caller]
 fn is_dropped(bed: &mut Bed, datagram: Datagram, packet: &[u8], reason: Reason) {
-    bed.take_in(&datagram.wrap(packet)).assert(SHOT, &[(Decap, reason)]);
+    bed.take_in(&datagram.encapsulate(packet)).assert(SHOT, &[(Decap, reason)]);
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn a_packet_for_a_container_arrives_bare() {
             (udp(REMOTE, CONTAINER, [5000, 4000], 100), PEER, 0),
             (udp([10, 244, 3, 9], CONTAINER, [5000, 4000], 100), OTHER_PEER, 1),
         ] {
-            let frame = Datagram { source, ..OURS }.wrap(&packet);
+            let frame = Datagram { source, ..OURS }.encapsulate(&packet);
             let delivered = ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet);
             assert_eq!(bed.run("overlay_decap", bed.underlay, &frame).frame, delivered);
             let traffic = bed.tables.traffic(slot).unwrap();
@@ -77,16 +77,16 @@ fn anything_but_our_datagrams_passes_untouched_and_uncounted() {
     with_udp(0, |bed| {
         let packet = udp(REMOTE, CONTAINER, [1, 2], 10);
         let altered = |alter: fn(&mut Vec<u8>)| {
-            let mut frame = OURS.wrap(&packet);
+            let mut frame = OURS.encapsulate(&packet);
             alter(&mut frame);
             seal(&mut frame[14..]);
             frame
         };
         for (name, frame) in [
-            ("other address", Datagram { destination: [10, 99, 0, 9], ..OURS }.wrap(&packet)),
-            ("other port", Datagram { port: PORT, ..OURS }.wrap(&packet)),
-            ("VXLAN", Tunnel::default().wrap(&packet)),
-            ("without wrapping", ethernet(UNDERLAY_MAC, NEXT_HOP_MAC, &packet)),
+            ("other address", Datagram { destination: [10, 99, 0, 9], ..OURS }.encapsulate(&packet)),
+            ("other port", Datagram { port: PORT, ..OURS }.encapsulate(&packet)),
+            ("VXLAN", Tunnel::default().encapsulate(&packet)),
+            ("without outer headers", ethernet(UNDERLAY_MAC, NEXT_HOP_MAC, &packet)),
             ("not UDP", altered(|frame| frame[23] = 6)),
             ("first outer fragment", altered(|frame| frame[20] = 0x20)),
             ("later outer fragment", altered(|frame| frame[21] = 7)),
@@ -106,7 +106,7 @@ fn anything_but_our_datagrams_passes_untouched_and_uncounted() {
 fn datagrams_that_gro_has_merged_pass_untouched() {
     with_udp(0, |bed| {
         let packet = udp(REMOTE, CONTAINER, [1, 2], 472);
-        let frame = OURS.wrap(&[packet.clone(), packet].concat());
+        let frame = OURS.encapsulate(&[packet.clone(), packet].concat());
         let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500 };
         let outcome = bed.run_with("overlay_decap", skb, &frame);
         outcome.assert(NEXT, &[]);
@@ -118,7 +118,7 @@ fn datagrams_that_gro_has_merged_pass_untouched() {
 fn every_truncation_is_left_alone_or_dropped() {
     with_udp(0, |bed| {
         let packet = udp(REMOTE, CONTAINER, [1, 2], 4);
-        let frame = OURS.wrap(&packet);
+        let frame = OURS.encapsulate(&packet);
         // The outer lengths lie. The kernel's test run takes no frame shorter than its IPv4 header.
         for length in 34..frame.len() {
             bed.take_in(&frame[..length]).assert(NEXT, &[]);
@@ -178,7 +178,7 @@ fn headers_that_lie_are_dropped() {
             is_dropped(bed, OURS, &packet, Reason::Malformed);
         }
         // The kernel, not the program, drops what is wrong outside.
-        let mut frame = OURS.wrap(&udp(REMOTE, CONTAINER, [1, 2], 10));
+        let mut frame = OURS.encapsulate(&udp(REMOTE, CONTAINER, [1, 2], 10));
         frame[24] ^= 1;
         bed.take_in(&frame).assert(NEXT, &[]);
     });
@@ -195,15 +195,16 @@ fn what_the_stack_must_see_is_handed_over_in_its_wrapping() {
         is_handed_over(bed, OURS, &altered(|ip| ip[8] = 0), Reason::TtlExpired);
         is_handed_over(bed, OURS, &[altered(|_| {}), vec![0; 6]].concat(), Reason::TrailingBytes);
 
-        bed.note(CONTAINER, REMOTE, [4000, 5000], 17);
+        bed.keep_to_stack(CONTAINER, REMOTE, [4000, 5000], 17);
         is_handed_over(bed, OURS, &udp(REMOTE, CONTAINER, [5000, 4000], 10), Reason::StackFlow);
-        bed.take_in(&OURS.wrap(&udp(REMOTE, CONTAINER, [5000, 4001], 10))).assert(REDIRECT, &[CARRIED]);
+        bed.take_in(&OURS.encapsulate(&udp(REMOTE, CONTAINER, [5000, 4001], 10)))
+            .assert(REDIRECT, &[CARRIED]);
 
-        // A test run's GSO frame has no type, so the kernel refuses to take the room away. That of datagrams nobody asks, and
+        // A test run's GSO frame has no type, so the kernel refuses to take headers off it. For datagrams it is not asked, and
         // nobody but the socket gets them: the kernel cuts them apart before that, outer headers and all.
         let datagrams = udp(REMOTE, CONTAINER, [1, 2], 1000);
         for (packet, verdict) in [(tcp(REMOTE, CONTAINER, [1, 2], 0x10, 1000), REDIRECT), (datagrams, NEXT)] {
-            let frame = OURS.wrap(&packet);
+            let frame = OURS.encapsulate(&packet);
             let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500 };
             let outcome = bed.run_with("overlay_decap", skb, &frame);
             outcome.assert(verdict, &[(Decap, Reason::HeadroomRefused)]);
@@ -215,7 +216,7 @@ fn what_the_stack_must_see_is_handed_over_in_its_wrapping() {
         ip("link set c1 mtu 527");
         is_handed_over(bed, OURS, &packet, Reason::EndpointGone);
         ip("link set c1 mtu 528");
-        bed.take_in(&OURS.wrap(&packet)).assert(REDIRECT, &[CARRIED]);
+        bed.take_in(&OURS.encapsulate(&packet)).assert(REDIRECT, &[CARRIED]);
         ip("link del c1");
         is_handed_over(bed, OURS, &packet, Reason::EndpointGone);
     });
@@ -242,7 +243,7 @@ fn congestion_marks_are_carried_inwards() {
             (0, 3, 3),
         ] {
             let packet = udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[1] = 0xb8 | inner);
-            let outcome = bed.take_in(&Datagram { tos, ..OURS }.wrap(&packet));
+            let outcome = bed.take_in(&Datagram { tos, ..OURS }.encapsulate(&packet));
             outcome.assert(REDIRECT, &[CARRIED]);
             let expected = udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[1] = 0xb8 | delivered);
             assert_eq!(outcome.frame[14..], expected, "outer {tos}, inner {inner}");
@@ -262,7 +263,7 @@ fn xdp_writes_a_whole_ethernet_header_and_the_note() {
             icmp(REMOTE, CONTAINER, 0, &[]),
         ] {
             let delivered = [&CONTAINER_MAC, GATEWAY_MAC.as_slice(), &[8, 0], &packet].concat();
-            let mut frame = OURS.wrap(&packet);
+            let mut frame = OURS.encapsulate(&packet);
             let redirected = bed.run_xdp("overlay_xdp", &frame);
             redirected.assert(XDP_REDIRECT, &[(Xdp, Reason::Carried)]);
             assert_eq!(redirected.frame, delivered);
@@ -275,8 +276,8 @@ fn xdp_writes_a_whole_ethernet_header_and_the_note() {
             let stripped = bed.run_xdp("overlay_xdp_strip", &frame);
             stripped.assert(XDP_PASS, &[]);
             // Magic, port, no VNI, address, slot.
-            let note = [b"ov\x20\x5d".as_slice(), &[0; 4], &LOCAL, &[0; 4]].concat();
-            assert_eq!(stripped.frame, [note, delivered].concat());
+            let mark = [b"ov\x20\x5d".as_slice(), &[0; 4], &LOCAL, &[0; 4]].concat();
+            assert_eq!(stripped.frame, [mark, delivered].concat());
         }
     });
 }
@@ -285,7 +286,7 @@ fn xdp_writes_a_whole_ethernet_header_and_the_note() {
 fn xdp_leaves_unfinished_and_wrong_checksums_to_tc() {
     with_udp(0, |bed| {
         let unchecked = |packet: &[u8]| {
-            let mut frame = OURS.wrap(packet);
+            let mut frame = OURS.encapsulate(packet);
             frame[40..42].fill(0);
             frame
         };
@@ -295,11 +296,12 @@ fn xdp_leaves_unfinished_and_wrong_checksums_to_tc() {
             let length = (packet.len() as u16 - 20).to_be_bytes();
             let pseudo = !checksum(&[&packet[12..20], &[0, packet[9]], &length].concat());
             packet[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
-            bed.is_left("overlay_xdp", &OURS.wrap(&packet), "unfinished");
+            bed.is_left("overlay_xdp", &OURS.encapsulate(&packet), "unfinished");
             bed.is_left("overlay_xdp_strip", &unchecked(&packet), "unfinished");
             // Wrong by one is wrong: the container finds out what is redirected, but not what GRO believes.
             packet[at + 1] ^= 1;
-            bed.run_xdp("overlay_xdp", &OURS.wrap(&packet)).assert(XDP_REDIRECT, &[(Xdp, Reason::Carried)]);
+            bed.run_xdp("overlay_xdp", &OURS.encapsulate(&packet))
+                .assert(XDP_REDIRECT, &[(Xdp, Reason::Carried)]);
             bed.is_left("overlay_xdp_strip", &unchecked(&packet), "wrong");
             bed.run("overlay_decap", bed.underlay, &unchecked(&packet)).assert(REDIRECT, &[CARRIED]);
         }

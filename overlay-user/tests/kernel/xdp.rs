@@ -8,13 +8,13 @@ use crate::support::ip;
 const CARRIED: &[(overlay_common::Hook, Reason)] = &[(Xdp, Reason::Carried)];
 const HEADERS: usize = 64;
 
-fn wrapped(packet: &[u8]) -> Vec<u8> {
-    Tunnel::default().wrap(packet)
+fn encapsulated(packet: &[u8]) -> Vec<u8> {
+    Tunnel::default().encapsulate(packet)
 }
 
 /// With an outer checksum of zero, as our hosts and flannel's send it.
 fn unchecked(packet: &[u8]) -> Vec<u8> {
-    let mut frame = wrapped(packet);
+    let mut frame = encapsulated(packet);
     frame[40..42].fill(0);
     frame
 }
@@ -28,7 +28,7 @@ fn a_packet_for_a_container_is_handed_to_its_veth() {
             icmp(REMOTE, CONTAINER, 8, &[7; 56]),
             icmp(REMOTE, CONTAINER, 0, &[]),
         ] {
-            let outcome = bed.run_xdp("overlay_xdp", &wrapped(&packet));
+            let outcome = bed.run_xdp("overlay_xdp", &encapsulated(&packet));
             outcome.assert(XDP_REDIRECT, CARRIED);
             assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet));
         }
@@ -38,11 +38,11 @@ fn a_packet_for_a_container_is_handed_to_its_veth() {
 }
 
 #[test]
-fn a_packet_for_a_container_is_unwrapped_and_marked() {
+fn a_packet_for_a_container_is_decapsulated_and_marked() {
     with_bed(|bed| {
         let other = udp([10, 244, 3, 9], CONTAINER, [5000, 4000], 100);
         let tunnel = Tunnel { source: OTHER_PEER, ..Tunnel::default() };
-        let mut from_other = tunnel.wrap(&other);
+        let mut from_other = tunnel.encapsulate(&other);
         from_other[40..42].fill(0);
         let tcp = tcp(REMOTE, CONTAINER, [5000, 4000], 0x10, 1390);
         for (packet, frame, slot) in [(&tcp, unchecked(&tcp), 0), (&other, from_other, 1)] {
@@ -50,9 +50,9 @@ fn a_packet_for_a_container_is_unwrapped_and_marked() {
             // Counted by TC, segment by segment, once GRO has merged.
             outcome.assert(XDP_PASS, &[]);
             let delivered = ethernet(CONTAINER_MAC, GATEWAY_MAC, packet);
-            assert_eq!(outcome.frame, [note(slot), delivered].concat());
+            assert_eq!(outcome.frame, [strip_mark(slot), delivered].concat());
         }
-        bed.is_left("overlay_xdp_strip", &wrapped(&tcp), "outer checksum not zero");
+        bed.is_left("overlay_xdp_strip", &encapsulated(&tcp), "outer checksum not zero");
     });
 }
 
@@ -61,7 +61,7 @@ fn congestion_marks_are_carried_inwards() {
     with_bed(|bed| {
         for (outer, inner, delivered) in [(3, 2, 3), (1, 2, 1), (0, 3, 3), (2, 0, 0)] {
             let packet = udp_with(REMOTE, CONTAINER, [1, 2], 10, |ip| ip[1] = 0xb8 | inner);
-            let mut frame = Tunnel { tos: outer, ..Tunnel::default() }.wrap(&packet);
+            let mut frame = Tunnel { tos: outer, ..Tunnel::default() }.encapsulate(&packet);
             frame[40..42].fill(0);
             for (program, start) in [("overlay_xdp", 0), ("overlay_xdp_strip", 16)] {
                 let out = bed.run_xdp(program, &frame).frame.split_off(start);
@@ -71,7 +71,7 @@ fn congestion_marks_are_carried_inwards() {
             }
         }
         let packet = udp(REMOTE, CONTAINER, [1, 2], 10);
-        let lost = Tunnel { tos: 3, ..Tunnel::default() }.wrap(&packet);
+        let lost = Tunnel { tos: 3, ..Tunnel::default() }.encapsulate(&packet);
         bed.is_left("overlay_xdp", &lost, "CE outside, Not-ECT inside: TC drops and counts it");
     });
 }
@@ -79,7 +79,7 @@ fn congestion_marks_are_carried_inwards() {
 #[test]
 fn only_interfaces_that_take_frames_are_handed_any() {
     with_bed(|bed| {
-        let frame = wrapped(&udp(REMOTE, CONTAINER, [1, 2], 500));
+        let frame = encapsulated(&udp(REMOTE, CONTAINER, [1, 2], 500));
         bed.xdp_targets.set(bed.container, false).unwrap();
         bed.is_left("overlay_xdp", &frame, "not proven");
         bed.xdp_targets.set(bed.container, true).unwrap();
@@ -138,19 +138,19 @@ fn a_checksum_that_a_device_was_to_finish_is_not_taken_for_one() {
             (tcp(REMOTE, CONTAINER, [1, 2], 0x10, 100), 6, 36),
             (udp(REMOTE, CONTAINER, [1, 2], 100), 17, 26),
         ] {
-            bed.run_xdp("overlay_xdp", &wrapped(&packet)).assert(XDP_REDIRECT, CARRIED);
+            bed.run_xdp("overlay_xdp", &encapsulated(&packet)).assert(XDP_REDIRECT, CARRIED);
             let unfinished = pseudo(&packet, protocol);
             packet[at..at + 2].copy_from_slice(&unfinished.to_be_bytes());
-            bed.is_left("overlay_xdp", &wrapped(&packet), "unfinished");
+            bed.is_left("overlay_xdp", &encapsulated(&packet), "unfinished");
             bed.is_left("overlay_xdp_strip", &unchecked(&packet), "unfinished");
             // Wrong by one is wrong: the container finds out what is redirected, but not what GRO believes.
             packet[at + 1] ^= 1;
-            bed.run_xdp("overlay_xdp", &wrapped(&packet)).assert(XDP_REDIRECT, CARRIED);
+            bed.run_xdp("overlay_xdp", &encapsulated(&packet)).assert(XDP_REDIRECT, CARRIED);
             bed.is_left("overlay_xdp_strip", &unchecked(&packet), "wrong");
         }
         let mut none = udp(REMOTE, CONTAINER, [1, 2], 100);
         none[26..28].fill(0);
-        bed.run_xdp("overlay_xdp", &wrapped(&none)).assert(XDP_REDIRECT, CARRIED);
+        bed.run_xdp("overlay_xdp", &encapsulated(&none)).assert(XDP_REDIRECT, CARRIED);
     });
 }
 
@@ -167,7 +167,7 @@ fn only_data_that_fits_its_checksum_is_unwrapped() {
             ] {
                 let outcome = bed.run_xdp("overlay_xdp_strip", &unchecked(&packet));
                 let delivered = ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet);
-                assert_eq!(outcome.frame, [note(0), delivered].concat(), "{length} bytes");
+                assert_eq!(outcome.frame, [strip_mark(0), delivered].concat(), "{length} bytes");
                 let mut broken = packet.clone();
                 *broken.last_mut().unwrap() ^= 0x40;
                 bed.is_left("overlay_xdp_strip", &unchecked(&broken), "broken");
@@ -190,7 +190,7 @@ fn a_frame_in_several_buffers_is_carried_whole() {
     with_bed(|bed| {
         ip("link set c1 mtu 9000");
         let packet = tcp(REMOTE, CONTAINER, [1, 2], 0x10, 8000);
-        let outcome = bed.run_xdp("overlay_xdp", &wrapped(&packet));
+        let outcome = bed.run_xdp("overlay_xdp", &encapsulated(&packet));
         outcome.assert(XDP_REDIRECT, CARRIED);
         assert_eq!(outcome.frame, ethernet(CONTAINER_MAC, GATEWAY_MAC, &packet));
         // Strip has to look at all of the data.
