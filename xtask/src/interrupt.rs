@@ -6,21 +6,25 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 static CAME: AtomicBool = AtomicBool::new(false);
 
-/// From now on these signals end nothing by themselves; a second one does. To be called before any thread is started:
-/// those that follow inherit that they do not get the signals. Programs that are started get them as ever.
+/// From now on these signals end nothing by themselves; a second one does.
+///
+/// The signals are handled, and not blocked: a program that we start would inherit the block, so that tests could no longer end
+/// what they start by a signal. A handler does not survive the start of a program, which gets the signals as ever.
 pub(crate) fn watch() -> Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block().context("block signals")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("handle signals")?;
     thread::spawn(move || {
-        while let Ok(signal) = signals.wait() {
+        for signal in signals.forever() {
             if CAME.swap(true, Ordering::SeqCst) {
-                exit(128 + signal as i32);
+                exit(128 + signal);
             }
-            eprintln!("{signal}: ending what runs (once more: at once)");
+            eprintln!("signal {signal}: ending what runs (once more: at once)");
         }
     });
     Ok(())
@@ -29,4 +33,21 @@ pub(crate) fn watch() -> Result<()> {
 /// Whether one has come.
 pub(crate) fn came() -> bool {
     CAME.load(Ordering::SeqCst)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_started_gets_the_signals() {
+        watch().unwrap();
+        // The shell would outlive a blocked or an ignored signal, and end well.
+        for signal in ["INT", "TERM", "HUP"] {
+            let ended = Command::new("sh").args(["-c", &format!("kill -{signal} $$")]).status().unwrap();
+            assert!(!ended.success(), "SIG{signal}");
+        }
+    }
 }
