@@ -25,8 +25,9 @@ fn layouts(member: &Member) -> (PathBuf, PathBuf) {
     (pins(member), overlay_host_tests::layout(&member.host, ABI + 1))
 }
 
+/// Where this network's maps are filled. The folder above it is shared with other networks, and may stay empty after a crash.
 fn filling(member: &Member) -> PathBuf {
-    member.host.bpf_root().join("overlay/filling")
+    member.host.bpf_root().join("overlay/filling/default")
 }
 
 /// Starts the installed agent, which ends by itself, and returns what it has logged since then.
