@@ -61,7 +61,7 @@ fn bpftool_alone_answers_what_the_commands_do() {
         let counts = &traffic[&peer["slot"].as_u64().unwrap()];
         shown.push(serde_json::json!({
             "subnet": address(&subnet),
-            "public_ip": Ipv4Addr::from(bytes::<4>(&peer["outer"])).to_string(),
+            "public_ip": address(&peer["outer"]),
             "vtep_mac": mac(&peer["vtep_mac"]),
             "installed": "yes",
             "sent_packets": sum(counts, |count| &count["sent"]["packets"]),
