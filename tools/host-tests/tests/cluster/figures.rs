@@ -172,20 +172,21 @@ fn every_packet_sent_is_accounted_for() {
         let lost = receiver.dropped(Hook::Decap) + receiver.dropped(Hook::Receive);
         assert_eq!(left, delivered + lost, "{what}");
         assert_eq!((report.received, report.lost), (delivered, ended + lost), "{what}");
-        [sender, receiver]
+        // What most packets must have in common: how many can be sent is the machine's business.
+        (sent / 5 * 4, [sender, receiver])
     };
 
-    let [sender, receiver] = check(&bed, "fast path");
+    let (most, [sender, receiver]) = check(&bed, "fast path");
     let (out, inwards) = (sender.of(Hook::Encap, Reason::Carried), receiver.of(Hook::Decap, Reason::Carried));
-    assert!(out > 4000 && out == inwards, "{out} {inwards}");
+    assert!(out > most && out == inwards, "{out} {inwards}");
 
     // The destination is no longer in the receiving host's map of endpoints, so the stack delivers.
     bed[1].kill_agent().unwrap();
     let [.., number] = b.address().octets();
     forget(&bed, "endpoint_index", number, 20);
-    let [_, receiver] = check(&bed, "receiver not learned");
+    let (most, [_, receiver]) = check(&bed, "receiver not learned");
     let stack = receiver.of(Hook::Receive, Reason::Carried);
-    assert!(stack > 4000 && stack == receiver.of(Hook::Decap, Reason::Unlearned), "{stack}");
+    assert!(stack > most && stack == receiver.of(Hook::Decap, Reason::Unlearned), "{stack}");
 
     // The receiving host does not know the sender, so it drops the packets.
     let pin = pins(&bed[1]).join("vteps");
@@ -194,15 +195,15 @@ fn every_packet_sent_is_accounted_for() {
     let base: Ipv4Addr = bed[0].subnet.trim_end_matches("/24").parse().unwrap();
     let [_, _, number, _] = base.octets();
     forget(&bed, "peer_index", number, 16);
-    let [_, receiver] = check(&bed, "sender not known");
-    assert!(receiver.of(Hook::Decap, Reason::UnknownPeer) > 4000);
+    let (most, [_, receiver]) = check(&bed, "sender not known");
+    assert!(receiver.of(Hook::Decap, Reason::UnknownPeer) > most);
 
     // The sending host knows no peer for the destination, so it answers.
     let key = super::bed::lease_key(&bed[1].subnet);
     bed.etcd().ctl(&["del", &key]).unwrap();
     wait_for("no peer", || peers(&bed[0]).is_empty());
-    let [sender, _] = check(&bed, "no peer");
-    assert!(sender.of(Hook::Encap, Reason::NoPeer) > 4000);
+    let (most, [sender, _]) = check(&bed, "no peer");
+    assert!(sender.of(Hook::Encap, Reason::NoPeer) > most);
 
     // A new agent repairs all of it.
     bed[1].restart_agent().unwrap();
