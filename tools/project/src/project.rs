@@ -54,7 +54,7 @@ pub fn cargo(args: &[&str]) -> Command {
 
 /// The variable that names a folder in which all programs of the project have been built already. `cargo xtask test` sets it:
 /// tests that run at the same time must not wait for each other's cargo.
-pub const BUILT: &str = "OVERLAY_BUILT";
+pub const BUILT: &str = "XTASK_BUILT";
 
 /// Builds a program of the project as the tests do, and returns its path. Not optimised: the kernel carries the packets, the
 /// kernel programs are optimised always, and an optimised agent takes minutes longer to build.
