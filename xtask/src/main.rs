@@ -3,6 +3,7 @@
 use std::{env, ffi::OsString, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use overlay_project::command::exit_code;
 
 use self::setup::For;
 
@@ -105,13 +106,7 @@ fn main() -> ExitCode {
         Command::Bench(given) => tool::BENCH.take_over("bench", &given.arguments, For::Bench),
         Command::BenchAgent(given) => tool::BENCH.take_over("bench-agent", &given.arguments, For::Bench),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(done)
 }
 
 /// `cargo xtask help demo` is `cargo xtask demo --help`: clap itself would not ask the tool.

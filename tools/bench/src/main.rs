@@ -3,6 +3,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use overlay_bench::measure;
+use overlay_lab::command::exit_code;
 
 mod bench_agent;
 
@@ -28,11 +29,5 @@ fn main() -> ExitCode {
         Command::Bench(options) => measure::bench(&options),
         Command::BenchAgent(options) => bench_agent::bench_agent(&options),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(done)
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use overlay_fuzz as fuzz;
-use overlay_lab::project;
+use overlay_lab::{command::exit_code, project};
 
 /// Sends hostile frames.
 #[derive(Parser)]
@@ -24,13 +24,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let Command::Fuzz(options) = Arguments::parse().command;
-    match fuzzing(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(fuzzing(&options))
 }
 
 fn fuzzing(options: &fuzz::FuzzOptions) -> Result<()> {

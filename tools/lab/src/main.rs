@@ -2,6 +2,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use overlay_lab::command::exit_code;
 
 mod demo;
 mod endure;
@@ -32,11 +33,5 @@ fn main() -> ExitCode {
         Command::Lab(command) => play::play(&command),
         Command::Endure(options) => endure::endure(&options),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(done)
 }

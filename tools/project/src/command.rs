@@ -1,8 +1,22 @@
 //! Running other programs. There is one way to start them, and one form of error, which names the program and repeats
 //! what it printed.
-use std::{ffi::OsStr, process::Command};
+use std::{
+    ffi::OsStr,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context as _, Result, bail};
+
+/// Prints the error of a command of ours that failed, with all its causes, and returns the exit code that says so.
+pub fn exit_code(done: Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Runs `program` to its end and returns what it wrote to stdout. If it fails, the error contains its stderr.
 pub fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Result<String> {
