@@ -5,7 +5,7 @@ use overlay_common::Reason;
 use crate::{
     datagrams::{Fragments, Packet, four, udp_sum_is_right, word},
     twins::Nic,
-    world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet},
+    world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet, is_hosts},
 };
 
 /// What must become of one case.
@@ -236,7 +236,7 @@ fn source(address: [u8; 4], subnet: [u8; 3]) -> Option<Reason> {
 
 /// Where a packet ends whose outer addresses no host accepts (RFC 1122, section 3.2.1.3), or not this one.
 fn unusable(from: [u8; 4], to: [u8; 4]) -> Option<End> {
-    let own = from == LOCAL || in_subnet(from) && from[3] < 2;
+    let own = is_hosts(from);
     let broadcast = in_subnet(from) && from[3] == 255 || from == [10, 99, 0, 255];
     // The address 0.0.0.0 means "this host" before it knows its address; as a destination it was once a broadcast (RFC
     // 1122, section 3.3.6).
@@ -261,7 +261,7 @@ fn to_overlay0(protocol: u8, udp: &[u8], from: [u8; 4], to: [u8; 4], tos: u8) ->
         return Err(End::UdpError);
     }
     let udp = &udp[..length];
-    let is_unicast = to == LOCAL || in_subnet(to) && to[3] < 2;
+    let is_unicast = is_hosts(to);
     if word(udp, 2) != PORT && (!is_unicast || udp_sum_is_right(udp, from, to)) {
         return Err(End::OtherService);
     }

@@ -8,7 +8,7 @@ use crate::{
     frames::{Frame, Transport},
     kernel_counters::KernelCounters,
     wire::Wire,
-    world::{CONTAINER, CONTAINER_MAC, GATEWAY, LOCAL, PEERS, UNDERLAY_MAC, VTEP_MAC},
+    world::{CONTAINER, CONTAINER_MAC, GATEWAY, LOCAL, PEERS, UNDERLAY_MAC, VTEP_MAC, is_hosts},
 };
 use overlay_lab::{
     self as lab, Container, ForeignVxlan, Host, Lab, Member, Namespace, Options, PingOptions, Store,
@@ -233,11 +233,11 @@ pub(crate) struct Delivered {
 }
 
 /// Whether a frame is none that was delivered: the bridge sends ARP requests for unknown neighbours and asks who
-/// listens to multicasts, the host answers frames by ICMP, and the container may send. No host accepts a packet from
-/// its own address.
+/// listens to multicasts, the container may send, and the host answers frames by ICMP, or by a TCP reset. The host
+/// answers from whichever of its addresses the frame was for. No host accepts a packet from its own address.
 fn is_local(frame: &[u8]) -> bool {
     let arp = frame.get(12..14) == Some(&[0x08, 0x06]);
-    let host = frame.get(26..30).is_some_and(|source| source == LOCAL || source == GATEWAY);
+    let host = frame.get(26..30).is_some_and(|source| is_hosts([source[0], source[1], source[2], source[3]]));
     arp || host || frame.get(6..12) == Some(&CONTAINER_MAC)
 }
 

@@ -38,3 +38,8 @@ pub fn in_network(address: [u8; 4]) -> bool {
 pub fn in_subnet(address: [u8; 4]) -> bool {
     address[..3] == SUBNET
 }
+
+/// Whether it is one of our host's own addresses: the underlay's, overlay0's (10.244.1.0) and the bridge's (10.244.1.1).
+pub fn is_hosts(address: [u8; 4]) -> bool {
+    address == LOCAL || in_subnet(address) && address[3] < 2
+}

@@ -3,7 +3,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -44,6 +44,11 @@ impl Host {
     /// Runs another of `overlay`'s commands for this host's network and returns what it prints.
     pub fn overlay(&self, binary: &Path, words: &[&str]) -> Result<String> {
         command::output(&mut self.overlay_command(binary, words)?)
+    }
+
+    /// Starts one of `overlay`'s commands, which goes on running: an agent of another network, say. Its output is not kept.
+    pub fn start_overlay(&self, binary: &Path, words: &[&str]) -> Result<Running> {
+        Running::start(self.overlay_command(binary, words)?.stdout(Stdio::null()))
     }
 
     fn overlay_command(&self, binary: &Path, words: &[&str]) -> Result<Command> {

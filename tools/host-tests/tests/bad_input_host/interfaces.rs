@@ -103,13 +103,7 @@ fn a_device_or_a_subnet_file_of_another_network() {
     let agent = [&agent[..], &["--device", "overlay1"]].concat();
     overlay(host, &agent).is(1, &["is network default's on this host", "--subnet-file"]);
     let agent = [&agent[..], &["--subnet-file", &file]].concat();
-    let places = format!(
-        "env OVERLAY_BPF_ROOT={} OVERLAY_STATE_DIR={} {}",
-        host.bpf_root().display(),
-        host.folder().join("state").display(),
-        binary().display()
-    );
-    let running = host.spawn(&format!("{places} {}", agent.join(" "))).unwrap();
+    let running = host.start_overlay(binary(), &agent).unwrap();
     wait_until("the second network", SOON, || Ok(Path::new(&file).exists())).unwrap();
     let is_up = |name: &str| host.exec(&format!("ip link show dev {name}")).is_ok();
     assert!(is_up("overlay0") && is_up("overlay1"));
