@@ -135,7 +135,7 @@ fn what_crashes_on_the_way_to_another_layout_goes_on() {
     ];
     for place in places {
         let crashing = bed[0].host.folder().join("crashing");
-        let script = format!("#!/bin/sh\nCRASH_AT='{place}' exec {} \"$@\"\n", next.display());
+        let script = format!("#!/bin/sh\nCRASH_AT='{place}' exec '{}' \"$@\"\n", next.display());
         fs::write(&crashing, script).unwrap();
         fs::set_permissions(&crashing, fs::Permissions::from_mode(0o755)).unwrap();
         let before = links(&present);
