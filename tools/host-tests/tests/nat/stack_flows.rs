@@ -162,6 +162,12 @@ fn among_a_hundred_thousand_stack_flows_none_in_use_is_evicted() {
     const MANY: u32 = 100_000;
     let mut bed = strict_bed(1, &["--ip-masq", "--max-flows", "100000"]);
     let _server = Server::of(&bed[1].containers[0]);
+    // However long the rest takes, what is in use here must not expire meanwhile.
+    for member in &bed.members {
+        for name in ["udp_timeout_stream", "udp_timeout", "icmp_timeout"] {
+            member.host.namespace().sysctl(&format!("netfilter/nf_conntrack_{name}"), "3600").unwrap();
+        }
+    }
     let mut talks = talks(&bed);
     ask_all(&bed, &mut talks);
     for host in [0, 1] {
