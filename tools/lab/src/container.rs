@@ -18,7 +18,7 @@ pub struct Container {
 pub struct PingOptions {
     /// How many requests.
     pub count: u32,
-    /// Seconds between them.
+    /// Seconds between them, if there are more than three.
     pub interval: f32,
     /// Bytes of ICMP payload; the IPv4 packet is 28 longer.
     pub size: u32,
@@ -27,6 +27,9 @@ pub struct PingOptions {
     /// Seconds to wait for each answer.
     pub timeout: f32,
 }
+
+/// So many pings, or fewer, are sent at once.
+const AT_ONCE: u32 = 3;
 
 impl Default for PingOptions {
     fn default() -> Self {
@@ -85,7 +88,11 @@ impl Container {
     pub fn ping(&self, address: Ipv4Addr, options: PingOptions) -> Result<Ping> {
         let PingOptions { count, interval, size, df, timeout } = options;
         let df = if df { "do" } else { "dont" };
-        let line = format!("ping -n -c {count} -i {interval} -s {size} -M {df} -W {timeout} {address}");
+        // ping waits for the last answer only as long as its interval (or twice the longest round trip). A few pings are
+        // therefore sent at once, with an interval that they do not wait for unless an answer is late.
+        let (interval, at_once) = if count <= AT_ONCE { (timeout, count) } else { (interval, 1) };
+        let line =
+            format!("ping -n -c {count} -l {at_once} -i {interval} -s {size} -M {df} -W {timeout} {address}");
         let words: Vec<_> = line.split_whitespace().collect();
         let mut command = self.namespace.command(&words)?;
         let output = command.output().with_context(|| format!("start {}", command::show(&command)))?;

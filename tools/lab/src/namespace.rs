@@ -56,7 +56,12 @@ impl Namespace {
     /// Runs a command in here to its end and returns its stdout. The words are separated by spaces; no shell sees them.
     pub fn exec(&self, line: &str) -> Result<String> {
         let words: Vec<_> = line.split_whitespace().collect();
-        command::output(&mut self.command(&words)?)
+        self.exec_words(&words)
+    }
+
+    /// Does the same with words that may have spaces, such as a path of this project.
+    pub fn exec_words(&self, words: &[&str]) -> Result<String> {
+        command::output(&mut self.command(words)?)
     }
 
     /// Starts a command in here. The process dies with the *thread* that calls this, so that none outlives a killed test.

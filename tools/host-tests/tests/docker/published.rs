@@ -15,8 +15,9 @@ use super::{
 /// The address that a web server sees when a process outside of all containers sends it a request.
 fn heard_from(namespace: &Namespace, what: &str) -> Ipv4Addr {
     let busybox = DockerTools::find().unwrap().busybox();
-    let line = format!("timeout 5 {} wget -q -O - http://{what}/cgi-bin/who", busybox.display());
-    namespace.exec(&line).unwrap().parse().unwrap()
+    let (busybox, what) = (busybox.to_str().unwrap(), format!("http://{what}/cgi-bin/who"));
+    let words = ["timeout", "5", busybox, "wget", "-q", "-O", "-", &what];
+    namespace.exec_words(&words).unwrap().parse().unwrap()
 }
 
 #[test]
