@@ -51,6 +51,23 @@ impl DatapathError {
     }
 }
 
+/// Loads a program, again and again while the kernel's verifier says EAGAIN: it stops when a signal for this thread waits
+/// (`do_check` in kernel/bpf/verifier.c), and the signal has been seen to by the time the call has failed.
+pub(super) fn load_again<E: std::error::Error + 'static>(
+    mut load: impl FnMut() -> Result<(), E>,
+) -> Result<(), E> {
+    /// As often as libbpf tries (`PROG_LOAD_ATTEMPTS`).
+    const ATTEMPTS: u32 = 5;
+    let mut loaded = load();
+    for _ in 1..ATTEMPTS {
+        match &loaded {
+            Err(error) if errno(error) == Some(Errno::EAGAIN) => loaded = load(),
+            _ => break,
+        }
+    }
+    loaded
+}
+
 /// The error number of the system call that failed, however deep it is among the causes.
 pub(super) fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
     let mut source = Some(error);
@@ -69,5 +86,24 @@ pub(super) fn removed(outcome: Result<(), MapError>) -> Result<(), MapError> {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_during_verification_is_no_refusal() {
+        for (said, calls, is_loaded) in
+            [(Errno::EAGAIN, 3, true), (Errno::EAGAIN, 9, false), (Errno::EACCES, 3, false)]
+        {
+            let mut left = calls;
+            let loaded = load_again(|| {
+                left -= 1;
+                if left == 0 { Ok(()) } else { Err(io::Error::from(said)) }
+            });
+            assert_eq!(loaded.is_ok(), is_loaded, "{said}, {calls} calls");
+        }
     }
 }

@@ -22,7 +22,10 @@ use aya::{
 use log::{debug, info};
 use nix::errno::Errno;
 
-use super::{DatapathError, error::errno};
+use super::{
+    DatapathError,
+    error::{errno, load_again},
+};
 use crate::model::ingress::XdpMode;
 
 /// The name of this mode's program in the object.
@@ -35,7 +38,8 @@ const fn program_of(mode: XdpMode) -> &'static str {
 
 /// Loads the program of this mode into the kernel, whose verifier may refuse it.
 pub(super) fn load(mode: XdpMode, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    let loaded = program_in(mode, ebpf)?.load();
+    let program = program_in(mode, ebpf)?;
+    let loaded = load_again(|| program.load());
     loaded.map_err(|error| DatapathError::failed(format!("load program {}", program_of(mode)), &error))
 }
 

@@ -4,7 +4,11 @@ use aya::{
     programs::{ProgramError, SchedClassifier, TcAttachType},
 };
 
-use crate::{datapath::DatapathError, host::netlink::tc::Direction, model::entries::PortKind};
+use crate::{
+    datapath::error::{DatapathError, load_again},
+    host::netlink::tc::Direction,
+    model::entries::PortKind,
+};
 
 /// A program at a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,7 +83,8 @@ impl Attachment {
 
     /// Loads its program into the kernel, whose verifier may refuse it.
     pub fn load(self, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-        let loaded = program(ebpf, self)?.load();
+        let program = program(ebpf, self)?;
+        let loaded = load_again(|| program.load());
         loaded.map_err(|error| DatapathError::failed(format!("load program {}", self.program()), &error))
     }
 }
