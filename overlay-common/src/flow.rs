@@ -49,6 +49,45 @@ pub const FLOW_BACKWARD: u32 = 1 << 1;
 /// The last TCP packet seen had FIN or RST: the stack flow then lives as long as conntrack keeps a closing connection
 /// (120 s at least), no longer as long as an open one.
 pub const FLOW_CLOSING: u32 = 1 << 2;
+/// The stack has sent a packet of it towards a peer: it was seen at overlay0's egress, behind every hook of the host's firewall.
+pub const FLOW_SENT: u32 = 1 << 3;
+/// The stack has delivered a packet of it that a peer sent: it was seen at the egress of the container's veth, likewise.
+pub const FLOW_DELIVERED: u32 = 1 << 4;
+/// The connection has packets that only the stack can carry (fragments, and what has to be fragmented), so that it is never
+/// promoted. The first packet of a later connection with the same ports takes the bit away.
+pub const FLOW_KEPT: u32 = 1 << 5;
+/// The first packet of the connection came from the key's second address.
+pub const FLOW_BEGUN_BACKWARD: u32 = 1 << 6;
+/// The promotion epoch in which `FLOW_SENT` and `FLOW_DELIVERED` were set. They mean nothing in another epoch. The epoch lies
+/// in the same word as the bits, so that no CPU can see or write one without the other.
+pub const FLOW_EPOCH: u32 = 0xffff_ff00;
+
+/// A promotion epoch, as it stands in the state of a flow. It begins anew after 2^24 changes, which take half a year even at
+/// one in a second; no flow lives that long without a packet.
+#[inline(always)]
+pub const fn epoch_bits(epoch: u32) -> u32 {
+    epoch << FLOW_EPOCH.trailing_zeros()
+}
+
+/// Whether the connection of a stack flow in this state takes the fast path: in this epoch the stack has carried it in both
+/// directions, under one key. A connection that is translated has different keys at the two hooks, so it never has both bits.
+#[inline(always)]
+pub const fn is_promoted(state: u32, epoch: u32) -> bool {
+    const BOTH: u32 = FLOW_SENT | FLOW_DELIVERED;
+    state & (FLOW_EPOCH | FLOW_KEPT | BOTH) == epoch_bits(epoch) | BOTH
+}
+
+/// The state after the stack has carried a packet in the direction `carried` (`FLOW_SENT` or `FLOW_DELIVERED`). What another
+/// epoch's firewall accepted does not count.
+#[inline(always)]
+pub const fn after_carrying(state: u32, epoch: u32, carried: u32) -> u32 {
+    let state = if state & FLOW_EPOCH == epoch_bits(epoch) {
+        state
+    } else {
+        state & !(FLOW_EPOCH | FLOW_SENT | FLOW_DELIVERED) | epoch_bits(epoch)
+    };
+    state | carried
+}
 
 const _: () = assert!(size_of::<FlowKey>() == 16);
 
@@ -64,6 +103,23 @@ mod tests {
         assert_eq!(FlowKey::new(a, a, [p, q], 6), FlowKey::new(a, a, [q, p], 6));
         assert_ne!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(a, b, [q, p], 6));
         assert_ne!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(a, b, [p, q], 17));
+    }
+
+    #[test]
+    fn both_directions_in_one_epoch_promote() {
+        let sent = after_carrying(FLOW_FORWARD, 7, FLOW_SENT);
+        assert!(!is_promoted(sent, 7));
+        let both = after_carrying(sent, 7, FLOW_DELIVERED);
+        assert!(is_promoted(both, 7));
+        assert_eq!(both & FLOW_FORWARD, FLOW_FORWARD);
+        assert!(!is_promoted(both | FLOW_KEPT, 7));
+        // The next epoch starts from nothing.
+        assert!(!is_promoted(both, 8));
+        let again = after_carrying(both, 8, FLOW_SENT);
+        assert!(!is_promoted(again, 8) && !is_promoted(again, 7));
+        assert!(is_promoted(after_carrying(again, 8, FLOW_DELIVERED), 8));
+        // The epoch's number is cut to 24 bits on both sides.
+        assert!(is_promoted(after_carrying(after_carrying(0, 1 << 24, FLOW_SENT), 0, FLOW_DELIVERED), 0));
     }
 
     #[test]

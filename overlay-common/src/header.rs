@@ -74,6 +74,8 @@ pub mod tcp {
     pub const SYN: u8 = 0x02;
     /// The flag RST.
     pub const RST: u8 = 0x04;
+    /// The flag ACK.
+    pub const ACK: u8 = 0x10;
 
     /// Where the fields stand.
     pub mod offset {

@@ -99,6 +99,9 @@ reasons! {
     StackOnly = 12, "fast-path-off", Stack;
     /// More bytes than the IPv4 header's total length says: the stack takes those off.
     TrailingBytes = 13, "trailing-bytes", Stack;
+    /// Under `--fast-path established`: the connection is not known yet, so that the stack, with whatever firewall there is,
+    /// decides on it.
+    NotEstablished = 14, "not-established", Stack;
     /// Larger than the path takes, and not to be fragmented: answered with the MTU that fits.
     TooBig = 16, "too-big", Answered;
     /// No peer holds the destination's subnet: answered with network unreachable.

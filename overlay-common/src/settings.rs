@@ -61,6 +61,8 @@ pub const SETTING_PEER_INDEX: u32 = 1 << 4;
 /// Endpoints are found in `ENDPOINT_INDEX`, by the number of their address in the subnet. The loader sets this where the index
 /// has room.
 pub const SETTING_ENDPOINT_INDEX: u32 = 1 << 5;
+/// A connection that is no stack flow takes the stack, which makes it one (`--fast-path established`).
+pub const SETTING_ESTABLISHED: u32 = 1 << 6;
 
 impl Settings {
     /// How many subnets Network has: the length of `PEER_INDEX`.

@@ -108,9 +108,7 @@ fn receiver<F: Family>(
         return Err(Reason::TtlExpired);
     }
     let endpoint = inner.destination().endpoint().ok_or(Reason::Unlearned)?;
-    if flow::is_stacks::<F>(frame, ETHERNET + outer_length, inner) {
-        return Err(Reason::StackFlow);
-    }
+    flow::keeps_to_stack::<F>(frame, ETHERNET + outer_length, inner)?;
     if !frame.fits(endpoint.ifindex, inner.length(), outer_length) {
         return Err(Reason::EndpointGone);
     }
@@ -152,7 +150,12 @@ pub(crate) fn decap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 /// stack received as the underlay device's, reverse path filters and the host's firewall would refuse.
 #[inline(always)]
 fn leave<F: Family>(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
-    let is_sockets = matches!(tunnel::format(), Format::Vxlan) && !is_unencapsulated::<F>(packet);
+    let is_unencapsulated = is_unencapsulated::<F>(packet);
+    if matches!(reason, Reason::HeadroomRefused | Reason::EndpointGone) {
+        let outer_length = if is_unencapsulated { 0 } else { tunnel::length::<F>() };
+        flow::keep::<F>(packet, ETHERNET + outer_length);
+    }
+    let is_sockets = matches!(tunnel::format(), Format::Vxlan) && !is_unencapsulated;
     if !matches!(reason.verdict(), Verdict::Stack) || is_sockets {
         return Err(reason.into());
     }
@@ -160,7 +163,7 @@ fn leave<F: Family>(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
     // gets them the kernel cuts them, outer headers and all.
     let inner_protocol = ETHERNET + F::HEADER + UDP + F::PROTOCOL;
     let is_datagrams = packet.gso_size() != 0 && packet.read(inner_protocol) == Some(protocol::UDP);
-    if is_datagrams && !is_unencapsulated::<F>(packet) {
+    if is_datagrams && !is_unencapsulated {
         return Err(reason.into());
     }
     Ok(Outcome::Instead(stack::hand_over(packet)?, reason))

@@ -21,6 +21,17 @@ use crate::{
 
 #[inline(always)]
 pub(crate) fn encap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+    let answer = carry::<F>(packet);
+    if let Err(Exit::Because(Reason::NeedsFragmentation | Reason::NoNextHop | Reason::HeadroomRefused)) =
+        answer
+    {
+        flow::keep::<F>(packet, ETHERNET);
+    }
+    answer
+}
+
+#[inline(always)]
+fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     // Out 1. What is not of this family, or not to another host's part of Network is not ours.
     if !packet.carries(F::ETHERTYPE) || !packet.pull(ETHERNET + F::HEADER) {
         return Err(Exit::NotOurs);
@@ -56,9 +67,7 @@ pub(crate) fn encap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     if inner.is_fragment() {
         return Err(Reason::InnerFragment.into());
     }
-    if flow::is_stacks::<F>(packet, ETHERNET, &inner) {
-        return Err(Reason::StackFlow.into());
-    }
+    flow::keeps_to_stack::<F>(packet, ETHERNET, &inner)?;
 
     // Out 4. Whose subnet is it?
     let Some(peer) = destination.peer() else {

@@ -1,7 +1,10 @@
-//! One connection, one path: which connections are stack flows, those that the stack has state for.
+//! One connection, one path: which connections are stack flows, those that the stack has state for, and which of those are
+//! promoted to the fast path because the stack has carried them unchanged in both directions.
 use overlay_common::{
-    FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey, Hook, Reason,
+    FLOW_BACKWARD, FLOW_BEGUN_BACKWARD, FLOW_CLOSING, FLOW_DELIVERED, FLOW_FORWARD, FLOW_KEPT, FLOW_SENT,
+    Flow, FlowKey, Hook, Reason, SETTING_ESTABLISHED, after_carrying,
     header::{protocol, tcp},
+    is_promoted,
     wire::ETHERNET,
 };
 
@@ -10,20 +13,30 @@ use crate::{
     frame::Frame,
     helpers::now_ns,
     ip::{Family, Header as _, ICMP_HEADER},
-    maps::Lookups as _,
+    maps::{Lookups as _, promotion_epoch},
     packet::Packet,
-    settings::Prefixes as _,
+    settings::{self, Prefixes as _},
 };
 
 /// A stack flow is refreshed at most once a second: a store per packet would bounce a cache line between CPUs.
 const REFRESH_NS: u64 = 1_000_000_000;
 
+/// A packet's connection.
+struct Connection<F: Family> {
+    key: FlowKey<F::Address>,
+    /// The packet is an ICMP error about the connection, which anybody on the way can have sent.
+    is_error: bool,
+}
+
 /// The connection of a packet whose IP header is at `offset`. An ICMP error belongs to the connection it quotes
 /// (the stack's connection tracking holds it to be related to that one), anything without ports to its address pair.
 #[inline(always)]
-fn key<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> FlowKey<F::Address> {
+fn connection<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> Connection<F> {
     let transport = offset + F::HEADER;
-    let of = |ports| FlowKey::new(ip.source(), ip.destination(), ports, ip.protocol());
+    let of = |ports| Connection {
+        key: FlowKey::new(ip.source(), ip.destination(), ports, ip.protocol()),
+        is_error: false,
+    };
     match ip.protocol() {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
             // Ports lie in the linear part, but for odd drivers; reading them there needs no helper's call.
@@ -32,9 +45,10 @@ fn key<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> FlowKey<
         protocol if protocol == F::ICMP => match frame.load::<ICMP_HEADER>(transport) {
             // The identifier is what tells two connections apart (RFC 792).
             Some([kind, _, _, _, high, low, _, _]) if F::is_echo(kind) => of([[high, low]; 2]),
-            Some([kind, ..]) if F::is_error(kind) => {
-                quoted::<F>(frame, transport + ICMP_HEADER).unwrap_or(of([[0; 2]; 2]))
-            }
+            Some([kind, ..]) if F::is_error(kind) => match quoted::<F>(frame, transport + ICMP_HEADER) {
+                Some(key) => Connection { key, is_error: true },
+                None => of([[0; 2]; 2]),
+            },
             _ => of([[0; 2]; 2]),
         },
         _ => of([[0; 2]; 2]),
@@ -61,32 +75,58 @@ fn split([a, b, c, d]: [u8; 4]) -> [[u8; 2]; 2] {
     [[a, b], [c, d]]
 }
 
-/// Whether the packet's connection is a stack flow. Traffic keeps the stack flow alive.
+/// Why the packet's connection keeps to the stack, if it does. Traffic keeps its stack flow alive.
 #[inline(always)]
-pub(crate) fn is_stacks<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> bool {
-    let key = key::<F>(frame, offset, ip);
-    match F::Address::stack_flow(&key) {
-        Some(flow) => {
-            refresh::<F>(frame, offset, ip, &key, flow);
-            true
-        }
-        None => false,
+pub(crate) fn keeps_to_stack<F: Family>(
+    frame: &impl Frame,
+    offset: usize,
+    ip: &F::Header,
+) -> Result<(), Reason> {
+    let Connection { key, .. } = connection::<F>(frame, offset, ip);
+    let Some(flow) = F::Address::stack_flow(&key) else {
+        let is_for_stack = settings::has(SETTING_ESTABLISHED);
+        return if is_for_stack { Err(Reason::NotEstablished) } else { Ok(()) };
+    };
+    let state = next_state::<F>(frame, offset, ip, &key, flow.state);
+    refresh(flow, state);
+    if is_promoted(state, promotion_epoch()) { Ok(()) } else { Err(Reason::StackFlow) }
+}
+
+/// Never promotes the connection of a packet that the fast path cannot carry, and takes a promotion back. The host's connection
+/// tracking sees such a packet, so it must see those in the other direction too.
+#[inline(always)]
+pub(crate) fn keep<F: Family>(frame: &impl Frame, offset: usize) {
+    let Ok(ip) = F::Header::checked(frame, offset) else { return };
+    let Connection { key, .. } = connection::<F>(frame, offset, &ip);
+    if let Some(flow) = F::Address::stack_flow(&key) {
+        flow.state |= FLOW_KEPT;
     }
 }
 
-/// Records the connection of a packet that the stack handles as a stack flow.
+/// Records the connection of a packet that the stack handles as a stack flow, or that the stack has carried it once more. The
+/// hook tells the direction: what the stack sends passes `Send`, and what it delivers passes `Track`.
 #[inline(always)]
 pub(crate) fn record<F: Family>(packet: &Packet<'_>, hook: Hook, offset: usize, ip: &F::Header) {
     if ip.is_later_fragment() {
         // A later fragment has no ports. The first one has had the connection recorded.
         return;
     }
-    let key = key::<F>(packet, offset, ip);
-    if let Some(flow) = F::Address::stack_flow(&key) {
-        refresh::<F>(packet, offset, ip, &key, flow);
+    let Connection { key, is_error } = connection::<F>(packet, offset, ip);
+    let carried = match hook {
+        // That the stack let an error pass says nothing about the connection which the error is about.
+        _ if is_error => 0,
+        Hook::Send => FLOW_SENT,
+        _ => FLOW_DELIVERED,
+    };
+    let kept = if ip.is_fragment() { FLOW_KEPT } else { 0 };
+    let known = F::Address::stack_flow(&key);
+    let before = known.as_ref().map_or(0, |flow| flow.state);
+    let state = next_state::<F>(packet, offset, ip, &key, before);
+    let state = after_carrying(state, promotion_epoch(), carried) | kept;
+    if let Some(flow) = known {
+        refresh(flow, state);
         return;
     }
-    let state = next_state::<F>(packet, offset, ip, &key, 0);
     let flow = Flow { seen_ns: now_ns(), state, reserved: 0 };
     if F::Address::insert_stack_flow(&key, &flow).is_err() {
         count::add(hook, Reason::FlowTableFull, packet.size(offset));
@@ -108,24 +148,17 @@ pub(crate) fn track<F: Family>(packet: &Packet<'_>) {
 }
 
 #[inline(always)]
-fn refresh<F: Family>(
-    frame: &impl Frame,
-    offset: usize,
-    ip: &F::Header,
-    key: &FlowKey<F::Address>,
-    flow: &mut Flow,
-) {
+fn refresh(flow: &mut Flow, state: u32) {
     let now = now_ns();
     if now.wrapping_sub(flow.seen_ns) > REFRESH_NS {
         flow.seen_ns = now;
     }
-    let state = next_state::<F>(frame, offset, ip, key, flow.state);
     if state != flow.state {
         flow.state = state;
     }
 }
 
-/// The state after this packet, which was `state` before.
+/// The state after this packet, by whichever path, where it was `state` before.
 #[inline(always)]
 fn next_state<F: Family>(
     frame: &impl Frame,
@@ -134,13 +167,20 @@ fn next_state<F: Family>(
     key: &FlowKey<F::Address>,
     state: u32,
 ) -> u32 {
-    let mut state = state | direction::<F>(key, ip);
+    let direction = direction::<F>(key, ip);
+    let begun = if direction == FLOW_BACKWARD { FLOW_BEGUN_BACKWARD } else { 0 };
+    let is_first = state & (FLOW_FORWARD | FLOW_BACKWARD) == 0;
+    let mut state = state | direction | if is_first { begun } else { 0 };
     if ip.protocol() == protocol::TCP
         && let Some([flags]) = frame.load::<1>(offset + F::HEADER + tcp::offset::FLAGS)
     {
         if flags & tcp::SYN != 0 {
             // Ports are used again: the end of an earlier connection is not the end of this one.
             state &= !FLOW_CLOSING;
+        }
+        if flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+            // What the stack accepted of an earlier connection says nothing about this one.
+            state = state & !(FLOW_SENT | FLOW_DELIVERED | FLOW_KEPT | FLOW_BEGUN_BACKWARD) | begun;
         }
         if flags & (tcp::FIN | tcp::RST) != 0 {
             state |= FLOW_CLOSING;

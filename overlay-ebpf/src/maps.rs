@@ -6,7 +6,8 @@ use aya_ebpf::{
 };
 use overlay_common::{
     Addr4, Address, Count, EndpointEntry, Flow, FlowKey, MARK_BUCKETS, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS,
-    MAX_XDP_TARGETS, PeerCount, PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
+    MAX_XDP_TARGETS, PeerCount, PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_ESTABLISHED, SETTING_PEER_INDEX,
+    Vtep,
     reason::{COUNTERS as COUNTERS_LENGTH, REASONS},
 };
 
@@ -34,7 +35,7 @@ static VTEPS: HashMap<Addr4, Vtep, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map]
 static ENDPOINTS: HashMap<Addr4, EndpointEntry, { MAX_ENDPOINTS as usize }> = HashMap::new();
 
-/// Connections that keep to the stack. An ordinary hash, not an LRU: an entry that was evicted would be a broken connection.
+/// Connections that the stack has seen. They keep to it until they are promoted. An ordinary hash, not an LRU: an entry that was evicted would be a broken connection.
 #[btf_map]
 static STACK_FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
 
@@ -47,6 +48,10 @@ static FLOW_MARKS: Array<u32, { 2 * MARK_BUCKETS as usize }> = Array::new();
 /// Which half counts: 0 or 1.
 #[btf_map]
 static FLOW_MARKS_HALF: Array<u32, 1> = Array::new();
+
+/// The promotion epoch. The agent raises it when the host's packet filter changes, which takes every promotion back.
+#[btf_map]
+static PROMOTION_EPOCH: Array<u32, 1> = Array::new();
 
 /// Interfaces, by their index, to which XDP may redirect: veths whose other end takes such frames. The kernel removes an
 /// interface that goes.
@@ -127,7 +132,8 @@ impl Lookups for Addr4 {
 
     #[inline(always)]
     fn stack_flow(key: &FlowKey) -> Option<&'static mut Flow> {
-        if !is_marked(key.bucket()) {
+        // Under `--fast-path established` nearly every connection is one, so that a mark would tell nothing.
+        if !settings::has(SETTING_ESTABLISHED) && !is_marked(key.bucket()) {
             return None;
         }
         // SAFETY: hash entries are preallocated and never freed while the program runs; `Flow` is two words that several
@@ -152,6 +158,12 @@ impl Lookups for Addr4 {
 #[inline(always)]
 pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
     XDP_TARGETS.redirect(ifindex, u64::from(XDP_PASS)).ok()
+}
+
+/// The promotion epoch.
+#[inline(always)]
+pub(crate) fn promotion_epoch() -> u32 {
+    PROMOTION_EPOCH.get(0).copied().unwrap_or(0)
 }
 
 /// Whether there may be a stack flow whose mark is in this bucket.

@@ -9,6 +9,7 @@ mod kernel {
     mod encap;
     mod frames;
     mod overlay0;
+    mod promotion;
     mod stack;
     mod tun_receive;
     mod tun_send;

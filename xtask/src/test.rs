@@ -109,6 +109,7 @@ const TESTS: &[(Rung, &str)] = &[
     (Rung::Hosts, "modes"),
     (Rung::Hosts, "path_mtu"),
     (Rung::Hosts, "nat"),
+    (Rung::Hosts, "promotion"),
     (Rung::Hosts, "flannel"),
     (Rung::Hosts, "docker"),
 ];

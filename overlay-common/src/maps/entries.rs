@@ -33,7 +33,7 @@ pub struct EndpointEntry {
     pub flags: u32,
 }
 
-/// Value of `STACK_FLOWS`: a connection that the stack has seen, so that all of it must go through the stack.
+/// Value of `STACK_FLOWS`: a connection that the stack has seen, so that all of it must go through the stack until it is promoted.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {

@@ -16,6 +16,7 @@ use crate::{
         options::Options,
         origin,
         peers::Scope,
+        promotion_keeper,
         reconciler::{self, Inputs, Setup},
         status::Status,
     },
@@ -30,6 +31,7 @@ use crate::{
     model::{
         change::{LocalChange, XdpTargetChange},
         entries::PortKind,
+        fast_path::FastPath,
         ingress::XdpMode,
     },
     store::{Store, local_lease::LeaseKeeper},
@@ -67,6 +69,7 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     let (_shutdown_to, shutdown) = watch::channel(false);
     tasks.follow_programs_log(&datapath);
     tasks.keep_origin();
+    tasks.keep_promotions();
     tasks.keep_devices(&datapath, changes_to.clone())?;
     if let Some(socket) = socket {
         tasks.relay(socket, &datapath)?;
@@ -159,6 +162,14 @@ impl<'a> Tasks<'a> {
 
     fn keep_origin(&mut self) {
         self.running.spawn(origin::keep_noted(self.joined.paths.clone(), self.status.clone()));
+    }
+
+    /// Sees to it that a promotion holds as long as what it rests on.
+    fn keep_promotions(&mut self) {
+        let (pins, fast_path) = (self.joined.paths.pins.clone(), self.options.fast_path);
+        if fast_path != FastPath::Off {
+            self.running.spawn(promotion_keeper::keep(pins, fast_path));
+        }
     }
 
     /// Sees to it that overlay0 and the attachments at the underlay device stay.

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use log::{info, warn};
 use overlay_common::{
-    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_OUTER_DF, SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings,
+    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_ESTABLISHED, SETTING_OUTER_DF, SETTING_STACK_ONLY,
+    SETTING_STRICT_PEERS, Settings,
 };
 use tokio::time::sleep;
 
@@ -31,6 +32,7 @@ use crate::{
         addr::{OtherFamily, gateway, ipv4, ipv4_net},
         backend::Backend,
         entries::Peer,
+        fast_path::FastPath,
         ingress::Ingress,
         lease::LeaseBackend,
         mac::Mac,
@@ -107,11 +109,10 @@ pub(crate) async fn join(
     info!("subnet {subnet} is leased to this host, backend {backend}");
 
     let record = Record {
-        fast_path: options.fast_path,
         backend: backend.name().to_owned(),
         device: Some(options.device.clone()),
         subnet_file: Some(options.subnet_file.clone()),
-        ..Record::current(public_ip, subnet)?
+        ..Record::current(public_ip, subnet)?.with_fast_path(options.fast_path)
     };
     let adoption = paths.adopt(&record)?;
     if adoption == Adoption::Fresh {
@@ -231,7 +232,8 @@ impl Joined {
         let flags = [
             (options.outer_df, SETTING_OUTER_DF),
             (options.strict_peers, SETTING_STRICT_PEERS),
-            (!options.fast_path, SETTING_STACK_ONLY),
+            (options.fast_path == FastPath::Off, SETTING_STACK_ONLY),
+            (options.fast_path == FastPath::Established, SETTING_ESTABLISHED),
             (self.backend.is_direct(), SETTING_DIRECT),
         ];
         // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from its own port and takes
@@ -289,7 +291,7 @@ async fn choose_ingress(
             ));
         }
         AskedIngress::Tc => return Ok(Ingress::without("not asked for")),
-        AskedIngress::Xdp(_) if !options.fast_path => {
+        AskedIngress::Xdp(_) if options.fast_path == FastPath::Off => {
             return Ok(Ingress::without("switched off by --fast-path off"));
         }
         AskedIngress::Xdp(mode) => mode,

@@ -9,6 +9,7 @@ pub mod join;
 pub mod options;
 pub mod origin;
 pub mod peers;
+mod promotion_keeper;
 pub mod reconciler;
 pub mod removal;
 pub mod status;

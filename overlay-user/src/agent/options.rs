@@ -8,7 +8,7 @@ use std::{
 use crate::{
     datapath::{links::AttachMethod, state::Paths},
     host::underlay::Choice,
-    model::ingress::XdpMode,
+    model::{fast_path::FastPath, ingress::XdpMode},
 };
 
 /// What the agent is asked to do.
@@ -28,8 +28,8 @@ pub struct Options {
     pub health: Option<SocketAddr>,
     /// Name of the tunnel device.
     pub device: String,
-    /// The programs carry packets themselves; else every packet is left to the stack.
-    pub fast_path: bool,
+    /// Which packets the programs carry past the stack.
+    pub fast_path: FastPath,
     /// Where packets from other hosts are taken in.
     pub ingress: AskedIngress,
     /// How programs are attached at TC; `None` takes the best that the kernel has.

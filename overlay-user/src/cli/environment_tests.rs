@@ -6,7 +6,7 @@ use clap::CommandFactory as _;
 use crate::store::etcd::EtcdOptions;
 
 use super::{
-    super::options::{Agent, Command, DockerOpts, Switch, store::StoreChoice},
+    super::options::{Agent, Command, DockerOpts, FastPathOption, store::StoreChoice},
     *,
 };
 
@@ -81,7 +81,7 @@ fn variables_of_every_kind() {
     assert!(agent.ip_masq && !agent.forward_rules);
     assert_eq!(agent.healthz_port, 8081);
     assert_eq!(agent.underlay.public_ip, Some(IpAddr::from([10, 0, 0, 1])));
-    assert_eq!(agent.fast_path, Switch::Off);
+    assert_eq!(agent.fast_path, FastPathOption::Off);
     assert_eq!(agent.device, "overlay0");
 }
 

@@ -15,7 +15,7 @@ use crate::{
     agent::options::{self as agent, AskedIngress},
     datapath::{links::AttachMethod, state::Paths},
     host::underlay::Choice,
-    model::{ingress::XdpMode, mac::Mac},
+    model::{fast_path::FastPath, ingress::XdpMode, mac::Mac},
 };
 
 const AFTER_HELP: &str = "\
@@ -321,9 +321,9 @@ pub struct Agent {
     /// Name of the kernel's tunnel device, made and kept by the agent
     #[arg(long, default_value = DEFAULT_DEVICE)]
     pub device: String,
-    /// `off` leaves every packet to the kernel's own tunnel, and to every firewall rule
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    pub fast_path: Switch,
+    /// Which packets between containers go past the host's stack, and so past its firewall
+    #[arg(long, value_enum, default_value_t = FastPathOption::On)]
+    pub fast_path: FastPathOption,
     /// Where packets from other hosts are taken in
     #[arg(long, value_enum, default_value_t = IngressOption::Auto)]
     pub ingress: IngressOption,
@@ -339,9 +339,9 @@ pub struct Agent {
     /// For how many other hosts there is room; more are reported and left out
     #[arg(long, default_value_t = overlay_common::MAX_PEERS, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_peers: u32,
-    /// For how many connections there is room that must keep to the kernel's stack because of NAT
-    #[arg(long, default_value_t = overlay_common::MAX_FLOWS, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_flows: u32,
+    /// For how many connections there is room that the stack has seen: by default 65536, or 262144 under --fast-path established
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_flows: Option<u32>,
     /// Compares what the kernel has with what the store says this often, and puts it right
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = clap::value_parser!(u64).range(1..))]
     pub audit_interval: u64,
@@ -401,7 +401,7 @@ impl Agent {
             renew_margin: Duration::from_secs(self.subnet_lease_renew_margin * 60),
             health: (self.healthz_port != 0).then(|| SocketAddr::new(self.healthz_ip, self.healthz_port)),
             device: self.device.clone(),
-            fast_path: self.fast_path == Switch::On,
+            fast_path: self.fast_path.into(),
             ingress: match self.ingress {
                 IngressOption::Auto => AskedIngress::Auto,
                 IngressOption::Tc => AskedIngress::Tc,
@@ -416,12 +416,40 @@ impl Agent {
             endpoint_gro: self.endpoint_gro == Switch::On,
             strict_peers: self.peer_check == PeerCheck::Strict,
             max_peers: self.max_peers,
-            max_flows: self.max_flows,
+            max_flows: self.max_flows.unwrap_or(match self.fast_path {
+                FastPathOption::Established => MAX_FLOWS_ESTABLISHED,
+                _ => overlay_common::MAX_FLOWS,
+            }),
             audit: Duration::from_secs(self.audit_interval),
             outer_df: self.outer_df,
             ip_masq: self.ip_masq,
             forward_rules: self.forward_rules,
             bridges: self.bridge.clone(),
+        }
+    }
+}
+
+/// Room for connections where every connection takes some: as much as the kernel's connection tracking has on a machine with
+/// 4 GiB or more (nf_conntrack_init_start).
+const MAX_FLOWS_ESTABLISHED: u32 = 262_144;
+
+/// Which packets go past the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FastPathOption {
+    /// All that can; the host's firewall does not see them
+    On,
+    /// Those of connections that the host's firewall has accepted in both directions
+    Established,
+    /// None: the kernel's own tunnel carries everything
+    Off,
+}
+
+impl From<FastPathOption> for FastPath {
+    fn from(option: FastPathOption) -> Self {
+        match option {
+            FastPathOption::On => Self::On,
+            FastPathOption::Established => Self::Established,
+            FastPathOption::Off => Self::Off,
         }
     }
 }

@@ -3,7 +3,7 @@ use std::{fs, time::Duration};
 
 use log::debug;
 use overlay_common::{
-    FLOW_BACKWARD, FLOW_CLOSING, FLOW_FORWARD, Flow, FlowKey,
+    FLOW_BACKWARD, FLOW_CLOSING, FLOW_DELIVERED, FLOW_FORWARD, FLOW_KEPT, FLOW_SENT, Flow, FlowKey,
     header::protocol::{ICMP, TCP, UDP},
 };
 
@@ -63,13 +63,19 @@ impl Lifetimes {
         }
     }
 
+    /// How long a stack flow stays after the end of a promoted TCP connection was seen. The stack's connection tracking has nothing
+    /// that either direction needs, so only the last packets of the connection are waited for.
+    const PROMOTED_CLOSING: Duration = Duration::from_secs(10);
+
     /// Whether a stack flow in this state (`FLOW_*` bits), last seen `idle` ago, may go.
     pub fn is_over(&self, protocol: u8, state: u32, idle: Duration) -> bool {
         const ANSWERED: u32 = FLOW_FORWARD | FLOW_BACKWARD;
         let answered = state & ANSWERED == ANSWERED;
         // Stack flows are refreshed once a second only.
         let slack = Duration::from_secs(2);
+        let was_promoted = state & (FLOW_SENT | FLOW_DELIVERED | FLOW_KEPT) == FLOW_SENT | FLOW_DELIVERED;
         let lifetime = match protocol {
+            TCP if state & FLOW_CLOSING != 0 && was_promoted => Self::PROMOTED_CLOSING,
             TCP if state & FLOW_CLOSING != 0 => self.tcp_closing,
             TCP if answered => self.tcp,
             TCP => self.tcp_attempt,
@@ -139,6 +145,8 @@ mod tests {
             (TCP, both, 432_000),
             (TCP, FLOW_FORWARD, 120),
             (TCP, both | FLOW_CLOSING, 120),
+            (TCP, both | FLOW_CLOSING | FLOW_SENT | FLOW_DELIVERED | FLOW_KEPT, 120),
+            (TCP, both | FLOW_CLOSING | FLOW_SENT | FLOW_DELIVERED, 10),
             (UDP, both, 120),
             (UDP, FLOW_BACKWARD, 30),
             (ICMP, both, 30),

@@ -8,15 +8,18 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use aya::maps::{Array, HashMap, MapData, MapError};
 use nix::time::{ClockId, clock_gettime};
-use overlay_common::{Addr4, FLOW_BACKWARD, FLOW_FORWARD, Flow, FlowKey, MARK_BUCKETS};
+use overlay_common::{
+    Addr4, FLOW_BACKWARD, FLOW_BEGUN_BACKWARD, FLOW_FORWARD, Flow, FlowKey, MARK_BUCKETS, is_promoted,
+};
 
 use super::DatapathError;
 
-/// The table of connections that keep to the stack.
+/// The table of connections that the stack has seen. They keep to it until they are promoted.
 pub struct StackFlows {
     pub(super) flows: HashMap<MapData, FlowKey, Flow>,
     pub(super) marks: Array<MapData, u32>,
     pub(super) half: Array<MapData, u32>,
+    pub(super) epoch: Array<MapData, u32>,
 }
 
 impl StackFlows {
@@ -45,8 +48,9 @@ impl StackFlows {
         let end = |(address, port): (Ipv4Addr, u16)| (Addr4::from(address), port.to_be_bytes());
         let (source, destination) = (end(from), end(to));
         let key = FlowKey::new(source.0, destination.0, [source.1, destination.1], protocol);
-        let first = if key.addresses[0] == source.0 { FLOW_FORWARD } else { FLOW_BACKWARD };
-        let state = if answered { FLOW_FORWARD | FLOW_BACKWARD } else { first };
+        let is_forward = key.addresses[0] == source.0;
+        let first = if is_forward { FLOW_FORWARD } else { FLOW_BACKWARD | FLOW_BEGUN_BACKWARD };
+        let state = if answered { first | FLOW_FORWARD | FLOW_BACKWARD } else { first };
         let flow = Flow { seen_ns: now()?.as_nanos() as u64, state, reserved: 0 };
         self.insert(key, flow).map_err(|error| DatapathError::failed("record a stack flow", &error))
     }
@@ -56,9 +60,39 @@ impl StackFlows {
         self.flows.get(key, 0).ok()
     }
 
+    /// The promotion epoch.
+    ///
+    /// # Errors
+    /// When its map cannot be read.
+    pub fn epoch(&self) -> Result<u32, DatapathError> {
+        self.epoch.get(&0, 0).map_err(|error| DatapathError::failed("read the promotion epoch", &error))
+    }
+
+    /// Begins another promotion epoch: whatever is promoted keeps to the stack again, until the stack has carried it in both
+    /// directions once more.
+    ///
+    /// # Errors
+    /// When its map cannot be written.
+    pub fn begin_epoch(&mut self, epoch: u32) -> Result<(), DatapathError> {
+        self.epoch.set(0, epoch, 0).map_err(|error| DatapathError::failed("begin a promotion epoch", &error))
+    }
+
     /// Every stack flow.
     pub fn iter(&self) -> impl Iterator<Item = Result<(FlowKey, Flow), MapError>> {
         self.flows.iter()
+    }
+
+    /// The stack flows that take the fast path, because they are promoted.
+    ///
+    /// # Errors
+    /// When the maps cannot be read.
+    pub fn promoted(&self) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
+        let epoch = self.epoch()?;
+        let read = |error| DatapathError::failed("read the stack flows", &error);
+        let flows = self.iter().map(|entry| entry.map_err(read));
+        flows
+            .filter(|entry| entry.as_ref().map_or(true, |(_, flow)| is_promoted(flow.state, epoch)))
+            .collect()
     }
 
     /// Forgets a stack flow. Its mark stays until [`Self::renew_marks`].

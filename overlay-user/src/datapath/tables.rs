@@ -22,13 +22,14 @@ use crate::model::{
 };
 
 /// Names of the maps in the programs, and of their pins.
-pub const MAPS: [(&str, &str); 8] = [
+pub const MAPS: [(&str, &str); 9] = [
     ("PEERS", "peers"),
     ("VTEPS", "vteps"),
     ("ENDPOINTS", "endpoints"),
     ("STACK_FLOWS", "stack_flows"),
     ("FLOW_MARKS", "flow_marks"),
     ("FLOW_MARKS_HALF", "flow_marks_half"),
+    ("PROMOTION_EPOCH", "promotion_epoch"),
     ("COUNTERS", "counters"),
     ("PEER_COUNTERS", "peer_counters"),
 ];
@@ -41,7 +42,7 @@ pub struct Tables {
     pub vteps: HashMap<MapData, Addr4, Vtep>,
     /// Containers by address.
     pub endpoints: Indexed<EndpointEntry>,
-    /// Connections that keep to the stack.
+    /// Connections that the stack has seen.
     pub stack_flows: StackFlows,
     counters: PerCpuArray<MapData, Count>,
     peer_counters: PerCpuArray<MapData, PeerCount>,
@@ -104,7 +105,7 @@ impl Tables {
         mut map: impl FnMut(&'static str, &'static str) -> Result<Map, DatapathError>,
     ) -> Result<Self, DatapathError> {
         let wrong = |error: MapError| DatapathError::failed("use the maps", &error);
-        let [peers, vteps, endpoints, flows, marks, half, counters, peer_counters] = MAPS;
+        let [peers, vteps, endpoints, flows, marks, half, epoch, counters, peer_counters] = MAPS;
         Ok(Self {
             peers: Indexed::read_only(map(peers.0, peers.1)?.try_into().map_err(wrong)?),
             vteps: map(vteps.0, vteps.1)?.try_into().map_err(wrong)?,
@@ -113,6 +114,7 @@ impl Tables {
                 flows: map(flows.0, flows.1)?.try_into().map_err(wrong)?,
                 marks: map(marks.0, marks.1)?.try_into().map_err(wrong)?,
                 half: map(half.0, half.1)?.try_into().map_err(wrong)?,
+                epoch: map(epoch.0, epoch.1)?.try_into().map_err(wrong)?,
             },
             counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
             peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
@@ -241,7 +243,9 @@ pub fn check(folder: &Path) -> Result<(), DatapathError> {
             "vteps" => (MapType::Hash, size_of::<Addr4>(), size_of::<Vtep>()),
             "endpoints" => (MapType::Hash, size_of::<Addr4>(), size_of::<EndpointEntry>()),
             "stack_flows" => (MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>()),
-            "flow_marks" | "flow_marks_half" => (MapType::Array, size_of::<u32>(), size_of::<u32>()),
+            "flow_marks" | "flow_marks_half" | "promotion_epoch" => {
+                (MapType::Array, size_of::<u32>(), size_of::<u32>())
+            }
             "counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<Count>()),
             "peer_counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<PeerCount>()),
             _ => return None,

@@ -5,7 +5,10 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{discover::Discovered, record::FlannelRecord};
-use crate::host::{device::DeviceSpec, netlink::ClassicTunnel};
+use crate::{
+    host::{device::DeviceSpec, netlink::ClassicTunnel},
+    model::fast_path::FastPath,
+};
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -35,8 +38,8 @@ pub struct PlanInput {
     pub masquerade: bool,
     /// The agent is to accept the overlay's packets where FORWARD drops.
     pub forward: bool,
-    /// `--fast-path on`
-    pub fast_path: bool,
+    /// Which packets the programs are to carry.
+    pub fast_path: FastPath,
     /// Where it is noted what flannel was.
     pub record: String,
 }
@@ -49,7 +52,7 @@ impl Plan {
         let direct: Vec<String> = flannel.direct_routes().map(|it| it.destination.to_string()).collect();
         let rules = flannel.rules.names();
         let veths = format!("attach to {} veths of containers", means.ports);
-        let attaching = if means.fast_path {
+        let attaching = if means.fast_path != FastPath::Off {
             format!(
                 "note connections that this host translates; {veths}, of which {} addresses are known: from here on the fast \
                  path carries them",

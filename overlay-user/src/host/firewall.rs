@@ -1,5 +1,6 @@
 //! Our rules in the host's packet filter: put in force, kept in force, told in the status, taken away by `overlay down`.
 pub mod command;
+pub mod fingerprint;
 pub mod forward;
 pub mod iptables;
 pub mod masquerade;

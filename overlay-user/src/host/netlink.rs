@@ -22,7 +22,7 @@ pub use self::{
     connection::Netlink,
     error::NetlinkError,
     monitor::{Event, Monitor},
-    nftables::NftablesEvents,
+    nftables::{NftablesEvents, generation},
     types::{
         Address, DeviceLosses, FdbEntry, HostSnapshot, Link, LinkKind, Neighbour, Route, TABLE_MAIN, Tun,
         Vxlan,

@@ -4,6 +4,7 @@ pub mod backend;
 pub mod change;
 pub mod clock;
 pub mod entries;
+pub mod fast_path;
 pub mod ingress;
 pub(crate) mod json;
 pub mod lease;

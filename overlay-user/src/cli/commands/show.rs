@@ -26,7 +26,7 @@ use crate::{
         firewall::{RuleState, RuleStatus},
         netlink::Netlink,
     },
-    model::{clock::unix_now, ingress::XdpMode, mac::Mac},
+    model::{clock::unix_now, fast_path::FastPath, ingress::XdpMode, mac::Mac},
     store::local_lease::LeaseState,
 };
 
@@ -130,14 +130,21 @@ fn tiers(
     attached_by: Option<AttachMethod>,
     link: &XdpLink,
 ) -> Vec<Tier> {
-    let asked = record.is_none_or(|record| record.fast_path);
+    let fast_path = record.map_or(FastPath::On, Record::fast_path);
+    let asked = fast_path != FastPath::Off;
     let broken = agent.filter(|agent| !agent.datapath.attached);
     let why = match broken {
         _ if !asked => "switched off by --fast-path off".into(),
         Some(agent) => agent.datapath.error.clone().unwrap_or_else(|| "the agent has just started".into()),
         None => {
             let by = attached_by.map(|way| format!("; attached by {way}")).unwrap_or_default();
-            format!("works on every interface, keeps GSO and GRO{by}")
+            let since = match fast_path {
+                FastPath::Established => {
+                    "; a connection takes it once the stack has accepted both its directions"
+                }
+                _ => "",
+            };
+            format!("works on every interface, keeps GSO and GRO{by}{since}")
         }
     };
     vec![

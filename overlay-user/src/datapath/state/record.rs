@@ -12,6 +12,7 @@ use overlay_common::ABI;
 use serde::{Deserialize, Serialize};
 
 use super::{error::failed, paths::Paths};
+use crate::model::fast_path::FastPath;
 
 /// Which host and network pins belong to. Only an agent of the same host and network adopts them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +30,11 @@ pub struct Record {
     /// Whether the programs carry packets themselves, which they do unless `--fast-path off` is given. It may change from one
     /// agent to the next on the same host.
     #[serde(default = "yes")]
-    pub fast_path: bool,
+    pub(crate) fast_path: bool,
+    /// Whether they carry only connections that the stack has accepted (`--fast-path established`). Agents that know nothing of
+    /// it leave it out, and read the field above, which is why there are two.
+    #[serde(default)]
+    pub(crate) established: bool,
     /// How packets travel between hosts, by flannel's name of the backend. The agent that started last wrote it.
     #[serde(default = "vxlan", rename = "mode")]
     pub backend: String,
@@ -64,10 +69,29 @@ impl Record {
             subnet,
             abi: ABI,
             fast_path: true,
+            established: false,
             backend: vxlan(),
             device: None,
             subnet_file: None,
         })
+    }
+
+    /// The same for an agent with this choice of packets.
+    pub fn with_fast_path(self, fast_path: FastPath) -> Self {
+        Self {
+            fast_path: fast_path != FastPath::Off,
+            established: fast_path == FastPath::Established,
+            ..self
+        }
+    }
+
+    /// Which packets the programs carry past the stack.
+    pub fn fast_path(&self) -> FastPath {
+        match (self.fast_path, self.established) {
+            (false, _) => FastPath::Off,
+            (true, true) => FastPath::Established,
+            (true, false) => FastPath::On,
+        }
     }
 
     /// The inode of the calling thread's network namespace.

@@ -1,13 +1,14 @@
 //! Connections as the kernel's connection tracking knows them, and which of them it translates.
-use std::net::IpAddr;
+use std::{fs, net::IpAddr, time::Duration};
 
 use bytes::BytesMut;
 use nix::errno::Errno;
+use overlay_common::header::protocol::{TCP, UDP};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::{
     error::NetlinkError,
-    raw::{NLM_F_DUMP, find, nest, put, request, word},
+    raw::{NLM_F_CREATE, NLM_F_DUMP, find, nest, put, request, requests, word},
 };
 use crate::model::addr::{OtherFamily, ipv4};
 
@@ -36,6 +37,7 @@ pub struct Tracked {
 }
 
 // From linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h and nf_conntrack_common.h.
+const CTNETLINK_NEW: u16 = 1 << 8;
 const CTNETLINK_GET: u16 = 1 << 8 | 1;
 const CTNETLINK_DELETE: u16 = 1 << 8 | 2;
 /// `struct nfgenmsg`: AF_INET, version 0, resource 0.
@@ -43,6 +45,15 @@ const IPV4: [u8; 4] = [2, 0, 0, 0];
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_TIMEOUT: u16 = 7;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
+const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
+const TCP_CONNTRACK_ESTABLISHED: u8 = 3;
+/// `IP_CT_TCP_FLAG_BE_LIBERAL`.
+const BE_LIBERAL: u8 = 1 << 3;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -52,6 +63,9 @@ const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTO_ICMP_ID: u16 = 4;
 const SEEN_REPLY: u32 = 1 << 1;
+const ASSURED: u32 = 1 << 2;
+/// Set on every connection in the kernel's table, so that a request without it would be one to take it away.
+const CONFIRMED: u32 = 1 << 3;
 
 impl Tracked {
     /// Whether addresses or ports differ between the two sides of this host.
@@ -92,6 +106,69 @@ pub fn forget(original: &Tuple) -> Result<(), NetlinkError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether connection tracking knows any connection in this thread's network namespace. It knows none where no rule of the packet
+/// filter needs it.
+pub fn is_in_use() -> bool {
+    fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").is_ok_and(|count| count.trim() != "0")
+}
+
+/// Has connection tracking know these connections, each given by the direction of its first packet, as established for another
+/// `lifetime`. It is told not to look at the numbers of TCP's windows any more, since it does not see most of the packets.
+/// Connections of other protocols than TCP and UDP are left out. Returns how many it refused.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub fn uphold(connections: &[Tuple], lifetime: Duration) -> Result<usize, NetlinkError> {
+    let bodies = connections.iter().filter(|tuple| matches!(tuple.protocol, TCP | UDP)).map(|tuple| {
+        let mut body = BytesMut::from(IPV4.as_slice());
+        let reply = Tuple {
+            source: tuple.destination,
+            destination: tuple.source,
+            ports: (tuple.ports.1, tuple.ports.0),
+            protocol: tuple.protocol,
+        };
+        put_tuple(&mut body, CTA_TUPLE_ORIG, tuple)?;
+        put_tuple(&mut body, CTA_TUPLE_REPLY, &reply)?;
+        put(&mut body, CTA_STATUS, &(SEEN_REPLY | ASSURED | CONFIRMED).to_be_bytes());
+        put(&mut body, CTA_TIMEOUT, &(lifetime.as_secs() as u32).to_be_bytes());
+        if tuple.protocol == TCP {
+            nest(&mut body, CTA_PROTOINFO, |out| {
+                nest(out, CTA_PROTOINFO_TCP, |out| {
+                    put(out, CTA_PROTOINFO_TCP_STATE, &[TCP_CONNTRACK_ESTABLISHED]);
+                    for direction in [CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, CTA_PROTOINFO_TCP_FLAGS_REPLY] {
+                        put(out, direction, &[BE_LIBERAL; 2]);
+                    }
+                });
+            });
+        }
+        Ok(body)
+    });
+    let action = "have established connections tracked";
+    let bodies = bodies
+        .collect::<Result<Vec<_>, OtherFamily>>()
+        .map_err(|error| NetlinkError::invalid(action, error))?;
+    requests(NETLINK_NETFILTER, CTNETLINK_NEW, NLM_F_CREATE, &bodies)
+        .map_err(|error| NetlinkError::io(action, &error))
+}
+
+/// Makes the kernel forget connections, as [`forget`] does. Returns how many it did not know.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub fn forget_all(connections: &[Tuple]) -> Result<usize, NetlinkError> {
+    let action = "forget connections";
+    let bodies = connections.iter().map(|tuple| {
+        let mut body = BytesMut::from(IPV4.as_slice());
+        put_tuple(&mut body, CTA_TUPLE_ORIG, tuple)?;
+        Ok(body)
+    });
+    let bodies = bodies
+        .collect::<Result<Vec<_>, OtherFamily>>()
+        .map_err(|error| NetlinkError::invalid(action, error))?;
+    requests(NETLINK_NETFILTER, CTNETLINK_DELETE, 0, &bodies)
+        .map_err(|error| NetlinkError::io(action, &error))
 }
 
 /// Writes the tuple of a connection. It leaves out ICMP's identifier and type, so the kernel finds no ICMP connection by

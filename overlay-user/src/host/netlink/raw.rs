@@ -11,6 +11,8 @@ use rtnetlink::{
 const NLM_F_REQUEST_ACK: u16 = 1 | 4;
 /// The flags of a request for a whole list (`NLM_F_ROOT | NLM_F_MATCH`).
 pub(super) const NLM_F_DUMP: u16 = 0x300;
+/// The flag of a request to make something that is not there, and to change it if it is (without `NLM_F_EXCL`).
+pub(super) const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
@@ -63,6 +65,46 @@ pub(super) fn ask(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Re
 pub(super) fn request(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let answer = ask(protocol, kind, flags, body)?;
     Ok(answer.messages.into_iter().map(|message| message.body).collect())
+}
+
+/// How many requests go to the kernel in one call. Their acknowledgements fit a socket's receive buffer many times.
+const AT_ONCE: usize = 64;
+
+/// Sends many requests of one kind, none of which asks for a list, on one socket in this thread's network namespace. Returns how
+/// many the kernel refused.
+pub(super) fn requests(protocol: isize, kind: u16, flags: u16, bodies: &[BytesMut]) -> io::Result<usize> {
+    if bodies.is_empty() {
+        return Ok(0);
+    }
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut refused = 0;
+    for bodies in bodies.chunks(AT_ONCE) {
+        let mut datagram = BytesMut::new();
+        for (number, body) in bodies.iter().enumerate() {
+            datagram.put_u32_ne((HEADER + body.len()) as u32);
+            datagram.put_u16_ne(kind);
+            datagram.put_u16_ne(NLM_F_REQUEST_ACK | flags);
+            datagram.put_u32_ne(number as u32);
+            datagram.put_u32_ne(0);
+            datagram.put_slice(body);
+            datagram.put_bytes(0, body.len().next_multiple_of(4) - body.len());
+        }
+        socket.send(&datagram, 0)?;
+        let mut unanswered = bodies.len();
+        while unanswered > 0 {
+            let (mut piece, _) = socket.recv_from_full()?;
+            // Each acknowledgement is a message of its own; several may come in one piece.
+            while let Some(length) = word(&piece).map(|length| length as usize).filter(|it| *it >= HEADER) {
+                let body = piece.get(HEADER..length).unwrap_or_default();
+                unanswered = unanswered.saturating_sub(1);
+                refused += usize::from(word(body).is_some_and(|code| code != 0));
+                piece = piece.split_off(length.next_multiple_of(4).min(piece.len()));
+            }
+        }
+    }
+    Ok(refused)
 }
 
 impl Answer {

@@ -1,0 +1,180 @@
+//! Keeps promotions in step with the host: the stack's connection tracking knows every promoted connection as long as it lives,
+//! so that one which returns to the stack is accepted as if it had never left it; and when the host's packet filter changes, every
+//! promotion is taken back.
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use log::{debug, info, warn};
+use overlay_common::{FLOW_BEGUN_BACKWARD, FLOW_CLOSING, Flow, FlowKey};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    datapath::tables::Tables,
+    host::{
+        firewall::fingerprint::fingerprint,
+        netlink::{
+            NftablesEvents,
+            conntrack::{self, Tuple},
+        },
+    },
+    model::fast_path::FastPath,
+};
+
+/// How often new promotions are looked for. Only a connection that returns to the stack earlier meets what connection tracking
+/// has noted of its first packets.
+const PERIOD: Duration = Duration::from_secs(5);
+/// How long connection tracking keeps an upheld connection without hearing of it: long enough for an agent that is started again.
+const LIFETIME: Duration = Duration::from_secs(300);
+/// How old an upheld connection's entry may be until it is upheld again.
+const RENEW: Duration = Duration::from_secs(100);
+/// A look takes no more than this part of the time: the pause after it is at least so many times as long as the look.
+const SHARE: u32 = 20;
+
+/// Keeps promotions in step with the host until the agent ends.
+///
+/// # Errors
+/// When the pinned maps cannot be read.
+pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
+    let mut keeper = Keeper { tables: Tables::open(&pins)?, upheld: HashMap::new() };
+    let is_bound_to_rules = fast_path == FastPath::Established;
+    let mut changes = None;
+    if is_bound_to_rules {
+        let listening = NftablesEvents::listen();
+        changes = listening.inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).ok();
+    }
+    let mut failed = String::new();
+    loop {
+        let epoch = keeper.tables.stack_flows.epoch()?;
+        // Without --fast-path established nobody asks the rules about connections that never touch the stack, so those that did
+        // need not be asked again.
+        let rules = if is_bound_to_rules { fingerprint().await } else { Ok(0) };
+        let rules = rules.unwrap_or_else(|error| {
+            let said = format!("{error:#}");
+            if said != failed {
+                warn!("{said}: connections take the fast path for {PERIOD:?} at a time");
+                failed = said;
+            }
+            // What was accepted under rules that cannot be told apart holds for no others.
+            epoch.wrapping_add(2)
+        });
+        let new_epoch = (rules != epoch).then_some(rules);
+        let started = Instant::now();
+        let look = spawn_blocking(move || {
+            let looked = keeper.look(new_epoch);
+            (keeper, looked)
+        });
+        let looked;
+        (keeper, looked) = look.await.context("look at the promoted connections")?;
+        match looked {
+            Ok(taken_back) if new_epoch.is_some() && taken_back > 0 => {
+                info!("the packet filter changed: {taken_back} connections begin on the stack again");
+            }
+            Ok(_) => {}
+            Err(error) => debug!("{error:#}"),
+        }
+        sleep(started.elapsed() * SHARE).await;
+        let changed = async {
+            match &mut changes {
+                Some(changes) => changes.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        // If the notifications end, that is a reason to look, too.
+        let _ = timeout(PERIOD, changed).await;
+    }
+}
+
+struct Keeper {
+    tables: Tables,
+    /// Connections that connection tracking was told of, and when.
+    upheld: HashMap<FlowKey, (Tuple, Instant)>,
+}
+
+impl Keeper {
+    /// Upholds what is promoted and lives, forgets what has ended, and then begins a new epoch, if one is given. Returns how many
+    /// connections were promoted.
+    fn look(&mut self, new_epoch: Option<u32>) -> Result<usize> {
+        let promoted = self.tables.stack_flows.promoted()?;
+        let upheld = self.uphold(&promoted);
+        // The rules hold even if connection tracking could not be told.
+        if let Some(epoch) = new_epoch {
+            self.tables.stack_flows.begin_epoch(epoch)?;
+        }
+        upheld?;
+        Ok(promoted.len())
+    }
+
+    fn uphold(&mut self, promoted: &[(FlowKey, Flow)]) -> Result<()> {
+        let now = Instant::now();
+        let living: HashMap<_, _> =
+            promoted.iter().filter(|(_, flow)| flow.state & FLOW_CLOSING == 0).copied().collect();
+        let mut news = Vec::new();
+        if conntrack::is_in_use() {
+            for (key, flow) in &living {
+                if self.upheld.get(key).is_none_or(|(_, since)| now - *since >= RENEW) {
+                    let tuple = first_direction(key, flow.state);
+                    news.push(tuple);
+                    self.upheld.insert(*key, (tuple, now));
+                }
+            }
+        }
+        let refused = conntrack::uphold(&news, LIFETIME)?;
+        if refused > 0 {
+            debug!("connection tracking refused {refused} of {} promoted connections", news.len());
+        }
+        let flows = &self.tables.stack_flows;
+        let mut ended = Vec::new();
+        self.upheld.retain(|key, (tuple, _)| {
+            if living.contains_key(key) {
+                return true;
+            }
+            // One that goes on without a promotion is the stack's again, whose connection tracking sees it from now on.
+            if flows.get(key).is_none_or(|flow| flow.state & FLOW_CLOSING != 0) {
+                ended.push(*tuple);
+            }
+            false
+        });
+        conntrack::forget_all(&ended)?;
+        Ok(())
+    }
+}
+
+/// A connection, in the direction of its first packet.
+fn first_direction(key: &FlowKey, state: u32) -> Tuple {
+    let (from, to) = if state & FLOW_BEGUN_BACKWARD == 0 { (0, 1) } else { (1, 0) };
+    let address = |end: usize| IpAddr::from(key.addresses[end].octets);
+    let port = |end: usize| u16::from_be_bytes(key.ports[end]);
+    Tuple {
+        source: address(from),
+        destination: address(to),
+        ports: (port(from), port(to)),
+        protocol: key.protocol,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use overlay_common::Addr4;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_is_told_in_the_direction_of_its_first_packet() {
+        let (a, b) = (Addr4::new([10, 244, 1, 2]), Addr4::new([10, 244, 2, 3]));
+        let key = FlowKey::new(a, b, [[0x9c, 0x40], [0, 80]], 6);
+        let is_forward = key.addresses[0] == a;
+        let from_a = if is_forward { 0 } else { FLOW_BEGUN_BACKWARD };
+        let tuple = first_direction(&key, from_a);
+        assert_eq!((tuple.source, tuple.ports), ([10, 244, 1, 2].into(), (40000, 80)));
+        let tuple = first_direction(&key, from_a ^ FLOW_BEGUN_BACKWARD);
+        assert_eq!((tuple.source, tuple.ports), ([10, 244, 2, 3].into(), (80, 40000)));
+    }
+}
