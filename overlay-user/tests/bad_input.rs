@@ -38,7 +38,10 @@ fn wrong_usage_ends_with_2_and_says_what_is_right() {
             &["agent", "--subnet-lease-renew-margin", "1440"],
             &["1440", "--subnet-lease-renew-margin", "1..=1439"],
         ),
-        (&["agent", "--fast-path", "maybe"], &["'maybe'", "--fast-path", "possible values: on, off"]),
+        (
+            &["agent", "--fast-path", "maybe"],
+            &["'maybe'", "--fast-path", "possible values: on, established, off"],
+        ),
         (&["status", "--network", "a/../b"], &["--network", "letters, digits, dashes or underscores"]),
         (&["agent", "--network", ""], &["--network", "1 to 64"]),
         (

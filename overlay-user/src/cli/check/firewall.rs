@@ -147,7 +147,8 @@ fn bypassed(what: &str, rules: &[&str]) -> Finding {
         what,
         Level::Warn,
         format!("bypassed by the fast path: {}", rules.join("; ")),
-        "if these rules must hold between containers of different hosts, start the agent with --fast-path off",
+        "if these rules must hold between containers of different hosts, start the agent with --fast-path established, which has \
+         them decide on each connection, or off, which has them decide on each packet",
     )
 }
 

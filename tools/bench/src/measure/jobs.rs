@@ -116,7 +116,7 @@ impl Job {
     pub(super) fn is_of(self, case: Case) -> bool {
         match self {
             Self::Packets(part, ..) => part.is_of(case),
-            Self::Programs => case.has_programs(),
+            Self::Programs => case.has_programs() && Part::Whole.is_of(case),
             Self::Exchange(..) | Self::Connect | Self::Streams(_) => true,
         }
     }

@@ -35,7 +35,12 @@ impl Part {
 
     /// Whether a case has this part.
     pub fn is_of(self, case: Case) -> bool {
-        self == Self::Whole || case != Case::Direct
+        match case {
+            Case::Direct => self == Self::Whole,
+            // These frames have one direction only, and what nobody answers keeps to the stack there.
+            Case::Established => false,
+            _ => true,
+        }
     }
 }
 
