@@ -130,7 +130,9 @@ fn tests_that_documents_rest_on_exist() {
     assert!(named.len() > 20);
     let docker = named_tests(include_str!("../../docs/docker.md"));
     assert_eq!(docker.len(), 7);
-    for test in named.union(&docker) {
+    let firewalls = named_tests(include_str!("../../docs/firewalls.md"));
+    assert!(firewalls.len() > 7);
+    for test in named.union(&docker).chain(&firewalls) {
         assert!(all.contains(&std::format!("fn {test}(")), "there is no test {test}");
     }
 }

@@ -3,6 +3,7 @@ mod datagrams;
 pub mod features;
 mod finding;
 mod firewall;
+mod input;
 mod kernel;
 mod networks;
 mod path_mtu;
@@ -69,7 +70,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
         _ => None,
     };
     findings.push(networks::others(&netlink.addresses().await?, &links, &spec.device, network, spec.subnet));
-    findings.extend(firewall::findings(network, spec.subnet).await);
+    findings.extend(firewall::findings(network, spec.subnet, spec.backend.port()).await);
     Ok(findings)
 }
 

@@ -1,13 +1,18 @@
 //! Firewall rules and IPsec policies that matter: those that the fast path bypasses, and those that break what takes the stack.
 use ipnet::IpNet;
 
-use super::finding::{Finding, Level, overlaps};
+use super::{
+    finding::{Finding, Level, overlaps},
+    input,
+};
 use crate::host::firewall::{
     command::{Failed, run},
+    forward::refuses_all,
     iptables,
 };
 
-pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>) -> Vec<Finding> {
+/// `port` is the UDP port that the tunnel's packets arrive at.
+pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>, port: u16) -> Vec<Finding> {
     let variants = iptables::variants();
     let mut findings = Vec::new();
     // Of either variant: what hides or drops need not be in the one that others use.
@@ -16,6 +21,7 @@ pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>) -> V
         match iptables::save(variant).await {
             Ok(rules) => {
                 findings.push(forward(variant, &rules, network));
+                findings.extend(input::iptables(variant, &rules, port));
                 iptables += &rules;
             }
             Err(error) => findings.push(not_inspected(variant, &error)),
@@ -33,7 +39,11 @@ pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>) -> V
         findings.push(not_inspected(iptables::LEGACY, &missing));
     }
     match output("nft", &["list", "ruleset"]).await {
-        Ok(rules) => findings.push(nft_forward(&rules, variants.iter().any(|it| *it != iptables::LEGACY))),
+        Ok(rules) => {
+            let iptables_seen = variants.iter().any(|it| *it != iptables::LEGACY);
+            findings.push(nft_forward(&rules, iptables_seen));
+            findings.extend(input::nftables(&rules, iptables_seen, port));
+        }
         Err(error) => findings.push(not_inspected("nftables", &error)),
     }
     // An error here is a kernel without IPsec: no policy to bypass.
@@ -75,24 +85,37 @@ fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
     let what = &format!("{variant} forward rules");
     let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
     let drops = |line: &&str| line.contains("-j DROP") || line.contains("-j REJECT");
-    let dropping: Vec<&str> = rules.lines().filter(in_forward).filter(drops).collect();
+    // A rule that refuses everything closes the chain, and what stands behind it is never reached.
+    let mut is_closed = false;
+    let reached: Vec<&str> = rules
+        .lines()
+        .filter(|line| {
+            let Some(rule) = line.strip_prefix("-A FORWARD ") else { return true };
+            is_closed |= refuses_all(rule);
+            !is_closed
+        })
+        .collect();
+    let dropping: Vec<&str> = reached.iter().copied().filter(in_forward).filter(drops).collect();
     if !dropping.is_empty() {
         return bypassed(what, &dropping);
     }
-    if rules.lines().any(|line| line.starts_with(":FORWARD DROP")) {
+    if is_closed || rules.lines().any(|line| line.starts_with(":FORWARD DROP")) {
         let accepted =
-            ["-s", "-d"].iter().all(|end| network.is_some_and(|network| accepts(rules, end, network)));
+            ["-s", "-d"].iter().all(|end| network.is_some_and(|network| accepts(&reached, end, network)));
         if accepted {
-            return Finding::ok(what, "the FORWARD chain drops by default and accepts the overlay's packets");
+            return Finding::ok(
+                what,
+                "the FORWARD chain refuses by default and accepts the overlay's packets",
+            );
         }
         let network = network.map_or_else(|| "NETWORK".to_owned(), |network| network.to_string());
         return Finding::new(
             what,
             Level::Warn,
-            "the FORWARD chain drops what no rule accepts: packets that take the stack are lost, unless the agent runs \
+            "the FORWARD chain refuses what no rule accepts: packets that take the stack are lost, unless the agent runs \
              and accepts them",
             format!(
-                "start the agent with --forward-rules on, or: {variant} -A FORWARD -s {network} -j ACCEPT; {variant} -A \
+                "start the agent with --forward-rules on, or: {variant} -I FORWARD -s {network} -j ACCEPT; {variant} -I \
                  FORWARD -d {network} -j ACCEPT"
             ),
         );
@@ -101,9 +124,9 @@ fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
 }
 
 /// Whether a rule of FORWARD (ours) or of flannel's chain accepts all with this end in Network, under no other condition.
-fn accepts(rules: &str, end: &str, network: IpNet) -> bool {
+fn accepts(rules: &[&str], end: &str, network: IpNet) -> bool {
     let begin = |chain: &str| format!("-A {chain} {end} {network} ");
-    rules.lines().any(|line| {
+    rules.iter().any(|line| {
         let rest = ["FORWARD", "FLANNEL-FWD"].iter().find_map(|chain| line.strip_prefix(&begin(chain)));
         let mut words = rest.unwrap_or_default().split(' ').skip_while(|word| *word != "-j");
         let conditions = rest.unwrap_or_default().matches(" -").count() + 1;
@@ -252,7 +275,7 @@ mod tests {
         assert_eq!(forward(":FORWARD ACCEPT [0:0]\n-A INPUT -j DROP\n").level, Level::Ok);
         let dropping = forward(":FORWARD DROP [0:0]\n");
         assert_eq!(dropping.what, "iptables-nft forward rules");
-        assert!(dropping.remedy.contains("iptables-nft -A FORWARD -d 10.244.0.0/16"), "{}", dropping.remedy);
+        assert!(dropping.remedy.contains("iptables-nft -I FORWARD -d 10.244.0.0/16"), "{}", dropping.remedy);
     }
 
     #[test]
@@ -268,6 +291,15 @@ mod tests {
         assert_eq!(level(&of("-s", comment)), Level::Warn);
         assert_eq!(level(&(of("-s", comment) + &of("-d", "-p tcp "))), Level::Warn);
         assert_eq!(level(&(of("-s", comment) + &of("-d", "-i eth1 "))), Level::Warn);
+        // A last rule that refuses everything closes the chain as a policy does, but only for what stands before it.
+        let closed = |rules: &str| {
+            let rules = format!(":FORWARD ACCEPT [0:0]\n{rules}");
+            forward("iptables-nft", &rules, net("10.244.0.0/16")).level
+        };
+        let (both, close) = (of("-s", comment) + &of("-d", comment), "-A FORWARD -j REJECT\n");
+        assert_eq!(closed(close), Level::Warn);
+        assert_eq!(closed(&format!("{both}{close}")), Level::Ok);
+        assert_eq!(closed(&format!("{close}{both}")), Level::Warn);
         let flannels = of("-s", comment) + &of("-d", comment);
         assert_eq!(level(&flannels.replace("-A FORWARD", "-A FLANNEL-FWD")), Level::Ok);
     }

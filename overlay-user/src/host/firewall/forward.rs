@@ -2,11 +2,14 @@
 //!
 //! A packet must pass every base chain: if a table of ours accepted it, the policy of another chain could still drop it.
 //! So our rule has to be in that very chain. It is at the chain's end, where it replaces the policy and nothing else:
-//! all other rules of the chain, those in DOCKER-USER among them, decide before it. If the policy accepts, no rule is
-//! added. If a chain of another nftables table drops, nothing can be done from outside, and `overlay check` names it.
+//! all other rules of the chain, those in DOCKER-USER among them, decide before it. Many firewalls close the chain by a last
+//! rule that refuses everything, in place of the policy or beside it. Behind such a rule ours would never be reached, so there
+//! it stands right before that rule. A rule that refuses everything and has others behind it, or that somebody put in front of
+//! ours, closes nothing: it is meant to stop everything, and it is obeyed. If neither the policy nor a closing rule refuses, no
+//! rule is added. If a chain of another nftables table drops, nothing can be done from outside, and `overlay check` names it.
 //!
 //! Each of the two variants of iptables has such a chain, and a host may use both. The rules are written into those
-//! chains whose policy drops.
+//! chains that refuse what no rule accepts.
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
@@ -47,14 +50,14 @@ impl Forward {
 
     async fn look_at(&self, variant: &str) -> Result<Looked, Failed> {
         let found = Found::read(&save(variant).await?, &self.tag);
-        if !found.drops {
+        if !found.drops && found.closing.is_none() {
             return Ok(Looked::Unneeded);
         }
         let wanted = self.rules();
         if found.ours == wanted {
             return Ok(Looked::Kept);
         }
-        restore(variant, &script(&found.ours, &wanted)).await?;
+        restore(variant, &script(&found.ours, &wanted, found.closing)).await?;
         Ok(Looked::Written)
     }
 
@@ -82,7 +85,7 @@ pub async fn remove(name: &str) -> Result<()> {
 
 async fn remove_from(variant: &str, tag: &str) -> Result<(), Failed> {
     let found = Found::read(&save(variant).await?, tag);
-    if found.ours.is_empty() { Ok(()) } else { restore(variant, &script(&found.ours, &[])).await }
+    if found.ours.is_empty() { Ok(()) } else { restore(variant, &script(&found.ours, &[], None)).await }
 }
 
 /// The comment that marks our rules.
@@ -95,40 +98,67 @@ fn tag(name: &str) -> String {
 struct Found {
     /// The chain's policy.
     drops: bool,
+    /// The place among the rules that are not ours, counted from 1, of the last one, if that refuses every packet and none
+    /// before it does.
+    closing: Option<usize>,
     /// Our rules, without `-A`, in their order.
     ours: Vec<String>,
 }
 
+/// Whether a rule of iptables-save, without its chain, refuses every packet: `-j REJECT --reject-with icmp-host-prohibited`.
+pub fn refuses_all(rule: &str) -> bool {
+    let rule = match rule.strip_prefix("-m comment --comment ") {
+        Some(commented) => match commented.strip_prefix('"') {
+            Some(quoted) => quoted.split_once("\" ").map_or("", |(_, rest)| rest),
+            None => commented.split_once(' ').map_or("", |(_, rest)| rest),
+        },
+        None => rule,
+    };
+    let mut words = rule.split(' ');
+    words.next() == Some("-j") && matches!(words.next(), Some("DROP" | "REJECT"))
+}
+
 impl Found {
     fn read(saved: &str, tag: &str) -> Self {
-        let mut found = Self { drops: false, ours: Vec::new() };
-        let mut filter = false;
+        let mut found = Self { drops: false, closing: None, ours: Vec::new() };
+        let (mut filter, mut others, mut refusing) = (false, 0, None);
         for line in saved.lines() {
             if let Some(table) = line.strip_prefix('*') {
                 filter = table == "filter";
             } else if filter && line.starts_with(":FORWARD ") {
                 found.drops = line.starts_with(":FORWARD DROP");
-            } else if let Some(rule) = line.strip_prefix("-A ").filter(|_| filter) {
+            } else if let Some(rest) = line.strip_prefix("-A FORWARD ").filter(|_| filter) {
                 // The nftables variant quotes the comment always, and the older variant only if needed.
-                let rule = rule.replace('"', "");
+                let rule = format!("FORWARD {}", rest.replace('"', ""));
                 let mut words = rule.split(' ').skip_while(|word| *word != "--comment");
-                if rule.starts_with("FORWARD ") && words.nth(1) == Some(tag) {
+                if words.nth(1) == Some(tag) {
                     found.ours.push(rule);
+                    continue;
+                }
+                others += 1;
+                if refusing.is_none() && refuses_all(rest) {
+                    refusing = Some(others);
                 }
             }
         }
+        found.closing = refusing.filter(|place| *place == others);
         found
     }
 }
 
-/// A script for `iptables-restore --noflush`, which carries it out whole or not at all.
-fn script(present: &[String], wanted: &[String]) -> String {
+/// A script for `iptables-restore --noflush`, which carries it out whole or not at all: our present rules go, and the wanted ones
+/// come at the chain's end, or before the rule that closes it.
+fn script(present: &[String], wanted: &[String], closing: Option<usize>) -> String {
     let mut script = String::from("*filter\n");
-    for (action, rules) in [("-D", present), ("-A", wanted)] {
-        for rule in rules {
-            // Writing to a string cannot fail.
-            let _ = writeln!(script, "{action} {rule}");
-        }
+    // Writing to a string cannot fail.
+    for rule in present {
+        let _ = writeln!(script, "-D {rule}");
+    }
+    for (at, rule) in wanted.iter().enumerate() {
+        let _ = match (closing, rule.strip_prefix("FORWARD ")) {
+            (Some(closing), Some(rule)) => writeln!(script, "-I FORWARD {} {rule}", closing + at),
+            _ => writeln!(script, "-A {rule}"),
+        };
     }
     script + "COMMIT\n"
 }
@@ -145,7 +175,8 @@ mod tests {
         let forward = Forward::new("red", "10.244.0.0/16".parse().unwrap());
         let wanted = forward.rules();
         let read = |more: &str| Found::read(&format!("{DOCKER}{more}COMMIT\n"), &forward.tag);
-        assert_eq!(read(""), Found { drops: true, ours: vec![] });
+        let empty = Found { drops: true, closing: None, ours: vec![] };
+        assert_eq!(read(""), empty);
         let quoted = wanted
             .iter()
             .map(|rule| format!("-A {}\n", rule.replace(&forward.tag, "\"overlay-forward:red\"")));
@@ -168,6 +199,36 @@ mod tests {
             .chain(["-s", "-d"].map(|end| rule("-D", end, "10.1.0.0/16")))
             .chain(["-s", "-d"].map(|end| rule("-A", end, "10.244.0.0/16")))
             .chain(["COMMIT\n".to_owned()]);
-        assert_eq!(script(&old, &new), expected.collect::<String>());
+        assert_eq!(script(&old, &new, None), expected.collect::<String>());
+    }
+
+    #[test]
+    fn rules_stand_before_the_one_that_closes_the_chain() {
+        let forward = Forward::new("red", "10.244.0.0/16".parse().unwrap());
+        let wanted = forward.rules();
+        let ours: String = wanted.iter().map(|rule| format!("-A {rule}\n")).collect();
+        let head = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i lo -j ACCEPT\n-A FORWARD -p tcp -j DROP\n";
+        let closing = "-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n";
+        let read = |rules: &str| Found::read(&format!("{head}{rules}COMMIT\n"), &forward.tag);
+        assert_eq!((read("").closing, read(closing).closing), (None, Some(3)));
+        for rules in [format!("{closing}{ours}"), format!("{ours}{closing}")] {
+            let found = read(&rules);
+            assert_eq!((found.ours, found.closing), (wanted.clone(), Some(3)));
+        }
+        // Somebody stops everything, for now.
+        assert_eq!(read(&format!("{closing}-A FORWARD -i eth1 -j ACCEPT\n")).closing, None);
+        let script = script(&wanted, &wanted, Some(3));
+        let inserted: Vec<_> = script.lines().filter(|line| line.starts_with("-I")).collect();
+        assert!(inserted[0].starts_with("-I FORWARD 3 -s 10.244.0.0/16 "), "{script}");
+        assert!(inserted[1].starts_with("-I FORWARD 4 -d 10.244.0.0/16 "), "{script}");
+        for (rule, is_closing) in [
+            ("-j DROP", true),
+            ("-m comment --comment \"the end\" -j REJECT --reject-with tcp-reset", true),
+            ("-j ACCEPT", false),
+            ("-i eth0 -j DROP", false),
+            ("-m comment --comment x -m limit --limit 1/sec -j DROP", false),
+        ] {
+            assert_eq!(refuses_all(rule), is_closing, "{rule}");
+        }
     }
 }

@@ -1,4 +1,5 @@
 //! `--forward-rules`: hosts whose FORWARD chain drops what no rule accepts.
+use overlay_host_tests::hosts::overlay;
 use overlay_lab::{Host, Member};
 
 use super::traffic::{
@@ -112,6 +113,64 @@ fn a_packet_passes_the_forward_chains_of_both_variants() {
     for variant in ["iptables-nft", "iptables-legacy"] {
         assert_eq!(host.exec(&format!("{variant} -S FORWARD")).unwrap(), "-P FORWARD DROP\n");
     }
+}
+
+/// A chain that a last rule closes, as many firewalls have it, in place of a policy.
+#[test]
+fn the_rules_stand_where_they_act() {
+    let mut bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
+    let host = bed[0].host.clone();
+    let _server = Server::of(&b);
+    publish(&host, SERVICE, 80, &b);
+    host.exec("iptables -A FORWARD -s 1.2.3.4 -j DROP").unwrap();
+    host.exec("iptables -A FORWARD -j REJECT").unwrap();
+    wait_for("the rules", || ours(&host) == 2);
+    let chain = || host.exec("iptables -S FORWARD").unwrap();
+    let lines: Vec<_> = chain().lines().map(str::to_owned).collect();
+    assert!(lines[1].ends_with("-j DROP") && lines[2].contains("overlay-forward"), "{lines:?}");
+    assert!(lines[4].contains("-j REJECT") && lines.len() == 5, "{lines:?}");
+    assert_eq!(talk(&bed, a.namespace(), SERVICE, 80), (a.address(), vec![Stack, Fast]));
+
+    // Somebody stops everything: that is obeyed, and told.
+    host.exec("iptables -I FORWARD -j DROP").unwrap();
+    let mut udp = Talk::open(a.namespace(), super::traffic::Protocol::Udp, SERVICE, 80).unwrap();
+    assert!(udp.ask().is_err());
+    host.exec("nft add table ip other").unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(chain().lines().nth(1).unwrap().ends_with("-j DROP"), "{}", chain());
+    let findings = json(&bed[0], &["check", "--iface", "eth0"]).to_string();
+    assert!(findings.contains("the FORWARD chain refuses what no rule accepts"), "{findings}");
+    host.exec("iptables -D FORWARD 1").unwrap();
+    assert_eq!(talk(&bed, a.namespace(), SERVICE, 80), (a.address(), vec![Stack, Fast]));
+    bed[0].end_agent().unwrap();
+    bed[0].overlay(&["down"]).unwrap();
+    assert_eq!((ours(&host), chain().lines().count()), (0, 3));
+}
+
+/// INPUT is behind the fast path, so learned containers talk; what takes the stack arrives there.
+#[test]
+fn a_closed_input_chain_is_named_with_what_opens_it() {
+    let bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let (a, b) = bed.pair();
+    let _server = Server::of(b);
+    let host = &bed[0].host;
+    publish(host, SERVICE, 80, b);
+    let check = ["check", "--iface", "eth0"];
+    overlay(host, &check).is(0, &[]);
+    host.exec("iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT").unwrap();
+    host.exec("iptables -P INPUT DROP").unwrap();
+    assert_eq!(talk(&bed, a.namespace(), b.address(), 8080), (a.address(), vec![Fast, Fast]));
+    let mut udp = Talk::open(a.namespace(), super::traffic::Protocol::Udp, SERVICE, 80).unwrap();
+    assert!(udp.ask().is_err(), "the answer passed INPUT");
+    // What it says is what helps.
+    let remedy = "iptables-nft -I INPUT -p udp --dport 8472 -j ACCEPT";
+    overlay(host, &[&check[..], &["--json"]].concat()).is(3, &["UDP to port 8472 is refused", remedy]);
+    host.exec(remedy).unwrap();
+    overlay(host, &check).is(0, &[]);
+    assert_eq!(talk(&bed, a.namespace(), SERVICE, 80), (a.address(), vec![Stack, Fast]));
 }
 
 #[test]
