@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use log::{debug, info, warn};
-use overlay_common::{FLOW_BEGUN_BACKWARD, FLOW_CLOSING, Flow, FlowKey};
+use overlay_common::{
+    FLOW_BEGUN_BACKWARD, FLOW_CLOSING, Flow, FlowKey,
+    header::protocol::{TCP, UDP},
+};
 use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
@@ -114,8 +117,12 @@ impl Keeper {
 
     fn uphold(&mut self, promoted: &[(FlowKey, Flow)]) -> Result<()> {
         let now = Instant::now();
-        let living: HashMap<_, _> =
-            promoted.iter().filter(|(_, flow)| flow.state & FLOW_CLOSING == 0).copied().collect();
+        // Connection tracking makes an entry of any packet of most other protocols. Of SCTP it would need the tags of the
+        // handshake, which the programs do not keep.
+        let is_tracked = |(key, flow): &&(FlowKey, Flow)| {
+            matches!(key.protocol, TCP | UDP) && flow.state & FLOW_CLOSING == 0
+        };
+        let living: HashMap<_, _> = promoted.iter().filter(is_tracked).copied().collect();
         let mut news = Vec::new();
         if conntrack::is_in_use() {
             for (key, flow) in &living {
@@ -142,8 +149,7 @@ impl Keeper {
             }
             false
         });
-        conntrack::forget_all(&ended)?;
-        Ok(())
+        Ok(conntrack::forget(&ended)?)
     }
 }
 

@@ -39,7 +39,7 @@ pub fn note(tables: &mut Tables, tracked: &[Tracked], network: IpNet) -> Result<
 /// # Errors
 /// When it does not.
 pub fn forget_plain(tracked: &[Tracked], network: IpNet) -> Result<(), NetlinkError> {
-    tracked.iter().filter(|it| is_plain(it, network)).try_for_each(|it| conntrack::forget(&it.original))
+    conntrack::forget(tracked.iter().filter(|it| is_plain(it, network)).map(|it| &it.original))
 }
 
 fn is_plain(connection: &Tracked, network: IpNet) -> bool {

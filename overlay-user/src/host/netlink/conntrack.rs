@@ -3,7 +3,7 @@ use std::{fs, net::IpAddr, time::Duration};
 
 use bytes::BytesMut;
 use nix::errno::Errno;
-use overlay_common::header::protocol::{TCP, UDP};
+use overlay_common::header::protocol::TCP;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::{
@@ -91,23 +91,6 @@ pub fn connections() -> Result<Vec<Tracked>, NetlinkError> {
     }
 }
 
-/// Makes the kernel forget a connection that began with `original`. It takes the next packet for one in the middle of a
-/// connection. It is no error if the kernel does not know the connection.
-pub fn forget(original: &Tuple) -> Result<(), NetlinkError> {
-    let mut body = BytesMut::from(IPV4.as_slice());
-    let action = || {
-        let Tuple { source, destination, .. } = original;
-        format!("forget a connection from {source} to {destination}")
-    };
-    put_tuple(&mut body, CTA_TUPLE_ORIG, original).map_err(|error| NetlinkError::invalid(action(), error))?;
-    match request(NETLINK_NETFILTER, CTNETLINK_DELETE, 0, &body) {
-        Err(error) if error.raw_os_error() != Some(Errno::ENOENT as i32) => {
-            Err(NetlinkError::io(action(), &error))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Whether connection tracking knows any connection in this thread's network namespace. It knows none where no rule of the packet
 /// filter needs it.
 pub fn is_in_use() -> bool {
@@ -116,25 +99,20 @@ pub fn is_in_use() -> bool {
 
 /// Has connection tracking know these connections, each given by the direction of its first packet, as established for another
 /// `lifetime`. It is told not to look at the numbers of TCP's windows any more, since it does not see most of the packets.
-/// Connections of other protocols than TCP and UDP are left out. Returns how many it refused.
+/// Returns how many it refused.
 ///
 /// # Errors
 /// When the kernel does not answer.
 pub fn uphold(connections: &[Tuple], lifetime: Duration) -> Result<usize, NetlinkError> {
-    let bodies = connections.iter().filter(|tuple| matches!(tuple.protocol, TCP | UDP)).map(|tuple| {
-        let mut body = BytesMut::from(IPV4.as_slice());
-        let reply = Tuple {
-            source: tuple.destination,
-            destination: tuple.source,
-            ports: (tuple.ports.1, tuple.ports.0),
-            protocol: tuple.protocol,
-        };
-        put_tuple(&mut body, CTA_TUPLE_ORIG, tuple)?;
-        put_tuple(&mut body, CTA_TUPLE_REPLY, &reply)?;
-        put(&mut body, CTA_STATUS, &(SEEN_REPLY | ASSURED | CONFIRMED).to_be_bytes());
-        put(&mut body, CTA_TIMEOUT, &(lifetime.as_secs() as u32).to_be_bytes());
-        if tuple.protocol == TCP {
-            nest(&mut body, CTA_PROTOINFO, |out| {
+    let action = "have established connections tracked";
+    let refused = ask(action, CTNETLINK_NEW, NLM_F_CREATE, connections, |body, tuple| {
+        let Tuple { source, destination, ports, protocol } = *tuple;
+        let reply = Tuple { source: destination, destination: source, ports: (ports.1, ports.0), protocol };
+        put_tuple(body, CTA_TUPLE_REPLY, &reply)?;
+        put(body, CTA_STATUS, &(SEEN_REPLY | ASSURED | CONFIRMED).to_be_bytes());
+        put(body, CTA_TIMEOUT, &(lifetime.as_secs() as u32).to_be_bytes());
+        if protocol == TCP {
+            nest(body, CTA_PROTOINFO, |out| {
                 nest(out, CTA_PROTOINFO_TCP, |out| {
                     put(out, CTA_PROTOINFO_TCP_STATE, &[TCP_CONNTRACK_ESTABLISHED]);
                     for direction in [CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, CTA_PROTOINFO_TCP_FLAGS_REPLY] {
@@ -143,32 +121,43 @@ pub fn uphold(connections: &[Tuple], lifetime: Duration) -> Result<usize, Netlin
                 });
             });
         }
-        Ok(body)
-    });
-    let action = "have established connections tracked";
-    let bodies = bodies
-        .collect::<Result<Vec<_>, OtherFamily>>()
-        .map_err(|error| NetlinkError::invalid(action, error))?;
-    requests(NETLINK_NETFILTER, CTNETLINK_NEW, NLM_F_CREATE, &bodies)
-        .map_err(|error| NetlinkError::io(action, &error))
+        Ok(())
+    })?;
+    Ok(refused.len())
 }
 
-/// Makes the kernel forget connections, as [`forget`] does. Returns how many it did not know.
+/// Makes the kernel forget connections, each given by the direction of its first packet. It takes the next packet of one for a
+/// packet in the middle of a connection. It is no error if the kernel does not know a connection.
 ///
 /// # Errors
-/// When the kernel does not answer.
-pub fn forget_all(connections: &[Tuple]) -> Result<usize, NetlinkError> {
-    let action = "forget connections";
-    let bodies = connections.iter().map(|tuple| {
+/// When the kernel does not answer, or refuses.
+pub fn forget<'a>(connections: impl IntoIterator<Item = &'a Tuple>) -> Result<(), NetlinkError> {
+    let action = "forget tracked connections";
+    let refused = ask(action, CTNETLINK_DELETE, 0, connections, |_, _| Ok(()))?;
+    match refused.into_iter().find(|why| *why != Errno::ENOENT) {
+        Some(why) => Err(NetlinkError::io(action, &why.into())),
+        None => Ok(()),
+    }
+}
+
+/// Asks for the same about many connections; `more` appends what stands behind a connection's first direction. Returns why some
+/// were refused.
+fn ask<'a>(
+    action: &str,
+    kind: u16,
+    flags: u16,
+    connections: impl IntoIterator<Item = &'a Tuple>,
+    more: impl Fn(&mut BytesMut, &Tuple) -> Result<(), OtherFamily>,
+) -> Result<Vec<Errno>, NetlinkError> {
+    let body = |tuple| {
         let mut body = BytesMut::from(IPV4.as_slice());
         put_tuple(&mut body, CTA_TUPLE_ORIG, tuple)?;
+        more(&mut body, tuple)?;
         Ok(body)
-    });
-    let bodies = bodies
-        .collect::<Result<Vec<_>, OtherFamily>>()
-        .map_err(|error| NetlinkError::invalid(action, error))?;
-    requests(NETLINK_NETFILTER, CTNETLINK_DELETE, 0, &bodies)
-        .map_err(|error| NetlinkError::io(action, &error))
+    };
+    let bodies: Result<Vec<_>, OtherFamily> = connections.into_iter().map(body).collect();
+    let bodies = bodies.map_err(|error| NetlinkError::invalid(action, error))?;
+    requests(NETLINK_NETFILTER, kind, flags, &bodies).map_err(|error| NetlinkError::io(action, &error))
 }
 
 /// Writes the tuple of a connection. It leaves out ICMP's identifier and type, so the kernel finds no ICMP connection by

@@ -2,6 +2,7 @@
 use std::io;
 
 use bytes::{BufMut, BytesMut};
+use nix::errno::Errno;
 use rtnetlink::{
     packet_core::{NlaBuffer, NlasIterator},
     sys::{Socket, SocketAddr},
@@ -70,16 +71,21 @@ pub(super) fn request(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io
 /// How many requests go to the kernel in one call. Their acknowledgements fit a socket's receive buffer many times.
 const AT_ONCE: usize = 64;
 
-/// Sends many requests of one kind, none of which asks for a list, on one socket in this thread's network namespace. Returns how
-/// many the kernel refused.
-pub(super) fn requests(protocol: isize, kind: u16, flags: u16, bodies: &[BytesMut]) -> io::Result<usize> {
+/// Sends many requests of one kind, none of which asks for a list, on one socket in this thread's network namespace. Returns why
+/// the kernel refused some.
+pub(super) fn requests(
+    protocol: isize,
+    kind: u16,
+    flags: u16,
+    bodies: &[BytesMut],
+) -> io::Result<Vec<Errno>> {
     if bodies.is_empty() {
-        return Ok(0);
+        return Ok(Vec::new());
     }
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut refused = 0;
+    let mut refused = Vec::new();
     for bodies in bodies.chunks(AT_ONCE) {
         let mut datagram = BytesMut::new();
         for (number, body) in bodies.iter().enumerate() {
@@ -99,7 +105,9 @@ pub(super) fn requests(protocol: isize, kind: u16, flags: u16, bodies: &[BytesMu
             while let Some(length) = word(&piece).map(|length| length as usize).filter(|it| *it >= HEADER) {
                 let body = piece.get(HEADER..length).unwrap_or_default();
                 unanswered = unanswered.saturating_sub(1);
-                refused += usize::from(word(body).is_some_and(|code| code != 0));
+                if let Some(code) = word(body).map(|code| code as i32).filter(|code| *code != 0) {
+                    refused.push(Errno::from_raw(code.saturating_neg()));
+                }
                 piece = piece.split_off(length.next_multiple_of(4).min(piece.len()));
             }
         }
