@@ -131,6 +131,9 @@ reasons! {
     /// A container sent a tunnel packet of its own making, to a peer or in a peer's name; or a packet of this host's own tunnel
     /// was routed into the tunnel.
     ForgedTunnel = 29, "forged-tunnel", Drop;
+    /// A packet with a container's source came to the underlay device without encapsulation, though every packet between
+    /// containers is encapsulated.
+    NotEncapsulated = 48, "not-encapsulated", Drop;
     /// The table of stack flows is full: a connection through the stack may break.
     FlowTableFull = 30, "flow-table-full", Event;
     /// An ICMP answer was not sent, because of the rate limit, or because the packet must not be answered (RFC 1122 section

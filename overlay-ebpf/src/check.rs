@@ -2,9 +2,11 @@
 use overlay_common::{Reason, SETTING_STRICT_PEERS};
 
 use crate::{
+    fib,
     frame::Frame,
     ip::{Family, Header as _},
     maps::Lookups,
+    packet::Packet,
     settings::{self, Prefixes},
     verdict::{Answer, Exit},
 };
@@ -65,4 +67,20 @@ pub(crate) fn unencapsulated(source: impl Lookups + Prefixes) -> Answer<u32> {
         return Err(Reason::PeerMismatch.into());
     }
     Ok(source.peer().map(|peer| peer.slot).ok_or(Reason::UnknownPeer)?)
+}
+
+/// Whether a packet that came without encapsulation is in a container's name, where every packet between containers is
+/// encapsulated: its source is inside Network, and it is for a container here or, through this host, for one elsewhere.
+///
+/// Where Network covers the underlay, the underlay's own machines are inside Network too. A peer's address is known; of what is
+/// in no leased subnet, the host's routes tell whether it is the underlay's: all that may be leased is overlay0's.
+#[inline(always)]
+pub(crate) fn is_forged<F: Family>(packet: &Packet<'_>, source: F::Address, destination: F::Address) -> bool {
+    if !source.in_network() || !(destination.in_subnet() || destination.peer().is_some()) {
+        return false;
+    }
+    if source.in_subnet() {
+        return true;
+    }
+    source.vtep().is_none() && (source.peer().is_some() || !fib::is_beside_overlay(packet, source))
 }

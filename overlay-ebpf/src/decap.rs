@@ -76,6 +76,22 @@ pub(crate) fn is_unencapsulated<F: Family>(frame: &impl Frame) -> bool {
         && frame.read::<F::Address>(ETHERNET + F::DESTINATION).is_some_and(Prefixes::in_subnet)
 }
 
+/// Without direct routing: whether a packet that came without encapsulation is in the name of a container. No program at XDP
+/// asks: it passes on whatever it does not deliver.
+#[inline(always)]
+pub(crate) fn is_forged<F: Family>(packet: &Packet<'_>) -> bool {
+    if settings::has(SETTING_DIRECT)
+        || !packet.reaches_stack(F::ETHERTYPE)
+        || !packet.pull(ETHERNET + F::HEADER)
+    {
+        return false;
+    }
+    let source = packet.read::<F::Address>(ETHERNET + F::SOURCE);
+    let destination = packet.read::<F::Address>(ETHERNET + F::DESTINATION);
+    matches!((source, destination), (Some(source), Some(destination))
+        if check::is_forged::<F>(packet, source, destination))
+}
+
 /// In 1 to 3 of such a packet. What the underlay's own hosts send is not ours; what has a source inside Network must have one
 /// in a peer's subnet.
 #[inline(always)]

@@ -91,6 +91,12 @@ pub(crate) fn next_hop_of_any_length<A: KernelAddress + Prefixes>(
     next_hop(packet, peer.outer, source_port, 1).ok()
 }
 
+/// Whether the host has a route to this address that does not lead into overlay0.
+#[inline(always)]
+pub(crate) fn is_beside_overlay<A: KernelAddress + Prefixes>(packet: &Packet<'_>, address: A) -> bool {
+    next_hop(packet, address, 0, 1).is_ok()
+}
+
 /// Asks the kernel for the route to `peer`, with the length of one segment on the wire, so that a path MTU which the
 /// kernel learned from ICMP counts too. Nothing is cached: the answer is never stale. The question is that of a packet which
 /// came in by the underlay device, not of one that must leave there: the route may lead to another device, as it may for

@@ -98,13 +98,15 @@ mod programs {
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let stripped = packet.stripped::<V4>();
+        let is_forged = stripped.is_none() && decap::is_forged::<V4>(&packet);
         let outer_length = match stripped {
-            None if !decap::is_unencapsulated::<V4>(&packet) => tunnel::length::<V4>(),
+            None if !is_forged && !decap::is_unencapsulated::<V4>(&packet) => tunnel::length::<V4>(),
             _ => 0,
         };
         let size = packet.size(ETHERNET + outer_length);
         let answer = match stripped {
             Some(slot) => decap::deliver::<V4>(&packet, slot),
+            None if is_forged => Err(Reason::NotEncapsulated.into()),
             None => decap::decap::<V4>(&packet),
         };
         conclude(&packet, Hook::Decap, size, answer)

@@ -20,6 +20,10 @@ use crate::{count::Size, frame::Frame, ip::Family, settings};
 
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
+/// `PACKET_OTHERHOST`: addressed to another machine.
+const PACKET_OTHERHOST: u32 = 3;
+/// The bits of a VLAN tag that name the VLAN.
+const VLAN_ID: u32 = 0x0fff;
 
 /// Copies a value out of the frame between `data` and `data_end`. `T` must be made of bytes.
 #[inline(always)]
@@ -122,6 +126,19 @@ impl<'a> Packet<'a> {
     pub(crate) fn ifindex(&self) -> u32 {
         // SAFETY: the context pointer the kernel gave; the verifier allows this field.
         unsafe { (*self.skb()).ifindex }
+    }
+
+    /// Whether the host's own protocol of that EtherType gets the frame as this interface's. That is more than what is ours: a
+    /// broadcast, and a frame with a tag of VLAN 0, which gives a priority alone.
+    #[inline(always)]
+    pub(crate) fn reaches_stack(&self, ethertype: [u8; 2]) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe {
+            let skb = self.skb();
+            (*skb).protocol == u32::from(u16::from_ne_bytes(ethertype))
+                && (*skb).pkt_type != PACKET_OTHERHOST
+                && ((*skb).vlan_present == 0 || (*skb).vlan_tci & VLAN_ID == 0)
+        }
     }
 
     /// Segments, and bytes without the first `headers`.

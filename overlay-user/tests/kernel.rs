@@ -15,6 +15,7 @@ mod kernel {
     mod tun_send;
     mod udp;
     mod udp_decap;
+    mod unencapsulated;
     mod world;
     mod xdp;
 }

@@ -95,20 +95,6 @@ fn what_is_no_containers_packet_to_a_container_passes_untouched_and_uncounted() 
             assert_eq!(outcome.frame, frame, "{name}");
         }
     });
-    // Without direct routing, nothing unencapsulated is ours.
-    for udp_mode in [false, true] {
-        with_settings(
-            |settings| {
-                if udp_mode {
-                    bare(settings);
-                }
-            },
-            |bed| {
-                let frame = arriving(&udp(REMOTE, CONTAINER, [1, 2], 10));
-                bed.take_in_unencapsulated(&frame).assert(NEXT, &[]);
-            },
-        );
-    }
 }
 
 #[test]

@@ -86,7 +86,6 @@ fn anything_but_our_datagrams_passes_untouched_and_uncounted() {
             ("other address", Datagram { destination: [10, 99, 0, 9], ..OURS }.encapsulate(&packet)),
             ("other port", Datagram { port: PORT, ..OURS }.encapsulate(&packet)),
             ("VXLAN", Tunnel::default().encapsulate(&packet)),
-            ("without outer headers", ethernet(UNDERLAY_MAC, NEXT_HOP_MAC, &packet)),
             ("not UDP", altered(|frame| frame[23] = 6)),
             ("first outer fragment", altered(|frame| frame[20] = 0x20)),
             ("later outer fragment", altered(|frame| frame[21] = 7)),

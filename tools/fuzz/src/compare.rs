@@ -79,6 +79,12 @@ pub(crate) fn comes_from(delivered: &[u8], case: &Case) -> bool {
         return false;
     };
     let payload = &packet[(usize::from(packet[0] & 15) * 4).min(packet.len())..];
+    let has_all =
+        |bytes: &[u8]| [&packet[4..6], &packet[12..20], payload].iter().all(|needle| contains(bytes, needle));
+    // One that was not encapsulated has its addresses in its only IPv4 header.
+    if case.frames.iter().any(|frame| has_all(frame)) {
+        return true;
+    }
     // The payloads of fragments of the outer datagram are put into the order of their offsets.
     let mut parts: Vec<(u16, &[u8])> = Vec::new();
     for frame in &case.frames {
@@ -91,7 +97,7 @@ pub(crate) fn comes_from(delivered: &[u8], case: &Case) -> bool {
     parts.sort_by_key(|(offset, _)| *offset);
     parts.dedup();
     let whole: Vec<u8> = parts.iter().flat_map(|(_, part)| part.iter().copied()).collect();
-    [&packet[4..6], &packet[12..20], payload].iter().all(|needle| contains(&whole, needle))
+    has_all(&whole)
 }
 
 fn contains(bytes: &[u8], needle: &[u8]) -> bool {

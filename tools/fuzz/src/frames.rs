@@ -38,6 +38,8 @@ pub enum Train {
 pub struct Frame {
     /// Outer Ethernet header.
     pub ethernet: Ethernet,
+    /// Whether the inner packet is right behind the outer Ethernet header, without any tunnel.
+    pub unencapsulated: bool,
     /// Outer IPv4 header.
     pub ip: Ip,
     /// Outer UDP ports, source and destination.
@@ -96,6 +98,7 @@ impl Frame {
         inner.id = number as u16;
         Self {
             ethernet: Ethernet { to: UNDERLAY_MAC, from: NEXT_HOP_MAC, tag: None, kind: 0x0800 },
+            unencapsulated: false,
             ip,
             ports: [51_234, PORT],
             udp_lie: 0,
@@ -121,6 +124,7 @@ impl Frame {
     pub fn frames(&self) -> Vec<Vec<u8>> {
         let udp = self.datagram();
         let mut frames = match self.train {
+            _ if self.unencapsulated => vec![[self.ethernet.bytes(), self.inside()].concat()],
             None => vec![self.outer(&self.ip, &udp)],
             Some((train, at)) => self.fragments(train, at, &udp),
         };
@@ -177,15 +181,17 @@ impl Frame {
 
     /// The inner frame alone.
     pub fn inner_frame(&self) -> Vec<u8> {
-        let mut inside = self.inner_ethernet.bytes();
-        match &self.instead {
-            Some(bytes) => inside.extend(bytes),
-            None => inside.extend(self.inner_packet()),
-        }
-        inside.extend((0..self.inner_trailer).map(|at| 0xc0 | at as u8));
+        let mut inside = [self.inner_ethernet.bytes(), self.inside()].concat();
         if let Some(cut) = self.inner_cut {
             inside.truncate(cut);
         }
+        inside
+    }
+
+    /// What the inner frame carries.
+    fn inside(&self) -> Vec<u8> {
+        let mut inside = self.instead.clone().unwrap_or_else(|| self.inner_packet());
+        inside.extend((0..self.inner_trailer).map(|at| 0xc0 | at as u8));
         inside
     }
 

@@ -37,6 +37,11 @@ const MUTATIONS: &[Mutation] = &[
         frame.train = Some((random.one(&train), 8 + random.below(80)));
         frame.ip.id |= 0x8000;
     }),
+    ("no encapsulation", |frame, random| {
+        frame.unencapsulated = true;
+        frame.inner.from =
+            random.one(&[REMOTE, [10, 244, 3, 7], [10, 244, 99, 1], CONTAINER, PEERS[0].0, [192, 0, 2, 1]]);
+    }),
     ("no I flag", |frame, _| frame.vxlan[0] = 0),
     ("reserved bits", |frame, random| {
         let at = random.one(&[0, 1, 2, 3, 7]);
@@ -273,6 +278,9 @@ impl Iterator for Cases {
         if frame.train.is_some() || frame.ip.fragment != 0 {
             // What a host makes of options in fragments is not specified, and nobody sends them.
             frame.ip.options.clear();
+        }
+        if frame.unencapsulated && frame.inner.fragment != 0 {
+            frame.inner.options.clear();
         }
         self.number = self.number.wrapping_add(1);
         let mut frames = frame.frames();

@@ -99,6 +99,10 @@ fn decide(nic: Nic, frame: &[u8], fate: &mut Fate, fragments: &mut Fragments) {
         return;
     }
     let body = &body[2..];
+    if nic == Nic::Underlay && is_forged(body) {
+        fate.decap.push(Reason::NotEncapsulated);
+        return;
+    }
     let Some(outer) = Packet::of(body) else {
         fate.ends.push(End::Ip);
         return;
@@ -158,6 +162,15 @@ fn received(outer: [u8; 4], inside: &[u8], fate: &mut Fate) {
             .map(|inside| at_overlay0(inner.from(), inside))
     };
     fate.again.push(again);
+}
+
+/// Whether the stack would take this packet for one between containers, although it came without encapsulation: from
+/// Network, all of which but the hosts' own underlay is containers', to a container here or, through this host, elsewhere.
+fn is_forged(packet: &[u8]) -> bool {
+    let is_leased = |address: [u8; 4]| PEERS.iter().any(|(_, subnet)| address[..3] == *subnet);
+    packet.len() >= 20
+        && in_network(four(packet, 12))
+        && (in_subnet(four(packet, 16)) || is_leased(four(packet, 16)))
 }
 
 /// Whether the frame is addressed to one other machine.

@@ -6,6 +6,7 @@ mod hostile {
     mod fuzzed;
     mod outwards;
     mod table;
+    mod unencapsulated;
 
     use overlay_fuzz::Ingress;
     use overlay_host_tests::overlay;

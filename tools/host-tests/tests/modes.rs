@@ -12,4 +12,5 @@ mod modes {
     mod direct;
     mod large;
     mod offloads;
+    mod unencapsulated;
 }
