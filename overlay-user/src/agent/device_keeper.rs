@@ -2,7 +2,7 @@
 //! told where to attach. flannel's agent does not notice this, and its host is cut off until somebody restarts it.
 use std::{net::IpAddr, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, bail};
 use log::{info, warn};
 use tokio::{
     sync::{mpsc, watch},
@@ -13,7 +13,7 @@ use crate::{
     host::{
         device::{self, Device, DeviceSpec},
         netlink::{Event, Netlink, NetlinkError},
-        underlay::Underlay,
+        underlay::{self, Underlay},
     },
     model::change::LocalChange,
     model::{entries::PortKind, mac::Mac},
@@ -122,17 +122,11 @@ impl Keeper {
             Err(error) => complaint = Some(format!("{error:#}")),
         }
         match self.find_underlay().await {
-            Ok(Some(found)) if found != self.underlay => {
+            Ok(found) if found != self.underlay => {
                 info!("{} was made anew: its programs follow", self.name);
                 self.underlay = found;
             }
-            Ok(Some(_)) => {}
-            Ok(None) => {
-                complaint = Some(format!(
-                    "interface {} with address {} is gone: bring it back, or start the agent again with what there is now",
-                    self.name, self.address
-                ));
-            }
+            Ok(_) => {}
             Err(error) => complaint = Some(error.to_string()),
         }
         if let Some(complaint) = complaint.as_ref().filter(|_| complaint != self.complaint) {
@@ -158,12 +152,19 @@ impl Keeper {
         device::ensure(&self.netlink, &self.spec).await
     }
 
-    async fn find_underlay(&mut self) -> Result<Option<u32>, NetlinkError> {
-        let Some(link) = self.netlink.link_named(&self.name).await? else { return Ok(None) };
-        self.mac = link.mac;
-        let addresses = self.netlink.addresses().await?;
-        let found =
-            addresses.iter().any(|address| address.link == link.index && address.address == self.address);
-        Ok(found.then_some(link.index))
+    async fn find_underlay(&mut self) -> anyhow::Result<u32> {
+        if let Some(link) = self.netlink.link_named(&self.name).await? {
+            self.mac = link.mac;
+            let addresses = self.netlink.addresses().await?;
+            let mut own = addresses.iter().filter(|address| address.link == link.index);
+            if own.any(|address| address.address == self.address) {
+                return underlay::unfit(&link).map_or(Ok(link.index), |why| Err(anyhow!(why)));
+            }
+        }
+        bail!(
+            "interface {} with address {} is gone: bring it back, or start the agent again with what there is now",
+            self.name,
+            self.address
+        )
     }
 }

@@ -240,7 +240,7 @@ fn bridge_netfilter(sysctl: Sysctl<'_>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::Vxlan;
+    use crate::host::netlink::{LinkType, Vxlan};
 
     fn spec() -> CheckSpec {
         CheckSpec {
@@ -258,6 +258,7 @@ mod tests {
             index: 1,
             name: name.into(),
             kind,
+            link_type: LinkType::ETHERNET,
             master: None,
             mac: None,
             mtu,

@@ -54,12 +54,14 @@ fn unfit_kind(link: &Link, links: &[Link]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::netlink::LinkType;
 
     fn link(index: u32, name: &str, kind: LinkKind, below: Option<u32>) -> Link {
         Link {
             index,
             name: name.into(),
             kind,
+            link_type: LinkType::ETHERNET,
             master: None,
             mac: None,
             mtu: 1500,

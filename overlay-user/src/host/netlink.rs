@@ -24,7 +24,7 @@ pub use self::{
     monitor::{Event, Monitor},
     nftables::{NftablesEvents, generation},
     types::{
-        Address, DeviceLosses, FdbEntry, HostSnapshot, Link, LinkKind, Neighbour, Route, TABLE_MAIN, Tun,
-        Vxlan,
+        Address, DeviceLosses, FdbEntry, HostSnapshot, Link, LinkKind, LinkType, Neighbour, Route,
+        TABLE_MAIN, Tun, Vxlan,
     },
 };

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use regex::Regex;
 
 use crate::{
-    host::netlink::{Address, Link, Netlink},
+    host::netlink::{Address, Link, LinkKind, Netlink},
     model::mac::Mac,
 };
 
@@ -95,7 +95,29 @@ fn pick(choice: &Choice, links: &[Link], addresses: &[Address]) -> Result<Underl
     bail!("no interface matches {asked}: `ip -4 address` lists what there is")
 }
 
+/// Why this interface cannot be the underlay, and what to do, or `None` if it can. The programs at the underlay device read
+/// frames that begin with an Ethernet header: on another link they would recognise no packet, and check none.
+pub fn unfit(link: &Link) -> Option<String> {
+    if link.link_type.has_ethernet_header() {
+        return None;
+    }
+    let kind = match &link.kind {
+        LinkKind::Tun(_) => " (tun)".to_owned(),
+        LinkKind::Other(kind) if !kind.is_empty() => format!(" ({kind})"),
+        _ => String::new(),
+    };
+    Some(format!(
+        "interface {} is of link type {}{kind}, without the Ethernet header that the programs read: choose another with \
+         --iface, such as the physical interface; hosts that need WireGuard between them can run flannel's own wireguard \
+         backend instead",
+        link.name, link.link_type
+    ))
+}
+
 fn underlay(link: &Link, addresses: &[Address], wanted: Option<IpAddr>) -> Result<Underlay> {
+    if let Some(why) = unfit(link) {
+        bail!(why);
+    }
     let own: Vec<_> = addresses.iter().filter(|address| address.link == link.index).collect();
     let first = own.first().with_context(|| {
         format!("interface {} has no IPv4 address: give it one, or choose another with --iface", link.name)
@@ -114,13 +136,14 @@ fn underlay(link: &Link, addresses: &[Address], wanted: Option<IpAddr>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::LinkKind;
+    use crate::host::netlink::{LinkType, Tun};
 
     fn link(index: u32, name: &str) -> Link {
         Link {
             index,
             name: name.into(),
             kind: LinkKind::Other(String::new()),
+            link_type: LinkType::ETHERNET,
             master: None,
             mac: Some(Mac([2, 0, 0, 0, 0, index as u8])),
             mtu: 1500,
@@ -160,6 +183,28 @@ mod tests {
         assert_eq!(choose_among(&["nope"], &["th1$"]), chosen("eth1", [10, 9, 0, 1]));
         assert_eq!(choose_among(&[], &[r"^10\.9\.0\.2$"]), chosen("eth1", [10, 9, 0, 2]));
         assert_eq!(choose_among(&[], &["192"]), chosen("eth0", [192, 168, 0, 7]));
+    }
+
+    #[test]
+    fn a_link_without_an_ethernet_header_is_refused_by_name() {
+        let of = |link_type, kind| Link { link_type, kind, ..link(5, "wg0") };
+        let other = |kind: &str| LinkKind::Other(kind.to_owned());
+        for (link_type, kind, says) in [
+            (LinkType::NONE, other("wireguard"), "interface wg0 is of link type none (wireguard), without"),
+            (
+                LinkType::NONE,
+                LinkKind::Tun(Tun::default()),
+                "interface wg0 is of link type none (tun), without",
+            ),
+            (LinkType(768), other("ipip"), "interface wg0 is of link type ipip (ipip), without"),
+            (LinkType(513), other(""), "interface wg0 is of link type [513], without"),
+        ] {
+            let why = unfit(&of(link_type, kind)).unwrap();
+            assert!(why.starts_with(says) && why.contains("--iface"), "{why}");
+        }
+        for link_type in [LinkType::ETHERNET, LinkType::LOOPBACK] {
+            assert_eq!(unfit(&of(link_type, other(""))), None);
+        }
     }
 
     #[test]

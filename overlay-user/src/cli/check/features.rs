@@ -69,6 +69,7 @@ pub(super) fn findings(features: &[Feature]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::netlink::LinkType;
 
     #[test]
     fn what_is_missing_is_named_with_its_replacement() {
@@ -97,6 +98,7 @@ mod tests {
             index: 1,
             name: "overlay0".into(),
             kind,
+            link_type: LinkType::ETHERNET,
             master: None,
             mac: None,
             mtu: 1450,

@@ -51,7 +51,7 @@ pub(super) fn others(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::LinkKind;
+    use crate::host::netlink::{LinkKind, LinkType};
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -83,6 +83,7 @@ mod tests {
             index,
             name: name.into(),
             kind: LinkKind::Bridge,
+            link_type: LinkType::ETHERNET,
             master: None,
             mac: None,
             mtu: 1450,

@@ -33,7 +33,7 @@ pub(super) async fn check(options: &Check) -> Result<Completion> {
             what: "underlay interface".into(),
             level: Level::Fail,
             detail: error.to_string(),
-            remedy: "name it with --iface".into(),
+            remedy: "name one that suits with --iface".into(),
         });
     }
     if options.show.json {

@@ -14,7 +14,7 @@ use netlink_packet_route::{
     tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
 };
 
-use super::types::{Address, DeviceLosses, FdbEntry, Link, LinkKind, Neighbour, Route, Tun, Vxlan};
+use super::types::{Address, DeviceLosses, FdbEntry, Link, LinkKind, LinkType, Neighbour, Route, Tun, Vxlan};
 use crate::model::mac::Mac;
 
 pub(super) fn link(message: &LinkMessage) -> Option<Link> {
@@ -26,6 +26,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         index: message.header.index,
         name: String::new(),
         kind: LinkKind::Other(String::new()),
+        link_type: LinkType(message.header.link_layer_type.into()),
         master: None,
         mac: None,
         mtu: 0,

@@ -1,5 +1,5 @@
 //! Links, addresses, routes, neighbours and what devices lost, as the rest of the agent knows them.
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -46,6 +46,45 @@ pub struct Tun {
     pub is_multi_queue: bool,
 }
 
+/// What the frames of a link begin with, by the kernel's number (`ARPHRD_*` of linux/if_arp.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkType(pub u16);
+
+impl LinkType {
+    /// Ethernet.
+    pub const ETHERNET: Self = Self(1);
+    /// Loopback, whose frames have an Ethernet header too.
+    pub const LOOPBACK: Self = Self(772);
+    /// Nothing: packets have no link header (TUN, WireGuard).
+    pub const NONE: Self = Self(0xfffe);
+
+    /// Whether frames begin with an Ethernet header.
+    pub fn has_ethernet_header(self) -> bool {
+        matches!(self, Self::ETHERNET | Self::LOOPBACK)
+    }
+}
+
+/// The name that `ip link` shows behind `link/`, or the number in brackets.
+impl fmt::Display for LinkType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.0 {
+            1 => "ether",
+            32 => "infiniband",
+            512 => "ppp",
+            519 => "rawip",
+            768 => "ipip",
+            769 => "tunnel6",
+            772 => "loopback",
+            776 => "sit",
+            778 => "gre",
+            823 => "gre6",
+            0xfffe => "none",
+            other => return write!(f, "[{other}]"),
+        };
+        f.write_str(name)
+    }
+}
+
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -55,6 +94,8 @@ pub struct Link {
     pub name: String,
     /// Kind of the link.
     pub kind: LinkKind,
+    /// What its frames begin with.
+    pub link_type: LinkType,
     /// Index of the bridge, or other master, that it is a port of.
     pub master: Option<u32>,
     /// MAC address. `None` if the link has none of six bytes.

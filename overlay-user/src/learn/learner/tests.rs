@@ -2,7 +2,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::host::netlink::{Address, FdbEntry, Neighbour, TABLE_MAIN};
+use crate::host::netlink::{Address, FdbEntry, LinkType, Neighbour, TABLE_MAIN};
 
 const BRIDGE: u32 = 5;
 const A: Mac = mac(0xa);
@@ -21,6 +21,7 @@ fn link(index: u32, kind: LinkKind, master: Option<u32>) -> Link {
         index,
         name: format!("if{index}"),
         kind,
+        link_type: LinkType::ETHERNET,
         master,
         mac: Some(mac(0x80 | index as u8)),
         mtu: 1450,

@@ -2,10 +2,10 @@
 use std::{fs, net::UdpSocket, path::Path};
 
 use overlay_host_tests::{
-    hosts::{JoinedHost, SOON, lab, logged, overlay, store, until},
+    hosts::{CONFIG, JoinedHost, SOON, lab, logged, overlay, store, until},
     overlay as binary,
 };
-use overlay_lab::{Numbered, PingOptions, wait_until};
+use overlay_lab::{Backend, Numbered, PingOptions, wait_until};
 
 use super::bed::{pins, refuses};
 
@@ -36,6 +36,71 @@ fn the_interface() {
         &["eth0 has 2 addresses: taking the first, 10.99.0.1", "would lease a free subnet", "for 10.99.0.1"],
     );
     dry("10.99.0.77", &["for 10.99.0.77"]);
+}
+
+/// The programs read Ethernet frames: on a TUN, as Tailscale's and WireGuard's devices are, they would recognise no packet and
+/// check none. The agent refuses it, however it is chosen, and leaves nothing; so do the dry run and `overlay check`.
+#[test]
+fn an_interface_without_an_ethernet_header() {
+    for config in [CONFIG, Backend::Udp.config(), Backend::HostGw.config()] {
+        let lab = lab(1);
+        let host = lab.host(0);
+        let store = lab.folder().join("store").display().to_string();
+        overlay(host, &["config", "set", config, "--store-dir", &store]).is(0, &[]);
+        let ip = |words: &str| host.namespace().ip(words).unwrap();
+        ip("tuntap add dev tailscale0 mode tun");
+        ip("address add 10.98.0.1/24 dev tailscale0");
+        ip("link set tailscale0 up");
+        ip("route add default dev tailscale0");
+        let words = [
+            "interface tailscale0 is of link type none (tun), without the Ethernet header that the programs read",
+            "choose another with --iface, such as the physical interface",
+            "flannel's own wireguard backend",
+        ];
+        for choice in [
+            &["--iface", "tailscale0"][..],
+            &["--iface", "10.98.0.1"],
+            &["--iface-regex", "^tail"],
+            &["--iface-can-reach", "10.98.0.9"],
+            &[],
+        ] {
+            refuses(host, &[choice, &["--store-dir", &store]].concat(), &words);
+            refuses(host, &[choice, &["--store-dir", &store, "--dry-run"]].concat(), &words);
+            let check = overlay(host, &[&["check"], choice].concat());
+            check.is(3, &["FAIL", "underlay interface", words[0]]);
+        }
+        assert_eq!(pins(host), [""; 0]);
+        assert!(!host.exec("ip link").unwrap().contains("overlay0"), "a half-made device was left");
+        let leases = fs::read_dir(lab.folder().join("store/subnets")).into_iter().flatten().count();
+        assert_eq!(leases, 0, "a subnet was leased");
+
+        // What has such a header works: loopback, and a TAP.
+        let dry = |interface: &str, words: &[&str]| {
+            overlay(host, &["agent", "--dry-run", "--iface", interface, "--store-dir", &store]).is(0, words);
+        };
+        dry("lo", &["for 127.0.0.1"]);
+        ip("tuntap add dev tap0 mode tap");
+        ip("address add 10.97.0.1/24 dev tap0");
+        dry("tap0", &["for 10.97.0.1"]);
+    }
+}
+
+/// An interface of the same name takes the underlay's place while the agent runs.
+#[test]
+fn an_underlay_that_comes_back_without_an_ethernet_header() {
+    let lab = lab(1);
+    let (host, store) = (lab.host(0), store(&lab));
+    let member = JoinedHost::join(host, &["--store-dir", &store]);
+    let ip = |words: &str| host.namespace().ip(words).unwrap();
+    ip("link delete eth0");
+    logged(host, "interface eth0 with address 10.99.0.1 is gone");
+    ip("tuntap add dev eth0 mode tun");
+    ip("link set eth0 up");
+    ip("address add 10.99.0.1/24 dev eth0");
+    logged(host, "interface eth0 is of link type none (tun), without the Ethernet header");
+    let log = fs::read_to_string(host.agent_log()).unwrap();
+    assert!(!log.contains("eth0 was made anew"), "{log}");
+    assert_eq!(member.agent.terminate().unwrap().code(), Some(0));
 }
 
 #[test]

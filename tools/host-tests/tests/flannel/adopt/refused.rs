@@ -99,6 +99,19 @@ fn what_cannot_be_moved_is_refused_with_the_reason() {
         host.namespace().ip("link delete other").unwrap();
         before.same(&Picture::of(&host), "refused");
 
+        // flannel's packets leave by a device without an Ethernet header, which is no underlay for the programs.
+        let ip = |words: &str| host.namespace().ip(words).unwrap();
+        ip("tuntap add dev tun0 mode tun");
+        ip("address add 10.98.0.1/24 dev tun0");
+        for mode in ["--dry-run", "--json"] {
+            scene.refused(
+                &["--iface", "tun0", mode],
+                &["interface tun0 is of link type none (tun)", "--iface"],
+            );
+        }
+        ip("link delete tun0");
+        before.same(&Picture::of(&host), "refused");
+
         // The config has another backend than the one that flannel was started with.
         for (mode, says) in
             [(Mode::Udp, "leaves nothing to adopt"), (Mode::HostGw, "is not of flannel's host-gw backend")]
