@@ -60,6 +60,19 @@ fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
     });
 }
 
+/// Routers may fragment outer packets, since they have no DF. Fragments of two packets with one identification would be put
+/// together as one packet (RFC 6864, section 4.2). Of 64 random numbers of 16 bits, more than a few are never the same.
+#[test]
+fn outer_packets_of_one_connection_have_identifications_of_their_own() {
+    let ids = |bed: &mut Bed| {
+        let packet = udp(CONTAINER, REMOTE, [4000, 5000], 10);
+        let ids = (0..64).map(|_| encap(bed, &packet).frame[18..20].to_vec());
+        ids.collect::<std::collections::HashSet<_>>().len()
+    };
+    with_bed(|bed| assert!(ids(bed) > 56, "VXLAN"));
+    with_udp(0, |bed| assert!(ids(bed) > 56, "bare IPv4 in UDP"));
+}
+
 #[test]
 fn every_connection_has_its_own_source_port_and_keeps_it() {
     with_bed(|bed| {
