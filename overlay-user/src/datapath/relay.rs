@@ -5,6 +5,8 @@
 //! What the socket receives gets its outer headers back, so that `overlay_receive` checks it at the TUN as it checks everything
 //! else. What `overlay_send` leaves to us it has checked already. Because the socket is open, the kernel also answers peers with
 //! no port unreachable. Without an agent these cases are lost, and nothing else is.
+mod unfinished;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -112,6 +114,7 @@ async fn carry(socket: &UdpSocket, tun: &Tun, local: (Ipv4Addr, u16), routes: &R
             received = socket.recv_from(&mut inward[DATAGRAM..]) => match received {
                 Ok((length, SocketAddr::V4(from))) => {
                     let packet = &mut inward[..DATAGRAM + length];
+                    unfinished::finish(&mut packet[DATAGRAM..]);
                     put_headers(packet, (*from.ip(), from.port()), local);
                     match tun.send(packet).await {
                         Ok(_) => {}

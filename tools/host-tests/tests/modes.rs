@@ -12,5 +12,6 @@ mod modes {
     mod direct;
     mod large;
     mod offloads;
+    mod second_nic;
     mod unencapsulated;
 }
