@@ -15,6 +15,10 @@ use crate::{
     tunnel,
 };
 
+/// The interface index of the loopback device (`LOOPBACK_IFINDEX` of include/net/flow.h), in every network namespace. A look-up
+/// that comes from there is that of a packet which the host itself sends.
+const LOOPBACK: u32 = 1;
+
 /// Where a frame leaves.
 pub(crate) struct NextHop<A> {
     pub(crate) ifindex: u32,
@@ -99,8 +103,8 @@ pub(crate) fn is_beside_overlay<A: KernelAddress + Prefixes>(packet: &Packet<'_>
 
 /// Asks the kernel for the route to `peer`, with the length of one segment on the wire, so that a path MTU which the
 /// kernel learned from ICMP counts too. Nothing is cached: the answer is never stale. The question is that of a packet which
-/// came in by the underlay device, not of one that must leave there: the route may lead to another device, as it may for
-/// what overlay0 sends.
+/// the host itself sends, as overlay0's are: policies for such packets (`ip rule add iif lo`) hold for ours, and the route may
+/// lead to any device.
 #[inline(always)]
 fn next_hop<A: KernelAddress + Prefixes>(
     packet: &Packet<'_>,
@@ -118,7 +122,7 @@ fn next_hop<A: KernelAddress + Prefixes>(
     query.sport = source_port.to_be();
     query.dport = u16::from_ne_bytes(settings::port());
     query.__bindgen_anon_1.tot_len = wire_length as u16;
-    query.ifindex = settings::underlay();
+    query.ifindex = LOOPBACK;
     A::ask(&mut query, A::local(), peer);
     // SAFETY: the query is as long as said.
     let result = unsafe {

@@ -52,7 +52,8 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     let interfaces = [spec.underlay.as_deref(), Some(spec.device.as_str())];
     let present = |name: &&str| links.iter().any(|link| link.name == **name);
     let interfaces: Vec<&str> = interfaces.into_iter().flatten().filter(present).collect();
-    findings.push(forwarding(&interfaces, &read_sysctl));
+    // The kernel looks up the paths to peers as for packets that come from the loopback device: the host's own.
+    findings.push(forwarding(&[&interfaces[..], &["lo"]].concat(), &read_sysctl));
     findings.extend(interfaces.iter().map(|name| rp_filter(name, *name == spec.device, &read_sysctl)));
     findings.extend(mtu(spec, &links, &bridges));
     if let Some(underlay) = underlay {

@@ -299,6 +299,26 @@ fn what_the_stack_does_better_goes_to_the_stack_untouched() {
 }
 
 #[test]
+fn policies_for_what_the_host_itself_sends_decide_on_the_path() {
+    with_bed(|bed| {
+        let mut reason = |rule: &str| {
+            ip(&format!("rule add {rule}"));
+            let outcome = encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10));
+            ip(&format!("rule del {rule}"));
+            outcome.counted
+        };
+        // The tunnel's outer packets are the host's own: for the kernel they come from the loopback device.
+        ip("route add unreachable default table 100");
+        assert_eq!(reason("iif lo to 10.99.0.2 lookup 100"), [(Encap, Reason::NoNextHop)]);
+        assert_eq!(reason("iif lo to 10.99.0.2 prohibit"), [(Encap, Reason::NoNextHop)]);
+        assert_eq!(reason("to 10.99.0.2 ipproto udp dport 8472 blackhole"), [(Encap, Reason::NoNextHop)]);
+        assert_eq!(reason("iif lo to 10.99.0.3 lookup 100"), [CARRIED]);
+        // What comes in by the underlay device is another matter.
+        assert_eq!(reason("iif eth0 to 10.99.0.2 lookup 100"), [CARRIED]);
+    });
+}
+
+#[test]
 fn headers_that_lie_are_dropped() {
     with_bed(|bed| {
         let too_long = udp_with(CONTAINER, REMOTE, [1, 2], 10, |ip| ip[3] += 1);

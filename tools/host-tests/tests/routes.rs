@@ -1,0 +1,10 @@
+//! Policies of the host's owner for the path to other hosts. These tests need root.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
+
+#[path = "cluster/bed.rs"]
+#[allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of the bed")]
+mod bed;
+
+mod routes {
+    mod policies;
+}
