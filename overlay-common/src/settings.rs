@@ -41,6 +41,10 @@ pub struct Settings {
     pub encapsulation: u8,
     /// Bits of an address behind the prefix of every leased subnet: 32 - SubnetLen.
     pub host_bits: u8,
+    /// First address of the leasable range, in the machine's order. It counts only with `SETTING_PART`, as the last does.
+    pub leasable_first: u32,
+    /// Last address of the leasable range, in the machine's order.
+    pub leasable_last: u32,
 }
 
 /// VXLAN (RFC 7348): overlay0 is a VXLAN device in collect-metadata mode.
@@ -63,6 +67,8 @@ pub const SETTING_PEER_INDEX: u32 = 1 << 4;
 pub const SETTING_ENDPOINT_INDEX: u32 = 1 << 5;
 /// A connection that is no stack flow takes the stack, which makes it one (`--fast-path established`).
 pub const SETTING_ESTABLISHED: u32 = 1 << 6;
+/// The leasable range is only a part of Network. Without this flag the programs compare no address with it.
+pub const SETTING_PART: u32 = 1 << 7;
 
 impl Settings {
     /// How many subnets Network has: the length of `PEER_INDEX`.
@@ -79,6 +85,12 @@ impl Settings {
     #[inline(always)]
     pub const fn subnet_number(&self, address: Addr4) -> Option<u32> {
         number(address, self.network, self.network_mask, prefix(self.subnet_mask))
+    }
+
+    /// Whether `address`, which is inside Network, is in the leasable range.
+    pub const fn is_leasable(&self, address: Addr4) -> bool {
+        let number = u32::from_be_bytes(address.octets);
+        self.flags & SETTING_PART == 0 || (self.leasable_first <= number && number <= self.leasable_last)
     }
 
     /// The number of `address` in the own subnet. None for an address outside.
@@ -98,7 +110,7 @@ const fn number(address: Addr4, network: [u8; 4], mask: [u8; 4], end: u32) -> Op
     if bits & mask == u32::from_be_bytes(network) { (bits & !mask).checked_shr(32 - end) } else { None }
 }
 
-const _: () = assert!(size_of::<Settings>() == 60);
+const _: () = assert!(size_of::<Settings>() == 68);
 
 #[cfg(test)]
 mod tests {
@@ -119,6 +131,12 @@ mod tests {
         assert_eq!(settings.subnet_number(Addr4::new([10, 127, 0, 64])), None);
         assert_eq!(settings.address_number(Addr4::new([10, 129, 2, 66])), Some(2));
         assert_eq!(settings.address_number(Addr4::new([10, 129, 2, 128])), None);
+        assert!(settings.is_leasable(Addr4::new([10, 128, 0, 1])), "all of Network is");
+        let leasable_first = u32::from_be_bytes([10, 129, 0, 0]);
+        let leasable_last = u32::from_be_bytes([10, 129, 2, 127]);
+        let part = Settings { flags: SETTING_PART, leasable_first, leasable_last, ..settings };
+        let ends = [[10, 128, 255, 255], [10, 129, 0, 0], [10, 129, 2, 127], [10, 129, 2, 128]];
+        assert_eq!(ends.map(|end| part.is_leasable(Addr4::new(end))), [false, true, true, false]);
         let whole = Settings { subnet_mask: [255, 0, 0, 0], network_mask: [255, 0, 0, 0], ..settings };
         assert_eq!((whole.subnets(), whole.addresses()), (1, 1 << 24));
     }

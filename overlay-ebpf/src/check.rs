@@ -7,7 +7,7 @@ use crate::{
     ip::{Family, Header as _},
     maps::Lookups,
     packet::Packet,
-    settings::{self, Prefixes},
+    settings,
     verdict::{Answer, Exit},
 };
 
@@ -33,14 +33,14 @@ pub(crate) fn sender<F: Family>(
 /// The counters' slot of the peer at underlay address `outer`, if that peer may send a packet with this inner source.
 /// One look-up answers the common case: the inner source's subnet belongs to the outer source.
 #[inline(always)]
-pub(crate) fn peer<A: Lookups + Prefixes>(outer: A, source: A) -> Result<u32, Reason> {
+pub(crate) fn peer<A: Lookups>(outer: A, source: A) -> Result<u32, Reason> {
     if let Some(peer) = source.peer()
         && peer.outer == outer
     {
         return Ok(peer.slot);
     }
     known(outer)?;
-    if source.in_network() {
+    if source.is_overlays() {
         return Err(Reason::PeerMismatch);
     }
     if settings::has(SETTING_STRICT_PEERS) {
@@ -57,10 +57,10 @@ pub(crate) fn known(outer: impl Lookups) -> Result<u32, Reason> {
 
 /// The counters' slot of the peer that must have sent a packet without encapsulation (`DirectRouting`, host-gw), by its
 /// source alone: no outer header says who it was, so only the link's own protection keeps others from using the address.
-/// A packet with a source outside Network is not ours: it is the underlay's own.
+/// A packet whose source is not the overlay's is not ours: it is the underlay's own.
 #[inline(always)]
-pub(crate) fn unencapsulated(source: impl Lookups + Prefixes) -> Answer<u32> {
-    if !source.in_network() {
+pub(crate) fn unencapsulated(source: impl Lookups) -> Answer<u32> {
+    if !source.is_overlays() {
         return Err(Exit::NotOurs);
     }
     if source.in_subnet() {
@@ -70,13 +70,13 @@ pub(crate) fn unencapsulated(source: impl Lookups + Prefixes) -> Answer<u32> {
 }
 
 /// Whether a packet that came without encapsulation is in a container's name, where every packet between containers is
-/// encapsulated: its source is inside Network, and it is for a container here or, through this host, for one elsewhere.
+/// encapsulated: its source is the overlay's, and it is for a container here or, through this host, for one elsewhere.
 ///
-/// Where Network covers the underlay, the underlay's own machines are inside Network too. A peer's address is known; of what is
+/// Where the leasable range covers the underlay, the underlay's own machines are inside it too. A peer's address is known; of what is
 /// in no leased subnet, the host's routes tell whether it is the underlay's: all that may be leased is overlay0's.
 #[inline(always)]
 pub(crate) fn is_forged<F: Family>(packet: &Packet<'_>, source: F::Address, destination: F::Address) -> bool {
-    if !source.in_network() || !(destination.in_subnet() || destination.peer().is_some()) {
+    if !source.is_overlays() || !(destination.in_subnet() || destination.peer().is_some()) {
         return false;
     }
     if source.in_subnet() {

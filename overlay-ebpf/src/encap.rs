@@ -32,7 +32,7 @@ pub(crate) fn encap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 
 #[inline(always)]
 fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
-    // Out 1. What is not of this family, or not to another host's part of Network is not ours.
+    // Out 1. What is not of this family, or not to another host's part of the overlay is not ours.
     if !packet.carries(F::ETHERTYPE) || !packet.pull(ETHERNET + F::HEADER) {
         return Err(Exit::NotOurs);
     }
@@ -44,7 +44,7 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 
     // Out 2. The source must be a container of ours, on this interface.
     if !inner.source().in_subnet() {
-        let is_spoofed = inner.source().in_network();
+        let is_spoofed = inner.source().is_overlays();
         return Err(if is_spoofed { Reason::SourceNotOurs } else { Reason::ForeignSource }.into());
     }
     // The first packet follows the ARP exchange by microseconds, the agent's learning by some ten more: the stack
@@ -71,6 +71,10 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 
     // Out 4. Whose subnet is it?
     let Some(peer) = destination.peer() else {
+        if !fib::leads_into_overlay(packet, inner.source(), destination) {
+            // The host has an address there, or a route of its own.
+            return check_forgery::<F>(packet);
+        }
         return icmp::network_unreachable::<F>(packet, &inner);
     };
 

@@ -124,18 +124,10 @@ fn next_hop<A: KernelAddress + Prefixes>(
     query.__bindgen_anon_1.tot_len = wire_length as u16;
     query.ifindex = LOOPBACK;
     A::ask(&mut query, A::local(), peer);
-    // SAFETY: the query is as long as said.
-    let result = unsafe {
-        lookup(
-            aya_ebpf::EbpfContext::as_ptr(packet.context()),
-            &raw mut query,
-            size_of::<bpf_fib_lookup>() as i32,
-            0,
-        )
-    };
+    let result = ask(packet, &mut query);
     // An unresolved neighbour is no obstacle: redirect_neighbour resolves it. Leaving that one packet to the stack would
     // move its whole connection there.
-    if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+    if is_found(result) {
         // The address of a next hop of another family (RFC 9229) is not read here. And a route to the peer that leads into overlay0 would
         // send encapsulated packets into the tunnel again.
         if query.family != A::FAMILY || query.ifindex == settings::device() {
@@ -148,4 +140,32 @@ fn next_hop<A: KernelAddress + Prefixes>(
         return Err(NoPath::TooBig(u32::from(unsafe { query.__bindgen_anon_1.mtu_result })));
     }
     Err(NoPath::Stack)
+}
+
+/// Whether the host's routes lead a container's packet to this address into overlay0. They do not where the host has that
+/// address itself, or a more specific route, or has forbidden it.
+#[inline(always)]
+pub(crate) fn leads_into_overlay<A: KernelAddress>(packet: &Packet<'_>, source: A, destination: A) -> bool {
+    // SAFETY: integers only, zero is valid for all of them.
+    let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    query.family = A::FAMILY;
+    // With a length of zero the kernel would take the length of the frame at hand.
+    query.__bindgen_anon_1.tot_len = 1;
+    query.ifindex = packet.ifindex();
+    A::ask(&mut query, source, destination);
+    let result = ask(packet, &mut query);
+    is_found(result) && query.ifindex == settings::device()
+}
+
+#[inline(always)]
+fn ask(packet: &Packet<'_>, query: &mut bpf_fib_lookup) -> i64 {
+    let context = aya_ebpf::EbpfContext::as_ptr(packet.context());
+    // SAFETY: the query is as long as said.
+    unsafe { lookup(context, &raw mut *query, size_of::<bpf_fib_lookup>() as i32, 0) }
+}
+
+/// Whether the kernel named a next hop. It need not have resolved it.
+#[inline(always)]
+fn is_found(result: i64) -> bool {
+    result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
 }

@@ -15,7 +15,7 @@ use crate::{
     ip::{Family, Header as _, ICMP_HEADER},
     maps::{Lookups as _, promotion_epoch},
     packet::Packet,
-    settings::{self, Prefixes as _},
+    settings,
 };
 
 /// A stack flow is refreshed at most once a second: a store per packet would bounce a cache line between CPUs.

@@ -5,13 +5,13 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Addr4, Address, Count, EndpointEntry, Flow, FlowKey, MARK_BUCKETS, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS,
+    Addr4, Count, EndpointEntry, Flow, FlowKey, MARK_BUCKETS, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS,
     MAX_XDP_TARGETS, PeerCount, PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_ESTABLISHED, SETTING_PEER_INDEX,
     Vtep,
     reason::{COUNTERS as COUNTERS_LENGTH, REASONS},
 };
 
-use crate::settings::{self, Prefixes as _};
+use crate::settings::{self, Prefixes};
 
 /// Which host holds a subnet. It is preallocated, so an update never fails for want of memory, and a look-up never meets a
 /// half-made entry.
@@ -82,9 +82,22 @@ pub(crate) struct Pace {
 }
 
 /// What the maps of one family know of an address.
-pub(crate) trait Lookups: Address {
+pub(crate) trait Lookups: Prefixes {
     /// The peer whose subnet holds this address of Network.
     fn peer(self) -> Option<PeerEntry<Self>>;
+
+    /// An address of the overlay: leasable, or in a peer's subnet (an operator may have altered the range since that was
+    /// leased). Every other address of Network is the host's.
+    #[inline(always)]
+    fn is_overlays(self) -> bool {
+        self.in_network() && (self.is_leasable() || self.peer().is_some())
+    }
+
+    /// An address of the overlay that is not in this host's own subnet.
+    #[inline(always)]
+    fn is_another_hosts(self) -> bool {
+        self.is_overlays() && !self.in_subnet()
+    }
 
     /// The peer at this underlay address.
     fn vtep(self) -> Option<Vtep>;

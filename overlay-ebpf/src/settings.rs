@@ -1,7 +1,7 @@
 //! The constants that this program was loaded with, read one field at a time.
 use core::ptr::addr_of;
 
-use overlay_common::{Addr4, Address, STRIP_MAGIC, Settings, StripMark};
+use overlay_common::{Addr4, Address, SETTING_PART, STRIP_MAGIC, Settings, StripMark};
 
 /// The loader fills it in before the kernel freezes it. No program ever runs with these zeros.
 #[unsafe(no_mangle)]
@@ -23,6 +23,8 @@ static SETTINGS: Settings = Settings {
     underlay_mac: [0; 6],
     encapsulation: 0,
     host_bits: 0,
+    leasable_first: 0,
+    leasable_last: 0,
 };
 
 macro_rules! field {
@@ -65,6 +67,8 @@ field!(flags: u32);
 field!(port_min: u16);
 field!(port_count: u16);
 field!(host_bits: u8);
+field!(leasable_first: u32);
+field!(leasable_last: u32);
 
 /// How an address relates to the network's and the host's own, in its family.
 pub(crate) trait Prefixes: Address {
@@ -80,6 +84,9 @@ pub(crate) trait Prefixes: Address {
     /// Inside Network.
     fn in_network(self) -> bool;
 
+    /// Inside the leasable range, for an address inside Network.
+    fn is_leasable(self) -> bool;
+
     /// Inside this host's own subnet.
     fn in_subnet(self) -> bool;
 
@@ -88,12 +95,6 @@ pub(crate) trait Prefixes: Address {
 
     /// Inside this host's own subnet, and neither its base (overlay0's address) nor its gateway.
     fn is_container(self) -> bool;
-
-    /// Inside Network, and not in this host's own subnet.
-    #[inline(always)]
-    fn is_another_hosts(self) -> bool {
-        self.in_network() && !self.in_subnet()
-    }
 }
 
 impl Prefixes for Addr4 {
@@ -115,6 +116,12 @@ impl Prefixes for Addr4 {
     #[inline(always)]
     fn in_network(self) -> bool {
         self.raw() & network_mask() == network()
+    }
+
+    #[inline(always)]
+    fn is_leasable(self) -> bool {
+        // The flag is a constant of the loaded program: where all of Network is leasable, nothing is compared.
+        !has(SETTING_PART) || (leasable_first()..=leasable_last()).contains(&u32::from_be(self.raw()))
     }
 
     #[inline(always)]

@@ -10,6 +10,7 @@ mod kernel {
     mod frames;
     mod overlay0;
     mod promotion;
+    mod range;
     mod stack;
     mod tun_receive;
     mod tun_send;

@@ -41,7 +41,7 @@ pub(super) fn receive_unencapsulated<F: Family>(packet: &Packet<'_>, offset: usi
 
 /// Whether the peer at this underlay address may send a packet with this source into the stack.
 #[inline(always)]
-pub(super) fn may_send<A: Lookups + Prefixes>(outer: A, source: A) -> Result<(), Reason> {
+pub(super) fn may_send<A: Lookups>(outer: A, source: A) -> Result<(), Reason> {
     match check::peer(outer, source) {
         Ok(_) | Err(Reason::ForeignSource) => Ok(()),
         Err(reason) => Err(reason),

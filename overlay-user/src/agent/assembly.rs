@@ -53,6 +53,7 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
         DeviceKind::Vxlan { .. } => None,
     };
     let datapath = joined.attach(options).await?;
+    joined.warn_of_overlaps().await;
     let mut tasks = Tasks::new(&joined, options).await;
     // Before subnet.env, which tells Docker whether to masquerade itself.
     tasks.keep_rules().await;
@@ -145,7 +146,8 @@ impl<'a> Tasks<'a> {
     async fn keep_rules(&mut self) {
         let wanted = Wanted {
             name: self.joined.paths.network.clone(),
-            network: self.joined.network.plan.network,
+            plan: self.joined.network.plan,
+            device: self.joined.spec.name.clone(),
             subnet: self.joined.local_lease.lease.subnet,
             masquerade: self.options.ip_masq,
             forward: self.options.forward_rules,
@@ -181,9 +183,9 @@ impl<'a> Tasks<'a> {
         // A socket of its own: the kernel refuses a second dump while one is under way (EBUSY).
         let netlink = Netlink::open()?;
         let (spec, underlay) = (self.joined.spec.clone(), self.joined.underlay.clone());
-        let attached = datapath.device();
+        let (attached, outlying) = (datapath.device(), datapath.outlying());
         self.running.spawn(async move {
-            let kept = device_keeper::keep(netlink, spec, attached, underlay, changes).await;
+            let kept = device_keeper::keep(netlink, spec, attached, outlying, underlay, changes).await;
             kept.context("watch over the host's devices")
         });
         Ok(())

@@ -1,8 +1,9 @@
 //! Keeps the devices that programs are attached to: overlay0 is made again when somebody deletes or alters it, and the loop is
 //! told where to attach. flannel's agent does not notice this, and its host is cut off until somebody restarts it.
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
+use ipnet::IpNet;
 use log::{info, warn};
 use tokio::{
     sync::{mpsc, watch},
@@ -10,6 +11,7 @@ use tokio::{
 };
 
 use crate::{
+    datapath::ebpf::MANY_OUTLYING,
     host::{
         device::{self, Device, DeviceSpec},
         netlink::{Event, Netlink, NetlinkError},
@@ -27,17 +29,19 @@ const RETRY: Duration = Duration::from_secs(1);
 /// For how long the loop may take to attach programs to a new device.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Watches over overlay0 (which is as `spec` says; the one that has its programs is told by `attached`) and the underlay
-/// device until `changes` is closed. Fails only if the kernel's events cannot be had at all.
+/// Watches over overlay0 (which is as `spec` says; the one that has its programs is told by `attached`; leases outside the
+/// leasable range, which need routes of their own, by `outlying`) and the underlay device until `changes` is closed. Fails only if the kernel's events cannot be had at all.
 pub async fn keep(
     netlink: Netlink,
     spec: DeviceSpec,
     attached: watch::Receiver<u32>,
+    mut outlying: watch::Receiver<BTreeSet<IpNet>>,
     underlay: Underlay,
     changes: mpsc::Sender<Vec<LocalChange>>,
 ) -> Result<(), NetlinkError> {
     let mut monitor = netlink.monitor()?;
     let device = *attached.borrow();
+    let leasable = spec.prefixes.clone();
     let mut keeper = Keeper {
         netlink,
         spec,
@@ -54,6 +58,10 @@ pub async fn keep(
     let mut look = true;
     loop {
         if look {
+            keeper.spec.prefixes = match &*outlying.borrow_and_update() {
+                many if many.len() > MANY_OUTLYING => vec![keeper.spec.network],
+                some => leasable.iter().chain(some).copied().collect(),
+            };
             let found = keeper.look().await;
             if keeper.changes.send(found).await.is_err() {
                 return Ok(());
@@ -61,7 +69,17 @@ pub async fn keep(
             sleep(PAUSE).await;
         }
         let wait = if keeper.complaint.is_some() { RETRY } else { Duration::MAX };
-        look = match timeout(wait, monitor.next()).await {
+        let event = tokio::select! {
+            event = timeout(wait, monitor.next()) => event,
+            changed = outlying.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                look = true;
+                continue;
+            }
+        };
+        look = match event {
             Ok(Event::Lost) => {
                 monitor = keeper.netlink.monitor()?;
                 true
@@ -102,7 +120,7 @@ impl Keeper {
             Event::LinkGone(link) => ours(*link),
             Event::Address(address) => address.address == self.address,
             Event::AddressGone(address) => ours(address.link),
-            Event::RouteGone(route) => route.destination == self.spec.network,
+            Event::RouteGone(route) => self.spec.prefixes.contains(&route.destination),
             _ => false,
         }
     }
@@ -149,7 +167,9 @@ impl Keeper {
             let done = timeout(PATIENCE, done).await;
             done.with_context(|| format!("{} waits for its programs", self.spec.name))??;
         }
-        device::ensure(&self.netlink, &self.spec).await
+        let device = device::ensure(&self.netlink, &self.spec).await?;
+        device::remove_stale_routes(&self.netlink, &self.spec, device.ifindex).await?;
+        Ok(device)
     }
 
     async fn find_underlay(&mut self) -> anyhow::Result<u32> {

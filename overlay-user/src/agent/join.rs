@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use log::{info, warn};
 use overlay_common::{
-    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_ESTABLISHED, SETTING_OUTER_DF, SETTING_STACK_ONLY,
-    SETTING_STRICT_PEERS, Settings,
+    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_ESTABLISHED, SETTING_OUTER_DF, SETTING_PART,
+    SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings,
 };
 use tokio::time::sleep;
 
@@ -25,6 +25,7 @@ use crate::{
     host::{
         device::{self, Device, DeviceKind, DeviceSpec, Prepared},
         netlink::{LinkKind, Netlink},
+        overlaps::{Overlaps, REMEDY},
         subnet_env,
         underlay::{self, Underlay},
     },
@@ -85,6 +86,7 @@ pub(crate) async fn join(
 
     let network = config(store).await?;
     paths.refuse_moved(public_ip, &network)?;
+    refuse_own_network(&underlay, &network)?;
     let backend = Backend::of(&network)?;
     if backend == Backend::HostGw && public_ip != underlay.address {
         bail!(
@@ -130,6 +132,7 @@ pub(crate) async fn join(
         mtu: backend.device_mtu(underlay.mtu),
         subnet,
         network: network.plan.network,
+        prefixes: network.plan.prefixes(),
     };
     let tc = attach_method(options.attach)?;
     let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
@@ -150,7 +153,36 @@ pub(crate) async fn join(
     })
 }
 
+/// A container may be given any address that a host may lease.
+fn refuse_own_network(underlay: &Underlay, network: &NetworkConfig) -> Result<()> {
+    let Underlay { name, address, .. } = underlay;
+    let (first, last) = network.plan.leasable();
+    if (first..=last).contains(address) {
+        bail!(
+            "{address}, this host's own address on {name}, is inside the addresses that hosts may lease ({first} to {last}): \
+             {REMEDY}"
+        );
+    }
+    Ok(())
+}
+
 impl Joined {
+    /// Names what else the host has in the leasable range. The kernel prefers it, and the fast path does not.
+    pub(crate) async fn warn_of_overlaps(&self) {
+        let plan = &self.network.plan;
+        let named = match Overlaps::read(&self.netlink, plan).await {
+            Ok(found) => found.named(),
+            Err(error) => return warn!("{error}: not compared with the addresses that hosts may lease"),
+        };
+        if !named.is_empty() {
+            let (first, last) = plan.leasable();
+            warn!(
+                "this host has {named}, inside the addresses that hosts may lease ({first} to {last}): packets to a subnet \
+                 that another host has leased pass that by in the fast path; {REMEDY}"
+            );
+        }
+    }
+
     /// This host's address as its peers know it.
     pub(crate) fn public_ip(&self) -> IpAddr {
         self.local_lease.lease.public_ip
@@ -229,12 +261,14 @@ impl Joined {
     fn settings(&self, options: &Options, device: u32) -> Result<Settings, OtherFamily> {
         let subnet = ipv4_net(self.local_lease.lease.subnet)?;
         let network = ipv4_net(self.network.plan.network)?;
+        let (leasable_first, leasable_last) = self.network.plan.leasable();
         let flags = [
             (options.outer_df, SETTING_OUTER_DF),
             (options.strict_peers, SETTING_STRICT_PEERS),
             (options.fast_path == FastPath::Off, SETTING_STACK_ONLY),
             (options.fast_path == FastPath::Established, SETTING_ESTABLISHED),
             (self.backend.is_direct(), SETTING_DIRECT),
+            (!self.network.plan.is_whole(), SETTING_PART),
         ];
         // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from its own port and takes
         // datagrams from any: the flow's hash spreads over the receiver's queues in that backend, too. But routers' answers to
@@ -261,6 +295,8 @@ impl Joined {
             underlay_mac: self.underlay.mac.map_or([0; 6], |mac| mac.0),
             encapsulation: self.backend.encapsulation(),
             host_bits: subnet.max_prefix_len() - subnet.prefix_len(),
+            leasable_first: ipv4(leasable_first)?.into(),
+            leasable_last: ipv4(leasable_last)?.into(),
         })
     }
 }

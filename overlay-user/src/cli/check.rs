@@ -7,11 +7,12 @@ mod input;
 mod kernel;
 mod networks;
 mod path_mtu;
+mod policies;
 
 use std::fs;
 
-use self::finding::Sysctl;
 pub use self::finding::{Finding, Level};
+use self::{finding::Sysctl, networks::Overlay};
 use crate::{
     datapath::{xdp::XdpLink, xdp_fitness},
     host::netlink::{Link, LinkKind, Netlink, NetlinkError},
@@ -31,6 +32,8 @@ pub struct CheckSpec {
     pub backend: Backend,
     /// The own subnet, where there is one.
     pub subnet: Option<IpNet>,
+    /// Network, where it is known.
+    pub network: Option<IpNet>,
     /// Below which everything is pinned.
     pub bpf_root: std::path::PathBuf,
     /// Where this network's pins are, or would be.
@@ -66,12 +69,16 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     let sockets = fs::read_to_string("/proc/thread-self/net/udp").unwrap_or_default();
     findings.push(port(spec, device, &links, &sockets));
     findings.push(bridge_netfilter(&read_sysctl));
-    let network = match (device, spec.subnet) {
-        (Some(device), Some(subnet)) => networks::network(&netlink.routes().await?, device.index, subnet),
-        _ => None,
+    let routes = netlink.routes().await?;
+    let prefixes = match (device, spec.subnet) {
+        (Some(device), Some(subnet)) => networks::prefixes(&routes, device.index, subnet),
+        _ => Vec::new(),
     };
-    findings.push(networks::others(&netlink.addresses().await?, &links, &spec.device, network, spec.subnet));
-    findings.extend(firewall::findings(network, spec.subnet, spec.backend.port()).await);
+    let overlay = Overlay { prefixes: &prefixes, subnet: spec.subnet, underlay };
+    findings.extend(networks::findings(&overlay, &links, &netlink.addresses().await?, &routes));
+    findings.push(policies::finding(&prefixes, &bridges).await);
+    let widest = prefixes.iter().copied().min_by_key(IpNet::prefix_len);
+    findings.extend(firewall::findings(spec.network.or(widest), spec.subnet, spec.backend.port()).await);
     Ok(findings)
 }
 
@@ -249,6 +256,7 @@ mod tests {
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: None,
+            network: None,
             bpf_root: "/sys/fs/bpf".into(),
             pins: "/nowhere".into(),
         }

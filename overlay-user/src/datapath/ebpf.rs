@@ -2,7 +2,11 @@
 mod peers;
 mod vteps;
 
-use std::{collections::BTreeMap, fs, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+};
 
 use aya::{Ebpf, maps::MapError};
 use ipnet::IpNet;
@@ -11,6 +15,7 @@ use nix::{errno::Errno, ifaddrs::getifaddrs};
 use overlay_common::{ENDPOINT_PINNED, Settings};
 use tokio::sync::watch;
 
+pub use self::peers::MANY_OUTLYING;
 use super::{
     Datapath, DatapathError, Installed,
     error::{errno, removed},
@@ -49,6 +54,8 @@ pub struct EbpfDatapath {
     slots: Slots,
     /// Index of the tunnel device that has its programs. Zero before there is one.
     device: watch::Sender<u32>,
+    /// Peers' subnets outside the leasable range.
+    outlying: watch::Sender<BTreeSet<IpNet>>,
 }
 
 impl EbpfDatapath {
@@ -109,7 +116,9 @@ impl EbpfDatapath {
             prefix_len,
             slots,
             device,
+            outlying: watch::Sender::default(),
         };
+        datapath.find_outlying()?;
         for (subnet, peer) in peers {
             datapath.put_peer(*subnet, peer)?;
         }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Flannel;
 use crate::host::{
     device::{self, Device, DeviceKind, DeviceSpec},
-    netlink::{Address, ClassicTunnel, GatewayRoute, Link, LinkChange, LinkKind, Netlink, Route, TABLE_MAIN},
+    netlink::{Address, ClassicTunnel, GatewayRoute, Link, LinkChange, LinkKind, Netlink},
 };
 
 /// What had to be waited for, and what came of it.
@@ -79,14 +79,6 @@ pub async fn to_overlay(
     // A device that is down can have its address already; a route it cannot.
     let address = spec.subnet.network();
     netlink.put_address(Address::alone(tunnel, address)).await?;
-    let route = Route {
-        destination: spec.network,
-        link: Some(tunnel),
-        gateway: None,
-        source: Some(address),
-        metric: 0,
-        table: TABLE_MAIN,
-    };
     // This runs before the last step that takes time, so that a packet which is passing through the old device at this moment is
     // counted as well.
     edge()?;
@@ -96,7 +88,9 @@ pub async fn to_overlay(
     let down = begun.elapsed();
     netlink.change_link(tunnel, UP).await.context("the port is free, and our device cannot have it")?;
     let up = begun.elapsed();
-    netlink.put_route(&route).await?;
+    for route in spec.routes(tunnel) {
+        netlink.put_route(&route).await?;
+    }
     let interruption = begun.elapsed();
     edge()?;
     log::debug!(

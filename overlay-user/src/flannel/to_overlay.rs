@@ -72,6 +72,7 @@ impl PreparedMove {
             mtu: site.backend.device_mtu(site.underlay.mtu),
             subnet,
             network: site.network.plan.network,
+            prefixes: site.network.plan.prefixes(),
         };
         if let Some(device) = found.flannel.device.as_ref().filter(|device| device.mtu != spec.mtu) {
             found.notes.push(format!(
@@ -236,11 +237,11 @@ async fn learned(netlink: &Netlink, subnet: IpNet, options: &Options) -> Result<
 
 /// Ours before flannel's go.
 async fn enforce_rules(joined: &Joined, options: &Options, masquerade: bool) -> Result<()> {
-    let DeviceSpec { subnet, network, .. } = joined.spec;
     let wanted = Wanted {
         name: options.paths.network.clone(),
-        network,
-        subnet,
+        plan: joined.network.plan,
+        device: joined.spec.name.clone(),
+        subnet: joined.spec.subnet,
         masquerade,
         forward: options.forward_rules,
     };

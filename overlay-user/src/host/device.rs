@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow, bail};
 use nix::errno::Errno;
 
 pub use self::spec::{Device, DeviceKind, DeviceSpec, Prepared};
-use crate::host::netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError, Route, TABLE_MAIN};
+use crate::host::netlink::{Address, Link, LinkChange, LinkKind, Netlink, NetlinkError};
 
 /// Makes sure that there is a device to attach programs to. A new device stays down, and so receives nothing, until
 /// [`ensure`] is called. Thus no frame enters the stack before the program that checks it is attached.
@@ -63,7 +63,20 @@ pub async fn ensure(netlink: &Netlink, spec: &DeviceSpec) -> Result<Device> {
     device
 }
 
-/// Removes the device, with its address and its route. It is no error if there is no such device. A device of a kind
+/// Removes routes through the device that an agent made when leases or the config were others.
+pub async fn remove_stale_routes(
+    netlink: &Netlink,
+    spec: &DeviceSpec,
+    link: u32,
+) -> Result<(), NetlinkError> {
+    let present = netlink.routes().await?;
+    for route in present.iter().filter(|route| spec.is_stale(route, link)) {
+        netlink.remove_route(route).await?;
+    }
+    Ok(())
+}
+
+/// Removes the device, with its address and its routes. It is no error if there is no such device. A device of a kind
 /// that no backend uses is left alone, and that is an error.
 pub async fn remove(netlink: &Netlink, name: &str) -> Result<()> {
     match netlink.link_named(name).await? {
@@ -130,7 +143,7 @@ async fn set_up(netlink: &Netlink, spec: &DeviceSpec, link: &Link) -> Result<Dev
     Ok(Device { ifindex: link.index, mac, vnifilter })
 }
 
-/// Sets address and route. The address comes first, since the route names it. Stale addresses go last, because the
+/// Sets address and routes. The address comes first, since the routes name it. Stale addresses go last, because the
 /// kernel deletes an address together with the routes that have it as their source.
 async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Result<()> {
     let wanted = Address::alone(link, spec.subnet.network());
@@ -138,15 +151,8 @@ async fn set_addresses(netlink: &Netlink, spec: &DeviceSpec, link: u32) -> Resul
     if !addresses.contains(&wanted) {
         netlink.put_address(wanted).await?;
     }
-    let route = Route {
-        destination: spec.network,
-        link: Some(link),
-        gateway: None,
-        source: Some(wanted.address),
-        metric: 0,
-        table: TABLE_MAIN,
-    };
-    if !netlink.routes().await?.contains(&route) {
+    let present = netlink.routes().await?;
+    for route in spec.routes(link).filter(|route| !present.contains(route)) {
         netlink.put_route(&route).await?;
     }
     for stale in addresses.into_iter().filter(|address| address.link == link && *address != wanted) {
@@ -161,8 +167,9 @@ async fn refuse_foreign_route(netlink: &Netlink, spec: &DeviceSpec, links: &[Lin
         link.map_or("?", |link| link.name.as_str())
     };
     for route in netlink.routes().await? {
-        if route.destination == spec.network && route.metric == 0 && name(route.link) != spec.name {
-            let (network, interface) = (spec.network, name(route.link));
+        let is_ours = spec.prefixes.contains(&route.destination);
+        if is_ours && route.metric == 0 && name(route.link) != spec.name {
+            let (network, interface) = (route.destination, name(route.link));
             bail!(
                 "{network} is already routed through interface {interface}: remove that route first \
                  (`ip route delete {network} dev {interface}`)"

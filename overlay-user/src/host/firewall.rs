@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 pub use self::status::{RuleState, RuleStatus, RulesStatus};
 use self::{forward::Forward, masquerade::Masquerade, status::Looked};
-use crate::host::netlink::NftablesEvents;
+use crate::{host::netlink::NftablesEvents, model::network::AddressPlan};
 
 /// Longest pause between two looks at the rules. The older variant of iptables does not tell anybody that it changed
 /// something.
@@ -31,8 +31,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Wanted {
     /// Name of the network on this host (`--network`). It is part of our table's name and of our rules' comments.
     pub name: String,
-    /// The whole overlay.
-    pub network: IpNet,
+    /// The overlay's addresses.
+    pub plan: AddressPlan,
+    /// The tunnel device.
+    pub device: String,
     /// This host's subnet.
     pub subnet: IpNet,
     /// Whether to masquerade what leaves the overlay (`--ip-masq`).
@@ -54,9 +56,9 @@ impl FirewallKeeper {
     /// Puts the wanted rules in force, and removes those that only an earlier agent was asked for. What fails is tried
     /// again by [`Self::keep`]. `report` is called with the rules' state whenever it changes.
     pub async fn start(wanted: &Wanted, report: impl Fn(&RulesStatus) + Send + 'static) -> Self {
-        let Wanted { name, network, subnet, .. } = wanted;
-        let masquerade = wanted.masquerade.then(|| Masquerade::new(name, *network, *subnet));
-        let forward = wanted.forward.then(|| Forward::new(name, *network));
+        let Wanted { name, plan, .. } = wanted;
+        let masquerade = wanted.masquerade.then(|| Masquerade::new(wanted));
+        let forward = wanted.forward.then(|| Forward::new(name, plan.network));
         if masquerade.is_none() {
             warn_of(masquerade::remove(name).await);
         }

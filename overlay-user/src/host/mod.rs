@@ -4,5 +4,6 @@ pub mod device;
 pub mod docker_opts;
 pub mod firewall;
 pub mod netlink;
+pub mod overlaps;
 pub mod subnet_env;
 pub mod underlay;

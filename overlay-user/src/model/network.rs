@@ -113,6 +113,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_leasable_range_is_what_subnet_min_and_max_leave() {
+        let plan = |more: &str| parse(&format!(r#"{{"Network":"10.0.0.0/8"{more}}}"#)).plan;
+        let prefixes =
+            |more: &str| -> Vec<String> { plan(more).prefixes().iter().map(ToString::to_string).collect() };
+        for whole in ["", r#","SubnetMin":"10.0.0.0""#, r#","SubnetMax":"10.255.255.0""#] {
+            assert!(plan(whole).is_whole(), "{whole}");
+            assert_eq!(prefixes(whole), ["10.0.0.0/8"], "{whole}");
+        }
+        let part = r#","SubnetMin":"10.10.0.0","SubnetMax":"10.50.0.0""#;
+        assert!(!plan(part).is_whole());
+        let (first, last) = plan(part).leasable();
+        assert_eq!((first.to_string().as_str(), last.to_string().as_str()), ("10.10.0.0", "10.50.0.255"));
+        let expected =
+            ["10.10.0.0/15", "10.12.0.0/14", "10.16.0.0/12", "10.32.0.0/12", "10.48.0.0/15", "10.50.0.0/24"];
+        assert_eq!(prefixes(part), expected);
+        assert_eq!(prefixes(r#","SubnetMax":"10.63.255.0""#), ["10.0.0.0/10"]);
+        assert_eq!(prefixes(r#","SubnetLen":10,"SubnetMin":"10.128.0.0""#), ["10.128.0.0/9"]);
+    }
+
     /// Fields that flannel's configs may have and that make no difference here. They are no error.
     #[test]
     fn what_makes_no_difference_is_read_all_the_same() {

@@ -94,6 +94,9 @@ const MUTATIONS: &[Mutation] = &[
     ("inner source", |frame, random| {
         frame.inner.from = random.one(&[
             [10, 244, 3, 7],
+            [10, 244, 9, 1],
+            [10, 244, 63, 255],
+            [10, 244, 64, 0],
             [10, 244, 99, 1],
             CONTAINER,
             [10, 244, 1, 1],
@@ -120,6 +123,7 @@ const MUTATIONS: &[Mutation] = &[
             [10, 244, 1, 255],
             [10, 244, 255, 255],
             [10, 244, 3, 7],
+            [10, 244, 9, 7],
             [10, 244, 99, 7],
             REMOTE,
             LOCAL,

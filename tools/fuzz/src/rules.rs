@@ -5,7 +5,7 @@ use overlay_common::Reason;
 use crate::{
     datagrams::{Fragments, Packet, four, udp_sum_is_right, word},
     twins::Nic,
-    world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_network, in_subnet, is_hosts},
+    world::{CONTAINER, LOCAL, PEERS, PORT, UNDERLAY_MAC, VNI, VTEP_MAC, in_range, in_subnet, is_hosts},
 };
 
 /// What must become of one case.
@@ -240,7 +240,7 @@ fn reason_at_the_device(outer: &Packet<'_>, inside: &[u8]) -> Reason {
 
 /// What is wrong with an inner source address from the peer that holds `subnet`.
 fn source(address: [u8; 4], subnet: [u8; 3]) -> Option<Reason> {
-    match (address[..3] == subnet, in_network(address)) {
+    match (address[..3] == subnet, in_range(address)) {
         (true, _) => None,
         (false, true) => Some(Reason::PeerMismatch),
         (false, false) => Some(Reason::ForeignSource),

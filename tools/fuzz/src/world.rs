@@ -29,9 +29,9 @@ pub const REMOTE: [u8; 4] = [10, 244, 2, 7];
 /// Ports of the container and of the remote end.
 pub const PORTS: [u16; 2] = [5000, 4000];
 
-/// Whether it lies in Network, 10.244.0.0/16.
-pub fn in_network(address: [u8; 4]) -> bool {
-    address[..2] == [10, 244]
+/// Whether it lies in the leasable range, 10.244.0.0 to 10.244.63.255. The rest of Network, 10.244.0.0/16, is the hosts'.
+pub fn in_range(address: [u8; 4]) -> bool {
+    address[..2] == [10, 244] && address[2] < 64
 }
 
 /// Whether it lies in our host's subnet.

@@ -75,7 +75,7 @@ fn overlay0_is_made_again_and_the_fast_path_does_not_notice() {
 
     // These are other things that can be done to the device.
     for harm in
-        ["link set overlay0 down", "route delete 10.244.0.0/16 dev overlay0", "address flush dev overlay0"]
+        ["link set overlay0 down", "route delete 10.244.0.0/18 dev overlay0", "address flush dev overlay0"]
     {
         a.host.namespace().ip(harm).unwrap();
         wait_until(harm, SOON, || Ok(host_reaches(&a.host, &b))).unwrap();

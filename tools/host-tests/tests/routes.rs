@@ -1,4 +1,4 @@
-//! Policies of the host's owner for the path to other hosts. These tests need root.
+//! What of Network is the host's own: addresses that no lease may have, its routes and its policies. These tests need root.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the report")]
 
 #[path = "cluster/bed.rs"]
@@ -6,5 +6,7 @@
 mod bed;
 
 mod routes {
+    mod overlaps;
     mod policies;
+    mod wide;
 }

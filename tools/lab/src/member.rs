@@ -58,7 +58,7 @@ impl Backend {
     }
 
     /// The config of 10.244.0.0/16. Agents choose subnets below 10.244.64.0; tests that assign subnets by hand use
-    /// those above, which no agent chooses.
+    /// those above, which no agent chooses. Of the leasable range only 10.244.0.0/24 is certainly nobody's.
     pub const fn config(self) -> &'static str {
         match self {
             Self::Vxlan => {

@@ -1,51 +1,79 @@
-//! Other networks of this host whose addresses are inside Network, so that other hosts' containers with these addresses cannot
-//! be reached.
+//! Addresses and routes of this host that are inside the overlay's range, so that other hosts' containers with these addresses
+//! cannot be reached, or are reached in spite of them.
 use ipnet::IpNet;
 
 use super::finding::{Finding, Level};
-use crate::host::netlink::{Address, Link, Route};
+use crate::host::{
+    netlink::{Address, Link, Route},
+    overlaps::{Overlaps, REMEDY},
+};
 
-/// The whole overlay: the tunnel device's route that this host's subnet is part of.
-pub(super) fn network(routes: &[Route], device: u32, subnet: IpNet) -> Option<IpNet> {
-    let ours = |route: &&Route| route.link == Some(device) && route.destination.contains(&subnet);
-    routes.iter().filter(ours).map(|route| route.destination).min_by_key(IpNet::prefix_len)
+/// The overlay as the tunnel device's routes show it: what is routed through the device, if this host's subnet is.
+pub(super) fn prefixes(routes: &[Route], device: u32, subnet: IpNet) -> Vec<IpNet> {
+    let ours = routes.iter().filter(|route| route.link == Some(device) && route.gateway.is_none());
+    let prefixes: Vec<IpNet> = ours.map(|route| route.destination).collect();
+    if prefixes.iter().any(|prefix| prefix.contains(&subnet)) { prefixes } else { Vec::new() }
 }
 
-/// Addresses inside Network that are not of this host's subnet: the kernel has a route for their network that is more
-/// specific than Network's, and other hosts send nothing there.
-pub(super) fn others(
-    addresses: &[Address],
+/// What is known of the overlay on this host. There is no subnet before it is leased, and there are no prefixes before there is
+/// a tunnel device.
+pub(super) struct Overlay<'a> {
+    pub(super) prefixes: &'a [IpNet],
+    pub(super) subnet: Option<IpNet>,
+    pub(super) underlay: Option<&'a Link>,
+}
+
+/// What this host has inside those prefixes, but not in its own subnet. For such addresses the kernel has a more specific route
+/// than overlay0's, other hosts send nothing there, and the fast path goes by the leases.
+pub(super) fn findings(
+    overlay: &Overlay<'_>,
     links: &[Link],
-    device: &str,
-    network: Option<IpNet>,
-    subnet: Option<IpNet>,
-) -> Finding {
+    addresses: &[Address],
+    routes: &[Route],
+) -> Vec<Finding> {
+    let Overlay { prefixes, subnet, underlay } = overlay;
     let what = "other networks";
-    let (Some(network), Some(subnet)) = (network, subnet) else {
-        return Finding::ok(what, "no subnet leased and attached yet: nothing to look for");
+    let (Some(subnet), false) = (subnet, prefixes.is_empty()) else {
+        return vec![Finding::ok(what, "no subnet leased and attached yet: nothing to look for")];
     };
-    let misplaced =
-        addresses.iter().filter(|one| network.contains(&one.address) && !subnet.contains(&one.address));
-    let named: Vec<String> = misplaced
-        .filter_map(|one| {
-            let link = links.iter().find(|link| link.index == one.link && link.name != device)?;
-            Some(format!("{}/{} of {}", one.address, one.prefix_len, link.name))
-        })
-        .collect();
-    if named.is_empty() {
-        return Finding::ok(what, format!("none inside {network} but this host's subnet {subnet}"));
+    let range = prefixes.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ");
+    let found = Overlaps::find(prefixes, &[*subnet], links, addresses, routes);
+    let mut findings = Vec::new();
+    let own = addresses.iter().find(|one| {
+        underlay.is_some_and(|link| link.index == one.link)
+            && prefixes.iter().any(|prefix| prefix.contains(&one.address))
+    });
+    if let Some(Address { address, .. }) = own {
+        let detail =
+            format!("{address}, this host's own, is inside the addresses that hosts may lease ({range})");
+        findings.push(Finding::new("underlay address", Level::Fail, detail, REMEDY));
     }
-    Finding::new(
-        what,
-        Level::Warn,
-        format!(
-            "inside {network}, but not this host's subnet {subnet}: {}. Containers there are not part of the overlay, and \
-             the hosts whose subnet that is cannot be reached from here by the stack",
-            named.join(", ")
-        ),
-        "give that network other addresses; a network of Docker's: docker network rm, and create it anew with a --subnet \
-         outside, or of this host's own",
-    )
+    findings.push(if found.addresses.is_empty() {
+        Finding::ok(what, format!("none inside {range} but this host's subnet {subnet}"))
+    } else {
+        Finding::new(
+            what,
+            Level::Warn,
+            format!(
+                "inside {range}, but not this host's subnet {subnet}: {}. Containers there are not part of the overlay, and \
+                 the hosts whose subnet that is cannot be reached from here by the stack",
+                found.addresses.join(", ")
+            ),
+            "give that network other addresses; a network of Docker's: docker network rm, and create it anew with a --subnet \
+             outside, or of this host's own",
+        )
+    });
+    findings.push(if found.routes.is_empty() {
+        Finding::ok("other routes", format!("none inside {range}"))
+    } else {
+        let detail = format!(
+            "inside {range}: {}. What takes the stack follows them. The fast path goes by the leases: packets to a subnet that \
+             another host has leased pass them by",
+            found.routes.join(", ")
+        );
+        Finding::new("other routes", Level::Warn, detail, format!("remove them; or {REMEDY}"))
+    });
+    findings
 }
 
 #[cfg(test)]
@@ -58,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn network_is_the_devices_widest_route_around_the_subnet() {
+    fn the_overlay_is_what_is_routed_through_the_device() {
         let route = |destination, link| Route {
             destination: net(destination),
             link: Some(link),
@@ -73,8 +101,9 @@ mod tests {
             route("10.244.1.0/24", 7),
             route("172.16.0.0/12", 7),
         ];
-        assert_eq!(network(&routes, 7, net("10.244.1.0/24")), Some(net("10.244.0.0/16")));
-        assert_eq!(network(&routes, 9, net("10.244.1.0/24")), None);
+        let ours = ["10.244.0.0/16", "10.244.1.0/24", "172.16.0.0/12"].map(net);
+        assert_eq!(prefixes(&routes, 7, net("10.244.1.0/24")), ours);
+        assert_eq!(prefixes(&routes, 9, net("10.244.1.0/24")), []);
     }
 
     #[test]
@@ -93,17 +122,27 @@ mod tests {
             peer: None,
             peer_netns: None,
         };
-        let links = [link(1, "overlay0"), link(2, "docker0"), link(3, "br-7"), link(4, "br-8")];
+        let links = [link(1, "flannel.1"), link(2, "docker0"), link(3, "br-7"), link(4, "br-8")];
         let address = |link, address: [u8; 4]| Address { link, address: address.into(), prefix_len: 24 };
         let mut addresses =
             vec![address(1, [10, 244, 1, 0]), address(2, [10, 244, 1, 1]), address(4, [172, 18, 0, 1])];
-        let found = |addresses: &[Address]| {
-            others(addresses, &links, "overlay0", Some(net("10.244.0.0/16")), Some(net("10.244.1.0/24")))
+        let prefixes = [net("10.244.0.0/16")];
+        let found = |addresses: &[Address], underlay: Option<&Link>, routes: &[Route]| {
+            let overlay = Overlay { prefixes: &prefixes, subnet: Some(net("10.244.1.0/24")), underlay };
+            findings(&overlay, &links, addresses, routes)
         };
-        assert_eq!(found(&addresses).level, Level::Ok);
+        let levels = |found: &[Finding]| found.iter().map(|it| it.level).collect::<Vec<_>>();
+        assert_eq!(levels(&found(&addresses, None, &[])), [Level::Ok, Level::Ok]);
         addresses.push(address(3, [10, 244, 2, 1]));
-        let warned = found(&addresses);
-        assert_eq!(warned.level, Level::Warn);
-        assert!(warned.detail.contains(": 10.244.2.1/24 of br-7. "), "{warned:?}");
+        let warned = found(&addresses, None, &[]);
+        assert_eq!(levels(&warned), [Level::Warn, Level::Ok]);
+        assert!(warned[0].detail.contains(": 10.244.2.1/24 of br-7. "), "{warned:?}");
+        let destination = net("10.244.3.0/24");
+        let gateway = Some([10, 99, 0, 254].into());
+        let route = Route { destination, link: Some(4), gateway, source: None, metric: 0, table: 254 };
+        let warned = found(&addresses, Some(&links[2]), &[route]);
+        assert_eq!(levels(&warned), [Level::Fail, Level::Warn, Level::Warn]);
+        assert!(warned[0].detail.starts_with("10.244.2.1, this host's own,"), "{warned:?}");
+        assert!(warned[2].detail.contains(": 10.244.3.0/24 via 10.99.0.254. "), "{warned:?}");
     }
 }

@@ -8,7 +8,7 @@ use crate::{
         options::Check,
         table,
     },
-    host::{netlink::Netlink, underlay},
+    host::{netlink::Netlink, subnet_env, underlay},
     model::backend::Backend,
 };
 
@@ -23,7 +23,9 @@ pub(super) async fn check(options: &Check) -> Result<Completion> {
             .as_ref()
             .and_then(|record| Backend::named(&record.backend))
             .unwrap_or(Backend::DEFAULT),
-        subnet: record.map(|record| record.subnet),
+        subnet: record.as_ref().map(|record| record.subnet),
+        // Routes may show a part of it alone.
+        network: record.as_ref().and_then(|record| subnet_env::read(record.subnet_file.as_deref()?).network),
         bpf_root: options.show.place.bpf_root.clone(),
         pins: options.show.place.paths().pins,
     };

@@ -3,7 +3,7 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-
+use log::{debug, warn};
 use serde_json::Value;
 
 use super::{
@@ -12,7 +12,11 @@ use super::{
 };
 use crate::{
     cli::{options::Config, table::table},
-    model::network::NetworkConfig,
+    host::{
+        netlink::{Netlink, NetlinkError},
+        overlaps::{Overlaps, REMEDY},
+    },
+    model::network::{AddressPlan, NetworkConfig},
     store::Store,
 };
 
@@ -43,6 +47,7 @@ async fn run(store: &mut impl Store, command: Config) -> Result<()> {
             let text = if text == "-" { standard_input()? } else { text };
             let parsed = NetworkConfig::parse(text.as_bytes())?;
             store.set_config(Bytes::from(text)).await?;
+            warn_of_overlaps(&parsed.plan).await;
             if json {
                 println!("{}", parsed.to_json());
             } else {
@@ -55,6 +60,22 @@ async fn run(store: &mut impl Store, command: Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Other hosts' networks are not known here, but this host may be one of them, or be like them.
+async fn warn_of_overlaps(plan: &AddressPlan) {
+    let found = async { Ok::<_, NetlinkError>(Overlaps::read(&Netlink::open()?, plan).await?.named()) }.await;
+    match found {
+        Ok(named) if named.is_empty() => {}
+        Ok(named) => {
+            let (first, last) = plan.leasable();
+            warn!(
+                "this host has {named}, inside the addresses that hosts may lease ({first} to {last}). Where that is the hosts' \
+                 own network, agents refuse to start; and the fast path passes such routes by. {REMEDY}"
+            );
+        }
+        Err(error) => debug!("{error}: not compared with this host's own network"),
+    }
 }
 
 /// One row per field; those of an object inside with its name in front.

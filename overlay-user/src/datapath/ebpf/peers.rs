@@ -1,8 +1,9 @@
 //! A peer in the maps: its subnet, its underlay address among those that the programs take packets from, its counters.
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use ipnet::IpNet;
 use overlay_common::{Addr4, Vtep};
+use tokio::sync::watch;
 
 use super::EbpfDatapath;
 use crate::{
@@ -13,6 +14,10 @@ use crate::{
     },
     model::entries::Peer,
 };
+
+/// With more subnets than this outside the leasable range, that range says nothing of the overlay any more: all of Network is
+/// routed through overlay0, as one route.
+pub const MANY_OUTLYING: usize = 64;
 
 impl EbpfDatapath {
     pub(super) fn put_peer(&mut self, subnet: IpNet, peer: &Peer) -> Result<(), DatapathError> {
@@ -42,6 +47,7 @@ impl EbpfDatapath {
             return Err(self.write_failed("peers", action(), &error));
         }
         self.slots.assign(key, slot, outer);
+        self.note_outlying(subnet, key, true);
         moved.map_or(Ok(()), |(_, before)| self.forget_vtep(slot, before))
     }
 
@@ -49,10 +55,37 @@ impl EbpfDatapath {
         let action = || format!("remove peer {subnet}");
         let key = key(subnet.network(), action)?;
         removed(self.tables.peers.remove(key)).map_err(|error| DatapathError::failed(action(), &error))?;
+        self.note_outlying(subnet, key, false);
         let Some((slot, outer)) = self.slots.of(key) else { return Ok(()) };
         self.slots.forget(key);
         self.slots.release(slot);
         self.forget_vtep(slot, outer)
+    }
+
+    /// Subnets of peers outside the leasable range. The kernel has no route to them through overlay0 unless somebody puts it.
+    pub fn outlying(&self) -> watch::Receiver<BTreeSet<IpNet>> {
+        self.outlying.subscribe()
+    }
+
+    /// Looks for such peers in the table that was adopted.
+    pub(super) fn find_outlying(&mut self) -> Result<(), DatapathError> {
+        for base in self.tables.peers.entries()?.into_keys() {
+            let action = || format!("read peer {base}");
+            let subnet = IpNet::new(base.into(), self.prefix_len)
+                .map_err(|error| DatapathError::failed(action(), &error))?;
+            self.note_outlying(subnet, base.into(), true);
+        }
+        Ok(())
+    }
+
+    fn note_outlying(&self, subnet: IpNet, base: Addr4, is_there: bool) {
+        if !self.options.settings.is_leasable(base) {
+            self.outlying.send_if_modified(|subnets| {
+                let is_news = if is_there { subnets.insert(subnet) } else { subnets.remove(&subnet) };
+                // What comes beyond the first too many makes no difference.
+                is_news && subnets.len() <= MANY_OUTLYING + 1
+            });
+        }
     }
 
     /// Forgets that the peer with `slot` is at underlay address `outer`. The address stays if another subnet's peer is there too,

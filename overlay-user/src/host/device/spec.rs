@@ -1,7 +1,10 @@
 //! What the tunnel device must be like, and what it is found to be like.
 use ipnet::IpNet;
 
-use crate::model::{backend::Backend, mac::Mac};
+use crate::{
+    host::netlink::{Route, TABLE_MAIN},
+    model::{backend::Backend, mac::Mac},
+};
 
 /// What the tunnel device must be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +18,31 @@ pub struct DeviceSpec {
     /// The subnet that this host leased. Its base address becomes the device's address: that is flannel's rule, in its
     /// pkg/backend/vxlan.
     pub subnet: IpNet,
-    /// The whole overlay, which is routed through the device.
+    /// The whole overlay.
     pub network: IpNet,
+    /// What of it is routed through the device: the leasable range, and leases outside of it. The rest is the host's.
+    pub prefixes: Vec<IpNet>,
+}
+
+impl DeviceSpec {
+    /// The routes that lead through the device, whose interface index is `link`.
+    pub fn routes(&self, link: u32) -> impl Iterator<Item = Route> {
+        self.prefixes.iter().map(move |&destination| self.route(link, destination))
+    }
+
+    fn route(&self, link: u32, destination: IpNet) -> Route {
+        let source = Some(self.subnet.network());
+        Route { destination, link: Some(link), gateway: None, source, metric: 0, table: TABLE_MAIN }
+    }
+
+    /// Whether a route is one that an agent made, but not one of these: Network's, from before its range was a part of it, or
+    /// that of a lease that is gone.
+    pub(super) fn is_stale(&self, route: &Route, link: u32) -> bool {
+        let destination = route.destination;
+        self.network.contains(&destination)
+            && !self.prefixes.contains(&destination)
+            && *route == self.route(link, destination)
+    }
 }
 
 /// Which kind of device the tunnel's packets need.

@@ -3,13 +3,15 @@
 //! The crate `nftables` exchanges JSON with the command `nft`. Every host with nftables has the command, and the command
 //! hides the differences among kernels. The crate is maintained, has a licence that fits ours, and depends on few and small
 //! crates. The libraries that speak netlink themselves bind C libraries (nftnl) or are under the GPL (rustables).
-use std::{borrow::Cow, io::ErrorKind, path::PathBuf};
+use std::{borrow::Cow, io::ErrorKind, net::IpAddr, path::PathBuf};
 
 use anyhow::{Error, Result, anyhow, bail};
 use ipnet::IpNet;
 use nftables::{
     batch::Batch,
-    expr::{BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix},
+    expr::{
+        BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, Range,
+    },
     helper::{self, DEFAULT_ARGS, NftablesError},
     schema::{Chain, NfCmd, NfListObject, Nftables, Rule, Table},
     stmt::{Match, NAT, NATFlag, Operator, Return, Statement},
@@ -17,7 +19,7 @@ use nftables::{
 };
 use serde_json::Value;
 
-use super::{command, status::Looked};
+use super::{Wanted, command, status::Looked};
 
 /// Name of our chain. It is not a word of nft's language, as `masquerade` is: `nft -f` must be able to read what
 /// `nft list ruleset` saved.
@@ -33,15 +35,27 @@ const KUBE_MARK: u32 = 1 << 14;
 pub struct Masquerade {
     table: String,
     network: IpNet,
+    /// The leasable range, if it is only a part of Network. The rest of Network is as much outside as any other address.
+    part: Option<(IpAddr, IpAddr)>,
+    /// The tunnel device.
+    device: String,
     subnet: IpNet,
     /// The table as it was listed after we wrote it, with its handles. Any later change of the table shows as a difference.
     written: Option<Value>,
 }
 
 impl Masquerade {
-    /// The rules of the network with this name, for this host's subnet.
-    pub fn new(name: &str, network: IpNet, subnet: IpNet) -> Self {
-        Self { table: table(name), network: network.trunc(), subnet: subnet.trunc(), written: None }
+    /// The rules of the wanted network.
+    pub fn new(wanted: &Wanted) -> Self {
+        let Wanted { name, plan, device, subnet, .. } = wanted;
+        Self {
+            table: table(name),
+            network: plan.network.trunc(),
+            part: Some(plan.leasable()).filter(|_| !plan.is_whole()),
+            device: device.clone(),
+            subnet: subnet.trunc(),
+            written: None,
+        }
     }
 
     /// Looks whether the table is as it was written, and writes it again if it is not. That is one transaction, so there
@@ -91,22 +105,32 @@ impl Masquerade {
         batch.to_nftables()
     }
 
-    /// The rules. They mean the same as flannel's iptables rules. flannel's own nftables rules differ: they never masquerade
+    /// The rules. They mean the same as flannel's iptables rules, but that Network is the leasable range alone: a machine with
+    /// another address of Network knows no route to a container. flannel's own nftables rules differ: they never masquerade
     /// packets that come from outside to another host's container, so the answers do not come back through this host.
     fn rules(&self) -> Vec<(&'static str, Vec<Statement<'static>>)> {
-        let Self { network, subnet, .. } = *self;
-        let multicast = IpNet::new_assert([224, 0, 0, 0].into(), 4);
+        let subnet = || prefix(self.subnet);
+        let multicast = prefix(IpNet::new_assert([224, 0, 0, 0].into(), 4));
+        let network = || self.part.map_or_else(|| prefix(self.network), |(first, last)| range(first, last));
         let (is, is_not) = (Operator::EQ, Operator::NEQ);
-        vec![
+        let mut rules = vec![
             ("marked: kube-proxy masquerades it", vec![is_marked(), leave()]),
-            ("ours within the overlay", vec![source(is, subnet), destination(is, network), leave()]),
-            ("to containers here, who see who asks", vec![destination(is, subnet), leave()]),
-            ("out of the overlay", vec![source(is, network), destination(is_not, multicast), masquerade()]),
+            ("ours within the overlay", vec![source(is, subnet()), destination(is, network()), leave()]),
+        ];
+        if self.part.is_some() {
+            // Leases outside the range are peers as others are. What else would take the device has no peer.
+            let through = vec![source(is, subnet()), leaves_by(&self.device), leave()];
+            rules.push(("ours to a lease outside the range", through));
+        }
+        rules.extend([
+            ("to containers here, who see who asks", vec![destination(is, subnet()), leave()]),
+            ("out of the overlay", vec![source(is, network()), destination(is_not, multicast), masquerade()]),
             (
                 "from outside to another host's containers: their answers must come back here",
-                vec![source(is_not, network), destination(is, network), masquerade()],
+                vec![source(is_not, network()), destination(is, network()), masquerade()],
             ),
-        ]
+        ]);
+        rules
     }
 }
 
@@ -199,25 +223,39 @@ fn is_marked() -> Statement<'static> {
     })
 }
 
-fn source(op: Operator, net: IpNet) -> Statement<'static> {
-    address("saddr", op, net)
+fn source(op: Operator, addresses: Expression<'static>) -> Statement<'static> {
+    address("saddr", op, addresses)
 }
 
-fn destination(op: Operator, net: IpNet) -> Statement<'static> {
-    address("daddr", op, net)
+fn destination(op: Operator, addresses: Expression<'static>) -> Statement<'static> {
+    address("daddr", op, addresses)
 }
 
-fn address(field: &'static str, op: Operator, net: IpNet) -> Statement<'static> {
+fn address(field: &'static str, op: Operator, right: Expression<'static>) -> Statement<'static> {
     let field = PayloadField { protocol: Cow::Borrowed("ip"), field: Cow::Borrowed(field) };
-    let prefix = Prefix {
-        addr: Box::new(Expression::String(Cow::Owned(net.network().to_string()))),
-        len: net.prefix_len().into(),
-    };
     Statement::Match(Match {
         left: Expression::Named(NamedExpression::Payload(Payload::PayloadField(field))),
-        right: Expression::Named(NamedExpression::Prefix(prefix)),
+        right,
         op,
     })
+}
+
+fn prefix(net: IpNet) -> Expression<'static> {
+    let addr = Box::new(text(net.network()));
+    Expression::Named(NamedExpression::Prefix(Prefix { addr, len: net.prefix_len().into() }))
+}
+
+fn range(first: IpAddr, last: IpAddr) -> Expression<'static> {
+    Expression::Range(Box::new(Range { range: [text(first), text(last)] }))
+}
+
+fn leaves_by(device: &str) -> Statement<'static> {
+    let name = Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Oifname }));
+    Statement::Match(Match { left: name, right: text(device), op: Operator::EQ })
+}
+
+fn text(value: impl ToString) -> Expression<'static> {
+    Expression::String(Cow::Owned(value.to_string()))
 }
 
 fn leave() -> Statement<'static> {

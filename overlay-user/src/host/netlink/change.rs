@@ -166,6 +166,12 @@ impl Netlink {
             .await
             .map_err(|error| NetlinkError::new(action(), error))
     }
+
+    /// Removes a route. It is no error if there is none.
+    pub async fn remove_route(&self, route: &Route) -> Result<(), NetlinkError> {
+        let message = route_message(route, || format!("name the route to {}", route.destination))?;
+        self.remove_route_message(message, route.destination).await
+    }
 }
 
 fn route_message(route: &Route, action: impl Fn() -> String) -> Result<RouteMessage, NetlinkError> {

@@ -225,7 +225,7 @@ impl Netlink {
 
     /// Removes a route through a gateway. It is no error if there is none.
     pub async fn remove_gateway_route(&self, link: u32, route: &GatewayRoute) -> Result<(), NetlinkError> {
-        self.remove_route(gateway_route(link, route)?, route.destination).await
+        self.remove_route_message(gateway_route(link, route)?, route.destination).await
     }
 
     /// Makes the kernel drop packets to `network`, without an answer to their sender, when no other route leads there.
@@ -238,10 +238,15 @@ impl Netlink {
 
     /// Undoes [`Netlink::add_blackhole`]. It is no error if there is no such route.
     pub async fn stop_dropping_unrouted(&self, network: IpNet) -> Result<(), NetlinkError> {
-        self.remove_route(last_resort(network)?, network).await
+        self.remove_route_message(last_resort(network)?, network).await
     }
 
-    async fn remove_route(&self, route: RouteMessage, to: IpNet) -> Result<(), NetlinkError> {
+    /// Removes a route. It is no error if there is none.
+    pub(super) async fn remove_route_message(
+        &self,
+        route: RouteMessage,
+        to: IpNet,
+    ) -> Result<(), NetlinkError> {
         match self.handle.route().del(route).execute().await {
             Ok(()) => Ok(()),
             Err(error) => match NetlinkError::new(format!("remove the route to {to}"), error) {

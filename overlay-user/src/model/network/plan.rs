@@ -1,7 +1,7 @@
 //! How the addresses of one family are dealt out to hosts, with the rules of flannel's pkg/subnet/config.go.
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, IpSubnets, Ipv4Net, Ipv4Subnets, Ipv6Subnets};
 use serde::Serialize;
 
 use super::values::{ConfigError, bad, read};
@@ -60,6 +60,33 @@ impl AddressPlan {
         let size = size(first, len);
         let count = (number(self.subnet_max) - number(first)) / size;
         (0..=count).map(move |n| IpNet::new_assert(after(first, n * size), len))
+    }
+
+    /// The first and the last address of the leasable range: the part of Network that is the overlay's. The first subnet of
+    /// Network belongs to it, although no host leases that one, unless SubnetMin leaves out more than it.
+    pub fn leasable(&self) -> (IpAddr, IpAddr) {
+        let size = size(self.subnet_min, self.subnet_len);
+        let base = self.network.network();
+        let first = if self.subnet_min <= after(base, size) { base } else { self.subnet_min };
+        (first, after(self.subnet_max, size - 1))
+    }
+
+    /// The leasable range as prefixes, as few as possible. It is Network alone where all of that is leasable.
+    pub fn prefixes(&self) -> Vec<IpNet> {
+        match self.leasable() {
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                IpSubnets::V4(Ipv4Subnets::new(first, last, 0)).collect()
+            }
+            (IpAddr::V6(first), IpAddr::V6(last)) => {
+                IpSubnets::V6(Ipv6Subnets::new(first, last, 0)).collect()
+            }
+            _ => unreachable!("both ends are of Network's family"),
+        }
+    }
+
+    /// Whether all of Network is leasable.
+    pub fn is_whole(&self) -> bool {
+        self.leasable() == (self.network.network(), self.network.broadcast())
     }
 
     /// Whether a host may lease this subnet.

@@ -131,21 +131,21 @@ fn a_device_a_port_or_a_route_of_somebody_elses() {
 
     ip("link add wan0 type bridge");
     ip("link set wan0 up");
-    ip("route add 10.244.0.0/16 dev wan0");
+    ip("route add 10.244.0.0/18 dev wan0");
     refuses(
         host,
         &arguments,
         &[
-            "10.244.0.0/16 is already routed through interface wan0",
-            "`ip route delete 10.244.0.0/16 dev wan0`",
+            "10.244.0.0/18 is already routed through interface wan0",
+            "`ip route delete 10.244.0.0/18 dev wan0`",
         ],
     );
-    assert!(host.exec("ip route show dev wan0").unwrap().contains("10.244.0.0/16"), "the route was altered");
+    assert!(host.exec("ip route show dev wan0").unwrap().contains("10.244.0.0/18"), "the route was altered");
     assert_eq!(pins(host), [""; 0]);
     assert!(!host.exec("ip link").unwrap().contains("overlay0"), "a half-made device was left");
 
     // The remedy that the message names must help.
-    ip("route delete 10.244.0.0/16 dev wan0");
+    ip("route delete 10.244.0.0/18 dev wan0");
     let member = JoinedHost::join(host, &["--store-dir", &store]);
     assert_eq!(member.agent.terminate().unwrap().code(), Some(0));
 }

@@ -45,7 +45,7 @@ fn every_packet_of_both_hosts_has_one_reason() {
     let ledger = Ledger::open(&bed.members).unwrap();
     let streams = [(a, b), (b, a)].map(|(from, to)| Numbered::start(from, to, 5000).unwrap());
     // Nobody has leased this subnet. The programs answer at a limited rate; beyond it they only drop.
-    send(a, "10.244.251.7:9", 300);
+    send(a, "10.244.0.7:9", 300);
     thread::sleep(Duration::from_millis(700));
     let reports = streams.map(|stream| stream.finish().unwrap());
     let mut traffic = Traffic::from(&reports[..]);

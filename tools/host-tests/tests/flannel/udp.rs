@@ -10,7 +10,7 @@ use super::{
 };
 
 /// An address in a subnet that nobody has leased.
-const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 244, 255, 2);
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 
 /// Packets that were counted under this reason, at whichever hook.
 fn counted(member: &Member, reason: Reason) -> u64 {
@@ -93,7 +93,7 @@ fn d7_udp_mode_tells_of_a_ttl_that_ends_cuts_nothing_off_and_checks_who_sends() 
 
         // The packets come first from a host that is no peer, and then from a peer with a source of another subnet of
         // the network; each whole and in outer fragments.
-        let other = Ipv4Addr::new(10, 244, 255, 3);
+        let other = Ipv4Addr::new(10, 244, 0, 3);
         let own = ours.containers[1].address();
         for (from, source, reason) in [
             (bed.lab.switch(), b.address(), Reason::UnknownPeer),

@@ -21,6 +21,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: Some("10.244.1.0/24".parse().unwrap()),
+            network: None,
             bpf_root: "/proc".into(),
             pins: "/proc/overlay".into(),
         };

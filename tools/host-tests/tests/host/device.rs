@@ -18,6 +18,7 @@ fn spec() -> DeviceSpec {
         mtu: Backend::DEFAULT.overlay_mtu(1500),
         subnet: "10.244.1.0/24".parse().unwrap(),
         network: "10.244.0.0/16".parse().unwrap(),
+        prefixes: vec!["10.244.0.0/16".parse().unwrap()],
     }
 }
 
@@ -102,6 +103,7 @@ fn networks_share_the_port_by_their_vni() {
             kind: DeviceKind::Vxlan { port: 8472, vni: 2, mac: None },
             subnet: "10.245.1.0/24".parse().unwrap(),
             network: "10.245.0.0/16".parse().unwrap(),
+            prefixes: vec!["10.245.0.0/16".parse().unwrap()],
             ..spec()
         };
         device::ensure(&netlink, &second).await.unwrap();
@@ -110,6 +112,38 @@ fn networks_share_the_port_by_their_vni() {
         let error = device::ensure(&netlink, &same).await.unwrap_err().to_string();
         assert!(error.contains("vni 1 on udp port 8472 belongs to overlay0"), "{error}");
         assert_eq!(netlink.link_named("overlay1").await.unwrap(), None);
+    });
+}
+
+#[test]
+fn the_range_is_routed_and_what_an_agent_routed_before_is_not() {
+    in_namespace(|| async {
+        let netlink = Netlink::open().unwrap();
+        let link = device::ensure(&netlink, &spec()).await.unwrap().ifindex;
+        let routes = || {
+            let routes = run("ip route show dev overlay0");
+            routes.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(routes(), ["10.244.0.0/16"]);
+        // Somebody else's route through our device.
+        run("ip route add 10.244.7.0/24 dev overlay0 metric 5");
+        let range = ["10.244.64.0/18", "10.244.128.0/17"];
+        let part = DeviceSpec { prefixes: range.map(|net| net.parse().unwrap()).into(), ..spec() };
+        device::ensure(&netlink, &part).await.unwrap();
+        device::remove_stale_routes(&netlink, &part, link).await.unwrap();
+        assert_eq!(routes(), ["10.244.7.0/24", range[0], range[1]]);
+        device::ensure(&netlink, &spec()).await.unwrap();
+        device::remove_stale_routes(&netlink, &spec(), link).await.unwrap();
+        assert_eq!(routes(), ["10.244.0.0/16", "10.244.7.0/24"]);
+        // A route to all of Network that is not ours is in nobody's way.
+        run("ip link add br0 type bridge");
+        run("ip link set br0 up");
+        device::ensure(&netlink, &part).await.unwrap();
+        device::remove_stale_routes(&netlink, &part, link).await.unwrap();
+        run("ip route add 10.244.0.0/16 dev br0");
+        device::ensure(&netlink, &part).await.unwrap();
+        let error = device::ensure(&netlink, &spec()).await.unwrap_err().to_string();
+        assert!(error.contains("10.244.0.0/16 is already routed through interface br0"), "{error}");
     });
 }
 

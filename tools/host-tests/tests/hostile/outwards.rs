@@ -42,7 +42,7 @@ const ROWS: &[Row] = &[
     ("source: another host's container", &[(Encap, SourceNotOurs)], 0, |frame| {
         frame.inner.from = [10, 244, 2, 9];
     }),
-    ("source: nobody's subnet", &[(Encap, SourceNotOurs)], 0, |frame| frame.inner.from = [10, 244, 99, 9]),
+    ("source: nobody's subnet", &[(Encap, SourceNotOurs)], 0, |frame| frame.inner.from = [10, 244, 9, 9]),
     ("source: the neighbour", &[(Encap, SourceAtWrongPort)], 0, |frame| frame.inner.from = [10, 244, 1, 3]),
     ("source: the gateway", &[(Encap, Unlearned)], 0, |frame| frame.inner.from = GATEWAY),
     ("source: not learned", &[(Encap, Unlearned), (Send, Carried)], 1, |frame| {
@@ -57,10 +57,11 @@ const ROWS: &[Row] = &[
     ("source: multicast", &[(Encap, ForeignSource)], 0, |frame| frame.inner.from = [224, 0, 0, 5]),
     ("destination: own subnet", &[], 0, |frame| frame.inner.to = [10, 244, 1, 9]),
     ("destination: own subnet's broadcast", &[], 0, |frame| frame.inner.to = [10, 244, 1, 255]),
-    ("destination: Network's broadcast", &[(Send, NoPeer)], 0, |frame| frame.inner.to = [10, 244, 255, 255]),
+    ("destination: Network's broadcast", &[], 0, |frame| frame.inner.to = [10, 244, 255, 255]),
+    ("destination: outside the leasable range", &[], 0, |frame| frame.inner.to = [10, 244, 64, 1]),
     ("destination: broadcast", &[], 0, |frame| frame.inner.to = [255; 4]),
     ("destination: multicast", &[], 0, |frame| frame.inner.to = [224, 0, 0, 251]),
-    ("destination: nobody's subnet", &[(Encap, NoPeer)], 0, |frame| frame.inner.to = [10, 244, 77, 1]),
+    ("destination: nobody's subnet", &[(Encap, NoPeer)], 0, |frame| frame.inner.to = [10, 244, 7, 1]),
     ("larger than the path", &[(Encap, NeedsFragmentation), (Send, Carried), (Send, Carried)], 2, |frame| {
         frame.payload.resize(1460, 7);
     }),

@@ -89,7 +89,7 @@ const ROWS: &[Row] = &[
         frame.inner.from = [10, 244, 3, 7];
     }),
     row("inner source in nobody's subnet", Some(PeerMismatch), Some(PeerMismatch), KERNEL, |frame| {
-        frame.inner.from = [10, 244, 99, 7];
+        frame.inner.from = [10, 244, 9, 7];
     }),
     row("inner source: our other container", Some(PeerMismatch), Some(PeerMismatch), KERNEL, |frame| {
         frame.inner.from = [10, 244, 1, 3];

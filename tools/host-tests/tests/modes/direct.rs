@@ -141,7 +141,7 @@ fn unencapsulated_packets_of_nobody_are_dropped_and_the_underlays_own_pass() {
         assert!(ping(&Lab::SWITCH.to_string()));
         let neighbour = bed[0].containers[1].address();
         for (source, reason) in
-            [("10.244.250.9".to_owned(), Reason::UnknownPeer), (neighbour.to_string(), Reason::PeerMismatch)]
+            [("10.244.0.9".to_owned(), Reason::UnknownPeer), (neighbour.to_string(), Reason::PeerMismatch)]
         {
             let count = || bed[0].counters().unwrap().packets(Decap, reason);
             let before = count();
