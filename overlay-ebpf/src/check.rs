@@ -7,7 +7,7 @@ use crate::{
     ip::{Family, Header as _},
     maps::Lookups,
     packet::Packet,
-    settings,
+    settings::{self, Prefixes as _},
     verdict::{Answer, Exit},
 };
 

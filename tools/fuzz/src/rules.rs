@@ -165,11 +165,11 @@ fn received(outer: [u8; 4], inside: &[u8], fate: &mut Fate) {
 }
 
 /// Whether the stack would take this packet for one between containers, although it came without encapsulation: from
-/// Network, all of which but the hosts' own underlay is containers', to a container here or, through this host, elsewhere.
+/// the leasable range, which is all containers', to a container here or, through this host, elsewhere.
 fn is_forged(packet: &[u8]) -> bool {
     let is_leased = |address: [u8; 4]| PEERS.iter().any(|(_, subnet)| address[..3] == *subnet);
     packet.len() >= 20
-        && in_network(four(packet, 12))
+        && in_range(four(packet, 12))
         && (in_subnet(four(packet, 16)) || is_leased(four(packet, 16)))
 }
 
