@@ -22,6 +22,12 @@ pub struct Vtep {
 
 /// The endpoint was named by an operator or a CNI plugin: learning neither moves nor removes it.
 pub const ENDPOINT_PINNED: u32 = 1 << 0;
+/// Somebody else has a queueing discipline, a filter or a program at the egress of the endpoint's port. What is delivered goes
+/// through that egress, as what the stack delivers does.
+pub const ENDPOINT_FOREIGN_EGRESS: u32 = 1 << 1;
+/// Somebody else has a filter or a program at the ingress of the endpoint's port. What the container sends is left to the stack
+/// when that has seen it, and so is what it is sent: a connection has one path.
+pub const ENDPOINT_FOREIGN_INGRESS: u32 = 1 << 2;
 
 /// What `overlay_xdp_strip` writes in front of a frame it has decapsulated, as XDP metadata. `overlay_decap` believes it, since
 /// nothing that arrives on a wire has any. It is constant for a peer, since GRO merges only frames with equal metadata. Address,
@@ -43,6 +49,10 @@ pub struct StripMark<A = Addr4> {
 
 /// Tells strip marks from the metadata that other programs write.
 pub const STRIP_MAGIC: [u8; 2] = *b"ov";
+
+/// The first words of `cb` in a packet that the fast path delivers through the egress of a container's port. The three words
+/// behind them are the indexes of the underlay device, of overlay0 and of the port.
+pub const DELIVERY_MAGIC: [u32; 2] = [u32::from_be_bytes(*b"over"), u32::from_be_bytes(*b"lay!")];
 
 /// Packets and bytes. Bytes are those of the inner IP packet, without any link header. The headers of a GSO or GRO frame are
 /// counted once, though each segment has its own.

@@ -102,6 +102,8 @@ reasons! {
     /// Under `--fast-path established`: the connection is not known yet, so that the stack, with whatever firewall there is,
     /// decides on it.
     NotEstablished = 14, "not-established", Stack;
+    /// Somebody else has a filter or a program at the ingress of the container's port: the fast path would pass it by.
+    ForeignFilter = 15, "foreign-filter", Stack;
     /// Larger than the path takes, and not to be fragmented: answered with the MTU that fits.
     TooBig = 16, "too-big", Answered;
     /// No peer holds the destination's subnet: answered with network unreachable.

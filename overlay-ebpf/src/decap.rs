@@ -1,7 +1,8 @@
 //! Underlay to container, top to bottom. The steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the
 //! classification, which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
-    EndpointEntry, Reason, SETTING_DIRECT, SETTING_STACK_ONLY, Verdict,
+    ENDPOINT_FOREIGN_EGRESS, ENDPOINT_FOREIGN_INGRESS, EndpointEntry, Reason, SETTING_DIRECT,
+    SETTING_STACK_ONLY, Verdict,
     header::{ethernet, protocol},
     wire::{ETHERNET, UDP},
 };
@@ -124,6 +125,10 @@ fn receiver<F: Family>(
         return Err(Reason::TtlExpired);
     }
     let endpoint = inner.destination().endpoint().ok_or(Reason::Unlearned)?;
+    // The answers take the stack, where somebody else's filter sees them (Out 2), so all of the connection must.
+    if endpoint.flags & ENDPOINT_FOREIGN_INGRESS != 0 {
+        return Err(Reason::ForeignFilter);
+    }
     flow::keeps_to_stack::<F>(frame, ETHERNET + outer_length, inner)?;
     if !frame.fits(endpoint.ifindex, inner.length(), outer_length) {
         return Err(Reason::EndpointGone);
@@ -159,7 +164,7 @@ pub(crate) fn decap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     }
     // The frame is marked as addressed to this host already: overlay_decap takes no other (`is_for_us`).
     count::add_received(slot, size);
-    Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
+    Ok(Outcome::Carried(hand_to_container(packet, &endpoint)))
 }
 
 /// Leaves a packet to the stack, untouched: a VXLAN frame to the kernel's tunnel socket, anything else to overlay0. What the
@@ -201,7 +206,17 @@ pub(crate) fn deliver<F: Family>(packet: &Packet<'_>, slot: u32) -> Answer<Outco
     packet.store(ethernet::offset::DESTINATION, &macs(&endpoint))?;
     packet.accept();
     count::add_received(slot, packet.size(ETHERNET));
-    Ok(Outcome::Carried(Packet::redirect_peer(endpoint.ifindex)))
+    Ok(Outcome::Carried(hand_to_container(packet, &endpoint)))
+}
+
+/// Verdict that delivers a frame: past the egress of the container's port, unless somebody else has put something there.
+#[inline(always)]
+fn hand_to_container(packet: &Packet<'_>, endpoint: &EndpointEntry) -> i32 {
+    if endpoint.flags & ENDPOINT_FOREIGN_EGRESS == 0 {
+        return Packet::redirect_peer(endpoint.ifindex);
+    }
+    packet.mark_delivery(endpoint.ifindex);
+    Packet::redirect(endpoint.ifindex)
 }
 
 /// Destination and source of a delivered frame.

@@ -1,6 +1,6 @@
 //! Container to underlay, top to bottom. The steps are those of docs/packet-flow.md, "Out".
 use overlay_common::{
-    Reason, SETTING_STACK_ONLY,
+    ENDPOINT_FOREIGN_INGRESS, Reason, SETTING_STACK_ONLY,
     header::{ethernet, protocol, udp},
     wire::ETHERNET,
 };
@@ -61,6 +61,10 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     }
     if settings::has(SETTING_STACK_ONLY) {
         return Err(Reason::StackOnly.into());
+    }
+    // Somebody else's filter or program is behind this one, and must see the packet.
+    if endpoint.flags & ENDPOINT_FOREIGN_INGRESS != 0 {
+        return Err(Reason::ForeignFilter.into());
     }
 
     // Out 3. One connection, one path.

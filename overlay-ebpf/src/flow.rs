@@ -135,10 +135,11 @@ pub(crate) fn record<F: Family>(packet: &Packet<'_>, hook: Hook, offset: usize, 
 }
 
 /// Records the connection of a packet that the stack delivers to a container, if another host's container sent it: replies to
-/// anything outside Network never take the fast path. What the fast path delivers does not pass here (redirect_peer).
+/// anything outside Network never take the fast path. What the fast path delivers does not pass here (redirect_peer), or is
+/// marked as its delivery.
 #[inline(always)]
 pub(crate) fn track<F: Family>(packet: &Packet<'_>) {
-    if !packet.carries(F::ETHERTYPE) || !packet.pull(ETHERNET + F::HEADER) {
+    if packet.take_delivery_mark() || !packet.carries(F::ETHERTYPE) || !packet.pull(ETHERNET + F::HEADER) {
         return;
     }
     let Ok(ip) = F::Header::checked(packet, ETHERNET) else { return };

@@ -5,7 +5,7 @@ mod frame;
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use overlay_common::{
-    Reason, StripMark, checksum,
+    ENDPOINT_FOREIGN_EGRESS, Reason, StripMark, checksum,
     header::{ethernet, protocol, tcp, udp},
     wire::{ETHERNET, UDP},
 };
@@ -24,7 +24,9 @@ use crate::{
 #[inline(always)]
 pub(crate) fn redirect<F: Family>(frame: &XdpFrame<'_>) -> Answer<u32> {
     let delivery = classify::<F>(frame)?;
-    if !is_finished(frame, &delivery) {
+    // What XDP redirects passes no egress.
+    let is_foreign = delivery.endpoint.flags & ENDPOINT_FOREIGN_EGRESS != 0;
+    if is_foreign || !is_finished(frame, &delivery) {
         return Err(Exit::NotOurs);
     }
     // Asked before the frame is changed: what no interface takes must still be whole for TC.

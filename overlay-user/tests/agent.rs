@@ -17,7 +17,7 @@ use overlay_user::{
     model::{
         backend::Backend,
         change::{Change, LocalChange, PeerChange, XdpTargetChange},
-        entries::{Endpoint, Peer, PortKind},
+        entries::{Endpoint, ForeignTc, Peer, PortKind},
         lease::{Lease, LeaseBackend},
         mac::Mac,
     },
@@ -78,7 +78,7 @@ fn held(lease: Lease, modified: Revision) -> LocalLease {
 }
 
 fn endpoint(port: u32, pinned: bool) -> Endpoint {
-    Endpoint { port, mac: Mac([2; 6]), gateway_mac: Mac([4; 6]), pinned }
+    Endpoint { port, mac: Mac([2; 6]), gateway_mac: Mac([4; 6]), pinned, foreign_tc: ForeignTc::default() }
 }
 
 /// A channel on which no XDP targets are announced.

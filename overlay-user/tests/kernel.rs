@@ -7,6 +7,7 @@ mod kernel {
     mod direct;
     mod direct_decap;
     mod encap;
+    mod foreign_tc;
     mod frames;
     mod overlay0;
     mod promotion;

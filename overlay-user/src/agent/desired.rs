@@ -77,10 +77,16 @@ impl Desired {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::mac::Mac;
+    use crate::model::{entries::ForeignTc, mac::Mac};
 
     fn endpoint(port: u32) -> Endpoint {
-        Endpoint { port, mac: Mac([2; 6]), gateway_mac: Mac([4; 6]), pinned: false }
+        Endpoint {
+            port,
+            mac: Mac([2; 6]),
+            gateway_mac: Mac([4; 6]),
+            pinned: false,
+            foreign_tc: ForeignTc::default(),
+        }
     }
 
     #[test]

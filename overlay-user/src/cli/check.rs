@@ -8,6 +8,7 @@ mod kernel;
 mod networks;
 mod path_mtu;
 mod policies;
+mod tc;
 
 use std::fs;
 
@@ -77,6 +78,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     let overlay = Overlay { prefixes: &prefixes, subnet: spec.subnet, underlay };
     findings.extend(networks::findings(&overlay, &links, &netlink.addresses().await?, &routes));
     findings.push(policies::finding(&prefixes, &bridges).await);
+    findings.extend(tc::findings(&spec.pins, &links));
     let widest = prefixes.iter().copied().min_by_key(IpNet::prefix_len);
     findings.extend(firewall::findings(spec.network.or(widest), spec.subnet, spec.backend.port()).await);
     Ok(findings)

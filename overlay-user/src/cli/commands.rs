@@ -7,6 +7,7 @@ mod docker_opts;
 mod down;
 mod dry_run;
 mod endpoint;
+mod endpoints;
 mod losses;
 mod opened;
 mod output;
@@ -26,7 +27,7 @@ pub async fn run(cli: Cli) -> Result<Completion> {
         Command::Agent(options) => agent::agent(*options).await?,
         Command::Status(options) => show::status(&options).await?,
         Command::Peers(options) => show::peers(&options).await?,
-        Command::Endpoints(options) => show::endpoints(&options).await?,
+        Command::Endpoints(options) => endpoints::endpoints(&options).await?,
         Command::Config(options) => config::config(options).await?,
         Command::Attach(options) => endpoint::attach(&options).await?,
         Command::Detach(options) => endpoint::detach(&options).await?,

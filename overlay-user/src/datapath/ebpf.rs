@@ -12,7 +12,7 @@ use aya::{Ebpf, maps::MapError};
 use ipnet::IpNet;
 use log::{info, warn};
 use nix::{errno::Errno, ifaddrs::getifaddrs};
-use overlay_common::{ENDPOINT_PINNED, Settings};
+use overlay_common::Settings;
 use tokio::sync::watch;
 
 pub use self::peers::MANY_OUTLYING;
@@ -34,7 +34,6 @@ use crate::model::{
     change::{Change, LocalChange, PeerChange, XdpTargetChange},
     entries::{Endpoint, Peer, PortKind},
     ingress::Ingress,
-    mac::Mac,
 };
 
 /// The programs and maps of one network on this host.
@@ -277,11 +276,9 @@ impl Datapath for EbpfDatapath {
             let subnet = IpNet::new(base.into(), self.prefix_len).ok()?;
             Some((subnet, tables::peer_of(&peer)))
         });
-        let endpoints = self.tables.endpoints.entries()?.into_iter().map(|(address, endpoint)| {
-            let pinned = endpoint.flags & ENDPOINT_PINNED != 0;
-            let (mac, gateway_mac) = (Mac(endpoint.mac), Mac(endpoint.gateway_mac));
-            (IpAddr::from(address), Endpoint { port: endpoint.ifindex, mac, gateway_mac, pinned })
-        });
+        let endpoints = self.tables.endpoints.entries()?.into_iter();
+        let endpoints =
+            endpoints.map(|(address, entry)| (IpAddr::from(address), tables::endpoint_of(&entry)));
         Ok(Installed {
             peers: peers.collect::<BTreeMap<_, _>>(),
             endpoints: endpoints.collect(),

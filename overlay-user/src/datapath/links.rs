@@ -2,6 +2,7 @@
 mod attacher;
 mod attachment;
 mod clsact;
+pub mod foreign;
 mod pins;
 mod tcx;
 

@@ -8,8 +8,8 @@ use aya::{
     util::nr_cpus,
 };
 use overlay_common::{
-    ABI, Addr4, Count, ENDPOINT_PINNED, EndpointEntry, Flow, FlowKey, Hook, PeerCount, PeerEntry, Reason,
-    Settings, Verdict, Vtep,
+    ABI, Addr4, Count, ENDPOINT_FOREIGN_EGRESS, ENDPOINT_FOREIGN_INGRESS, ENDPOINT_PINNED, EndpointEntry,
+    Flow, FlowKey, Hook, PeerCount, PeerEntry, Reason, Settings, Verdict, Vtep,
     reason::{HOOKS, REASONS},
 };
 use serde::Serialize;
@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{DatapathError, index::Indexed, stack_flows::StackFlows};
 use crate::model::{
     addr::{OtherFamily, ipv4},
-    entries::{Endpoint, Peer},
+    entries::{Endpoint, ForeignTc, Peer},
     mac::Mac,
 };
 
@@ -227,7 +227,29 @@ pub(super) fn endpoint_entry(endpoint: &Endpoint) -> EndpointEntry {
         ifindex: endpoint.port,
         mac: endpoint.mac.0,
         gateway_mac: endpoint.gateway_mac.0,
-        flags: if endpoint.pinned { ENDPOINT_PINNED } else { 0 },
+        flags: [
+            (endpoint.pinned, ENDPOINT_PINNED),
+            (endpoint.foreign_tc.egress, ENDPOINT_FOREIGN_EGRESS),
+            (endpoint.foreign_tc.ingress, ENDPOINT_FOREIGN_INGRESS),
+        ]
+        .into_iter()
+        .filter(|(is_set, _)| *is_set)
+        .fold(0, |flags, (_, flag)| flags | flag),
+    }
+}
+
+/// An endpoint of `ENDPOINTS` in the agent's words.
+pub fn endpoint_of(entry: &EndpointEntry) -> Endpoint {
+    let has = |flag| entry.flags & flag != 0;
+    Endpoint {
+        port: entry.ifindex,
+        mac: Mac(entry.mac),
+        gateway_mac: Mac(entry.gateway_mac),
+        pinned: has(ENDPOINT_PINNED),
+        foreign_tc: ForeignTc {
+            egress: has(ENDPOINT_FOREIGN_EGRESS),
+            ingress: has(ENDPOINT_FOREIGN_INGRESS),
+        },
     }
 }
 

@@ -14,6 +14,7 @@ mod nftables;
 mod raw;
 mod read;
 pub mod tc;
+mod tc_events;
 mod types;
 
 pub use self::{
@@ -23,6 +24,7 @@ pub use self::{
     error::NetlinkError,
     monitor::{Event, Monitor},
     nftables::{NftablesEvents, generation},
+    tc_events::TcEvents,
     types::{
         Address, DeviceLosses, FdbEntry, HostSnapshot, Link, LinkKind, LinkType, Neighbour, Route,
         TABLE_MAIN, Tun, Vxlan,

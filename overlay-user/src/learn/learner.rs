@@ -5,6 +5,7 @@
 //! bypass the bridge, so its entries age although there is traffic. An endpoint is removed only when its port ends, when it
 //! is detached by name, or when it provably moved.
 mod claims;
+mod foreign_tc;
 mod overview;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,7 @@ use crate::{
     host::netlink::{Event, FdbEntry, HostSnapshot, Link, LinkKind, Neighbour, Route},
     model::change::LocalChange,
     model::{
-        entries::{Endpoint, PortKind},
+        entries::{Endpoint, ForeignTc, PortKind},
         mac::Mac,
     },
 };
@@ -118,6 +119,8 @@ pub struct Learner {
     /// Links that were ports of any bridge at any time.
     bridged: BTreeSet<u32>,
     ports: BTreeMap<u32, PortKind>,
+    /// What others have at the ports, as far as they were looked at.
+    foreign_tc: BTreeMap<u32, ForeignTc>,
     endpoints: BTreeMap<IpAddr, Endpoint>,
     claims: BTreeMap<IpAddr, AddressClaim>,
     /// Addresses whose holder answered since the last [`Self::retry`] or is pinned, and whether a claim to it was counted.
@@ -143,6 +146,7 @@ impl Learner {
             bridges: BTreeSet::new(),
             bridged: BTreeSet::new(),
             ports: installed.ports.clone(),
+            foreign_tc: BTreeMap::new(),
             endpoints: installed.endpoints.clone(),
             claims: BTreeMap::new(),
             answered: BTreeMap::new(),
@@ -163,6 +167,7 @@ impl Learner {
         self.fdb.clear();
         self.bridges.retain(|index| self.links.contains_key(index));
         self.bridged.retain(|index| self.links.contains_key(index));
+        self.foreign_tc.retain(|index, _| self.links.contains_key(index));
         let bridged: Vec<u32> =
             self.links.values().filter(|link| self.is_bridged(link)).map(|link| link.index).collect();
         self.bridged.extend(bridged);
@@ -251,7 +256,7 @@ impl Learner {
         let mac = mac
             .or_else(|| self.neighbours.get(&(segment, address)).copied())
             .ok_or(ClaimError::NoMac(address))?;
-        let endpoint = Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: true };
+        let endpoint = Endpoint { pinned: true, ..self.learned(port, mac) };
         self.claims.remove(&address);
         self.answered.remove(&address);
         self.attach_port(port, PortKind::Veth);
@@ -301,6 +306,7 @@ impl Learner {
             }
             Event::LinkGone(index) => {
                 self.links.remove(&index);
+                self.foreign_tc.remove(&index);
                 self.bridges.remove(&index);
                 self.bridged.remove(&index);
                 self.local.retain(|(link, _)| *link != index);

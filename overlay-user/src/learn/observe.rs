@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use crate::{
-    datapath::Installed,
-    host::netlink::{Event, Monitor, Netlink, NetlinkError},
+    datapath::{Installed, links::foreign},
+    host::netlink::{Event, Monitor, Netlink, NetlinkError, TcEvents},
     learn::{
         learner::{ClaimError, LearnConfig, Learner, Probe},
         probe::Prober,
@@ -68,11 +68,14 @@ pub async fn observe(
         }
         sleep(PAUSE).await;
     };
+    let mut tc = TcEvents::open()?;
     let mut probes = Probes::default();
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut first = true;
     loop {
+        let unseen = learner.unseen();
+        look(&mut learner, unseen);
         probes.send(&mut learner);
         let batch = learner.take_changes();
         if let Some(new) = learner.take_view() {
@@ -91,6 +94,8 @@ pub async fn observe(
                 Event::Lost => {
                     log::warn!("the kernel's events came faster than they were read: listing everything again");
                     monitor = start_over(&netlink, &mut learner).await;
+                    let veths = learner.veths();
+                    look(&mut learner, veths);
                 }
                 event => learner.event(event),
             },
@@ -99,7 +104,18 @@ pub async fn observe(
                 Some(command) => obey(&mut learner, command),
                 None => return Ok(()),
             },
-            _ = retry.tick() => learner.retry(),
+            changed = tc.next() => {
+                let changed = changed.map_err(|error| NetlinkError::events(&error))?;
+                let mut veths = learner.veths();
+                veths.retain(|port| changed.as_ref().is_none_or(|changed| changed.contains(port)));
+                look(&mut learner, veths);
+            }
+            _ = retry.tick() => {
+                learner.retry();
+                // The kernel does not tell of programs that are attached by TCX.
+                let veths = learner.veths();
+                look(&mut learner, veths);
+            }
         }
     }
 }
@@ -118,6 +134,35 @@ async fn start_over(netlink: &Netlink, learner: &mut Learner) -> Monitor {
             Err(error) => log::warn!("{error}: trying again"),
         }
         sleep(PAUSE).await;
+    }
+}
+
+/// Looks at what others have at these ports at TC.
+fn look(learner: &mut Learner, ports: Vec<u32>) {
+    if ports.is_empty() {
+        return;
+    }
+    let found = match foreign::look(&ports) {
+        Ok(found) => found,
+        Err(error) => {
+            log::warn!("{error}: packets keep to the paths that they have until the next look");
+            return;
+        }
+    };
+    for (port, at) in found {
+        if !learner.looked(port, at.sides()) {
+            continue;
+        }
+        let name = learner.interface_name(port).unwrap_or_default();
+        let named =
+            |all: &[foreign::Foreign]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match (at.egress.is_empty(), at.ingress.is_empty()) {
+            (true, true) => log::info!("{name}: nobody else controls its traffic any more"),
+            (false, true) => log::info!("{name}: {} gets what is delivered there", named(&at.egress)),
+            (_, false) => {
+                log::info!("{name}: its packets take the stack, where {} sees them", named(&at.ingress));
+            }
+        }
     }
 }
 

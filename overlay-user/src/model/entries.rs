@@ -25,6 +25,18 @@ pub struct Endpoint {
     pub gateway_mac: Mac,
     /// It was named by an operator or a CNI plugin, not learned.
     pub pinned: bool,
+    /// What others have at its port.
+    #[serde(default)]
+    pub foreign_tc: ForeignTc,
+}
+
+/// On which sides of a container's port somebody else controls the traffic, by queueing disciplines, filters or programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignTc {
+    /// Towards the container: what is delivered goes through the port's egress.
+    pub egress: bool,
+    /// From the container: its packets are left to the stack.
+    pub ingress: bool,
 }
 
 /// What an interface is to the overlay, which decides which programs are attached to it.

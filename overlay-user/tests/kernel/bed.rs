@@ -174,7 +174,12 @@ impl Bed {
 
     /// Makes `address` an endpoint on interface `ifindex`.
     pub fn learn(&mut self, address: [u8; 4], ifindex: u32) {
-        let endpoint = EndpointEntry { ifindex, mac: CONTAINER_MAC, gateway_mac: GATEWAY_MAC, flags: 0 };
+        self.learn_with(address, ifindex, 0);
+    }
+
+    /// The same with these `ENDPOINT_*` bits.
+    pub fn learn_with(&mut self, address: [u8; 4], ifindex: u32, flags: u32) {
+        let endpoint = EndpointEntry { ifindex, mac: CONTAINER_MAC, gateway_mac: GATEWAY_MAC, flags };
         self.tables.endpoints.put(Addr4::new(address), endpoint).unwrap();
     }
 
@@ -214,6 +219,18 @@ impl Bed {
     pub fn run_uncounted(&mut self, program: &str, skb: Skb, frame: &[u8]) -> (i32, Vec<u8>) {
         let program: &mut SchedClassifier = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
         test_run(frame, &skb.bytes(), |options| program.test_run(options))
+    }
+
+    /// The verdict about `frame`, and what the program leaves in `cb`.
+    pub fn run_for_cb(&mut self, program: &str, skb: Skb, frame: &[u8]) -> (i32, [u32; 5]) {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        let (context, mut left) = (skb.bytes(), [0; 192]);
+        let (verdict, _) = test_run(frame, &context, |options| {
+            program.test_run(TestRunOptions { ctx_out: Some(&mut left), ..options })
+        });
+        let word =
+            |number: usize| left[CB + 4 * number..].first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        (verdict, std::array::from_fn(|number| word(number).unwrap()))
     }
 
     /// Runs an XDP program on `frame`. The frame that comes out begins with its metadata.
@@ -324,14 +341,23 @@ pub struct Skb {
     pub ifindex: u32,
     pub gso_segs: u32,
     pub gso_size: u32,
+    pub ingress_ifindex: u32,
+    pub cb: [u32; 5],
 }
+
+/// Where `cb` is in `struct __sk_buff`.
+const CB: usize = 48;
 
 impl Skb {
     fn bytes(self) -> [u8; 192] {
         let mut bytes = [0; 192];
         let mut put = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         // Offsets in struct __sk_buff: fixed, it is part of the kernel's interface.
+        put(36, self.ingress_ifindex);
         put(40, self.ifindex);
+        for (number, word) in self.cb.into_iter().enumerate() {
+            put(CB + 4 * number, word);
+        }
         put(164, self.gso_segs);
         put(176, self.gso_size);
         bytes

@@ -105,13 +105,13 @@ fn segments_count_not_frames() {
         let frame = from_container(&packet);
         let outcome = bed.run_with(
             "overlay_encap",
-            Skb { ifindex: bed.container, gso_segs: 2, gso_size: 1460 },
+            Skb { ifindex: bed.container, gso_segs: 2, gso_size: 1460, ..Skb::default() },
             &frame,
         );
         outcome.assert(REDIRECT, &[SENT]);
         assert_eq!(outcome.frame, from_container(&routed(packet.clone())));
         assert_eq!(bed.tables.traffic(0).unwrap().sent_packets, 2);
-        let larger = Skb { ifindex: bed.container, gso_segs: 2, gso_size: 1461 };
+        let larger = Skb { ifindex: bed.container, gso_segs: 2, gso_size: 1461, ..Skb::default() };
         let outcome = bed.run_with("overlay_encap", larger, &frame);
         outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);
         assert_answer(&outcome.frame, &packet, 40, 4, 1500);

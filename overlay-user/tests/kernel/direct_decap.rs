@@ -34,7 +34,7 @@ fn a_plain_packet_of_a_peer_is_delivered() {
         }
         // A GSO frame, which needs no headroom here.
         let frame = arriving(&tcp(REMOTE, CONTAINER, [1, 2], 0x10, 2920));
-        let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 1460 };
+        let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 1460, ..Skb::default() };
         bed.run_with("overlay_decap", skb, &frame).assert(REDIRECT, &[DELIVERED]);
     });
 }

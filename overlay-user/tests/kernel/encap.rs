@@ -360,13 +360,13 @@ fn the_exact_mtu_passes_and_one_more_is_answered() {
 fn segments_count_not_frames() {
     with_bed(|bed| {
         let large = tcp(CONTAINER, REMOTE, [1, 2], 0x10, 2700);
-        let skb = Skb { ifindex: bed.container, gso_segs: 3, gso_size: 900 };
+        let skb = Skb { ifindex: bed.container, gso_segs: 3, gso_size: 900, ..Skb::default() };
         let outcome = bed.run_with("overlay_encap", skb, &from_container(&large));
         // A test run's GSO frame has no type, so the kernel refuses it headroom. Hosts with real ones are on another rung.
         outcome.assert(NEXT, &[(Encap, Reason::HeadroomRefused)]);
         assert_eq!(outcome.frame, from_container(&large), "refused, hence untouched");
         assert_eq!(bed.tables.counter(Encap, Reason::HeadroomRefused).unwrap().packets, 3);
-        let skb = Skb { ifindex: bed.container, gso_segs: 2, gso_size: 1411 };
+        let skb = Skb { ifindex: bed.container, gso_segs: 2, gso_size: 1411, ..Skb::default() };
         let outcome = bed.run_with("overlay_encap", skb, &from_container(&large));
         outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);
     });

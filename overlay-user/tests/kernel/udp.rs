@@ -133,7 +133,7 @@ fn segments_count_not_frames() {
         for (gso_size, verdict, reason) in
             [(1432, NEXT, Reason::HeadroomRefused), (1433, REDIRECT, Reason::TooBig)]
         {
-            let skb = Skb { ifindex: bed.container, gso_segs: 2, gso_size };
+            let skb = Skb { ifindex: bed.container, gso_segs: 2, gso_size, ..Skb::default() };
             let outcome = bed.run_with("overlay_encap", skb, &frame);
             outcome.assert(verdict, &[(Encap, reason)]);
             match reason {

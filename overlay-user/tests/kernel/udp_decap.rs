@@ -106,7 +106,7 @@ fn datagrams_that_gro_has_merged_pass_untouched() {
     with_udp(0, |bed| {
         let packet = udp(REMOTE, CONTAINER, [1, 2], 472);
         let frame = OURS.encapsulate(&[packet.clone(), packet].concat());
-        let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500 };
+        let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500, ..Skb::default() };
         let outcome = bed.run_with("overlay_decap", skb, &frame);
         outcome.assert(NEXT, &[]);
         assert_eq!(outcome.frame, frame);
@@ -204,7 +204,7 @@ fn what_the_stack_must_see_is_handed_over_in_its_wrapping() {
         let datagrams = udp(REMOTE, CONTAINER, [1, 2], 1000);
         for (packet, verdict) in [(tcp(REMOTE, CONTAINER, [1, 2], 0x10, 1000), REDIRECT), (datagrams, NEXT)] {
             let frame = OURS.encapsulate(&packet);
-            let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500 };
+            let skb = Skb { ifindex: bed.underlay, gso_segs: 2, gso_size: 500, ..Skb::default() };
             let outcome = bed.run_with("overlay_decap", skb, &frame);
             outcome.assert(verdict, &[(Decap, Reason::HeadroomRefused)]);
             assert_eq!(outcome.frame, frame);

@@ -19,5 +19,6 @@ mod cluster {
     mod restart;
     mod store;
     mod storm;
+    mod tc;
     mod upgrade;
 }

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail};
 use super::files::name;
 use overlay_project::command;
 
-/// The modules that agent and lab need: for links, for the tunnel, and for both attach methods.
-pub(super) const WANTED: &[&str] = &["veth", "bridge", "vxlan", "sch_ingress", "cls_bpf", "tun"];
+/// The modules that agent and lab need: for links, for the tunnel, for both attach methods, and for somebody else's queue.
+pub(super) const WANTED: &[&str] = &["veth", "bridge", "vxlan", "sch_ingress", "cls_bpf", "sch_tbf", "tun"];
 
 /// Copies the wanted modules of `all`, and those that they need, into `folder`, unpacked and numbered in their order.
 pub(super) fn collect(all: &[PathBuf], folder: &Path, busybox: &Path) -> Result<()> {

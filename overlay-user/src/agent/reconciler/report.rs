@@ -137,7 +137,9 @@ impl<D: Datapath> ReconcilerState<D> {
             _ => "the underlay device has no program",
         });
         let ports = self.installed.ports.values().filter(|kind| kind.is_containers()).count();
-        let receives = |endpoint: &&Endpoint| self.installed.xdp_targets.contains(&endpoint.port);
+        let receives = |endpoint: &&Endpoint| {
+            self.installed.xdp_targets.contains(&endpoint.port) && !endpoint.foreign_tc.egress
+        };
         let xdp_targets = self.installed.endpoints.values().filter(receives).count();
         self.inputs.status.send_modify(|status| {
             for Skipped { key, why } in news(&status.peers.skipped, &skipped) {

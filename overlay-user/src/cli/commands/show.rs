@@ -1,4 +1,4 @@
-//! `overlay status`, `overlay peers` and `overlay endpoints`: from the agent if it runs, from the pinned maps if not.
+//! `overlay status` and `overlay peers`: from the agent if it runs, from the pinned maps if not.
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail};
@@ -378,54 +378,6 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
         ]
     });
     say(table(&["subnet", "public ip", "vtep mac", "in force", "sent", "received"], cells))?;
-    Ok(())
-}
-
-pub(super) async fn endpoints(show: &Show) -> Result<()> {
-    #[derive(Serialize)]
-    struct Row {
-        address: IpAddr,
-        port: String,
-        ifindex: u32,
-        mac: Mac,
-        gateway_mac: Mac,
-        pinned: bool,
-    }
-    let paths = show.place.paths();
-    let tables = Tables::open(&paths.pins)
-        .with_context(|| format!("show the endpoints of network {}", paths.network))?;
-    let names: BTreeMap<u32, String> = nix::net::if_::if_nameindex()
-        .context("list the interfaces")?
-        .iter()
-        .map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned()))
-        .collect();
-    let rows: Vec<Row> = tables
-        .endpoints
-        .entries()?
-        .into_iter()
-        .map(|(address, endpoint)| Row {
-            address: address.into(),
-            port: names.get(&endpoint.ifindex).cloned().unwrap_or_else(|| "(gone)".into()),
-            ifindex: endpoint.ifindex,
-            mac: Mac(endpoint.mac),
-            gateway_mac: Mac(endpoint.gateway_mac),
-            pinned: endpoint.flags & overlay_common::ENDPOINT_PINNED != 0,
-        })
-        .collect();
-    if show.json {
-        say(serde_json::to_string_pretty(&rows)?)?;
-        return Ok(());
-    }
-    let cells = rows.iter().map(|row| {
-        vec![
-            row.address.to_string(),
-            row.port.clone(),
-            row.mac.to_string(),
-            row.gateway_mac.to_string(),
-            if row.pinned { "pinned" } else { "learned" }.into(),
-        ]
-    });
-    say(table(&["address", "port", "mac", "gateway mac", "how known"], cells))?;
     Ok(())
 }
 

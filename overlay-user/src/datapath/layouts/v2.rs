@@ -8,7 +8,7 @@ use super::reader::{Reader, failed, open};
 use crate::{
     datapath::DatapathError,
     model::{
-        entries::{Endpoint, Peer},
+        entries::{Endpoint, ForeignTc, Peer},
         mac::Mac,
     },
 };
@@ -46,6 +46,8 @@ fn endpoints(folder: &Path) -> Result<Vec<(Ipv4Addr, Endpoint)>, DatapathError> 
             mac: Mac(part(&value, 4)),
             gateway_mac: Mac(part(&value, 10)),
             pinned: word(&value, 16) & 1 != 0,
+            // The learner looks as soon as it has started.
+            foreign_tc: ForeignTc::default(),
         };
         (address.into(), endpoint)
     };

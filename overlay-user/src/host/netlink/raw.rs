@@ -144,6 +144,16 @@ impl Answer {
     }
 }
 
+/// The bodies of the messages in one piece that the kernel sent. They end at a message that is cut short.
+pub(super) fn messages(mut piece: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let length = word(piece)? as usize;
+        let body = piece.get(HEADER..length)?;
+        piece = piece.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(body)
+    })
+}
+
 /// Appends an attribute.
 pub(super) fn put(out: &mut BytesMut, kind: u16, value: &[u8]) {
     out.put_u16_ne(4 + value.len() as u16);

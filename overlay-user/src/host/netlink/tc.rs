@@ -67,6 +67,8 @@ const TCA_BPF_ID: u16 = 11;
 /// Handle and parent of both kinds of qdisc.
 const FILTER_QDISC: u32 = 0xffff_0000;
 const FILTER_QDISC_PARENT: u32 = 0xffff_fff1;
+/// Parent of the queueing discipline at the root of an interface (`TC_H_ROOT`).
+const ROOT: u32 = u32::MAX;
 /// Length of `tcmsg`.
 const TCMSG: usize = 20;
 /// How often a list is read again if it changed while it was read.
@@ -81,21 +83,50 @@ impl Direction {
     }
 }
 
-/// The interfaces that have such a qdisc, by index.
+/// The qdiscs of all interfaces, as far as they matter here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Qdiscs {
+    /// Those that only hold filters, by the interface's index.
+    pub filtering: BTreeMap<u32, FilterQdisc>,
+    /// Those that somebody has put at the root of interfaces: their kinds, by the interface's index. What the kernel puts there
+    /// itself is nobody's choice, and has no handle; `noqueue` is no queue, whoever chose it.
+    pub chosen: BTreeMap<u32, String>,
+}
+
+impl Qdiscs {
+    /// Lists them.
+    pub fn list() -> Result<Self, NetlinkError> {
+        let messages = list(RTM_GETQDISC, RTM_NEWQDISC, Tcmsg::default())
+            .map_err(|error| NetlinkError::io("list qdiscs", &error))?;
+        let mut qdiscs = Self::default();
+        for message in &messages {
+            qdiscs.filtering.extend(filter_qdisc(message));
+            qdiscs.chosen.extend(chosen_root(message));
+        }
+        Ok(qdiscs)
+    }
+}
+
+/// The interfaces that have a qdisc which only holds filters, by index.
 pub fn filter_qdiscs() -> Result<BTreeMap<u32, FilterQdisc>, NetlinkError> {
-    let messages = list(RTM_GETQDISC, RTM_NEWQDISC, Tcmsg::default())
-        .map_err(|error| NetlinkError::io("list qdiscs", &error))?;
-    let read = |message: &Vec<u8>| {
-        let (tcmsg, attributes) = Tcmsg::read(message)?;
-        let kind = find(attributes, TCA_KIND).map(text);
-        let kind = match kind.as_deref() {
-            Some("clsact") => FilterQdisc::Clsact,
-            Some("ingress") => FilterQdisc::Ingress,
-            _ => return None,
-        };
-        Some((tcmsg.ifindex, kind))
+    Ok(Qdiscs::list()?.filtering)
+}
+
+fn filter_qdisc(message: &[u8]) -> Option<(u32, FilterQdisc)> {
+    let (tcmsg, attributes) = Tcmsg::read(message)?;
+    let kind = match find(attributes, TCA_KIND).map(text).as_deref() {
+        Some("clsact") => FilterQdisc::Clsact,
+        Some("ingress") => FilterQdisc::Ingress,
+        _ => return None,
     };
-    Ok(messages.iter().filter_map(read).collect())
+    Some((tcmsg.ifindex, kind))
+}
+
+fn chosen_root(message: &[u8]) -> Option<(u32, String)> {
+    let (tcmsg, attributes) = Tcmsg::read(message)?;
+    let kind = find(attributes, TCA_KIND).map(text)?;
+    let is_chosen = tcmsg.parent == ROOT && tcmsg.handle != 0 && kind != "noqueue";
+    is_chosen.then_some((tcmsg.ifindex, kind))
 }
 
 /// The filters of an interface in one direction, in the order in which they see a packet. There are none if the interface
@@ -255,8 +286,31 @@ mod tests {
     }
 
     #[test]
+    fn only_a_root_that_somebody_chose_counts() {
+        let qdisc = |handle: u32, parent: u32, kind: &str| {
+            let mut message = BytesMut::new();
+            for word in [0, 7, handle, parent, 2] {
+                message.put_u32_ne(word);
+            }
+            put(&mut message, TCA_KIND, &[kind.as_bytes(), &[0]].concat());
+            chosen_root(&message)
+        };
+        assert_eq!(qdisc(0x8001_0000, ROOT, "tbf"), Some((7, "tbf".to_owned())));
+        // `tc qdisc show` prints a handle of zero as `0:`.
+        for (handle, parent, kind) in [
+            (0, ROOT, "fq_codel"),
+            (0, ROOT, "noqueue"),
+            (0x8002_0000, ROOT, "noqueue"),
+            (0x8003_0000, 0x8001_0001, "sfq"),
+            (FILTER_QDISC, FILTER_QDISC_PARENT, "clsact"),
+        ] {
+            assert_eq!(qdisc(handle, parent, kind), None, "{kind}");
+        }
+    }
+
+    #[test]
     fn this_namespace_can_be_read() {
-        filter_qdiscs().unwrap();
+        Qdiscs::list().unwrap();
         assert_eq!(filters(u32::MAX >> 1, Direction::Ingress).unwrap(), []);
     }
 }

@@ -19,6 +19,7 @@ impl Learner {
         self.settle_ports();
         self.forget_own();
         self.follow_gateways();
+        self.follow_foreign_tc();
         let claimed = self.claimed();
         for (address, claims) in &claimed {
             self.weigh(*address, claims);
@@ -269,8 +270,9 @@ impl Learner {
         }
     }
 
-    fn learned(&self, port: u32, mac: Mac) -> Endpoint {
-        Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: false }
+    pub(super) fn learned(&self, port: u32, mac: Mac) -> Endpoint {
+        let foreign_tc = self.foreign_tc.get(&port).copied().unwrap_or_default();
+        Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: false, foreign_tc }
     }
 
     /// Refuses a claim, because the holder answered or is pinned. The holder is not asked again before [`Learner::retry`],

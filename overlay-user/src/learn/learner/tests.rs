@@ -54,7 +54,13 @@ fn seen(mac: Mac, port: u32) -> Event {
 }
 
 fn on(port: u32, mac: Mac) -> Endpoint {
-    Endpoint { port, mac, gateway_mac: self::mac(0x80 | BRIDGE as u8), pinned: false }
+    Endpoint {
+        port,
+        mac,
+        gateway_mac: self::mac(0x80 | BRIDGE as u8),
+        pinned: false,
+        foreign_tc: ForeignTc::default(),
+    }
 }
 
 fn config() -> LearnConfig {
@@ -621,4 +627,46 @@ fn lost_events_are_made_up_for_by_a_snapshot() {
     let changes = learner.take_changes();
     assert!(changes.contains(&LocalChange::Detach(7)), "{changes:?}");
     assert_eq!(changes.last(), Some(&LocalChange::PutEndpoint(C1, on(8, B))));
+}
+
+#[test]
+fn what_others_have_at_a_port_is_told_with_its_endpoints() {
+    let mut learner = learned();
+    assert_eq!((learner.veths(), learner.unseen()), (vec![7], vec![7]));
+    let shaped = ForeignTc { egress: true, ingress: false };
+    assert!(learner.looked(7, shaped));
+    let endpoint = Endpoint { foreign_tc: shaped, ..on(7, A) };
+    assert_eq!(learner.take_changes().pop(), Some(LocalChange::PutEndpoint(C1, endpoint)));
+    assert!(learner.unseen().is_empty() && !learner.looked(7, shaped) && learner.take_changes().is_empty());
+    // It stays when the container is replaced, and when everything is listed again.
+    let replaced = Endpoint { mac: B, ..endpoint };
+    let changes = feed(&mut learner, [seen(B, 7), neighbour(BRIDGE, C1, B)]);
+    assert_eq!(changes, [LocalChange::PutEndpoint(C1, replaced)]);
+    // Another port is another matter.
+    let moved = feed(&mut learner, [port(8), Event::LinkGone(7), seen(A, 8), neighbour(BRIDGE, C1, A)]);
+    assert_eq!(moved.last(), Some(&LocalChange::PutEndpoint(C1, on(8, A))));
+    // An interface that got the index afterwards has not been looked at.
+    feed(&mut learner, [port(7)]);
+    assert_eq!(learner.unseen(), [7, 8]);
+    assert!(!learner.looked(9, shaped), "there is no such interface");
+}
+
+#[test]
+fn what_an_earlier_agent_found_stays_until_the_port_is_looked_at() {
+    let filtered = ForeignTc { egress: false, ingress: true };
+    let endpoint = Endpoint { foreign_tc: filtered, ..on(7, A) };
+    let installed = Installed { endpoints: [(C1, endpoint)].into(), ..Installed::default() };
+    let mut learner = Learner::new(config(), &installed);
+    learner.resync(HostSnapshot {
+        links: vec![bridge(), link(7, LinkKind::Veth, Some(BRIDGE))],
+        addresses: vec![address(BRIDGE, GATEWAY)],
+        ..HostSnapshot::default()
+    });
+    let puts = |changes: Vec<LocalChange>| {
+        let is_put = |change: &LocalChange| matches!(change, LocalChange::PutEndpoint(..));
+        changes.into_iter().filter(is_put).collect::<Vec<_>>()
+    };
+    assert_eq!(puts(learner.take_changes()), []);
+    assert!(!learner.looked(7, ForeignTc::default()), "nothing is there, as anybody would expect");
+    assert_eq!(puts(learner.take_changes()), [LocalChange::PutEndpoint(C1, on(7, A))]);
 }

@@ -66,6 +66,8 @@ pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
     }
     seen("TCP transfer", &format!("{} MB each way, every byte compared", TRANSFER >> 20));
 
+    through_a_queue(&members, &b, &a);
+
     let mut connection = Connection::open(&a, &b).unwrap();
     let before = members.iter().map(evidence::of).collect::<Vec<_>>();
     on_the_fast_path(&members, || connection.exchange().unwrap());
@@ -96,6 +98,35 @@ pub fn run(backend: Backend, ingress: &str, attach: &str, options: &[&str]) {
         assert_eq!(member.agent().unwrap().status().unwrap(), None, "an agent ended");
         assert_eq!(member.counters().unwrap().carried().dropped, 0, "{:?}", member.counters());
     }
+}
+
+/// Somebody else puts a queueing discipline at the port of `to`, on the first host. What the fast path delivers must pass it,
+/// and must not be taken for what the stack delivers.
+fn through_a_queue(members: &[Member], from: &Container, to: &Container) {
+    let tc = |line: &str| members[0].host.exec(&format!("tc {line} dev {} root", to.port())).unwrap();
+    let path = |path: &str| {
+        let is_told = || {
+            let rows: serde_json::Value =
+                serde_json::from_str(&members[0].overlay(&["endpoints", "--json"])?)?;
+            let mut rows = rows.as_array().into_iter().flatten();
+            Ok(rows.any(|row| row["address"] == to.address().to_string() && row["path"] == path))
+        };
+        wait_until(&format!("the path {path}"), PATIENCE, is_told).unwrap();
+    };
+    members[0]
+        .host
+        .exec(&format!("tc qdisc add dev {} root tbf rate 1gbit burst 20000 latency 400ms", to.port()))
+        .unwrap();
+    path("own-egress");
+    on_the_fast_path(members, || {
+        transfer(from, to, TRANSFER / 8).unwrap();
+        assert_reaches(from, to);
+    });
+    let shown = tc("-s -j qdisc show");
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert!(shown[0]["bytes"].as_u64().is_some_and(|sent| sent > TRANSFER / 8), "{shown}");
+    tc("qdisc delete");
+    path("fast");
 }
 
 /// Runs `work` and returns how many packets TC and XDP received meanwhile on each host. It fails if the stack carried
