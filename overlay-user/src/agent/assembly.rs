@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     agent::{
         control::{self, Call, Server},
-        device_keeper, health,
+        device_keeper, health, in_front,
         join::{self, Joined},
         options::Options,
         origin,
@@ -71,6 +71,7 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     tasks.follow_programs_log(&datapath);
     tasks.keep_origin();
     tasks.keep_promotions();
+    tasks.watch_what_is_in_front();
     tasks.keep_devices(&datapath, changes_to.clone())?;
     if let Some(socket) = socket {
         tasks.relay(socket, &datapath)?;
@@ -172,6 +173,15 @@ impl<'a> Tasks<'a> {
         if fast_path != FastPath::Off {
             self.running.spawn(promotion_keeper::keep(pins, fast_path));
         }
+    }
+
+    /// Tells of others' programs that see packets before ours.
+    fn watch_what_is_in_front(&mut self) {
+        let (pins, status) = (self.joined.paths.pins.clone(), self.status.clone());
+        self.running.spawn(async move {
+            in_front::watch(pins, status).await;
+            Ok(())
+        });
     }
 
     /// Sees to it that overlay0 and the attachments at the underlay device stay.

@@ -5,6 +5,7 @@ pub mod desired;
 pub mod device_keeper;
 pub mod guard;
 pub mod health;
+pub mod in_front;
 pub mod join;
 pub mod options;
 pub mod origin;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     agent::peers::Skipped,
-    datapath::losses::Reading,
+    datapath::{links::InFront, losses::Reading},
     host::firewall::RulesStatus,
     learn::view::View,
     model::{backend::Backend, clock::unix_now, ingress::Ingress},
@@ -47,6 +47,9 @@ pub struct Status {
     /// Bridges and address conflicts, as learning sees them. Filled in for those who ask.
     #[serde(default)]
     pub learned: View,
+    /// Others' programs that see packets before ours.
+    #[serde(default)]
+    pub in_front: Vec<InFront>,
     /// What devices had lost when the agent started; see [`crate::datapath::losses`].
     #[serde(default)]
     pub lost_before: Vec<Reading>,
@@ -76,6 +79,7 @@ impl Status {
             rules: RulesStatus::default(),
             state: StateStatus::default(),
             learned: View::default(),
+            in_front: Vec::new(),
             lost_before: Vec::new(),
             beat: Instant::now(),
             answered: None,

@@ -3,6 +3,7 @@ mod attacher;
 mod attachment;
 mod clsact;
 pub mod foreign;
+mod in_front;
 mod pins;
 mod tcx;
 
@@ -16,7 +17,6 @@ use aya::Ebpf;
 use log::{info, warn};
 use serde::Serialize;
 
-pub use self::attachment::Attachment;
 use self::{
     attacher::{Attacher, Interface, interface_name},
     attachment::not_in_object,
@@ -24,6 +24,7 @@ use self::{
     pins::Pins,
     tcx::Tcx,
 };
+pub use self::{attachment::Attachment, in_front::InFront};
 use super::{DatapathError, crash::may_crash};
 use crate::model::entries::PortKind;
 
@@ -194,6 +195,18 @@ impl Links {
             found.extend(links.by(method).found()?);
         }
         Ok(found.into_iter().collect())
+    }
+
+    /// Others' programs that see packets before those of the network with these pins. Works with no agent running.
+    ///
+    /// # Errors
+    /// When the kernel does not say what is attached.
+    pub fn in_front(pins: &Path) -> Result<Vec<InFront>, DatapathError> {
+        let links = Self::open(pins, AttachMethod::Tcx);
+        let mut all = in_front::of(&links.tcx.found()?, false)?;
+        all.extend(in_front::of(&links.clsact.found()?, true)?);
+        all.sort();
+        Ok(all)
     }
 
     /// Detaches every program of the network with these pins, by whichever method it is attached.

@@ -11,6 +11,8 @@ mod cluster {
     mod down;
     mod figures;
     mod foreign;
+    mod foreign_program;
+    mod in_front;
     mod ingress;
     mod layout_1;
     mod peers;

@@ -1,4 +1,4 @@
-//! What others have at TC where our programs are: at the containers' ports, and where it is bypassed.
+//! What others have at TC where our programs are: in front of them, at the containers' ports, and where it is bypassed.
 use std::path::Path;
 
 use super::finding::{Finding, Level};
@@ -6,7 +6,7 @@ use crate::{
     datapath::{
         DatapathError,
         links::{
-            Attachment, Links,
+            Attachment, InFront, Links,
             foreign::{self, Foreign, ForeignAt},
         },
     },
@@ -16,10 +16,11 @@ use crate::{
 /// Ports that are named; of more than these, only the number is told.
 const NAMED: usize = 5;
 
-/// A finding about all containers' ports, and one for each bridge or tunnel device at which the fast path passes something by.
+/// A finding for each of our programs that others see packets before, one about all containers' ports, and one for each bridge
+/// or tunnel device at which the fast path passes something by.
 pub(super) fn findings(pins: &Path, links: &[Link]) -> Vec<Finding> {
     let look = || {
-        let mut findings = Vec::new();
+        let mut findings: Vec<Finding> = Links::in_front(pins)?.iter().map(in_front).collect();
         let attached = Links::of(pins)?;
         let with = |wanted: &[Attachment]| {
             let is_wanted = |link: &&Link| wanted.iter().any(|one| attached.contains(&(*one, link.index)));
@@ -37,6 +38,12 @@ pub(super) fn findings(pins: &Path, links: &[Link]) -> Vec<Finding> {
         let remedy = "run `overlay check` as root";
         vec![Finding::new("tc", Level::Warn, format!("cannot be looked at: {error}"), remedy)]
     })
+}
+
+fn in_front(one: &InFront) -> Finding {
+    let what = format!("tc at {}", one.interface);
+    let detail = format!("{one}, which does not get what is ended there");
+    Finding::new(&what, Level::Warn, detail, one.remedy())
 }
 
 fn named(at: &ForeignAt) -> String {

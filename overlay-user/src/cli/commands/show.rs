@@ -16,7 +16,7 @@ use crate::{
         table::table,
     },
     datapath::{
-        links::AttachMethod,
+        links::{AttachMethod, InFront, Links},
         losses::{Loss, assess},
         state::Record,
         tables::{Counter, PeerTraffic, Tables, peer_of},
@@ -37,6 +37,8 @@ struct StatusReport {
     /// How packets travel between hosts: flannel's name of the backend.
     mode: String,
     tiers: Vec<Tier>,
+    /// Others' programs that see packets before ours.
+    in_front: Vec<InFront>,
     /// How the programs are attached at TC; nothing if they are not.
     attached_by: Option<AttachMethod>,
     /// What not every kernel has, and whether this one does.
@@ -73,6 +75,9 @@ struct PeerRow {
     traffic: PeerTraffic,
 }
 
+/// Programs in front of ours that a line names.
+const NAMED: usize = 3;
+
 pub(super) async fn status(show: &Show) -> Result<()> {
     let paths = show.place.paths();
     let (agent, agent_error) = match ask(show, &Request::Status).await {
@@ -100,11 +105,13 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     // What cannot be had does not keep the rest from being shown.
     let in_use = AttachMethod::in_use(&paths.pins).ok().flatten();
     let attached_by = in_use.map(|(way, _)| way);
+    let in_front = Links::in_front(&paths.pins).unwrap_or_default();
     let links = Netlink::open()?.links().await.unwrap_or_default();
     let report = StatusReport {
         network: paths.network,
         mode: record.as_ref().map_or("vxlan".to_owned(), |record| record.backend.clone()),
-        tiers: tiers(record.as_ref(), agent.as_ref(), attached_by, &XdpLink::new(&paths.pins)),
+        tiers: tiers(record.as_ref(), agent.as_ref(), (attached_by, &in_front), &XdpLink::new(&paths.pins)),
+        in_front,
         attached_by,
         features: features(links.iter().find(|link| in_use.is_some_and(|(_, device)| link.index == device))),
         record,
@@ -127,7 +134,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
 fn tiers(
     record: Option<&Record>,
     agent: Option<&Status>,
-    attached_by: Option<AttachMethod>,
+    (attached_by, in_front): (Option<AttachMethod>, &[InFront]),
     link: &XdpLink,
 ) -> Vec<Tier> {
     let fast_path = record.map_or(FastPath::On, Record::fast_path);
@@ -144,7 +151,14 @@ fn tiers(
                 }
                 _ => "",
             };
-            format!("works on every interface, keeps GSO and GRO{by}{since}")
+            let mut in_front: Vec<String> = in_front.iter().map(|one| format!("; BUT {one}")).collect();
+            let rest = in_front.len().saturating_sub(NAMED);
+            in_front.truncate(NAMED);
+            if rest > 0 {
+                in_front.push(format!("; and {rest} more of these, which `overlay check` names"));
+            }
+            let in_front = in_front.concat();
+            format!("works on every interface, keeps GSO and GRO{by}{since}{in_front}")
         }
     };
     vec![
