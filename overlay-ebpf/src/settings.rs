@@ -57,6 +57,7 @@ word!(subnet);
 word!(subnet_mask);
 word!(local);
 word!(gateway);
+field!(underlay: u32);
 field!(device: u32);
 field!(encapsulation: u8);
 field!(vni: u32);

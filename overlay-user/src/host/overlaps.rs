@@ -101,7 +101,10 @@ fn holds(nets: &[IpNet], address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{host::netlink::Vxlan, model::network::NetworkConfig};
+    use crate::{
+        host::netlink::{LinkType, Vxlan},
+        model::network::NetworkConfig,
+    };
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -114,6 +117,7 @@ mod tests {
             index,
             name,
             kind,
+            link_type: LinkType::ETHERNET,
             master,
             mac,
             mtu: 1500,

@@ -44,6 +44,8 @@ pub struct Bed {
     pub tables: Tables,
     pub xdp_targets: XdpTargets,
     pub underlay: u32,
+    /// The device that stands for overlay0.
+    pub device: u32,
     pub container: u32,
     pub wrong_port: u32,
     pub bridge: u32,
@@ -163,6 +165,7 @@ impl Bed {
             tables,
             xdp_targets,
             underlay: index("eth0"),
+            device: settings.device,
             container: index("c1"),
             wrong_port: index("c2"),
             bridge: index("br0"),

@@ -17,7 +17,7 @@ fn from_peer() -> Vec<u8> {
 /// The mark of a delivery through the container's port.
 fn mark(bed: &Bed) -> [u32; 5] {
     let [first, second] = DELIVERY_MAGIC;
-    [first, second, bed.underlay, 0, bed.container]
+    [first, second, bed.underlay, bed.device, bed.container]
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn concerns_containers(rule: &str, prefixes: &[IpNet], bridges: &[Link]) -> bool
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::LinkKind;
+    use crate::host::netlink::{LinkKind, LinkType};
 
     #[test]
     fn policies_that_name_containers_are_quoted_and_those_for_the_hosts_own_packets_are_not() {
@@ -62,6 +62,7 @@ mod tests {
             index: 1,
             name: "br0".into(),
             kind: LinkKind::Bridge,
+            link_type: LinkType::ETHERNET,
             master: None,
             mac: None,
             mtu: 1450,
