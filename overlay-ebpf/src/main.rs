@@ -71,7 +71,7 @@ mod programs {
         ipv4::V4,
         packet::Packet,
         stack, tunnel,
-        verdict::{NEXT, conclude, conclude_xdp},
+        verdict::{Exit, NEXT, conclude, conclude_xdp},
         xdp::{self, XdpFrame},
     };
 
@@ -98,17 +98,20 @@ mod programs {
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let stripped = packet.stripped::<V4>();
-        let is_forged = stripped.is_none() && decap::is_forged::<V4>(&packet);
         let outer_length = match stripped {
-            None if !is_forged && !decap::is_unencapsulated::<V4>(&packet) => tunnel::length::<V4>(),
+            None if !decap::is_unencapsulated::<V4>(&packet) => tunnel::length::<V4>(),
             _ => 0,
         };
         let size = packet.size(ETHERNET + outer_length);
         let answer = match stripped {
             Some(slot) => decap::deliver::<V4>(&packet, slot),
-            None if is_forged => Err(Reason::NotEncapsulated.into()),
             None => decap::decap::<V4>(&packet),
         };
+        // What the tunnel does not know is looked at once more: what comes by the tunnel must not pay for it.
+        if matches!(answer, Err(Exit::NotOurs)) && decap::is_forged::<V4>(&packet) {
+            let forged = Err(Reason::NotEncapsulated.into());
+            return conclude(&packet, Hook::Decap, packet.size(ETHERNET), forged);
+        }
         conclude(&packet, Hook::Decap, size, answer)
     }
 

@@ -86,7 +86,7 @@ pub(crate) async fn join(
 
     let network = config(store).await?;
     paths.refuse_moved(public_ip, &network)?;
-    refuse_own_network(&underlay, &network)?;
+    refuse_own_network(&underlay, &network, paths.record()?.is_some())?;
     let backend = Backend::of(&network)?;
     if backend == Backend::HostGw && public_ip != underlay.address {
         bail!(
@@ -153,15 +153,20 @@ pub(crate) async fn join(
     })
 }
 
-/// A container may be given any address that a host may lease.
-fn refuse_own_network(underlay: &Underlay, network: &NetworkConfig) -> Result<()> {
+/// A container may be given any address that a host may lease, this host's own among them. A host that is part of the network
+/// already (`is_member`) is only warned: an agent that refused to start would leave it without one.
+fn refuse_own_network(underlay: &Underlay, network: &NetworkConfig, is_member: bool) -> Result<()> {
     let Underlay { name, address, .. } = underlay;
     let (first, last) = network.plan.leasable();
     if (first..=last).contains(address) {
-        bail!(
+        let why = format!(
             "{address}, this host's own address on {name}, is inside the addresses that hosts may lease ({first} to {last}): \
              {REMEDY}"
         );
+        if !is_member {
+            bail!(why);
+        }
+        warn!("{why}");
     }
     Ok(())
 }

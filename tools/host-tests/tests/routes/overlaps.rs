@@ -26,6 +26,12 @@ fn an_agent_refuses_a_range_that_holds_its_own_address_and_the_config_is_warned_
     let again = set(r#"{"Network":"10.0.0.0/8","SubnetMin":"10.10.0.0","SubnetMax":"10.60.0.0"}"#);
     assert!(!again.text.contains("this host has"), "its own subnet is the overlay's: {}", again.text);
     assert_eq!(member.agent.terminate().unwrap().code(), Some(0));
+    // A host that is part of the network already goes on.
+    set(r#"{"Network":"10.0.0.0/8","SubnetMin":"10.10.0.0","SubnetMax":"10.120.0.0"}"#)
+        .is(0, &["10.99.0.1/24"]);
+    let again = JoinedHost::join(host, &["--store-dir", &store]);
+    assert!(again.agent.log().contains("this host's own address on eth0, is inside"));
+    assert_eq!(again.agent.terminate().unwrap().code(), Some(0));
 }
 
 #[test]
