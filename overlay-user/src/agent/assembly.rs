@@ -1,4 +1,4 @@
-//! Puts the agent together: each task gets what it needs, and all of them end together.
+//! Puts the agent together: each task gets what it needs, and if one task ends, all of them end.
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -37,14 +37,14 @@ use crate::{
     store::{Store, local_lease::LeaseKeeper},
 };
 
-/// Joins the network and serves it until a task fails. `private` is the folder of a store that is meant for this host
-/// alone. Nothing outlives this function but the data path.
+/// Joins the network and serves it until a task fails. `private` is the folder of a store that is meant for this host alone.
+/// Only the data path outlives this function.
 ///
 /// # Errors
-/// Why the host cannot take part, or why it does no longer.
+/// The error says why the host cannot take part, or why it no longer does.
 pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Options) -> Result<()> {
     let joined = join::join(&mut store, private, options).await?;
-    // Before anything is made: without the port the network would be half a one.
+    // The relay's port is bound before anything is made, because the network would work only in part without it.
     let socket = match joined.spec.kind {
         DeviceKind::Tun => {
             let bound = relay::bind(joined.underlay.address, joined.backend.port()).await;
@@ -55,7 +55,7 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     let datapath = joined.attach(options).await?;
     joined.warn_of_overlaps().await;
     let mut tasks = Tasks::new(&joined, options).await;
-    // Before subnet.env, which tells Docker whether to masquerade itself.
+    // The rules are put in force before subnet.env is written, because that file tells Docker whether to masquerade by itself.
     tasks.keep_rules().await;
     let (network, subnet) = (joined.network.plan.network, joined.local_lease.lease.subnet);
     let mtu = joined.backend.overlay_mtu(joined.underlay.mtu);
@@ -100,7 +100,8 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     };
     tokio::select! {
         exit = reconciler::run(store, datapath, setup, inputs) => exit.map(drop),
-        // A task that ends takes the agent down, to be started again by whoever watches it: better than half an agent.
+        // A task that ends takes the whole agent down. Whoever watches over the agent starts it again, which is better than
+        // half an agent.
         ended = running.join_next() => match ended {
             Some(Ok(Err(error))) => Err(error),
             Some(Err(error)) => Err(error).context("a task of the agent ended"),
@@ -109,7 +110,8 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     }
 }
 
-/// What is in force at the start, as far as learning goes by it: the host's own devices are not among its ports.
+/// What is in force at the start, as far as the learner needs it: the host's own devices are not among the learner's ports, and
+/// are left out.
 fn installed(datapath: &EbpfDatapath) -> Result<Installed> {
     let mut installed = datapath.installed()?;
     installed.ports.retain(|_, kind| kind.is_containers());
@@ -131,7 +133,7 @@ struct Tasks<'a> {
 }
 
 impl<'a> Tasks<'a> {
-    /// None yet.
+    /// Prepares the set of tasks, with none running yet.
     async fn new(joined: &'a Joined, options: &'a Options) -> Self {
         let lost_before = losses::read(&joined.netlink, &joined.paths.pins).await.unwrap_or_else(|error| {
             warn!("{error}: losses are shown since the devices were made, not since this start");
@@ -143,7 +145,7 @@ impl<'a> Tasks<'a> {
         Self { running: JoinSet::new(), joined, options, status }
     }
 
-    /// Puts our rules in force, and keeps them so.
+    /// Puts this agent's rules in force in the host's packet filter, and keeps them in force.
     async fn keep_rules(&mut self) {
         let wanted = Wanted {
             name: self.joined.paths.network.clone(),
@@ -167,7 +169,7 @@ impl<'a> Tasks<'a> {
         self.running.spawn(origin::keep_noted(self.joined.paths.clone(), self.status.clone()));
     }
 
-    /// Sees to it that a promotion holds as long as what it rests on.
+    /// Keeps promotions in step with the host's connection tracking and its packet filter.
     fn keep_promotions(&mut self) {
         let (pins, fast_path) = (self.joined.paths.pins.clone(), self.options.fast_path);
         if fast_path != FastPath::Off {
@@ -190,7 +192,8 @@ impl<'a> Tasks<'a> {
         datapath: &EbpfDatapath,
         changes: mpsc::Sender<Vec<LocalChange>>,
     ) -> Result<()> {
-        // A socket of its own: the kernel refuses a second dump while one is under way (EBUSY).
+        // The keeper needs a netlink socket of its own, because the kernel refuses a second dump on a socket while one is under
+        // way (EBUSY).
         let netlink = Netlink::open()?;
         let (spec, underlay) = (self.joined.spec.clone(), self.joined.underlay.clone());
         let (attached, outlying) = (datapath.device(), datapath.outlying());
@@ -201,7 +204,7 @@ impl<'a> Tasks<'a> {
         Ok(())
     }
 
-    /// Carries what in UDP mode only the kernel's socket can take in.
+    /// Carries those packets of UDP mode that only the kernel's socket can take in.
     fn relay(&mut self, socket: tokio::net::UdpSocket, datapath: &EbpfDatapath) -> Result<()> {
         let routes = relay::Routes::open(&self.joined.paths.pins, self.joined.local_lease.lease.subnet)?;
         let relaying = relay::relay(socket, self.joined.spec.name.clone(), datapath.device(), routes);
@@ -242,7 +245,7 @@ impl<'a> Tasks<'a> {
         });
     }
 
-    /// Listens on the control socket; returns the requests that are the reconciler's to answer.
+    /// Listens on the control socket, and returns the requests that are the reconciler's to answer.
     async fn serve_control(
         &mut self,
         commands: mpsc::Sender<observe::EndpointCommand>,
@@ -259,7 +262,7 @@ impl<'a> Tasks<'a> {
         Ok(reconciler)
     }
 
-    /// Serves health and status by HTTP, if that is asked for.
+    /// Serves health and status by HTTP, if the options ask for it.
     async fn serve_health(&mut self) -> Result<()> {
         let Some(address) = self.options.health else { return Ok(()) };
         let listener = health::bind(address).await?;

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// No request is longer than this, in bytes.
+/// The longest request that is accepted, in bytes.
 const LONGEST: u64 = 4096;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,22 +36,22 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// How it is.
+    /// Asks for the agent's status.
     Status,
-    /// All peers.
+    /// Asks for all peers.
     Peers,
-    /// All endpoints.
+    /// Asks for all endpoints.
     Endpoints,
-    /// Names an endpoint: learning will neither move nor remove it.
+    /// Names an endpoint, which learning will neither move nor remove.
     Attach {
         /// The container's address, inside the own subnet.
         address: IpAddr,
         /// Name of the host side of the container's veth.
         port: String,
-        /// MAC address inside the container; without it, the one the kernel knows.
+        /// MAC address inside the container. Without it, the agent takes the one that the kernel knows.
         mac: Option<Mac>,
     },
-    /// Removes an endpoint: its packets take the stack.
+    /// Removes an endpoint. From then on the stack carries its packets.
     Detach {
         /// The container's address.
         address: IpAddr,
@@ -66,40 +66,40 @@ pub enum Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
-    /// To [`Request::Status`].
+    /// The answer to [`Request::Status`].
     Status(Box<Status>),
-    /// To [`Request::Peers`].
+    /// The answer to [`Request::Peers`].
     Peers(Vec<PeerLine>),
-    /// To [`Request::Endpoints`].
+    /// The answer to [`Request::Endpoints`].
     Endpoints(Vec<EndpointLine>),
-    /// It is done; says what.
+    /// The request was carried out. The text says what was done.
     Done(String),
-    /// It is not done; says why.
+    /// The request was not carried out. The text says why.
     Error(String),
 }
 
 /// One peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerLine {
-    /// Its subnet.
+    /// The peer's subnet.
     pub subnet: IpNet,
-    /// Where it is.
+    /// Where the peer is reached.
     #[serde(flatten)]
     pub peer: Peer,
-    /// Revision of the lease that asks for it; `None` if none does any more.
+    /// Revision of the lease that asks for this peer; `None` if no lease does any more.
     pub revision: Option<i64>,
-    /// It is in force as wanted.
+    /// Whether the peer is in force as its lease asks.
     pub installed: bool,
-    /// Its lease is gone, and the mass-delete guard keeps it.
+    /// Whether the peer's lease is gone, and the mass-delete guard keeps the peer.
     pub held: bool,
 }
 
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointLine {
-    /// Its address.
+    /// The endpoint's address.
     pub address: IpAddr,
-    /// Where it lives.
+    /// Where the endpoint lives.
     #[serde(flatten)]
     pub endpoint: Endpoint,
 }
@@ -126,7 +126,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens; replaces the socket of an agent that is gone, and refuses to push aside one that answers.
+    /// Listens on the socket. The socket of an agent that is gone is replaced; one that is answered is left to its agent, and
+    /// the call fails.
     pub async fn bind(path: &Path) -> anyhow::Result<Self> {
         if UnixStream::connect(path).await.is_ok() {
             bail!(
@@ -143,7 +144,7 @@ impl Server {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        // Bound under another name first: nobody can connect before the permissions are right.
+        // The socket is bound under another name first, so that nobody can connect before its permissions are right.
         let private = path.with_extension("new");
         let _ = std::fs::remove_file(&private);
         let bind = || -> std::io::Result<UnixListener> {
@@ -156,7 +157,7 @@ impl Server {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Serves until dropped.
+    /// Serves requests until the future is dropped.
     pub async fn serve(self, calls: mpsc::Sender<Call>) {
         loop {
             match self.listener.accept().await {
@@ -198,7 +199,7 @@ async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::
     text.push(b'\n');
     timeout(PATIENCE, writer.write_all(&text)).await??;
     if too_long {
-        // Closing over unread bytes would reset the connection, and the answer with it.
+        // If the socket were closed over unread bytes, the connection would be reset, and the answer lost with it.
         writer.shutdown().await?;
         let mut rest = reader.into_inner().into_inner();
         timeout(PATIENCE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await??;
@@ -206,8 +207,8 @@ async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::
     Ok(())
 }
 
-/// Divides requests between those who decide: learning about endpoints, the loop about everything else. Ends when nobody
-/// can ask any more.
+/// Divides requests between those who decide: the learner decides about endpoints, the loop about everything else. This ends
+/// when nobody can ask any more.
 pub async fn divide(
     mut calls: mpsc::Receiver<Call>,
     to_loop: mpsc::Sender<Call>,
@@ -238,7 +239,7 @@ pub async fn divide(
                     other => other,
                 },
             };
-            // Whoever asked may have hung up.
+            // The result is ignored, because whoever asked may have hung up.
             let _ = answer.send(response);
         });
     }
@@ -266,7 +267,7 @@ async fn ask_loop(request: Request, calls: &mpsc::Sender<Call>) -> Response {
     }
 }
 
-/// Asks a running agent. An answer of [`Response::Error`] is an error here.
+/// Asks a running agent. If the answer is [`Response::Error`], this returns an error.
 pub async fn ask(path: &Path, request: &Request) -> anyhow::Result<Response> {
     let talk = async {
         let mut stream = UnixStream::connect(path).await.with_context(|| {

@@ -5,7 +5,7 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// A loop that knows one thing to say.
+/// Stands for the loop: it answers every request with the request's own text.
 async fn serve(path: &Path) -> tokio::task::JoinHandle<()> {
     let (calls, mut asked) = mpsc::channel::<Call>(1);
     let server = Server::bind(path).await.unwrap();

@@ -1,4 +1,5 @@
-//! The endpoints and ports that should be installed, and what of them is not in force yet. Pure.
+//! The endpoints and ports that should be installed, and what of them is not in force yet. This module is pure: it calls
+//! neither kernel nor store.
 use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
@@ -7,8 +8,8 @@ use crate::{
     model::entries::{Endpoint, PortKind},
 };
 
-/// The endpoints and ports that should be installed. `None` says that one must not be there. What is in force though
-/// nobody decided on it (adopted from an earlier run) is left alone.
+/// The endpoints and ports that should be installed. `None` says that an endpoint or port must not be there. What is in force
+/// although nobody decided on it, because it was adopted from an earlier run, is left alone.
 #[derive(Debug, Default)]
 pub struct Desired {
     endpoints: BTreeMap<IpAddr, Option<Endpoint>>,
@@ -16,7 +17,7 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Takes a decision in, before it is carried out.
+    /// Records a decision before it is carried out.
     pub fn decide(&mut self, change: &LocalChange) {
         match *change {
             LocalChange::PutEndpoint(address, endpoint) => {
@@ -38,13 +39,14 @@ impl Desired {
         }
     }
 
-    /// The interface is gone: nothing about it is worth trying again. The host's own devices stay wanted.
+    /// Forgets the decisions about an interface that is gone, since it is useless to try them again. The host's own devices
+    /// stay wanted.
     pub fn forget_port(&mut self, port: u32) {
         self.ports.retain(|other, kind| *other != port || kind.is_some_and(|kind| !kind.is_containers()));
         self.endpoints.retain(|_, endpoint| endpoint.is_none_or(|endpoint| endpoint.port != port));
     }
 
-    /// The host's own devices that should have programs and have none.
+    /// The host's own devices that should have programs but have none.
     pub fn bare(&self, installed: &Installed) -> Vec<PortKind> {
         let wanted = self.ports.iter().filter_map(|(port, kind)| Some((port, (*kind)?)));
         let bare =
@@ -52,8 +54,8 @@ impl Desired {
         bare.map(|(_, kind)| kind).collect()
     }
 
-    /// What makes `installed` agree with the decisions: ports before the endpoints behind them, removals last.
-    /// Decisions to remove that are in force are forgotten.
+    /// The changes that make `installed` agree with the decisions: ports come before the endpoints behind them, and removals
+    /// come last. Decisions to remove something are forgotten once it is gone.
     pub fn missing(&mut self, installed: &Installed) -> Vec<LocalChange> {
         self.ports.retain(|port, kind| kind.is_some() || installed.ports.contains_key(port));
         self.endpoints

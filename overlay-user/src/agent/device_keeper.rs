@@ -1,5 +1,6 @@
 //! Keeps the devices that programs are attached to: overlay0 is made again when somebody deletes or alters it, and the loop is
-//! told where to attach. flannel's agent does not notice this, and its host is cut off until somebody restarts it.
+//! told where to attach. flannel's agent does not notice that its device is gone, and its host is cut off until somebody
+//! restarts it.
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -21,16 +22,17 @@ use crate::{
     model::{entries::PortKind, mac::Mac},
 };
 
-/// Between two looks at least, so that a quarrel with whoever deletes the device does not take the CPU.
+/// The shortest time between two looks, so that a quarrel with whoever keeps deleting the device does not use up the CPU.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Until the next look while something is missing.
+/// The time until the next look while something is missing.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// For how long the loop may take to attach programs to a new device.
+/// How long the loop may take to attach programs to a new device.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Watches over overlay0 (which is as `spec` says; the one that has its programs is told by `attached`; leases outside the
-/// leasable range, which need routes of their own, by `outlying`) and the underlay device until `changes` is closed. Fails only if the kernel's events cannot be had at all.
+/// Watches over overlay0 and the underlay device until `changes` is closed. `spec` says how overlay0 must be, and `attached`
+/// tells which device has overlay0's programs. `outlying` tells the leases outside the leasable range, which need routes of
+/// their own. This fails only if the kernel's events cannot be had at all.
 pub async fn keep(
     netlink: Netlink,
     spec: DeviceSpec,
@@ -54,7 +56,7 @@ pub async fn keep(
         address: underlay.address,
         complaint: None,
     };
-    // What was made before the events were watched may be gone by now.
+    // The keeper looks once at the start, because a device that was made before the events were watched may be gone by now.
     let mut look = true;
     loop {
         if look {
@@ -100,12 +102,13 @@ struct Keeper {
     name: String,
     mac: Option<Mac>,
     address: IpAddr,
-    /// What is missing, as it was last said.
+    /// What is missing, in the words in which it was last logged.
     complaint: Option<String>,
 }
 
 impl Keeper {
-    /// Whether something may be missing. A look makes events itself: what is as it should be must not call for another.
+    /// Whether something may be missing after this event. A look causes events itself, so an event that shows everything as it
+    /// should be must not call for another look.
     fn concerns(&self, event: &Event) -> bool {
         let ours = |link| link == self.device || link == self.underlay;
         match event {
@@ -114,7 +117,7 @@ impl Keeper {
                     || link.mtu != self.spec.mtu
                     || (self.spec.kind.mac().is_some() && link.mac != self.spec.kind.mac())
             }
-            // The programs hold its address.
+            // The programs hold the underlay device's MAC address, which must follow if it changes.
             Event::Link(link) if link.index == self.underlay => link.mac != self.mac,
             Event::Link(link) => link.name == self.name || link.name == self.spec.name,
             Event::LinkGone(link) => ours(*link),
@@ -125,8 +128,8 @@ impl Keeper {
         }
     }
 
-    /// Makes overlay0 what it must be; returns where programs belong. Attaching what is attached changes nothing, and
-    /// attaching to what is gone tells the loop so.
+    /// Makes overlay0 what it must be, and returns where programs belong. For a device that has its programs already, the loop
+    /// changes nothing; if a device is gone, its attempt to attach tells the loop so.
     async fn look(&mut self) -> Vec<LocalChange> {
         let mut complaint = None;
         match self.make_device().await {
@@ -157,7 +160,8 @@ impl Keeper {
         ]
     }
 
-    /// A new one has its programs before it is up: no frame enters the stack unchecked.
+    /// Makes overlay0 if it is missing or not as it should be. A new device has its programs before it is up, so that no frame
+    /// enters the stack unchecked.
     async fn make_device(&mut self) -> anyhow::Result<Device> {
         let prepared = device::prepare(&self.netlink, &self.spec).await?;
         if prepared.ifindex != *self.attached.borrow() {

@@ -1,4 +1,5 @@
-//! The mass-delete guard: a store that suddenly forgets most hosts is more likely broken than right. Pure.
+//! The mass-delete guard: a store that suddenly forgets most hosts is more likely broken than right. This module is pure: it
+//! calls neither kernel nor store.
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
@@ -17,30 +18,31 @@ pub struct Guard {
 /// Why removals are held back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suspicion {
-    /// More than half of the peers at once, and at least four.
+    /// More than half of the peers would go at once, and at least four.
     TooMany,
-    /// Another cluster answers, or the same one with its history gone: what it does not know may still be alive.
+    /// Another cluster answers, or the same one without its history. Peers that it does not know may still be alive.
     OtherHistory,
 }
 
 /// What the guard says about the removals of one snapshot or one revision.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// To be carried out.
+    /// The removals that are to be carried out.
     pub remove: Vec<IpNet>,
-    /// Held back from now on; those held before are not repeated.
+    /// The removals that are held back from now on. Those that were held before are not repeated here.
     pub held: Vec<IpNet>,
-    /// Why, if any are held back.
+    /// Why removals are held back, if any are.
     pub why: Option<Suspicion>,
 }
 
 impl Guard {
-    /// Judges removals that one snapshot or one revision asks for. `installed` counts the peers in force before it.
-    /// A subnet that is held already stays held: being asked for again proves nothing new.
+    /// Decides on the removals that one snapshot or one revision asks for. `installed` counts the peers in force before it. A
+    /// subnet that is held already stays held, because being asked for again proves nothing new.
     pub fn decide(&mut self, removals: &[IpNet], installed: usize, other_history: bool) -> Decision {
         let fresh: Vec<IpNet> =
             removals.iter().copied().filter(|subnet| !self.held.contains(subnet)).collect();
-        // Peers held back are dead as far as the store goes: they must not outweigh the living.
+        // Peers that are held back are dead according to the store, so they must not count among the living, of which more than
+        // half would have to go.
         let living = installed.saturating_sub(self.held.len());
         let why = if fresh.is_empty() {
             None
@@ -59,28 +61,29 @@ impl Guard {
         }
     }
 
-    /// Forgets a held removal: its peer is back, or is gone from the data path by another hand.
+    /// Forgets a held removal, because its peer is back, or because somebody else has removed the peer from the data path.
     pub fn forget(&mut self, subnet: &IpNet) {
         self.held.remove(subnet);
     }
 
-    /// Keeps only the held removals that still make sense.
+    /// Keeps only those held removals for which `still` returns true.
     pub fn retain(&mut self, still: impl FnMut(&IpNet) -> bool) {
         self.held.retain(still);
     }
 
-    /// A single deletion of a key confirms what was held back of it; returns what is to be removed now.
+    /// Takes the deletion of a single key as confirmation of the removal that was held back for it. Returns the subnet that is
+    /// to be removed now.
     pub fn confirm(&mut self, key: &str) -> Option<IpNet> {
         let subnet = *self.held.iter().find(|subnet| lease::key_of(**subnet) == key)?;
         self.held.take(&subnet)
     }
 
-    /// The operator accepts all: returns what is to be removed now.
+    /// Lets all held removals go, because the operator accepts them. Returns the subnets that are to be removed now.
     pub fn accept(&mut self) -> BTreeSet<IpNet> {
         std::mem::take(&mut self.held)
     }
 
-    /// What is held back.
+    /// The removals that are held back.
     pub fn held(&self) -> &BTreeSet<IpNet> {
         &self.held
     }
@@ -129,10 +132,10 @@ mod tests {
     fn held_ones_stay_held_and_do_not_count_as_living() {
         let mut guard = Guard::default();
         assert_eq!(guard.decide(&subnets(0..6), 10, false).held.len(), 6);
-        // Asked again by the next audit, together with one that is new: only the new one goes.
+        // The next audit asks for the held removals again, together with a new one. Only the new one is carried out.
         let again = guard.decide(&subnets(0..7), 10, false);
         assert_eq!((again.remove, again.why), (subnets(6..7), None));
-        // The remaining four living ones, all at once: held, though four are not half of ten.
+        // The remaining four living peers would all go at once. They are held, although four are not half of ten.
         assert_eq!(guard.decide(&subnets(6..10), 10, false).held.len(), 4);
         assert_eq!(held(&guard), 10);
     }

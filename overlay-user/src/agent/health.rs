@@ -1,4 +1,5 @@
-//! `/healthz`, `/readyz` and `/status` over HTTP, for machines. They answer by the present state, not by what was once true.
+//! Serves `/healthz`, `/readyz` and `/status` over HTTP, for machines. The answers tell the present state, not what was once
+//! true.
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -30,19 +31,19 @@ use crate::{
     store::local_lease::LeaseState,
 };
 
-/// A loop without a sign of life for this long is stuck: it beats every second.
+/// The loop gives a sign of life every second. After this long without one, it counts as stuck.
 const STUCK: Duration = Duration::from_secs(15);
-/// A store that was heard of within this time counts as reached, also while the stream is being opened again.
+/// A store that answered within this time counts as reached, even while its stream of changes is being opened again.
 const REACHED: Duration = Duration::from_secs(30);
 /// How long a client may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What clients may take of the agent: the limit of open files is the data path's too.
+/// How much of the agent clients may use: the limit of open files holds for the data path, too.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// Connections at once; more wait in the listener's queue.
+    /// How many connections there may be at once. More wait in the listener's queue.
     connections: usize,
-    /// How long one may last, whatever it does: a client may ask without end and never read.
+    /// How long a connection may last, whatever it does: a client may send requests without end and never read the answers.
     lasts: Duration,
 }
 
@@ -54,7 +55,7 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("listen on {address} (--healthz-ip, --healthz-port)"))
 }
 
-/// Serves until dropped. `pins` is the network's folder of pins.
+/// Serves until the future is dropped. `pins` is the network's folder of pins.
 pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>, pins: PathBuf) {
     serve_within(LIMITS, listener, status, pins).await;
 }
@@ -95,7 +96,7 @@ async fn serve_within(limits: Limits, listener: TcpListener, status: watch::Rece
     }
 }
 
-/// What devices lost, for those who ask; nothing if the kernel does not say.
+/// What devices lost, as `/status` shows it. This is empty if the kernel does not tell.
 async fn device_losses(status: &Status, pins: &Path) -> Vec<Loss> {
     let read = async { anyhow::Ok(losses::read(&Netlink::open()?, pins).await?) };
     match read.await {
@@ -141,7 +142,7 @@ fn stuck(status: &Status) -> Option<String> {
     (silent > STUCK).then(|| format!("loop: no sign of life for {} s", silent.as_secs()))
 }
 
-/// Everything that keeps the agent from being ready, one line each.
+/// Everything that keeps the agent from being ready, with one line for each.
 pub fn not_ready(status: &Status) -> Vec<String> {
     let mut reasons: Vec<String> = stuck(status).into_iter().collect();
     let heard = status.answered.map(|at| Instant::now().saturating_duration_since(at));
@@ -262,12 +263,12 @@ mod tests {
         for _ in 0..limits.connections {
             let mut stream = TcpStream::connect(address).await.unwrap();
             let requests = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
-            // Without end: until the server cuts it off.
+            // The client sends without end, until the server cuts the connection off.
             held.push(tokio::spawn(
                 async move { while stream.write_all(requests.as_bytes()).await.is_ok() {} },
             ));
         }
-        // Both are in: they came first.
+        // Both clients have their places, because they came first.
         assert_eq!(get(address, "GET /healthz").await.0, 200);
         assert!(start.elapsed() >= limits.lasts, "{:?}", start.elapsed());
         for client in held {

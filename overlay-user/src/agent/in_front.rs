@@ -1,4 +1,4 @@
-//! Tells of others' programs that see packets before ours: in the log once, and in the status as long as they do.
+//! Tells of others' programs that see packets before ours: the log tells it once, and the status as long as it is so.
 use std::{path::PathBuf, time::Duration};
 
 use log::{info, warn};
@@ -12,10 +12,10 @@ use crate::{
     datapath::links::{InFront, Links},
 };
 
-/// Between two looks: the kernel does not tell when a program is attached.
+/// The time between two looks, which are needed because the kernel does not tell when a program is attached.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Looks until dropped. `pins` is the network's folder of pins.
+/// Looks at regular intervals until the future is dropped. `pins` is the network's folder of pins.
 pub async fn watch(pins: PathBuf, status: watch::Sender<Status>) {
     let mut period = interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -48,7 +48,7 @@ pub async fn watch(pins: PathBuf, status: watch::Sender<Status>) {
     }
 }
 
-/// What is in `now` and was not in `before`.
+/// What `now` contains and `before` did not.
 fn news<'a>(before: &'a [InFront], now: &'a [InFront]) -> impl Iterator<Item = &'a InFront> {
     now.iter().filter(|one| !before.contains(one))
 }

@@ -1,5 +1,5 @@
-//! How a host joins the network when its agent starts: underlay interface, lock, config, lease and record, and then device and
-//! programs.
+//! How a host joins the network when its agent starts. It finds the underlay interface, takes the lock, reads the config,
+//! acquires the lease and writes the record; then come the device and the programs.
 use std::{net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
@@ -45,7 +45,7 @@ use crate::{
     },
 };
 
-/// First and longest pause between two tries to reach the store at the start.
+/// The first and the longest pause between two tries to reach the store at the start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// A host that has its lease, and has changed nothing in the kernel yet.
@@ -65,7 +65,7 @@ pub(crate) struct Joined {
     tc: AttachMethod,
 }
 
-/// Takes the network for this process, and the subnet for this host. `private` is the folder of a store that is meant for
+/// Locks the network for this process, and leases a subnet for this host. `private` is the folder of a store that is meant for
 /// this host alone.
 pub(crate) async fn join(
     store: &mut impl Store,
@@ -153,8 +153,9 @@ pub(crate) async fn join(
     })
 }
 
-/// A container may be given any address that a host may lease, this host's own among them. A host that is part of the network
-/// already (`is_member`) is only warned: an agent that refused to start would leave it without one.
+/// Refuses a network from which a container may get this host's own address, since hosts may lease any address of the leasable
+/// range. A host that is part of the network already (`is_member`) is only warned, because an agent that refused to start would
+/// leave it without one.
 fn refuse_own_network(underlay: &Underlay, network: &NetworkConfig, is_member: bool) -> Result<()> {
     let Underlay { name, address, .. } = underlay;
     let (first, last) = network.plan.leasable();
@@ -172,7 +173,7 @@ fn refuse_own_network(underlay: &Underlay, network: &NetworkConfig, is_member: b
 }
 
 impl Joined {
-    /// Names what else the host has in the leasable range. The kernel prefers it, and the fast path does not.
+    /// Warns of what else the host has in the leasable range, since the kernel prefers that, and the fast path does not.
     pub(crate) async fn warn_of_overlaps(&self) {
         let plan = &self.network.plan;
         let named = match Overlaps::read(&self.netlink, plan).await {
@@ -193,8 +194,8 @@ impl Joined {
         self.local_lease.lease.public_ip
     }
 
-    /// The device down, the programs on it, and only then up: no frame enters the stack unchecked. What was made here goes
-    /// again if the rest fails.
+    /// Makes the device, which is still down, attaches the programs to it, and only then brings it up, so that no frame enters
+    /// the stack unchecked. If a step fails, what was made here is removed again.
     pub(crate) async fn attach(&self, options: &Options) -> Result<EbpfDatapath> {
         let prepared = device::prepare(&self.netlink, &self.spec).await.inspect_err(|_| self.undo())?;
         let attached = async {
@@ -209,13 +210,14 @@ impl Joined {
         attached
     }
 
-    /// Loads the programs, attaches those of the underlay and of the device, which may be down still. An earlier agent's are
-    /// adopted.
+    /// Loads the programs, and attaches those of the underlay device and of the tunnel device, which may still be down. If an
+    /// earlier agent left programs, they are adopted.
     pub(crate) fn load(&self, options: &Options, device: &Prepared) -> Result<EbpfDatapath> {
         self.load_knowing(options, device, &[])
     }
 
-    /// The same with peers that are known from the first packet on: the programs drop what comes from others.
+    /// Does the same as [`Self::load`], with peers that the programs know from the first packet on: they drop what comes from
+    /// others.
     pub(crate) fn load_knowing(
         &self,
         options: &Options,
@@ -237,12 +239,12 @@ impl Joined {
         Ok(datapath)
     }
 
-    /// Brings the device up, with its address and the route to Network: from now on the stack's packets take it.
+    /// Brings the device up, with its address and the route to Network. From then on the stack's packets take it.
     pub(crate) async fn raise(&self) -> Result<Device> {
         device::ensure(&self.netlink, &self.spec).await
     }
 
-    /// A start that failed leaves nothing behind; what an earlier agent left stays and works on.
+    /// Removes what a start that failed has made. What an earlier agent left stays in place and goes on working.
     pub(crate) async fn take_back(&self, device: &Prepared) {
         if device.made
             && let Err(error) = device::remove(&self.netlink, &self.spec.name).await
@@ -275,10 +277,11 @@ impl Joined {
             (self.backend.is_direct(), SETTING_DIRECT),
             (!self.network.plan.is_whole(), SETTING_PART),
         ];
-        // RFC 7348 section 5: "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from its own port and takes
-        // datagrams from any: the flow's hash spreads over the receiver's queues in that backend, too. But routers' answers to
-        // DF find a socket by this port, and only where they do the kernel learns from them: VXLAN's looks for the tunnel's
-        // own (encap_err_lookup), the agent's is an ordinary one.
+        // RFC 7348 section 5 recommends source ports of "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from
+        // its own port, but takes datagrams from any, so that the hash of the flow spreads packets over the receiver's queues
+        // in that backend, too. With DF, however, routers answer by ICMP, and the kernel learns from an answer only if it finds
+        // a socket by this source port. For VXLAN it looks for the tunnel's own socket (encap_err_lookup). The agent's socket
+        // in UDP mode is an ordinary one, which is found only if packets are sent from its port.
         let is_told_by_port = options.outer_df && self.backend.encapsulation() == ENCAPSULATION_UDP;
         let (port_min, port_count) = if is_told_by_port { (self.backend.port(), 1) } else { (49152, 16384) };
         Ok(Settings {
@@ -306,7 +309,7 @@ impl Joined {
     }
 }
 
-/// How programs are attached at TC: as asked, or as the kernel can.
+/// The method by which programs are attached at TC: the one that was asked for, or else the best that the kernel has.
 fn attach_method(asked: Option<AttachMethod>) -> Result<AttachMethod> {
     if let Some(method) = asked {
         return Ok(method);
@@ -318,7 +321,7 @@ fn attach_method(asked: Option<AttachMethod>) -> Result<AttachMethod> {
     Ok(best)
 }
 
-/// What XDP is to do: as asked, and as the underlay can.
+/// What XDP is to do: what was asked for, if the underlay interface is fit for it.
 async fn choose_ingress(
     netlink: &Netlink,
     options: &Options,
@@ -345,8 +348,8 @@ async fn choose_ingress(
     Ok(Ingress { xdp: Some(mode), why: String::new() })
 }
 
-/// The network's config. Waits for a store that does not answer, and for a config that nobody wrote yet: on a cluster
-/// that starts, both come. What is wrong for good ends the agent.
+/// Reads the network's config. This waits for a store that does not answer, and for a config that nobody has written yet, since
+/// both happen on a cluster that is starting. An error that waiting cannot cure ends the agent.
 async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
     let mut pause = PAUSE.0;
     loop {
@@ -366,7 +369,7 @@ async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
     }
 }
 
-/// A lease of our own, and the history that it is part of.
+/// Acquires this host's lease, and reads which cluster and revision it came from.
 async fn lease(
     store: &mut impl Store,
     private: Option<&Path>,
@@ -397,7 +400,7 @@ fn is_passing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. })))
 }
 
-/// The MAC address of a tunnel device that is there already: peers know it.
+/// The MAC address of a tunnel device that exists already. It is kept, because peers know it.
 async fn present_mac(netlink: &Netlink, name: &str) -> Result<Option<Mac>> {
     let link = netlink.link_named(name).await?;
     Ok(link.filter(|link| matches!(link.kind, LinkKind::Vxlan(_))).and_then(|link| link.mac))

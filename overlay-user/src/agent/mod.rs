@@ -1,4 +1,5 @@
-//! The agent: how a host joins the network, the loop that keeps the data path as the leases say, and what it tells of itself.
+//! The agent: how a host joins the network, the loop that keeps the data path as the leases say, and what the agent tells of
+//! itself.
 pub mod assembly;
 pub mod control;
 pub mod desired;

@@ -1,4 +1,4 @@
-//! What the agent is asked to do, apart from how a command line says it.
+//! What the agent is asked to do, independently of how a command line says it.
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -14,17 +14,17 @@ use crate::{
 /// What the agent is asked to do.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The folders of the network that it serves.
+    /// The folders of the network that the agent serves.
     pub paths: Paths,
     /// How to find the underlay interface.
     pub underlay: Choice,
-    /// Address by which the other hosts reach this one, if it is not the interface's.
+    /// Address by which the other hosts reach this one, if that is not the underlay interface's.
     pub public_ip: Option<IpAddr>,
     /// File that tells Docker or CNI this host's subnet.
     pub subnet_file: PathBuf,
-    /// The lease is renewed so long before its end.
+    /// How long before its end the lease is renewed.
     pub renew_margin: Duration,
-    /// Where health and status are served by HTTP, if they are.
+    /// Address at which health and status are served by HTTP, if they are.
     pub health: Option<SocketAddr>,
     /// Name of the tunnel device.
     pub device: String,
@@ -34,9 +34,9 @@ pub struct Options {
     pub ingress: AskedIngress,
     /// How programs are attached at TC; `None` takes the best that the kernel has.
     pub attach: Option<AttachMethod>,
-    /// GRO is switched on inside the containers.
+    /// Whether GRO is switched on inside the containers.
     pub endpoint_gro: bool,
-    /// What a known host forwards from outside the overlay is dropped too.
+    /// Whether packets that a peer forwards from outside the overlay are dropped, too.
     pub strict_peers: bool,
     /// Capacity of the peer table.
     pub max_peers: u32,
@@ -44,13 +44,13 @@ pub struct Options {
     pub max_flows: u32,
     /// How often everything is read back and compared.
     pub audit: Duration,
-    /// Routers must not fragment what is sent.
+    /// Whether routers must not fragment what this host sends (DF in the outer header).
     pub outer_df: bool,
-    /// What leaves the overlay is masqueraded.
+    /// Whether what leaves the overlay is masqueraded.
     pub ip_masq: bool,
-    /// The overlay's packets are accepted where iptables' FORWARD chain drops.
+    /// Whether the overlay's packets are accepted where iptables' FORWARD chain drops.
     pub forward_rules: bool,
-    /// Names of the containers' bridges. Empty: every bridge with an address of this host's subnet.
+    /// Names of the containers' bridges. If there is none, every bridge with an address of this host's subnet counts.
     pub bridges: Vec<String>,
 }
 
@@ -61,6 +61,6 @@ pub enum AskedIngress {
     Auto,
     /// TC alone.
     Tc,
-    /// XDP in this mode, where the underlay interface is fit for it.
+    /// XDP in the given mode, where the underlay interface is fit for it.
     Xdp(XdpMode),
 }

@@ -16,15 +16,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long the next try waits after the origin could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The origin that an earlier agent wrote. One that cannot be read counts as unknown.
+/// The origin that an earlier agent wrote. If it cannot be read, it counts as unknown.
 pub fn read(paths: &Paths) -> Option<Origin> {
     let text = fs::read_to_string(paths.origin_path()).ok()?;
     let (cluster, revision) = text.trim().split_once(' ')?;
     Some(Origin { cluster: cluster.parse().ok()?, revision: Revision(revision.parse().ok()?) })
 }
 
-/// Notes it until the agent ends. Not while removals are held back because another history answers: a restart must not
-/// let them through.
+/// Writes the origin down until the agent ends. It is not written while removals are held back: if they are held because
+/// another history answers, a restart must not let them through.
 pub async fn keep_noted(paths: Paths, status: watch::Sender<Status>) -> anyhow::Result<()> {
     let mut watched = status.subscribe();
     let mut recorded = read(&paths);
@@ -33,7 +33,8 @@ pub async fn keep_noted(paths: Paths, status: watch::Sender<Status>) -> anyhow::
             status.store.following && status.peers.held.is_empty() && recorded != Some(origin(status))
         };
         let now = origin(&*watched.wait_for(settled).await?);
-        // A folder that became full or read-only must not end the agent; the mass rule still guards.
+        // A state folder that became full or read-only must not end the agent. The guard still holds back mass removals after a
+        // restart.
         let written =
             paths.replace(&paths.origin_path(), format!("{} {}\n", now.cluster, now.revision).as_bytes());
         let error = written.err().map(|error| error.to_string());

@@ -1,4 +1,5 @@
-//! Which peers the store's leases ask for, and what must change to have exactly those. Pure: no store, no kernel.
+//! Which peers the store's leases ask for, and what must change to have exactly those. This module is pure: it calls neither
+//! kernel nor store.
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -19,7 +20,8 @@ use crate::{
     store::{self, LeaseEntry, Revision},
 };
 
-/// A lease much shorter than SubnetLen would expand into more entries than any table holds; this many at most.
+/// A lease whose prefix is much shorter than SubnetLen would expand into more entries than any table holds. This is the largest
+/// accepted difference between the two prefix lengths, in bits.
 const MAX_EXPANSION_BITS: u8 = 8;
 
 /// What this host is, and which leases concern it.
@@ -29,15 +31,15 @@ pub struct Scope {
     pub network: IpNet,
     /// Prefix length of every entry in the data path's peer table.
     pub subnet_len: u8,
-    /// How packets travel; leases that say otherwise are another overlay's.
+    /// How packets travel between hosts. A lease that says otherwise belongs to another overlay.
     pub backend: Backend,
     /// This host's address on the underlay.
     pub own_ip: IpAddr,
-    /// This host's subnet: never a peer's, whatever a lease says.
+    /// This host's subnet, which is never a peer's, whatever a lease says.
     pub own_subnet: IpNet,
 }
 
-/// A key that gives no peer, and why.
+/// A key in the store that gives no peer, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Skipped {
     /// The key below `<prefix>/subnets/`.
@@ -46,7 +48,8 @@ pub struct Skipped {
     pub why: String,
 }
 
-/// One lease's claim to a subnet. The last written one wins: it is the host that is alive.
+/// One lease's claim to a subnet. If there are several, the one that was written last wins, because its host is the one that is
+/// alive.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct LeaseClaim {
     modified: Revision,
@@ -57,10 +60,10 @@ struct LeaseClaim {
 #[derive(Debug)]
 pub struct PeerTable {
     scope: Scope,
-    /// Every claim to every subnet in order, with the peer it names; the last of each holds. There is one nearly always:
-    /// a map in the map would take half a KiB for it.
+    /// Every claim to every subnet, in the order in which they were written, with the peer that each names. The last one holds.
+    /// A subnet nearly always has a single claim, for which a map within the map would take half a KiB.
     claims: BTreeMap<IpNet, Vec<(LeaseClaim, Peer)>>,
-    /// What each accepted key claims, to take it back when the key changes or goes.
+    /// The subnets that each accepted key claims, so that the claims can be withdrawn when the key changes or goes.
     keys: BTreeMap<Arc<str>, Box<[IpNet]>>,
     /// Keys that give no peer.
     refused: BTreeMap<String, String>,
@@ -80,7 +83,7 @@ impl PeerTable {
         }
     }
 
-    /// Starts anew from all leases at one revision.
+    /// Starts anew with all leases at one revision.
     pub fn snapshot(&mut self, snapshot: &store::Snapshot) {
         *self = Self::new(self.scope.clone());
         for entry in &snapshot.entries {
@@ -88,7 +91,7 @@ impl PeerTable {
         }
     }
 
-    /// Takes in the changes of one revision; returns the subnets whose peer may be another one now.
+    /// Takes in the changes of one revision. Returns the subnets whose peer may be another one now.
     pub fn change(&mut self, batch: &store::Batch) -> BTreeSet<IpNet> {
         let mut touched = BTreeSet::new();
         for change in &batch.changes {
@@ -120,12 +123,12 @@ impl PeerTable {
         self.claims.len()
     }
 
-    /// No lease gives a peer.
+    /// Whether no lease gives a peer.
     pub fn is_empty(&self) -> bool {
         self.claims.is_empty()
     }
 
-    /// Keys that give no peer or not the one they ask for, and why.
+    /// Keys that give no peer, or not for every subnet that they claim, and the reason for each.
     pub fn skipped(&self) -> Vec<Skipped> {
         let refused = self.refused.iter().map(|(key, why)| Skipped { key: key.clone(), why: why.clone() });
         let lost = self.contested.iter().flat_map(|subnet| {
@@ -192,7 +195,7 @@ impl Scope {
         lease.subnet == self.own_subnet && lease.public_ip == self.own_ip
     }
 
-    /// The peer that a lease of another host names, and the table entries it needs.
+    /// The peer that another host's lease names, and the subnets for which the table needs an entry.
     fn peers_of(&self, lease: &Lease) -> Result<(Peer, Vec<IpNet>)> {
         if lease.subnet == self.own_subnet {
             bail!("{} claims the subnet of this host", lease.public_ip);
@@ -217,7 +220,7 @@ impl Scope {
     }
 }
 
-/// What makes one subnet's entry right, if it is not.
+/// The change that makes one subnet's entry right, if it is not.
 pub fn change_of(subnet: IpNet, wanted: Option<&Peer>, installed: Option<&Peer>) -> Option<PeerChange> {
     match (wanted, installed) {
         (Some(wanted), Some(installed)) if wanted == installed => None,
@@ -227,7 +230,7 @@ pub fn change_of(subnet: IpNet, wanted: Option<&Peer>, installed: Option<&Peer>)
     }
 }
 
-/// What turns `installed` into `wanted`, both ways: additions and alterations first, then removals.
+/// The changes that turn `installed` into `wanted`, in both directions: additions and alterations come first, then removals.
 pub fn diff(wanted: &PeerTable, installed: &BTreeMap<IpNet, Peer>) -> Vec<PeerChange> {
     let puts = wanted
         .wanted()

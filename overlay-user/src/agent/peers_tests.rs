@@ -1,4 +1,5 @@
-//! Tests of the peer table: every reason to skip a lease, duplicates, expansion, the difference both ways.
+//! Tests of the peer table: every reason to skip a lease, subnets with two claims, leases that expand into several entries, and
+//! the difference in both directions.
 use bytes::Bytes;
 
 use super::*;

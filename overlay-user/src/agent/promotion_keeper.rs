@@ -1,6 +1,6 @@
-//! Keeps promotions in step with the host: the stack's connection tracking knows every promoted connection as long as it lives,
-//! so that one which returns to the stack is accepted as if it had never left it; and when the host's packet filter changes, every
-//! promotion is taken back.
+//! Keeps promotions in step with the host. The stack's connection tracking knows every promoted connection as long as that
+//! lives, so that a connection which returns to the stack is accepted as if it had never left it. When the host's packet filter
+//! changes, every promotion is taken back.
 use std::{
     collections::HashMap,
     net::IpAddr,
@@ -31,14 +31,15 @@ use crate::{
     model::fast_path::FastPath,
 };
 
-/// How often new promotions are looked for. Only a connection that returns to the stack earlier meets what connection tracking
-/// has noted of its first packets.
+/// How often new promotions are looked for. A connection that returns to the stack before the next look meets only what
+/// connection tracking has recorded of its first packets.
 const PERIOD: Duration = Duration::from_secs(5);
-/// How long connection tracking keeps an upheld connection without hearing of it: long enough for an agent that is started again.
+/// How long connection tracking keeps an upheld connection without hearing of it. This is long enough for an agent to be
+/// started again.
 const LIFETIME: Duration = Duration::from_secs(300);
-/// How old an upheld connection's entry may be until it is upheld again.
+/// How old the entry of an upheld connection may become before the connection is upheld again.
 const RENEW: Duration = Duration::from_secs(100);
-/// A look takes no more than this part of the time: the pause after it is at least so many times as long as the look.
+/// A look takes at most this part of the time: the pause after a look is at least this many times as long as the look.
 const SHARE: u32 = 20;
 
 /// Keeps promotions in step with the host until the agent ends.
@@ -56,8 +57,8 @@ pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
     let mut failed = String::new();
     loop {
         let epoch = keeper.tables.stack_flows.epoch()?;
-        // Without --fast-path established nobody asks the rules about connections that never touch the stack, so those that did
-        // need not be asked again.
+        // Without `--fast-path established` the rules are never asked about connections that do not touch the stack, so they
+        // need not be asked again about connections that did.
         let rules = if is_bound_to_rules { fingerprint().await } else { Ok(0) };
         let rules = rules.unwrap_or_else(|error| {
             let said = format!("{error:#}");
@@ -65,7 +66,7 @@ pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
                 warn!("{said}: connections take the fast path for {PERIOD:?} at a time");
                 failed = said;
             }
-            // What was accepted under rules that cannot be told apart holds for no others.
+            // What was accepted under rules that cannot be told from others must not hold under others, so a new epoch begins.
             epoch.wrapping_add(2)
         });
         let new_epoch = (rules != epoch).then_some(rules);
@@ -90,24 +91,24 @@ pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
                 None => std::future::pending().await,
             }
         };
-        // If the notifications end, that is a reason to look, too.
+        // The result is ignored, because the end of the notifications is a reason to look, too.
         let _ = timeout(PERIOD, changed).await;
     }
 }
 
 struct Keeper {
     tables: Tables,
-    /// Connections that connection tracking was told of, and when.
+    /// Connections that connection tracking was told of, and when it was told.
     upheld: HashMap<FlowKey, (Tuple, Instant)>,
 }
 
 impl Keeper {
-    /// Upholds what is promoted and lives, forgets what has ended, and then begins a new epoch, if one is given. Returns how many
-    /// connections were promoted.
+    /// Upholds connections that are promoted and alive, forgets those that have ended, and then begins a new epoch, if one is
+    /// given. Returns how many connections were promoted until then.
     fn look(&mut self, new_epoch: Option<u32>) -> Result<usize> {
         let promoted = self.tables.stack_flows.promoted()?;
         let upheld = self.uphold(&promoted);
-        // The rules hold even if connection tracking could not be told.
+        // The new epoch begins even if connection tracking could not be told, because the rules have changed in any case.
         if let Some(epoch) = new_epoch {
             self.tables.stack_flows.begin_epoch(epoch)?;
         }
@@ -117,8 +118,8 @@ impl Keeper {
 
     fn uphold(&mut self, promoted: &[(FlowKey, Flow)]) -> Result<()> {
         let now = Instant::now();
-        // Connection tracking makes an entry of any packet of most other protocols. Of SCTP it would need the tags of the
-        // handshake, which the programs do not keep.
+        // Only TCP and UDP are upheld. For most other protocols connection tracking makes an entry from any packet. For SCTP it
+        // would need the tags of the handshake, which the programs do not keep.
         let is_tracked = |(key, flow): &&(FlowKey, Flow)| {
             matches!(key.protocol, TCP | UDP) && flow.state & FLOW_CLOSING == 0
         };
@@ -143,7 +144,8 @@ impl Keeper {
             if living.contains_key(key) {
                 return true;
             }
-            // One that goes on without a promotion is the stack's again, whose connection tracking sees it from now on.
+            // A connection that goes on without a promotion is the stack's again, and connection tracking sees its packets from
+            // now on.
             if flows.get(key).is_none_or(|flow| flow.state & FLOW_CLOSING != 0) {
                 ended.push(*tuple);
             }

@@ -22,7 +22,7 @@ use crate::{
 
 /// Default of `--audit-interval`.
 pub const AUDIT: Duration = Duration::from_secs(300);
-/// First and longest pause after a failure.
+/// The first and the longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What the loop starts with.
@@ -34,8 +34,8 @@ pub struct Setup {
     pub lease: LeaseKeeper,
     /// How often everything is read back and compared, in both directions.
     pub audit: Duration,
-    /// What an earlier agent, or the acquisition of the lease, heard of the store: another history later makes every
-    /// removal suspect. `None` takes the first one seen.
+    /// What an earlier agent, or the acquisition of the lease, heard of the store. If the store shows another history later,
+    /// every removal is suspect. With `None`, the first history that is seen is trusted.
     pub origin: Option<Origin>,
 }
 
@@ -48,7 +48,7 @@ enum Stop {
     Outrun,
 }
 
-/// Runs until asked to stop. Fails only at the start, if what is in force cannot be read; afterwards every failure is
+/// Runs until it is asked to stop. It fails only at the start, if what is in force cannot be read. Afterwards every failure is
 /// logged, shown in the status and tried again, and nothing is removed because of it.
 pub async fn run(
     mut store: impl Store,
@@ -64,7 +64,7 @@ pub async fn run(
     loop {
         let started = Instant::now();
         let ended = round(&mut store, &mut lease, &mut state, audit).await;
-        // A stream that lived was no failure in a row.
+        // A round that lasted longer than the longest pause was a success, so the failures in a row are counted anew.
         if started.elapsed() > PAUSE.1 {
             pause = PAUSE.0;
         }
@@ -94,8 +94,9 @@ pub async fn run(
     }
 }
 
-/// One snapshot and the changes after it, until the audit is due (`Ok`) or something ends it. Compaction, a closed
-/// stream, a store that is back and the audit thus all take the same way: from a snapshot, with a difference both ways.
+/// Takes one snapshot and follows the changes after it, until the audit is due (`Ok`) or something ends the round. After a
+/// compaction, a closed stream, an unreachable store or an audit, the loop therefore always goes on in the same way: from a
+/// snapshot, with a difference in both directions.
 async fn round<D: Datapath>(
     store: &mut impl Store,
     lease: &mut LeaseKeeper,
@@ -129,7 +130,8 @@ async fn round<D: Datapath>(
     Ok(())
 }
 
-/// The pause after a failure. The local lease is kept meanwhile, since what failed need not be the store, and the store may still take writes.
+/// Pauses after a failure. The local lease is kept meanwhile, since what failed need not be the store, and the store may still
+/// take writes.
 async fn rest<D: Datapath>(
     store: &mut impl Store,
     lease: &mut LeaseKeeper,
@@ -141,7 +143,7 @@ async fn rest<D: Datapath>(
     loop {
         tokio::select! {
             () = &mut end => return Ok(()),
-            // Outrun or not, the next round begins with a snapshot.
+            // Whether somebody else wrote the lease does not matter here, because the next round begins with a snapshot anyway.
             () = at(lease.due()) => {
                 state.meanwhile(lease.keep(store)).await?;
                 state.publish_lease(lease);
@@ -151,7 +153,7 @@ async fn rest<D: Datapath>(
     }
 }
 
-/// Waits for a moment, or for ever.
+/// Waits until `moment`, or for ever if there is none.
 async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,

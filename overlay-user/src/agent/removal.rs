@@ -1,4 +1,4 @@
-//! Taking a network off this host: device, programs, maps, rules.
+//! Takes a network off this host: its device, programs, maps and rules.
 use anyhow::Result;
 
 use crate::{
@@ -10,21 +10,21 @@ use crate::{
     host::{device, firewall, netlink::Netlink},
 };
 
-/// Removes the network from this host; returns what stayed, and why.
+/// Removes the network from this host. Returns what could not be removed, and why.
 pub async fn take_away(paths: &Paths, device: Option<&str>, lock: Lock) -> Vec<String> {
-    // What can go goes, whatever else fails.
+    // Every part that can be removed is removed, whatever else fails.
     let mut failures = Vec::new();
-    // XDP first: what it has unwrapped needs TC's program behind it.
+    // XDP is detached first, because a frame that it has stripped needs TC's program behind it.
     if let Err(error) = XdpLink::new(&paths.pins).detach_others(None) {
         failures.push(error.to_string());
     }
-    // The device before the programs that check what it takes in.
+    // The device is removed before the programs that check what it takes in.
     if let Some(device) = device
         && let Err(error) = remove_device(device).await
     {
         failures.push(format!("{error:#}"));
     }
-    // Before the pins go, which would only end the links among them.
+    // Programs are detached before the pins are removed, because that would only end the attachments that are links.
     let layouts = paths.all_layouts().unwrap_or_else(|error| {
         failures.push(error.to_string());
         Vec::new()

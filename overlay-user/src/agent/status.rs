@@ -1,4 +1,5 @@
-//! What the agent knows about itself: written by its loop, read by the health and control servers without stopping it.
+//! What the agent knows about itself. Its loop writes this, and the health and control servers read it without stopping the
+//! loop.
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -23,10 +24,10 @@ pub struct Status {
     pub subnet: IpNet,
     /// The whole overlay.
     pub network: IpNet,
-    /// How packets travel between hosts: flannel's name of the backend.
+    /// flannel's name of the backend, which says how packets travel between hosts.
     #[serde(default, rename = "mode")]
     pub backend: String,
-    /// VXLAN network identifier; zero where there is none.
+    /// VXLAN network identifier, or zero for a backend that has none.
     pub vni: u32,
     /// When the agent started.
     pub started: u64,
@@ -38,13 +39,13 @@ pub struct Status {
     pub datapath: DatapathStatus,
     /// The peers.
     pub peers: PeersStatus,
-    /// Our rules in the host's packet filter.
+    /// This agent's rules in the host's packet filter.
     #[serde(default)]
     pub rules: RulesStatus,
     /// The folder of what outlives the agent.
     #[serde(default)]
     pub state: StateStatus,
-    /// Bridges and address conflicts, as learning sees them. Filled in for those who ask.
+    /// Bridges and address conflicts, as the learner sees them. They are filled in when somebody asks for the status.
     #[serde(default)]
     pub learned: View,
     /// Others' programs that see packets before ours.
@@ -62,7 +63,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// Before anything is known.
+    /// The status of an agent that has just started, and knows nothing of its store, peers and data path yet.
     pub fn new(public_ip: IpAddr, subnet: IpNet, network: IpNet, backend: Backend) -> Self {
         let now = unix_now();
         Self {
@@ -90,11 +91,11 @@ impl Status {
 /// The store, as last heard.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Its name.
+    /// The store's name.
     pub name: String,
-    /// A stream of changes is open: what the store knows, the agent knows.
+    /// Whether a stream of changes is open: the agent then knows whatever the store knows.
     pub following: bool,
-    /// Since when `following` is as it is.
+    /// The time since when `following` is as it is.
     pub since: u64,
     /// Revision of the last snapshot or change taken in.
     pub revision: i64,
@@ -102,32 +103,33 @@ pub struct StoreStatus {
     pub cluster: u64,
     /// Snapshots taken so far.
     pub snapshots: u64,
-    /// What the last failed call said; gone once the stream is open again.
+    /// What the last failed call said. This is cleared when the stream is open again.
     pub error: Option<String>,
 }
 
 /// The data path, as last read back.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DatapathStatus {
-    /// It could be read, and the programs of the underlay device and overlay0 are attached.
+    /// Whether the data path could be read, and the programs of the underlay device and overlay0 are attached.
     pub attached: bool,
-    /// What is wrong with it.
+    /// What is wrong with the data path.
     pub error: Option<String>,
     /// Endpoints in force.
     pub endpoints: usize,
-    /// Bridges and container-side veths with programs.
+    /// Bridges, and host sides of containers' veths, that have programs.
     pub ports: usize,
-    /// Endpoint and port changes that failed and wait for the next try: with the flows' ageing (30 s) or the audit.
+    /// Endpoint and port changes that failed and wait for the next try, which comes when flows are aged (every 30 s) or with
+    /// the audit.
     pub waiting: usize,
-    /// Entries found altered or missing by audits, and put right, so far.
+    /// Entries that audits have found so far to differ from what the agent had left there.
     pub repaired: u64,
-    /// What XDP does before TC, or why nothing.
+    /// What XDP does before TC, or why it does nothing.
     #[serde(default)]
     pub ingress: Ingress,
-    /// Endpoints on XDP targets; the others are TC's.
+    /// Endpoints on XDP targets. To the others TC delivers.
     #[serde(default, rename = "receivers")]
     pub xdp_targets: usize,
-    /// Connections noted as the stack's, as counted when they were last aged (every 30 s).
+    /// Stack flows, as they were counted when they were last aged (every 30 s).
     pub flows: usize,
 }
 
@@ -136,7 +138,7 @@ pub struct DatapathStatus {
 pub struct PeersStatus {
     /// Peers that leases ask for.
     pub wanted: usize,
-    /// Peers in force, those whose removal is held back included.
+    /// Peers in force, including those whose removal is held back.
     pub installed: usize,
     /// Peers that could not be put in force.
     pub failed: Vec<FailedPeer>,
@@ -151,14 +153,14 @@ pub struct PeersStatus {
 /// The folder of what outlives the agent.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StateStatus {
-    /// Why it cannot be written; gone once it can again.
+    /// Why the folder cannot be written. This is cleared when it can be written again.
     pub error: Option<String>,
 }
 
 /// A peer that could not be put in force or removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedPeer {
-    /// Its subnet.
+    /// The peer's subnet.
     pub subnet: IpNet,
     /// What the data path said.
     pub why: String,
@@ -169,8 +171,8 @@ pub struct FailedPeer {
 pub struct FirstApply {
     /// Peers in force afterwards.
     pub peers: usize,
-    /// Entries that had to be written or removed; the rest was adopted as found.
+    /// Entries that had to be written or removed. The others were adopted as they were found.
     pub changes: usize,
-    /// From reading back what was in force to the last write, in microseconds.
+    /// The time from reading back what was in force to the last write, in microseconds.
     pub micros: u64,
 }

@@ -1,4 +1,5 @@
-//! `overlay check`: what of this host's kernel, rights, settings and firewall suits the overlay, and what to do.
+//! `overlay check` looks which of this host's kernel features, rights, settings and firewall rules suit the overlay, and says
+//! what to do about the others.
 mod datagrams;
 pub mod features;
 mod finding;
@@ -29,19 +30,21 @@ pub struct CheckSpec {
     pub underlay: Option<String>,
     /// Name of the tunnel device.
     pub device: String,
-    /// How packets travel, as far as it is known: flannel's defaults, where the tunnel device does not tell.
+    /// How packets travel, as far as it is known. Where neither a record nor the tunnel device tells, flannel's defaults are
+    /// taken.
     pub backend: Backend,
     /// The own subnet, where there is one.
     pub subnet: Option<IpNet>,
     /// Network, where it is known.
     pub network: Option<IpNet>,
-    /// Below which everything is pinned.
+    /// The folder below which everything is pinned.
     pub bpf_root: std::path::PathBuf,
-    /// Where this network's pins are, or would be.
+    /// The folder where this network's pins are, or would be.
     pub pins: std::path::PathBuf,
 }
 
-/// Looks at everything, in the network namespace of the calling thread. Fails only if the kernel lists no links.
+/// Looks at everything, in the network namespace of the calling thread. This fails only if the kernel cannot be asked for
+/// links, addresses or routes.
 pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, NetlinkError> {
     let links = netlink.links().await?;
     let bridges: Vec<Link> = match spec.subnet {
@@ -56,7 +59,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     let interfaces = [spec.underlay.as_deref(), Some(spec.device.as_str())];
     let present = |name: &&str| links.iter().any(|link| link.name == **name);
     let interfaces: Vec<&str> = interfaces.into_iter().flatten().filter(present).collect();
-    // The kernel looks up the paths to peers as for packets that come from the loopback device: the host's own.
+    // The kernel looks up the paths to peers as it does for the host's own packets, which come from the loopback device.
     findings.push(forwarding(&[&interfaces[..], &["lo"]].concat(), &read_sysctl));
     findings.extend(interfaces.iter().map(|name| rp_filter(name, *name == spec.device, &read_sysctl)));
     findings.extend(mtu(spec, &links, &bridges));
@@ -84,13 +87,13 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     Ok(findings)
 }
 
-/// The backend with the network's own port and MTU, which the agent gave to a VXLAN device. A TUN has no port, and a network
-/// with one has no MTU of its own.
+/// The backend with the network's own port and MTU, which the agent gave to a VXLAN device. A TUN tells neither: it has no
+/// port, and a network of its kind has no MTU of its own in its config.
 fn told(backend: Backend, device: Option<&Link>, underlay: Option<&Link>) -> Backend {
     match (backend, device) {
         (Backend::Vxlan { vni, direct, .. }, Some(&Link { kind: LinkKind::Vxlan(vxlan), mtu, .. })) => {
             let mtu = mtu.saturating_add(wire::OVERHEAD as u32);
-            // The underlay's may have become smaller since.
+            // The underlay's MTU may have become smaller since.
             let mtu = underlay.map_or(mtu, |underlay| mtu.min(underlay.mtu));
             Backend::Vxlan { vni, port: vxlan.port, mtu: Some(mtu), direct }
         }
@@ -98,7 +101,7 @@ fn told(backend: Backend, device: Option<&Link>, underlay: Option<&Link>) -> Bac
     }
 }
 
-/// Whether `--ingress` may ask for XDP here. Never a fault: TC does the same work.
+/// Whether `--ingress` may ask for XDP here. It is never a fault if it may not, since TC does the same work.
 async fn xdp(netlink: &Netlink, underlay: &Link, ours: &XdpLink) -> Result<Finding, NetlinkError> {
     let why = xdp_fitness::unfit(netlink, underlay, ours).await?;
     let detail = match (why, ours.mode(underlay.index)) {
@@ -141,7 +144,8 @@ fn forwarding(interfaces: &[&str], sysctl: Sysctl<'_>) -> Finding {
     )
 }
 
-/// The kernel applies the larger of `all` and the interface's own (Documentation/networking/ip-sysctl.rst).
+/// Checks rp_filter. The kernel applies the larger of `all` and the interface's own value
+/// (Documentation/networking/ip-sysctl.rst).
 fn rp_filter(interface: &str, is_tunnel: bool, sysctl: Sysctl<'_>) -> Finding {
     let what = format!("rp_filter of {interface}");
     let value = |name: &str| {
@@ -182,7 +186,8 @@ fn mtu(spec: &CheckSpec, links: &[Link], bridges: &[Link]) -> Vec<Finding> {
     bridges.iter().map(assess).collect()
 }
 
-/// The port that the network has, as its device tells, or else the default, which the line says.
+/// Checks the UDP port: the network's own, if its device tells that, or else the default. In the latter case the finding says
+/// so.
 fn port(spec: &CheckSpec, device: Option<&Link>, links: &[Link], sockets: &str) -> Finding {
     let mut found = port_of(spec, links, sockets);
     if !matches!(device, Some(Link { kind: LinkKind::Vxlan(_), .. })) {
@@ -197,7 +202,7 @@ fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
     let what = format!("udp port {port}");
     for link in links {
         match link.kind {
-            // Filtering devices share a port.
+            // Devices that filter VNIs can share a port.
             LinkKind::Vxlan(vxlan) if vxlan.port == port && !vxlan.vnifilter && link.name != spec.device => {
                 let detail = format!("vxlan device {} (vni {}) has it", link.name, vxlan.vni);
                 let remedy = if link.name.starts_with("flannel.") {
@@ -210,7 +215,8 @@ fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
             _ => {}
         }
     }
-    // A tunnel device's own socket is in the kernel's table too, on some kernels with an inode as if a process had it.
+    // The kernel's table of sockets lists a tunnel device's own socket, too, on some kernels with an inode as if a process had
+    // it.
     let holder = links
         .iter()
         .find(|link| matches!(link.kind, LinkKind::Vxlan(vxlan) if vxlan.port == port && link.up));
@@ -227,7 +233,7 @@ fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
     Finding::ok(&what, "free")
 }
 
-/// Whether /proc/net/udp lists the port with an inode, which a process's socket has.
+/// Whether the text of /proc/net/udp lists a socket that is bound to the port.
 fn bound_by_process(table: &str, port: u16) -> bool {
     table.lines().skip(1).any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();

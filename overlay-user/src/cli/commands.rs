@@ -1,4 +1,5 @@
-//! The commands of the `overlay` binary, one file each. Only this code knows both the traits and what implements them.
+//! The commands of the `overlay` binary, one file each. Only these files know both the traits and the types that implement
+//! them.
 mod adopt;
 mod agent;
 mod check;
@@ -21,7 +22,7 @@ use crate::cli::options::{Cli, Command};
 /// Runs one command.
 ///
 /// # Errors
-/// What failed, on what object, and what to do about it.
+/// The error says what failed, on what object, and what to do about it.
 pub async fn run(cli: Cli) -> Result<Completion> {
     match cli.command {
         Command::Agent(options) => agent::agent(*options).await?,

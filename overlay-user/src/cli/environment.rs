@@ -1,4 +1,4 @@
-//! Options from variables: `OVERLAY_<NAME>`, and `FLANNELD_<NAME>` for those who come from flannel.
+//! Reads options from environment variables: `OVERLAY_<NAME>`, and `FLANNELD_<NAME>` for those who come from flannel.
 use std::ffi::OsString;
 
 use anyhow::{Result, bail};
@@ -9,8 +9,8 @@ use clap::{
 
 use super::options::{self, Cli, Config, store::StoreOptions};
 
-/// Reads the command line (`arguments` with the program's name first) and the variables behind it. An error knows its
-/// exit code and prints itself: 2 for wrong usage, 0 for `--help`.
+/// Reads the command line (`arguments`, with the program's name first), and the variables for options that it does not set. An
+/// error knows its exit code and prints itself: 2 for wrong usage, 0 for `--help`.
 pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<OsString> + Copy,
@@ -25,7 +25,7 @@ pub fn parse(
     Ok(cli)
 }
 
-/// What clap cannot say, because values from variables reach it as defaults.
+/// Checks what clap cannot check, because values from variables reach it as defaults.
 fn check(cli: &Cli) -> Result<()> {
     let store: Option<&StoreOptions> = match &cli.command {
         options::Command::Agent(agent) if agent.kube_subnet_mgr => {
@@ -45,7 +45,7 @@ fn check(cli: &Cli) -> Result<()> {
     store.map_or(Ok(()), |store| store.choice().map(|_| ()))
 }
 
-/// A bad value that nobody typed comes from a variable: says which.
+/// Adds the variable's name to an error about a bad value that nobody typed, since such a value comes from a variable.
 fn name_variable(
     mut error: clap::Error,
     arguments: &[OsString],
@@ -54,7 +54,7 @@ fn name_variable(
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
-    // `--public-ip <ADDRESS>`
+    // clap shows the option with its value's name, such as `--public-ip <ADDRESS>`.
     let option = shown.split([' ', '=', '[']).next().unwrap_or_default().to_owned();
     let typed = arguments.iter().any(|argument| argument.to_string_lossy().starts_with(&option));
     if let Some((name, _)) = value_of(&option, variable).filter(|_| !typed) {
@@ -64,7 +64,7 @@ fn name_variable(
     error
 }
 
-/// Variables that look like ours and are no option's: misspelt, most likely.
+/// Variables whose names look like ours but belong to no option. Most likely they are misspelt.
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
     fn options(command: &Command, known: &mut Vec<String>) {
         known.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_name));
@@ -79,7 +79,7 @@ pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<Strin
     ours.collect()
 }
 
-/// `--public-ip` is `PUBLIC_IP`, after a prefix.
+/// The variable's name for an option, without a prefix: `--public-ip` becomes `PUBLIC_IP`.
 fn variable_name(option: &str) -> String {
     option.trim_start_matches('-').to_uppercase().replace('-', "_")
 }
@@ -93,18 +93,18 @@ fn value_of(option: &str, variable: impl Fn(&str) -> Option<OsString>) -> Option
     })
 }
 
-/// Variables become defaults: clap knows one variable per option, and reading the environment through `variable` lets
-/// tests bring their own.
+/// Makes the variables' values the options' defaults, because clap knows only one variable per option. The environment is read
+/// through `variable`, so that tests can bring their own.
 fn with_variables(command: Command, variable: impl Fn(&str) -> Option<OsString> + Copy) -> Command {
     let command = command.mut_args(|arg| {
-        // flannel's name for an option may be another.
+        // flannel may have another name for the option, which is an alias here.
         let names = arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten());
         let Some((_, value)) = names.into_iter().find_map(|name| value_of(name, variable)) else {
             return arg;
         };
         match arg.get_action() {
             ArgAction::Help | ArgAction::Version => arg,
-            // Repeatable options: flannel's variables put commas between values, too.
+            // flannel's variables for repeatable options put commas between the values.
             ArgAction::Append => {
                 let text = value.to_string_lossy();
                 let values: Vec<String> = text.split(',').map(|part| part.trim().to_owned()).collect();

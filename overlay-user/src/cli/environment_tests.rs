@@ -1,4 +1,4 @@
-//! Tests of the command line: defaults, variables and who wins, contradictions, texts.
+//! Tests of the command line: defaults, variables and which of them wins, contradictions, and texts.
 use std::net::IpAddr;
 
 use clap::CommandFactory as _;
@@ -148,7 +148,7 @@ fn docker_opts_has_the_letters_of_flannels_script() {
     assert_eq!((all.subnet_file, all.docker_env), ("a".into(), Some("b".into())));
     assert!(all.individual && all.combined && all.no_ip_masq);
     assert_eq!(all.key, "DOCKER_NETWORK_OPTIONS");
-    // The agent's own variable: both speak of the same file.
+    // The agent's variable counts here as well, because both commands speak of the same file.
     let variable = docker_opts("overlay docker-opts", &[("FLANNELD_SUBNET_FILE", "/x")]);
     assert_eq!(variable.subnet_file.to_str(), Some("/x"));
     for key in ["1", "a-b", "x=y", ""] {

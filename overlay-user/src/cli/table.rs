@@ -1,7 +1,7 @@
-//! Tables for people: plain columns, no lines, fit for `grep`.
+//! Tables for people: plain columns without lines, so that `grep` can be used on them.
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 
-/// Rows under a heading, as wide as the terminal lets them be.
+/// Makes a table of rows under a heading, as wide as the terminal allows.
 pub(super) fn table(heading: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);

@@ -1,11 +1,11 @@
-//! Connections that live through a move, and the host's connection tracking.
+//! Connections that outlive a move, and what the host's connection tracking must know of them.
 //!
-//! Connections whose addresses this host translates become stack flows before the fast path begins: otherwise the fast path
-//! would take over one direction of them and hand it on untranslated. Later such connections become stack flows by the programs
-//! at overlay0 and at the containers' veths. On the way back to flannel, connection tracking is made to forget what it saw before
-//! the fast path took over: a TCP connection has gone on since then, its packets would count as INVALID, and many hosts drop
-//! those. Connection tracking picks up an unknown connection in the middle (`nf_conntrack_tcp_loose`, which is on unless
-//! somebody has switched it off).
+//! Connections whose addresses this host translates become stack flows before the fast path begins. Otherwise the fast path
+//! would take over one direction of them and hand it on untranslated. After the move, the programs at overlay0 and at the
+//! containers' veths make stack flows of such connections. On the way back to flannel, connection tracking is made to forget
+//! what it saw before the fast path took over: a TCP connection has gone on since then, so its packets would count as INVALID,
+//! and many hosts drop those. Connection tracking picks up an unknown connection in the middle (`nf_conntrack_tcp_loose`, which
+//! is on unless somebody has switched it off).
 use ipnet::IpNet;
 
 use crate::{
@@ -17,10 +17,11 @@ use crate::{
     model::addr::ipv4,
 };
 
-/// Notes those of them that are of the overlay on either side of the translation. Returns how many notes were made.
+/// Records as stack flows those of the connections that are the overlay's on either side of the translation. Returns how many
+/// stack flows were recorded.
 ///
 /// # Errors
-/// When the table of connections is full, or cannot be written.
+/// When the table of stack flows is full, or cannot be written.
 pub fn note(tables: &mut Tables, tracked: &[Tracked], network: IpNet) -> Result<usize, DatapathError> {
     let mut noted = 0;
     for (tuple, answered) in of_overlay(tracked, network) {
@@ -34,10 +35,10 @@ pub fn note(tables: &mut Tables, tracked: &[Tracked], network: IpNet) -> Result<
     Ok(noted)
 }
 
-/// Has connection tracking forget those within the overlay that it does not translate.
+/// Makes connection tracking forget those TCP connections within the overlay that it does not translate.
 ///
 /// # Errors
-/// When it does not.
+/// When connection tracking does not forget them.
 pub fn forget_plain(tracked: &[Tracked], network: IpNet) -> Result<(), NetlinkError> {
     conntrack::forget(tracked.iter().filter(|it| is_plain(it, network)).map(|it| &it.original))
 }
@@ -45,15 +46,15 @@ pub fn forget_plain(tracked: &[Tracked], network: IpNet) -> Result<(), NetlinkEr
 fn is_plain(connection: &Tracked, network: IpNet) -> bool {
     const TCP: u8 = 6;
     let Tuple { source, destination, protocol, .. } = &connection.original;
-    // Of other protocols nothing is ever out of turn.
+    // For other protocols, connection tracking never finds a packet to be out of turn.
     *protocol == TCP
         && !connection.is_translated()
         && network.contains(source)
         && network.contains(destination)
 }
 
-/// A connection has two forms, one on each side of the translation. What a container or a peer sees has both ends in the
-/// overlay; a key is the same for both directions.
+/// The forms in which the overlay sees the translated connections. Each connection has two forms, one on each side of the
+/// translation. The form that a container or a peer sees has both ends in the overlay. A key is the same for both directions.
 fn of_overlay(tracked: &[Tracked], network: IpNet) -> impl Iterator<Item = (Tuple, bool)> {
     let translated = tracked.iter().filter(|connection| connection.is_translated());
     let forms = translated.flat_map(|it| [(it.original, it.answered), (it.reply, it.answered)]);
@@ -75,9 +76,9 @@ mod tests {
         let own = [10, 244, 1, 1];
         let turned = |of: Tuple| Tuple { ports: (of.ports.1, of.ports.0), ..of };
         let connection = |original, reply| Tracked { original, reply: turned(reply), answered: true };
-        // A container here and a service whose backend is elsewhere.
+        // A container here asks a service whose backend is on another host.
         let asked = connection(tuple(a, service), tuple(b, a));
-        // A container elsewhere and a port that is published here.
+        // A container on another host asks a port that is published here.
         let published = connection(tuple(b, own), tuple(a, b));
         let plain = connection(tuple(a, b), tuple(b, a));
         let noted: Vec<_> = of_overlay(&[asked, published, plain], network).map(|(form, _)| form).collect();

@@ -1,5 +1,5 @@
-//! Finds what flannel left on this host and compares it with the leases. Only what fits together is taken over. Pure: no
-//! kernel, no store.
+//! Finds what flannel left on this host and compares it with the leases. Only what fits together is taken over. The comparison
+//! is pure: it calls neither kernel nor store.
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -21,12 +21,12 @@ use crate::{
     },
 };
 
-/// All that was looked at on the host.
+/// All that was seen on the host.
 #[derive(Clone, Debug, Default)]
 pub struct Sight {
     /// VXLAN devices with a VNI of their own, by interface index.
     pub tunnels: Vec<(u32, ClassicTunnel)>,
-    /// Addresses of each: interface index and address.
+    /// All addresses of the host, each with the index of its interface.
     pub addresses: Vec<(u32, IpNet)>,
     /// Static neighbours of flannel's device.
     pub neighbours: Vec<StaticNeighbour>,
@@ -58,25 +58,25 @@ pub struct Expected {
 /// What is to be taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovered {
-    /// As it is here.
+    /// What flannel is on this host.
     pub flannel: Flannel,
     /// Interface index of flannel's device.
     pub link: Option<u32>,
     /// This host's lease.
     pub lease: Lease,
-    /// Its VtepMAC, if it has one.
+    /// The lease's VtepMAC, if it has one.
     pub mac: Option<Mac>,
-    /// What is not as the leases say, and is put right by the move: in words.
+    /// What differs from the leases and is put right by the move, in words.
     pub notes: Vec<String>,
 }
 
 /// Why nothing can be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoverError {
-    /// There is no flannel here: what is missing, and what to do.
+    /// There is no flannel here. The text says what is missing, and what to do.
     #[error("no flannel here: {0}")]
     Nothing(String),
-    /// Some of it contradicts the rest.
+    /// Parts of flannel contradict each other. Each text names one contradiction, and what to do.
     #[error("flannel's parts do not fit together: {}", .0.join("; "))]
     Inconsistent(Vec<String>),
 }
@@ -90,7 +90,7 @@ pub fn device_name(vni: u32) -> String {
 }
 
 impl Sight {
-    /// Looks at the host. `name` is the device's, if the backend has one.
+    /// Looks at the host. `name` is that of flannel's device, if the backend has one.
     pub async fn look(
         netlink: &Netlink,
         name: Option<&str>,
@@ -123,7 +123,7 @@ impl Sight {
 /// Puts together what is to be taken over.
 ///
 /// # Errors
-/// No flannel, or all that does not fit together, each with what to do.
+/// When there is no flannel, or when parts do not fit together: then the error names all of these, each with what to do.
 pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, DiscoverError> {
     let mut problems = Vec::new();
     let found = match expected.backend.vni() {
@@ -280,7 +280,7 @@ fn check_lease(
 }
 
 fn check_subnet_env(text: Option<&str>, expected: &Expected, lease: &Lease, problems: &mut Vec<String>) {
-    // The agent writes it, should it be missing.
+    // A missing subnet.env is no problem, because the agent writes it.
     let told = text.map(subnet_env::parse).unwrap_or_default();
     if told.subnet.is_some_and(|subnet| subnet != lease.subnet) {
         let subnet = told.subnet.unwrap_or_default();
@@ -296,8 +296,8 @@ fn check_subnet_env(text: Option<&str>, expected: &Expected, lease: &Lease, prob
     }
 }
 
-/// The routes that are flannel's. One to a peer's subnet, or a part of it, that leads elsewhere would be followed before
-/// ours.
+/// Finds the routes that are flannel's. A route to a peer's subnet, or to a part of it, that leads elsewhere is a problem,
+/// because it would be followed before ours.
 fn check_routes(
     routes: &[GatewayRoute],
     expected: &Expected,
@@ -330,7 +330,7 @@ fn check_routes(
     flannels
 }
 
-/// What flannel's tables say of the peers and the leases do not, and the other way round.
+/// How flannel's tables and the leases differ in what they say of the peers, in both directions.
 fn differences(
     sight: &Sight,
     routes: &[GatewayRoute],

@@ -1,4 +1,4 @@
-//! Tests of what is taken over and what is refused, on a host of flannel's with two peers.
+//! Tests of what is taken over and what is refused, on a host that flannel runs with two peers.
 use super::*;
 
 const MACS: [&str; 3] = ["02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"];
@@ -54,7 +54,7 @@ fn route(destination: &str, gateway: [u8; 4], interface: &str) -> GatewayRoute {
     GatewayRoute { destination, gateway: gateway.into(), interface, onlink, protocol: 3 }
 }
 
-/// Host 2 through the device, host 3 by a plain route.
+/// What is seen on a host that reaches host 2 through flannel's device, and host 3 by a plain route.
 fn sight() -> Sight {
     Sight {
         tunnels: vec![(7, tunnel("flannel.1", 1, 8472))],
@@ -88,7 +88,7 @@ fn a_host_of_one_piece_is_taken_over_whole() {
     let direct: Vec<_> = found.flannel.direct_routes().map(|route| route.destination).collect();
     assert_eq!(direct, [net("10.244.3.0/24")]);
     assert_eq!(found.notes, Vec::<String>::new());
-    // As it would be made from the leases alone.
+    // What was found equals what would be made from the leases alone.
     let peers: Vec<_> = [2, 3].map(|host| lease(host).1).into();
     let made = Flannel::of_leases(Some(tunnel("flannel.1", 1, 8472)), "eth0", &lease(1).1, &peers, |it| {
         it == public_ip(3)

@@ -1,9 +1,9 @@
-//! The disruption that a move costs: the time without a tunnel device, and the packets of that time.
+//! The disruption that a move causes: the time without a tunnel device, and the packets lost in that time.
 //!
-//! While neither device holds the port, the fast path goes on; what needs the kernel's stack is lost. The programs count
-//! each packet that they leave to the stack, so the difference over that time is what was lost of containers' packets and
-//! of peers', at most: those at its very edges may have got through. What the host's own processes send meanwhile is not
-//! among them.
+//! While neither device holds the port, the fast path goes on, but what needs the kernel's stack is lost. The programs count
+//! each packet that they leave to the stack. The difference over that time is therefore the most that was lost of containers'
+//! and peers' packets: those at its very beginning and end may have got through. What the host's own processes send meanwhile
+//! is not counted.
 use std::{
     fmt::{self, Write as _},
     fs,
@@ -18,7 +18,7 @@ use crate::{
     host::netlink::DeviceLosses,
 };
 
-/// Counters at one moment.
+/// The counters at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meter {
     /// Packets of containers that were left to the stack.
@@ -40,7 +40,7 @@ pub struct Disruption {
     pub from_containers: u64,
     /// Packets of other hosts that may be lost.
     pub from_peers: u64,
-    /// Both.
+    /// The sum of the two.
     pub lost_at_most: u64,
     /// Packets that the programs' checks refused during the whole move.
     pub refused: u64,
@@ -53,9 +53,9 @@ pub struct Disruption {
 pub struct DeviceLoss {
     /// Name of the device.
     pub device: String,
-    /// As in `ip -s link`, and `queue_drops`.
+    /// The counter's name as in `ip -s link`, or `queue_drops`.
     pub counter: &'static str,
-    /// Packets.
+    /// How many packets the counter counted during the move.
     pub packets: u64,
 }
 
@@ -82,8 +82,8 @@ impl Meter {
 }
 
 impl Disruption {
-    /// What happened in `interruption`, between `before` and `after`. A packet of a peer that the programs do not see (in
-    /// outer fragments, through another NIC) is one that found no socket.
+    /// The disruption in `interruption`, between `before` and `after`. A peer's packet that the programs do not see, because it
+    /// comes in outer fragments or through another NIC, shows as one that found no socket.
     pub fn new(interruption: Duration, before: Meter, after: Meter) -> Self {
         let since = |now: u64, then: u64| now.saturating_sub(then);
         let from_containers = since(after.from_containers, before.from_containers);
@@ -151,7 +151,8 @@ impl fmt::Display for Disruption {
     }
 }
 
-/// `NoPorts` of /proc/net/snmp: a line of names and one of numbers for each protocol.
+/// Reads the UDP counter `NoPorts` from the text of /proc/net/snmp, which has a line of names and a line of numbers for each
+/// protocol.
 fn no_ports(text: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with("Udp: "));
     let at = lines.next()?.split(' ').position(|name| name == "NoPorts")?;

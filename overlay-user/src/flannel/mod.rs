@@ -1,4 +1,5 @@
-//! Moving a host from flannel to the overlay in place, and back: what flannel left on it is found, recorded, and put back.
+//! Moving a host from flannel to the overlay in place, and back: what flannel left on the host is found and recorded, so that
+//! it can be put back.
 pub mod connections;
 pub mod daemon;
 pub mod discover;
@@ -22,28 +23,28 @@ use crate::{
     model::lease::{Lease, LeaseBackend},
 };
 
-/// What flannel's VXLAN or host-gw backend and its rules are on a host: enough to make all of it again.
+/// What flannel's VXLAN or host-gw backend and its rules are on a host. This is enough to make all of it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flannel {
-    /// `flannel.<VNI>`; host-gw has no device.
+    /// The device `flannel.<VNI>`. With host-gw there is none.
     pub device: Option<ClassicTunnel>,
     /// The device's addresses.
     pub addresses: Vec<IpNet>,
-    /// The device's neighbours: a peer's `.0` and VtepMAC.
+    /// The device's neighbours: each joins a peer's `.0` address to its VtepMAC.
     pub neighbours: Vec<StaticNeighbour>,
-    /// The device's forwarding entries: a peer's VtepMAC and public IP.
+    /// The device's forwarding entries: each joins a peer's VtepMAC to its public IP.
     pub forwarding: Vec<Forwarding>,
-    /// Routes to peers' subnets: through the device, or plain ones (`DirectRouting`, host-gw).
+    /// Routes to peers' subnets. They lead through the device, or are plain ones (`DirectRouting`, host-gw).
     pub routes: Vec<GatewayRoute>,
-    /// Its rules in the packet filter.
+    /// flannel's rules in the packet filter.
     pub rules: Rules,
     /// The text of subnet.env, if there was one.
     pub subnet_env: Option<String>,
 }
 
 impl Flannel {
-    /// What flannel makes for these leases, for a host from which nothing else is known. `direct` are the peers that
-    /// it reaches by plain routes, through `underlay`.
+    /// What flannel makes for these leases, on a host of which nothing else is known. `direct` tells which peers flannel
+    /// reaches by plain routes, through `underlay`.
     pub fn of_leases(
         device: Option<ClassicTunnel>,
         underlay: &str,
@@ -77,12 +78,12 @@ impl Flannel {
         flannel
     }
 
-    /// Routes that do not go with the device.
+    /// The routes that do not vanish when the device is removed.
     pub fn direct_routes(&self) -> impl Iterator<Item = &GatewayRoute> {
         let device = self.device.as_ref().map(|device| &device.name);
         self.routes.iter().filter(move |route| Some(&route.interface) != device)
     }
 }
 
-/// `RTPROT_BOOT`: what netlink libraries and `ip route` write.
+/// The protocol number `RTPROT_BOOT`, which netlink libraries and `ip route` write into routes.
 const BOOT: u8 = 3;

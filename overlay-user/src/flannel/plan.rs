@@ -1,4 +1,4 @@
-//! What a move will do, step by step, before it does anything.
+//! Tells step by step what a move will do, before it does anything.
 use std::fmt;
 
 use ipnet::IpNet;
@@ -10,10 +10,10 @@ use crate::{
     model::fast_path::FastPath,
 };
 
-/// The steps.
+/// The plan of a move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// What other hosts know this one by, and containers have: all of it stays.
+    /// What stays as it is: by this other hosts know this one, or containers have it.
     pub kept: Vec<String>,
     /// What is done, in this order.
     pub steps: Vec<String>,
@@ -21,7 +21,7 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
-/// What the plan is made of, beside what was found.
+/// What the plan is made from, beside what was found.
 #[derive(Clone, Debug)]
 pub struct PlanInput {
     /// Our tunnel device.
@@ -34,13 +34,13 @@ pub struct PlanInput {
     pub ports: usize,
     /// Containers' addresses here.
     pub endpoints: usize,
-    /// flannel masquerades, or the agent is to.
+    /// Whether flannel masquerades, or the agent is to.
     pub masquerade: bool,
-    /// The agent is to accept the overlay's packets where FORWARD drops.
+    /// Whether the agent is to accept the overlay's packets where FORWARD drops.
     pub forward: bool,
     /// Which packets the programs are to carry.
     pub fast_path: FastPath,
-    /// Where it is noted what flannel was.
+    /// The file that records what flannel was.
     pub record: String,
 }
 
@@ -134,7 +134,7 @@ impl Plan {
     }
 }
 
-/// Names, and how many more there are.
+/// Lists the first names, and says how many more there are.
 fn list(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let more = names.len().saturating_sub(SHOWN);

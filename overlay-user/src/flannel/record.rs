@@ -1,5 +1,5 @@
-//! What flannel was on this host, recorded before anything of it is touched: in `<state dir>/<network>/flannel.json`, which
-//! `overlay down` leaves there, so that the way back stays open.
+//! What flannel was on this host. It is recorded in `<state dir>/<network>/flannel.json` before anything of it is touched.
+//! `overlay down` leaves that file in place, so that the way back stays open.
 use std::{fs, io::ErrorKind};
 
 use anyhow::{Context as _, Result};
@@ -9,24 +9,25 @@ use serde::{Deserialize, Serialize};
 use super::Flannel;
 use crate::datapath::state::Paths;
 
-/// The note.
+/// The record of what flannel was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlannelRecord {
-    /// The move came to its end. If not, it was cut off: this host may be half of either.
+    /// Whether the move came to its end. If not, it was cut off, and this host may be partly flannel's and partly the
+    /// overlay's.
     pub finished: bool,
     /// Name of our tunnel device.
     pub tunnel: String,
     /// The whole overlay.
     pub network: IpNet,
-    /// As it was.
+    /// flannel as it was.
     pub flannel: Flannel,
 }
 
 impl FlannelRecord {
-    /// Reads it, if there is one.
+    /// Reads the record, if there is one.
     ///
     /// # Errors
-    /// When it cannot be read: what it says is not to be guessed.
+    /// When it cannot be read, since what it says must not be guessed.
     pub fn read(paths: &Paths) -> Result<Option<Self>> {
         let path = paths.flannel_path();
         let text = match fs::read(&path) {
@@ -39,7 +40,7 @@ impl FlannelRecord {
         })
     }
 
-    /// Writes it. Its folder must be there.
+    /// Writes the record. Its folder must exist.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -48,10 +49,10 @@ impl FlannelRecord {
         paths.replace(&paths.flannel_path(), &text)
     }
 
-    /// Removes it. None there is no error.
+    /// Removes the record. It is no error if there is none.
     ///
     /// # Errors
-    /// When it stays.
+    /// When it cannot be removed.
     pub fn remove(paths: &Paths) -> Result<()> {
         let path = paths.flannel_path();
         match fs::remove_file(&path) {
@@ -59,7 +60,7 @@ impl FlannelRecord {
                 Err(error).with_context(|| format!("remove {}", path.display()))
             }
             _ => {
-                // After `overlay down` it was the last thing there.
+                // After `overlay down` the record was the last thing in this folder, which can then be removed, too.
                 let _ = fs::remove_dir(&paths.state);
                 Ok(())
             }

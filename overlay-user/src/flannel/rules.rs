@@ -1,5 +1,5 @@
-//! flannel's rules in the packet filter: its chains of iptables, in whichever variant, and its tables of nftables
-//! (flannel's pkg/trafficmngr).
+//! flannel's rules in the packet filter, as flannel's pkg/trafficmngr makes them: its chains of iptables, in either variant,
+//! and its tables of nftables.
 //!
 //! iptables' rules are found in the text of `iptables-save`, and taken away and put back by `iptables-restore`, as in
 //! [`crate::host::firewall::forward`]; a table of nftables is kept as the text that `nft` lists, which `nft -f` reads again.
@@ -13,43 +13,44 @@ use crate::host::firewall::{
     iptables::{self, save},
 };
 
-/// All of them.
+/// All of flannel's rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
-    /// Those of iptables.
+    /// The rules of iptables.
     pub iptables: Vec<IptablesRules>,
-    /// Those of nftables.
+    /// The tables of nftables.
     pub nftables: Vec<NftTable>,
 }
 
-/// The chains in one variant of iptables: a host may have both.
+/// flannel's chains in one variant of iptables. A host may have both variants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IptablesRules {
-    /// `iptables-nft`, `iptables-legacy`, or plain `iptables`: what `-save` and `-restore` are appended to.
+    /// The command's name, to which `-save` and `-restore` are appended: `iptables-nft`, `iptables-legacy`, or plain
+    /// `iptables`.
     pub variant: String,
-    /// The tables that have any.
+    /// The tables that contain any of these chains, or a rule that leads to one.
     pub tables: Vec<ChainTable>,
 }
 
-/// The chains in one table of iptables.
+/// flannel's chains in one table of iptables.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainTable {
-    /// `nat`, `filter`.
+    /// The table's name, such as `nat` or `filter`.
     pub name: String,
     /// Names of the chains.
     pub chains: Vec<String>,
-    /// Their rules, as `iptables-save` prints them, without `-A`.
+    /// The chains' rules, as `iptables-save` prints them, without `-A`.
     pub rules: Vec<String>,
-    /// The rules elsewhere that lead to them.
+    /// The rules in other chains that lead to these.
     pub jumps: Vec<Jump>,
 }
 
-/// A rule in a chain that is not flannel's.
+/// A rule of flannel's in a chain that is not flannel's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Jump {
     /// The chain.
     pub chain: String,
-    /// The how-manieth it is in there, from 1.
+    /// The rule's number in that chain, counted from 1.
     pub position: usize,
     /// The rule, without `-A` and the chain.
     pub rule: String,
@@ -60,24 +61,21 @@ pub struct Jump {
 pub struct NftTable {
     /// `ip` or `ip6`.
     pub family: String,
-    /// Its name.
+    /// The table's name.
     pub name: String,
     /// What `nft list table` prints, which `nft -f` reads.
     pub text: String,
 }
 
-/// How flannel's chains begin; nobody else's do.
+/// The beginning of the names of flannel's chains. Nobody else's chains begin so.
 const CHAIN: &str = "FLANNEL-";
-/// In front of what flannel's rules are for, in their comments.
+/// The beginning of the comments in flannel's rules. What a rule is for follows it.
 const COMMENT: &str = "--comment \"flanneld ";
 /// flannel's tables of nftables.
 const TABLES: [(&str, &str); 2] = [("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6")];
 
 impl Rules {
-    /// Looks for them. Commands that are not installed have made no rules.
-    ///
-    /// # Errors
-    /// When a command fails.
+    /// Looks for flannel's rules. A command that is not installed cannot have made any, so it is skipped.
     pub async fn find() -> Result<Self> {
         let mut rules = Self::default();
         for variant in iptables::variants() {
@@ -94,12 +92,12 @@ impl Rules {
         Ok(rules)
     }
 
-    /// There are none.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.iptables.is_empty() && self.nftables.is_empty()
     }
 
-    /// They masquerade: flanneld ran with `--ip-masq`.
+    /// Whether the rules masquerade, which is so if flanneld ran with `--ip-masq`.
     pub fn masquerade(&self) -> bool {
         let by_iptables = self.iptables.iter().flat_map(|iptables| &iptables.tables);
         by_iptables
@@ -108,7 +106,7 @@ impl Rules {
             || self.nftables.iter().any(|table| table.text.contains("masquerade"))
     }
 
-    /// What they are, for people: `iptables-nft nat FLANNEL-POSTRTG`.
+    /// The names of the chains and tables, for people, such as `iptables-nft nat FLANNEL-POSTRTG`.
     pub fn names(&self) -> Vec<String> {
         let chains = self.iptables.iter().flat_map(|iptables| {
             iptables.tables.iter().flat_map(|table| {
@@ -119,10 +117,10 @@ impl Rules {
         chains.chain(tables).collect()
     }
 
-    /// Takes them away. What is gone already is as good.
+    /// Removes the rules. A rule that is gone already counts as removed.
     ///
     /// # Errors
-    /// What is left, and why.
+    /// When something could not be removed. The error says why.
     pub async fn remove(&self) -> Result<()> {
         for IptablesRules { variant, tables } in &self.iptables {
             let present: Vec<ChainTable> = read(&save(variant).await?);
@@ -137,10 +135,10 @@ impl Rules {
         Ok(())
     }
 
-    /// Puts back what of them is not there.
+    /// Puts back those of the rules that are missing.
     ///
     /// # Errors
-    /// What is missing, and why.
+    /// When something is still missing. The error says why.
     pub async fn put_back(&self) -> Result<()> {
         for IptablesRules { variant, tables } in &self.iptables {
             let saved = save(variant).await?;
@@ -156,7 +154,7 @@ impl Rules {
 }
 
 impl ChainTable {
-    /// Whether all of `other` is in it.
+    /// Whether this table contains all of `other`.
     fn holds(&self, other: &Self) -> bool {
         let has =
             |jump: &Jump| self.jumps.iter().any(|it| (&it.chain, &it.rule) == (&jump.chain, &jump.rule));
@@ -165,7 +163,7 @@ impl ChainTable {
     }
 }
 
-/// What of flannel's is in the text of `iptables-save`.
+/// Finds flannel's chains and rules in the text of `iptables-save`.
 fn read(saved: &str) -> Vec<ChainTable> {
     let mut tables = Vec::new();
     let mut table = ChainTable::default();
@@ -195,7 +193,8 @@ fn read(saved: &str) -> Vec<ChainTable> {
     tables
 }
 
-/// For `iptables-restore --noflush`, which takes each table whole or not at all.
+/// Writes the script that removes these tables' rules by `iptables-restore --noflush`, which carries out each table whole or
+/// not at all.
 fn removal(tables: &[ChainTable]) -> String {
     let mut script = String::new();
     for ChainTable { name, chains, jumps, .. } in tables {
@@ -213,8 +212,8 @@ fn removal(tables: &[ChainTable]) -> String {
     script
 }
 
-/// The same the other way. `saved` is what there is now: chains of flannel's are filled anew, a jump that is there stays
-/// where it is, one that is not comes to its old place, or to the end of what is shorter now.
+/// Writes the script that puts the rules back. `saved` is what there is now. flannel's chains are filled anew. A jump that
+/// exists stays where it is. One that is missing comes to its old place, or to the end of a chain that has become shorter.
 fn restoration(tables: &[ChainTable], saved: &str) -> String {
     let present = read(saved);
     let mut script = String::new();
@@ -264,7 +263,7 @@ async fn restore(variant: &str, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// Nothing if there is no such table, or no `nft`.
+/// Lists a table of nftables. Returns `None` if there is no such table, or no `nft`.
 async fn list(family: &str, name: &str) -> Result<Option<String>> {
     if !nft_has_table(family, name).await? {
         return Ok(None);

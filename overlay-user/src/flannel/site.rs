@@ -1,4 +1,4 @@
-//! What is known of a host and its network before anything is moved.
+//! What is known of a host and its network before anything is moved there.
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail};
@@ -69,7 +69,7 @@ impl<S: Store> Site<S> {
         }
     }
 
-    /// What there is of flannel.
+    /// Looks for what there is of flannel on this host.
     pub async fn sight(&self, options: &Options) -> Result<Sight> {
         let subnet_env = std::fs::read_to_string(&options.subnet_file).ok();
         let rules = Rules::find().await.context("look for flannel's rules")?;
@@ -81,13 +81,14 @@ impl<S: Store> Site<S> {
         self.backend.vni().map(device_name)
     }
 
-    /// Fails where `device` cannot be ours.
+    /// Fails if `device` is a name that our device cannot have.
     pub(super) async fn refuse_foreign(&self, device: &str) -> Result<()> {
         switch::refuse_foreign(&self.netlink, device, self.device_name().as_deref()).await
     }
 }
 
-/// A flanneld that runs here, and what to do about it. Asked again once the store has answered, which may take any time.
+/// Looks for a flanneld that runs here, and says what to do about it. This is asked once more after the store has answered,
+/// because the answer may take any length of time.
 pub fn obstacle() -> Result<Option<String>> {
     let daemons = daemon::running().context("look for flanneld among the processes")?;
     Ok(daemons.first().map(|pid| {
@@ -98,17 +99,17 @@ pub fn obstacle() -> Result<Option<String>> {
     }))
 }
 
-/// From now on SIGTERM, SIGINT and SIGHUP (a terminal that went away, perhaps with the very network that is moved) end
-/// nothing: half of a move is no state to be left in.
+/// Ignores SIGTERM, SIGINT and SIGHUP from now on, because a move must not stop half way. SIGHUP comes when a terminal goes
+/// away, perhaps together with the very network that is moved.
 pub fn ignore_signals() -> Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
-        // The handler stays when this is dropped.
+        // The handler stays in place when this value is dropped.
         drop(signal(kind).context("listen for signals")?);
     }
     Ok(())
 }
 
-/// What in the store is a lease.
+/// The entries of the snapshot that are valid leases, with their keys.
 pub(super) fn leases(snapshot: &Snapshot) -> Vec<(String, Lease)> {
     let decode = |key: &str, value| lease::decode(key, value).ok().map(|lease| (key.to_owned(), lease));
     snapshot.entries.iter().filter_map(|entry| decode(&entry.key, &entry.value)).collect()

@@ -12,23 +12,23 @@ use crate::host::{
     netlink::{Address, ClassicTunnel, GatewayRoute, Link, LinkChange, LinkKind, Netlink},
 };
 
-/// What had to be waited for, and what came of it.
+/// What a switch between the two devices took, and what it made.
 #[derive(Clone, Copy, Debug)]
 pub struct Switched<T> {
-    /// From the request that takes the old device down to the answer that the last route of the new one is there.
+    /// The time from the request that takes the old device down to the answer that the last route of the new one is there.
     pub interruption: Duration,
-    /// What is there now.
+    /// What the switch has made.
     pub now: T,
 }
 
 const UP: LinkChange = LinkChange { mac: None, mtu: None, up: Some(true), arp: None };
 const DOWN: LinkChange = LinkChange { up: Some(false), ..UP };
 
-/// Refuses a name for our device that is flannel's (`flannel`), or that something else has: what the way back takes down
-/// must be ours.
+/// Refuses a name for our device that is flannel's (`flannel`), or that a device of somebody else has, because the way back
+/// takes down the device of this name, which therefore must be ours.
 ///
 /// # Errors
-/// Whose it is.
+/// The error says whose the name is.
 pub async fn refuse_foreign(netlink: &Netlink, name: &str, flannel: Option<&str>) -> Result<()> {
     if flannel == Some(name) {
         bail!("--device {name}: flannel's own device is called so; choose another name");
@@ -41,16 +41,18 @@ pub async fn refuse_foreign(netlink: &Netlink, name: &str, flannel: Option<&str>
     Ok(())
 }
 
-/// What [`device::prepare`] makes, in one mode or another: never flannel's device, nor a VPN's.
+/// Whether a device is of a kind that [`device::prepare`] makes, in one mode or another. flannel's device or a VPN's never is.
 pub fn is_ours(link: &Link) -> bool {
     device::is_tunnel(&link.kind)
 }
 
-/// From flannel's device (`flannel`, if there is one) to ours (`tunnel`), which is there and down. flannel's stays, down, without its routes
-/// and neighbours. `edge` is called just before and right after.
+/// Switches from flannel's device (`flannel`, if there is one) to ours (`tunnel`), which exists and is down. flannel's device
+/// stays, but it is down and has lost its routes and neighbours. `edge` is called just before the interruption and right after
+/// it.
 ///
 /// # Errors
-/// What failed; the one device may be down, and the other not yet up. What has no route is dropped until [`to_flannel`].
+/// When a step failed. flannel's device may then be down while ours is not yet up. Packets that have no route are then dropped
+/// until [`to_flannel`] is called.
 pub async fn to_overlay(
     netlink: &Netlink,
     spec: &DeviceSpec,
@@ -59,7 +61,8 @@ pub async fn to_overlay(
     mut edge: impl FnMut() -> Result<()>,
 ) -> Result<Switched<Device>> {
     let Some(flannel) = flannel else {
-        // Nothing has to go first. Plain routes are found before ours, until they are removed.
+        // Without a device of flannel's, nothing has to go first. flannel's plain routes take precedence over ours until they
+        // are removed.
         edge()?;
         let now = device::ensure(netlink, spec).await?;
         edge()?;
@@ -70,17 +73,17 @@ pub async fn to_overlay(
         bail!("{} is no vxlan device", spec.name);
     };
     if let Err(error) = netlink.no_generated_addresses(tunnel).await {
-        // Without IPv6 there is nothing to generate.
+        // This fails on a kernel without IPv6, where no addresses would be generated anyway.
         log::debug!("{error}");
     }
     if vxlan.vnifilter {
         netlink.add_vni(tunnel, vni)?;
     }
-    // A device that is down can have its address already; a route it cannot.
+    // The kernel accepts an address on a device that is down, but no route through it.
     let address = spec.subnet.network();
     netlink.put_address(Address::alone(tunnel, address)).await?;
-    // This runs before the last step that takes time, so that a packet which is passing through the old device at this moment is
-    // counted as well.
+    // `edge` is called before the last step that takes time, so that a packet which is passing through the old device at this
+    // moment is counted as well.
     edge()?;
     netlink.drop_unrouted(spec.network).await?;
     let begun = Instant::now();
@@ -97,16 +100,17 @@ pub async fn to_overlay(
         "flannel's device was down after {down:?}, ours up after {up:?}, the route there after {interruption:?}"
     );
     netlink.stop_dropping_unrouted(spec.network).await?;
-    // Whatever else the agent asks of it.
+    // This adds whatever else the agent needs of the device.
     let now = device::ensure(netlink, spec).await?;
     Ok(Switched { interruption, now })
 }
 
-/// From our device (`ours`, if it is there) to flannel's, which is made if it is not, with all its entries. Ours stays, down. What
-/// is there already is no error, nor is a route that cannot be put: flanneld makes them of the leases. `edge` as above.
+/// Switches from our device (`ours`, if it exists) to flannel's with all its entries, which is made if it is missing. Our
+/// device stays, but it is down. It is no error if something exists already, or if a route cannot be put, since flanneld makes
+/// its routes from the leases. `edge` is called as in [`to_overlay`].
 ///
 /// # Errors
-/// What failed.
+/// When a step failed.
 pub async fn to_flannel(
     netlink: &Netlink,
     flannel: &Flannel,
@@ -116,7 +120,8 @@ pub async fn to_flannel(
 ) -> Result<Switched<()>> {
     if let Some(device) = &flannel.device {
         let switched = to_device(netlink, flannel, device, ours, network, edge).await;
-        // Also if that failed: nobody else knows of the route. The move that is undone may have left it, too.
+        // The route that drops packets is removed even if the switch failed, because nobody else knows of it. It may also be
+        // left over from the move that is being undone.
         let stopped = netlink.stop_dropping_unrouted(network).await;
         let switched = switched?;
         stopped?;
@@ -140,7 +145,7 @@ async fn to_device(
     for net in &flannel.addresses {
         netlink.put_address(Address { link, address: net.addr(), prefix_len: net.prefix_len() }).await?;
     }
-    // A device that is down can have these, but no routes.
+    // The kernel accepts these entries on a device that is down, but no routes through it.
     for entry in &flannel.neighbours {
         netlink.put_static_neighbour(link, *entry).await?;
     }
@@ -180,7 +185,7 @@ async fn put_routes(netlink: &Netlink, routes: &[GatewayRoute]) -> Result<()> {
     Ok(())
 }
 
-/// flannel's device, made if need be.
+/// Finds flannel's device, or makes it if it is missing.
 async fn present(netlink: &Netlink, wanted: &ClassicTunnel) -> Result<u32> {
     let find = async || {
         let tunnels = netlink.classic_tunnels().await?;
@@ -205,7 +210,7 @@ async fn present(netlink: &Netlink, wanted: &ClassicTunnel) -> Result<u32> {
     Ok(link)
 }
 
-/// Whether a host is reached without a router: what flannel's `DirectRouting` asks.
+/// Whether a host is reached without a router, which is the condition of flannel's `DirectRouting`.
 pub async fn is_neighbour(netlink: &Netlink, host: IpAddr) -> bool {
     netlink.route_to(host).await.is_ok_and(|route| route.gateway.is_none())
 }

@@ -1,4 +1,4 @@
-//! From the overlay back to flannel: on request, and when a move failed half way.
+//! Moves a host from the overlay back to flannel, on request or because a move failed half way.
 use anyhow::{Context as _, Result, anyhow, bail};
 use log::warn;
 
@@ -21,10 +21,11 @@ use crate::{
     store::Store,
 };
 
-/// Makes the host flannel's, as the record says, and takes ours away. The fast path carries until flannel's device does.
+/// Makes the host flannel's again, as the record says, and removes what is the overlay's. The fast path carries packets until
+/// flannel's device does.
 ///
 /// # Errors
-/// What failed: this may be called again.
+/// When a step failed. This may then be called again.
 pub async fn put_back(
     netlink: &Netlink,
     paths: &Paths,
@@ -33,7 +34,7 @@ pub async fn put_back(
 ) -> Result<Disruption> {
     let flannel = &record.flannel;
     let lost_before = netlink.losses().await?;
-    // There may be none: `overlay down`, or nothing was loaded yet.
+    // There may be no tables, because `overlay down` has removed them, or because nothing was loaded yet.
     let tables = Tables::open(&paths.pins).ok();
     let meter = || tables.as_ref().map_or(Ok(Meter::default()), Meter::read);
     let there = netlink.link_named(&record.tunnel).await?;
@@ -50,7 +51,8 @@ pub async fn put_back(
     .await
     .context("put flannel's device back")?;
     flannel.rules.put_back().await.context("put flannel's rules back")?;
-    // The last moment: what the fast path carries, the stack does not see until the programs go.
+    // Connection tracking forgets as late as possible: the stack does not see what the fast path carries until the programs are
+    // gone.
     if let Err(error) = conntrack::connections().and_then(|it| connections::forget_plain(&it, record.network))
     {
         warn!("{error}: where INVALID packets are dropped, connections may end");
@@ -75,10 +77,7 @@ pub async fn put_back(
     ))
 }
 
-/// What flannel makes for the leases that there are. Rules are flanneld's to write when it starts.
-///
-/// # Errors
-/// When the leases do not say enough.
+/// Makes a record from the leases alone, as flannel would. It contains no rules, since flanneld writes those when it starts.
 pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<FlannelRecord> {
     site.refuse_foreign(&options.device).await?;
     let all = leases(&site.snapshot);

@@ -1,4 +1,5 @@
-//! From flannel to the overlay: everything is made and filled beside flannel's device, then the port changes hands.
+//! Moves a host from flannel to the overlay: everything is made and filled beside flannel's device, and then the UDP port
+//! changes hands.
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -32,11 +33,11 @@ use crate::{
     store::Store,
 };
 
-/// What is to be done.
+/// A move that was checked and can be carried out.
 pub struct PreparedMove {
     /// What will be done, in words.
     pub plan: Plan,
-    /// The agent is to masquerade: it is told to, or flannel did.
+    /// Whether the agent is to masquerade, because it is told to or because flannel did.
     pub masquerade: bool,
     found: Discovered,
     spec: DeviceSpec,
@@ -44,10 +45,10 @@ pub struct PreparedMove {
 }
 
 impl PreparedMove {
-    /// Looks whether it can be done, and says how.
+    /// Looks whether the host can be moved, and says how.
     ///
     /// # Errors
-    /// Why not.
+    /// The error says why the host cannot be moved.
     pub async fn prepare<S: Store>(
         site: &mut Site<S>,
         options: &Options,
@@ -107,17 +108,17 @@ impl PreparedMove {
     }
 }
 
-/// Does it, or nothing: what fails is undone.
+/// Carries the move out. If a step fails, everything is undone.
 ///
 /// # Errors
-/// What failed, and whether all is flannel's again.
+/// The error says what failed, and whether everything is flannel's again.
 pub async fn carry_out<S: Store>(
     mut site: Site<S>,
     private: Option<&Path>,
     options: &Options,
     work: PreparedMove,
 ) -> Result<Disruption> {
-    // The lease is written again as it stands. In the kernel nothing is changed yet.
+    // Joining writes the lease again as it stands, and changes nothing in the kernel yet.
     let joined = join::join(&mut site.store, private, options).await?;
     if let Err(error) = refuse_changed(&site, &joined, &work).await {
         joined.undo();
@@ -149,7 +150,7 @@ pub async fn carry_out<S: Store>(
     }
 }
 
-/// What was looked at before, once more: joining may have waited for the store.
+/// Checks once more what was checked before, because joining may have waited for the store.
 async fn refuse_changed<S: Store>(site: &Site<S>, joined: &Joined, work: &PreparedMove) -> Result<()> {
     if joined.spec != work.spec {
         bail!(
@@ -168,23 +169,25 @@ async fn steps(joined: &Joined, options: &Options, work: &PreparedMove) -> Resul
     let prepared = device::prepare(netlink, spec).await?;
     let has_device = found.link.is_some();
     if !has_device {
-        // Our programs hand it what they leave to the stack, from the first packet on: it must be up by then. Nobody else
-        // can: only root may open this TUN.
+        // From the first packet on, our programs hand the device what they leave to the stack, so it must be up by then. Nobody
+        // else can send by this TUN, because only root may open it.
         joined.raise().await?;
     }
     let mut datapath = joined.load_knowing(options, &prepared, &work.peers)?;
     if !has_device {
-        // As soon as there is another way: a strict rp_filter drops what comes by overlay0 and would be answered by them.
+        // The plain routes are removed as soon as the programs can carry packets: a strict rp_filter would drop what comes by
+        // overlay0 but would be answered by way of these routes.
         remove_plain_routes(joined, found).await?;
     }
     let mut tables = Tables::open(&paths.pins)?;
     let begun = Meter::read(&tables)?;
 
-    // Before the fast path knows the containers: it would take over one direction of what is translated.
+    // The translated connections become stack flows before the fast path knows the containers, because it would take over one
+    // direction of them.
     connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
     for change in learned(netlink, spec.subnet, options).await? {
         match datapath.apply(&change.into()) {
-            // It left just now; the agent hears of it.
+            // An interface that is gone left just now, and the agent will hear of it.
             Ok(()) | Err(DatapathError::Gone(_)) => {}
             Err(error) => warn!("{change}: {error}; its packets take the stack"),
         }
@@ -197,14 +200,14 @@ async fn steps(joined: &Joined, options: &Options, work: &PreparedMove) -> Resul
         Ok(())
     })
     .await?;
-    // What began meanwhile, and what overlay0 has not seen yet.
+    // This records connections that began meanwhile and that overlay0 has not seen yet.
     connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
     if has_device {
         remove_plain_routes(joined, found).await?;
     }
     let (ended, lost_after) = (Meter::read(&tables)?, netlink.losses().await?);
     found.flannel.rules.remove().await.context("remove flannel's rules")?;
-    // Last: what has failed until here finds it, with its forwarding entries.
+    // flannel's device is removed last, so that a failure of an earlier step still finds it, with its forwarding entries.
     if let Some(link) = found.link {
         netlink.remove_link(link).await?;
     }
@@ -224,8 +227,8 @@ async fn remove_plain_routes(joined: &Joined, found: &Discovered) -> Result<()> 
     Ok(())
 }
 
-/// Which containers are here, as the agent learns them. Addresses before ports: a port with programs whose address is not
-/// known has its connections noted as the stack's, which keeps them there.
+/// Which containers are here, as the agent learns them. Addresses come before ports: if a port had programs and its address
+/// were not known, its connections would become stack flows and stay on the stack.
 async fn learned(netlink: &Netlink, subnet: IpNet, options: &Options) -> Result<Vec<LocalChange>> {
     let config = learner::LearnConfig { subnet, bridges: options.bridges.clone() };
     let mut learner = Learner::new(config, &Installed::default());
@@ -235,7 +238,7 @@ async fn learned(netlink: &Netlink, subnet: IpNet, options: &Options) -> Result<
     Ok(changes)
 }
 
-/// Ours before flannel's go.
+/// Puts our rules in force. This happens before flannel's rules are removed.
 async fn enforce_rules(joined: &Joined, options: &Options, masquerade: bool) -> Result<()> {
     let wanted = Wanted {
         name: options.paths.network.clone(),

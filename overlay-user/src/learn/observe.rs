@@ -39,7 +39,7 @@ pub enum EndpointCommand {
     Detach {
         /// The container's address.
         address: IpAddr,
-        /// Told how it went.
+        /// Where the answer is sent to.
         reply: oneshot::Sender<Result<(), ClaimError>>,
     },
 }
@@ -50,7 +50,8 @@ const RETRY: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Observes the host until `changes` or `commands` is closed. The first batch, which may be empty, is the difference between
-/// what is installed and what exists. After it, the endpoints are complete. Fails only if the kernel cannot be asked at all.
+/// what is installed and what exists. After it, the endpoints are complete. This fails only if the kernel cannot be asked at
+/// all.
 pub async fn observe(
     netlink: Netlink,
     config: LearnConfig,
@@ -62,7 +63,8 @@ pub async fn observe(
     let mut learner = Learner::new(config, &installed);
     let mut monitor = loop {
         match start(&netlink, &mut learner).await {
-            // Containers come and go too fast for one look at all of them. Nothing has been decided yet, so trying again loses nothing.
+            // Containers may come and go too fast for one look at all of them. Nothing has been decided yet, so trying again
+            // loses nothing.
             Err(error) if error.errno == Errno::EINTR => log::warn!("{error}: trying again"),
             other => break other?,
         }
@@ -192,7 +194,8 @@ impl Probes {
             let name = learner.interface_name(probe.port).unwrap_or_default().to_owned();
             let prober = Prober::open(probe, &name);
             self.tasks.spawn_blocking(move || {
-                // If the question cannot be asked, nothing is proven, so the address stays. If the port has gone, an event tells it.
+                // If the question cannot be asked, nothing is proven, so the address stays. If the port has gone, an event
+                // tells it.
                 let answered = prober.and_then(|prober| prober.ask()).unwrap_or_else(|error| {
                     log::warn!("probe {} on {name}: {error}", probe.address);
                     true

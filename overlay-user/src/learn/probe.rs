@@ -29,7 +29,7 @@ use crate::{
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV4: u16 = 0x0800;
-/// Marks a packet that leaves by the port, which the socket receives, too. From linux/if_packet.h.
+/// The type, from linux/if_packet.h, of a packet that leaves by the port. The socket receives such packets, too.
 const PACKET_OUTGOING: u8 = 4;
 /// How often the question is asked, and how long each answer may take. A container on this host answers in much less than
 /// a millisecond. The rest is for a busy CPU.
@@ -56,8 +56,8 @@ impl Prober {
         Ok(Self { socket, probe, question })
     }
 
-    /// Asks, and waits for any packet from the address. Returns `false` if no attempt was answered. Blocks for at most twice
-    /// [`PATIENCE`] in each attempt.
+    /// Asks, and waits for any packet from the address. Returns `false` if no attempt was answered. This blocks for at most
+    /// twice [`PATIENCE`] in each attempt.
     pub fn ask(&self) -> io::Result<bool> {
         for _ in 0..ATTEMPTS {
             match self.attempt() {

@@ -78,7 +78,7 @@ pub async fn watch(
                 }
                 audit
             }
-            // Containers come and go too fast for one list of all of them.
+            // Containers may come and go too fast for one list of all of them.
             Err(error) if error.errno == Errno::EINTR => {
                 warn!("{error}: trying again");
                 Instant::now() + RETRY

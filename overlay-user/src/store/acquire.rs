@@ -34,7 +34,8 @@ pub struct LeaseRequest {
     pub public_ip: IpAddr,
     /// How packets travel to this host, which the lease says.
     pub backend: Backend,
-    /// MAC address for a new lease that has one; a random one if `None`. A lease that is reused keeps its own.
+    /// MAC address for a new lease whose backend has one. With `None`, a random one is made. A lease that is reused keeps its
+    /// own.
     pub vtep_mac: Option<Mac>,
     /// The subnet of an earlier run, from this host's record or subnet.env.
     pub preferred: Option<IpNet>,
@@ -47,9 +48,9 @@ pub struct LeaseRequest {
 pub struct LocalLease {
     /// Key and value as they stand in the store.
     pub lease: Lease,
-    /// When it was last written.
+    /// The revision at which the lease was last written.
     pub modified: Revision,
-    /// How long it lives from `renewed` on; `None` is a reservation.
+    /// How long the lease lives from `renewed` on; `None` for a reservation.
     pub time_to_live: Option<Duration>,
     /// When the last write was asked for. The store began to count the lifetime at this moment or later.
     pub renewed: Instant,
@@ -63,13 +64,13 @@ impl LocalLease {
         self.renewed + time_to_live.saturating_sub(margin).max(time_to_live / 2)
     }
 
-    /// Takes in what the store says of the key's lifetime. If an operator made it a reservation it will not be given an end
+    /// Takes in what the store says of the key's lifetime. If an operator made it a reservation, this host gives it no end
     /// again. Returns whether that is news.
     pub fn heed(&mut self, lifetime: Lifetime) -> bool {
         lifetime == Lifetime::Reserved && self.time_to_live.take().is_some()
     }
 
-    /// When others may take the subnet; never for a reservation.
+    /// When others may take the subnet; `None` for a reservation, which nobody else may take.
     pub fn ends_at(&self) -> Option<Instant> {
         self.time_to_live.map(|time_to_live| self.renewed + time_to_live)
     }
@@ -95,10 +96,11 @@ pub enum RenewError {
     Store(#[from] StoreError),
 }
 
-/// Finds or takes a subnet: our own lease by our public IP, else the subnet we had before, else one of the first free.
+/// Gets a subnet for this host: its own lease, which is found by its public IP, or else the subnet it had before, or else one
+/// of the first free ones.
 ///
 /// # Errors
-/// A [`StoreError`] if the store failed; else why there is no subnet for this host, and what to do.
+/// A [`StoreError`] if the store failed. Otherwise the error says why there is no subnet for this host, and what to do.
 pub async fn acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
@@ -117,7 +119,7 @@ pub async fn acquire(
     )
 }
 
-/// Fails if another host has a lease in this store. For stores that are meant for one host alone.
+/// Fails if another host has a lease in this store. This is for stores that are meant for one host alone.
 pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: IpAddr) -> Result<()> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);

@@ -1,12 +1,12 @@
-//! A folder of lease files as the store: for one machine, or for several that share the folder. Needs no server.
+//! A folder of lease files as the store, for one machine or for several that share the folder. It needs no server.
 //!
 //! `<folder>/config` and `<folder>/subnets/<key>` hold flannel's values, so `cat` and an editor are the tools.
-//! `<folder>/.ledger.json` holds what a file cannot: revisions, history and when a key expires. A modification time
-//! would not do: it cannot tell a reservation from a lease, and copying a folder changes it. Every call takes
-//! `<folder>/.lock`, brings the ledger up to date with the files, and only then does its work.
+//! `<folder>/.ledger.json` holds what a file cannot: revisions, history and when a key expires. A modification time would not
+//! do: it cannot tell a reservation from a lease, and copying a folder changes it. Every call takes `<folder>/.lock`, brings
+//! the ledger up to date with the files, and only then does its work.
 //!
-//! The ledger is written before a file appears or changes, and after a file is removed: whoever is killed in between
-//! leaves a claim that did not happen or a deletion that did, never a lease without an end.
+//! The ledger is written before a file appears or changes, and after a file is removed: whoever is killed in between leaves a
+//! claim that did not happen or a deletion that did, never a lease without an end.
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -33,7 +33,7 @@ use super::{
 const POLL: Duration = Duration::from_millis(200);
 /// How long a call waits for the lock, which nobody holds for longer than it takes to read and write some files.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it tries.
+/// The pause between two tries to take the lock.
 const TRY: Duration = Duration::from_millis(10);
 
 /// A folder of lease files. Several agents may use one folder at the same time.
@@ -51,7 +51,7 @@ impl DirStore {
         Self { folder: folder.into() }
     }
 
-    /// Runs `work` on a ledger that agrees with the files, while nobody else can. Cancel-safe.
+    /// Runs `work` on a ledger that agrees with the files, while nobody else can. This is cancel-safe.
     async fn locked<T>(&self, work: impl FnOnce(&mut Books) -> io::Result<T>) -> Result<T, StoreError> {
         self.locked_by(Instant::now() + PATIENCE, work).await
     }
@@ -315,8 +315,8 @@ impl Store for DirStore {
 pub struct DirFollow {
     store: DirStore,
     revision: Revision,
-    /// Since when it waits for the lock. It is kept here because some callers drop the call at every beat of their own, and
-    /// must hear of a lock that is never free, too.
+    /// Since when this watch waits for the lock. The time is kept here because some callers drop the call at every beat of
+    /// their own, and must hear of a lock that is never free, too.
     waiting: Option<Instant>,
 }
 

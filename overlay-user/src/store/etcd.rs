@@ -38,7 +38,7 @@ pub struct EtcdOptions {
     pub cafile: Option<PathBuf>,
     /// PEM file of the certificate that this host shows to etcd.
     pub certfile: Option<PathBuf>,
-    /// PEM file of its key.
+    /// PEM file of that certificate's key.
     pub keyfile: Option<PathBuf>,
     /// User to log in as.
     pub username: Option<String>,
@@ -315,7 +315,7 @@ pub struct EtcdFollow {
     stream: WatchStream,
     /// Batches that were read and not handed out yet, since one answer may hold several revisions.
     ready: VecDeque<Batch>,
-    /// It is kept because the stream ends with the last handle of its connection.
+    /// The connection is kept because the stream ends with the last handle of its connection.
     _connection: Client,
 }
 

@@ -1,5 +1,5 @@
-//! Whether what the store says continues what it said before. A store that was wiped, or restored from a backup, may look like
-//! the one that the agent knows. Pure.
+//! Tells whether what the store says continues what it said before. A store that was wiped, or restored from a backup, may look
+//! like the one that the agent knows. This module is pure: it calls neither kernel nor store.
 use std::collections::BTreeMap;
 
 use crate::store::{Batch, LeaseChange, Origin, Revision, Snapshot};

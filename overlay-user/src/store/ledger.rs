@@ -90,7 +90,8 @@ impl Ledger {
         self.commit(edits)
     }
 
-    /// Deletes what has expired, at one revision. If much of it expires between two looks the clock may have been set.
+    /// Deletes what has expired, at one revision, so that the mass-delete guard sees it together: if many keys expire between
+    /// two looks, the clock may have been set.
     pub(super) fn expire(&mut self, now: Millis) -> Vec<String> {
         let over = |record: &Stored| record.expires.is_some_and(|expires| expires <= now);
         let keys: Vec<_> =

@@ -30,9 +30,9 @@ pub struct LeaseKeeper {
     /// When the key is written next. `None` while another host holds the key: it is written once that host's lease is gone.
     due: Option<Instant>,
     error: Option<String>,
-    /// The last write failed. It may have been made all the same.
+    /// Whether the last write failed. It may have been made all the same.
     unsure: bool,
-    /// Somebody else has altered the value since our last write.
+    /// Whether somebody else has altered the value since our last write.
     altered: bool,
     /// When a value that somebody else had altered was last written again.
     answered: Option<Instant>,

@@ -11,7 +11,7 @@ use std::{fmt, future::Future, time::Duration};
 
 use bytes::Bytes;
 
-/// A store's version number. Higher is later; zero is before everything.
+/// A store's version number. A higher number is later, and zero is before everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub i64);
 
@@ -39,7 +39,7 @@ pub struct LeaseEntry {
     pub value: Bytes,
     /// When the key was last written, which [`Store::renew`] and [`Store::release`] ask for.
     pub modified: Revision,
-    /// Whether it ends by itself.
+    /// Whether the key ends by itself.
     pub lifetime: Lifetime,
 }
 
@@ -57,7 +57,7 @@ pub struct Snapshot {
 /// Which history of a store something comes from, and how far that history had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// [`Snapshot::cluster`].
+    /// The cluster's identity, as in [`Snapshot::cluster`].
     pub cluster: u64,
     /// The last revision heard of.
     pub revision: Revision,
@@ -101,7 +101,7 @@ pub struct Batch {
     pub changes: Vec<LeaseChange>,
 }
 
-/// Answer of a guarded write.
+/// The answer to a guarded write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     /// The write was made, at this revision.
@@ -141,7 +141,7 @@ pub enum StoreError {
 
 /// The stream of a [`Store::follow`]. Dropping it ends the watch.
 pub trait Follow: Send {
-    /// The next batch. An error ends the stream. Cancel-safe.
+    /// The next batch. An error ends the stream. This is cancel-safe.
     fn next(&mut self) -> impl Future<Output = Result<Batch, StoreError>> + Send;
 }
 

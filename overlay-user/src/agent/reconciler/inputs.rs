@@ -1,4 +1,4 @@
-//! What reaches the loop besides the store: learned endpoints, requests, the order to end, the clock.
+//! What reaches the loop besides the store: learned endpoints, requests, the order to end, and the ticks of the clock.
 use std::time::Duration;
 
 use tokio::{
@@ -13,10 +13,10 @@ use crate::{
 
 /// How often the loop shows that it lives; see [`crate::agent::health`].
 const BEAT: Duration = Duration::from_secs(1);
-/// How often noted flows are aged.
+/// How often stack flows are aged.
 const FLOWS: Duration = Duration::from_secs(30);
 
-/// What reaches the loop besides the store, and where it says how it is.
+/// What reaches the loop besides the store, and the place where the loop publishes its status.
 #[derive(Debug)]
 pub struct Inputs {
     local: mpsc::Receiver<Vec<LocalChange>>,
@@ -31,9 +31,9 @@ pub struct Inputs {
 /// Why the loop ended. The data path keeps working in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It was asked to.
+    /// The loop was asked to end.
     Shutdown,
-    /// Nobody is left who could ask.
+    /// Nobody is left who could ask the loop to end.
     Abandoned,
 }
 
@@ -50,8 +50,8 @@ pub(super) enum Input {
 }
 
 impl Inputs {
-    /// `local` brings what the learner and the device keeper decided, `control` requests of operators; `true` on `shutdown`
-    /// ends the loop.
+    /// Sets the inputs up. `local` brings what the learner and the device keeper decided, `control` brings requests of
+    /// operators, and `true` on `shutdown` ends the loop.
     pub fn new(
         local: mpsc::Receiver<Vec<LocalChange>>,
         xdp_targets: mpsc::Receiver<Vec<XdpTargetChange>>,
@@ -67,7 +67,7 @@ impl Inputs {
         Self { local, xdp_targets, control, shutdown, status, beat: every(BEAT), flows: every(FLOWS) }
     }
 
-    /// The next thing to do. Cancel-safe. The end comes first, whatever else is waiting.
+    /// The next thing to do. This is cancel-safe. The order to end comes first, whatever else is waiting.
     pub(super) async fn next(&mut self) -> Input {
         tokio::select! {
             biased;

@@ -21,13 +21,13 @@ use crate::{
 };
 
 impl<D: Datapath> ReconcilerState<D> {
-    /// Does what an operator or a CNI plugin asks, and says how it went.
+    /// Carries out what an operator or a CNI plugin asks, and says how it went.
     pub(super) fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Status => Response::Status(Box::new(self.inputs.status.borrow().clone())),
             Request::Peers => Response::Peers(self.peer_lines()),
             Request::Endpoints => Response::Endpoints(self.endpoint_lines()),
-            // Learning decides on endpoints; what it decides comes by its own way.
+            // The learner decides on endpoints, and its decisions reach the loop as `Input::Local`.
             Request::Attach { .. } | Request::Detach { .. } => {
                 Response::Error("endpoints are not the loop's to decide on".to_owned())
             }
@@ -75,7 +75,7 @@ impl<D: Datapath> ReconcilerState<D> {
         self.installed.endpoints.iter().map(line).collect()
     }
 
-    /// The store answered.
+    /// Records in the status that the store answered.
     pub(super) fn heard(&mut self, revision: Revision, cluster: Option<u64>) {
         self.inputs.status.send_modify(|status| {
             status.answered = Some(Instant::now());
@@ -87,12 +87,12 @@ impl<D: Datapath> ReconcilerState<D> {
         });
     }
 
-    /// Which store is asked.
+    /// Records in the status which store is asked.
     pub(super) fn names(&mut self, store: &str) {
         self.inputs.status.send_modify(|status| store.clone_into(&mut status.store.name));
     }
 
-    /// The stream of changes is open.
+    /// Records in the status that the stream of changes is open.
     pub(super) fn following(&mut self) {
         self.inputs.status.send_modify(|status| {
             status.store.error = None;
@@ -126,7 +126,7 @@ impl<D: Datapath> ReconcilerState<D> {
         self.inputs.status.send_modify(|status| status.lease = lease.status());
     }
 
-    /// Peers and endpoints, as they are now.
+    /// Publishes the peers and endpoints, as they are now, in the status.
     pub(super) fn publish(&mut self) {
         let failed = self.failed.iter();
         let failed = failed.map(|(&subnet, why)| FailedPeer { subnet, why: why.clone() }).collect();
@@ -163,7 +163,7 @@ impl<D: Datapath> ReconcilerState<D> {
     }
 }
 
-/// What is in `now` and was not in `before`: an operator hears of each bad lease once, however often it is read.
+/// What `now` contains and `before` did not, so that an operator hears of each bad lease once, however often it is read.
 fn news<'a>(before: &[Skipped], now: &'a [Skipped]) -> Vec<&'a Skipped> {
     let before: BTreeSet<&Skipped> = before.iter().collect();
     now.iter().filter(|skipped| !before.contains(skipped)).collect()

@@ -30,16 +30,16 @@ pub(super) struct ReconcilerState<D> {
     pub(super) table: PeerTable,
     pub(super) guard: Guard,
     pub(super) desired: Desired,
-    /// What is in force: read back at every audit, kept up by every successful change.
+    /// What is in force. It is read back at every audit, and updated by every successful change.
     pub(super) installed: Installed,
     /// Peers that could not be put in force or removed, and why.
     pub(super) failed: BTreeMap<IpNet, String>,
     /// How many endpoint and port changes have failed since the last repair.
     pub(super) unrepaired: usize,
-    /// Where what is in force comes from.
+    /// What has been heard of the store from which the installed peers come.
     history: History,
     pub(super) resync: bool,
-    /// What is in force could be read back the last time.
+    /// Whether what is in force could be read back the last time.
     pub(super) readable: bool,
 }
 
@@ -66,7 +66,7 @@ impl<D: Datapath> ReconcilerState<D> {
         })
     }
 
-    /// Waits for a call without neglecting what else comes in.
+    /// Waits for the answer to a call, and handles other inputs meanwhile.
     pub(super) async fn meanwhile<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Exit> {
         tokio::pin!(call);
         loop {
@@ -104,13 +104,13 @@ impl<D: Datapath> ReconcilerState<D> {
         Ok(())
     }
 
-    /// Brings the data path to what all leases at one revision say, from what it really has.
+    /// Brings the data path from what it really has to what all leases at one revision say.
     pub(super) fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), DatapathError> {
         let clock = std::time::Instant::now();
         let mended = self.datapath.mend()?;
         let remembered = std::mem::replace(&mut self.installed, self.datapath.installed()?);
-        // Not before: if what is in force cannot be read, another history must be news to the next round, too, and to
-        // the agent after this one.
+        // The history is compared only after this read. If what is in force could not be read, another history must still be
+        // news to the next round, and to the next agent.
         let other_history = !self.history.goes_on_in(snapshot);
         self.history.snapshot(snapshot);
         self.heard(snapshot.revision, Some(snapshot.cluster));
@@ -210,7 +210,7 @@ impl<D: Datapath> ReconcilerState<D> {
         }
     }
 
-    /// Room was made: what found none may fit now.
+    /// Tries the failed additions again, because the removals have made space in the table for some of them.
     fn retry_failed(&mut self) {
         let failed = std::mem::take(&mut self.failed).into_keys().collect();
         for change in self.changes_of(&failed) {
@@ -228,10 +228,11 @@ impl<D: Datapath> ReconcilerState<D> {
         };
     }
 
-    /// Carries out a change to endpoints or ports; a failure is tried again by [`Self::repair`].
+    /// Carries out a change to endpoints or ports. If it fails, [`Self::repair`] tries again.
     fn local_change(&mut self, change: LocalChange) {
         if let LocalChange::Detach(port) = change {
-            // An endpoint without an attached port would be half a fast path: pinned ones end with their link too.
+            // The endpoints behind the port are removed with it, even pinned ones, since an endpoint without an attached port
+            // would have only half a fast path.
             let behind = self.installed.endpoints.iter().filter(|(_, endpoint)| endpoint.port == port);
             for address in behind.map(|(&address, _)| address).collect::<Vec<_>>() {
                 self.desired.decide(&LocalChange::RemoveEndpoint(address));
@@ -241,7 +242,8 @@ impl<D: Datapath> ReconcilerState<D> {
         if let LocalChange::PutEndpoint(address, endpoint) = change
             && !self.installed.ports.contains_key(&endpoint.port)
         {
-            // Without its port's programs it would be half a fast path: in by it, out by the stack.
+            // Without its port's programs the endpoint would have only half a fast path: packets would go in by it, and come
+            // out by the stack.
             warn!("endpoint {address} waits until the programs are attached to interface {}", endpoint.port);
             self.unrepaired += 1;
             return;
@@ -249,7 +251,7 @@ impl<D: Datapath> ReconcilerState<D> {
         self.carry_out(change.into());
     }
 
-    /// Carries out a change to what this host has. What fails is counted as unrepaired.
+    /// Carries out a change to what this host has. A change that fails is counted as unrepaired.
     fn carry_out(&mut self, change: Change) {
         match self.apply(change) {
             Ok(()) => {}
@@ -265,7 +267,7 @@ impl<D: Datapath> ReconcilerState<D> {
         }
     }
 
-    /// Puts right what was desired about endpoints and ports and is not in force. Strangers are left alone.
+    /// Puts right what was decided about endpoints and ports and is not in force. What nobody decided on is left alone.
     fn repair(&mut self) {
         self.unrepaired = 0;
         for change in self.desired.missing(&self.installed) {
@@ -291,7 +293,8 @@ impl<D: Datapath> ReconcilerState<D> {
     }
 }
 
-/// How many entries that this agent wrote or adopted are not as it left them.
+/// How many entries differ from what this agent wrote or adopted: those that were altered, those that are missing, and those
+/// that were added.
 fn drift(left: &Installed, found: &Installed) -> usize {
     fn differences<K: Ord, V: PartialEq>(left: &BTreeMap<K, V>, found: &BTreeMap<K, V>) -> usize {
         let altered = left.iter().filter(|(key, value)| found.get(key) != Some(value)).count();

@@ -1,4 +1,4 @@
-//! What bare IPv4 in UDP asks of a host that VXLAN does not: udp and host-gw modes.
+//! What the modes udp and host-gw, which send bare IPv4 packets in UDP, need of a host beyond what VXLAN needs.
 use super::{
     finding::{Finding, Level, Sysctl},
     firewall::output,
@@ -15,7 +15,7 @@ pub(super) async fn findings(underlay: Option<&Link>, sysctl: Sysctl<'_>) -> Vec
     findings
 }
 
-/// A TUN that nobody reads has no carrier: with this sysctl its routes are then as if they were not there
+/// A TUN that nobody reads has no carrier. With this sysctl the kernel then ignores its routes
 /// (Documentation/networking/ip-sysctl.rst).
 fn linkdown(sysctl: Sysctl<'_>) -> Finding {
     let what = "routes of overlay0 without an agent";
@@ -30,7 +30,7 @@ fn linkdown(sysctl: Sysctl<'_>) -> Finding {
     )
 }
 
-/// A veth hands frames over with unfinished checksums, and whole GSO frames.
+/// Checks a veth's offloads: with them it hands over frames with unfinished checksums, and whole GSO frames.
 fn offloads(name: &str, features: &str) -> Finding {
     let what = format!("offloads of {name}");
     let is_on =
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn what_is_on_is_named_and_what_is_not_there_is_off() {
-        // As ethtool 6.1 prints them.
+        // This is how ethtool 6.1 prints them.
         let features = "Features for eth0:\nrx-checksumming: on\ntx-checksumming: on\n\ttx-checksum-ip-generic: on\n\
             generic-segmentation-offload: on\n\ttx-udp-segmentation: off [requested on]\n";
         let found = offloads("eth0", features);

@@ -1,4 +1,4 @@
-//! What the overlay uses and this kernel lacks, found by trying, and what takes its place.
+//! Features that the overlay uses and this kernel lacks, which is found out by trying, and what takes their place.
 use serde::Serialize;
 
 use super::finding::{Finding, Level};
@@ -7,26 +7,26 @@ use crate::{
     host::netlink::{Link, LinkKind},
 };
 
-/// Something that not every kernel has which the overlay runs on.
+/// A kernel feature that the overlay uses, and that some of the kernels on which it runs lack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Feature {
-    /// Its name.
+    /// The feature's name.
     pub name: &'static str,
-    /// Whether this kernel has it; nothing if it does not say.
+    /// Whether this kernel has the feature; `None` if that cannot be found out.
     pub present: Option<bool>,
     /// What takes its place where it is missing.
     pub instead: &'static str,
-    /// Something is lost without it.
+    /// Whether the overlay loses a function without this feature.
     #[serde(skip)]
     lossy: bool,
 }
 
-/// All of them. Some only the tunnel device can tell.
+/// All features that are looked for. For some of them only the tunnel device tells whether the kernel has them.
 pub fn features(device: Option<&Link>) -> Vec<Feature> {
     vec![tcx(AttachMethod::best().ok()), vnifilter(device)]
 }
 
-/// e420bed02507, Linux 6.6.
+/// TCX came with commit e420bed02507 (Linux 6.6).
 fn tcx(best: Option<AttachMethod>) -> Feature {
     Feature {
         name: "TCX",
@@ -36,7 +36,8 @@ fn tcx(best: Option<AttachMethod>) -> Feature {
     }
 }
 
-/// f9c4bb0b245c, Linux 5.18: older kernels make the device and ignore the wish, so that the device itself tells.
+/// vnifilter came with commit f9c4bb0b245c (Linux 5.18). Older kernels make the device and ignore the wish, so that only the
+/// device itself tells.
 fn vnifilter(device: Option<&Link>) -> Feature {
     Feature {
         name: "vnifilter",
@@ -77,7 +78,7 @@ mod tests {
         assert_eq!((found[0].what.as_str(), found[0].level), ("TCX", Level::Ok));
         assert_eq!(found[0].detail, "not in this kernel; instead: clsact filters");
         assert_eq!(findings(&[tcx(Some(AttachMethod::Tcx))])[0].detail, "the kernel has it");
-        // Neither a right nor a device to find out with: nothing is claimed.
+        // There is neither the right nor a device to find out with, so nothing is claimed.
         assert_eq!(findings(&[tcx(None), vnifilter(None)]), []);
     }
 

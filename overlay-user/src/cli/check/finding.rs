@@ -8,11 +8,11 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Holds.
+    /// The condition holds.
     Ok,
-    /// Works, but not for everything or not as one might think.
+    /// It works, but not for everything, or not as one might think.
     Warn,
-    /// Will not work.
+    /// It will not work.
     Fail,
 }
 
@@ -21,11 +21,11 @@ pub enum Level {
 pub struct Finding {
     /// What was looked at.
     pub what: String,
-    /// How it stands.
+    /// How serious the finding is.
     pub level: Level,
     /// What was seen.
     pub detail: String,
-    /// What to do; empty if nothing.
+    /// What to do about it; empty if nothing.
     pub remedy: String,
 }
 

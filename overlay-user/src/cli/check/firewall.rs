@@ -1,4 +1,5 @@
-//! Firewall rules and IPsec policies that matter: those that the fast path bypasses, and those that break what takes the stack.
+//! Finds firewall rules and IPsec policies that matter: those that the fast path bypasses, and those that break what takes the
+//! stack.
 use ipnet::IpNet;
 
 use super::{
@@ -11,11 +12,11 @@ use crate::host::firewall::{
     iptables,
 };
 
-/// `port` is the UDP port that the tunnel's packets arrive at.
+/// Looks at all rules and policies. `port` is the UDP port at which the tunnel's packets arrive.
 pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>, port: u16) -> Vec<Finding> {
     let variants = iptables::variants();
     let mut findings = Vec::new();
-    // Of either variant: what hides or drops need not be in the one that others use.
+    // The rules of all variants are collected, because what masquerades or drops need not be in the variant that others use.
     let mut iptables = String::new();
     for variant in &variants {
         match iptables::save(variant).await {
@@ -33,7 +34,7 @@ pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>, port
         findings.push(masquerade(&iptables, network, subnet));
         findings.push(direct_access(&iptables, subnet).await);
     }
-    // A container may have brought a command of its own.
+    // A container may have brought an iptables command of the other variant, which made rules that nobody has looked at.
     if variants == ["iptables-nft"] && iptables::is_legacy_in_use().unwrap_or(false) {
         let missing = Failed::Missing(format!("{}-save", iptables::LEGACY));
         findings.push(not_inspected(iptables::LEGACY, &missing));
@@ -46,15 +47,16 @@ pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>, port
         }
         Err(error) => findings.push(not_inspected("nftables", &error)),
     }
-    // An error here is a kernel without IPsec: no policy to bypass.
+    // An error here means a kernel without IPsec, which has no policies that could be bypassed.
     findings.push(ipsec(&output("ip", &["xfrm", "policy", "list"]).await.unwrap_or_default()));
     findings
 }
 
-/// Policies in `ip xfrm policy list`. The fast path neither looks them up when it sends nor asks for them when it receives.
+/// Looks for policies in `ip xfrm policy list`. The fast path neither looks them up when it sends nor asks for them when it
+/// receives.
 fn ipsec(policies: &str) -> Finding {
     let what = "IPsec policies";
-    // Lines that begin a policy; what follows is indented.
+    // A policy begins with such a line. Its other lines are indented.
     let policies: Vec<&str> = policies.lines().filter(|line| line.starts_with("src ")).collect();
     if policies.is_empty() {
         return Finding::ok(what, "none");
@@ -80,7 +82,7 @@ fn not_inspected(what: &str, error: &Failed) -> Finding {
     Finding::new(&format!("{what} rules"), Level::Warn, format!("not inspected: {error}"), remedy)
 }
 
-/// Rules of iptables-save's filter table that drop forwarded packets.
+/// Looks in the filter table of iptables-save for rules that drop forwarded packets.
 fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
     let what = &format!("{variant} forward rules");
     let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
@@ -123,7 +125,8 @@ fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
     Finding::ok(what, "none that drops")
 }
 
-/// Whether a rule of FORWARD (ours) or of flannel's chain accepts all with this end in Network, under no other condition.
+/// Whether a rule of FORWARD (ours) or of flannel's chain accepts all packets with this end in Network, under no other
+/// condition.
 fn accepts(rules: &[&str], end: &str, network: IpNet) -> bool {
     let begin = |chain: &str| format!("-A {chain} {end} {network} ");
     rules.iter().any(|line| {
@@ -135,8 +138,8 @@ fn accepts(rules: &[&str], end: &str, network: IpNet) -> bool {
     })
 }
 
-/// Docker's filters against direct access to containers (28.0): a packet for a container that no port publishes, or that
-/// comes in by another interface than the bridge, overlay0 included, is dropped. What the fast path delivers passes by.
+/// Looks for Docker's filters against direct access to containers (28.0). They drop a packet for a container that no port
+/// publishes, or that comes in by another interface than the bridge, such as overlay0. The fast path bypasses them.
 async fn direct_access(rules: &str, subnet: Option<IpNet>) -> Finding {
     let what = "docker's filters";
     let Some(subnet) = subnet else { return Finding::ok(what, "no subnet leased yet: nothing to look for") };
@@ -157,8 +160,8 @@ async fn direct_access(rules: &str, subnet: Option<IpNet>) -> Finding {
     Finding::ok(what, "none between containers of different hosts")
 }
 
-/// `-A DOCKER ! -i docker0 -o docker0 -j DROP`, or `-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP` of the raw table:
-/// the bridge that is guarded.
+/// The bridge that a rule of Docker's guards. Such a rule is `-A DOCKER ! -i docker0 -o docker0 -j DROP`, or, in the raw table,
+/// `-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP`.
 fn guarded_bridge(rule: &str) -> Option<&str> {
     let chain = rule.strip_prefix("-A DOCKER ").or_else(|| rule.strip_prefix("-A PREROUTING -d "))?;
     let (_, bridge) = chain.strip_suffix(" -j DROP")?.split_once("! -i ")?;
@@ -175,7 +178,8 @@ fn bypassed(what: &str, rules: &[&str]) -> Finding {
     )
 }
 
-/// Docker's `--ip-masq`: containers' packets leave with the host's address, also towards other containers.
+/// Looks for the rules of Docker's `--ip-masq`, with which containers' packets leave with the host's address, even towards
+/// other containers.
 fn masquerade(rules: &str, network: Option<IpNet>, subnet: Option<IpNet>) -> Finding {
     let what = "masquerading";
     let Some(subnet) = subnet else {
@@ -212,8 +216,8 @@ fn masquerade(rules: &str, network: Option<IpNet>, subnet: Option<IpNet>) -> Fin
     )
 }
 
-/// Chains hooked to forward in `nft list ruleset` that drop or reject. Tables written by iptables were seen above, unless
-/// there is no command of that variant here.
+/// Looks in `nft list ruleset` for chains hooked to forward that drop or reject. Chains that iptables wrote were seen above
+/// already, unless this host has no iptables command of that variant.
 fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
     let what = "nftables forward rules";
     let (mut table, mut chain, mut hooked) = (String::new(), String::new(), false);
@@ -291,7 +295,8 @@ mod tests {
         assert_eq!(level(&of("-s", comment)), Level::Warn);
         assert_eq!(level(&(of("-s", comment) + &of("-d", "-p tcp "))), Level::Warn);
         assert_eq!(level(&(of("-s", comment) + &of("-d", "-i eth1 "))), Level::Warn);
-        // A last rule that refuses everything closes the chain as a policy does, but only for what stands before it.
+        // A last rule that refuses everything closes the chain as a policy does, but rules that accept count only if they stand
+        // before it.
         let closed = |rules: &str| {
             let rules = format!(":FORWARD ACCEPT [0:0]\n{rules}");
             forward("iptables-nft", &rules, net("10.244.0.0/16")).level

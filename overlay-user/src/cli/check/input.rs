@@ -1,10 +1,11 @@
-//! Whether the host's packet filter lets the tunnel's packets in. The fast path takes packets in before any filter, so containers
-//! that are learned talk in any case; but what takes the stack arrives at the tunnel's socket, which is behind INPUT: a new
-//! container's first packets, connections that NAT changes, fragments, and the hosts' own packets.
+//! Checks whether the host's packet filter lets the tunnel's packets in. The fast path takes packets in before any filter, so
+//! containers that are learned can talk in any case. But what takes the stack arrives at the tunnel's socket, which is behind
+//! INPUT: a new container's first packets, connections that NAT changes, fragments, and the hosts' own packets.
 use super::finding::{Finding, Level};
 use crate::host::firewall::forward::refuses_all;
 
-/// INPUT in the output of one variant's `iptables-save`. None if it accepts what no rule refuses: nobody has closed it.
+/// Looks at INPUT in the output of one variant's `iptables-save`. There is no finding if nobody has closed the chain, so that
+/// it accepts whatever no rule refuses.
 pub(super) fn iptables(variant: &str, rules: &str, port: u16) -> Option<Finding> {
     let what = format!("{variant} input rules");
     let mut in_filter = false;
@@ -38,8 +39,9 @@ pub(super) fn iptables(variant: &str, rules: &str, port: u16) -> Option<Finding>
     is_closed.then(|| accepting.map_or_else(closed, |rule| Finding::ok(&what, format!("accepted: {rule}"))))
 }
 
-/// Whether a rule of INPUT, without its chain, accepts UDP to this port as it arrives, whatever else it asks for: from which
-/// interface or address. What asks for a state does not, since a tunnel's packet is a new connection each time its source port is.
+/// Whether a rule of INPUT, given without its chain, accepts UDP to this port as it arrives, even if only from a certain
+/// interface or address. A rule that asks for a connection's state does not count, because each new source port makes a
+/// tunnel's packet a new connection.
 fn accepts(rule: &str, port: u16) -> bool {
     let words: Vec<&str> = rule.split(' ').collect();
     let follows = |flag: &str, value: &dyn Fn(&str) -> bool| {
@@ -61,7 +63,8 @@ fn accepts(rule: &str, port: u16) -> bool {
     follows("-j", &|verdict| verdict == "ACCEPT") && is_udp && is_port && !asks_for_more
 }
 
-/// Chains hooked to input in `nft list ruleset` whose policy drops. Those that iptables wrote were seen above.
+/// Looks in `nft list ruleset` for chains hooked to input whose policy drops. Those that iptables wrote were seen above
+/// already.
 pub(super) fn nftables(rules: &str, iptables_seen: bool, port: u16) -> Vec<Finding> {
     let mut findings = Vec::new();
     let (mut table, mut chain) = ("", "");
@@ -134,7 +137,7 @@ mod tests {
         }
         let found = iptables("iptables-legacy", "*filter\n:INPUT DROP [0:0]\nCOMMIT\n", 8285).unwrap();
         assert_eq!(found.remedy, "iptables-legacy -I INPUT -p udp --dport 8285 -j ACCEPT");
-        // Another table's chain of that name says nothing.
+        // A chain of that name in another table says nothing.
         assert_eq!(
             iptables("iptables-nft", "*mangle\n:INPUT DROP [0:0]\nCOMMIT\n", 8472).map(|it| it.level),
             None

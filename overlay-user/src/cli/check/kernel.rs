@@ -1,13 +1,13 @@
-//! The kernel's version and features, this process's rights, and bpffs.
+//! Checks the kernel's version and settings, this process's rights, and bpffs.
 use std::{fs, path::Path};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::finding::{Finding, Level};
 
-/// The oldest kernel that the overlay is tested on. What it lacks of what newer ones have: [`super::features`].
+/// The oldest kernel that the overlay is tested on. [`super::features`] tells what it lacks of what newer ones have.
 const OLDEST: (u32, u32) = (6, 1);
-/// Numbers from linux/capability.h, and what each is for. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON.
+/// Numbers of capabilities, from linux/capability.h. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON.
 const NET_ADMIN: u32 = 12;
 const NET_RAW: u32 = 13;
 const SYS_ADMIN: u32 = 21;
@@ -58,7 +58,7 @@ fn capabilities(status: &str) -> Finding {
 }
 
 fn jit(value: &str) -> Finding {
-    // Kernels that can do nothing else (CONFIG_BPF_JIT_ALWAYS_ON) may show 1 or no file.
+    // Kernels that can do nothing but JIT (CONFIG_BPF_JIT_ALWAYS_ON) may show 1, or have no such file.
     match value {
         "0" => Finding::new(
             "bpf jit",

@@ -1,5 +1,5 @@
-//! Addresses and routes of this host that are inside the overlay's range, so that other hosts' containers with these addresses
-//! cannot be reached, or are reached in spite of them.
+//! Finds addresses and routes of this host that are inside the overlay's range. Because of them, other hosts' containers with
+//! these addresses cannot be reached, or are reached in spite of them.
 use ipnet::IpNet;
 
 use super::finding::{Finding, Level};
@@ -8,23 +8,24 @@ use crate::host::{
     overlaps::{Overlaps, REMEDY},
 };
 
-/// The overlay as the tunnel device's routes show it: what is routed through the device, if this host's subnet is.
+/// The overlay's ranges as the tunnel device's routes show them: everything that is routed through the device, provided that
+/// this host's subnet is among it.
 pub(super) fn prefixes(routes: &[Route], device: u32, subnet: IpNet) -> Vec<IpNet> {
     let ours = routes.iter().filter(|route| route.link == Some(device) && route.gateway.is_none());
     let prefixes: Vec<IpNet> = ours.map(|route| route.destination).collect();
     if prefixes.iter().any(|prefix| prefix.contains(&subnet)) { prefixes } else { Vec::new() }
 }
 
-/// What is known of the overlay on this host. There is no subnet before it is leased, and there are no prefixes before there is
-/// a tunnel device.
+/// What is known of the overlay on this host. `subnet` is `None` before it is leased, and `prefixes` is empty before there is a
+/// tunnel device.
 pub(super) struct Overlay<'a> {
     pub(super) prefixes: &'a [IpNet],
     pub(super) subnet: Option<IpNet>,
     pub(super) underlay: Option<&'a Link>,
 }
 
-/// What this host has inside those prefixes, but not in its own subnet. For such addresses the kernel has a more specific route
-/// than overlay0's, other hosts send nothing there, and the fast path goes by the leases.
+/// Finds what this host has inside those prefixes, but not in its own subnet. For such addresses the kernel has a more specific
+/// route than overlay0's, other hosts send nothing there, and the fast path goes by the leases.
 pub(super) fn findings(
     overlay: &Overlay<'_>,
     links: &[Link],

@@ -1,22 +1,22 @@
-//! Routes with an MTU of their own that the fast path does not see.
+//! Finds routes with an MTU of their own that the fast path does not see.
 use super::{
     finding::{Finding, Level},
     firewall::output,
 };
 
-/// Looks at the routes through the underlay device, whose MTU this is.
+/// Looks at the routes through the underlay device. `mtu` is the device's own.
 pub(super) async fn finding(underlay: &str, mtu: u32) -> Finding {
     let words = ["-4", "route", "show", "table", "all", "dev", underlay];
     assess(&output("ip", &words).await.unwrap_or_default(), mtu)
 }
 
-/// bpf_fib_lookup takes a route's MTU from `ip_mtu_from_fib_result`, which knows what ICMP taught and an MTU that is
-/// locked, but not a plain one; the stack obeys that one, too.
+/// bpf_fib_lookup takes a route's MTU from `ip_mtu_from_fib_result`, which knows an MTU that ICMP taught and one that is
+/// locked, but not a plain one. The stack obeys a plain one, too.
 fn assess(routes: &str, mtu: u32) -> Finding {
     let what = "mtu of routes";
     let unseen = |route: &&str| {
         let mut words = route.split_whitespace().skip_while(|word| *word != "mtu");
-        // `mtu lock 1400` is no number here.
+        // With `mtu lock 1400` the word after `mtu` is no number, so a locked MTU is passed over.
         words.nth(1).and_then(|value| value.parse::<u32>().ok()).is_some_and(|value| value < mtu)
     };
     let unseen: Vec<&str> = routes.lines().filter(unseen).map(str::trim).collect();
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn an_mtu_that_is_smaller_and_not_locked_is_quoted() {
-        // As iproute2 6.1 prints them.
+        // This is how iproute2 6.1 prints them.
         let locked = "10.8.0.0/24 via 10.99.0.7 linkdown mtu lock 1400 \n";
         let plain = "10.9.0.0/24 via 10.99.0.7 linkdown mtu 1400 \n";
         assert_eq!(assess(locked, 1500).level, Level::Ok);

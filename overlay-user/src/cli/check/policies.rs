@@ -1,5 +1,5 @@
-//! Routing policies (`ip rule`) that single out packets between containers. The fast path does not ask about those. It asks for
-//! the path to the other host, as for a packet of the host's own, and obeys every policy for that.
+//! Finds routing policies (`ip rule`) that single out packets between containers. The fast path does not ask the kernel about
+//! such packets. It asks for the path to the other host, as for a packet of the host's own, and obeys every policy for that.
 use ipnet::IpNet;
 
 use super::{

@@ -1,4 +1,5 @@
-//! What others have at TC where our programs are: in front of them, at the containers' ports, and where it is bypassed.
+//! Finds what others have at TC where our programs are: in front of our programs, at the containers' ports, and at bridges and
+//! overlay0, where the fast path bypasses it.
 use std::path::Path;
 
 use super::finding::{Finding, Level};
@@ -13,11 +14,11 @@ use crate::{
     host::netlink::Link,
 };
 
-/// Ports that are named; of more than these, only the number is told.
+/// How many ports are named. Of any more than these, only the number is told.
 const NAMED: usize = 5;
 
-/// A finding for each of our programs that others see packets before, one about all containers' ports, and one for each bridge
-/// or tunnel device at which the fast path passes something by.
+/// Makes a finding for each of our programs before which others see packets, one about all containers' ports, and one for each
+/// bridge or tunnel device at which the fast path passes something by.
 pub(super) fn findings(pins: &Path, links: &[Link]) -> Vec<Finding> {
     let look = || {
         let mut findings: Vec<Finding> = Links::in_front(pins)?.iter().map(in_front).collect();
@@ -51,7 +52,7 @@ fn named(at: &ForeignAt) -> String {
     all.join(", ")
 }
 
-/// Obeyed, and hence nothing to mend.
+/// Tells what others have at the containers' ports. The fast path obeys it, so there is nothing to mend.
 fn at_ports(ports: &[(String, ForeignAt)]) -> Option<Finding> {
     let one = |(name, at): &(String, ForeignAt)| {
         let path = match at.sides() {
@@ -70,7 +71,7 @@ fn at_ports(ports: &[(String, ForeignAt)]) -> Option<Finding> {
     (!all.is_empty()).then(|| Finding::ok("tc at containers' ports", all.join("; ")))
 }
 
-/// The fast path goes past bridges and overlay0.
+/// Tells what others have at a bridge or overlay0, which the fast path bypasses.
 fn bypassed(name: &str, at: &ForeignAt) -> Option<Finding> {
     let sides = at.sides();
     (sides.egress || sides.ingress).then(|| {

@@ -1,4 +1,4 @@
-//! `overlay adopt-flannel`: moves a host from flannel to the overlay in place, and back.
+//! `overlay adopt-flannel`: moves a host from flannel to the overlay in place, or back.
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -21,10 +21,10 @@ use crate::{
     store::Store,
 };
 
-/// What the command says, for programs.
+/// What the command prints for programs.
 #[derive(Serialize)]
 struct MoveReport<'a> {
-    /// The host was moved now.
+    /// Whether the host was moved by this run.
     moved: bool,
     plan: Option<&'a Plan>,
     #[serde(rename = "toll")]
@@ -135,7 +135,7 @@ async fn back(store: impl Store, options: &AdoptFlannel, record: Option<FlannelR
     ignore_signals()?;
     let disruption = put_back(&Netlink::open()?, paths, &record, lock).await?;
     if let Some(text) = &flannel.subnet_env {
-        // The agent's says of masquerading what the agent did.
+        // flannel's text is put back, because the agent's says whether the agent masqueraded, not whether flanneld did.
         subnet_env::replace(&asked.subnet_file, text.as_bytes())
             .with_context(|| format!("write {}", asked.subnet_file.display()))?;
     }
@@ -156,8 +156,8 @@ fn say(options: &AdoptFlannel, report: &MoveReport<'_>, text: impl FnOnce() -> S
     }
 }
 
-/// The command that starts the agent with the options that this one was given. `masquerade` adds --ip-masq, in the place of
-/// one that says otherwise.
+/// The command that starts the agent with the options that this command was given. `masquerade` adds --ip-masq, in place of an
+/// option that says otherwise.
 fn agent_line(arguments: impl Iterator<Item = String>, masquerade: bool) -> String {
     const PASSWORD: &str = "--etcd-password";
     let mut words = vec!["overlay".to_owned(), "agent".to_owned()];
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(line(given, true), format!("{expected} --ip-masq"));
         let given = "overlay adopt-flannel --etcd-password=secret=1 --etcd-username=me";
         assert_eq!(line(given, false), "overlay agent --etcd-password=... --etcd-username=me");
-        // A password that looks like something else.
+        // The password may look like an option or a command.
         for secret in ["--json", "adopt-flannel", "--ip-masq", "--etcd-password"] {
             let given = format!("overlay adopt-flannel --etcd-password {secret} --etcd-username me");
             let line = agent_line(given.split(' ').map(str::to_owned), false);

@@ -18,7 +18,7 @@ pub(super) async fn agent(options: Agent) -> Result<()> {
         bail!("the agent loads kernel programs and makes devices: run it as root (or with --dry-run)");
     }
     if options.ip_masq {
-        // Before anything is changed: what is asked for could not be had.
+        // This is checked before anything is changed, because a host without the means for it could not do what is asked for.
         firewall::masquerade::usable().await.map_err(|error| anyhow!("--ip-masq: {error:#}"))?;
     }
     let mut end = EndSignals::new()?;
@@ -40,7 +40,7 @@ pub(super) async fn agent(options: Agent) -> Result<()> {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// Waits for SIGTERM and SIGINT.
 struct EndSignals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,

@@ -1,4 +1,4 @@
-//! `overlay check`: what of this host suits the overlay, what does not, and what to do.
+//! `overlay check`: tells what of this host suits the overlay, what does not, and what to do.
 use anyhow::Result;
 
 use super::output::Completion;
@@ -24,7 +24,7 @@ pub(super) async fn check(options: &Check) -> Result<Completion> {
             .and_then(|record| Backend::named(&record.backend))
             .unwrap_or(Backend::DEFAULT),
         subnet: record.as_ref().map(|record| record.subnet),
-        // Routes may show a part of it alone.
+        // Network is read from subnet.env, because the routes may show only a part of it.
         network: record.as_ref().and_then(|record| subnet_env::read(record.subnet_file.as_deref()?).network),
         bpf_root: options.show.place.bpf_root.clone(),
         pins: options.show.place.paths().pins,

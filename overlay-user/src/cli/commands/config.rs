@@ -62,7 +62,8 @@ async fn run(store: &mut impl Store, command: Config) -> Result<()> {
     Ok(())
 }
 
-/// Other hosts' networks are not known here, but this host may be one of them, or be like them.
+/// Warns if this host has something inside the leasable range. The networks of the overlay's hosts are not known here, but this
+/// host may be one of them, or resemble them.
 async fn warn_of_overlaps(plan: &AddressPlan) {
     let found = async { Ok::<_, NetlinkError>(Overlaps::read(&Netlink::open()?, plan).await?.named()) }.await;
     match found {
@@ -78,7 +79,7 @@ async fn warn_of_overlaps(plan: &AddressPlan) {
     }
 }
 
-/// One row per field; those of an object inside with its name in front.
+/// Makes one row per field. A field inside an object has the object's name in front.
 fn fields(before: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
     for (name, value) in value.as_object().into_iter().flatten() {
         let name = format!("{before}{name}");

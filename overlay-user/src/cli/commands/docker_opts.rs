@@ -18,7 +18,7 @@ pub(super) async fn docker_opts(options: &options::DockerOpts) -> Result<()> {
     refuse_routed_elsewhere(opts.bip.trunc()).await?;
     let both = options.individual == options.combined;
     let before = std::env::var(&options.key).unwrap_or_default();
-    // It would end the value's own quotes, for systemd and for every shell.
+    // A quotation mark would end the quotes around the value, both for systemd and for every shell.
     ensure!(!before.contains('"'), "the variable {} has a quotation mark in it: {before}", options.key);
     let form = Form {
         individual: options.individual || both,
@@ -52,7 +52,8 @@ fn read(path: &Path, ip_masq: bool) -> Result<DockerOptions> {
     })
 }
 
-/// docker0 in a subnet that a gateway is responsible for would be an address stolen from whoever is behind it.
+/// Refuses a subnet that a route sends to a gateway: docker0's address in it would be taken from whoever is behind that
+/// gateway.
 async fn refuse_routed_elsewhere(subnet: IpNet) -> Result<()> {
     let routes = Netlink::open()?.routes().await?;
     let elsewhere = routes.iter().find(|route| route.destination == subnet && route.gateway.is_some());

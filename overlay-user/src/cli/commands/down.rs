@@ -25,7 +25,7 @@ pub(super) async fn down(options: &Down) -> Result<()> {
     }
     let device = match (&options.device, &record) {
         (Some(named), _) => Some(named.clone()),
-        // Whatever has its name here is another's.
+        // A device of that name in this namespace belongs to somebody else.
         (None, Some(_)) if elsewhere.is_some() => None,
         (None, Some(Record { device: Some(device), .. })) => Some(device.clone()),
         (None, _) => Some(DEFAULT_DEVICE.to_owned()),

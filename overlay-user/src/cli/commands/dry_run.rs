@@ -42,7 +42,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
         subnet_len: network.plan.subnet_len,
         backend,
         own_ip,
-        // Without a lease no subnet is ours, and the base of Network is nobody's.
+        // Without a lease this host has no subnet. The whole of Network stands in for it, since that is nobody's subnet.
         own_subnet: own.map_or(network.plan.network, |own| own.subnet),
     };
     let mut table = PeerTable::new(scope);
@@ -61,7 +61,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     Ok(())
 }
 
-/// Peers of an agent that ran here, if one did.
+/// The peers that an earlier agent has installed here, if one ran.
 fn pinned(options: &Agent, subnet_len: u8) -> Installed {
     let entries = Tables::open(&options.place.paths().pins).and_then(|tables| tables.peers.entries());
     let peers = entries

@@ -1,4 +1,4 @@
-//! `overlay endpoints`: where each container lives, and which path its packets take. It needs no agent.
+//! `overlay endpoints`: shows where each container lives, and which path its packets take. The command needs no agent.
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result};
@@ -33,7 +33,7 @@ struct Row {
 enum Path {
     /// The fast path, straight into the container.
     Fast,
-    /// The fast path, and in the end through the egress of the container's port.
+    /// The fast path, which in the end delivers through the egress of the container's port.
     OwnEgress,
     /// The stack.
     Stack,
@@ -61,7 +61,7 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
         .collect();
     let entries = tables.endpoints.entries()?;
     let ports: Vec<u32> = entries.values().map(|entry| entry.ifindex).collect();
-    // What cannot be had does not keep the rest from being shown.
+    // If this cannot be read, the rest is shown nevertheless.
     let found = look(&ports).unwrap_or_default();
     let rows: Vec<Row> = entries
         .into_iter()
@@ -100,7 +100,7 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
     Ok(())
 }
 
-/// The path by what the programs were told, and the reason by what is at the port now.
+/// Tells the path from what the programs were told, and the reason from what is at the port now.
 fn path(is_on: bool, told: ForeignTc, at: &ForeignAt) -> (Path, String) {
     let named = |side: &str, all: &[Foreign]| {
         let all: Vec<String> = all.iter().map(Foreign::to_string).collect();

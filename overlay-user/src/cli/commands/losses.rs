@@ -9,12 +9,12 @@ use crate::{
     host::netlink::Netlink,
 };
 
-/// Counters as they are now.
+/// Reads the counters as they are now.
 pub(super) async fn now(pins: &Path) -> Result<Vec<Reading>> {
     losses::read(&Netlink::open()?, pins).await
 }
 
-/// Losses shown to people: the rest is in `--json`. A host may have thousands of containers.
+/// How many losses are shown to people, since a host may have thousands of containers. `--json` has the rest.
 const LOSSES_SHOWN: usize = 20;
 
 pub(super) fn text(losses: &[Loss], error: Option<&str>) -> String {

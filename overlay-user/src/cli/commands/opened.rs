@@ -1,4 +1,4 @@
-//! The store that the options mean, opened.
+//! Opens the store that the options name.
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -8,7 +8,7 @@ use crate::{
     store::{dir::DirStore, etcd::EtcdStore},
 };
 
-/// Either store, opened.
+/// An opened store of either kind.
 pub(super) enum Opened {
     Etcd(Box<EtcdStore>),
     Directory { store: DirStore, path: PathBuf, shared: bool },

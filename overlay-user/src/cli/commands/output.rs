@@ -11,11 +11,12 @@ use anyhow::{Context as _, Result};
 pub enum Completion {
     /// Exit code 0.
     Done,
-    /// Exit code 3: `overlay check` found what will not work.
+    /// Exit code 3: `overlay check` found something that will not work.
     Problems,
 }
 
-/// Prints a line, or a text of several. Who reads may have seen enough (`| head`): then the rest is nobody's, and no failure.
+/// Prints one line or several. Whoever reads them may have seen enough and closed the pipe (`| head`). The rest then needs no
+/// reader, and this is no failure.
 pub(super) fn say(text: impl Display) -> Result<()> {
     let text = text.to_string();
     let end = if text.ends_with('\n') { "" } else { "\n" };

@@ -1,4 +1,4 @@
-//! `overlay status` and `overlay peers`: from the agent if it runs, from the pinned maps if not.
+//! `overlay status` and `overlay peers`: they show what the agent says if it runs, and what the pinned maps say.
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail};
@@ -30,22 +30,22 @@ use crate::{
     store::local_lease::LeaseState,
 };
 
-/// All of `overlay status`.
+/// Everything that `overlay status` shows.
 #[derive(Serialize)]
 struct StatusReport {
     network: String,
-    /// How packets travel between hosts: flannel's name of the backend.
+    /// flannel's name of the backend, which says how packets travel between hosts.
     mode: String,
     tiers: Vec<Tier>,
     /// Others' programs that see packets before ours.
     in_front: Vec<InFront>,
-    /// How the programs are attached at TC; nothing if they are not.
+    /// How the programs are attached at TC; `None` if they are not.
     attached_by: Option<AttachMethod>,
-    /// What not every kernel has, and whether this one does.
+    /// Features that not every kernel has, and whether this one does.
     features: Vec<Feature>,
-    /// Whose pins they are.
+    /// The record that says to whom the pins belong.
     record: Option<Record>,
-    /// What the agent says of itself; nothing if it does not run. Traffic does not need it.
+    /// What the agent says of itself; `None` if it does not run. Traffic does not need it.
     agent: Option<Status>,
     agent_error: Option<String>,
     counters: Vec<Counter>,
@@ -65,17 +65,18 @@ struct Tier {
 
 #[derive(Serialize)]
 struct PeerRow {
-    /// Base address of its subnet.
+    /// Base address of the peer's subnet.
     subnet: IpAddr,
     public_ip: IpAddr,
     vtep_mac: Option<Mac>,
-    /// `yes`, `no` (wanted, not in force), `held` (its lease is gone; the mass-delete guard keeps it).
+    /// `yes`, `no` (a lease asks for the peer, and it is not in force), or `held` (its lease is gone, and the mass-delete guard
+    /// keeps it).
     installed: &'static str,
     #[serde(flatten)]
     traffic: PeerTraffic,
 }
 
-/// Programs in front of ours that a line names.
+/// How many programs in front of ours a line names.
 const NAMED: usize = 3;
 
 pub(super) async fn status(show: &Show) -> Result<()> {
@@ -102,7 +103,7 @@ pub(super) async fn status(show: &Show) -> Result<()> {
         Ok(now) => (assess(now, before), None),
         Err(error) => (Vec::new(), Some(format!("{error:#}"))),
     };
-    // What cannot be had does not keep the rest from being shown.
+    // If this cannot be read, the rest is shown nevertheless.
     let in_use = AttachMethod::in_use(&paths.pins).ok().flatten();
     let attached_by = in_use.map(|(way, _)| way);
     let in_front = Links::in_front(&paths.pins).unwrap_or_default();
@@ -168,7 +169,7 @@ fn tiers(
     ]
 }
 
-/// By the agent's word, or by what it left.
+/// Describes the tier XDP: as the agent says if it runs, or else by the link that the last agent left pinned.
 fn xdp(agent: Option<&Status>, link: &XdpLink) -> Tier {
     let left = || link.pinned().ok()?.into_iter().find_map(|ifindex| link.mode(ifindex));
     let used = agent.map_or_else(left, |agent| agent.datapath.ingress.xdp);
@@ -323,7 +324,7 @@ fn peers_line(agent: &Status) -> String {
     format!("{} wanted, {} installed{held}", peers.wanted, peers.installed)
 }
 
-/// A duration as people say it.
+/// A duration in the form in which people say it.
 fn span(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),

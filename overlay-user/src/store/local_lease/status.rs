@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 /// How the local lease stands.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct LeaseStatus {
-    /// Its key below `<prefix>/subnets/`.
+    /// The lease's key below `<prefix>/subnets/`.
     pub key: String,
     /// Whether the store holds it for this host, as far as is known.
     pub state: LeaseState,
-    /// When it ends unless renewed; `None` for a reservation.
+    /// When the lease ends unless it is renewed; `None` for a reservation.
     pub expires: Option<u64>,
     /// When the agent will renew it.
     pub renews: Option<u64>,
