@@ -167,7 +167,8 @@ async fn refuse_foreign_route(netlink: &Netlink, spec: &DeviceSpec, links: &[Lin
         link.map_or("?", |link| link.name.as_str())
     };
     for route in netlink.routes().await? {
-        let is_ours = spec.prefixes.contains(&route.destination);
+        // The bridge's route to the own subnet is as it must be.
+        let is_ours = spec.prefixes.contains(&route.destination) && route.destination != spec.subnet;
         if is_ours && route.metric == 0 && name(route.link) != spec.name {
             let (network, interface) = (route.destination, name(route.link));
             bail!(

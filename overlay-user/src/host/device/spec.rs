@@ -2,7 +2,7 @@
 use ipnet::IpNet;
 
 use crate::{
-    host::netlink::{Route, TABLE_MAIN},
+    host::netlink::{LAST_METRIC, Route, TABLE_MAIN},
     model::{backend::Backend, mac::Mac},
 };
 
@@ -32,7 +32,10 @@ impl DeviceSpec {
 
     fn route(&self, link: u32, destination: IpNet) -> Route {
         let source = Some(self.subnet.network());
-        Route { destination, link: Some(link), gateway: None, source, metric: 0, table: TABLE_MAIN }
+        // A prefix of the range may be this host's own subnet, to which the containers' bridge has a route of its own. Ours catches
+        // what is sent there while there is no bridge, and stands behind every other.
+        let metric = if destination == self.subnet { LAST_METRIC } else { 0 };
+        Route { destination, link: Some(link), gateway: None, source, metric, table: TABLE_MAIN }
     }
 
     /// Whether a route is one that an agent made, but not one of these: Network's, from before its range was a part of it, or
@@ -97,4 +100,24 @@ pub struct Prepared {
     pub ifindex: u32,
     /// Whether it was made just now, and is down.
     pub made: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_to_the_own_subnet_stands_behind_the_bridges() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let spec = DeviceSpec {
+            name: "overlay0".into(),
+            kind: DeviceKind::Tun,
+            mtu: 1472,
+            subnet: net("10.244.2.0/24"),
+            network: net("10.244.0.0/16"),
+            prefixes: vec![net("10.244.0.0/23"), net("10.244.2.0/24")],
+        };
+        let metrics: Vec<_> = spec.routes(7).map(|route| (route.destination, route.metric)).collect();
+        assert_eq!(metrics, [(net("10.244.0.0/23"), 0), (net("10.244.2.0/24"), u32::MAX)]);
+    }
 }

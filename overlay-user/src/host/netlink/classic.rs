@@ -18,7 +18,7 @@ use super::{
     decode,
     dump::{dump, of_family},
     error::NetlinkError,
-    types::{LinkKind, TABLE_MAIN},
+    types::{LAST_METRIC, LinkKind, TABLE_MAIN},
 };
 use crate::model::mac::Mac;
 
@@ -83,9 +83,6 @@ pub struct GatewayRoute {
     /// Who made the route: `RTPROT_*` of linux/rtnetlink.h.
     pub protocol: u8,
 }
-
-/// The metric that places a route behind every other route to the same destination.
-const LAST: u32 = u32::MAX;
 
 impl Netlink {
     /// All VXLAN devices with a VNI of their own, each with its interface index.
@@ -275,7 +272,7 @@ fn last_resort(network: IpNet) -> Result<RouteMessage, NetlinkError> {
         RouteMessageBuilder::<IpAddr>::new().destination_prefix(network.network(), network.prefix_len());
     let builder = builder
         .map_err(|error| NetlinkError::invalid(format!("name the blackhole route to {network}"), error))?;
-    Ok(builder.kind(RouteType::BlackHole).scope(RouteScope::Universe).priority(LAST).build())
+    Ok(builder.kind(RouteType::BlackHole).scope(RouteScope::Universe).priority(LAST_METRIC).build())
 }
 
 fn new_neighbour(message: &RouteNetlinkMessage) -> Option<&NeighbourMessage> {

@@ -152,6 +152,9 @@ pub struct Route {
 /// The table `main` (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = 254;
 
+/// The metric that places a route behind every other route to the same destination.
+pub const LAST_METRIC: u32 = u32::MAX;
+
 /// A resolved neighbour: an address that was seen on a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {

@@ -1,5 +1,8 @@
 //! What a host has inside the leasable range: it is named, with what to do, or the agent refuses to start.
-use overlay_host_tests::hosts::{JoinedHost, lab, overlay};
+use overlay_host_tests::{
+    hosts::{JoinedHost, SOON, lab, overlay},
+    overlay as binary,
+};
 use overlay_lab::{Backend, Lab, Options};
 
 use crate::bed::{Bed, Kind, assert_reaches, wait_for};
@@ -29,9 +32,10 @@ fn an_agent_refuses_a_range_that_holds_its_own_address_and_the_config_is_warned_
     // A host that is part of the network already goes on.
     set(r#"{"Network":"10.0.0.0/8","SubnetMin":"10.10.0.0","SubnetMax":"10.120.0.0"}"#)
         .is(0, &["10.99.0.1/24"]);
-    let again = JoinedHost::join(host, &["--store-dir", &store]);
-    assert!(again.agent.log().contains("this host's own address on eth0, is inside"));
-    assert_eq!(again.agent.terminate().unwrap().code(), Some(0));
+    let mut again = host.start_agent(binary(), &["--store-dir", &store]).unwrap();
+    again.wait_ready(SOON).unwrap();
+    assert!(again.log().contains("this host's own address on eth0, is inside"));
+    assert_eq!(again.terminate().unwrap().code(), Some(0));
 }
 
 #[test]
