@@ -2,12 +2,10 @@
 use overlay_common::{Reason, SETTING_STRICT_PEERS};
 
 use crate::{
-    fib,
     frame::Frame,
     ip::{Family, Header as _},
     maps::Lookups,
-    packet::Packet,
-    settings::{self, Prefixes as _},
+    settings,
     verdict::{Answer, Exit},
 };
 
@@ -72,15 +70,20 @@ pub(crate) fn unencapsulated(source: impl Lookups) -> Answer<u32> {
 /// Whether a packet that came without encapsulation is in a container's name, where every packet between containers is
 /// encapsulated: its source is the overlay's, and it is for a container here or, through this host, for one elsewhere.
 ///
-/// Where the leasable range covers the underlay, the underlay's own machines are inside it too. A peer's address is known; of what is
-/// in no leased subnet, the host's routes tell whether it is the underlay's: all that may be leased is overlay0's.
+/// Where the leasable range covers the underlay, the underlay's own machines are inside it too. A peer's address is known. Of what
+/// is in no leased subnet, `is_beside_overlay` tells whether the host's routes to it lead elsewhere than into overlay0, where they
+/// lead for all that may be leased: then it is the underlay's.
 #[inline(always)]
-pub(crate) fn is_forged<F: Family>(packet: &Packet<'_>, source: F::Address, destination: F::Address) -> bool {
+pub(crate) fn is_forged<A: Lookups>(
+    source: A,
+    destination: A,
+    is_beside_overlay: impl FnOnce() -> bool,
+) -> bool {
     if !source.is_overlays() || !(destination.in_subnet() || destination.peer().is_some()) {
         return false;
     }
     if source.in_subnet() {
         return true;
     }
-    source.vtep().is_none() && (source.peer().is_some() || !fib::is_beside_overlay(packet, source))
+    source.vtep().is_none() && (source.peer().is_some() || !is_beside_overlay())
 }

@@ -8,7 +8,7 @@ use overlay_common::{
 };
 
 use crate::{
-    check, count, ecn, flow,
+    check, count, ecn, fib, flow,
     frame::Frame,
     ip::{Family, Header as _},
     maps::Lookups as _,
@@ -90,7 +90,7 @@ pub(crate) fn is_forged<F: Family>(packet: &Packet<'_>) -> bool {
     let source = packet.read::<F::Address>(ETHERNET + F::SOURCE);
     let destination = packet.read::<F::Address>(ETHERNET + F::DESTINATION);
     matches!((source, destination), (Some(source), Some(destination))
-        if check::is_forged::<F>(packet, source, destination))
+        if check::is_forged(source, destination, || fib::is_beside_overlay(packet, source)))
 }
 
 /// In 1 to 3 of such a packet. What the underlay's own hosts send is not ours; what has a source inside Network must have one

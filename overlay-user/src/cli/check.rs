@@ -18,7 +18,7 @@ use self::{finding::Sysctl, networks::Overlay};
 use crate::{
     datapath::{xdp::XdpLink, xdp_fitness},
     host::netlink::{Link, LinkKind, Netlink, NetlinkError},
-    model::backend::Backend,
+    model::{backend::Backend, fast_path::FastPath},
 };
 use ipnet::IpNet;
 use overlay_common::{ENCAPSULATION_UDP, wire};
@@ -35,6 +35,8 @@ pub struct CheckSpec {
     pub backend: Backend,
     /// The own subnet, where there is one.
     pub subnet: Option<IpNet>,
+    /// Which packets the programs carry past the stack: as the record says, or else all that they can.
+    pub fast_path: FastPath,
     /// Network, where it is known.
     pub network: Option<IpNet>,
     /// The folder below which everything is pinned.
@@ -83,7 +85,9 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.push(policies::finding(&prefixes, &bridges).await);
     findings.extend(tc::findings(&spec.pins, &links));
     let widest = prefixes.iter().copied().min_by_key(IpNet::prefix_len);
-    findings.extend(firewall::findings(spec.network.or(widest), spec.subnet, spec.backend.port()).await);
+    findings.extend(
+        firewall::findings(spec.network.or(widest), spec.subnet, spec.backend.port(), spec.fast_path).await,
+    );
     Ok(findings)
 }
 
@@ -264,6 +268,7 @@ mod tests {
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: None,
+            fast_path: FastPath::On,
             network: None,
             bpf_root: "/sys/fs/bpf".into(),
             pins: "/nowhere".into(),

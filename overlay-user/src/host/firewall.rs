@@ -5,17 +5,20 @@ pub mod forward;
 pub mod iptables;
 pub mod masquerade;
 mod status;
+mod wanted;
 
 use std::{fmt, time::Duration};
 
 use anyhow::{Result, anyhow, bail};
-use ipnet::IpNet;
 use log::{debug, info, warn};
 use tokio::time::{sleep, timeout};
 
-pub use self::status::{RuleState, RuleStatus, RulesStatus};
 use self::{forward::Forward, masquerade::Masquerade, status::Looked};
-use crate::{host::netlink::NftablesEvents, model::network::AddressPlan};
+pub use self::{
+    status::{RuleState, RuleStatus, RulesStatus},
+    wanted::Wanted,
+};
+use crate::host::netlink::NftablesEvents;
 
 /// Longest pause between two looks at the rules. The older variant of iptables does not tell anybody that it changed
 /// something.
@@ -25,23 +28,6 @@ const PERIOD: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long `nft` or `iptables` may take. Each waits while another command of its kind runs.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The rules that an agent wants in the packet filter.
-#[derive(Clone, Debug)]
-pub struct Wanted {
-    /// Name of the network on this host (`--network`). It is part of our table's name and of our rules' comments.
-    pub name: String,
-    /// The overlay's addresses.
-    pub plan: AddressPlan,
-    /// The tunnel device.
-    pub device: String,
-    /// This host's subnet.
-    pub subnet: IpNet,
-    /// Whether to masquerade what leaves the overlay (`--ip-masq`).
-    pub masquerade: bool,
-    /// Whether to accept the overlay's packets in FORWARD (`--forward-rules`).
-    pub forward: bool,
-}
 
 /// Keeps the rules of one network in force.
 pub struct FirewallKeeper {

@@ -214,7 +214,7 @@ fn what_somebody_writes_into_the_tables_of_peers_is_put_right() {
         peers[0]["sent_packets"].as_u64()
     };
     let sent = traffic();
-    assert!(sent >= Some(10), "{sent:?}");
+    assert!(sent > Some(0), "{sent:?}");
     let base = b.subnet.split('/').next().unwrap().replace('.', " ");
     bpftool(host, "delete", "peers", &format!("key {base}")).unwrap();
     // The peer is missing in the table, and where the programs look it up.

@@ -6,14 +6,23 @@ use super::{
     finding::{Finding, Level, overlaps},
     input,
 };
-use crate::host::firewall::{
-    command::{Failed, run},
-    forward::refuses_all,
-    iptables,
+use crate::{
+    host::firewall::{
+        command::{Failed, run},
+        forward::refuses_all,
+        iptables,
+    },
+    model::fast_path::FastPath,
 };
 
-/// Looks at all rules and policies. `port` is the UDP port at which the tunnel's packets arrive.
-pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>, port: u16) -> Vec<Finding> {
+/// Looks at all rules and policies. `port` is the UDP port at which the tunnel's packets arrive, and `fast_path` says which
+/// packets go past the packet filter.
+pub(super) async fn findings(
+    network: Option<IpNet>,
+    subnet: Option<IpNet>,
+    port: u16,
+    fast_path: FastPath,
+) -> Vec<Finding> {
     let variants = iptables::variants();
     let mut findings = Vec::new();
     // The rules of all variants are collected, because what masquerades or drops need not be in the variant that others use.
@@ -21,7 +30,7 @@ pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>, port
     for variant in &variants {
         match iptables::save(variant).await {
             Ok(rules) => {
-                findings.push(forward(variant, &rules, network));
+                findings.push(forward(variant, &rules, network, fast_path));
                 findings.extend(input::iptables(variant, &rules, port));
                 iptables += &rules;
             }
@@ -42,24 +51,28 @@ pub(super) async fn findings(network: Option<IpNet>, subnet: Option<IpNet>, port
     match output("nft", &["list", "ruleset"]).await {
         Ok(rules) => {
             let iptables_seen = variants.iter().any(|it| *it != iptables::LEGACY);
-            findings.push(nft_forward(&rules, iptables_seen));
+            findings.push(nft_forward(&rules, iptables_seen, fast_path));
             findings.extend(input::nftables(&rules, iptables_seen, port));
         }
         Err(error) => findings.push(not_inspected("nftables", &error)),
     }
     // An error here means a kernel without IPsec, which has no policies that could be bypassed.
-    findings.push(ipsec(&output("ip", &["xfrm", "policy", "list"]).await.unwrap_or_default()));
+    let policies = output("ip", &["xfrm", "policy", "list"]).await.unwrap_or_default();
+    findings.push(ipsec(&policies, fast_path));
     findings
 }
 
 /// Looks for policies in `ip xfrm policy list`. The fast path neither looks them up when it sends nor asks for them when it
 /// receives.
-fn ipsec(policies: &str) -> Finding {
+fn ipsec(policies: &str, fast_path: FastPath) -> Finding {
     let what = "IPsec policies";
     // A policy begins with such a line. Its other lines are indented.
     let policies: Vec<&str> = policies.lines().filter(|line| line.starts_with("src ")).collect();
     if policies.is_empty() {
         return Finding::ok(what, "none");
+    }
+    if fast_path == FastPath::Off {
+        return Finding::ok(what, format!("obeyed: {}", policies.join("; ")));
     }
     Finding::new(
         what,
@@ -83,7 +96,7 @@ fn not_inspected(what: &str, error: &Failed) -> Finding {
 }
 
 /// Looks in the filter table of iptables-save for rules that drop forwarded packets.
-fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
+fn forward(variant: &str, rules: &str, network: Option<IpNet>, fast_path: FastPath) -> Finding {
     let what = &format!("{variant} forward rules");
     let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
     let drops = |line: &&str| line.contains("-j DROP") || line.contains("-j REJECT");
@@ -99,7 +112,7 @@ fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
         .collect();
     let dropping: Vec<&str> = reached.iter().copied().filter(in_forward).filter(drops).collect();
     if !dropping.is_empty() {
-        return bypassed(what, &dropping);
+        return bypassed(what, &dropping, fast_path);
     }
     if is_closed || rules.lines().any(|line| line.starts_with(":FORWARD DROP")) {
         let accepted =
@@ -168,14 +181,20 @@ fn guarded_bridge(rule: &str) -> Option<&str> {
     bridge.split(' ').next()
 }
 
-fn bypassed(what: &str, rules: &[&str]) -> Finding {
-    Finding::new(
-        what,
-        Level::Warn,
-        format!("bypassed by the fast path: {}", rules.join("; ")),
-        "if these rules must hold between containers of different hosts, start the agent with --fast-path established, which has \
-         them decide on each connection, or off, which has them decide on each packet",
-    )
+/// Judges rules that refuse forwarded packets by what the fast path makes of them.
+fn bypassed(what: &str, rules: &[&str], fast_path: FastPath) -> Finding {
+    let rules = rules.join("; ");
+    match fast_path {
+        FastPath::On => Finding::new(
+            what,
+            Level::Warn,
+            format!("bypassed by the fast path: {rules}"),
+            "if these rules must hold between containers of different hosts, start the agent with --fast-path established, which \
+             has them decide on each connection, or off, which has them decide on each packet",
+        ),
+        FastPath::Established => Finding::ok(what, format!("they decide on each connection: {rules}")),
+        FastPath::Off => Finding::ok(what, format!("they decide on each packet: {rules}")),
+    }
 }
 
 /// Looks for the rules of Docker's `--ip-masq`, with which containers' packets leave with the host's address, even towards
@@ -218,7 +237,7 @@ fn masquerade(rules: &str, network: Option<IpNet>, subnet: Option<IpNet>) -> Fin
 
 /// Looks in `nft list ruleset` for chains hooked to forward that drop or reject. Chains that iptables wrote were seen above
 /// already, unless this host has no iptables command of that variant.
-fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
+fn nft_forward(rules: &str, iptables_seen: bool, fast_path: FastPath) -> Finding {
     let what = "nftables forward rules";
     let (mut table, mut chain, mut hooked) = (String::new(), String::new(), false);
     let mut dropping = Vec::new();
@@ -239,11 +258,15 @@ fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
     if dropping.is_empty() {
         return Finding::ok(what, "none that drops");
     }
-    let mut finding = bypassed(what, &dropping.iter().map(String::as_str).collect::<Vec<_>>());
+    let dropping: Vec<&str> = dropping.iter().map(String::as_str).collect();
+    let mut finding = bypassed(what, &dropping, fast_path);
     if dropping.iter().any(|line| line.contains("policy drop")) {
-        finding.remedy += "; packets that take the stack must be accepted in that very chain (the agent leaves other \
-                           tables alone, and an accept in its own would not count): accept Network as source and as \
-                           destination";
+        if !finding.remedy.is_empty() {
+            finding.remedy += "; ";
+        }
+        finding.level = Level::Warn;
+        finding.remedy += "packets that take the stack must be accepted in that very chain (the agent leaves other tables \
+                           alone, and an accept in its own would not count): accept Network as source and as destination";
     }
     finding
 }
@@ -251,6 +274,40 @@ fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ipsec(policies: &str) -> Finding {
+        super::ipsec(policies, FastPath::On)
+    }
+
+    fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
+        super::forward(variant, rules, network, FastPath::On)
+    }
+
+    fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
+        super::nft_forward(rules, iptables_seen, FastPath::On)
+    }
+
+    #[test]
+    fn what_is_obeyed_is_no_worry() {
+        let rules = ":FORWARD ACCEPT [0:0]\n-A FORWARD -s 10.244.9.0/24 -j DROP\n";
+        for (fast_path, level) in
+            [(FastPath::On, Level::Warn), (FastPath::Established, Level::Ok), (FastPath::Off, Level::Ok)]
+        {
+            let found = super::forward("iptables-nft", rules, net("10.244.0.0/16"), fast_path);
+            assert!(found.level == level && found.detail.contains("-s 10.244.9.0/24 -j DROP"), "{found:?}");
+        }
+        // A policy of IPsec is about packets, whoever accepted their connection.
+        let policies = "src 10.99.0.1/32 dst 10.99.0.2/32 proto udp dport 8472\n";
+        let level = |fast_path| super::ipsec(policies, fast_path).level;
+        assert_eq!((level(FastPath::Established), level(FastPath::Off)), (Level::Warn, Level::Ok));
+        // What takes the stack needs a way through a chain that drops, in every mode.
+        let chain = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
+        let found = super::nft_forward(chain, true, FastPath::Off);
+        assert!(
+            found.level == Level::Warn && found.remedy.starts_with("packets that take the stack"),
+            "{found:?}"
+        );
+    }
 
     fn net(text: &str) -> Option<IpNet> {
         Some(text.parse().unwrap())

@@ -19,7 +19,7 @@ use nftables::{
 };
 use serde_json::Value;
 
-use super::{Wanted, command, status::Looked};
+use super::{command, status::Looked, wanted::Wanted};
 
 /// Name of our chain. It is not a word of nft's language, as `masquerade` is: `nft -f` must be able to read what
 /// `nft list ruleset` saved.

@@ -185,7 +185,8 @@ fn assert_inherited(member: &Member, left: impl Fn(u32, u32) -> u64, more: u64) 
     let counters = member.counters().unwrap();
     for hook in Hook::ALL {
         for reason in Reason::ALL {
-            let expected = left(*hook as u32, *reason as u32);
+            // That layout had 32 reasons.
+            let expected = if (*reason as u32) < 32 { left(*hook as u32, *reason as u32) } else { 0 };
             let (packets, size) = counters.count(*hook, *reason);
             let is_exact = match reason.verdict() {
                 Verdict::Carried | Verdict::Stack => *hook as u32 == NOTE,

@@ -2,7 +2,7 @@
 use overlay_user::{
     cli::check::{self, CheckSpec, Level},
     host::netlink::Netlink,
-    model::backend::Backend,
+    model::{backend::Backend, fast_path::FastPath},
 };
 
 use super::bed::{bridge, in_namespace, run};
@@ -21,6 +21,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: Some("10.244.1.0/24".parse().unwrap()),
+            fast_path: FastPath::On,
             network: None,
             bpf_root: "/proc".into(),
             pins: "/proc/overlay".into(),
