@@ -311,7 +311,7 @@ fn policies_for_what_the_host_itself_sends_decide_on_the_path() {
         ip("route add unreachable default table 100");
         assert_eq!(reason("iif lo to 10.99.0.2 lookup 100"), [(Encap, Reason::NoNextHop)]);
         assert_eq!(reason("iif lo to 10.99.0.2 prohibit"), [(Encap, Reason::NoNextHop)]);
-        assert_eq!(reason("to 10.99.0.2 ipproto udp dport 8472 blackhole"), [(Encap, Reason::NoNextHop)]);
+        assert_eq!(reason("to 10.99.0.2 ipproto 17 dport 8472 blackhole"), [(Encap, Reason::NoNextHop)]);
         assert_eq!(reason("iif lo to 10.99.0.3 lookup 100"), [CARRIED]);
         // What comes in by the underlay device is another matter.
         assert_eq!(reason("iif eth0 to 10.99.0.2 lookup 100"), [CARRIED]);
