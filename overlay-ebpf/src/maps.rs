@@ -35,7 +35,8 @@ static VTEPS: HashMap<Addr4, Vtep, { MAX_PEERS as usize }> = HashMap::new();
 #[btf_map]
 static ENDPOINTS: HashMap<Addr4, EndpointEntry, { MAX_ENDPOINTS as usize }> = HashMap::new();
 
-/// Connections that the stack has seen. They keep to it until they are promoted. An ordinary hash, not an LRU: an entry that was evicted would be a broken connection.
+/// Connections that the stack has seen. They keep to it until they are promoted. An ordinary hash, not an LRU: an entry that was
+/// evicted would be a broken connection.
 #[btf_map]
 static STACK_FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::new();
 
@@ -49,7 +50,7 @@ static FLOW_MARKS: Array<u32, { 2 * MARK_BUCKETS as usize }> = Array::new();
 #[btf_map]
 static FLOW_MARKS_HALF: Array<u32, 1> = Array::new();
 
-/// The promotion epoch. The agent raises it when the host's packet filter changes, which takes every promotion back.
+/// The promotion epoch. The agent writes another one when the host's packet filter changes, which takes every promotion back.
 #[btf_map]
 static PROMOTION_EPOCH: Array<u32, 1> = Array::new();
 

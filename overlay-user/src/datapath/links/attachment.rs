@@ -105,8 +105,8 @@ pub(super) fn not_in_object(name: &str) -> DatapathError {
 }
 
 /// The direction of a program at TC, as aya says it.
-pub(super) fn attach_type(attachment: Attachment) -> TcAttachType {
-    match attachment.direction() {
+pub(super) fn attach_type(direction: Direction) -> TcAttachType {
+    match direction {
         Direction::Ingress => TcAttachType::Ingress,
         Direction::Egress => TcAttachType::Egress,
     }

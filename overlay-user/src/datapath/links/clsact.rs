@@ -214,7 +214,13 @@ impl Attacher for Clsact {
         let Some(name) = interface_name(ifindex)? else { return Ok(false) };
         let action = format!("replace {} at {name}", attachment.program());
         let NlOptions { priority, handle, classid } = self.options(attachment);
-        let link = SchedClassifierLink::attached(&name, attach_type(attachment), priority, handle, classid);
+        let link = SchedClassifierLink::attached(
+            &name,
+            attach_type(attachment.direction()),
+            priority,
+            handle,
+            classid,
+        );
         let link = link.map_err(|error| DatapathError::failed(&action, &error))?;
         let program = program(ebpf, attachment)?;
         // The request has no NLM_F_CREATE, so cls_bpf exchanges the program in its list, and a packet sees the old one or the
@@ -244,7 +250,7 @@ impl Attacher for Clsact {
         let options = TcAttachOptions::Netlink(self.options(attachment));
         let program = program(ebpf, attachment)?;
         let link = program
-            .attach_with_options(interface.name, attach_type(attachment), options)
+            .attach_with_options(interface.name, attach_type(attachment.direction()), options)
             .and_then(|id| program.take_link(id))
             .map_err(|error| match errno(&error) {
                 Some(Errno::ENODEV) => DatapathError::Gone(interface.index),

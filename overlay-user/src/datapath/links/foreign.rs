@@ -2,11 +2,14 @@
 //! kernel is asked, and says in which order they see a packet.
 use std::{collections::BTreeMap, fmt};
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::SchedClassifier;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{attacher::interface_name, attachment::Attachment};
+use super::{
+    attacher::interface_name,
+    attachment::{Attachment, attach_type},
+};
 use crate::{
     datapath::error::{DatapathError, errno},
     host::netlink::{
@@ -107,15 +110,11 @@ pub fn look(interfaces: &[u32]) -> Result<BTreeMap<u32, ForeignAt>, DatapathErro
 /// The programs that are attached by TCX, in the order in which they see a packet. A kernel without TCX has none.
 pub(super) fn programs(index: u32, direction: Direction) -> Result<Vec<Foreign>, DatapathError> {
     const TRIES: usize = 5;
-    let side = match direction {
-        Direction::Ingress => TcAttachType::Ingress,
-        Direction::Egress => TcAttachType::Egress,
-    };
     let mut tries = 0;
     loop {
         let Some(name) = interface_name(index)? else { return Ok(Vec::new()) };
         tries += 1;
-        match SchedClassifier::query_tcx(&name, side) {
+        match SchedClassifier::query_tcx(&name, attach_type(direction)) {
             Ok((_, programs)) => {
                 let program = |info: &aya::programs::ProgramInfo| Foreign::Program {
                     name: info.name_as_str().unwrap_or_default().to_owned(),

@@ -55,7 +55,7 @@ impl Attacher for Tcx {
         // Ours come before others' programs: one that ends the chain with TCX_PASS would keep ours from seeing the packet.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let link = program
-            .attach_with_options(interface.name, attach_type(attachment), order)
+            .attach_with_options(interface.name, attach_type(attachment.direction()), order)
             .and_then(|id| program.take_link(id))
             .map_err(|error| match errno(&error) {
                 Some(Errno::ENODEV) => DatapathError::Gone(interface.index),
@@ -75,7 +75,7 @@ impl Attacher for Tcx {
     }
 
     fn runs(&self, id: u32, attachment: Attachment, interface: Interface<'_>) -> Result<bool, DatapathError> {
-        match SchedClassifier::query_tcx(interface.name, attach_type(attachment)) {
+        match SchedClassifier::query_tcx(interface.name, attach_type(attachment.direction())) {
             Ok((_, programs)) => Ok(programs.iter().any(|program| program.id() == id)),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(false),
             Err(error) => {

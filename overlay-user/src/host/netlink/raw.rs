@@ -39,19 +39,31 @@ pub(super) struct Answer {
     pub(super) interrupted: bool,
 }
 
-/// Sends one request on a socket of its own, in this thread's network namespace, and reads the whole answer. The calls do
-/// not wait for anybody: the kernel prepares each part of the answer inside the call that reads it.
-pub(super) fn ask(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Result<Answer> {
+/// Opens a socket to the kernel, in this thread's network namespace.
+fn open(protocol: isize) -> io::Result<Socket> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// Appends a request, padded to four bytes, which the kernel is to acknowledge. Nobody reads its number from the answer.
+fn put_request(out: &mut BytesMut, kind: u16, flags: u16, body: &[u8]) {
+    out.put_u32_ne((HEADER + body.len()) as u32);
+    out.put_u16_ne(kind);
+    out.put_u16_ne(NLM_F_REQUEST_ACK | flags);
+    out.put_u32_ne(1);
+    out.put_u32_ne(0);
+    out.put_slice(body);
+    out.put_bytes(0, body.len().next_multiple_of(4) - body.len());
+}
+
+/// Sends one request on a socket of its own, in this thread's network namespace, and reads the whole answer. The calls do
+/// not wait for anybody: the kernel prepares each part of the answer inside the call that reads it.
+pub(super) fn ask(protocol: isize, kind: u16, flags: u16, body: &[u8]) -> io::Result<Answer> {
+    let socket = open(protocol)?;
     let mut request = BytesMut::with_capacity(HEADER + body.len());
-    request.put_u32_ne((HEADER + body.len()) as u32);
-    request.put_u16_ne(kind);
-    request.put_u16_ne(NLM_F_REQUEST_ACK | flags);
-    request.put_u32_ne(1);
-    request.put_u32_ne(0);
-    request.put_slice(body);
+    put_request(&mut request, kind, flags, body);
     socket.send(&request, 0)?;
     let mut answer = Answer::default();
     loop {
@@ -82,33 +94,23 @@ pub(super) fn requests(
     if bodies.is_empty() {
         return Ok(Vec::new());
     }
-    let mut socket = Socket::new(protocol)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    let socket = open(protocol)?;
     let mut refused = Vec::new();
     for bodies in bodies.chunks(AT_ONCE) {
         let mut datagram = BytesMut::new();
-        for (number, body) in bodies.iter().enumerate() {
-            datagram.put_u32_ne((HEADER + body.len()) as u32);
-            datagram.put_u16_ne(kind);
-            datagram.put_u16_ne(NLM_F_REQUEST_ACK | flags);
-            datagram.put_u32_ne(number as u32);
-            datagram.put_u32_ne(0);
-            datagram.put_slice(body);
-            datagram.put_bytes(0, body.len().next_multiple_of(4) - body.len());
+        for body in bodies {
+            put_request(&mut datagram, kind, flags, body);
         }
         socket.send(&datagram, 0)?;
         let mut unanswered = bodies.len();
         while unanswered > 0 {
-            let (mut piece, _) = socket.recv_from_full()?;
+            let (piece, _) = socket.recv_from_full()?;
             // Each acknowledgement is a message of its own; several may come in one piece.
-            while let Some(length) = word(&piece).map(|length| length as usize).filter(|it| *it >= HEADER) {
-                let body = piece.get(HEADER..length).unwrap_or_default();
+            for body in messages(&piece) {
                 unanswered = unanswered.saturating_sub(1);
                 if let Some(code) = word(body).map(|code| code as i32).filter(|code| *code != 0) {
                     refused.push(Errno::from_raw(code.saturating_neg()));
                 }
-                piece = piece.split_off(length.next_multiple_of(4).min(piece.len()));
             }
         }
     }

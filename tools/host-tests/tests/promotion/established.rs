@@ -48,6 +48,18 @@ fn asserts_fast(bed: &Bed, talk: &mut Talk) {
     assert_eq!(carried, [Tier::Fast, Tier::Fast]);
 }
 
+/// Conversations by both protocols with the server of the second host's first container, which have left the stack.
+#[track_caller]
+fn promoted(bed: &Bed) -> [Talk; 2] {
+    settle(bed);
+    let (a, b) = bed.pair();
+    BOTH.map(|protocol| {
+        let mut talk = Talk::open(a.namespace(), protocol, b.address(), 8080).unwrap();
+        asserts_fast(bed, &mut talk);
+        talk
+    })
+}
+
 #[test]
 fn a_connection_is_fast_from_its_first_answer_on() {
     for backend in Backend::ALL {
@@ -89,14 +101,8 @@ fn what_the_firewall_refuses_stays_refused() {
 #[test]
 fn a_change_of_the_rules_takes_promotions_back() {
     let bed = strict_bed_of(Backend::Vxlan, 1, &ESTABLISHED);
-    let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
-    let _server = Server::of(&b);
-    settle(&bed);
-    let mut talks = BOTH.map(|protocol| {
-        let mut talk = Talk::open(a.namespace(), protocol, b.address(), 8080).unwrap();
-        asserts_fast(&bed, &mut talk);
-        talk
-    });
+    let _server = Server::of(&bed[1].containers[0]);
+    let mut talks = promoted(&bed);
     // Rules that go on accepting them: they go through the stack, are accepted there, and leave it again.
     let by_stack = |host: usize| bed[host].counters().unwrap().packets(Hook::Decap, Reason::StackFlow);
     let before = by_stack(1);
@@ -180,12 +186,7 @@ fn agents_may_end_and_start_under_packets() {
     bed.learn_all();
     let (a, b) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     let _server = Server::of(&b);
-    settle(&bed);
-    let mut talks = BOTH.map(|protocol| {
-        let mut talk = Talk::open(a.namespace(), protocol, b.address(), 8080).unwrap();
-        asserts_fast(&bed, &mut talk);
-        talk
-    });
+    let mut talks = promoted(&bed);
     let streams = [(&a, &b), (&b, &a)].map(|(from, to)| Numbered::start(from, to, 20_000).unwrap());
     for _ in 0..2 {
         thread::sleep(Duration::from_millis(300));
