@@ -1,13 +1,11 @@
 //! Decides how much the fast path may carry: as much as was asked for, and under `--fast-path auto` no more than the host's packet
 //! filter allows.
-use std::collections::BTreeSet;
-
 use log::{info, warn};
 
 use crate::{
     host::{
         firewall::{
-            analysis::{Reason, Site, analyse, elsewhere},
+            analysis::{Names, Reason, Site, analyse, names},
             fingerprint::fingerprint,
         },
         netlink::Netlink,
@@ -22,7 +20,7 @@ pub(crate) struct Decider {
     site: Site,
     netlink: Netlink,
     /// What the last decision rested on, and the decision.
-    last: Option<(u32, BTreeSet<String>, FastPathStatus)>,
+    last: Option<(u32, Names, FastPathStatus)>,
     /// What was last logged.
     logged: Option<FastPathStatus>,
 }
@@ -82,24 +80,24 @@ impl Decider {
         if asked == AskedFastPath::Established {
             return decided(FastPath::Established, "--fast-path established", rules);
         }
-        let elsewhere = match elsewhere(&self.netlink, self.site.subnet).await {
-            Ok(elsewhere) => elsewhere,
+        let names = match names(&self.netlink, self.site.subnet).await {
+            Ok(names) => names,
             Err(error) => {
                 warn!("{error:#}: rules about any interface count as rules about the containers' ones");
-                BTreeSet::new()
+                Names::default()
             }
         };
-        if let Some((number, names, status)) = &self.last
-            && (*number, names) == (rules, &elsewhere)
+        if let Some((number, known, status)) = &self.last
+            && (*number, known) == (rules, &names)
         {
             return status.clone();
         }
-        self.site.elsewhere.clone_from(&elsewhere);
+        self.site.names.clone_from(&names);
         let status = match analyse(&self.site).await.into_iter().next() {
             Some(Reason { at_most, why }) => decided(at_most, &why, rules),
             None => decided(FastPath::On, "", rules),
         };
-        self.last = Some((rules, elsewhere, status.clone()));
+        self.last = Some((rules, names, status.clone()));
         status
     }
 }

@@ -1,6 +1,6 @@
 //! How a host joins the network when its agent starts. It finds the underlay interface, takes the lock, reads the config,
 //! acquires the lease and writes the record; then come the device and the programs.
-use std::{collections::BTreeSet, net::IpAddr, path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
@@ -26,7 +26,7 @@ use crate::{
     },
     host::{
         device::{self, Device, DeviceKind, DeviceSpec, Prepared},
-        firewall::analysis::Site,
+        firewall::analysis::{Names, Site},
         netlink::{LinkKind, Netlink},
         overlaps::{Overlaps, REMEDY},
         subnet_env,
@@ -208,7 +208,7 @@ impl Joined {
             address: self.underlay.address,
             port: self.backend.port(),
             is_direct: self.backend.is_direct(),
-            elsewhere: BTreeSet::new(),
+            names: Names::default(),
         };
         // A netlink socket of its own, because the kernel refuses a second dump on a socket while one is under way (EBUSY).
         Ok(Decider::new(asked, site, Netlink::open()?, self.fast_path.clone()))

@@ -13,7 +13,6 @@ mod policies;
 mod tc;
 
 use std::{
-    collections::BTreeSet,
     fs,
     net::{IpAddr, Ipv4Addr},
 };
@@ -110,9 +109,9 @@ async fn site(
 ) -> Result<analysis::Site, NetlinkError> {
     let leasable = prefixes.iter().map(IpNet::network).min().zip(prefixes.iter().map(IpNet::broadcast).max());
     let anything = IpNet::from(Ipv4Net::default());
-    let elsewhere = match spec.subnet {
-        Some(subnet) => analysis::elsewhere(netlink, subnet).await?,
-        None => BTreeSet::new(),
+    let names = match spec.subnet {
+        Some(subnet) => analysis::names(netlink, subnet).await?,
+        None => analysis::Names::default(),
     };
     let network = network.unwrap_or(anything);
     Ok(analysis::Site {
@@ -124,7 +123,7 @@ async fn site(
         address: spec.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
         port: spec.backend.port(),
         is_direct: spec.backend.is_direct(),
-        elsewhere,
+        names,
     })
 }
 

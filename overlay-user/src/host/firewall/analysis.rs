@@ -14,16 +14,12 @@ mod rules;
 mod tests;
 mod walk;
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    fs,
-    net::IpAddr,
-};
+use std::{collections::HashSet, fs};
 
 use ipnet::IpNet;
 use tokio::task::spawn_blocking;
 
-pub use self::probe::Site;
+pub use self::probe::{Names, Site};
 use self::rules::{Quote, Table};
 use super::{
     command::{Failed, run},
@@ -64,24 +60,29 @@ pub async fn analyse(site: &Site) -> Vec<Reason> {
     reasons
 }
 
-/// Names of the interfaces that have addresses, and neither an address of this host's subnet nor a route to part of it.
-pub async fn elsewhere(netlink: &Netlink, subnet: IpNet) -> Result<BTreeSet<String>, NetlinkError> {
-    let links = netlink.links().await?;
+/// Where the host's interfaces lead: to containers if they have an address of this host's subnet, or a route to part of it, and
+/// elsewhere if they have other addresses alone. Of the others nothing is known.
+///
+/// # Errors
+/// When the kernel does not list links, addresses or routes.
+pub async fn names(netlink: &Netlink, subnet: IpNet) -> Result<Names, NetlinkError> {
     let addresses = netlink.addresses().await?;
     let routes = netlink.routes().await?;
-    let is_inside = |address: IpAddr| subnet.contains(&address);
-    let leads_inside = |index: u32| {
-        let has_route = routes.iter().any(|route| {
-            let into = route.destination;
-            route.link == Some(index)
-                && into.prefix_len() > 0
-                && (subnet.contains(&into) || into.contains(&subnet))
-        });
-        has_route || addresses.iter().any(|address| address.link == index && is_inside(address.address))
-    };
-    let has_address = |index: u32| addresses.iter().any(|address| address.link == index);
-    let names = links.into_iter().filter(|link| has_address(link.index) && !leads_inside(link.index));
-    Ok(names.map(|link| link.name).collect())
+    let mut names = Names::default();
+    for link in netlink.links().await? {
+        let mut own = addresses.iter().filter(|address| address.link == link.index).peekable();
+        let leads_inside =
+            |into: &IpNet| subnet.contains(into) || into.prefix_len() > 0 && into.contains(&subnet);
+        let has_route =
+            routes.iter().any(|route| route.link == Some(link.index) && leads_inside(&route.destination));
+        let has_address = own.peek().is_some();
+        if has_route || own.any(|address| subnet.contains(&address.address)) {
+            names.containers.insert(link.name);
+        } else if has_address {
+            names.elsewhere.insert(link.name);
+        }
+    }
+    Ok(names)
 }
 
 /// All tables, and what could not be read.

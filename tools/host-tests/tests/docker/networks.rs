@@ -51,7 +51,7 @@ fn containers_of_another_network_speak_as_their_host_and_are_reached_by_publishe
         "other networks",
         "iptables-nft forward rules",
         "iptables-legacy forward rules",
-        "nftables forward rules",
+        "rules between containers",
         "docker's filters",
     ] {
         assert_eq!(complaint(&hosts[0], what), None, "{what}");

@@ -104,9 +104,10 @@ pub(super) enum Interface {
     Absent,
     /// The one with this name.
     Named(String),
-    /// One that leads to containers of this host: a bridge, or a port of one, or a veth. It has none of the names in
-    /// [`Site::elsewhere`].
+    /// One that leads to containers of this host: a bridge, or a port of one, or a veth. It is none of [`Names::elsewhere`].
     Containers,
+    /// One that leads to other hosts. It is none of [`Names::containers`].
+    Hosts,
     /// Any.
     Any,
 }
@@ -165,7 +166,16 @@ pub struct Site {
     pub port: u16,
     /// Whether peers on the same link are reached without encapsulation.
     pub is_direct: bool,
-    /// Names of interfaces that lead to no container of this host.
+    /// Where the host's interfaces lead.
+    pub names: Names,
+}
+
+/// Where the host's interfaces lead, as far as their addresses and routes tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Names of those that lead to containers of this host.
+    pub containers: BTreeSet<String>,
+    /// Names of those that lead to none.
     pub elsewhere: BTreeSet<String>,
 }
 
@@ -182,15 +192,20 @@ impl Site {
             Interface::Any if patterns.iter().any(|pattern| pattern == "*") => Holds::Always,
             Interface::Any => Holds::Maybe,
             Interface::Containers => {
-                let leads_elsewhere = |pattern: &String| {
-                    let ours = [self.device.as_str(), self.underlay.as_str(), "lo"];
-                    self.elsewhere.contains(pattern) || ours.contains(&pattern.as_str())
-                };
-                let may_match = patterns.iter().any(|pattern| !leads_elsewhere(pattern));
-                if may_match { Holds::Maybe } else { Holds::Never }
+                let ours = [self.device.as_str(), self.underlay.as_str(), "lo"];
+                unless_all(patterns, |name| self.names.elsewhere.contains(name) || ours.contains(&name))
+            }
+            Interface::Hosts => {
+                let ours = [self.device.as_str(), "lo"];
+                unless_all(patterns, |name| self.names.containers.contains(name) || ours.contains(&name))
             }
         }
     }
+}
+
+/// Whether an interface may have one of these names, if it has none that is ruled out.
+fn unless_all(names: &[String], is_ruled_out: impl Fn(&str) -> bool) -> Holds {
+    if names.iter().all(|name| is_ruled_out(name)) { Holds::Never } else { Holds::Maybe }
 }
 
 /// Packets that take the same path through the host, and what is known of all of them.
@@ -303,7 +318,7 @@ pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe
     if device == site.device {
         return vec![here(if is_ingress { arriving } else { leaving })];
     }
-    if device == "lo" || site.elsewhere.contains(device) {
+    if device == "lo" || site.names.elsewhere.contains(device) {
         return Vec::new();
     }
     vec![here(if is_ingress { leaving } else { arriving })]
@@ -313,9 +328,9 @@ pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe
 /// encapsulation both may pass the underlay's interfaces as well.
 fn directions(site: &Site) -> Vec<Probe> {
     let others = Range::from(site.network).without(site.subnet.into());
-    let leaving = |output: Interface| Probe {
+    let leaving = |output: Interface, others: &[Range<IpAddr>]| Probe {
         source: vec![site.subnet.into()],
-        destination: others.clone(),
+        destination: others.to_vec(),
         input: Interface::Containers,
         output,
         protocol: None,
@@ -323,8 +338,8 @@ fn directions(site: &Site) -> Vec<Probe> {
         is_to_host: false,
         is_from_host: false,
     };
-    let arriving = |input: Interface| Probe {
-        source: others.clone(),
+    let arriving = |input: Interface, others: &[Range<IpAddr>]| Probe {
+        source: others.to_vec(),
         destination: vec![site.subnet.into()],
         input,
         output: Interface::Containers,
@@ -334,10 +349,13 @@ fn directions(site: &Site) -> Vec<Probe> {
         is_from_host: false,
     };
     let device = Interface::Named(site.device.clone());
-    let mut probes = vec![leaving(device.clone()), arriving(device)];
+    let mut probes = vec![leaving(device.clone(), &others), arriving(device, &others)];
     if site.is_direct {
-        // The way to a peer may lead out of any interface of the underlay.
-        probes.extend([leaving(Interface::Any), arriving(Interface::Any)]);
+        // The way to a peer may lead out of any interface of the underlay. What else of Network takes the underlay is the
+        // host's, since nobody can lease it.
+        let (first, last) = site.leasable;
+        let leasable = Range { first, last }.without(site.subnet.into());
+        probes.extend([leaving(Interface::Hosts, &leasable), arriving(Interface::Hosts, &leasable)]);
     }
     probes
 }
@@ -347,7 +365,7 @@ fn arriving_tunnel(site: &Site) -> Probe {
     Probe {
         source: hosts(site),
         destination: vec![Range::one(site.address)],
-        input: Interface::Any,
+        input: Interface::Hosts,
         output: Interface::Absent,
         is_to_host: true,
         is_from_host: false,
@@ -362,7 +380,7 @@ fn leaving_tunnel(site: &Site) -> Probe {
         source: vec![Range::one(site.address)],
         destination: hosts(site),
         input: Interface::Absent,
-        output: Interface::Any,
+        output: Interface::Hosts,
         is_to_host: false,
         is_from_host: true,
         protocol: Some(UDP),

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     iptables, nftables,
-    probe::Site,
+    probe::{Names, Site},
     rules::{Quote, Table},
     walk,
 };
@@ -21,7 +21,10 @@ fn site() -> Site {
         address: [10, 99, 0, 1].into(),
         port: 8472,
         is_direct: false,
-        elsewhere: ["eth1".into(), "virbr0".into()].into(),
+        names: Names {
+            containers: ["br7".into()].into(),
+            elsewhere: ["eth1".into(), "virbr0".into()].into(),
+        },
     }
 }
 
@@ -192,7 +195,10 @@ fn the_overlays_own_masquerading_is_harmless() {
         json!([is_not(saddr(), range.clone()), matches(daddr(), range), {"masquerade": null}]),
     ];
     let chain = json!({"type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"});
-    assert_eq!(judge(&nft("ip", chain, &rules), &site()), (On, String::new()));
+    let tables = nft("ip", chain, &rules);
+    for is_direct in [false, true] {
+        assert_eq!(judge(&tables, &Site { is_direct, ..site() }), (On, String::new()));
+    }
 }
 
 #[test]
@@ -200,7 +206,10 @@ fn unencapsulated_packets_pass_the_underlay() {
     let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i eth0 -d 10.244.1.0/24 -j DROP\nCOMMIT\n";
     let tables = iptables::read("iptables-legacy", rules);
     assert_eq!(judge(&tables, &site()).0, On);
-    assert_eq!(judge(&tables, &Site { is_direct: true, ..site() }).0, Established);
+    let direct = Site { is_direct: true, ..site() };
+    assert_eq!(judge(&tables, &direct).0, Established);
+    let isolation = "*filter\n:FORWARD ACCEPT [0:0]\n:u - [0:0]\n-A FORWARD -i br7 ! -o br7 -j u\n-A u -o br7 -j DROP\nCOMMIT\n";
+    assert_eq!(judge(&iptables::read("iptables-nft", isolation), &direct).0, On);
 }
 
 /// A chain of nftables with these rules, each a list of statements.
