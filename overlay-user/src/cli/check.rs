@@ -5,19 +5,23 @@ pub mod features;
 mod finding;
 mod firewall;
 mod input;
+mod ipsec;
 mod kernel;
 mod networks;
 mod path_mtu;
 mod policies;
 mod tc;
 
-use std::fs;
+use std::{fs, net::IpAddr};
 
 pub use self::finding::{Finding, Level};
 use self::{finding::Sysctl, networks::Overlay};
 use crate::{
     datapath::{xdp::XdpLink, xdp_fitness},
-    host::netlink::{Link, LinkKind, Netlink, NetlinkError},
+    host::{
+        ipsec::Traffic,
+        netlink::{Link, LinkKind, Netlink, NetlinkError},
+    },
     model::{backend::Backend, fast_path::FastPath},
 };
 use ipnet::IpNet;
@@ -28,6 +32,8 @@ use overlay_common::{ENCAPSULATION_UDP, wire};
 pub struct CheckSpec {
     /// Name of the underlay interface, where it is known.
     pub underlay: Option<String>,
+    /// The address by which peers reach this host, where it is known.
+    pub address: Option<IpAddr>,
     /// Name of the tunnel device.
     pub device: String,
     /// How packets travel, as far as it is known. Where neither a record nor the tunnel device tells, flannel's defaults are
@@ -85,9 +91,10 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.push(policies::finding(&prefixes, &bridges).await);
     findings.extend(tc::findings(&spec.pins, &links));
     let widest = prefixes.iter().copied().min_by_key(IpNet::prefix_len);
-    findings.extend(
-        firewall::findings(spec.network.or(widest), spec.subnet, spec.backend.port(), spec.fast_path).await,
-    );
+    let (network, port) = (spec.network.or(widest), spec.backend.port());
+    findings.extend(firewall::findings(network, spec.subnet, port, spec.fast_path).await);
+    let traffic = Traffic { network, underlay: spec.address, port };
+    findings.push(ipsec::finding(&traffic, spec.fast_path));
     Ok(findings)
 }
 
@@ -265,6 +272,7 @@ mod tests {
     fn spec() -> CheckSpec {
         CheckSpec {
             underlay: Some("eth0".into()),
+            address: None,
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: None,

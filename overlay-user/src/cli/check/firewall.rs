@@ -1,5 +1,4 @@
-//! Finds firewall rules and IPsec policies that matter: those that the fast path bypasses, and those that break what takes the
-//! stack.
+//! Finds firewall rules that matter: those that the fast path bypasses, and those that break what takes the stack.
 use ipnet::IpNet;
 
 use super::{
@@ -15,7 +14,7 @@ use crate::{
     model::fast_path::FastPath,
 };
 
-/// Looks at all rules and policies. `port` is the UDP port at which the tunnel's packets arrive, and `fast_path` says which
+/// Looks at all rules. `port` is the UDP port at which the tunnel's packets arrive, and `fast_path` says which
 /// packets go past the packet filter.
 pub(super) async fn findings(
     network: Option<IpNet>,
@@ -56,30 +55,7 @@ pub(super) async fn findings(
         }
         Err(error) => findings.push(not_inspected("nftables", &error)),
     }
-    // An error here means a kernel without IPsec, which has no policies that could be bypassed.
-    let policies = output("ip", &["xfrm", "policy", "list"]).await.unwrap_or_default();
-    findings.push(ipsec(&policies, fast_path));
     findings
-}
-
-/// Looks for policies in `ip xfrm policy list`. The fast path neither looks them up when it sends nor asks for them when it
-/// receives.
-fn ipsec(policies: &str, fast_path: FastPath) -> Finding {
-    let what = "IPsec policies";
-    // A policy begins with such a line. Its other lines are indented.
-    let policies: Vec<&str> = policies.lines().filter(|line| line.starts_with("src ")).collect();
-    if policies.is_empty() {
-        return Finding::ok(what, "none");
-    }
-    if fast_path == FastPath::Off {
-        return Finding::ok(what, format!("obeyed: {}", policies.join("; ")));
-    }
-    Finding::new(
-        what,
-        Level::Warn,
-        format!("bypassed by the fast path: {}", policies.join("; ")),
-        "if they are to protect what goes between these hosts, start the agent with --fast-path off",
-    )
 }
 
 pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, Failed> {
@@ -275,10 +251,6 @@ fn nft_forward(rules: &str, iptables_seen: bool, fast_path: FastPath) -> Finding
 mod tests {
     use super::*;
 
-    fn ipsec(policies: &str) -> Finding {
-        super::ipsec(policies, FastPath::On)
-    }
-
     fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
         super::forward(variant, rules, network, FastPath::On)
     }
@@ -296,10 +268,6 @@ mod tests {
             let found = super::forward("iptables-nft", rules, net("10.244.0.0/16"), fast_path);
             assert!(found.level == level && found.detail.contains("-s 10.244.9.0/24 -j DROP"), "{found:?}");
         }
-        // A policy of IPsec is about packets, whoever accepted their connection.
-        let policies = "src 10.99.0.1/32 dst 10.99.0.2/32 proto udp dport 8472\n";
-        let level = |fast_path| super::ipsec(policies, fast_path).level;
-        assert_eq!((level(FastPath::Established), level(FastPath::Off)), (Level::Warn, Level::Ok));
         // What takes the stack needs a way through a chain that drops, in every mode.
         let chain = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
         let found = super::nft_forward(chain, true, FastPath::Off);
@@ -311,18 +279,6 @@ mod tests {
 
     fn net(text: &str) -> Option<IpNet> {
         Some(text.parse().unwrap())
-    }
-
-    #[test]
-    fn ipsec_policies_are_quoted() {
-        assert_eq!(ipsec("").level, Level::Ok);
-        let policies = "src 10.99.0.1/32 dst 10.99.0.2/32 proto udp dport 8472\n\tdir out priority 0\n";
-        let found = ipsec(policies);
-        assert_eq!(found.level, Level::Warn);
-        assert!(
-            found.detail.contains("dst 10.99.0.2/32 proto udp dport 8472")
-                && found.remedy.contains("--fast-path off")
-        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub(super) async fn check(options: &Check) -> Result<Completion> {
     let underlay = underlay::choose(&netlink, &options.underlay.choice()).await;
     let spec = CheckSpec {
         underlay: underlay.as_ref().ok().map(|underlay| underlay.name.clone()),
+        address: underlay.as_ref().ok().map(|underlay| underlay.address),
         device: options.device.clone(),
         backend: record
             .as_ref()

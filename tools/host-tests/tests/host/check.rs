@@ -18,6 +18,7 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         run("ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning");
         let spec = CheckSpec {
             underlay: Some("eth0".into()),
+            address: Some("10.9.0.1".parse().unwrap()),
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: Some("10.244.1.0/24".parse().unwrap()),
@@ -61,6 +62,16 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         is_there("udp port 4789", Level::Ok);
         is_there("mtu of br0", Level::Warn);
         run("ip link set overlay0 up");
+
+        // A policy counts if it is about the tunnel's packets.
+        for (destination, level) in [("10.9.0.1/32", Level::Ok), ("10.9.0.2/32", Level::Warn)] {
+            run(&format!("ip xfrm policy add src 10.9.0.1/32 dst {destination} dir out action block"));
+            let findings = check::check(&Netlink::open().unwrap(), &spec).await.unwrap();
+            let policies = findings.iter().find(|finding| finding.what == "IPsec policies").unwrap();
+            let quoted = format!("src 10.9.0.1/32 dst {destination} dir out action block");
+            assert!(policies.level == level && policies.detail.contains(&quoted), "{policies:?}");
+        }
+        run("ip xfrm policy flush");
 
         // A route of Network to our own device is right, but a bridge of others with an address in Network is not.
         run("ip route add 10.244.0.0/16 dev overlay0");
