@@ -1,5 +1,8 @@
 //! The cases: networks between two containers. Each has a lab of its own, and all exist at the same time.
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
@@ -98,6 +101,7 @@ pub struct Network {
     /// Whether each frame on the underlay is one segment.
     pub wire_like: bool,
     members: Vec<Member>,
+    newcomers: AtomicU8,
     _relays: Vec<Relay>,
     lab: Lab,
 }
@@ -108,6 +112,11 @@ const PORT: u16 = 8472;
 const UDP_PORT: u16 = 8285;
 const NETWORK: &str = "10.244.0.0/16";
 const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
+
+/// Last byte of the first newcomer's address, behind those of the containers that are always there.
+const FIRST_NEWCOMER: u8 = 10;
+/// How many addresses newcomers have.
+const NEWCOMERS: u8 = 240;
 
 /// The packet filter that a host with containers has, whoever sets it up: connection tracking, a rule that looks at the
 /// state, and masquerading of what leaves the overlay.
@@ -136,7 +145,8 @@ impl Network {
         lay_wire(&lab, program)?;
         let members = populate_with(&lab, overlay, &Store::folder(&lab), config, options)?;
         let (from, to) = (members[0].containers[0].clone(), members[1].containers[0].clone());
-        let network = Self { case: Case::Vxlan, from, to, wire_like, members, _relays: Vec::new(), lab };
+        let (newcomers, _relays) = (AtomicU8::new(0), Vec::new());
+        let network = Self { case: Case::Vxlan, from, to, wire_like, members, newcomers, _relays, lab };
         network.prove()?;
         Ok(network)
     }
@@ -172,7 +182,8 @@ impl Network {
                 .and_then(|mut nft| overlay_lab::command::output(&mut nft))
                 .context("load the hosts' packet filter")?;
         }
-        let network = Self { case, from, to, wire_like, members, _relays: relays, lab };
+        let newcomers = AtomicU8::new(0);
+        let network = Self { case, from, to, wire_like, members, newcomers, _relays: relays, lab };
         network.prove().with_context(|| network.case.name())?;
         Ok(network)
     }
@@ -190,6 +201,19 @@ impl Network {
     /// The lab that the network is in.
     pub fn lab(&self) -> &Lab {
         &self.lab
+    }
+
+    /// The hosts that our agents run on; none if the case has no agents.
+    pub(super) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Makes a container on one of our hosts, which the caller removes. Its address is one that none had lately, since the agent may
+    /// still know who had it.
+    pub(super) fn newcomer(&self, host: usize) -> Result<Container> {
+        let Member { host, subnet, mtu, .. } = self.members.get(host).context("a host with an agent")?;
+        let number = self.newcomers.fetch_add(1, Ordering::Relaxed);
+        host.add_container("new", subnet, FIRST_NEWCOMER + number % NEWCOMERS, *mtu)
     }
 
     /// Where our network's maps and links are pinned on both hosts.
