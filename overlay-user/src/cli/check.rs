@@ -8,23 +8,29 @@ mod input;
 mod ipsec;
 mod kernel;
 mod networks;
+mod packet_filter;
 mod path_mtu;
 mod policies;
 mod tc;
 
-use std::{fs, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+};
 
 pub use self::finding::{Finding, Level};
 use self::{finding::Sysctl, networks::Overlay};
 use crate::{
     datapath::{xdp::XdpLink, xdp_fitness},
     host::{
+        firewall::analysis,
         ipsec::Traffic,
         netlink::{Link, LinkKind, Netlink, NetlinkError},
     },
-    model::{backend::Backend, fast_path::FastPath},
+    model::{backend::Backend, fast_path::AskedFastPath},
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use overlay_common::{ENCAPSULATION_UDP, wire};
 
 /// What the host is to be checked for.
@@ -32,8 +38,6 @@ use overlay_common::{ENCAPSULATION_UDP, wire};
 pub struct CheckSpec {
     /// Name of the underlay interface, where it is known.
     pub underlay: Option<String>,
-    /// The address by which peers reach this host, where it is known.
-    pub address: Option<IpAddr>,
     /// Name of the tunnel device.
     pub device: String,
     /// How packets travel, as far as it is known. Where neither a record nor the tunnel device tells, flannel's defaults are
@@ -41,8 +45,10 @@ pub struct CheckSpec {
     pub backend: Backend,
     /// The own subnet, where there is one.
     pub subnet: Option<IpNet>,
-    /// Which packets the programs carry past the stack: as the record says, or else all that they can.
-    pub fast_path: FastPath,
+    /// The own address on the underlay interface, where it is known.
+    pub address: Option<IpAddr>,
+    /// Which packets the programs are asked to carry past the stack: as the record says, or else what is asked by default.
+    pub fast_path: AskedFastPath,
     /// Network, where it is known.
     pub network: Option<IpNet>,
     /// The folder below which everything is pinned.
@@ -91,11 +97,34 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.push(policies::finding(&prefixes, &bridges).await);
     findings.extend(tc::findings(&spec.pins, &links));
     let widest = prefixes.iter().copied().min_by_key(IpNet::prefix_len);
-    let (network, port) = (spec.network.or(widest), spec.backend.port());
-    findings.extend(firewall::findings(network, spec.subnet, port, spec.fast_path).await);
-    let traffic = Traffic { network, underlay: spec.address, port };
-    findings.push(ipsec::finding(&traffic, spec.fast_path));
+    let network = spec.network.or(widest);
+    let site = site(netlink, spec, network).await?;
+    findings.extend(firewall::findings(network, spec.subnet, &site, spec.fast_path).await);
+    findings.push(ipsec::finding(&Traffic { network, underlay: spec.address, port: site.port }));
     Ok(findings)
+}
+
+/// Where packets between containers pass. What is not known yet may be anything, so that every rule may concern it.
+async fn site(
+    netlink: &Netlink,
+    spec: &CheckSpec,
+    network: Option<IpNet>,
+) -> Result<analysis::Site, NetlinkError> {
+    let anything = IpNet::from(Ipv4Net::default());
+    let elsewhere = match spec.subnet {
+        Some(subnet) => analysis::elsewhere(netlink, subnet).await?,
+        None => BTreeSet::new(),
+    };
+    Ok(analysis::Site {
+        network: network.unwrap_or(anything),
+        subnet: spec.subnet.unwrap_or(anything),
+        device: spec.device.clone(),
+        underlay: spec.underlay.clone().unwrap_or_default(),
+        address: spec.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        port: spec.backend.port(),
+        is_direct: spec.backend.is_direct(),
+        elsewhere,
+    })
 }
 
 /// The backend with the network's own port and MTU, which the agent gave to a VXLAN device. A TUN tells neither: it has no
@@ -272,11 +301,11 @@ mod tests {
     fn spec() -> CheckSpec {
         CheckSpec {
             underlay: Some("eth0".into()),
-            address: None,
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: None,
-            fast_path: FastPath::On,
+            address: None,
+            fast_path: AskedFastPath::Auto,
             network: None,
             bpf_root: "/sys/fs/bpf".into(),
             pins: "/nowhere".into(),

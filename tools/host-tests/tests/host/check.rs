@@ -2,7 +2,7 @@
 use overlay_user::{
     cli::check::{self, CheckSpec, Level},
     host::netlink::Netlink,
-    model::{backend::Backend, fast_path::FastPath},
+    model::{backend::Backend, fast_path::AskedFastPath},
 };
 
 use super::bed::{bridge, in_namespace, run};
@@ -18,11 +18,11 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         run("ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning");
         let spec = CheckSpec {
             underlay: Some("eth0".into()),
-            address: Some("10.9.0.1".parse().unwrap()),
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: Some("10.244.1.0/24".parse().unwrap()),
-            fast_path: FastPath::On,
+            address: Some([10, 9, 0, 1].into()),
+            fast_path: AskedFastPath::Auto,
             network: None,
             bpf_root: "/proc".into(),
             pins: "/proc/overlay".into(),
@@ -64,12 +64,13 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         run("ip link set overlay0 up");
 
         // A policy counts if it is about the tunnel's packets.
-        for (destination, level) in [("10.9.0.1/32", Level::Ok), ("10.9.0.2/32", Level::Warn)] {
+        for (destination, is_ours) in [("10.9.0.1/32", false), ("10.9.0.2/32", true)] {
             run(&format!("ip xfrm policy add src 10.9.0.1/32 dst {destination} dir out action block"));
             let findings = check::check(&Netlink::open().unwrap(), &spec).await.unwrap();
             let policies = findings.iter().find(|finding| finding.what == "IPsec policies").unwrap();
             let quoted = format!("src 10.9.0.1/32 dst {destination} dir out action block");
-            assert!(policies.level == level && policies.detail.contains(&quoted), "{policies:?}");
+            assert!(policies.detail.contains(&quoted), "{policies:?}");
+            assert_eq!(policies.detail.contains("the fast path is off"), is_ours, "{policies:?}");
         }
         run("ip xfrm policy flush");
 
