@@ -31,7 +31,7 @@ pub enum Case {
     Kernel,
     /// A process that relays between a TUN and a UDP socket, as flannel's UDP mode does.
     Relay,
-    /// Our overlay with VXLAN, at TC.
+    /// Our overlay with VXLAN, at TC. This case and those below have `--fast-path on` unless they name something else.
     Vxlan,
     /// Our overlay with VXLAN; XDP redirects into the containers.
     VxlanXdp,
@@ -77,18 +77,24 @@ impl Case {
     /// The backend and the agent's options, if our agent runs in this case.
     const fn ours(self) -> Option<(Backend, &'static [&'static str])> {
         Some(match self {
-            Self::Vxlan => (Backend::Vxlan, &[]),
-            Self::VxlanXdp => (Backend::Vxlan, &["--ingress", "xdp", "--endpoint-gro", "on"]),
-            Self::VxlanStrip => (Backend::Vxlan, &["--ingress", "xdp-strip"]),
-            Self::Udp => (Backend::Udp, &[]),
-            Self::UdpStrip => (Backend::Udp, &["--ingress", "xdp-strip"]),
-            Self::HostGw => (Backend::HostGw, &[]),
+            Self::Vxlan => (Backend::Vxlan, &ON),
+            Self::VxlanXdp => {
+                (Backend::Vxlan, &["--fast-path", "on", "--ingress", "xdp", "--endpoint-gro", "on"])
+            }
+            Self::VxlanStrip => (Backend::Vxlan, &STRIP),
+            Self::Udp => (Backend::Udp, &ON),
+            Self::UdpStrip => (Backend::Udp, &STRIP),
+            Self::HostGw => (Backend::HostGw, &ON),
             Self::Established => (Backend::Vxlan, &["--fast-path", "established"]),
             Self::Stack => (Backend::Vxlan, &["--fast-path", "off"]),
             Self::Direct | Self::Bare | Self::BareAgain | Self::Kernel | Self::Relay => return None,
         })
     }
 }
+
+/// The fast path carries everything, although the hosts have a packet filter, for which `auto` would be `established`.
+const ON: [&str; 2] = ["--fast-path", "on"];
+const STRIP: [&str; 4] = ["--fast-path", "on", "--ingress", "xdp-strip"];
 
 /// A case whose network has been built.
 pub struct Network {
