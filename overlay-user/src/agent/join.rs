@@ -201,6 +201,7 @@ impl Joined {
     pub(crate) fn decider(&self, asked: AskedFastPath) -> Result<Decider> {
         let site = Site {
             network: self.network.plan.network,
+            leasable: self.network.plan.leasable(),
             subnet: self.local_lease.lease.subnet,
             device: self.spec.name.clone(),
             underlay: self.underlay.name.clone(),

@@ -98,7 +98,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.extend(tc::findings(&spec.pins, &links));
     let widest = prefixes.iter().copied().min_by_key(IpNet::prefix_len);
     let network = spec.network.or(widest);
-    let site = site(netlink, spec, network).await?;
+    let site = site(netlink, spec, network, &prefixes).await?;
     findings.extend(firewall::findings(network, spec.subnet, &site, spec.fast_path).await);
     findings.push(ipsec::finding(&Traffic { network, underlay: spec.address, port: site.port }));
     Ok(findings)
@@ -109,14 +109,18 @@ async fn site(
     netlink: &Netlink,
     spec: &CheckSpec,
     network: Option<IpNet>,
+    prefixes: &[IpNet],
 ) -> Result<analysis::Site, NetlinkError> {
+    let leasable = prefixes.iter().map(IpNet::network).min().zip(prefixes.iter().map(IpNet::broadcast).max());
     let anything = IpNet::from(Ipv4Net::default());
     let elsewhere = match spec.subnet {
         Some(subnet) => analysis::elsewhere(netlink, subnet).await?,
         None => BTreeSet::new(),
     };
+    let network = network.unwrap_or(anything);
     Ok(analysis::Site {
-        network: network.unwrap_or(anything),
+        network,
+        leasable: leasable.unwrap_or((network.network(), network.broadcast())),
         subnet: spec.subnet.unwrap_or(anything),
         device: spec.device.clone(),
         underlay: spec.underlay.clone().unwrap_or_default(),

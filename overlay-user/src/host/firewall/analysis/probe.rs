@@ -1,6 +1,9 @@
 //! The packets that the analysis asks about: what is known of every packet between containers of different hosts, where it meets
 //! the host's packet filter.
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 
@@ -65,6 +68,35 @@ impl From<IpNet> for Range<IpAddr> {
     }
 }
 
+impl Range<IpAddr> {
+    /// What is left of it without `hole`: up to two ranges.
+    fn without(self, hole: Self) -> Vec<Self> {
+        if hole.last < self.first || self.last < hole.first {
+            return vec![self];
+        }
+        let before = neighbour(hole.first, false).filter(|last| self.first <= *last);
+        let after = neighbour(hole.last, true).filter(|first| *first <= self.last);
+        let before = before.map(|last| Self { first: self.first, last });
+        before.into_iter().chain(after.map(|first| Self { first, last: self.last })).collect()
+    }
+}
+
+/// The address that follows, or goes before. `None` at the family's end.
+fn neighbour(address: IpAddr, is_next: bool) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => {
+            let bits = u32::from(address);
+            let bits = if is_next { bits.checked_add(1) } else { bits.checked_sub(1) };
+            bits.map(|bits| Ipv4Addr::from(bits).into())
+        }
+        IpAddr::V6(address) => {
+            let bits = u128::from(address);
+            let bits = if is_next { bits.checked_add(1) } else { bits.checked_sub(1) };
+            bits.map(|bits| Ipv6Addr::from(bits).into())
+        }
+    }
+}
+
 /// An interface that packets pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Interface {
@@ -119,6 +151,8 @@ impl Hook {
 pub struct Site {
     /// All addresses of the overlay.
     pub network: IpNet,
+    /// The first and the last address that a container can get. No host has one on its underlay.
+    pub leasable: (IpAddr, IpAddr),
     /// The addresses of this host's containers.
     pub subnet: IpNet,
     /// Name of the tunnel device.
@@ -163,9 +197,9 @@ impl Site {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Probe {
     /// Where their source lies.
-    pub source: Range<IpAddr>,
+    pub source: Vec<Range<IpAddr>>,
     /// Where their destination lies.
-    pub destination: Range<IpAddr>,
+    pub destination: Vec<Range<IpAddr>>,
     /// The interface they came in by.
     pub input: Interface,
     /// The interface they go out by.
@@ -183,12 +217,12 @@ pub(super) struct Probe {
 impl Probe {
     /// Whether the source lies in one of these ranges.
     pub(super) fn is_from(&self, ranges: &[Range<IpAddr>]) -> Holds {
-        self.source.is_in(ranges)
+        all_in(&self.source, ranges)
     }
 
     /// Whether the destination lies in one of these ranges.
     pub(super) fn is_to(&self, ranges: &[Range<IpAddr>]) -> Holds {
-        self.destination.is_in(ranges)
+        all_in(&self.destination, ranges)
     }
 
     /// Whether the protocol is one of these.
@@ -200,6 +234,13 @@ impl Probe {
     pub(super) fn has_port(&self, ports: &[Range<u16>]) -> Holds {
         self.port.map_or(Holds::Maybe, |port| Range::one(port).is_in(ports))
     }
+}
+
+/// Whether all of `parts` lie in `ranges`.
+fn all_in(parts: &[Range<IpAddr>], ranges: &[Range<IpAddr>]) -> Holds {
+    let mut all = parts.iter().map(|part| part.is_in(ranges));
+    let first = all.next().unwrap_or(Holds::Never);
+    if all.all(|one| one == first) { first } else { Holds::Maybe }
 }
 
 /// The probes that meet a hook of the IP families, each with what the packet filter knows of it there.
@@ -271,9 +312,10 @@ pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe
 /// Packets between containers, as they are forwarded: first those that leave, and then those that arrive, by overlay0. Without
 /// encapsulation both may pass the underlay's interfaces as well.
 fn directions(site: &Site) -> Vec<Probe> {
+    let others = Range::from(site.network).without(site.subnet.into());
     let leaving = |output: Interface| Probe {
-        source: site.subnet.into(),
-        destination: site.network.into(),
+        source: vec![site.subnet.into()],
+        destination: others.clone(),
         input: Interface::Containers,
         output,
         protocol: None,
@@ -282,8 +324,8 @@ fn directions(site: &Site) -> Vec<Probe> {
         is_from_host: false,
     };
     let arriving = |input: Interface| Probe {
-        source: site.network.into(),
-        destination: site.subnet.into(),
+        source: others.clone(),
+        destination: vec![site.subnet.into()],
         input,
         output: Interface::Containers,
         protocol: None,
@@ -303,8 +345,8 @@ fn directions(site: &Site) -> Vec<Probe> {
 /// The tunnel's packets from other hosts.
 fn arriving_tunnel(site: &Site) -> Probe {
     Probe {
-        source: everywhere(site),
-        destination: Range::one(site.address),
+        source: hosts(site),
+        destination: vec![Range::one(site.address)],
         input: Interface::Any,
         output: Interface::Absent,
         is_to_host: true,
@@ -317,8 +359,8 @@ fn arriving_tunnel(site: &Site) -> Probe {
 /// The tunnel's packets to other hosts.
 fn leaving_tunnel(site: &Site) -> Probe {
     Probe {
-        source: Range::one(site.address),
-        destination: everywhere(site),
+        source: vec![Range::one(site.address)],
+        destination: hosts(site),
         input: Interface::Absent,
         output: Interface::Any,
         is_to_host: false,
@@ -328,10 +370,12 @@ fn leaving_tunnel(site: &Site) -> Probe {
     }
 }
 
-/// All addresses of the underlay's family.
-fn everywhere(site: &Site) -> Range<IpAddr> {
-    match site.address {
+/// All addresses that another host may have on the underlay.
+fn hosts(site: &Site) -> Vec<Range<IpAddr>> {
+    let (first, last) = site.leasable;
+    let everywhere: Range<IpAddr> = match site.address {
         IpAddr::V4(_) => Range { first: [0; 4].into(), last: [0xff; 4].into() },
         IpAddr::V6(_) => Range { first: [0; 16].into(), last: [0xff; 16].into() },
-    }
+    };
+    everywhere.without(Range { first, last })
 }

@@ -14,6 +14,7 @@ use crate::model::fast_path::FastPath::{self, Established, Off, On};
 fn site() -> Site {
     Site {
         network: "10.244.0.0/16".parse().unwrap(),
+        leasable: ([10, 244, 0, 0].into(), [10, 244, 63, 255].into()),
         subnet: "10.244.1.0/24".parse().unwrap(),
         device: "overlay0".into(),
         underlay: "eth0".into(),
@@ -158,6 +159,11 @@ fn dockers_rules_are_harmless_until_it_filters_direct_access() {
         of(&guarded),
         (Established, "iptables-nft -t filter -A DOCKER ! -i docker0 -o docker0 -j DROP".into())
     );
+    let published = saved.replace(
+        "-A DOCKER -i docker0 -j RETURN",
+        "-A POSTROUTING -s 10.244.1.2/32 -d 10.244.1.2/32 -p tcp -j MASQUERADE",
+    );
+    assert_eq!(of(&published), (On, String::new()), "another host's container is not this one");
     let refused = saved.replace(
         "-A DOCKER-USER -j RETURN",
         "-A DOCKER-USER -s 10.244.1.7/32 -j REJECT\n-A DOCKER-USER -j RETURN",
@@ -166,6 +172,27 @@ fn dockers_rules_are_harmless_until_it_filters_direct_access() {
         of(&refused),
         (Established, "iptables-nft -t filter -A DOCKER-USER -s 10.244.1.7/32 -j REJECT".into())
     );
+}
+
+#[test]
+fn the_overlays_own_masquerading_is_harmless() {
+    let range = json!({"range": ["10.244.0.0", "10.244.63.255"]});
+    let subnet = json!({"prefix": {"addr": "10.244.1.0", "len": 24}});
+    let multicast = json!({"prefix": {"addr": "224.0.0.0", "len": 4}});
+    let (saddr, daddr) = (|| field("ip", "saddr"), || field("ip", "daddr"));
+    let is_not = |left, right| json!({"match": {"op": "!=", "left": left, "right": right}});
+    let mark = json!({"&": [{"meta": {"key": "mark"}}, 16384]});
+    let device = matches(json!({"meta": {"key": "oifname"}}), json!("overlay0"));
+    let rules = [
+        json!([matches(mark, json!(16384)), {"return": null}]),
+        json!([matches(saddr(), subnet.clone()), matches(daddr(), range.clone()), {"return": null}]),
+        json!([matches(saddr(), subnet.clone()), device, {"return": null}]),
+        json!([matches(daddr(), subnet), {"return": null}]),
+        json!([matches(saddr(), range.clone()), is_not(daddr(), multicast), {"masquerade": null}]),
+        json!([is_not(saddr(), range.clone()), matches(daddr(), range), {"masquerade": null}]),
+    ];
+    let chain = json!({"type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"});
+    assert_eq!(judge(&nft("ip", chain, &rules), &site()), (On, String::new()));
 }
 
 #[test]
@@ -278,7 +305,8 @@ fn statements_of_nftables_are_told_apart() {
 
 #[test]
 fn chains_stand_where_packets_pass_or_not() {
-    let rule = [json!([matches(field("ip", "daddr"), json!("10.244.1.2")), {"drop": null}])];
+    let both = json!({"set": ["10.244.1.2", "10.244.9.9"]});
+    let rule = [json!([matches(field("ip", "daddr"), both), {"drop": null}])];
     let at = |family: &str, hook: &str, device: &str| {
         let chain = json!({"type": "filter", "hook": hook, "prio": 0, "dev": device, "policy": "accept"});
         judge(&nft(family, chain, &rule), &site()).0
