@@ -1,5 +1,5 @@
-//! Decides how much the fast path may carry: as much as was asked for, and under `--fast-path auto` no more than the host's packet
-//! filter allows.
+//! Decides how much the fast path may carry: as much as was asked for, under `--fast-path auto` no more than the host's packet
+//! filter allows, and nothing while an IPsec policy is about such packets.
 use log::{info, warn};
 
 use crate::{
@@ -8,7 +8,8 @@ use crate::{
             analysis::{Names, Reason, Site, analyse, names},
             fingerprint::fingerprint,
         },
-        netlink::Netlink,
+        ipsec::{Traffic, matching},
+        netlink::{Netlink, xfrm},
     },
     model::fast_path::{AskedFastPath, FastPath, FastPathStatus},
 };
@@ -52,7 +53,7 @@ impl Decider {
             let FastPathStatus { asked, effective, why, .. } = &status;
             match effective {
                 FastPath::On => info!("the fast path is on ({asked})"),
-                _ if *asked == AskedFastPath::Auto => warn!("the fast path is {effective}: {why}"),
+                _ if asked.fixed() != Some(*effective) => warn!("the fast path is {effective}: {why}"),
                 _ => info!("the fast path is {effective}: {why}"),
             }
             self.logged = Some(status.clone());
@@ -64,6 +65,9 @@ impl Decider {
         let asked = self.asked;
         let decided =
             |effective, why: &str, rules| FastPathStatus { asked, effective, why: why.to_owned(), rules };
+        if let Some(why) = self.policy().filter(|_| asked != AskedFastPath::Off) {
+            return decided(FastPath::Off, &why, 0);
+        }
         match asked {
             AskedFastPath::Off => return decided(FastPath::Off, "--fast-path off", 0),
             AskedFastPath::On => return decided(FastPath::On, "", 0),
@@ -99,5 +103,20 @@ impl Decider {
         };
         self.last = Some((rules, names, status.clone()));
         status
+    }
+
+    /// The IPsec policies that are about packets between containers, if there are any. Only the stack looks them up.
+    fn policy(&self) -> Option<String> {
+        let Site { network, address, port, .. } = self.site;
+        let traffic = Traffic { network: Some(network), underlay: Some(address), port };
+        match xfrm::policies() {
+            Ok(policies) => {
+                let found = matching(&policies, &traffic);
+                let more = found.len().saturating_sub(1);
+                let rest = if more == 0 { String::new() } else { format!(", and {more} more") };
+                found.first().map(|first| format!("IPsec policy {first}{rest}"))
+            }
+            Err(error) => Some(format!("IPsec policies cannot be read: {error}")),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Keeps the fast path and its promotions in step with the host. The stack's connection tracking knows every promoted connection
 //! as long as that lives, so that a connection which returns to the stack is accepted as if it had never left it. When the host's
-//! packet filter changes, it is decided anew how much the fast path may carry, and every promotion is taken back.
+//! packet filter or its IPsec policies change, it is decided anew how much the fast path may carry; a change of the packet filter
+//! takes every promotion back.
 use std::{
     collections::HashMap,
     net::IpAddr,
@@ -14,11 +15,7 @@ use overlay_common::{
     FLOW_BEGUN_BACKWARD, FLOW_CLOSING, Flow, FlowKey,
     header::protocol::{TCP, UDP},
 };
-use tokio::{
-    sync::watch,
-    task::spawn_blocking,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use crate::{
     agent::{fast_path::Decider, status::Status},
@@ -26,6 +23,7 @@ use crate::{
     host::netlink::{
         NftablesEvents,
         conntrack::{self, Tuple},
+        xfrm::XfrmEvents,
     },
     model::fast_path::{FastPath, FastPathStatus},
 };
@@ -52,6 +50,9 @@ pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sen
         let listening = NftablesEvents::listen();
         changes = listening.inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).ok();
     }
+    let listening = XfrmEvents::listen();
+    let mut policies =
+        listening.inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).unwrap_or_default();
     loop {
         let started = Instant::now();
         let decided = decider.decide().await;
@@ -79,14 +80,23 @@ pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sen
             is_new
         });
         sleep(started.elapsed() * SHARE).await;
-        let changed = async {
+        let rules = async {
             match &mut changes {
                 Some(changes) => changes.next().await,
                 None => std::future::pending().await,
             }
         };
-        // The result is ignored, because the end of the notifications is a reason to look, too.
-        let _ = timeout(PERIOD, changed).await;
+        let policies = async {
+            match &mut policies {
+                Some(policies) => policies.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = rules => {}
+            () = policies => {}
+            () = sleep(PERIOD) => {}
+        }
     }
 }
 

@@ -5,6 +5,7 @@ pub mod features;
 mod finding;
 mod firewall;
 mod input;
+mod ipsec;
 mod kernel;
 mod networks;
 mod packet_filter;
@@ -23,6 +24,7 @@ use crate::{
     datapath::{xdp::XdpLink, xdp_fitness},
     host::{
         firewall::analysis,
+        ipsec::Traffic,
         netlink::{Link, LinkKind, Netlink, NetlinkError},
     },
     model::{backend::Backend, fast_path::AskedFastPath},
@@ -97,6 +99,7 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     let network = spec.network.or(widest);
     let site = site(netlink, spec, network, &prefixes).await?;
     findings.extend(firewall::findings(network, spec.subnet, &site, spec.fast_path).await);
+    findings.push(ipsec::finding(&Traffic { network, underlay: spec.address, port: site.port }));
     Ok(findings)
 }
 

@@ -1,6 +1,7 @@
 //! Links, addresses, routes and neighbours of the current network namespace, in domain words. The only place that
 //! knows rtnetlink.
 mod change;
+mod changes;
 mod classic;
 mod connection;
 pub mod conntrack;
@@ -16,6 +17,7 @@ mod read;
 pub mod tc;
 mod tc_events;
 mod types;
+pub mod xfrm;
 
 pub use self::{
     change::{LinkChange, NewTunnel},

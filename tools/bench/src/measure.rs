@@ -23,6 +23,7 @@ use overlay_lab::{command, project};
 mod agent;
 mod compare;
 mod exchange;
+mod first;
 mod frame;
 mod jobs;
 mod network;

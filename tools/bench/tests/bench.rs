@@ -27,7 +27,7 @@ fn each_measure_has_a_figure() {
     let folder = tempfile::tempdir().unwrap();
     let text = |file: &str| fs::read_to_string(folder.path().join(file)).unwrap();
     let out = folder.path().to_str().unwrap();
-    let only = "packets,programs,exchange,connect,streams,flows,peers";
+    let only = "packets,programs,exchange,connect,streams,first,flows,peers";
     run(&["--only", only, "--networks", "direct,relay,vxlan-strip", "--peers", "50", "--out", out]).unwrap();
     let results: Value = serde_json::from_str(&text("results.json")).unwrap();
     let measures = results["measures"].as_array().unwrap();
@@ -48,6 +48,7 @@ fn each_measure_has_a_figure() {
         ("TCP connect/request/response, p50", 5),
         ("4 TCP streams", 5),
         ("1 TCP stream, CPU", 5),
+        ("first TCP stream of a new container, fast path", 1),
         ("packets of 64 bytes by flows, vxlan, xdp-strip", 3),
         ("packets of 64 bytes by peers, encapsulation alone", 3),
         ("packets of 64 bytes by peers, decapsulation alone", 3),

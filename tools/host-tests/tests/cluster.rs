@@ -14,6 +14,7 @@ mod cluster {
     mod foreign_program;
     mod in_front;
     mod ingress;
+    mod ipsec;
     mod layout_1;
     mod peers;
     mod ports;

@@ -6,6 +6,7 @@ mod host {
     mod bed;
     mod check;
     mod device;
+    mod ipsec;
     mod learning;
     mod links;
     mod state;

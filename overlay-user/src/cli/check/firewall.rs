@@ -1,4 +1,4 @@
-//! Finds firewall rules and IPsec policies that break what takes the stack, and says which the fast path bypasses.
+//! Finds firewall rules that break what takes the stack, and says which the fast path bypasses.
 use ipnet::IpNet;
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
     model::fast_path::AskedFastPath,
 };
 
-/// Looks at all rules and policies. `site` says where packets between containers pass, as far as that is known; `network` and
+/// Looks at all rules. `site` says where packets between containers pass, as far as that is known; `network` and
 /// `subnet` are what is known for certain.
 pub(super) async fn findings(
     network: Option<IpNet>,
@@ -57,30 +57,7 @@ pub(super) async fn findings(
         }
         Err(error) => findings.push(not_inspected("nftables", &error)),
     }
-    // An error here means a kernel without IPsec, which has no policies that could be bypassed.
-    let policies = output("ip", &["xfrm", "policy", "list"]).await.unwrap_or_default();
-    findings.push(ipsec(&policies, fast_path));
     findings
-}
-
-/// Looks for policies in `ip xfrm policy list`. The fast path neither looks them up when it sends nor asks for them when it
-/// receives.
-fn ipsec(policies: &str, fast_path: AskedFastPath) -> Finding {
-    let what = "IPsec policies";
-    // A policy begins with such a line. Its other lines are indented.
-    let policies: Vec<&str> = policies.lines().filter(|line| line.starts_with("src ")).collect();
-    if policies.is_empty() {
-        return Finding::ok(what, "none");
-    }
-    if fast_path == AskedFastPath::Off {
-        return Finding::ok(what, format!("obeyed: {}", policies.join("; ")));
-    }
-    Finding::new(
-        what,
-        Level::Warn,
-        format!("bypassed by the fast path: {}", policies.join("; ")),
-        "if they are to protect what goes between these hosts, start the agent with --fast-path off",
-    )
 }
 
 pub(super) async fn output(program: &str, arguments: &[&str]) -> Result<String, Failed> {
@@ -243,31 +220,8 @@ fn nft_forward(rules: &str, iptables_seen: bool) -> Vec<Finding> {
 mod tests {
     use super::*;
 
-    fn ipsec(policies: &str) -> Finding {
-        super::ipsec(policies, AskedFastPath::On)
-    }
-
-    #[test]
-    fn policies_are_about_packets_whoever_accepted_their_connection() {
-        let policies = "src 10.99.0.1/32 dst 10.99.0.2/32 proto udp dport 8472\n";
-        let level = |fast_path| super::ipsec(policies, fast_path).level;
-        assert_eq!((level(AskedFastPath::Established), level(AskedFastPath::Off)), (Level::Warn, Level::Ok));
-    }
-
     fn net(text: &str) -> Option<IpNet> {
         Some(text.parse().unwrap())
-    }
-
-    #[test]
-    fn ipsec_policies_are_quoted() {
-        assert_eq!(ipsec("").level, Level::Ok);
-        let policies = "src 10.99.0.1/32 dst 10.99.0.2/32 proto udp dport 8472\n\tdir out priority 0\n";
-        let found = ipsec(policies);
-        assert_eq!(found.level, Level::Warn);
-        assert!(
-            found.detail.contains("dst 10.99.0.2/32 proto udp dport 8472")
-                && found.remedy.contains("--fast-path off")
-        );
     }
 
     #[test]

@@ -1,12 +1,9 @@
-//! The kernel's notification that nftables changed, which includes iptables' nftables variant. What changed is not read
-//! from it: the receiver looks at the rules themselves.
-use futures::FutureExt as _;
+//! The kernel's notification that nftables changed, which includes iptables' nftables variant, and its count of such changes.
 use nix::errno::Errno;
-use rtnetlink::sys::{
-    AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols::NETLINK_NETFILTER,
-};
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::{
+    changes::Changes,
     error::NetlinkError,
     raw::{find, request, word},
 };
@@ -39,27 +36,17 @@ pub fn generation() -> Result<u32, NetlinkError> {
 }
 
 /// A subscription to changes of this network namespace's rules. It ends when this is dropped.
-pub struct NftablesEvents {
-    socket: TokioSocket,
-}
+pub struct NftablesEvents(Changes);
 
 impl NftablesEvents {
     /// Subscribes.
     pub fn listen() -> Result<Self, NetlinkError> {
-        let failed = |error: &std::io::Error| NetlinkError::io("subscribe to changes of nftables", error);
-        let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(|error| failed(&error))?;
-        socket.socket_mut().bind(&SocketAddr::new(0, GROUP)).map_err(|error| failed(&error))?;
-        Ok(Self { socket })
+        let failed = |error| NetlinkError::io("subscribe to changes of nftables", &error);
+        Changes::listen(NETLINK_NETFILTER, GROUP).map(Self).map_err(failed)
     }
 
     /// Waits for a change. All notifications that have arrived by then count as one.
     pub async fn next(&mut self) {
-        let mut buffer = Vec::with_capacity(8192);
-        // If messages were lost (ENOBUFS), something changed as well.
-        let _ = self.socket.recv(&mut buffer).await;
-        buffer.clear();
-        while matches!(self.socket.recv(&mut buffer).now_or_never(), Some(Ok(_))) {
-            buffer.clear();
-        }
+        self.0.next().await;
     }
 }

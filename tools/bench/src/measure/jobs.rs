@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 use super::{
     exchange::{Protocol, connections, exchanges},
+    first::{New, first},
     network::{Case, Network},
     packets::{Load, Part, Until, send},
     programs::nanoseconds,
@@ -25,6 +26,8 @@ pub(super) enum Group {
     Connect,
     /// TCP streams, and CPU seconds per gigabyte.
     Streams,
+    /// The part of a TCP stream that the fast path carries if one of its ends is a new container.
+    First,
     /// Packets per second by the number of connections.
     Flows,
     /// Packets per second by the number of peers.
@@ -46,6 +49,8 @@ pub(super) enum Job {
     Connect,
     /// So many TCP streams at once.
     Streams(u32),
+    /// A TCP stream of which this end is a new container.
+    First(New),
 }
 
 /// One quantity in one sample.
@@ -90,6 +95,8 @@ impl Job {
                 .collect(),
             Group::Connect => vec![Self::Connect],
             Group::Streams => some(&[1, 4, 16], &[1, 4]).into_iter().map(Self::Streams).collect(),
+            Group::First if quick => vec![Self::First(New::Client)],
+            Group::First => vec![Self::First(New::Client), Self::First(New::Server)],
             // These groups are compared with themselves, or with nothing.
             Group::Flows | Group::Peers | Group::Agent => Vec::new(),
         }
@@ -109,6 +116,7 @@ impl Job {
             }
             Self::Connect => "TCP connect/request/response".to_owned(),
             Self::Streams(count) => counted(count, "TCP stream"),
+            Self::First(new) => new.name().to_owned(),
         }
     }
 
@@ -117,6 +125,7 @@ impl Job {
         match self {
             Self::Packets(part, ..) => part.is_of(case),
             Self::Programs => case.has_programs() && Part::Whole.is_of(case),
+            Self::First(_) => case.has_programs() && case != Case::Stack,
             Self::Exchange(..) | Self::Connect | Self::Streams(_) => true,
         }
     }
@@ -137,6 +146,9 @@ impl Job {
                 vec![(format!("{name}, p50"), "us", false), (format!("{name}, p99"), "us", false)]
             }
             Self::Streams(_) => vec![(name.clone(), "Mbit/s", true), (format!("{name}, CPU"), "s/GB", false)],
+            Self::First(_) => {
+                vec![(format!("{name}, fast path"), "%", true), (format!("{name}, lost"), "segments", false)]
+            }
         }
     }
 
@@ -170,6 +182,10 @@ impl Job {
             Self::Streams(count) => {
                 let sample = streams(network, count, time * STREAMS_TAKE)?;
                 vec![sample.megabits_per_second, sample.cpu_seconds_per_gigabyte]
+            }
+            Self::First(new) => {
+                let sample = first(network, new)?;
+                vec![sample.fast_percent, sample.lost as f64]
             }
         };
         let figures = self.figures().into_iter().zip(values);

@@ -1,5 +1,8 @@
 //! The cases: networks between two containers. Each has a lab of its own, and all exist at the same time.
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
@@ -28,7 +31,7 @@ pub enum Case {
     Kernel,
     /// A process that relays between a TUN and a UDP socket, as flannel's UDP mode does.
     Relay,
-    /// Our overlay with VXLAN, at TC.
+    /// Our overlay with VXLAN, at TC. This case and those below have `--fast-path on` unless they name something else.
     Vxlan,
     /// Our overlay with VXLAN; XDP redirects into the containers.
     VxlanXdp,
@@ -74,18 +77,24 @@ impl Case {
     /// The backend and the agent's options, if our agent runs in this case.
     const fn ours(self) -> Option<(Backend, &'static [&'static str])> {
         Some(match self {
-            Self::Vxlan => (Backend::Vxlan, &[]),
-            Self::VxlanXdp => (Backend::Vxlan, &["--ingress", "xdp", "--endpoint-gro", "on"]),
-            Self::VxlanStrip => (Backend::Vxlan, &["--ingress", "xdp-strip"]),
-            Self::Udp => (Backend::Udp, &[]),
-            Self::UdpStrip => (Backend::Udp, &["--ingress", "xdp-strip"]),
-            Self::HostGw => (Backend::HostGw, &[]),
+            Self::Vxlan => (Backend::Vxlan, &ON),
+            Self::VxlanXdp => {
+                (Backend::Vxlan, &["--fast-path", "on", "--ingress", "xdp", "--endpoint-gro", "on"])
+            }
+            Self::VxlanStrip => (Backend::Vxlan, &STRIP),
+            Self::Udp => (Backend::Udp, &ON),
+            Self::UdpStrip => (Backend::Udp, &STRIP),
+            Self::HostGw => (Backend::HostGw, &ON),
             Self::Established => (Backend::Vxlan, &["--fast-path", "established"]),
             Self::Stack => (Backend::Vxlan, &["--fast-path", "off"]),
             Self::Direct | Self::Bare | Self::BareAgain | Self::Kernel | Self::Relay => return None,
         })
     }
 }
+
+/// The fast path carries everything, although the hosts have a packet filter, for which `auto` would be `established`.
+const ON: [&str; 2] = ["--fast-path", "on"];
+const STRIP: [&str; 4] = ["--fast-path", "on", "--ingress", "xdp-strip"];
 
 /// A case whose network has been built.
 pub struct Network {
@@ -98,6 +107,7 @@ pub struct Network {
     /// Whether each frame on the underlay is one segment.
     pub wire_like: bool,
     members: Vec<Member>,
+    newcomers: AtomicU8,
     _relays: Vec<Relay>,
     lab: Lab,
 }
@@ -108,6 +118,11 @@ const PORT: u16 = 8472;
 const UDP_PORT: u16 = 8285;
 const NETWORK: &str = "10.244.0.0/16";
 const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
+
+/// Last byte of the first newcomer's address, behind those of the containers that are always there.
+const FIRST_NEWCOMER: u8 = 10;
+/// How many addresses newcomers have.
+const NEWCOMERS: u8 = 240;
 
 /// The packet filter that a host with containers has, whoever sets it up: connection tracking, a rule that looks at the
 /// state, and masquerading of what leaves the overlay.
@@ -136,7 +151,8 @@ impl Network {
         lay_wire(&lab, program)?;
         let members = populate_with(&lab, overlay, &Store::folder(&lab), config, options)?;
         let (from, to) = (members[0].containers[0].clone(), members[1].containers[0].clone());
-        let network = Self { case: Case::Vxlan, from, to, wire_like, members, _relays: Vec::new(), lab };
+        let (newcomers, _relays) = (AtomicU8::new(0), Vec::new());
+        let network = Self { case: Case::Vxlan, from, to, wire_like, members, newcomers, _relays, lab };
         network.prove()?;
         Ok(network)
     }
@@ -172,7 +188,8 @@ impl Network {
                 .and_then(|mut nft| overlay_lab::command::output(&mut nft))
                 .context("load the hosts' packet filter")?;
         }
-        let network = Self { case, from, to, wire_like, members, _relays: relays, lab };
+        let newcomers = AtomicU8::new(0);
+        let network = Self { case, from, to, wire_like, members, newcomers, _relays: relays, lab };
         network.prove().with_context(|| network.case.name())?;
         Ok(network)
     }
@@ -190,6 +207,19 @@ impl Network {
     /// The lab that the network is in.
     pub fn lab(&self) -> &Lab {
         &self.lab
+    }
+
+    /// The hosts that our agents run on; none if the case has no agents.
+    pub(super) fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Makes a container on one of our hosts, which the caller removes. Its address is one that none had lately, since the agent may
+    /// still know who had it.
+    pub(super) fn newcomer(&self, host: usize) -> Result<Container> {
+        let Member { host, subnet, mtu, .. } = self.members.get(host).context("a host with an agent")?;
+        let number = self.newcomers.fetch_add(1, Ordering::Relaxed);
+        host.add_container("new", subnet, FIRST_NEWCOMER + number % NEWCOMERS, *mtu)
     }
 
     /// Where our network's maps and links are pinned on both hosts.

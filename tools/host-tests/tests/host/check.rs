@@ -63,6 +63,17 @@ fn check_finds_what_is_wrong_with_a_namespace() {
         is_there("mtu of br0", Level::Warn);
         run("ip link set overlay0 up");
 
+        // A policy counts if it is about the tunnel's packets.
+        for (destination, is_ours) in [("10.9.0.1/32", false), ("10.9.0.2/32", true)] {
+            run(&format!("ip xfrm policy add src 10.9.0.1/32 dst {destination} dir out action block"));
+            let findings = check::check(&Netlink::open().unwrap(), &spec).await.unwrap();
+            let policies = findings.iter().find(|finding| finding.what == "IPsec policies").unwrap();
+            let quoted = format!("src 10.9.0.1/32 dst {destination} dir out action block");
+            assert!(policies.detail.contains(&quoted), "{policies:?}");
+            assert_eq!(policies.detail.contains("the fast path is off"), is_ours, "{policies:?}");
+        }
+        run("ip xfrm policy flush");
+
         // A route of Network to our own device is right, but a bridge of others with an address in Network is not.
         run("ip route add 10.244.0.0/16 dev overlay0");
         run("ip link add br1 type bridge");
