@@ -13,4 +13,5 @@ mod promotion {
     mod established;
     mod first;
     mod tracking;
+    mod translated;
 }
