@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    datapath::tables::Tables,
+    datapath::{lifetimes::Lifetimes, stack_flows, tables::Tables},
     host::{
         firewall::fingerprint::fingerprint,
         netlink::{
@@ -39,7 +39,8 @@ const PERIOD: Duration = Duration::from_secs(5);
 const LIFETIME: Duration = Duration::from_secs(300);
 /// How old the entry of an upheld connection may become before the connection is upheld again.
 const RENEW: Duration = Duration::from_secs(100);
-/// A look takes at most this part of the time: the pause after a look is at least this many times as long as the look.
+/// A look takes at most this part of the time: the pause after a look is at least this many times as long as the look. New rules
+/// end the pause when it has been as long as the look, because what they refuse must not go on.
 const SHARE: u32 = 20;
 
 /// Keeps promotions in step with the host until the agent ends.
@@ -84,7 +85,8 @@ pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
             Ok(_) => {}
             Err(error) => debug!("{error:#}"),
         }
-        sleep(started.elapsed() * SHARE).await;
+        let took = started.elapsed();
+        sleep(took).await;
         let changed = async {
             match &mut changes {
                 Some(changes) => changes.next().await,
@@ -92,7 +94,7 @@ pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
             }
         };
         // The result is ignored, because the end of the notifications is a reason to look, too.
-        let _ = timeout(PERIOD, changed).await;
+        let _ = timeout(PERIOD.max(took * SHARE), changed).await;
     }
 }
 
@@ -117,11 +119,12 @@ impl Keeper {
     }
 
     fn uphold(&mut self, promoted: &[(FlowKey, Flow)]) -> Result<()> {
-        let now = Instant::now();
+        let (now, clock, lifetimes) = (Instant::now(), stack_flows::now()?, Lifetimes::of_this_host());
+        let is_over = |key: &FlowKey, flow: &Flow| lifetimes.is_over_at(clock, key, flow);
         // Only TCP and UDP are upheld. For most other protocols connection tracking makes an entry from any packet. For SCTP it
         // would need the tags of the handshake, which the programs do not keep.
         let is_tracked = |(key, flow): &&(FlowKey, Flow)| {
-            matches!(key.protocol, TCP | UDP) && flow.state & FLOW_CLOSING == 0
+            matches!(key.protocol, TCP | UDP) && flow.state & FLOW_CLOSING == 0 && !is_over(key, flow)
         };
         let living: HashMap<_, _> = promoted.iter().filter(is_tracked).copied().collect();
         let mut news = Vec::new();
@@ -146,7 +149,7 @@ impl Keeper {
             }
             // A connection that goes on without a promotion is the stack's again, and connection tracking sees its packets from
             // now on.
-            if flows.get(key).is_none_or(|flow| flow.state & FLOW_CLOSING != 0) {
+            if flows.get(key).is_none_or(|flow| flow.state & FLOW_CLOSING != 0 || is_over(key, &flow)) {
                 ended.push(*tuple);
             }
             false
