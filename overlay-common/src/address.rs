@@ -2,7 +2,7 @@
 use core::net::{IpAddr, Ipv4Addr};
 
 /// An address of either family. Its bytes in memory are those in a packet.
-pub trait Address: Copy + Eq {
+pub trait Address: Copy + Default + Eq + 'static {
     /// The bytes as one integer: fit for masking, and for an order that is the same everywhere on a machine.
     type Raw: Copy + Ord;
 

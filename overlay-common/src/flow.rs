@@ -27,6 +27,15 @@ impl<A: Address> FlowKey<A> {
         Self { addresses, ports, protocol, reserved: [0; 3] }
     }
 
+    /// Whether it is the same connection. The derived comparison calls a function that programs do not have.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        let ports = |key: &Self| key.ports.map(u16::from_ne_bytes);
+        let ([a, b], [c, d]) = (self.addresses, other.addresses);
+        let ([e, f], [g, h]) = (ports(self), ports(other));
+        a.raw() == c.raw() && b.raw() == d.raw() && e == g && f == h && self.protocol == other.protocol
+    }
+
     /// Where in a half of `FLOW_MARKS` the connection's mark stands.
     #[inline(always)]
     pub fn bucket(&self) -> u32 {
@@ -49,7 +58,8 @@ pub const FLOW_BACKWARD: u32 = 1 << 1;
 /// The last TCP packet seen had FIN or RST: the stack flow then lives as long as conntrack keeps a closing connection
 /// (120 s at least), no longer as long as an open one.
 pub const FLOW_CLOSING: u32 = 1 << 2;
-/// The stack has sent a packet of it towards a peer: it was seen at overlay0's egress, behind every hook of the host's firewall.
+/// The stack has sent a packet of it towards a peer, as the container sent it: it was seen at the ingress of the container's veth,
+/// and right after that at overlay0's egress, behind every hook of the host's firewall.
 pub const FLOW_SENT: u32 = 1 << 3;
 /// The stack has delivered a packet of it that a peer sent: it was seen at the egress of the container's veth, likewise.
 pub const FLOW_DELIVERED: u32 = 1 << 4;
@@ -70,7 +80,8 @@ pub const fn epoch_bits(epoch: u32) -> u32 {
 }
 
 /// Whether the connection of a stack flow in this state takes the fast path: in this epoch the stack has carried it in both
-/// directions, under one key. A connection that is translated has different keys at the two hooks, so it never has both bits.
+/// directions, under one key. A connection that is translated never has `FLOW_SENT`: its packets leave the stack with another key
+/// than they entered it with.
 #[inline(always)]
 pub const fn is_promoted(state: u32, epoch: u32) -> bool {
     const BOTH: u32 = FLOW_SENT | FLOW_DELIVERED;
@@ -103,6 +114,14 @@ mod tests {
         assert_eq!(FlowKey::new(a, a, [p, q], 6), FlowKey::new(a, a, [q, p], 6));
         assert_ne!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(a, b, [q, p], 6));
         assert_ne!(FlowKey::new(a, b, [p, q], 6), FlowKey::new(a, b, [p, q], 17));
+        let all =
+            [(a, b, [p, q], 6), (a, b, [q, p], 6), (a, b, [p, q], 17), (a, a, [p, q], 6), (b, b, [p, q], 6)];
+        let all = all.map(|(from, to, ports, protocol)| FlowKey::new(from, to, ports, protocol));
+        for one in all {
+            for other in all {
+                assert_eq!(one.is(&other), one == other, "{one:?} {other:?}");
+            }
+        }
     }
 
     #[test]

@@ -27,6 +27,10 @@ pub(crate) fn encap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     {
         flow::keep::<F>(packet, ETHERNET);
     }
+    if let Err(why) = &answer {
+        let is_for_its_connection = matches!(why, Exit::Because(Reason::StackFlow | Reason::NotEstablished));
+        flow::note_left::<F>(packet, ETHERNET, is_for_its_connection);
+    }
     answer
 }
 

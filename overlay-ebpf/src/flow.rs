@@ -13,7 +13,7 @@ use crate::{
     frame::Frame,
     helpers::now_ns,
     ip::{Family, Header as _, ICMP_HEADER},
-    maps::{Lookups as _, promotion_epoch},
+    maps::{Lookups, promotion_epoch},
     packet::Packet,
 };
 
@@ -106,6 +106,29 @@ pub(crate) fn keep<F: Family>(frame: &impl Frame, offset: usize) {
     }
 }
 
+/// Notes which connection a container's packet belongs to that the stack gets now, if the fast path gave it away because of its
+/// connection. The stack carries a packet from here to overlay0 without putting it aside, on this CPU, so [`record`] can tell
+/// whether the packet that leaves there is this one, unaltered. (It cannot where packets change the CPU in between, by RPS of the
+/// bridge or a queue to user space: such connections keep to the stack.)
+#[inline(always)]
+pub(crate) fn note_left<F: Family>(packet: &Packet<'_>, offset: usize, is_for_its_connection: bool) {
+    let Some(left) = F::Address::left() else { return };
+    *left = FlowKey::default();
+    if is_for_its_connection && let Ok(ip) = F::Header::checked(packet, offset) {
+        *left = connection::<F>(packet, offset, &ip).key;
+    }
+}
+
+/// Whether the packet at overlay0's egress belongs to the connection that it belonged to when its container sent it. Its addresses
+/// alone cannot tell: those of a translated connection can be another connection's own.
+#[inline(always)]
+fn is_as_it_was_left<A: Lookups>(key: &FlowKey<A>) -> bool {
+    let Some(left) = A::left() else { return false };
+    let is_same = left.is(key);
+    *left = FlowKey::default();
+    is_same
+}
+
 /// Records the connection of a packet that the stack handles as a stack flow, or that the stack has carried it once more. The
 /// hook tells the direction: what the stack sends passes `Send`, and what it delivers passes `Track`.
 #[inline(always)]
@@ -116,6 +139,7 @@ pub(crate) fn record<F: Family>(packet: &Packet<'_>, hook: Hook, offset: usize, 
     }
     let Connection { key, is_error } = connection::<F>(packet, offset, ip);
     let carried = match hook {
+        Hook::Send if !is_as_it_was_left(&key) => 0,
         // That the stack let an error pass says nothing about the connection which the error is about.
         _ if is_error => 0,
         Hook::Send => FLOW_SENT,

@@ -58,6 +58,11 @@ static PROMOTION_EPOCH: Array<u32, 1> = Array::new();
 #[btf_map]
 static FAST_PATH: Array<u32, 1> = Array::new();
 
+/// Per CPU: the connection of the packet that `overlay_encap` has just left to the stack, or zeros. It is not pinned: new programs
+/// start with none.
+#[btf_map]
+static LEFT: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
+
 /// Interfaces, by their index, to which XDP may redirect: veths whose other end takes such frames. The kernel removes an
 /// interface that goes.
 #[btf_map]
@@ -118,6 +123,9 @@ pub(crate) trait Lookups: Prefixes {
 
     /// Makes a connection a stack flow. Fails when the table is full.
     fn insert_stack_flow(key: &FlowKey<Self>, flow: &Flow) -> Result<(), i32>;
+
+    /// The connection of the packet that this CPU has just left to the stack, or zeros.
+    fn left() -> Option<&'static mut FlowKey<Self>>;
 }
 
 impl Lookups for Addr4 {
@@ -172,6 +180,12 @@ impl Lookups for Addr4 {
         let inserted = STACK_FLOWS.insert(key, flow, 0);
         mark(key.bucket());
         inserted
+    }
+
+    #[inline(always)]
+    fn left() -> Option<&'static mut FlowKey> {
+        // SAFETY: as in `counter`; a key that is torn equals none, or a connection that is promoted one packet later.
+        LEFT.get_ptr_mut(0).map(|key| unsafe { &mut *key })
     }
 }
 

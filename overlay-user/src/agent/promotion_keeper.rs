@@ -19,7 +19,7 @@ use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use crate::{
     agent::{fast_path::Decider, status::Status},
-    datapath::tables::Tables,
+    datapath::{lifetimes::Lifetimes, stack_flows, tables::Tables},
     host::netlink::{
         NftablesEvents,
         conntrack::{self, Tuple},
@@ -38,6 +38,9 @@ const LIFETIME: Duration = Duration::from_secs(300);
 const RENEW: Duration = Duration::from_secs(100);
 /// A look takes at most this part of the time: the pause after a look is at least this many times as long as the look.
 const SHARE: u32 = 20;
+/// New rules and policies end the pause when it has been this many times as long as the look, because what they refuse must not go
+/// on, and rules that change all the time must not keep the agent busy.
+const PAUSE: u32 = 4;
 
 /// Keeps promotions in step with the host until the agent ends.
 ///
@@ -73,13 +76,14 @@ pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sen
             Ok(_) => {}
             Err(error) => debug!("{error:#}"),
         }
+        let took = started.elapsed();
         // Whoever reads this knows that it is in force.
         status.send_if_modified(|status| {
             let is_new = status.fast_path != decided;
             status.fast_path = decided;
             is_new
         });
-        sleep(started.elapsed() * SHARE).await;
+        sleep(took * PAUSE).await;
         let rules = async {
             match &mut changes {
                 Some(changes) => changes.next().await,
@@ -95,7 +99,7 @@ pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sen
         tokio::select! {
             () = rules => {}
             () = policies => {}
-            () = sleep(PERIOD) => {}
+            () = sleep(PERIOD.max(took * SHARE)) => {}
         }
     }
 }
@@ -132,11 +136,12 @@ impl Keeper {
     }
 
     fn uphold(&mut self, promoted: &[(FlowKey, Flow)]) -> Result<()> {
-        let now = Instant::now();
+        let (now, clock, lifetimes) = (Instant::now(), stack_flows::now()?, Lifetimes::of_this_host());
+        let is_over = |key: &FlowKey, flow: &Flow| lifetimes.is_over_at(clock, key, flow);
         // Only TCP and UDP are upheld. For most other protocols connection tracking makes an entry from any packet. For SCTP it
         // would need the tags of the handshake, which the programs do not keep.
         let is_tracked = |(key, flow): &&(FlowKey, Flow)| {
-            matches!(key.protocol, TCP | UDP) && flow.state & FLOW_CLOSING == 0
+            matches!(key.protocol, TCP | UDP) && flow.state & FLOW_CLOSING == 0 && !is_over(key, flow)
         };
         let living: HashMap<_, _> = promoted.iter().filter(is_tracked).copied().collect();
         let mut news = Vec::new();
@@ -161,7 +166,7 @@ impl Keeper {
             }
             // A connection that goes on without a promotion is the stack's again, and connection tracking sees its packets from
             // now on.
-            if flows.get(key).is_none_or(|flow| flow.state & FLOW_CLOSING != 0) {
+            if flows.get(key).is_none_or(|flow| flow.state & FLOW_CLOSING != 0 || is_over(key, &flow)) {
                 ended.push(*tuple);
             }
             false

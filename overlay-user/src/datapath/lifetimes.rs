@@ -87,6 +87,11 @@ impl Lifetimes {
         idle > lifetime + slack
     }
 
+    /// Whether a stack flow may go at this time of the programs' clock.
+    pub(crate) fn is_over_at(&self, now: Duration, key: &FlowKey, flow: &Flow) -> bool {
+        self.is_over(key.protocol, flow.state, idle(now, flow))
+    }
+
     /// Removes what is over; returns how many went and how many stay.
     pub fn expire(&self, flows: &mut StackFlows) -> Result<(usize, usize), DatapathError> {
         let (over, stay) = self.sort(flows)?;
@@ -101,7 +106,7 @@ impl Lifetimes {
         let mut stay = 0;
         for entry in flows.iter() {
             let (key, flow) = entry.map_err(|error| failed(&error))?;
-            if self.is_over(key.protocol, flow.state, idle(now, &flow)) { over.push(key) } else { stay += 1 }
+            if self.is_over_at(now, &key, &flow) { over.push(key) } else { stay += 1 }
         }
         Ok((over, stay))
     }
@@ -111,8 +116,7 @@ impl Lifetimes {
         let mut gone = 0;
         for key in over {
             let now = now()?;
-            let still =
-                flows.get(key).is_some_and(|flow| self.is_over(key.protocol, flow.state, idle(now, &flow)));
+            let still = flows.get(key).is_some_and(|flow| self.is_over_at(now, key, &flow));
             if still {
                 gone += 1;
                 // Gone already is as good.

@@ -139,7 +139,7 @@ fn failed(error: MapError) -> DatapathError {
 }
 
 /// The clock by which programs stamp stack flows.
-pub(super) fn now() -> Result<Duration, DatapathError> {
+pub(crate) fn now() -> Result<Duration, DatapathError> {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map(Duration::from)
         .map_err(|error| DatapathError::failed("read the clock", &error))

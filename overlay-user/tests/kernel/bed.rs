@@ -3,6 +3,10 @@ use aya::{
     Ebpf, Pod, TestRunResult,
     programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},
 };
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 use overlay_common::{
     Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, EndpointEntry, Flow, FlowKey, Hook, PeerEntry, Reason,
     SETTING_DIRECT, Settings, Vtep,
@@ -101,8 +105,16 @@ fn index(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
+/// Keeps this thread on the CPU that it is on: what one program notes for the next about a packet is this CPU's.
+fn stay_here() {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu().unwrap()).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &here).unwrap();
+}
+
 impl Bed {
     fn new(alter: impl FnOnce(&mut Settings)) -> Self {
+        stay_here();
         ip("link set lo up");
         ip("link add eth0 type veth peer name wire");
         ip("link set eth0 address 06:00:00:00:00:01 up");

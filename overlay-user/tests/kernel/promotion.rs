@@ -12,9 +12,19 @@ const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 const ACK: u8 = 0x10;
 
-/// The stack sends a packet of the container's to a peer.
+/// The container sends a packet, and the stack sends it to a peer as it is. It is sent twice, since the fast path takes the first
+/// packet of a connection that is not known, unless it is told to ask about each; and where it does, the stack has got the first
+/// one before the container was learned.
 fn sends(bed: &mut Bed, packet: &[u8]) {
-    bed.run("overlay_send", bed.underlay, &ethernet(VTEP_MAC, VTEP_MAC, packet));
+    for _ in 0..2 {
+        sends_as(bed, packet, packet);
+    }
+}
+
+/// The container sends a packet, and the stack sends it to a peer as `translated`.
+fn sends_as(bed: &mut Bed, packet: &[u8], translated: &[u8]) {
+    bed.run("overlay_encap", bed.container, &from_container(packet));
+    bed.run("overlay_send", bed.underlay, &ethernet(VTEP_MAC, VTEP_MAC, translated));
 }
 
 /// The stack delivers a packet of a peer's to the container.
@@ -84,9 +94,10 @@ fn what_the_stack_translates_is_never_promoted() {
     with_bed(|bed| {
         // To the container's own port 80, which its host redirects to 8080: the two directions have different keys.
         delivers(bed, &tcp(REMOTE, CONTAINER, [4000, 8080], SYN, 0));
-        sends(bed, &tcp(CONTAINER, REMOTE, [80, 4000], SYN_ACK, 0));
+        let answer = |port| tcp(CONTAINER, REMOTE, [port, 4000], SYN_ACK, 0);
+        sends_as(bed, &answer(8080), &answer(80));
         // To a service's address, for which a peer's container answers: the answer is delivered as the service's.
-        sends(bed, &udp(CONTAINER, REMOTE, PORTS, 10));
+        sends_as(bed, &udp(CONTAINER, [10, 96, 0, 1], PORTS, 10), &udp(CONTAINER, REMOTE, PORTS, 10));
         delivers(bed, &udp([10, 96, 0, 1], CONTAINER, BACK, 10));
         for (out, into) in [
             (tcp(CONTAINER, REMOTE, [8080, 4000], ACK, 10), tcp(REMOTE, CONTAINER, [4000, 8080], ACK, 10)),
@@ -96,6 +107,31 @@ fn what_the_stack_translates_is_never_promoted() {
             takes(bed, &out, &into, Reason::StackFlow);
         }
     });
+}
+
+/// Two connections from one port of the container. What the stack makes of the one has the addresses of the other.
+#[test]
+fn two_connections_that_are_translated_crosswise_are_not_promoted() {
+    const OTHER: [u8; 4] = [10, 244, 3, 3];
+    let to = |address| udp(CONTAINER, address, PORTS, 10);
+    let from = |address| udp(address, CONTAINER, BACK, 10);
+    // The other connection is to a peer's container too, or to a service's address outside Network.
+    for asked in [OTHER, [10, 96, 0, 1]] {
+        with_bed(|bed| {
+            for _ in 0..3 {
+                sends_as(bed, &to(asked), &to(REMOTE));
+                delivers(bed, &from(asked));
+                sends_as(bed, &to(REMOTE), &to(OTHER));
+                delivers(bed, &from(REMOTE));
+            }
+            takes(bed, &to(REMOTE), &from(REMOTE), Reason::StackFlow);
+            assert!(bed.tables.stack_flows.promoted().unwrap().is_empty());
+            // The same happens if the stack keeps a packet, and the next to leave it is one of the other connection.
+            bed.run("overlay_encap", bed.container, &from_container(&to(REMOTE)));
+            sends_as(bed, &to(asked), &to(REMOTE));
+            takes(bed, &to(REMOTE), &from(REMOTE), Reason::StackFlow);
+        });
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use overlay_common::{Hook, Reason, Verdict};
 
 use crate::{
     kernel_counters::KernelCounters,
+    options::FastPath,
     rules::{End, Fate},
     twins::{Counted, Delivered},
 };
@@ -22,7 +23,13 @@ type Reading = (Counted, KernelCounters);
 impl Account {
     /// Compares what was counted between two readings with what the rules say about the frames that were sent in
     /// between.
-    pub(crate) fn of(fates: &[&Fate], sent: &Delivered, before: &Reading, after: &Reading) -> Self {
+    pub(crate) fn of(
+        fates: &[&Fate],
+        fast_path: FastPath,
+        sent: &Delivered,
+        before: &Reading,
+        after: &Reading,
+    ) -> Self {
         let mut account = Self::default();
         let counted = |hook, reason| {
             let read = |reading: &Reading| reading.0.get(&(hook, reason)).copied().unwrap_or_default() as i64;
@@ -33,7 +40,15 @@ impl Account {
         let marks = sent.marks as i64;
         // A connection that the stack has carried a packet of is a stack flow. The rules know only frames, not what
         // came before.
-        let stack_flows = counted(Hook::Decap, Reason::StackFlow);
+        let mut stack_flows = counted(Hook::Decap, Reason::StackFlow);
+        if fast_path == FastPath::Established {
+            // The stack decides on the others, too. None comes back from it, because the container answers nobody.
+            stack_flows += counted(Hook::Decap, Reason::NotEstablished);
+            let carried = counted(Hook::Decap, Reason::Carried);
+            if carried != 0 {
+                account.why.push(format!("{carried} carried of connections that the stack has not accepted"));
+            }
+        }
         let kernel = after.1.since(&before.1);
         let is = |name: &str| kernel.get(name);
         let ends = |end: End| total(&|fate| fate.ends.iter().filter(|is| **is == end).count());
@@ -64,6 +79,7 @@ impl Account {
                 (Hook::Decap, Reason::Carried) => should -= stack_flows - marked,
                 (Hook::Decap, Reason::NotEctMarked) => should -= marked,
                 (Hook::Decap, Reason::StackFlow) => should = is,
+                (Hook::Decap, Reason::NotEstablished) if fast_path == FastPath::Established => should = is,
                 _ => {}
             }
             if hook == Hook::Receive {

@@ -16,6 +16,11 @@ impl Fate {
         dropped.map(|reason| reason.as_str()).or(unverified)
     }
 
+    /// How many of the case's frames these rules can keep from the container.
+    pub(crate) fn most_dropped(&self) -> usize {
+        self.decap.len().max(self.receive.len() + self.open.len()).max(self.again.len()).max(1)
+    }
+
     /// What the rules expect, in one word, for rows.
     pub(crate) fn verdict(&self) -> String {
         let mut words: Vec<_> =

@@ -74,6 +74,8 @@ pub struct Frame {
     pub cut: Option<usize>,
     /// Bits that are flipped last of all: offset of the byte, and mask.
     pub flips: Vec<(usize, u8)>,
+    /// Whether the inner packet is followed by its answer and by itself, all from the same peer.
+    pub answered: bool,
     /// How the frame is sent as fragments, and near which byte of the outer UDP datagram it is split.
     pub train: Option<(Train, usize)>,
 }
@@ -116,12 +118,22 @@ impl Frame {
             inner_cut: None,
             cut: None,
             flips: Vec::new(),
+            answered: false,
             train: None,
         }
     }
 
-    /// The frames that are sent: one, or the fragments of one.
+    /// The frames that are sent: one, the fragments of one, or one with its answer.
     pub fn frames(&self) -> Vec<Vec<u8>> {
+        if self.answered {
+            let once = Self { answered: false, ..self.clone() };
+            let mut answer = once.clone();
+            (answer.inner.from, answer.inner.to) = (once.inner.to, once.inner.from);
+            if once.transport != Transport::Icmp {
+                answer.inner_ports.reverse();
+            }
+            return [once.frames(), answer.frames(), once.frames()].concat();
+        }
         let udp = self.datagram();
         let mut frames = match self.train {
             _ if self.unencapsulated => vec![[self.ethernet.bytes(), self.inside()].concat()],

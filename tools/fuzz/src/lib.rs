@@ -15,7 +15,7 @@ use self::{
 };
 
 pub use self::{
-    options::{FuzzOptions, Ingress},
+    options::{FastPath, FuzzOptions, Ingress, Setup},
     report::{Finding, Report},
     table::Bench,
     twins::Nic,
@@ -49,7 +49,7 @@ pub fn fuzz(options: &FuzzOptions, overlay: &Path) -> Result<Report> {
     let started = Instant::now();
     let _pinned = Pinned::new()?;
     let seed = options.seed.map_or_else(clock, Ok)?;
-    let mut run = Run::new(overlay, options.ingress, seed)?;
+    let mut run = Run::new(overlay, options.setup(), seed)?;
     let mut cases = Cases::new(seed);
     while run.report.frames < options.frames && run.report.differences.len() < MOST_FINDINGS {
         let left = usize::try_from(options.frames - run.report.frames)?.min(BATCH);
@@ -62,9 +62,9 @@ pub fn fuzz(options: &FuzzOptions, overlay: &Path) -> Result<Report> {
 }
 
 /// Sends the frames of named rows, one case after the other, and returns the findings.
-pub fn replay(rows: &[rows::Row], ingress: Ingress, overlay: &Path) -> Result<Report> {
+pub fn replay(rows: &[rows::Row], setup: Setup, overlay: &Path) -> Result<Report> {
     let _pinned = Pinned::new()?;
-    let mut run = Run::new(overlay, ingress, 0)?;
+    let mut run = Run::new(overlay, setup, 0)?;
     for row in rows {
         let case = Case { name: row.name.clone(), nic: row.nic, frames: row.frames.clone() };
         let fate = fate(case.nic, &case.frames);

@@ -37,6 +37,7 @@ const MUTATIONS: &[Mutation] = &[
         frame.train = Some((random.one(&train), 8 + random.below(80)));
         frame.ip.id |= 0x8000;
     }),
+    ("with its answer", |frame, _| frame.answered = true),
     ("no encapsulation", |frame, random| {
         frame.unencapsulated = true;
         frame.inner.from =
@@ -282,6 +283,18 @@ impl Iterator for Cases {
         if frame.train.is_some() || frame.ip.fragment != 0 {
             // What a host makes of options in fragments is not specified, and nobody sends them.
             frame.ip.options.clear();
+        }
+        if frame.train.is_some()
+            || frame.ip.fragment != 0
+            || frame.inner.fragment != 0
+            || !frame.flips.is_empty()
+        {
+            // Fragments of two packets with one identification are put together, and which ones is the host's choice.
+            frame.answered = false;
+        }
+        if frame.answered && frame.udp_sum == Sum::Wrong {
+            // Whose checksum is not verified is one frame of a case, not all.
+            frame.udp_sum = Sum::Right;
         }
         if frame.unencapsulated && frame.inner.fragment != 0 {
             frame.inner.options.clear();

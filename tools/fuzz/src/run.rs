@@ -1,6 +1,6 @@
 //! Batches of cases run through both hosts, and the search for the smallest part of a batch that nothing explains.
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     path::Path,
 };
 
@@ -10,7 +10,7 @@ use crate::{
     account::Account,
     compare::{comes_from, compare, for_the_kernel},
     mutations::Case,
-    options::Ingress,
+    options::{FastPath, Setup},
     report::{Report, finding},
     rows,
     rules::Fate,
@@ -23,6 +23,7 @@ pub(crate) const MOST_FINDINGS: usize = 20;
 /// A run under way.
 pub(crate) struct Run {
     twins: Twins,
+    fast_path: FastPath,
     pub(crate) report: Report,
 }
 
@@ -37,9 +38,10 @@ struct Shown {
 
 impl Run {
     /// Starts two hosts that have seen no frame yet.
-    pub(crate) fn new(overlay: &Path, ingress: Ingress, seed: u64) -> Result<Self> {
+    pub(crate) fn new(overlay: &Path, setup: Setup, seed: u64) -> Result<Self> {
         let report = Report { seed, ..Report::default() };
-        Ok(Self { twins: Twins::new(overlay, ingress.agent())?, report })
+        let twins = Twins::new(overlay, &setup.agent())?;
+        Ok(Self { twins, fast_path: setup.fast_path, report })
     }
 
     /// Runs these cases, and looks for the smallest ones that nothing explains.
@@ -91,13 +93,16 @@ impl Run {
     }
 
     fn run(&mut self, cases: &[(Fate, Case)]) -> Result<Shown> {
+        let fast_path = self.fast_path;
         let before = (self.twins.counted()?, self.twins.ours.kernel_counters()?);
         let frames = cases.iter().flat_map(|(_, case)| case.frames.iter().map(|frame| (case.nic, frame)));
         let ours = self.twins.ours.deliver(frames)?;
         let after = (self.twins.counted()?, self.twins.ours.kernel_counters()?);
         let twins: Vec<_> = cases
             .iter()
-            .flat_map(|(fate, case)| for_the_kernel(case, fate).into_iter().map(|frame| (case.nic, frame)))
+            .flat_map(|(fate, case)| {
+                for_the_kernel(case, fate, fast_path).into_iter().map(|frame| (case.nic, frame))
+            })
             .collect();
         let kernel = self.twins.kernel.deliver(twins.iter().map(|(nic, frame)| (*nic, frame)))?;
 
@@ -107,7 +112,7 @@ impl Run {
             why.push(format!("only ours delivered {}", rows::hex(frame)));
         }
         let mut rules = BTreeMap::new();
-        let mut used = HashSet::new();
+        let mut used = HashMap::new();
         for frame in &difference.kernel_only {
             match explained(frame, cases, &mut used) {
                 Some(rule) => *rules.entry(rule.to_owned()).or_default() += 1,
@@ -115,17 +120,22 @@ impl Run {
             }
         }
         let fates: Vec<_> = cases.iter().map(|(fate, _)| fate).collect();
-        let account = Account::of(&fates, &ours, &before, &after);
+        let account = Account::of(&fates, fast_path, &ours, &before, &after);
         why.extend(account.why.iter().cloned());
         Ok(Shown { why, same: difference.same, sent: ours, rules, account })
     }
 }
 
-/// The rule by which our host dropped what the kernel delivered. Each case explains one frame.
-fn explained(frame: &[u8], cases: &[(Fate, Case)], used: &mut HashSet<usize>) -> Option<&'static str> {
+/// The rule by which our host dropped what the kernel delivered. Each case explains as many frames as the rule can have dropped;
+/// `used` is how many each has explained so far.
+fn explained(frame: &[u8], cases: &[(Fate, Case)], used: &mut HashMap<usize, usize>) -> Option<&'static str> {
     cases.iter().enumerate().find_map(|(at, (fate, case))| {
         let rule = fate.dropped_by()?;
-        let new = comes_from(frame, case) && used.insert(at);
-        new.then_some(rule)
+        let used = used.entry(at).or_default();
+        if *used == fate.most_dropped() || !comes_from(frame, case) {
+            return None;
+        }
+        *used += 1;
+        Some(rule)
     })
 }

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use overlay_common::{Hook, Reason};
 
 use crate::{
-    Ingress, Pinned,
+    Pinned, Setup,
     frames::{Frame, Transport},
     headers::checksum,
     kernel_counters::KernelCounters,
@@ -38,9 +38,9 @@ pub struct Seen {
 
 impl Bench {
     /// Starts both hosts, ours with the agent's binary at `overlay`.
-    pub fn new(ingress: Ingress, overlay: &Path) -> Result<Self> {
+    pub fn new(setup: Setup, overlay: &Path) -> Result<Self> {
         let pinned = Pinned::new()?;
-        let twins = Twins::new(overlay, ingress.agent())?;
+        let twins = Twins::new(overlay, &setup.agent())?;
         let container = twins.member.containers[0].namespace();
         let speak = Wire::out_of(container, "eth0")?;
         let hear = Wire::into(twins.underlay(), "h1")?;

@@ -12,5 +12,7 @@ mod traffic;
 mod promotion {
     mod established;
     mod first;
+    mod many;
     mod tracking;
+    mod translated;
 }

@@ -20,8 +20,13 @@ pub enum Kind {
     Etcd,
 }
 
+/// The agents' options for each mode in which packets take the fast path.
+pub const MODES: [&[&str]; 2] = [&["--fast-path", "on"], &["--fast-path", "established"]];
+
 /// Hosts that take part. When it is dropped, the fields end in this order: the agents, the store, and everything else.
 pub struct Bed {
+    /// Whether every connection begins on the stack (`--fast-path established`).
+    pub established: bool,
     pub members: Vec<Member>,
     pub store: Store,
     pub lab: Lab,
@@ -45,8 +50,8 @@ impl Bed {
             Kind::Folder => Store::folder(&lab),
             Kind::Etcd => Store::etcd(&lab).unwrap(),
         };
-        let mut bed =
-            Self { members: lab::populate_with(&lab, overlay(), &store, config, agent).unwrap(), store, lab };
+        let members = lab::populate_with(&lab, overlay(), &store, config, agent).unwrap();
+        let mut bed = Self { established: agent.contains(&"established"), members, store, lab };
         bed.wait_for_peers(usize::from(bed.lab.hosts().len() as u8) - 1);
         bed
     }

@@ -18,7 +18,7 @@ pub fn agents(backend: Backend) -> Bed {
     }
     let join = |host| Member::join(host, overlay(), &store, &["--ip-masq"]).unwrap();
     let members = lab.hosts().iter().map(join).collect();
-    let bed = Bed { members, store, lab };
+    let bed = Bed { established: false, members, store, lab };
     for member in &bed.members {
         wait_for("the peer", || json(member, &["peers"]).as_array().is_some_and(|peers| peers.len() == 1));
     }

@@ -8,7 +8,7 @@ use overlay_fuzz::{
     headers::Sum,
 };
 
-use super::{INGRESSES, overlay};
+use super::{SETUPS, overlay};
 
 /// How many frames of each kind are sent.
 const EACH: u16 = 6;
@@ -29,8 +29,8 @@ fn frames(transport: Transport, sum: Sum, first: u16) -> Vec<Vec<u8>> {
 
 #[test]
 fn a_valid_outer_checksum_does_not_vouch_for_a_broken_inner_one() {
-    for ingress in INGRESSES {
-        let mut bench = Bench::new(*ingress, overlay()).unwrap();
+    for setup in SETUPS {
+        let mut bench = Bench::new(*setup, overlay()).unwrap();
         let socket = bench.container().namespace().enter(|| Ok(UdpSocket::bind(("0.0.0.0", PORT))?)).unwrap();
         socket.set_nonblocking(true).unwrap();
         let read = || std::iter::from_fn(|| socket.recv(&mut [0; 100]).ok()).count();
@@ -43,7 +43,7 @@ fn a_valid_outer_checksum_does_not_vouch_for_a_broken_inner_one() {
                     (Transport::Tcp, "Tcp.InCsumErrors"),
                     (Transport::Icmp, "Icmp.InCsumErrors"),
                 ] {
-                    let what = format!("{ingress:?}, GRO {gro}, {nic:?}, {transport:?}");
+                    let what = format!("{setup:?}, GRO {gro}, {nic:?}, {transport:?}");
                     first += 100;
                     let before = bench.counter(counter).unwrap();
                     let right = bench.receive(nic, &frames(transport, Sum::Right, first)).unwrap();

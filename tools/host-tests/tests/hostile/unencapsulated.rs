@@ -7,7 +7,7 @@ use overlay_fuzz::{
     world::REMOTE,
 };
 
-use super::{INGRESSES, overlay};
+use super::{SETUPS, overlay};
 
 type Alteration = (&'static str, fn(&mut Frame));
 
@@ -34,23 +34,23 @@ fn bare(number: u32, source: [u8; 4], alter: fn(&mut Frame)) -> Vec<Vec<u8>> {
 #[test]
 fn a_container_is_not_spoken_for_without_encapsulation() {
     let mut number = 0;
-    for ingress in INGRESSES {
-        let mut bench = Bench::new(*ingress, overlay()).unwrap();
+    for setup in SETUPS {
+        let mut bench = Bench::new(*setup, overlay()).unwrap();
         for (name, alter) in ALTERATIONS {
             // Another host's container, the other peer's, nobody's, a neighbour's.
             for source in [REMOTE, [10, 244, 3, 7], [10, 244, 33, 7], [10, 244, 1, 3]] {
                 number += 1;
                 let seen = bench.receive(Nic::Underlay, &bare(number, source, *alter)).unwrap();
-                assert_eq!(seen.counted, [(Decap, NotEncapsulated, 1)], "{ingress:?}: {name}, {source:?}");
-                assert_eq!((seen.ours.len(), seen.kernel.len()), (0, 1), "{ingress:?}: {name}, {source:?}");
+                assert_eq!(seen.counted, [(Decap, NotEncapsulated, 1)], "{setup:?}: {name}, {source:?}");
+                assert_eq!((seen.ours.len(), seen.kernel.len()), (0, 1), "{setup:?}: {name}, {source:?}");
             }
             // The underlay's own machines, one of which is a peer.
             for source in [[10, 99, 0, 66], [10, 99, 0, 2], [192, 0, 2, 1]] {
                 number += 1;
                 let seen = bench.receive(Nic::Underlay, &bare(number, source, *alter)).unwrap();
-                assert_eq!(seen.counted, [], "{ingress:?}: {name}, {source:?}");
-                assert_eq!((seen.ours.len(), seen.kernel.len()), (1, 1), "{ingress:?}: {name}, {source:?}");
-                assert_eq!(seen.ours, seen.kernel, "{ingress:?}: {name}, {source:?}");
+                assert_eq!(seen.counted, [], "{setup:?}: {name}, {source:?}");
+                assert_eq!((seen.ours.len(), seen.kernel.len()), (1, 1), "{setup:?}: {name}, {source:?}");
+                assert_eq!(seen.ours, seen.kernel, "{setup:?}: {name}, {source:?}");
             }
         }
     }

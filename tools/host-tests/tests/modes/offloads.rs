@@ -187,7 +187,7 @@ fn summed(backend: Backend) -> Bed {
     }
     let store = Store::folder(&lab);
     let members = lab::populate_with(&lab, overlay(), &store, backend.config(), &[]).unwrap();
-    let mut bed = Bed { members, store, lab };
+    let mut bed = Bed { established: false, members, store, lab };
     bed.wait_for_peers(1);
     bed
 }

@@ -20,7 +20,7 @@ use super::traffic::{
     Tier::{Fast, Neither, Stack},
     assert_nothing_invalid, nft, own, strict_bed, talk,
 };
-use crate::bed::{Bed, Kind, json, wait_for};
+use crate::bed::{Bed, Kind, MODES, json, wait_for};
 
 const TABLE: &str = "overlay-default";
 /// How many rules it has. The lab's network has a leasable range of its own, which takes one more.
@@ -45,7 +45,11 @@ fn status(member: &Member) -> (String, u64) {
 
 #[test]
 fn what_leaves_the_overlay_is_masqueraded_and_nothing_else() {
-    let bed = strict_bed(1, &["--ip-masq"]);
+    MODES.into_iter().for_each(leave_and_enter);
+}
+
+fn leave_and_enter(mode: &[&str]) {
+    let bed = strict_bed(1, &[&["--ip-masq"][..], mode].concat());
     let (a, b) = bed.pair();
     let outside = bed.lab.switch();
     let _servers = [Server::start(outside, Lab::SWITCH, 9000), Server::of(a), Server::of(b)];
@@ -67,7 +71,11 @@ fn what_leaves_the_overlay_is_masqueraded_and_nothing_else() {
 
 #[test]
 fn d9_what_comes_from_outside_to_another_hosts_container_is_masqueraded() {
-    let bed = strict_bed(1, &["--ip-masq"]);
+    MODES.into_iter().for_each(come_from_outside);
+}
+
+fn come_from_outside(mode: &[&str]) {
+    let bed = strict_bed(1, &[&["--ip-masq"][..], mode].concat());
     let b = &bed[1].containers[0];
     let _server = Server::of(b);
     let outside = bed.lab.switch();

@@ -7,19 +7,22 @@ use overlay_lab::Backend;
 use super::traffic::{
     BOTH, Server, Talk,
     Tier::{Fast, Neither, Stack},
-    assert_nothing_invalid, own, publish, strict_bed_of, talk, tiers,
+    assert_nothing_invalid, own, promote, publish, strict_bed_of, talk, tiers,
 };
+use crate::bed::MODES;
 
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const LOCAL: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 11);
 
 #[test]
 fn a_service_reaches_backends_here_and_there() {
-    Backend::ALL.into_iter().for_each(serve);
+    Backend::ALL.into_iter().for_each(|backend| serve(backend, MODES[0]));
+    // The stack of a host meets two kinds of overlay0: a VXLAN device, and the TUN of both other backends.
+    [Backend::Vxlan, Backend::HostGw].into_iter().for_each(|backend| serve(backend, MODES[1]));
 }
 
-fn serve(backend: Backend) {
-    let bed = strict_bed_of(backend, 1, &["--ip-masq"]);
+fn serve(backend: Backend, mode: &[&str]) {
+    let bed = strict_bed_of(backend, 1, &[&["--ip-masq"][..], mode].concat());
     let (a, remote) = (&bed[0].containers[0], &bed[1].containers[0]);
     let (host, local) = (&bed[0].host, &bed[0].containers[1]);
     let _servers = [Server::of(remote), Server::of(local)];
@@ -40,11 +43,13 @@ fn serve(backend: Backend) {
 
 #[test]
 fn conversations_live_through_agents_that_end_and_start() {
-    Backend::ALL.into_iter().for_each(converse);
+    Backend::ALL.into_iter().for_each(|backend| converse(backend, MODES[0]));
+    // An agent keeps promotions in the same way whatever the backend.
+    converse(Backend::Vxlan, MODES[1]);
 }
 
-fn converse(backend: Backend) {
-    let mut bed = strict_bed_of(backend, 1, &["--ip-masq"]);
+fn converse(backend: Backend, mode: &[&str]) {
+    let mut bed = strict_bed_of(backend, 1, &[&["--ip-masq"][..], mode].concat());
     let (a, remote) = (bed[0].containers[0].clone(), bed[1].containers[0].clone());
     let _server = Server::of(&remote);
     publish(&bed[0].host, REMOTE, 80, &remote);
@@ -60,6 +65,8 @@ fn converse(backend: Backend) {
     let mut ask = |bed: &_| {
         for (index, talk) in talks.iter_mut().enumerate() {
             let expected = if index % 2 == 0 { [Stack, Fast] } else { [Fast, Stack] };
+            // An agent that starts writes its rules anew, and every connection is asked about again.
+            promote(bed, talk).unwrap();
             let tiers = tiers(bed, || {
                 for _ in 0..3 {
                     assert_eq!(talk.ask().unwrap(), a.address());

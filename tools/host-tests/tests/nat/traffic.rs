@@ -12,9 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use overlay_lab::{Backend, Carried, Container, Host, Namespace, Options};
+use overlay_user::{datapath::tables::Tables, host::firewall::fingerprint::fingerprint};
 use serde_json::Value;
 
-use crate::bed::{Bed, Kind, assert_reaches};
+use crate::bed::{Bed, Kind, assert_reaches, pins, wait_for};
 
 /// How long an answer may take. It is generous because the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -199,14 +200,42 @@ pub fn tiers(bed: &Bed, work: impl FnOnce()) -> Vec<Tier> {
     before.iter().zip(&after).map(tier).collect()
 }
 
+/// Waits until the agents know the present rules, so that no promotion is taken back any more.
+pub fn settle(bed: &Bed) {
+    for member in &bed.members {
+        let rules = || {
+            let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+            member.host.namespace().enter(move || runtime()?.block_on(fingerprint())).unwrap()
+        };
+        wait_for("the agent to know the rules", || {
+            Tables::open(&pins(member)).unwrap().stack_flows.epoch().unwrap() == rules()
+        });
+    }
+}
+
+/// Has a conversation leave the stack where it can. Where every connection begins on the stack, it can after the first answer, under
+/// rules that the agents know.
+pub fn promote(bed: &Bed, talk: &mut Talk) -> Result<()> {
+    if bed.established {
+        settle(bed);
+        talk.ask()?;
+    }
+    Ok(())
+}
+
 /// Converses by both protocols with `to`, several rounds each. Returns which address the server saw, and which tiers
-/// carried the packets.
+/// carried the packets, once the conversation had left the stack where it could.
 #[track_caller]
 pub fn talk(bed: &Bed, from: &Namespace, to: Ipv4Addr, port: u16) -> (Ipv4Addr, Vec<Tier>) {
     let results = BOTH.map(|protocol| {
         let mut heard = None;
+        let open = || Talk::open(from, protocol, to, port).unwrap();
+        let mut begun = bed.established.then(open);
+        if let Some(talk) = &mut begun {
+            promote(bed, talk).unwrap_or_else(|error| panic!("{protocol:?} {to}:{port}: {error:#}"));
+        }
         let tiers = tiers(bed, || {
-            let mut talk = Talk::open(from, protocol, to, port).unwrap();
+            let mut talk = begun.take().unwrap_or_else(open);
             let all: Vec<_> = (0..5)
                 .map(|round| {
                     talk.ask()

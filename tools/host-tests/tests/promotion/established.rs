@@ -1,14 +1,19 @@
 //! `--fast-path established`: whatever firewall the host has decides on each connection, and the fast path carries what it has
 //! accepted.
-use std::{thread, time::Duration};
+use std::{net::UdpSocket, thread, time::Duration};
 
 use overlay_common::{Hook, Reason};
-use overlay_lab::{Backend, Numbered, Options};
-use overlay_user::{datapath::tables::Tables, host::firewall::fingerprint::fingerprint};
+use overlay_lab::{
+    Backend, Numbered, Options,
+    project::{Next, build_next},
+};
+use overlay_user::datapath::tables::Tables;
 
 use crate::{
     bed::{Bed, Kind, json, pins, wait_for},
-    traffic::{BOTH, Protocol, Server, Talk, Tier, assert_nothing_invalid, nft, strict_bed_of, tiers},
+    traffic::{
+        BOTH, Protocol, Server, Talk, Tier, assert_nothing_invalid, nft, settle, strict_bed_of, tiers,
+    },
 };
 
 const ESTABLISHED: [&str; 2] = ["--fast-path", "established"];
@@ -23,26 +28,13 @@ const ONE_PORT: &str = "table ip firewall {
     }
 }";
 
-/// Waits until the agents know the present rules, so that no promotion is taken back any more.
-fn settle(bed: &Bed) {
-    for member in &bed.members {
-        let rules = || {
-            let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
-            member.host.namespace().enter(move || runtime()?.block_on(fingerprint())).unwrap()
-        };
-        wait_for("the agent to know the rules", || {
-            Tables::open(&pins(member)).unwrap().stack_flows.epoch().unwrap() == rules()
-        });
-    }
-}
-
-fn asks(talk: &mut Talk) {
+pub(super) fn asks(talk: &mut Talk) {
     talk.ask().unwrap();
 }
 
 /// Asks until the connection has left the stack on both hosts, which is after the first answer.
 #[track_caller]
-fn asserts_fast(bed: &Bed, talk: &mut Talk) {
+pub(super) fn asserts_fast(bed: &Bed, talk: &mut Talk) {
     talk.ask().unwrap();
     let carried = tiers(bed, || (0..5).for_each(|_| asks(talk)));
     assert_eq!(carried, [Tier::Fast, Tier::Fast]);
@@ -50,7 +42,7 @@ fn asserts_fast(bed: &Bed, talk: &mut Talk) {
 
 /// Conversations by both protocols with the server of the second host's first container, which have left the stack.
 #[track_caller]
-fn promoted(bed: &Bed) -> [Talk; 2] {
+pub(super) fn promoted(bed: &Bed) -> [Talk; 2] {
     settle(bed);
     let (a, b) = bed.pair();
     BOTH.map(|protocol| {
@@ -208,6 +200,23 @@ fn agents_may_end_and_start_under_packets() {
     assert!(counted.packets(Hook::Encap, Reason::StackFlow) > 1000, "{counted:?}");
 }
 
+/// The stack flows are copied into the maps of the other layout, with what the stack has accepted.
+#[test]
+fn promotions_outlive_a_change_of_the_map_layout() {
+    let next = build_next(Next::Layout).unwrap();
+    let mut bed = strict_bed_of(Backend::Vxlan, 1, &ESTABLISHED);
+    let _server = Server::of(&bed[1].containers[0]);
+    let mut talks = promoted(&bed);
+    bed[0].end_agent().unwrap();
+    bed[0].install(&next);
+    bed[0].restart_agent().unwrap();
+    for talk in &mut talks {
+        let carried = tiers(&bed, || (0..5).for_each(|_| asks(talk)));
+        assert_eq!(carried, [Tier::Fast, Tier::Fast]);
+    }
+    assert_nothing_invalid(&bed);
+}
+
 #[test]
 fn a_full_table_leaves_connections_to_the_stack() {
     let bed =
@@ -222,4 +231,71 @@ fn a_full_table_leaves_connections_to_the_stack() {
     let counted = bed[0].counters().unwrap();
     assert!(counted.packets(Hook::Send, Reason::FlowTableFull) > 0, "{counted:?}");
     assert!(counted.packets(Hook::Encap, Reason::NotEstablished) > 0, "{counted:?}");
+}
+
+/// A container that begins connections without end takes only the space that is left, never another connection's; and what has no
+/// space is carried by the stack, until the attempts are forgotten.
+#[test]
+fn a_flood_of_connections_fills_the_table_and_takes_nothing_from_others() {
+    const FLOWS: usize = 1000;
+    let mut bed = strict_bed_of(Backend::Vxlan, 1, &[&ESTABLISHED[..], &["--max-flows", "1000"]].concat());
+    for member in &bed.members {
+        member.host.namespace().sysctl("netfilter/nf_conntrack_udp_timeout", "3").unwrap();
+    }
+    let (victim, flooder) = (bed[0].containers[0].clone(), bed[0].containers[1].clone());
+    let (server, target) = (bed[1].containers[0].clone(), bed[1].containers[1].address());
+    let _server = Server::of(&server);
+    let mut talks = promoted(&bed);
+    let flood = || {
+        let to = target;
+        flooder
+            .namespace()
+            .enter(move || {
+                for _ in 0..3 {
+                    let socket = UdpSocket::bind("0.0.0.0:0")?;
+                    for port in 10_000..11_000 {
+                        // The target answers that nobody listens there, which the socket tells at the next sending.
+                        let _ = socket.send_to(b"flood", (to, port));
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+    };
+    flood();
+    for member in &bed.members {
+        let flows = Tables::open(&pins(member)).unwrap().stack_flows;
+        assert_eq!(flows.iter().count(), FLOWS, "{}", member.host.name());
+    }
+    let counted = bed[0].counters().unwrap();
+    assert!(counted.packets(Hook::Send, Reason::FlowTableFull) > 1000, "{counted:?}");
+    assert!(bed[1].counters().unwrap().packets(Hook::Track, Reason::FlowTableFull) > 1000);
+    // What was promoted stays so, and what is new is the stack's, in both directions.
+    for talk in &mut talks {
+        let carried = tiers(&bed, || (0..5).for_each(|_| asks(talk)));
+        assert_eq!(carried, [Tier::Fast, Tier::Fast]);
+    }
+    for protocol in BOTH {
+        let mut beyond = Talk::open(victim.namespace(), protocol, server.address(), 8080).unwrap();
+        let carried = tiers(&bed, || (0..5).for_each(|_| asks(&mut beyond)));
+        assert_eq!(carried, [Tier::Stack, Tier::Stack], "{protocol:?}");
+    }
+    // The attempts are forgotten when connection tracking has forgotten them, at the latest when the next agent looks.
+    thread::sleep(Duration::from_secs(6));
+    for host in [0, 1] {
+        bed[host].kill_agent().unwrap();
+        bed[host].restart_agent().unwrap();
+        let member = &bed[host];
+        wait_for("the attempts to be forgotten", || {
+            Tables::open(&pins(member)).unwrap().stack_flows.iter().count() < 100
+        });
+    }
+    for protocol in BOTH {
+        let mut late = Talk::open(victim.namespace(), protocol, server.address(), 8080).unwrap();
+        asserts_fast(&bed, &mut late);
+    }
+    for talk in &mut talks {
+        asserts_fast(&bed, talk);
+    }
+    assert_nothing_invalid(&bed);
 }

@@ -1,11 +1,21 @@
 //! What promoted connections leave behind in connection tracking: no more than they would without a fast path.
-use std::time::Duration;
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use overlay_lab::{Backend, wait_until};
+use anyhow::{Context as _, Result};
+use overlay_common::{Hook, Reason};
+use overlay_lab::{Backend, Namespace, join, wait_until};
 
 use crate::{
-    bed::wait_for,
-    traffic::{Protocol, Server, Talk, strict_bed_of},
+    bed::{Bed, MODES, wait_for},
+    traffic::{BOTH, Protocol, Server, Talk, strict_bed_of},
 };
 
 /// Longer than connection tracking keeps anything in this test, and than the agent waits between two looks.
@@ -16,7 +26,8 @@ fn connection_tracking_forgets_what_has_ended() {
     const MANY: usize = 300;
     let bed = strict_bed_of(Backend::Vxlan, 1, &["--fast-path", "established"]);
     for member in &bed.members {
-        for name in ["tcp_timeout_syn_recv", "tcp_timeout_time_wait", "icmp_timeout"] {
+        let udp = ["udp_timeout", "udp_timeout_stream"];
+        for name in ["tcp_timeout_syn_recv", "tcp_timeout_time_wait", "icmp_timeout"].iter().chain(&udp) {
             member.host.namespace().sysctl(&format!("netfilter/nf_conntrack_{name}"), "3").unwrap();
         }
     }
@@ -25,11 +36,11 @@ fn connection_tracking_forgets_what_has_ended() {
     // The kernel's own count includes what is over and not yet taken out of the table.
     let listed = |host: usize| bed[host].host.exec("cat /proc/net/nf_conntrack").unwrap();
     let known = |host: usize| listed(host).lines().filter(|line| line.contains("dport=8080")).count();
-    for _ in 0..MANY {
-        let mut talk = Talk::open(a.namespace(), Protocol::Tcp, b.address(), 8080).unwrap();
+    for number in 0..MANY {
+        let mut talk = Talk::open(a.namespace(), BOTH[number % 2], b.address(), 8080).unwrap();
         talk.ask().unwrap();
     }
-    assert!((0..2).all(|host| known(host) >= MANY), "{} {}", known(0), known(1));
+    assert!((0..2).all(|host| known(host) >= MANY / 2), "{} {}", known(0), known(1));
     for host in [0, 1] {
         let forgets = wait_until("connection tracking to forget them", SOON, || Ok(known(host) == 0));
         forgets.unwrap_or_else(|error| panic!("{error}: {}", listed(host)));
@@ -44,4 +55,112 @@ fn connection_tracking_forgets_what_has_ended() {
     talk.ask().unwrap();
     drop(talk);
     wait_for("the connection to be forgotten", || !upheld(0) && !upheld(1));
+}
+
+/// The ports of the servers for many short connections. Each has a client thread.
+const PORTS: std::ops::Range<u16> = 8080..8084;
+
+/// Serves short conversations by both protocols until `stop`: one byte each way.
+fn serve(
+    namespace: &Namespace,
+    address: Ipv4Addr,
+    stop: &Arc<AtomicBool>,
+) -> Vec<std::thread::JoinHandle<Result<()>>> {
+    const TICK: Duration = Duration::from_millis(100);
+    let is_tick = |kind| matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    let mut threads = Vec::new();
+    for port in PORTS {
+        let udp = namespace.enter(move || Ok(UdpSocket::bind((address, port))?)).unwrap();
+        udp.set_read_timeout(Some(TICK)).unwrap();
+        let stopped = stop.clone();
+        threads.push(namespace.thread(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match udp.recv_from(&mut [0; 8]) {
+                    Ok((_, from)) => drop(udp.send_to(b"!", from)),
+                    Err(error) if is_tick(error.kind()) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(())
+        }));
+        let tcp = namespace.enter(move || Ok(TcpListener::bind((address, port))?)).unwrap();
+        let stopped = stop.clone();
+        threads.push(namespace.thread(move || {
+            loop {
+                let (mut stream, _) = tcp.accept()?;
+                // The last connection only ends the waiting for it.
+                if stopped.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                stream.read_exact(&mut [0])?;
+                stream.write_all(b"!")?;
+                // The client ends it.
+                let _ = stream.read(&mut [0])?;
+            }
+        }));
+    }
+    threads
+}
+
+/// Holds so many short conversations by each protocol, each of its own connection.
+fn converse(bed: &Bed, by_each: usize) {
+    let (a, b) = bed.pair();
+    let (to, stop) = (b.address(), Arc::new(AtomicBool::new(false)));
+    let servers = serve(b.namespace(), to, &stop);
+    // The kernel would choose some ports twice, and forget connections whose ports it needs.
+    a.namespace().sysctl("ipv4/tcp_max_tw_buckets", "262144").unwrap();
+    let each = by_each / PORTS.len();
+    let clients = PORTS.enumerate().map(|(client, port)| {
+        a.namespace().thread(move || {
+            for number in 0..each {
+                let mut stream = TcpStream::connect((to, port))?;
+                stream.write_all(b"?")?;
+                stream.read_exact(&mut [0])?;
+                drop(stream);
+                let socket = UdpSocket::bind(("0.0.0.0", (10_000 + client * each + number) as u16))?;
+                socket.connect((to, port))?;
+                socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+                socket.send(b"?")?;
+                socket.recv(&mut [0]).context("no answer by UDP")?;
+            }
+            Ok(())
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        join(client).unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let wake = move || PORTS.into_iter().try_for_each(|port| Ok(TcpStream::connect((to, port)).map(drop)?));
+    a.namespace().enter(wake).unwrap();
+    for server in servers {
+        join(server).unwrap();
+    }
+}
+
+/// As many connections as one host makes in a while, all of which the kernel still remembers.
+#[test]
+fn as_much_is_known_of_many_short_connections_as_without_a_fast_path() {
+    const BY_EACH: usize = 50_000;
+    let [without, with] = [&["--fast-path", "off"][..], MODES[1]].map(|mode| {
+        let bed = strict_bed_of(Backend::Vxlan, 1, mode);
+        for member in &bed.members {
+            for name in ["tcp_timeout_time_wait", "udp_timeout", "udp_timeout_stream"] {
+                member.host.namespace().sysctl(&format!("netfilter/nf_conntrack_{name}"), "600").unwrap();
+            }
+        }
+        let started = Instant::now();
+        converse(&bed, BY_EACH);
+        let known = |host: usize| {
+            let listed = bed[host].host.exec("cat /proc/net/nf_conntrack").unwrap();
+            listed.lines().filter(|line| line.contains("dport=808")).count()
+        };
+        let known = [known(0), known(1)];
+        println!("{mode:?}: {known:?} of {} after {:?}", 2 * BY_EACH, started.elapsed());
+        let fast = bed[0].counters().unwrap().packets(Hook::Encap, Reason::Carried);
+        assert_eq!(fast > BY_EACH as u64, bed.established, "{fast} by the fast path");
+        known
+    });
+    assert!(without.iter().all(|known| *known >= 2 * BY_EACH), "{without:?}");
+    // The last connections only wake the servers.
+    assert!((0..2).all(|host| with[host] <= without[host]), "{with:?} {without:?}");
 }
