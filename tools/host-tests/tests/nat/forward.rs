@@ -152,7 +152,8 @@ fn the_rules_stand_where_they_act() {
 /// INPUT is behind the fast path, so learned containers talk; what takes the stack arrives there.
 #[test]
 fn a_closed_input_chain_is_named_with_what_opens_it() {
-    let bed = Bed::new(Kind::Folder, 2);
+    // Under `auto` the chain that is closed below would be obeyed, and nothing would arrive.
+    let bed = Bed::with(Kind::Folder, Default::default(), &["--fast-path", "on"]);
     bed.learn_all();
     let (a, b) = bed.pair();
     let _server = Server::of(b);
@@ -175,7 +176,8 @@ fn a_closed_input_chain_is_named_with_what_opens_it() {
 
 #[test]
 fn forward_rules_off_adds_none() {
-    let bed = Bed::with(Kind::Folder, Default::default(), &["--forward-rules", "off"]);
+    // Under `auto` the chain that drops below would be obeyed.
+    let bed = Bed::with(Kind::Folder, Default::default(), &["--forward-rules", "off", "--fast-path", "on"]);
     bed.learn_all();
     let (a, b) = bed.pair();
     let _server = Server::of(b);
