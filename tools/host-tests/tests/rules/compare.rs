@@ -23,7 +23,7 @@ use super::{
 };
 
 /// What the agents under test are started with.
-const UNDER_TEST: &str = "established";
+const UNDER_TEST: &str = "auto";
 /// The variable that names a part of the names of those rows that are to be run.
 const ROWS: &str = "OVERLAY_RULES";
 /// Longer than TCP waits with an acknowledgement, which is 200 ms at most.
@@ -65,7 +65,7 @@ struct Seen {
 
 impl Actors {
     fn new(mode: &str) -> Self {
-        let stage = Stage::new(&["--fast-path", mode]);
+        let stage = Stage::new(mode);
         let containers = [0, 1].map(|host| stage.bed[host].containers[0].clone());
         let servers = [0, 1].map(|host| {
             let container = &containers[host];
