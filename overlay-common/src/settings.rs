@@ -56,8 +56,6 @@ pub const ENCAPSULATION_UDP: u8 = 1;
 pub const SETTING_OUTER_DF: u32 = 1 << 0;
 /// Drop inner sources outside Network even from a known peer (`--peer-check strict`).
 pub const SETTING_STRICT_PEERS: u32 = 1 << 1;
-/// Leave every packet to the kernel's own tunnel device (`--fast-path off`).
-pub const SETTING_STACK_ONLY: u32 = 1 << 2;
 /// Reach peers on the same link without encapsulation (`DirectRouting`, host-gw), and take in what they send without it.
 pub const SETTING_DIRECT: u32 = 1 << 3;
 /// Peers are found in `PEER_INDEX`, by the number of their subnet in Network. The loader sets this where the index has room.
@@ -65,10 +63,16 @@ pub const SETTING_PEER_INDEX: u32 = 1 << 4;
 /// Endpoints are found in `ENDPOINT_INDEX`, by the number of their address in the subnet. The loader sets this where the index
 /// has room.
 pub const SETTING_ENDPOINT_INDEX: u32 = 1 << 5;
-/// A connection that is no stack flow takes the stack, which makes it one (`--fast-path established`).
-pub const SETTING_ESTABLISHED: u32 = 1 << 6;
 /// The leasable range is only a part of Network. Without this flag the programs compare no address with it.
 pub const SETTING_PART: u32 = 1 << 7;
+
+/// In the map `fast_path`: the programs carry all packets that they can.
+pub const FAST_PATH_ON: u32 = 0;
+/// In the map `fast_path`: a connection that is no stack flow takes the stack, which makes it one. The programs carry it once the
+/// stack has carried it in both directions.
+pub const FAST_PATH_ESTABLISHED: u32 = 1;
+/// In the map `fast_path`: every packet is left to the kernel's own tunnel device.
+pub const FAST_PATH_OFF: u32 = 2;
 
 impl Settings {
     /// How many subnets Network has: the length of `PEER_INDEX`.

@@ -1,8 +1,8 @@
 //! Underlay to container, top to bottom. The steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the
 //! classification, which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
-    ENDPOINT_FOREIGN_EGRESS, ENDPOINT_FOREIGN_INGRESS, EndpointEntry, Reason, SETTING_DIRECT,
-    SETTING_STACK_ONLY, Verdict,
+    ENDPOINT_FOREIGN_EGRESS, ENDPOINT_FOREIGN_INGRESS, EndpointEntry, FAST_PATH_OFF, Reason, SETTING_DIRECT,
+    Verdict,
     header::{ethernet, protocol},
     wire::{ETHERNET, UDP},
 };
@@ -11,7 +11,7 @@ use crate::{
     check, count, ecn, fib, flow,
     frame::Frame,
     ip::{Family, Header as _},
-    maps::Lookups as _,
+    maps::{self, Lookups as _},
     packet::Packet,
     settings::{self, Prefixes},
     stack,
@@ -114,7 +114,8 @@ fn receiver<F: Family>(
     if !inner.destination().in_subnet() {
         return Err(Reason::NotOurSubnet);
     }
-    if settings::has(SETTING_STACK_ONLY) {
+    let fast_path = maps::fast_path();
+    if fast_path == FAST_PATH_OFF {
         return Err(Reason::StackOnly);
     }
     if inner.is_fragment() {
@@ -129,7 +130,7 @@ fn receiver<F: Family>(
     if endpoint.flags & ENDPOINT_FOREIGN_INGRESS != 0 {
         return Err(Reason::ForeignFilter);
     }
-    flow::keeps_to_stack::<F>(frame, ETHERNET + outer_length, inner)?;
+    flow::keeps_to_stack::<F>(frame, ETHERNET + outer_length, inner, fast_path)?;
     if !frame.fits(endpoint.ifindex, inner.length(), outer_length) {
         return Err(Reason::EndpointGone);
     }

@@ -1,6 +1,6 @@
 //! Container to underlay, top to bottom. The steps are those of docs/packet-flow.md, "Out".
 use overlay_common::{
-    ENDPOINT_FOREIGN_INGRESS, Reason, SETTING_STACK_ONLY,
+    ENDPOINT_FOREIGN_INGRESS, FAST_PATH_OFF, Reason,
     header::{ethernet, protocol, udp},
     wire::ETHERNET,
 };
@@ -12,7 +12,7 @@ use crate::{
     frame::Frame as _,
     icmp,
     ip::{Family, Header as _, segment_length},
-    maps::Lookups as _,
+    maps::{self, Lookups as _},
     packet::Packet,
     settings::{self, Prefixes as _},
     tunnel,
@@ -59,7 +59,8 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
         // Sent to another router on the bridge, or broadcast: the bridge forwards it.
         return Err(Exit::NotOurs);
     }
-    if settings::has(SETTING_STACK_ONLY) {
+    let fast_path = maps::fast_path();
+    if fast_path == FAST_PATH_OFF {
         return Err(Reason::StackOnly.into());
     }
     // Somebody else's filter or program is behind this one, and must see the packet.
@@ -71,7 +72,7 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     if inner.is_fragment() {
         return Err(Reason::InnerFragment.into());
     }
-    flow::keeps_to_stack::<F>(packet, ETHERNET, &inner)?;
+    flow::keeps_to_stack::<F>(packet, ETHERNET, &inner, fast_path)?;
 
     // Out 4. Whose subnet is it?
     let Some(peer) = destination.peer() else {

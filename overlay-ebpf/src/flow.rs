@@ -1,8 +1,8 @@
 //! One connection, one path: which connections are stack flows, those that the stack has state for, and which of those are
 //! promoted to the fast path because the stack has carried them unchanged in both directions.
 use overlay_common::{
-    FLOW_BACKWARD, FLOW_BEGUN_BACKWARD, FLOW_CLOSING, FLOW_DELIVERED, FLOW_FORWARD, FLOW_KEPT, FLOW_SENT,
-    Flow, FlowKey, Hook, Reason, SETTING_ESTABLISHED, after_carrying,
+    FAST_PATH_ESTABLISHED, FLOW_BACKWARD, FLOW_BEGUN_BACKWARD, FLOW_CLOSING, FLOW_DELIVERED, FLOW_FORWARD,
+    FLOW_KEPT, FLOW_SENT, Flow, FlowKey, Hook, Reason, after_carrying,
     header::{protocol, tcp},
     is_promoted,
     wire::ETHERNET,
@@ -15,7 +15,6 @@ use crate::{
     ip::{Family, Header as _, ICMP_HEADER},
     maps::{Lookups as _, promotion_epoch},
     packet::Packet,
-    settings,
 };
 
 /// A stack flow is refreshed at most once a second: a store per packet would bounce a cache line between CPUs.
@@ -75,16 +74,20 @@ fn split([a, b, c, d]: [u8; 4]) -> [[u8; 2]; 2] {
     [[a, b], [c, d]]
 }
 
-/// Why the packet's connection keeps to the stack, if it does. Traffic keeps its stack flow alive.
+/// Why the packet's connection keeps to the stack, if it does. Traffic keeps its stack flow alive. `fast_path` is what the fast
+/// path carries, a `FAST_PATH_*`.
 #[inline(always)]
 pub(crate) fn keeps_to_stack<F: Family>(
     frame: &impl Frame,
     offset: usize,
     ip: &F::Header,
+    fast_path: u32,
 ) -> Result<(), Reason> {
     let Connection { key, .. } = connection::<F>(frame, offset, ip);
-    let Some(flow) = F::Address::stack_flow(&key) else {
-        let is_for_stack = settings::has(SETTING_ESTABLISHED);
+    // Where the stack decides on every connection, nearly every one is a stack flow, so that a mark would tell nothing.
+    let is_for_stack = fast_path == FAST_PATH_ESTABLISHED;
+    let known = is_for_stack || F::Address::may_be_stack_flow(&key);
+    let Some(flow) = known.then(|| F::Address::stack_flow(&key)).flatten() else {
         return if is_for_stack { Err(Reason::NotEstablished) } else { Ok(()) };
     };
     let state = next_state::<F>(frame, offset, ip, &key, flow.state);

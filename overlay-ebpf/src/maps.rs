@@ -5,9 +5,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Addr4, Count, EndpointEntry, Flow, FlowKey, MARK_BUCKETS, MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS,
-    MAX_XDP_TARGETS, PeerCount, PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_ESTABLISHED, SETTING_PEER_INDEX,
-    Vtep,
+    Addr4, Count, EndpointEntry, FAST_PATH_OFF, Flow, FlowKey, MARK_BUCKETS, MAX_ENDPOINTS, MAX_FLOWS,
+    MAX_PEERS, MAX_XDP_TARGETS, PeerCount, PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
     reason::{COUNTERS as COUNTERS_LENGTH, REASONS},
 };
 
@@ -53,6 +52,11 @@ static FLOW_MARKS_HALF: Array<u32, 1> = Array::new();
 /// The promotion epoch. The agent writes another one when the host's packet filter changes, which takes every promotion back.
 #[btf_map]
 static PROMOTION_EPOCH: Array<u32, 1> = Array::new();
+
+/// Which packets the fast path carries: a `FAST_PATH_*`. The agent writes it whenever what the host asks for changes, and it holds
+/// when the agent is gone.
+#[btf_map]
+static FAST_PATH: Array<u32, 1> = Array::new();
 
 /// Interfaces, by their index, to which XDP may redirect: veths whose other end takes such frames. The kernel removes an
 /// interface that goes.
@@ -106,6 +110,9 @@ pub(crate) trait Lookups: Prefixes {
     /// The endpoint with this address.
     fn endpoint(self) -> Option<EndpointEntry>;
 
+    /// Whether a connection may be a stack flow. Most that are none are told by their mark, without a look-up in the table.
+    fn may_be_stack_flow(key: &FlowKey<Self>) -> bool;
+
     /// The stack flow of a connection, if it is one.
     fn stack_flow(key: &FlowKey<Self>) -> Option<&'static mut Flow>;
 
@@ -145,11 +152,12 @@ impl Lookups for Addr4 {
     }
 
     #[inline(always)]
+    fn may_be_stack_flow(key: &FlowKey) -> bool {
+        is_marked(key.bucket())
+    }
+
+    #[inline(always)]
     fn stack_flow(key: &FlowKey) -> Option<&'static mut Flow> {
-        // Under `--fast-path established` nearly every connection is one, so that a mark would tell nothing.
-        if !settings::has(SETTING_ESTABLISHED) && !is_marked(key.bucket()) {
-            return None;
-        }
         // SAFETY: hash entries are preallocated and never freed while the program runs; `Flow` is two words that several
         // CPUs may write: the last writer wins, and both wrote the present second.
         STACK_FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
@@ -178,6 +186,12 @@ pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
 #[inline(always)]
 pub(crate) fn promotion_epoch() -> u32 {
     PROMOTION_EPOCH.get(0).copied().unwrap_or(0)
+}
+
+/// Which packets the fast path carries: a `FAST_PATH_*`.
+#[inline(always)]
+pub(crate) fn fast_path() -> u32 {
+    FAST_PATH.get(0).copied().unwrap_or(FAST_PATH_OFF)
 }
 
 /// Whether there may be a stack flow whose mark is in this bucket.

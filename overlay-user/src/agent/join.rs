@@ -1,18 +1,20 @@
 //! How a host joins the network when its agent starts. It finds the underlay interface, takes the lock, reads the config,
 //! acquires the lease and writes the record; then come the device and the programs.
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use log::{info, warn};
 use overlay_common::{
-    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_ESTABLISHED, SETTING_OUTER_DF, SETTING_PART,
-    SETTING_STACK_ONLY, SETTING_STRICT_PEERS, Settings,
+    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_OUTER_DF, SETTING_PART, SETTING_STRICT_PEERS, Settings,
 };
 use tokio::time::sleep;
 
 use crate::{
-    agent::options::{AskedIngress, Options},
+    agent::{
+        fast_path::Decider,
+        options::{AskedIngress, Options},
+    },
     datapath::{
         ebpf::EbpfDatapath,
         layouts::Older,
@@ -24,6 +26,7 @@ use crate::{
     },
     host::{
         device::{self, Device, DeviceKind, DeviceSpec, Prepared},
+        firewall::analysis::Site,
         netlink::{LinkKind, Netlink},
         overlaps::{Overlaps, REMEDY},
         subnet_env,
@@ -33,7 +36,7 @@ use crate::{
         addr::{OtherFamily, gateway, ipv4, ipv4_net},
         backend::Backend,
         entries::Peer,
-        fast_path::FastPath,
+        fast_path::{AskedFastPath, FastPath, FastPathStatus},
         ingress::Ingress,
         lease::LeaseBackend,
         mac::Mac,
@@ -63,6 +66,8 @@ pub(crate) struct Joined {
     adoption: Adoption,
     older: Vec<Older>,
     tc: AttachMethod,
+    /// Which packets the fast path was found to be allowed to carry.
+    pub(crate) fast_path: Option<FastPathStatus>,
 }
 
 /// Locks the network for this process, and leases a subnet for this host. `private` is the folder of a store that is meant for
@@ -136,7 +141,7 @@ pub(crate) async fn join(
     };
     let tc = attach_method(options.attach)?;
     let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
-    Ok(Joined {
+    let mut joined = Joined {
         netlink,
         paths,
         lock,
@@ -150,7 +155,10 @@ pub(crate) async fn join(
         adoption,
         older,
         tc,
-    })
+        fast_path: None,
+    };
+    joined.fast_path = Some(joined.decider(options.fast_path)?.decide().await);
+    Ok(joined)
 }
 
 /// Refuses a network from which a container may get this host's own address, since hosts may lease any address of the leasable
@@ -187,6 +195,22 @@ impl Joined {
                  that another host has leased pass that by in the fast path; {REMEDY}"
             );
         }
+    }
+
+    /// Decides which packets the fast path carries on this host.
+    pub(crate) fn decider(&self, asked: AskedFastPath) -> Result<Decider> {
+        let site = Site {
+            network: self.network.plan.network,
+            subnet: self.local_lease.lease.subnet,
+            device: self.spec.name.clone(),
+            underlay: self.underlay.name.clone(),
+            address: self.underlay.address,
+            port: self.backend.port(),
+            is_direct: self.backend.is_direct(),
+            elsewhere: BTreeSet::new(),
+        };
+        // A netlink socket of its own, because the kernel refuses a second dump on a socket while one is under way (EBUSY).
+        Ok(Decider::new(asked, site, Netlink::open()?, self.fast_path.clone()))
     }
 
     /// This host's address as its peers know it.
@@ -227,6 +251,7 @@ impl Joined {
         let options = load::LoadOptions {
             settings: self.settings(options, device.ifindex)?,
             pins: self.paths.pins.clone(),
+            fast_path: self.fast_path.as_ref().map_or(FastPath::Established, |decided| decided.effective),
             tc: self.tc,
             ingress: self.ingress.clone(),
             max_peers: options.max_peers,
@@ -272,8 +297,6 @@ impl Joined {
         let flags = [
             (options.outer_df, SETTING_OUTER_DF),
             (options.strict_peers, SETTING_STRICT_PEERS),
-            (options.fast_path == FastPath::Off, SETTING_STACK_ONLY),
-            (options.fast_path == FastPath::Established, SETTING_ESTABLISHED),
             (self.backend.is_direct(), SETTING_DIRECT),
             (!self.network.plan.is_whole(), SETTING_PART),
         ];
@@ -335,7 +358,7 @@ async fn choose_ingress(
             ));
         }
         AskedIngress::Tc => return Ok(Ingress::without("not asked for")),
-        AskedIngress::Xdp(_) if options.fast_path == FastPath::Off => {
+        AskedIngress::Xdp(_) if options.fast_path == AskedFastPath::Off => {
             return Ok(Ingress::without("switched off by --fast-path off"));
         }
         AskedIngress::Xdp(mode) => mode,

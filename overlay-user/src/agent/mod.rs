@@ -4,6 +4,7 @@ pub mod assembly;
 pub mod control;
 pub mod desired;
 pub mod device_keeper;
+mod fast_path;
 pub mod guard;
 pub mod health;
 pub mod in_front;

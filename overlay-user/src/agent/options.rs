@@ -8,7 +8,7 @@ use std::{
 use crate::{
     datapath::{links::AttachMethod, state::Paths},
     host::underlay::Choice,
-    model::{fast_path::FastPath, ingress::XdpMode},
+    model::{fast_path::AskedFastPath, ingress::XdpMode},
 };
 
 /// What the agent is asked to do.
@@ -29,7 +29,7 @@ pub struct Options {
     /// Name of the tunnel device.
     pub device: String,
     /// Which packets the programs carry past the stack.
-    pub fast_path: FastPath,
+    pub fast_path: AskedFastPath,
     /// Where packets from other hosts are taken in.
     pub ingress: AskedIngress,
     /// How programs are attached at TC; `None` takes the best that the kernel has.

@@ -1,6 +1,6 @@
-//! Keeps promotions in step with the host. The stack's connection tracking knows every promoted connection as long as that
-//! lives, so that a connection which returns to the stack is accepted as if it had never left it. When the host's packet filter
-//! changes, every promotion is taken back.
+//! Keeps the fast path and its promotions in step with the host. The stack's connection tracking knows every promoted connection
+//! as long as that lives, so that a connection which returns to the stack is accepted as if it had never left it. When the host's
+//! packet filter changes, it is decided anew how much the fast path may carry, and every promotion is taken back.
 use std::{
     collections::HashMap,
     net::IpAddr,
@@ -15,20 +15,19 @@ use overlay_common::{
     header::protocol::{TCP, UDP},
 };
 use tokio::{
+    sync::watch,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
 
 use crate::{
+    agent::{fast_path::Decider, status::Status},
     datapath::tables::Tables,
-    host::{
-        firewall::fingerprint::fingerprint,
-        netlink::{
-            NftablesEvents,
-            conntrack::{self, Tuple},
-        },
+    host::netlink::{
+        NftablesEvents,
+        conntrack::{self, Tuple},
     },
-    model::fast_path::FastPath,
+    model::fast_path::{FastPath, FastPathStatus},
 };
 
 /// How often new promotions are looked for. A connection that returns to the stack before the next look meets only what
@@ -46,31 +45,20 @@ const SHARE: u32 = 20;
 ///
 /// # Errors
 /// When the pinned maps cannot be read.
-pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
+pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sender<Status>) -> Result<()> {
     let mut keeper = Keeper { tables: Tables::open(&pins)?, upheld: HashMap::new() };
-    let is_bound_to_rules = fast_path == FastPath::Established;
     let mut changes = None;
-    if is_bound_to_rules {
+    if decider.is_bound_to_rules() {
         let listening = NftablesEvents::listen();
         changes = listening.inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).ok();
     }
-    let mut failed = String::new();
     loop {
-        let epoch = keeper.tables.stack_flows.epoch()?;
-        // Without `--fast-path established` the rules are never asked about connections that do not touch the stack, so they
-        // need not be asked again about connections that did.
-        let rules = if is_bound_to_rules { fingerprint().await } else { Ok(0) };
-        let rules = rules.unwrap_or_else(|error| {
-            let said = format!("{error:#}");
-            if said != failed {
-                warn!("{said}: connections take the fast path for {PERIOD:?} at a time");
-                failed = said;
-            }
-            // What was accepted under rules that cannot be told from others must not hold under others, so a new epoch begins.
-            epoch.wrapping_add(2)
-        });
-        let new_epoch = (rules != epoch).then_some(rules);
         let started = Instant::now();
+        let decided = decider.decide().await;
+        keeper.tables.set_fast_path(decided.effective)?;
+        let epoch = keeper.tables.stack_flows.epoch()?;
+        let wanted_epoch = wanted_epoch(&decided, epoch);
+        let new_epoch = (wanted_epoch != epoch).then_some(wanted_epoch);
         let look = spawn_blocking(move || {
             let looked = keeper.look(new_epoch);
             (keeper, looked)
@@ -84,6 +72,12 @@ pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
             Ok(_) => {}
             Err(error) => debug!("{error:#}"),
         }
+        // Whoever reads this knows that it is in force.
+        status.send_if_modified(|status| {
+            let is_new = status.fast_path != decided;
+            status.fast_path = decided;
+            is_new
+        });
         sleep(started.elapsed() * SHARE).await;
         let changed = async {
             match &mut changes {
@@ -93,6 +87,17 @@ pub(crate) async fn keep(pins: PathBuf, fast_path: FastPath) -> Result<()> {
         };
         // The result is ignored, because the end of the notifications is a reason to look, too.
         let _ = timeout(PERIOD, changed).await;
+    }
+}
+
+/// The epoch that promotions must be of. Where the stack does not decide on every connection, its rules are never asked about most
+/// of them, so they need not be asked again about the others.
+fn wanted_epoch(decided: &FastPathStatus, epoch: u32) -> u32 {
+    match (decided.effective, decided.rules) {
+        // What was accepted under rules that cannot be told from others must not hold under others.
+        (FastPath::Established, 0) => epoch.wrapping_add(2),
+        (FastPath::Established, rules) => rules,
+        (FastPath::On | FastPath::Off, _) => 0,
     }
 }
 

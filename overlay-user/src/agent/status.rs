@@ -11,7 +11,7 @@ use crate::{
     datapath::{links::InFront, losses::Reading},
     host::firewall::RulesStatus,
     learn::view::View,
-    model::{backend::Backend, clock::unix_now, ingress::Ingress},
+    model::{backend::Backend, clock::unix_now, fast_path::FastPathStatus, ingress::Ingress},
     store::local_lease::LeaseStatus,
 };
 
@@ -39,6 +39,9 @@ pub struct Status {
     pub datapath: DatapathStatus,
     /// The peers.
     pub peers: PeersStatus,
+    /// Which packets the fast path carries, and why. Earlier agents leave it out.
+    #[serde(default)]
+    pub fast_path: FastPathStatus,
     /// This agent's rules in the host's packet filter.
     #[serde(default)]
     pub rules: RulesStatus,
@@ -77,6 +80,7 @@ impl Status {
             lease: LeaseStatus::default(),
             datapath: DatapathStatus::default(),
             peers: PeersStatus::default(),
+            fast_path: FastPathStatus::default(),
             rules: RulesStatus::default(),
             state: StateStatus::default(),
             learned: View::default(),

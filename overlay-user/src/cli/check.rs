@@ -7,20 +7,28 @@ mod firewall;
 mod input;
 mod kernel;
 mod networks;
+mod packet_filter;
 mod path_mtu;
 mod policies;
 mod tc;
 
-use std::fs;
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+};
 
 pub use self::finding::{Finding, Level};
 use self::{finding::Sysctl, networks::Overlay};
 use crate::{
     datapath::{xdp::XdpLink, xdp_fitness},
-    host::netlink::{Link, LinkKind, Netlink, NetlinkError},
-    model::{backend::Backend, fast_path::FastPath},
+    host::{
+        firewall::analysis,
+        netlink::{Link, LinkKind, Netlink, NetlinkError},
+    },
+    model::{backend::Backend, fast_path::AskedFastPath},
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use overlay_common::{ENCAPSULATION_UDP, wire};
 
 /// What the host is to be checked for.
@@ -35,8 +43,10 @@ pub struct CheckSpec {
     pub backend: Backend,
     /// The own subnet, where there is one.
     pub subnet: Option<IpNet>,
-    /// Which packets the programs carry past the stack: as the record says, or else all that they can.
-    pub fast_path: FastPath,
+    /// The own address on the underlay interface, where it is known.
+    pub address: Option<IpAddr>,
+    /// Which packets the programs are asked to carry past the stack: as the record says, or else what is asked by default.
+    pub fast_path: AskedFastPath,
     /// Network, where it is known.
     pub network: Option<IpNet>,
     /// The folder below which everything is pinned.
@@ -85,10 +95,33 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.push(policies::finding(&prefixes, &bridges).await);
     findings.extend(tc::findings(&spec.pins, &links));
     let widest = prefixes.iter().copied().min_by_key(IpNet::prefix_len);
-    findings.extend(
-        firewall::findings(spec.network.or(widest), spec.subnet, spec.backend.port(), spec.fast_path).await,
-    );
+    let network = spec.network.or(widest);
+    let site = site(netlink, spec, network).await?;
+    findings.extend(firewall::findings(network, spec.subnet, &site, spec.fast_path).await);
     Ok(findings)
+}
+
+/// Where packets between containers pass. What is not known yet may be anything, so that every rule may concern it.
+async fn site(
+    netlink: &Netlink,
+    spec: &CheckSpec,
+    network: Option<IpNet>,
+) -> Result<analysis::Site, NetlinkError> {
+    let anything = IpNet::from(Ipv4Net::default());
+    let elsewhere = match spec.subnet {
+        Some(subnet) => analysis::elsewhere(netlink, subnet).await?,
+        None => BTreeSet::new(),
+    };
+    Ok(analysis::Site {
+        network: network.unwrap_or(anything),
+        subnet: spec.subnet.unwrap_or(anything),
+        device: spec.device.clone(),
+        underlay: spec.underlay.clone().unwrap_or_default(),
+        address: spec.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        port: spec.backend.port(),
+        is_direct: spec.backend.is_direct(),
+        elsewhere,
+    })
 }
 
 /// The backend with the network's own port and MTU, which the agent gave to a VXLAN device. A TUN tells neither: it has no
@@ -268,7 +301,8 @@ mod tests {
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: None,
-            fast_path: FastPath::On,
+            address: None,
+            fast_path: AskedFastPath::Auto,
             network: None,
             bpf_root: "/sys/fs/bpf".into(),
             pins: "/nowhere".into(),

@@ -15,7 +15,7 @@ use crate::{
     agent::options::{self as agent, AskedIngress},
     datapath::{links::AttachMethod, state::Paths},
     host::underlay::Choice,
-    model::{fast_path::FastPath, ingress::XdpMode, mac::Mac},
+    model::{fast_path::AskedFastPath, ingress::XdpMode, mac::Mac},
 };
 
 const AFTER_HELP: &str = "\
@@ -322,7 +322,7 @@ pub struct Agent {
     #[arg(long, default_value = DEFAULT_DEVICE)]
     pub device: String,
     /// Which packets between containers go past the host's stack, and so past its firewall
-    #[arg(long, value_enum, default_value_t = FastPathOption::On)]
+    #[arg(long, value_enum, default_value_t = FastPathOption::Auto)]
     pub fast_path: FastPathOption,
     /// Where packets from other hosts are taken in
     #[arg(long, value_enum, default_value_t = IngressOption::Auto)]
@@ -339,7 +339,7 @@ pub struct Agent {
     /// For how many other hosts there is room; more are reported and left out
     #[arg(long, default_value_t = overlay_common::MAX_PEERS, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_peers: u32,
-    /// For how many connections there is room that the stack has seen: by default 65536, or 262144 under --fast-path established
+    /// For how many connections there is room that the stack has seen: by default 262144, or 65536 under --fast-path on and off
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_flows: Option<u32>,
     /// Compares what the kernel has with what the store says this often, and puts it right
@@ -417,8 +417,8 @@ impl Agent {
             strict_peers: self.peer_check == PeerCheck::Strict,
             max_peers: self.max_peers,
             max_flows: self.max_flows.unwrap_or(match self.fast_path {
-                FastPathOption::Established => MAX_FLOWS_ESTABLISHED,
-                _ => overlay_common::MAX_FLOWS,
+                FastPathOption::Auto | FastPathOption::Established => MAX_FLOWS_ESTABLISHED,
+                FastPathOption::On | FastPathOption::Off => overlay_common::MAX_FLOWS,
             }),
             audit: Duration::from_secs(self.audit_interval),
             outer_df: self.outer_df,
@@ -436,6 +436,9 @@ const MAX_FLOWS_ESTABLISHED: u32 = 262_144;
 /// Which packets go past the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FastPathOption {
+    /// As many as the host's firewall allows: `on` while no rule could refuse or alter a packet between containers, else
+    /// `established` or `off`, whichever obeys the rules
+    Auto,
     /// All that can; the host's firewall does not see them
     On,
     /// Those of connections that the host's firewall has accepted in both directions
@@ -444,9 +447,10 @@ pub enum FastPathOption {
     Off,
 }
 
-impl From<FastPathOption> for FastPath {
+impl From<FastPathOption> for AskedFastPath {
     fn from(option: FastPathOption) -> Self {
         match option {
+            FastPathOption::Auto => Self::Auto,
             FastPathOption::On => Self::On,
             FastPathOption::Established => Self::Established,
             FastPathOption::Off => Self::Off,

@@ -12,7 +12,10 @@ use super::{
     tables::{MAPS, Tables},
     xdp::{self, XdpTargets},
 };
-use crate::model::ingress::{Ingress, XdpMode};
+use crate::model::{
+    fast_path::FastPath,
+    ingress::{Ingress, XdpMode},
+};
 
 /// The programs, as this crate's build script built them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay"));
@@ -24,6 +27,8 @@ pub struct LoadOptions {
     pub settings: Settings,
     /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v2/default`.
     pub pins: PathBuf,
+    /// Which packets the programs carry past the stack from their first one on.
+    pub fast_path: FastPath,
     /// How programs are attached at TC.
     pub tc: AttachMethod,
     /// What XDP does before TC, or why it does nothing.
@@ -101,7 +106,8 @@ pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf,
     if let Some(mode) = options.ingress.xdp {
         xdp::load(mode, &mut ebpf)?;
     }
-    let tables = Tables::take(&mut ebpf, &settings)?;
+    let mut tables = Tables::take(&mut ebpf, &settings)?;
+    tables.set_fast_path(options.fast_path)?;
     Ok((ebpf, tables))
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use overlay_common::{
@@ -18,11 +18,12 @@ use super::{DatapathError, index::Indexed, stack_flows::StackFlows};
 use crate::model::{
     addr::{OtherFamily, ipv4},
     entries::{Endpoint, ForeignTc, Peer},
+    fast_path::FastPath,
     mac::Mac,
 };
 
 /// Names of the maps in the programs, and of their pins.
-pub const MAPS: [(&str, &str); 9] = [
+pub const MAPS: [(&str, &str); 10] = [
     ("PEERS", "peers"),
     ("VTEPS", "vteps"),
     ("ENDPOINTS", "endpoints"),
@@ -30,6 +31,7 @@ pub const MAPS: [(&str, &str); 9] = [
     ("FLOW_MARKS", "flow_marks"),
     ("FLOW_MARKS_HALF", "flow_marks_half"),
     ("PROMOTION_EPOCH", "promotion_epoch"),
+    ("FAST_PATH", "fast_path"),
     ("COUNTERS", "counters"),
     ("PEER_COUNTERS", "peer_counters"),
 ];
@@ -44,6 +46,7 @@ pub struct Tables {
     pub endpoints: Indexed<EndpointEntry>,
     /// Connections that the stack has seen.
     pub stack_flows: StackFlows,
+    fast_path: Array<MapData, u32>,
     counters: PerCpuArray<MapData, Count>,
     peer_counters: PerCpuArray<MapData, PeerCount>,
 }
@@ -105,7 +108,7 @@ impl Tables {
         mut map: impl FnMut(&'static str, &'static str) -> Result<Map, DatapathError>,
     ) -> Result<Self, DatapathError> {
         let wrong = |error: MapError| DatapathError::failed("use the maps", &error);
-        let [peers, vteps, endpoints, flows, marks, half, epoch, counters, peer_counters] = MAPS;
+        let [peers, vteps, endpoints, flows, marks, half, epoch, fast_path, counters, peer_counters] = MAPS;
         Ok(Self {
             peers: Indexed::read_only(map(peers.0, peers.1)?.try_into().map_err(wrong)?),
             vteps: map(vteps.0, vteps.1)?.try_into().map_err(wrong)?,
@@ -116,9 +119,30 @@ impl Tables {
                 half: map(half.0, half.1)?.try_into().map_err(wrong)?,
                 epoch: map(epoch.0, epoch.1)?.try_into().map_err(wrong)?,
             },
+            fast_path: map(fast_path.0, fast_path.1)?.try_into().map_err(wrong)?,
             counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
             peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
         })
+    }
+
+    /// Which packets the programs carry past the stack.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn fast_path(&self) -> Result<FastPath, DatapathError> {
+        let number = self.fast_path.get(&0, 0);
+        number
+            .map(FastPath::numbered)
+            .map_err(|error| DatapathError::failed("read the map fast_path", &error))
+    }
+
+    /// Tells the programs which packets to carry past the stack. It holds from the next packet on.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_fast_path(&mut self, fast_path: FastPath) -> Result<(), DatapathError> {
+        let written = self.fast_path.set(0, fast_path.number(), 0);
+        written.map_err(|error| DatapathError::failed("write the map fast_path", &error))
     }
 
     /// Makes the indexes say what the tables of peers and endpoints say, and returns how many entries it corrected.
@@ -265,7 +289,7 @@ pub fn check(folder: &Path) -> Result<(), DatapathError> {
             "vteps" => (MapType::Hash, size_of::<Addr4>(), size_of::<Vtep>()),
             "endpoints" => (MapType::Hash, size_of::<Addr4>(), size_of::<EndpointEntry>()),
             "stack_flows" => (MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>()),
-            "flow_marks" | "flow_marks_half" | "promotion_epoch" => {
+            "flow_marks" | "flow_marks_half" | "promotion_epoch" | "fast_path" => {
                 (MapType::Array, size_of::<u32>(), size_of::<u32>())
             }
             "counters" => (MapType::PerCpuArray, size_of::<u32>(), size_of::<Count>()),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{discover::Discovered, record::FlannelRecord};
 use crate::{
     host::{device::DeviceSpec, netlink::ClassicTunnel},
-    model::fast_path::FastPath,
+    model::fast_path::AskedFastPath,
 };
 
 /// The plan of a move.
@@ -39,7 +39,7 @@ pub struct PlanInput {
     /// Whether the agent is to accept the overlay's packets where FORWARD drops.
     pub forward: bool,
     /// Which packets the programs are to carry.
-    pub fast_path: FastPath,
+    pub fast_path: AskedFastPath,
     /// The file that records what flannel was.
     pub record: String,
 }
@@ -52,7 +52,7 @@ impl Plan {
         let direct: Vec<String> = flannel.direct_routes().map(|it| it.destination.to_string()).collect();
         let rules = flannel.rules.names();
         let veths = format!("attach to {} veths of containers", means.ports);
-        let attaching = if means.fast_path != FastPath::Off {
+        let attaching = if means.fast_path != AskedFastPath::Off {
             format!(
                 "note connections that this host translates; {veths}, of which {} addresses are known: from here on the fast \
                  path carries them",

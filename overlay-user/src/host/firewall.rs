@@ -1,4 +1,5 @@
 //! Our rules in the host's packet filter: put in force, kept in force, told in the status, taken away by `overlay down`.
+pub mod analysis;
 pub mod command;
 pub mod fingerprint;
 pub mod forward;

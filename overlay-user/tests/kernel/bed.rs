@@ -8,6 +8,7 @@ use overlay_common::{
     SETTING_DIRECT, Settings, Vtep,
 };
 use overlay_user::datapath::{load, tables::Tables, xdp::XdpTargets};
+pub use overlay_user::model::fast_path::FastPath;
 
 pub use super::{frames::*, world::*};
 use crate::support::{in_own_namespace, ip, sysctl};

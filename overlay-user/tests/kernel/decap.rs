@@ -1,5 +1,5 @@
 //! Underlay to container: every branch of the classification, at TC and at XDP alike, and what `overlay_decap` does with it.
-use overlay_common::{Addr4, Hook::Decap, Reason, SETTING_STACK_ONLY, SETTING_STRICT_PEERS};
+use overlay_common::{Addr4, Hook::Decap, Reason, SETTING_STRICT_PEERS};
 
 use super::bed::*;
 use crate::support::ip;
@@ -269,12 +269,10 @@ fn headers_that_lie_are_dropped() {
 
 #[test]
 fn the_fast_path_can_be_switched_off() {
-    with_settings(
-        |settings| settings.flags = SETTING_STACK_ONLY,
-        |bed| {
-            received(bed, &udp(REMOTE, CONTAINER, [1, 2], 10)).assert(NEXT, &[(Decap, Reason::StackOnly)]);
-            decap(bed, Tunnel { source: STRANGER, ..Tunnel::default() }, &udp(REMOTE, CONTAINER, [1, 2], 10))
-                .assert(SHOT, &[(Decap, Reason::UnknownPeer)]);
-        },
-    );
+    with_bed(|bed| {
+        bed.tables.set_fast_path(FastPath::Off).unwrap();
+        received(bed, &udp(REMOTE, CONTAINER, [1, 2], 10)).assert(NEXT, &[(Decap, Reason::StackOnly)]);
+        decap(bed, Tunnel { source: STRANGER, ..Tunnel::default() }, &udp(REMOTE, CONTAINER, [1, 2], 10))
+            .assert(SHOT, &[(Decap, Reason::UnknownPeer)]);
+    });
 }

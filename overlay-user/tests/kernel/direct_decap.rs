@@ -1,7 +1,7 @@
 //! Direct routing, underlay to container, at TC and at XDP alike: what arrives unencapsulated, and who may send it.
 use overlay_common::{
     Hook::{Decap, Xdp},
-    Reason, SETTING_STACK_ONLY,
+    Reason,
 };
 
 use super::bed::*;
@@ -143,7 +143,8 @@ fn unencapsulated_packets_that_the_stack_must_see_are_handed_over() {
         ip("link del c1");
         handed_over(bed, &packet, Reason::EndpointGone);
     });
-    with_direct(SETTING_STACK_ONLY, |bed, fallback| {
+    with_direct(0, |bed, fallback| {
+        bed.tables.set_fast_path(FastPath::Off).unwrap();
         let frame = arriving(&udp(REMOTE, CONTAINER, [1, 2], 10));
         let outcome = bed.take_in_unencapsulated(&frame);
         outcome.assert(REDIRECT, &[(Decap, Reason::StackOnly)]);

@@ -2,7 +2,7 @@
 use overlay_common::{
     Addr4, FLOW_CLOSING,
     Hook::Encap,
-    Reason, SETTING_OUTER_DF, SETTING_STACK_ONLY,
+    Reason, SETTING_OUTER_DF,
     wire::{DATAGRAM, ETHERNET, ETHERTYPE_IPV4, INNER, OVERHEAD, Outer, Vxlan},
 };
 
@@ -418,15 +418,12 @@ fn too_big_beyond_the_rate_is_the_stacks_to_answer() {
 
 #[test]
 fn the_fast_path_can_be_switched_off() {
-    with_settings(
-        |settings| settings.flags = SETTING_STACK_ONLY,
-        |bed| {
-            encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::StackOnly)]);
-            // The checks stay.
-            encap(bed, &udp([10, 244, 2, 9], REMOTE, [1, 2], 10))
-                .assert(SHOT, &[(Encap, Reason::SourceNotOurs)]);
-        },
-    );
+    with_bed(|bed| {
+        bed.tables.set_fast_path(FastPath::Off).unwrap();
+        encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::StackOnly)]);
+        // The checks stay.
+        encap(bed, &udp([10, 244, 2, 9], REMOTE, [1, 2], 10)).assert(SHOT, &[(Encap, Reason::SourceNotOurs)]);
+    });
 }
 
 /// An ICMP destination unreachable to the container, from its gateway, quoting `quote` bytes of `packet`.

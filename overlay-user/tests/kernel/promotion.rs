@@ -1,7 +1,7 @@
 //! Promotion: which connections leave the stack for the fast path, when, and what takes them back.
 use overlay_common::{
     Hook::{Decap, Encap},
-    Reason, SETTING_ESTABLISHED,
+    Reason,
 };
 
 use super::bed::*;
@@ -200,23 +200,19 @@ fn a_new_epoch_takes_every_promotion_back() {
 #[test]
 fn under_established_the_stack_decides_on_every_connection() {
     for (out, into) in connections() {
-        with_settings(
-            |settings| settings.flags = SETTING_ESTABLISHED,
-            |bed| {
-                takes(bed, &out, &into, Reason::NotEstablished);
-                sends(bed, &out);
-                takes(bed, &out, &into, Reason::StackFlow);
-                delivers(bed, &into);
-                takes(bed, &out, &into, Reason::Carried);
-            },
-        );
+        with_bed(|bed| {
+            bed.tables.set_fast_path(FastPath::Established).unwrap();
+            takes(bed, &out, &into, Reason::NotEstablished);
+            sends(bed, &out);
+            takes(bed, &out, &into, Reason::StackFlow);
+            delivers(bed, &into);
+            takes(bed, &out, &into, Reason::Carried);
+        });
     }
     // What the fast path drops, it drops before anybody asks about connections.
-    with_settings(
-        |settings| settings.flags = SETTING_ESTABLISHED,
-        |bed| {
-            let spoofed = from_container(&udp(REMOTE, REMOTE, PORTS, 10));
-            bed.run("overlay_encap", bed.container, &spoofed).assert(SHOT, &[(Encap, Reason::SourceNotOurs)]);
-        },
-    );
+    with_bed(|bed| {
+        bed.tables.set_fast_path(FastPath::Established).unwrap();
+        let spoofed = from_container(&udp(REMOTE, REMOTE, PORTS, 10));
+        bed.run("overlay_encap", bed.container, &spoofed).assert(SHOT, &[(Encap, Reason::SourceNotOurs)]);
+    });
 }

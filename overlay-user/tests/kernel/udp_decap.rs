@@ -2,7 +2,7 @@
 use overlay_common::{
     Addr4,
     Hook::{Decap, Xdp},
-    PeerEntry, Reason, SETTING_STACK_ONLY, SETTING_STRICT_PEERS,
+    PeerEntry, Reason, SETTING_STRICT_PEERS,
 };
 
 use super::bed::*;
@@ -219,7 +219,8 @@ fn what_the_stack_must_see_is_handed_over_in_its_wrapping() {
         ip("link del c1");
         is_handed_over(bed, OURS, &packet, Reason::EndpointGone);
     });
-    with_udp(SETTING_STACK_ONLY, |bed| {
+    with_udp(0, |bed| {
+        bed.tables.set_fast_path(FastPath::Off).unwrap();
         let packet = udp(REMOTE, CONTAINER, [1, 2], 10);
         is_handed_over(bed, OURS, &packet, Reason::StackOnly);
         is_dropped(bed, Datagram { source: STRANGER, ..OURS }, &packet, Reason::UnknownPeer);

@@ -1,36 +1,37 @@
-//! Finds firewall rules and IPsec policies that matter: those that the fast path bypasses, and those that break what takes the
-//! stack.
+//! Finds firewall rules and IPsec policies that break what takes the stack, and says which the fast path bypasses.
 use ipnet::IpNet;
 
 use super::{
     finding::{Finding, Level, overlaps},
-    input,
+    input, packet_filter,
 };
 use crate::{
     host::firewall::{
+        analysis::{Site, analyse},
         command::{Failed, run},
         forward::refuses_all,
         iptables,
     },
-    model::fast_path::FastPath,
+    model::fast_path::AskedFastPath,
 };
 
-/// Looks at all rules and policies. `port` is the UDP port at which the tunnel's packets arrive, and `fast_path` says which
-/// packets go past the packet filter.
+/// Looks at all rules and policies. `site` says where packets between containers pass, as far as that is known; `network` and
+/// `subnet` are what is known for certain.
 pub(super) async fn findings(
     network: Option<IpNet>,
     subnet: Option<IpNet>,
-    port: u16,
-    fast_path: FastPath,
+    site: &Site,
+    fast_path: AskedFastPath,
 ) -> Vec<Finding> {
+    let port = site.port;
     let variants = iptables::variants();
-    let mut findings = Vec::new();
+    let mut findings = vec![packet_filter::finding(fast_path, &analyse(site).await)];
     // The rules of all variants are collected, because what masquerades or drops need not be in the variant that others use.
     let mut iptables = String::new();
     for variant in &variants {
         match iptables::save(variant).await {
             Ok(rules) => {
-                findings.push(forward(variant, &rules, network, fast_path));
+                findings.push(forward(variant, &rules, network));
                 findings.extend(input::iptables(variant, &rules, port));
                 iptables += &rules;
             }
@@ -51,7 +52,7 @@ pub(super) async fn findings(
     match output("nft", &["list", "ruleset"]).await {
         Ok(rules) => {
             let iptables_seen = variants.iter().any(|it| *it != iptables::LEGACY);
-            findings.push(nft_forward(&rules, iptables_seen, fast_path));
+            findings.extend(nft_forward(&rules, iptables_seen));
             findings.extend(input::nftables(&rules, iptables_seen, port));
         }
         Err(error) => findings.push(not_inspected("nftables", &error)),
@@ -64,14 +65,14 @@ pub(super) async fn findings(
 
 /// Looks for policies in `ip xfrm policy list`. The fast path neither looks them up when it sends nor asks for them when it
 /// receives.
-fn ipsec(policies: &str, fast_path: FastPath) -> Finding {
+fn ipsec(policies: &str, fast_path: AskedFastPath) -> Finding {
     let what = "IPsec policies";
     // A policy begins with such a line. Its other lines are indented.
     let policies: Vec<&str> = policies.lines().filter(|line| line.starts_with("src ")).collect();
     if policies.is_empty() {
         return Finding::ok(what, "none");
     }
-    if fast_path == FastPath::Off {
+    if fast_path == AskedFastPath::Off {
         return Finding::ok(what, format!("obeyed: {}", policies.join("; ")));
     }
     Finding::new(
@@ -95,11 +96,9 @@ fn not_inspected(what: &str, error: &Failed) -> Finding {
     Finding::new(&format!("{what} rules"), Level::Warn, format!("not inspected: {error}"), remedy)
 }
 
-/// Looks in the filter table of iptables-save for rules that drop forwarded packets.
-fn forward(variant: &str, rules: &str, network: Option<IpNet>, fast_path: FastPath) -> Finding {
+/// Looks whether the filter table of iptables-save refuses what no rule of FORWARD accepts.
+fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
     let what = &format!("{variant} forward rules");
-    let in_forward = |line: &&str| line.starts_with("-A FORWARD ") || line.starts_with("-A DOCKER-USER ");
-    let drops = |line: &&str| line.contains("-j DROP") || line.contains("-j REJECT");
     // A rule that refuses everything closes the chain, and what stands behind it is never reached.
     let mut is_closed = false;
     let reached: Vec<&str> = rules
@@ -110,10 +109,6 @@ fn forward(variant: &str, rules: &str, network: Option<IpNet>, fast_path: FastPa
             !is_closed
         })
         .collect();
-    let dropping: Vec<&str> = reached.iter().copied().filter(in_forward).filter(drops).collect();
-    if !dropping.is_empty() {
-        return bypassed(what, &dropping, fast_path);
-    }
     if is_closed || rules.lines().any(|line| line.starts_with(":FORWARD DROP")) {
         let accepted =
             ["-s", "-d"].iter().all(|end| network.is_some_and(|network| accepts(&reached, end, network)));
@@ -135,7 +130,7 @@ fn forward(variant: &str, rules: &str, network: Option<IpNet>, fast_path: FastPa
             ),
         );
     }
-    Finding::ok(what, "none that drops")
+    Finding::ok(what, "the FORWARD chain accepts what no rule refuses")
 }
 
 /// Whether a rule of FORWARD (ours) or of flannel's chain accepts all packets with this end in Network, under no other
@@ -181,22 +176,6 @@ fn guarded_bridge(rule: &str) -> Option<&str> {
     bridge.split(' ').next()
 }
 
-/// Judges rules that refuse forwarded packets by what the fast path makes of them.
-fn bypassed(what: &str, rules: &[&str], fast_path: FastPath) -> Finding {
-    let rules = rules.join("; ");
-    match fast_path {
-        FastPath::On => Finding::new(
-            what,
-            Level::Warn,
-            format!("bypassed by the fast path: {rules}"),
-            "if these rules must hold between containers of different hosts, start the agent with --fast-path established, which \
-             has them decide on each connection, or off, which has them decide on each packet",
-        ),
-        FastPath::Established => Finding::ok(what, format!("they decide on each connection: {rules}")),
-        FastPath::Off => Finding::ok(what, format!("they decide on each packet: {rules}")),
-    }
-}
-
 /// Looks for the rules of Docker's `--ip-masq`, with which containers' packets leave with the host's address, even towards
 /// other containers.
 fn masquerade(rules: &str, network: Option<IpNet>, subnet: Option<IpNet>) -> Finding {
@@ -235,40 +214,29 @@ fn masquerade(rules: &str, network: Option<IpNet>, subnet: Option<IpNet>) -> Fin
     )
 }
 
-/// Looks in `nft list ruleset` for chains hooked to forward that drop or reject. Chains that iptables wrote were seen above
+/// Looks in `nft list ruleset` for chains hooked to forward whose policy is to drop. Chains that iptables wrote were seen above
 /// already, unless this host has no iptables command of that variant.
-fn nft_forward(rules: &str, iptables_seen: bool, fast_path: FastPath) -> Finding {
-    let what = "nftables forward rules";
-    let (mut table, mut chain, mut hooked) = (String::new(), String::new(), false);
-    let mut dropping = Vec::new();
+fn nft_forward(rules: &str, iptables_seen: bool) -> Vec<Finding> {
+    let (mut table, mut chain) = ("", "");
+    let mut findings = Vec::new();
     for line in rules.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix("table ") {
-            table = name.trim_end_matches(" {").to_owned();
+            table = name.trim_end_matches(" {");
         } else if let Some(name) = line.strip_prefix("chain ") {
-            chain = name.trim_end_matches(" {").to_owned();
-            hooked = false;
-        } else if line.contains("hook forward") {
-            hooked = !(iptables_seen && chain == "FORWARD");
+            chain = name.trim_end_matches(" {");
         }
-        let verdict = line.split([' ', ';']).any(|word| word == "drop" || word == "reject");
-        if hooked && verdict {
-            dropping.push(format!("{table} {chain}: {line}"));
+        let is_seen = iptables_seen && chain == "FORWARD";
+        if line.contains("hook forward") && line.contains("policy drop") && !is_seen {
+            findings.push(Finding::new(
+                &format!("nftables forward rules of {table}"),
+                Level::Warn,
+                format!("chain {chain} refuses what none of its rules accepts"),
+                "packets that take the stack must be accepted in that very chain (the agent leaves other tables alone, and an \
+                 accept in its own would not count): accept Network as source and as destination",
+            ));
         }
     }
-    if dropping.is_empty() {
-        return Finding::ok(what, "none that drops");
-    }
-    let dropping: Vec<&str> = dropping.iter().map(String::as_str).collect();
-    let mut finding = bypassed(what, &dropping, fast_path);
-    if dropping.iter().any(|line| line.contains("policy drop")) {
-        if !finding.remedy.is_empty() {
-            finding.remedy += "; ";
-        }
-        finding.level = Level::Warn;
-        finding.remedy += "packets that take the stack must be accepted in that very chain (the agent leaves other tables \
-                           alone, and an accept in its own would not count): accept Network as source and as destination";
-    }
-    finding
+    findings
 }
 
 #[cfg(test)]
@@ -276,37 +244,14 @@ mod tests {
     use super::*;
 
     fn ipsec(policies: &str) -> Finding {
-        super::ipsec(policies, FastPath::On)
-    }
-
-    fn forward(variant: &str, rules: &str, network: Option<IpNet>) -> Finding {
-        super::forward(variant, rules, network, FastPath::On)
-    }
-
-    fn nft_forward(rules: &str, iptables_seen: bool) -> Finding {
-        super::nft_forward(rules, iptables_seen, FastPath::On)
+        super::ipsec(policies, AskedFastPath::On)
     }
 
     #[test]
-    fn what_is_obeyed_is_no_worry() {
-        let rules = ":FORWARD ACCEPT [0:0]\n-A FORWARD -s 10.244.9.0/24 -j DROP\n";
-        for (fast_path, level) in
-            [(FastPath::On, Level::Warn), (FastPath::Established, Level::Ok), (FastPath::Off, Level::Ok)]
-        {
-            let found = super::forward("iptables-nft", rules, net("10.244.0.0/16"), fast_path);
-            assert!(found.level == level && found.detail.contains("-s 10.244.9.0/24 -j DROP"), "{found:?}");
-        }
-        // A policy of IPsec is about packets, whoever accepted their connection.
+    fn policies_are_about_packets_whoever_accepted_their_connection() {
         let policies = "src 10.99.0.1/32 dst 10.99.0.2/32 proto udp dport 8472\n";
         let level = |fast_path| super::ipsec(policies, fast_path).level;
-        assert_eq!((level(FastPath::Established), level(FastPath::Off)), (Level::Warn, Level::Ok));
-        // What takes the stack needs a way through a chain that drops, in every mode.
-        let chain = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
-        let found = super::nft_forward(chain, true, FastPath::Off);
-        assert!(
-            found.level == Level::Warn && found.remedy.starts_with("packets that take the stack"),
-            "{found:?}"
-        );
+        assert_eq!((level(AskedFastPath::Established), level(AskedFastPath::Off)), (Level::Warn, Level::Ok));
     }
 
     fn net(text: &str) -> Option<IpNet> {
@@ -326,12 +271,8 @@ mod tests {
     }
 
     #[test]
-    fn rules_the_fast_path_bypasses_are_quoted() {
-        let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A DOCKER-USER -s 10.244.9.0/24 -j DROP\n-A INPUT -j DROP\nCOMMIT\n";
+    fn a_forward_chain_that_refuses_by_default_is_named_with_the_remedy() {
         let forward = |rules| forward("iptables-nft", rules, net("10.244.0.0/16"));
-        let found = forward(rules);
-        assert_eq!(found.level, Level::Warn);
-        assert_eq!(found.detail, "bypassed by the fast path: -A DOCKER-USER -s 10.244.9.0/24 -j DROP");
         assert_eq!(forward(":FORWARD DROP [0:0]\n-A FORWARD -i eth7 -j ACCEPT\n").level, Level::Warn);
         assert_eq!(forward(":FORWARD ACCEPT [0:0]\n-A INPUT -j DROP\n").level, Level::Ok);
         let dropping = forward(":FORWARD DROP [0:0]\n");
@@ -387,21 +328,17 @@ mod tests {
 
     #[test]
     fn nftables_chains_are_told_apart_by_their_hook() {
-        let rules = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\tip saddr 10.0.0.1 drop\n\t}\n\
+        let rules = "table inet fw {\n\tchain fwd {\n\t\ttype filter hook forward priority filter; policy accept;\n\t}\n\
                      \tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}\n";
-        assert_eq!(
-            nft_forward(rules, true).detail,
-            "bypassed by the fast path: inet fw fwd: ip saddr 10.0.0.1 drop"
-        );
-        let own = rules.replace("policy accept", "policy drop");
+        assert_eq!(nft_forward(rules, true), []);
+        let found = nft_forward(&rules.replace("policy accept", "policy drop"), true);
         assert!(
-            nft_forward(&own, true).remedy.contains("in that very chain"),
-            "{:?}",
-            nft_forward(&own, true)
+            found[0].what.ends_with("inet fw") && found[0].remedy.contains("in that very chain"),
+            "{found:?}"
         );
         let docker =
             "table ip filter {\n chain FORWARD {\n type filter hook forward priority 0; policy drop;\n }\n}";
-        assert_eq!(nft_forward(docker, true).level, Level::Ok);
-        assert_eq!(nft_forward(docker, false).level, Level::Warn, "nobody else has looked at it");
+        assert_eq!(nft_forward(docker, true), []);
+        assert_eq!(nft_forward(docker, false)[0].level, Level::Warn, "nobody else has looked at it");
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     },
     datapath::state::Record,
     host::{netlink::Netlink, subnet_env, underlay},
-    model::{backend::Backend, fast_path::FastPath},
+    model::{backend::Backend, fast_path::AskedFastPath},
 };
 
 pub(super) async fn check(options: &Check) -> Result<Completion> {
@@ -25,7 +25,8 @@ pub(super) async fn check(options: &Check) -> Result<Completion> {
             .and_then(|record| Backend::named(&record.backend))
             .unwrap_or(Backend::DEFAULT),
         subnet: record.as_ref().map(|record| record.subnet),
-        fast_path: record.as_ref().map_or(FastPath::On, Record::fast_path),
+        address: underlay.as_ref().ok().map(|underlay| underlay.address),
+        fast_path: record.as_ref().map_or(AskedFastPath::Auto, Record::fast_path),
         // Network is read from subnet.env, because the routes may show only a part of it.
         network: record.as_ref().and_then(|record| subnet_env::read(record.subnet_file.as_deref()?).network),
         bpf_root: options.show.place.bpf_root.clone(),

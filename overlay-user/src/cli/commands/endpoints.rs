@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, net::IpAddr};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::output::say;
+use super::{output::say, show::ask};
 use crate::{
+    agent::control::{Request, Response},
     cli::{options::Show, table::table},
     datapath::{
         links::foreign::{Foreign, ForeignAt, look},
         tables::{Tables, endpoint_of},
     },
-    model::{entries::ForeignTc, mac::Mac},
+    model::{entries::ForeignTc, fast_path::FastPath, mac::Mac},
 };
 
 #[derive(Serialize)]
@@ -35,6 +36,8 @@ enum Path {
     Fast,
     /// The fast path, which in the end delivers through the egress of the container's port.
     OwnEgress,
+    /// The stack at first, and the fast path once the stack has carried a connection in both directions.
+    Established,
     /// The stack.
     Stack,
 }
@@ -44,6 +47,7 @@ impl Path {
         match self {
             Self::Fast => "fast",
             Self::OwnEgress => "fast, by the port's egress",
+            Self::Established => "stack, then fast",
             Self::Stack => "stack",
         }
     }
@@ -53,7 +57,8 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
     let paths = show.place.paths();
     let tables = Tables::open(&paths.pins)
         .with_context(|| format!("show the endpoints of network {}", paths.network))?;
-    let is_on = paths.record().ok().flatten().is_none_or(|record| record.fast_path);
+    let fast_path = tables.fast_path()?;
+    let why = why_not_on(show, fast_path).await;
     let names: BTreeMap<u32, String> = nix::net::if_::if_nameindex()
         .context("list the interfaces")?
         .iter()
@@ -68,7 +73,7 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
         .map(|(address, entry)| {
             let endpoint = endpoint_of(&entry);
             let at = found.get(&endpoint.port).cloned().unwrap_or_default();
-            let (path, path_why) = path(is_on, endpoint.foreign_tc, &at);
+            let (path, path_why) = path((fast_path, &why), endpoint.foreign_tc, &at);
             Row {
                 address: address.into(),
                 port: names.get(&endpoint.port).cloned().unwrap_or_else(|| "(gone)".into()),
@@ -100,17 +105,33 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
     Ok(())
 }
 
+/// Why the fast path is not on: the agent's words, if one runs.
+async fn why_not_on(show: &Show, fast_path: FastPath) -> String {
+    let told = match fast_path {
+        FastPath::On => None,
+        _ => match ask(show, &Request::Status).await {
+            Ok(Response::Status(status)) => Some(status.fast_path.why),
+            _ => None,
+        },
+    };
+    told.filter(|why| !why.is_empty()).unwrap_or_else(|| format!("the fast path is {fast_path}"))
+}
+
 /// Tells the path from what the programs were told, and the reason from what is at the port now.
-fn path(is_on: bool, told: ForeignTc, at: &ForeignAt) -> (Path, String) {
+fn path((fast_path, why): (FastPath, &str), told: ForeignTc, at: &ForeignAt) -> (Path, String) {
     let named = |side: &str, all: &[Foreign]| {
         let all: Vec<String> = all.iter().map(Foreign::to_string).collect();
         let what = if all.is_empty() { "something that is gone by now".to_owned() } else { all.join(", ") };
         format!("{what} at the {side} of its port")
     };
     match told {
-        _ if !is_on => (Path::Stack, "--fast-path off".to_owned()),
+        _ if fast_path == FastPath::Off => (Path::Stack, why.to_owned()),
         ForeignTc { ingress: true, .. } => (Path::Stack, named("ingress", &at.ingress)),
+        ForeignTc { egress: true, .. } if fast_path == FastPath::Established => {
+            (Path::Established, format!("{why}; then by the port's egress: {}", named("egress", &at.egress)))
+        }
         ForeignTc { egress: true, .. } => (Path::OwnEgress, named("egress", &at.egress)),
+        ForeignTc { .. } if fast_path == FastPath::Established => (Path::Established, why.to_owned()),
         ForeignTc { .. } => (Path::Fast, String::new()),
     }
 }
@@ -122,12 +143,19 @@ mod tests {
     #[test]
     fn the_path_is_what_the_programs_go_by() {
         let at = ForeignAt { egress: vec![Foreign::Qdisc { kind: "tbf".into() }], ingress: Vec::new() };
-        let told = |egress, ingress| path(true, ForeignTc { egress, ingress }, &at);
+        let told = |egress, ingress| path((FastPath::On, ""), ForeignTc { egress, ingress }, &at);
         let tbf = "queueing discipline tbf at the egress of its port";
         assert_eq!(told(true, false), (Path::OwnEgress, tbf.to_owned()));
         assert_eq!(told(false, false), (Path::Fast, String::new()));
         let gone = "something that is gone by now at the ingress of its port";
         assert_eq!(told(true, true), (Path::Stack, gone.to_owned()));
-        assert_eq!(path(false, at.sides(), &at).0, Path::Stack);
+        let off = (FastPath::Off, "a limit");
+        assert_eq!(path(off, at.sides(), &at), (Path::Stack, "a limit".to_owned()));
+        let established = |at: &ForeignAt| path((FastPath::Established, "a rule"), at.sides(), at);
+        assert_eq!(established(&ForeignAt::default()), (Path::Established, "a rule".to_owned()));
+        assert_eq!(
+            established(&at),
+            (Path::Established, format!("a rule; then by the port's egress: {tbf}"))
+        );
     }
 }

@@ -111,7 +111,12 @@ pub(super) async fn status(show: &Show) -> Result<()> {
     let report = StatusReport {
         network: paths.network,
         mode: record.as_ref().map_or("vxlan".to_owned(), |record| record.backend.clone()),
-        tiers: tiers(record.as_ref(), agent.as_ref(), (attached_by, &in_front), &XdpLink::new(&paths.pins)),
+        tiers: tiers(
+            tables.fast_path()?,
+            agent.as_ref(),
+            (attached_by, &in_front),
+            &XdpLink::new(&paths.pins),
+        ),
         in_front,
         attached_by,
         features: features(links.iter().find(|link| in_use.is_some_and(|(_, device)| link.index == device))),
@@ -133,24 +138,27 @@ pub(super) async fn status(show: &Show) -> Result<()> {
 }
 
 fn tiers(
-    record: Option<&Record>,
+    fast_path: FastPath,
     agent: Option<&Status>,
     (attached_by, in_front): (Option<AttachMethod>, &[InFront]),
     link: &XdpLink,
 ) -> Vec<Tier> {
-    let fast_path = record.map_or(FastPath::On, Record::fast_path);
-    let asked = fast_path != FastPath::Off;
+    let is_on = fast_path != FastPath::Off;
+    // The agent knows why, and only as long as what it knows is still so.
+    let decided = agent.map(|agent| &agent.fast_path).filter(|decided| decided.effective == fast_path);
+    let because = decided.map(|decided| decided.why.as_str()).filter(|why| !why.is_empty());
     let broken = agent.filter(|agent| !agent.datapath.attached);
     let why = match broken {
-        _ if !asked => "switched off by --fast-path off".into(),
+        _ if !is_on => format!("the fast path is off: {}", because.unwrap_or("the last agent decided so")),
         Some(agent) => agent.datapath.error.clone().unwrap_or_else(|| "the agent has just started".into()),
         None => {
             let by = attached_by.map(|way| format!("; attached by {way}")).unwrap_or_default();
             let since = match fast_path {
-                FastPath::Established => {
-                    "; a connection takes it once the stack has accepted both its directions"
-                }
-                _ => "",
+                FastPath::Established => format!(
+                    "; a connection takes it once the stack has accepted both its directions{}",
+                    because.map(|why| format!(", because of {why}")).unwrap_or_default()
+                ),
+                _ => String::new(),
             };
             let mut in_front: Vec<String> = in_front.iter().map(|one| format!("; BUT {one}")).collect();
             let rest = in_front.len().saturating_sub(NAMED);
@@ -164,7 +172,7 @@ fn tiers(
     };
     vec![
         xdp(agent, link),
-        Tier { name: "tc", in_use: asked && broken.is_none(), why },
+        Tier { name: "tc", in_use: is_on && broken.is_none(), why },
         Tier { name: "stack", in_use: true, why: "carries what the tiers above leave".into() },
     ]
 }
@@ -396,6 +404,6 @@ pub(super) async fn peers(options: &Peers) -> Result<()> {
     Ok(())
 }
 
-async fn ask(show: &Show, request: &Request) -> Result<Response> {
+pub(super) async fn ask(show: &Show, request: &Request) -> Result<Response> {
     control::ask(&control::socket_path(&show.place.paths()), request).await
 }

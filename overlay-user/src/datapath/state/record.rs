@@ -12,7 +12,7 @@ use overlay_common::ABI;
 use serde::{Deserialize, Serialize};
 
 use super::{error::failed, paths::Paths};
-use crate::model::fast_path::FastPath;
+use crate::model::fast_path::AskedFastPath;
 
 /// Which host and network pins belong to. Only an agent of the same host and network adopts them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,14 +27,13 @@ pub struct Record {
     pub subnet: IpNet,
     /// Version of the map layouts.
     pub abi: u32,
-    /// Whether the programs carry packets themselves, which they do unless `--fast-path off` is given. It may change from one
-    /// agent to the next on the same host.
+    /// Whether the programs carry packets themselves, unless `--fast-path off` is given. It may change from one agent to the next
+    /// on the same host. Earlier agents read this field alone.
     #[serde(default = "yes")]
     pub(crate) fast_path: bool,
-    /// Whether they carry only connections that the stack has accepted (`--fast-path established`). Agents that know nothing of
-    /// it leave it out, and read the field above, which is why there are two.
+    /// What `--fast-path` asked for. Earlier agents know only on and off, and leave it out.
     #[serde(default)]
-    pub(crate) established: bool,
+    pub(crate) asked_fast_path: Option<AskedFastPath>,
     /// How packets travel between hosts, by flannel's name of the backend. The agent that started last wrote it.
     #[serde(default = "vxlan", rename = "mode")]
     pub backend: String,
@@ -69,7 +68,7 @@ impl Record {
             subnet,
             abi: ABI,
             fast_path: true,
-            established: false,
+            asked_fast_path: None,
             backend: vxlan(),
             device: None,
             subnet_file: None,
@@ -77,21 +76,14 @@ impl Record {
     }
 
     /// The same for an agent with this choice of packets.
-    pub fn with_fast_path(self, fast_path: FastPath) -> Self {
-        Self {
-            fast_path: fast_path != FastPath::Off,
-            established: fast_path == FastPath::Established,
-            ..self
-        }
+    pub fn with_fast_path(self, asked: AskedFastPath) -> Self {
+        Self { fast_path: asked != AskedFastPath::Off, asked_fast_path: Some(asked), ..self }
     }
 
-    /// Which packets the programs carry past the stack.
-    pub fn fast_path(&self) -> FastPath {
-        match (self.fast_path, self.established) {
-            (false, _) => FastPath::Off,
-            (true, true) => FastPath::Established,
-            (true, false) => FastPath::On,
-        }
+    /// Which packets the programs were asked to carry past the stack.
+    pub fn fast_path(&self) -> AskedFastPath {
+        let earlier = if self.fast_path { AskedFastPath::On } else { AskedFastPath::Off };
+        self.asked_fast_path.unwrap_or(earlier)
     }
 
     /// The inode of the calling thread's network namespace.

@@ -2,7 +2,7 @@
 use overlay_user::{
     cli::check::{self, CheckSpec, Level},
     host::netlink::Netlink,
-    model::{backend::Backend, fast_path::FastPath},
+    model::{backend::Backend, fast_path::AskedFastPath},
 };
 
 use super::bed::{bridge, in_namespace, run};
@@ -21,7 +21,8 @@ fn check_finds_what_is_wrong_with_a_namespace() {
             device: "overlay0".into(),
             backend: Backend::DEFAULT,
             subnet: Some("10.244.1.0/24".parse().unwrap()),
-            fast_path: FastPath::On,
+            address: Some([10, 9, 0, 1].into()),
+            fast_path: AskedFastPath::Auto,
             network: None,
             bpf_root: "/proc".into(),
             pins: "/proc/overlay".into(),

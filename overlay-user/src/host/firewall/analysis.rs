@@ -1,0 +1,178 @@
+//! Follows the host's packet filters, and finds what could refuse, alter or delay a packet between containers of different hosts:
+//! in both variants of iptables, in nftables (ip, inet, bridge, netdev), and through jumps, sets and verdict maps.
+//!
+//! A rule that cannot be proven harmless counts as harmful. It is enough that the stack decides about each connection
+//! ([`FastPath::Established`]) where a rule's answer is equal for all of its packets, and the stack must carry every packet
+//! ([`FastPath::Off`]) where it is not: limits, marks, lengths, flags.
+mod expressions;
+mod extensions;
+mod iptables;
+mod nftables;
+mod probe;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use tokio::task::spawn_blocking;
+
+pub use self::probe::Site;
+use self::rules::{Quote, Table};
+use super::{
+    command::{Failed, run},
+    iptables::{LEGACY, is_legacy_in_use, save, variants},
+};
+use crate::{
+    host::netlink::{Netlink, NetlinkError, generation},
+    model::fast_path::FastPath,
+};
+
+/// A listing of more bytes than this is not read. At about 300 bytes a rule this is more than 200,000 rules.
+const LONGEST: usize = 64 << 20;
+
+/// The most that the fast path may carry, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// The most that it may carry.
+    pub at_most: FastPath,
+    /// The rule, or what kept it from being read.
+    pub why: String,
+}
+
+/// What could refuse, alter or delay packets between containers, the worst first. It is empty if nothing could.
+pub async fn analyse(site: &Site) -> Vec<Reason> {
+    let (tables, mut reasons) = read().await;
+    let site = site.clone();
+    let walked = spawn_blocking(move || walk::walk(&tables, &site)).await.unwrap_or_default();
+    if walked.is_cut_short {
+        reasons.push(Reason {
+            at_most: FastPath::Established,
+            why: "the packet filter has more rules than are followed".to_owned(),
+        });
+    }
+    for harm in walked.harms {
+        reasons.push(Reason { at_most: harm.at_most, why: quote(harm.quote).await });
+    }
+    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.at_most));
+    reasons
+}
+
+/// Names of the interfaces that have addresses, and neither an address of this host's subnet nor a route to part of it.
+pub async fn elsewhere(netlink: &Netlink, subnet: IpNet) -> Result<BTreeSet<String>, NetlinkError> {
+    let links = netlink.links().await?;
+    let addresses = netlink.addresses().await?;
+    let routes = netlink.routes().await?;
+    let is_inside = |address: IpAddr| subnet.contains(&address);
+    let leads_inside = |index: u32| {
+        let has_route = routes.iter().any(|route| {
+            let into = route.destination;
+            route.link == Some(index)
+                && into.prefix_len() > 0
+                && (subnet.contains(&into) || into.contains(&subnet))
+        });
+        has_route || addresses.iter().any(|address| address.link == index && is_inside(address.address))
+    };
+    let has_address = |index: u32| addresses.iter().any(|address| address.link == index);
+    let names = links.into_iter().filter(|link| has_address(link.index) && !leads_inside(link.index));
+    Ok(names.map(|link| link.name).collect())
+}
+
+/// All tables, and what could not be read.
+async fn read() -> (Vec<Table>, Vec<Reason>) {
+    let mut tables = Vec::new();
+    let mut reasons = Vec::new();
+    let mut not_read = |why: String| reasons.push(Reason { at_most: FastPath::Established, why });
+    let mut seen = HashSet::new();
+    let variants = variants();
+    for variant in &variants {
+        match save(variant).await {
+            Ok(saved) if saved.len() > LONGEST => {
+                not_read(format!("the rules of {variant} are too many to be read"))
+            }
+            Ok(saved) => {
+                if *variant != LEGACY {
+                    seen.extend(saved.lines().filter_map(|line| line.strip_prefix('*')).map(str::to_owned));
+                }
+                tables.extend(iptables::read(variant, &saved));
+            }
+            // A table that somebody else has written rules of another form into is listed by nft, too.
+            Err(error) if *variant != LEGACY => log::debug!("{error}"),
+            Err(error) => not_read(format!("the rules of {variant} cannot be read: {error}")),
+        }
+    }
+    match is_legacy_in_use() {
+        Ok(true) if !variants.contains(&LEGACY) && !variants.contains(&"iptables") => {
+            not_read(format!(
+                "the rules of {LEGACY} cannot be read: {}",
+                Failed::Missing(format!("{LEGACY}-save"))
+            ));
+        }
+        Ok(_) => {}
+        Err(error) => not_read(format!("the rules of {LEGACY} cannot be read: {error}")),
+    }
+    if let Some(why) = ebtables_legacy().await {
+        not_read(why);
+    }
+    match run("nft", &["--json", "list", "ruleset"], "").await {
+        Ok(listing) if listing.len() > LONGEST => {
+            not_read("the rules of nftables are too many to be read".to_owned())
+        }
+        Ok(listing) => match spawn_blocking(move || nftables::read(&listing, &seen)).await {
+            Ok(Ok(read)) => tables.extend(read),
+            Ok(Err(error)) => not_read(format!("the rules of nftables cannot be understood: {error}")),
+            Err(error) => not_read(format!("the rules of nftables cannot be read: {error}")),
+        },
+        Err(Failed::Unsupported(_)) => {}
+        // The kernel counts the changes of nftables from one on. Where there was none, there is no rule.
+        Err(Failed::Missing(_)) if generation().is_ok_and(|generation| generation <= 1) => {}
+        Err(error) => not_read(format!("the rules of nftables cannot be read: {error}")),
+    }
+    (tables, reasons)
+}
+
+/// Says why the older ebtables could refuse something: it has rules, which are not followed. The kernel does not list which
+/// network namespaces have rules in which table, and to ask for a table that is not loaded would load it.
+async fn ebtables_legacy() -> Option<String> {
+    const LEGACY: &str = "ebtables-legacy";
+    let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
+    for table in ["filter", "nat", "broute"] {
+        if !modules.lines().any(|line| line.starts_with(&format!("ebtable_{table} "))) {
+            continue;
+        }
+        let listed = match run(LEGACY, &["-t", table, "-L"], "").await {
+            Ok(listed) => listed,
+            // Rules that nobody can list were made by nobody on this host, or not in this way.
+            Err(Failed::Missing(_)) => continue,
+            Err(error) => return Some(format!("the rules of {LEGACY} cannot be read: {error}")),
+        };
+        let is_empty = |line: &str| line.contains("entries: 0,") && line.ends_with("policy: ACCEPT");
+        if let Some(chain) = listed.lines().find(|line| line.contains("entries: ") && !is_empty(line)) {
+            return Some(format!("{LEGACY} has rules, which are not followed (ebtables-nft's are): {chain}"));
+        }
+    }
+    None
+}
+
+/// The text of what was found.
+async fn quote(quote: Quote) -> String {
+    match quote {
+        Quote::Text(text) => text,
+        Quote::Handle { family, table, chain, handle } => {
+            let place = format!("nft {family} {table} {chain}");
+            let listed = run("nft", &["--handle", "list", "chain", &family, &table, &chain], "").await;
+            let end = format!(" # handle {handle}");
+            let text = listed.unwrap_or_default();
+            match text.lines().find_map(|line| line.strip_suffix(&end)) {
+                Some(rule) => format!("{place}: {}", rule.trim()),
+                None => format!("{place}: the rule with handle {handle}"),
+            }
+        }
+    }
+}

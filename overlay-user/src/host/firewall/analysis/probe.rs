@@ -1,0 +1,337 @@
+//! The packets that the analysis asks about: what is known of every packet between containers of different hosts, where it meets
+//! the host's packet filter.
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::IpNet;
+
+/// UDP, by its number (RFC 768).
+pub(super) const UDP: u8 = 17;
+
+/// Whether a condition holds for the packets of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Holds {
+    /// For none of them.
+    Never,
+    /// For some of them, or nobody can tell.
+    Maybe,
+    /// For all of them.
+    Always,
+}
+
+impl Holds {
+    /// Whether the opposite holds.
+    pub(super) const fn negated(self, is_negated: bool) -> Self {
+        match self {
+            Self::Never if is_negated => Self::Always,
+            Self::Always if is_negated => Self::Never,
+            other => other,
+        }
+    }
+
+    const fn certain(does_hold: bool) -> Self {
+        if does_hold { Self::Always } else { Self::Never }
+    }
+}
+
+/// Addresses or ports from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range<T> {
+    /// The first.
+    pub first: T,
+    /// The last, which belongs to the range.
+    pub last: T,
+}
+
+impl<T: Ord + Copy> Range<T> {
+    /// A single one.
+    pub(super) const fn one(value: T) -> Self {
+        Self { first: value, last: value }
+    }
+
+    /// Whether something in `self` is in one of `ranges`. A range that several others cover together is taken for one that is
+    /// covered in part.
+    fn is_in(self, ranges: &[Self]) -> Holds {
+        if ranges.iter().any(|range| range.first <= self.first && self.last <= range.last) {
+            return Holds::Always;
+        }
+        let touches = ranges.iter().any(|range| range.first <= self.last && self.first <= range.last);
+        if touches { Holds::Maybe } else { Holds::Never }
+    }
+}
+
+impl From<IpNet> for Range<IpAddr> {
+    fn from(net: IpNet) -> Self {
+        Self { first: net.network(), last: net.broadcast() }
+    }
+}
+
+/// An interface that packets pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Interface {
+    /// The packet filter has none to ask about in this hook.
+    Absent,
+    /// The one with this name.
+    Named(String),
+    /// One that leads to containers of this host: a bridge, or a port of one, or a veth. It has none of the names in
+    /// [`Site::elsewhere`].
+    Containers,
+    /// Any.
+    Any,
+}
+
+/// Where in the host packets are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// Before routing.
+    Prerouting,
+    /// To the host itself.
+    Input,
+    /// From one interface to another.
+    Forward,
+    /// From the host itself.
+    Output,
+    /// After routing.
+    Postrouting,
+    /// What an interface takes in, before everything else.
+    Ingress,
+    /// What an interface sends.
+    Egress,
+}
+
+impl Hook {
+    /// The hook with nftables' name of it.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "prerouting" => Self::Prerouting,
+            "input" => Self::Input,
+            "forward" => Self::Forward,
+            "output" => Self::Output,
+            "postrouting" => Self::Postrouting,
+            "ingress" => Self::Ingress,
+            "egress" => Self::Egress,
+            _ => return None,
+        })
+    }
+}
+
+/// What is known of the host, as far as rules ask about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// All addresses of the overlay.
+    pub network: IpNet,
+    /// The addresses of this host's containers.
+    pub subnet: IpNet,
+    /// Name of the tunnel device.
+    pub device: String,
+    /// Name of the underlay interface.
+    pub underlay: String,
+    /// This host's address on it.
+    pub address: IpAddr,
+    /// UDP port of the tunnel.
+    pub port: u16,
+    /// Whether peers on the same link are reached without encapsulation.
+    pub is_direct: bool,
+    /// Names of interfaces that lead to no container of this host.
+    pub elsewhere: BTreeSet<String>,
+}
+
+impl Site {
+    /// Whether an interface has a name like one of `patterns`. A pattern that ends in `*` stands for every name that begins so.
+    pub(super) fn is_named(&self, interface: &Interface, patterns: &[String]) -> Holds {
+        let begins = |pattern: &str, name: &str| match pattern.strip_suffix('*') {
+            Some(begin) => name.starts_with(begin),
+            None => pattern == name,
+        };
+        match interface {
+            Interface::Absent => Holds::Never,
+            Interface::Named(name) => Holds::certain(patterns.iter().any(|pattern| begins(pattern, name))),
+            Interface::Any if patterns.iter().any(|pattern| pattern == "*") => Holds::Always,
+            Interface::Any => Holds::Maybe,
+            Interface::Containers => {
+                let leads_elsewhere = |pattern: &String| {
+                    let ours = [self.device.as_str(), self.underlay.as_str(), "lo"];
+                    self.elsewhere.contains(pattern) || ours.contains(&pattern.as_str())
+                };
+                let may_match = patterns.iter().any(|pattern| !leads_elsewhere(pattern));
+                if may_match { Holds::Maybe } else { Holds::Never }
+            }
+        }
+    }
+}
+
+/// Packets that take the same path through the host, and what is known of all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Probe {
+    /// Where their source lies.
+    pub source: Range<IpAddr>,
+    /// Where their destination lies.
+    pub destination: Range<IpAddr>,
+    /// The interface they came in by.
+    pub input: Interface,
+    /// The interface they go out by.
+    pub output: Interface,
+    /// Their protocol, if all have the same.
+    pub protocol: Option<u8>,
+    /// Their destination port, if all have the same.
+    pub port: Option<u16>,
+    /// Whether their destination is an address of this host.
+    pub is_to_host: bool,
+    /// Whether their source is one.
+    pub is_from_host: bool,
+}
+
+impl Probe {
+    /// Whether the source lies in one of these ranges.
+    pub(super) fn is_from(&self, ranges: &[Range<IpAddr>]) -> Holds {
+        self.source.is_in(ranges)
+    }
+
+    /// Whether the destination lies in one of these ranges.
+    pub(super) fn is_to(&self, ranges: &[Range<IpAddr>]) -> Holds {
+        self.destination.is_in(ranges)
+    }
+
+    /// Whether the protocol is one of these.
+    pub(super) fn has_protocol(&self, protocols: &[u8]) -> Holds {
+        self.protocol.map_or(Holds::Maybe, |protocol| Holds::certain(protocols.contains(&protocol)))
+    }
+
+    /// Whether the destination port is one of these.
+    pub(super) fn has_port(&self, ports: &[Range<u16>]) -> Holds {
+        self.port.map_or(Holds::Maybe, |port| Range::one(port).is_in(ports))
+    }
+}
+
+/// The probes that meet a hook of the IP families, each with what the packet filter knows of it there.
+pub(super) fn at_ip_hook(site: &Site, hook: Hook) -> Vec<Probe> {
+    let inner = || directions(site);
+    match hook {
+        Hook::Prerouting => {
+            let mut probes: Vec<_> =
+                inner().into_iter().map(|probe| Probe { output: Interface::Absent, ..probe }).collect();
+            probes.push(arriving_tunnel(site));
+            probes
+        }
+        Hook::Forward => inner(),
+        Hook::Postrouting => {
+            let mut probes = inner();
+            probes.push(leaving_tunnel(site));
+            probes
+        }
+        Hook::Input => vec![arriving_tunnel(site)],
+        Hook::Output => vec![leaving_tunnel(site)],
+        Hook::Ingress | Hook::Egress => Vec::new(),
+    }
+}
+
+/// The probes that meet a hook of the bridge family. A container's packets to another host go up the stack from its bridge, and
+/// those to it come down the stack to its bridge. None is forwarded from one port to another.
+pub(super) fn at_bridge_hook(site: &Site, hook: Hook) -> Vec<Probe> {
+    let bridge = |probe: Probe| Probe { input: Interface::Any, output: Interface::Any, ..probe };
+    let [leaving, arriving, ..] = &directions(site)[..] else { return Vec::new() };
+    match hook {
+        Hook::Prerouting | Hook::Input => vec![bridge(leaving.clone())],
+        Hook::Output | Hook::Postrouting => vec![bridge(arriving.clone())],
+        Hook::Forward | Hook::Ingress | Hook::Egress => Vec::new(),
+    }
+}
+
+/// The probes that meet a chain at the interface with this name. What leaves by the underlay interface passes the chain at its
+/// egress on the fast path too, since `bpf_redirect_neigh` ends in `dev_queue_xmit`.
+pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe> {
+    let all = directions(site);
+    let [leaving, arriving, ..] = &all[..] else { return Vec::new() };
+    let is_ingress = match hook {
+        Hook::Ingress => true,
+        Hook::Egress => false,
+        _ => return Vec::new(),
+    };
+    let here = |probe: &Probe| {
+        let named = || Interface::Named(device.to_owned());
+        let (input, output) =
+            if is_ingress { (named(), Interface::Absent) } else { (Interface::Absent, named()) };
+        Probe { input, output, ..probe.clone() }
+    };
+    if device == site.underlay {
+        if !is_ingress {
+            return Vec::new();
+        }
+        let tunnel = here(&arriving_tunnel(site));
+        return if site.is_direct { vec![tunnel, here(arriving)] } else { vec![tunnel] };
+    }
+    if device == site.device {
+        return vec![here(if is_ingress { arriving } else { leaving })];
+    }
+    if device == "lo" || site.elsewhere.contains(device) {
+        return Vec::new();
+    }
+    vec![here(if is_ingress { leaving } else { arriving })]
+}
+
+/// Packets between containers, as they are forwarded: first those that leave, and then those that arrive, by overlay0. Without
+/// encapsulation both may pass the underlay's interfaces as well.
+fn directions(site: &Site) -> Vec<Probe> {
+    let leaving = |output: Interface| Probe {
+        source: site.subnet.into(),
+        destination: site.network.into(),
+        input: Interface::Containers,
+        output,
+        protocol: None,
+        port: None,
+        is_to_host: false,
+        is_from_host: false,
+    };
+    let arriving = |input: Interface| Probe {
+        source: site.network.into(),
+        destination: site.subnet.into(),
+        input,
+        output: Interface::Containers,
+        protocol: None,
+        port: None,
+        is_to_host: false,
+        is_from_host: false,
+    };
+    let device = Interface::Named(site.device.clone());
+    let mut probes = vec![leaving(device.clone()), arriving(device)];
+    if site.is_direct {
+        // The way to a peer may lead out of any interface of the underlay.
+        probes.extend([leaving(Interface::Any), arriving(Interface::Any)]);
+    }
+    probes
+}
+
+/// The tunnel's packets from other hosts.
+fn arriving_tunnel(site: &Site) -> Probe {
+    Probe {
+        source: everywhere(site),
+        destination: Range::one(site.address),
+        input: Interface::Any,
+        output: Interface::Absent,
+        is_to_host: true,
+        is_from_host: false,
+        protocol: Some(UDP),
+        port: Some(site.port),
+    }
+}
+
+/// The tunnel's packets to other hosts.
+fn leaving_tunnel(site: &Site) -> Probe {
+    Probe {
+        source: Range::one(site.address),
+        destination: everywhere(site),
+        input: Interface::Absent,
+        output: Interface::Any,
+        is_to_host: false,
+        is_from_host: true,
+        protocol: Some(UDP),
+        port: Some(site.port),
+    }
+}
+
+/// All addresses of the underlay's family.
+fn everywhere(site: &Site) -> Range<IpAddr> {
+    match site.address {
+        IpAddr::V4(_) => Range { first: [0; 4].into(), last: [0xff; 4].into() },
+        IpAddr::V6(_) => Range { first: [0; 16].into(), last: [0xff; 16].into() },
+    }
+}

@@ -1,0 +1,192 @@
+//! Rules of any of the host's packet filters, as far as the analysis distinguishes them.
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::probe::{Holds, Hook, Probe, Range, Site};
+
+/// What a rule asks of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// Its source lies in one of these ranges.
+    Source(Vec<Range<IpAddr>>),
+    /// Its destination lies in one of these ranges.
+    Destination(Vec<Range<IpAddr>>),
+    /// The interface it came in by has such a name; see [`Site::is_named`].
+    Input(Vec<String>),
+    /// The interface it goes out by has such a name.
+    Output(Vec<String>),
+    /// It has one of these protocols.
+    Protocol(Vec<u8>),
+    /// It has one of these destination ports.
+    Port(Vec<Range<u16>>),
+    /// Its destination is an address of this host.
+    ToHost,
+    /// Its source is an address of this host.
+    FromHost,
+    /// Connection tracking has seen its connection in both directions, perhaps among other states.
+    Established,
+    /// Nothing that a packet between containers has on the fast path: another family, a fragment.
+    Impossible,
+    /// Something that is equal for all packets of one connection in one direction, or that is asked of the first packets alone.
+    Fixed,
+    /// Something that may be different from one packet to the next, or is not known to be equal.
+    Varying,
+}
+
+/// A condition, or its opposite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// The condition.
+    pub condition: Condition,
+    /// Whether it must not hold.
+    pub is_negated: bool,
+}
+
+impl From<Condition> for Asked {
+    fn from(condition: Condition) -> Self {
+        Self { condition, is_negated: false }
+    }
+}
+
+impl Asked {
+    /// Whether it holds for the packets of a probe.
+    pub(super) fn of(&self, probe: &Probe, site: &Site) -> Holds {
+        let certain = |does_hold| if does_hold { Holds::Always } else { Holds::Never };
+        let holds = match &self.condition {
+            Condition::Source(ranges) => probe.is_from(ranges),
+            Condition::Destination(ranges) => probe.is_to(ranges),
+            Condition::Input(names) => site.is_named(&probe.input, names),
+            Condition::Output(names) => site.is_named(&probe.output, names),
+            Condition::Protocol(protocols) => probe.has_protocol(protocols),
+            Condition::Port(ports) => probe.has_port(ports),
+            Condition::ToHost => certain(probe.is_to_host),
+            Condition::FromHost => certain(probe.is_from_host),
+            Condition::Impossible => Holds::Never,
+            Condition::Established | Condition::Fixed | Condition::Varying => Holds::Maybe,
+        };
+        holds.negated(self.is_negated)
+    }
+}
+
+/// What a rule does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Nothing that the packet, or whoever sent it, could notice.
+    Continue,
+    /// It leaves the base chain, accepted.
+    Accept,
+    /// It leaves the chain.
+    Return,
+    /// It passes another chain, and comes back.
+    Jump(String),
+    /// It passes another chain, and does not come back.
+    Goto(String),
+    /// It is lost.
+    Refuse,
+    /// Something is done to its connection, once and for all: addresses are translated, tracking is switched off, or the
+    /// handshake names another segment size.
+    Translate,
+    /// It is altered, marked or delayed, or handed to a program that decides about it.
+    Alter,
+}
+
+/// Where a rule stands, so that it can be quoted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Quote {
+    /// Its text.
+    Text(String),
+    /// Its handle in nftables, by which `nft` is asked for the text when it is needed.
+    Handle {
+        /// Family of the table.
+        family: String,
+        /// Name of the table.
+        table: String,
+        /// Name of the chain.
+        chain: String,
+        /// Handle of the rule.
+        handle: u64,
+    },
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// All of these must hold.
+    pub conditions: Vec<Asked>,
+    /// What is done then.
+    pub action: Action,
+    /// Where it stands.
+    pub quote: Quote,
+}
+
+impl Rule {
+    /// Whether its conditions hold for the packets of a probe.
+    pub(super) fn holds(&self, probe: &Probe, site: &Site) -> Holds {
+        self.conditions.iter().map(|asked| asked.of(probe, site)).min().unwrap_or(Holds::Always)
+    }
+
+    /// How much there is to compare: itself, and the members of the sets that it names.
+    pub(super) fn weight(&self) -> usize {
+        let members = |asked: &Asked| match &asked.condition {
+            Condition::Source(ranges) | Condition::Destination(ranges) => ranges.len(),
+            Condition::Input(names) | Condition::Output(names) => names.len(),
+            _ => 1,
+        };
+        1 + self.conditions.iter().map(members).sum::<usize>()
+    }
+
+    /// Whether its conditions may hold for one packet of a connection and not for the next.
+    pub(super) fn varies(&self) -> bool {
+        self.conditions.iter().any(|asked| asked.condition == Condition::Varying)
+    }
+
+    /// Whether it holds for every packet of a probe, once that packet's connection is established.
+    pub(super) fn holds_when_established(&self, probe: &Probe, site: &Site) -> bool {
+        let is_state = |asked: &Asked| asked.condition == Condition::Established && !asked.is_negated;
+        self.conditions.iter().any(is_state)
+            && self.conditions.iter().all(|asked| is_state(asked) || asked.of(probe, site) == Holds::Always)
+    }
+}
+
+/// A chain that packets enter by a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Base {
+    /// The hook.
+    pub hook: Hook,
+    /// The interfaces that the chain stands at. It is empty for hooks that are no interface's.
+    pub devices: Vec<String>,
+    /// Whether what no rule decides about is dropped.
+    pub drops: bool,
+    /// Whether only the first packet of each connection passes the chain, as in tables for address translation.
+    pub is_first_only: bool,
+}
+
+/// A chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// How packets enter it, unless they do so from other chains alone.
+    pub base: Option<Base>,
+    /// Its rules, in their order.
+    pub rules: Vec<Rule>,
+}
+
+/// The families of tables through which packets between containers can go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// IPv4, or both families of IP.
+    Ip,
+    /// Bridges.
+    Bridge,
+    /// Single interfaces.
+    Device,
+}
+
+/// A table: chains that can name each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    /// Its family. Tables for both families of IP can have chains at single interfaces, which their hook tells.
+    pub family: Family,
+    /// What it is called where its policy is quoted: `iptables-nft filter`, `nft inet firewalld`.
+    pub name: String,
+    /// Its chains by name.
+    pub chains: BTreeMap<String, Chain>,
+}

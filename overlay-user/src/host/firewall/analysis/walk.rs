@@ -1,0 +1,195 @@
+//! Leads probes through chains, and finds what could refuse, translate or alter them.
+use std::collections::HashMap;
+
+use super::{
+    probe::{self, Holds, Hook, Probe, Site},
+    rules::{Action, Chain, Family, Quote, Rule, Table},
+};
+use crate::model::fast_path::FastPath;
+
+/// How many rules, or members of the sets that they name, are looked at altogether, over all chains and probes. A rule set that
+/// needs more is not followed further.
+const BUDGET: usize = 2_000_000;
+/// How deep chains can lie in each other. nftables refuses more than 16 (NFT_JUMP_STACK_SIZE).
+const DEPTH: usize = 64;
+/// How many findings are kept of each kind.
+const KEPT: usize = 4;
+
+/// Something that packets between containers may meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Harm {
+    /// The most that the fast path may carry so that it is obeyed.
+    pub at_most: FastPath,
+    /// Where it stands.
+    pub quote: Quote,
+}
+
+/// What the walk has found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The first few of each kind.
+    pub harms: Vec<Harm>,
+    /// The rules are too many to follow them all.
+    pub is_cut_short: bool,
+}
+
+/// Leads all probes through all tables.
+pub(super) fn walk(tables: &[Table], site: &Site) -> Found {
+    walk_within(BUDGET, tables, site)
+}
+
+/// Does the same as [`walk`], within another budget.
+pub(super) fn walk_within(budget: usize, tables: &[Table], site: &Site) -> Found {
+    let mut walker = Walker { site, found: Found::default(), budget };
+    for table in tables {
+        for (name, chain) in &table.chains {
+            walker.enter(table, name, chain);
+        }
+    }
+    walker.found.harms.sort_by_key(|harm| std::cmp::Reverse(harm.at_most));
+    walker.found
+}
+
+/// What is known of the packets that have come so far in a base chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Sifted {
+    /// Which packets come here may differ from packet to packet of one connection.
+    varying: bool,
+    /// Packets of established connections do not come here, so that whatever follows decides about first packets alone.
+    only_first: bool,
+}
+
+/// What became of packets in a chain.
+#[derive(Clone, Copy, Debug)]
+struct Passed {
+    /// Some may come out of it undecided.
+    goes_on: bool,
+    sifted: Sifted,
+}
+
+struct Walker<'a> {
+    site: &'a Site,
+    found: Found,
+    budget: usize,
+}
+
+/// One probe in one base chain.
+struct Journey<'a> {
+    table: &'a Table,
+    probe: &'a Probe,
+    passed: HashMap<(&'a str, Sifted), Passed>,
+}
+
+impl Walker<'_> {
+    fn enter(&mut self, table: &Table, name: &str, chain: &Chain) {
+        let Some(base) = &chain.base else { return };
+        let is_at_device = matches!(base.hook, Hook::Ingress | Hook::Egress);
+        let probes: Vec<Probe> = match table.family {
+            _ if is_at_device => {
+                let at = |device: &String| probe::at_device_hook(self.site, base.hook, device);
+                base.devices.iter().flat_map(at).collect()
+            }
+            Family::Ip => probe::at_ip_hook(self.site, base.hook),
+            Family::Bridge => probe::at_bridge_hook(self.site, base.hook),
+            Family::Device => Vec::new(),
+        };
+        for probe in &probes {
+            let mut journey = Journey { table, probe, passed: HashMap::new() };
+            let sifted = Sifted { varying: false, only_first: base.is_first_only };
+            let passed = self.pass(&mut journey, name, chain, sifted, 0);
+            if passed.goes_on && base.drops {
+                let policy = format!("the policy of chain {name} in {}: drop", table.name);
+                self.add(passed.sifted, false, Quote::Text(policy));
+            }
+        }
+    }
+
+    fn pass<'a>(
+        &mut self,
+        journey: &mut Journey<'a>,
+        name: &'a str,
+        chain: &'a Chain,
+        sifted: Sifted,
+        depth: usize,
+    ) -> Passed {
+        if let Some(passed) = journey.passed.get(&(name, sifted)) {
+            return *passed;
+        }
+        let passed = self.pass_anew(journey, chain, sifted, depth);
+        journey.passed.insert((name, sifted), passed);
+        passed
+    }
+
+    fn pass_anew<'a>(
+        &mut self,
+        journey: &mut Journey<'a>,
+        chain: &'a Chain,
+        mut sifted: Sifted,
+        depth: usize,
+    ) -> Passed {
+        for rule in &chain.rules {
+            if self.budget == 0 || depth > DEPTH {
+                self.found.is_cut_short = true;
+                return Passed { goes_on: true, sifted };
+            }
+            self.budget = self.budget.saturating_sub(rule.weight());
+            let holds = rule.holds(journey.probe, self.site);
+            if holds == Holds::Never {
+                continue;
+            }
+            let varies = holds == Holds::Maybe && rule.varies();
+            let ended = |sifted| Passed { goes_on: false, sifted };
+            match &rule.action {
+                Action::Continue => {}
+                Action::Alter => self.add(Sifted { varying: true, ..sifted }, false, rule.quote.clone()),
+                Action::Refuse | Action::Translate => {
+                    self.add(sifted, varies, rule.quote.clone());
+                    if holds == Holds::Always && rule.action == Action::Refuse {
+                        return ended(sifted);
+                    }
+                    sifted = self.sift(sifted, rule, journey.probe, varies);
+                }
+                Action::Accept if holds == Holds::Always => return ended(sifted),
+                Action::Accept => sifted = self.sift(sifted, rule, journey.probe, varies),
+                Action::Return if holds == Holds::Always => break,
+                Action::Return => sifted.varying |= varies,
+                Action::Jump(target) | Action::Goto(target) => {
+                    // A chain that is not there cannot be jumped to; one that was listed a moment too late is looked at again,
+                    // because its making changes the rules.
+                    let Some((target, chain)) = journey.table.chains.get_key_value(target) else { continue };
+                    let before = Sifted { varying: sifted.varying || varies, ..sifted };
+                    let passed = self.pass(journey, target, chain, before, depth + 1);
+                    sifted.varying |= varies || passed.sifted.varying;
+                    if holds == Holds::Always {
+                        sifted.only_first |= passed.sifted.only_first;
+                        if !passed.goes_on {
+                            return ended(sifted);
+                        }
+                        if matches!(rule.action, Action::Goto(_)) {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Passed { goes_on: true, sifted }
+    }
+
+    /// What is known of the packets that a rule with a verdict has left.
+    fn sift(&self, sifted: Sifted, rule: &Rule, probe: &Probe, varies: bool) -> Sifted {
+        Sifted {
+            varying: sifted.varying || varies,
+            only_first: sifted.only_first || rule.holds_when_established(probe, self.site),
+        }
+    }
+
+    fn add(&mut self, sifted: Sifted, varies: bool, quote: Quote) {
+        let varies = (sifted.varying || varies) && !sifted.only_first;
+        let at_most = if varies { FastPath::Off } else { FastPath::Established };
+        let harm = Harm { at_most, quote };
+        let like = self.found.harms.iter().filter(|other| other.at_most == at_most).count();
+        if like < KEPT && !self.found.harms.contains(&harm) {
+            self.found.harms.push(harm);
+        }
+    }
+}
