@@ -118,10 +118,14 @@ impl Packet {
     }
 
     /// What the packet is called, and its number where packets of that name are told from each other. `None` for a packet of
-    /// an earlier row.
+    /// an earlier row, and for one that is for many.
     fn describe(&self, names: &Names) -> Option<(String, Option<u64>)> {
+        if self.destination.is_multicast() {
+            return None;
+        }
         let (from, to) = (names.address(self.source), names.address(self.destination));
-        let how = format!("ttl {} tos {:#x}", self.ttl, self.tos);
+        // A host takes one off the TTL of what its stack forwards, and none off that of what its fast path delivers.
+        let how = format!("ttl about {} tos {:#x}", self.ttl.next_multiple_of(4), self.tos);
         if let Some(offset) = self.fragment {
             return Some((format!("fragment {from} > {to} protocol {} {how}", self.protocol), Some(offset.into())));
         }

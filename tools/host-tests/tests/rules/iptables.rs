@@ -113,7 +113,7 @@ const FILTER: &[Row] = &[
             Established,
             "iptables-nft -A FORWARD -p tcp --dport 8080 -m conntrack --ctstate NEW -j ACCEPT
              iptables-nft -A FORWARD -p udp --dport 8080 -m conntrack --ctstate NEW -j ACCEPT
-             iptables-nft -A FORWARD -j REJECT --reject-with icmp-host-prohibited",
+             iptables-nft -A FORWARD -s 10.244.0.0/16 -j REJECT --reject-with icmp-host-prohibited",
         )
     },
     Row {
@@ -122,7 +122,7 @@ const FILTER: &[Row] = &[
             "iptables-legacy: what is established, and new connections from one side",
             Established,
             "iptables-legacy -A FORWARD -s $a -j ACCEPT
-             iptables-legacy -A FORWARD -j DROP",
+             iptables-legacy -A FORWARD -s $b -j DROP",
         )
     },
     unseen(
@@ -132,7 +132,7 @@ const FILTER: &[Row] = &[
     ),
     Row {
         ready: "iptables-nft-save | grep overlay-forward",
-        ..unseen("iptables: a FORWARD chain that drops by its policy", Established, "iptables-nft -P FORWARD DROP")
+        ..unseen("iptables: a FORWARD chain that drops by its policy", On, "iptables-nft -P FORWARD DROP")
     },
     Row {
         ready: "iptables-legacy-save | grep overlay-forward",
@@ -157,11 +157,15 @@ const FILTER: &[Row] = &[
          iptables-legacy -A INPUT -p tcp --dport 22 -j DROP",
     ),
     unseen(
-        "iptables: rules about other networks and interfaces",
+        "iptables: rules about other networks",
         On,
         "iptables-nft -A FORWARD -s 192.0.2.0/24 -j DROP
-         iptables-nft -A FORWARD -i wlan0 -j DROP
          iptables-nft -A FORWARD -i docker0 -o docker0 -j ACCEPT",
+    ),
+    unseen(
+        "iptables: an interface that does not exist, and may some day",
+        Established,
+        "iptables-nft -A FORWARD -i wlan0 -j DROP",
     ),
     unseen(
         "iptables: rules that only accept",
@@ -183,7 +187,7 @@ const FILTER: &[Row] = &[
     ),
     unseen(
         "iptables: INPUT accepts the tunnel and drops the rest",
-        Established,
+        On,
         "iptables-nft -A INPUT -i lo -j ACCEPT
          iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
          iptables-nft -A INPUT -p udp --dport 8472 -j ACCEPT
@@ -192,12 +196,12 @@ const FILTER: &[Row] = &[
     ),
     row(
         "iptables: OUTPUT drops the tunnel to a peer",
-        Established,
+        Off,
         "iptables-nft -A OUTPUT -d $h2 -p udp --dport 8472 -j DROP",
     ),
     row(
         "iptables-legacy: OUTPUT rejects the tunnel to a peer",
-        Established,
+        Off,
         "iptables-legacy -A OUTPUT -d $h2 -p udp --dport 8472 -j REJECT",
     ),
 ];
@@ -227,7 +231,7 @@ const TABLES: &[Row] = &[
     ),
     row(
         "mangle, legacy: OUTPUT drops the tunnel",
-        Established,
+        Off,
         "iptables-legacy -t mangle -A OUTPUT -p udp --dport 8472 -j DROP",
     ),
     row(
@@ -241,7 +245,7 @@ const TABLES: &[Row] = &[
         Established,
         "iptables-legacy -t raw -A PREROUTING -s $a -j DROP",
     ),
-    row("raw: OUTPUT drops the tunnel", Established, "iptables-nft -t raw -A OUTPUT -p udp --dport 8472 -j DROP"),
+    row("raw: OUTPUT drops the tunnel", Off, "iptables-nft -t raw -A OUTPUT -p udp --dport 8472 -j DROP"),
     row(
         "raw: PREROUTING drops the tunnel from a peer",
         Established,
@@ -259,7 +263,7 @@ const TABLES: &[Row] = &[
     ),
     row(
         "security: INPUT and OUTPUT drop the tunnel",
-        Established,
+        Off,
         "iptables-nft -t security -A INPUT -p udp --dport 8472 -j DROP
          iptables-nft -t security -A OUTPUT -p udp --dport 8472 -j DROP",
     ),
@@ -408,11 +412,11 @@ const PACKETS: &[Row] = &[
         Off,
         "iptables-nft -A FORWARD -i br0 -p tcp --dport 8081 --tcp-flags PSH PSH -j DROP",
     ),
-    row("tcp flags: what begins a connection", Off, "iptables-nft -A FORWARD -i br0 -p tcp --dport 8081 --syn -j DROP"),
+    row("tcp flags: what begins a connection", Established, "iptables-nft -A FORWARD -i br0 -p tcp --dport 8081 --syn -j DROP"),
     row("ttl: pings that have one hop left", Off, "iptables-nft -A FORWARD -p icmp -m ttl --ttl-lt 2 -j DROP"),
     row("tos: pings of a class", Off, "iptables-nft -A FORWARD -p icmp -m tos --tos 0x20 -j DROP"),
     row("dscp: pings of a class", Off, "iptables-legacy -A FORWARD -p icmp -m dscp --dscp 8 -j DROP"),
-    row("u32: a byte of the header", Off, "iptables-nft -A FORWARD -p icmp -m u32 --u32 0&0xffff=0x594 -j DROP"),
+    row("u32: a byte of the header", Off, "iptables-nft -A FORWARD -p icmp -m u32 --u32 '0&0xffff=0x594' -j DROP"),
     row(
         "time: since the beginning of the century",
         Off,
@@ -441,26 +445,26 @@ const PACKETS: &[Row] = &[
         "MARK: a mark that steers routing",
         Off,
         "iptables-nft -t mangle -A PREROUTING -s $a -p udp --dport 8081 -j MARK --set-mark 9
-         ip rule add pref 1000 fwmark 9 prohibit",
+         ip rule add pref 1000 fwmark 9 blackhole",
     ),
     row(
         "MARK, legacy: a mark that steers into a table of routes",
         Off,
         "iptables-legacy -t mangle -A PREROUTING -s $a -p tcp --dport 8081 -j MARK --set-mark 9
-         ip route add unreachable default table 100
+         ip route add blackhole default table 100
          ip rule add pref 1000 fwmark 9 lookup 100",
     ),
     row("TTL: set before routing", Off, "iptables-nft -t mangle -A PREROUTING -s $a -p udp -j TTL --ttl-set 20"),
     row(
         "TTL, legacy: reduced behind routing",
         Off,
-        "iptables-legacy -t mangle -A POSTROUTING -d $a -p icmp -j TTL --ttl-dec 1",
+        "iptables-legacy -t mangle -A POSTROUTING -d $a -p icmp -j TTL --ttl-dec 8",
     ),
     row("DSCP: set", Off, "iptables-nft -t mangle -A FORWARD -s $a -p udp --dport 8080 -j DSCP --set-dscp 10"),
     row("TOS, legacy: set", Off, "iptables-legacy -t mangle -A FORWARD -d $a -p tcp -j TOS --set-tos 0x10"),
     row(
         "TCPMSS: set",
-        Off,
+        Established,
         "iptables-nft -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000",
     ),
     unseen(

@@ -62,7 +62,7 @@ const HOOKS: &[Row] = &[
     ),
     row(
         "ip output of the tunnel's packets",
-        Established,
+        Off,
         "table ip t { chain c { type filter hook output priority 0; udp dport 8472 drop; } }",
     ),
     unseen(
@@ -122,7 +122,7 @@ const HOOKS: &[Row] = &[
     ),
     row(
         "netdev egress of the underlay's device",
-        Established,
+        Off,
         "table netdev t { chain c { type filter hook egress device eth0 priority 0; udp dport 8472 drop; } }",
     ),
     unseen(
@@ -470,7 +470,7 @@ const PACKETS: &[Row] = &[
     row(
         "ttl: set at the ingress of a container's interface",
         Off,
-        "table netdev t { chain c { type filter hook ingress device va priority 0; ip protocol icmp ip ttl set 30; } }",
+        "table netdev t { chain c { type filter hook ingress device va priority 0; ip protocol icmp ip ttl set 32; } }",
     ),
     row(
         "tcp option: the maximum segment size",

@@ -10,17 +10,17 @@ use nix::{
     unistd::Pid,
 };
 use overlay_lab::{Backend, Member, Options, wait_until};
-use overlay_user::{datapath::tables::Tables, host::firewall::fingerprint::fingerprint};
+use overlay_user::host::firewall::fingerprint::fingerprint;
 
 use super::arrivals::Names;
-use crate::bed::{Bed, Kind, json, pins};
+use crate::bed::{Bed, Kind, json};
 
 /// How long anything may take that should happen soon.
 const SOON: Duration = Duration::from_secs(60);
 /// How often a packet goes through the CPU's queue until everything before it has arrived. The longest path between two
 /// containers has five queues, and a question needs an answer.
 const TURNS: usize = 64;
-/// A service's address, for which no host has a route.
+/// A service's address, which every host's routes drop.
 pub const SERVICE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 96, 0, 10);
 
 /// Removes all rules, and the routing policies of rows.
@@ -61,12 +61,18 @@ impl Stage {
                 // Whether an ICMP error is sent must not depend on how many were sent in the second before.
                 namespace.sysctl("ipv4/icmp_ratemask", "0").unwrap();
             }
+            // Of routes that do not exist, senders are told at a limited rate that no namespace can change for itself.
+            member.host.namespace().ip(&format!("route add blackhole {SERVICE}")).unwrap();
         }
         let mut addresses = std::collections::HashMap::from([(SERVICE, "service".to_owned())]);
         for (number, name, member) in [(1, "a", &bed[0]), (2, "b", &bed[1])] {
             let container = member.containers[0].address();
             let [x, y, z, _] = container.octets();
             let own = |last| std::net::Ipv4Addr::new(x, y, z, last);
+            // What TCP sends again, and what is answered to that, would depend on how long everything takes.
+            let namespace = member.containers[0].namespace();
+            namespace.ip(&format!("route change default via {} rto_min 60s", own(1))).unwrap();
+            namespace.sysctl("ipv4/tcp_early_retrans", "0").unwrap();
             addresses.insert(container, name.to_owned());
             addresses.insert(own(0), format!("t{number}"));
             addresses.insert(own(1), format!("g{number}"));
@@ -142,8 +148,8 @@ impl Stage {
                 let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
                 member.host.namespace().enter(move || runtime()?.block_on(fingerprint())).unwrap()
             };
-            let epoch = || Tables::open(&pins(member)).unwrap().stack_flows.epoch().unwrap();
-            wait_until("the agent to know the rules", SOON, || Ok(epoch() == rules())).unwrap();
+            let known = || json(member, &["status"])["agent"]["fast_path"]["rules"].as_u64();
+            wait_until("the agent to know the rules", SOON, || Ok(known() == Some(rules().into()))).unwrap();
         }
     }
 }

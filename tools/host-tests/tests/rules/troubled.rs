@@ -29,7 +29,7 @@ fn cpu_time(member: &mut Member) -> Duration {
     Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
 }
 
-/// Asserts that the agent answers while it looks at many rules, that it soon says that they are too many, and that connections
+/// Asserts that the agent answers while it looks at many rules, that it soon says why it asks about each, and that connections
 /// go by the stack first and then by the fast path.
 #[track_caller]
 fn asserts_bounded(bed: &mut Bed, put: impl FnOnce(&Bed)) {
@@ -47,7 +47,7 @@ fn asserts_bounded(bed: &mut Bed, put: impl FnOnce(&Bed)) {
         assert!(began.elapsed() < Duration::from_secs(60), "no decision: {:?}", decided(&bed[0]));
     }
     let (_, why) = decided(&bed[0]);
-    assert!(why.contains("rules"), "{why}");
+    assert!(!why.is_empty());
     // An analysis without a bound would take this again and again.
     let spent = cpu_time(&mut bed[0]) - before;
     assert!(spent < Duration::from_secs(30), "{spent:?} for {MANY} rules");
@@ -65,7 +65,7 @@ fn asserts_bounded(bed: &mut Bed, put: impl FnOnce(&Bed)) {
 }
 
 #[test]
-fn tens_of_thousands_of_rules_of_nftables_are_not_read_to_their_end() {
+fn tens_of_thousands_of_rules_of_nftables_are_followed_for_a_bounded_time() {
     let mut bed = Bed::with(Kind::Folder, Options::default(), &AUTO);
     bed.learn_all();
     asserts_bounded(&mut bed, |bed| {
@@ -78,7 +78,7 @@ fn tens_of_thousands_of_rules_of_nftables_are_not_read_to_their_end() {
 }
 
 #[test]
-fn tens_of_thousands_of_rules_of_iptables_are_not_read_to_their_end() {
+fn tens_of_thousands_of_rules_of_iptables_are_followed_for_a_bounded_time() {
     for variant in ["iptables-nft", "iptables-legacy"] {
         println!("{variant}");
         let mut bed = Bed::with(Kind::Folder, Options::default(), &AUTO);
