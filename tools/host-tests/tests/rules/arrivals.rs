@@ -98,8 +98,7 @@ fn number(bytes: &[u8], at: usize) -> Option<u16> {
 impl Packet {
     fn read(bytes: &[u8]) -> Option<Self> {
         let length = usize::from(*bytes.first()? & 0xf) * 4;
-        let address =
-            |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?));
+        let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?));
         let fragment = number(bytes, 6)? & 0x3fff;
         Some(Self {
             source: address(12)?,
@@ -127,13 +126,19 @@ impl Packet {
         // A host takes one off the TTL of what its stack forwards, and none off that of what its fast path delivers.
         let how = format!("ttl about {} tos {:#x}", self.ttl.next_multiple_of(4), self.tos);
         if let Some(offset) = self.fragment {
-            return Some((format!("fragment {from} > {to} protocol {} {how}", self.protocol), Some(offset.into())));
+            return Some((
+                format!("fragment {from} > {to} protocol {} {how}", self.protocol),
+                Some(offset.into()),
+            ));
         }
         if self.protocol == ICMP {
             let (kind, code) = (*self.data.first()?, *self.data.get(1)?);
             let said = format!("icmp {from} > {to} type {kind} code {code} {how}");
             if matches!(kind, 0 | 8) {
-                return Some((format!("{said} {} bytes", self.data.len()), Some(number(&self.data, 6)?.into())));
+                return Some((
+                    format!("{said} {} bytes", self.data.len()),
+                    Some(number(&self.data, 6)?.into()),
+                ));
             }
             let quoted = Self::read(self.data.get(8..)?)?;
             let (about, number) = quoted.describe(names)?;

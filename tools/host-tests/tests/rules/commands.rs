@@ -14,7 +14,7 @@ use overlay_lab::Options;
 
 /// A port that [`REFUSED`] refuses.
 const PORT: u16 = 8081;
-const REFUSED: &str = "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 drop; } }";
+const REFUSED: &str = "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 drop; }; }";
 
 /// Writes a script that can be run.
 fn script(file: PathBuf, text: &str) -> PathBuf {

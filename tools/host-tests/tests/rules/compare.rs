@@ -69,7 +69,13 @@ impl Actors {
         let containers = [0, 1].map(|host| stage.bed[host].containers[0].clone());
         let servers = [0, 1].map(|host| {
             let container = &containers[host];
-            Servers::start(container.namespace(), container.address(), &ANSWERED, &[8080, 8081, 9001], &[9000])
+            Servers::start(
+                container.namespace(),
+                container.address(),
+                &ANSWERED,
+                &[8080, 8081, 9001],
+                &[9000],
+            )
         });
         let arrivals = [0, 1].map(|host| Arrivals::of(&containers[host]));
         Self { stage, containers, servers, arrivals, port: FIRST_PORT, pings: 0 }
@@ -92,7 +98,11 @@ impl Actors {
         for (from, name) in [(0, "a>b"), (1, "b>a")] {
             for port in ANSWERED {
                 let namespace = self.containers[from].namespace().clone();
-                all.extend(self.both(&format!("{age}-{name}"), &namespace, self.stage.container(1 - from, port)));
+                all.extend(self.both(
+                    &format!("{age}-{name}"),
+                    &namespace,
+                    self.stage.container(1 - from, port),
+                ));
             }
         }
         self.stage.drain();
@@ -178,9 +188,10 @@ impl Actors {
         }
         // Nothing is under way any more, but what TCP sends again because it was dropped.
         let heard = all.iter().map(Conversation::line);
-        let received = ["a", "b"].into_iter().zip(&self.arrivals).flat_map(|(place, arrivals)| {
-            lines(place, &arrivals.take(), &self.stage.names)
-        });
+        let received = ["a", "b"]
+            .into_iter()
+            .zip(&self.arrivals)
+            .flat_map(|(place, arrivals)| lines(place, &arrivals.take(), &self.stage.names));
         let lines = heard.chain(received).collect();
         drop(all);
         self.servers.iter_mut().for_each(Servers::hang_up);
@@ -200,7 +211,8 @@ fn ping(from: &Namespace, identifier: u16, to: Ipv4Addr) {
             request.extend(identifier.to_be_bytes());
             request.extend(number.to_be_bytes());
             request.resize(8 + size, 0);
-            let sum = request.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+            let sum =
+                request.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
             let sum = sum.sum::<u32>();
             let sum = (sum & 0xffff) + (sum >> 16);
             request[2..4].copy_from_slice(&(!(((sum & 0xffff) + (sum >> 16)) as u16)).to_be_bytes());
@@ -231,7 +243,15 @@ pub fn run(rows: &[Row]) {
     let rows: Vec<_> =
         rows.iter().filter(|row| row.name.contains(&wanted) && possible(row.path)).copied().collect();
     assert!(!rows.is_empty(), "no row has {wanted:?} in its name");
-    let plain = Row { name: "no rules", is_seen: false, path: Path::On, before: "", first: "", second: "", ready: "" };
+    let plain = Row {
+        name: "no rules",
+        is_seen: false,
+        path: Path::On,
+        before: "",
+        first: "",
+        second: "",
+        ready: "",
+    };
     let rows = &[vec![plain], rows].concat();
     let (off, tested) = thread::scope(|scope| {
         let seen = |number, mode: &'static str| {

@@ -156,7 +156,9 @@ impl Conversation {
         let (stream, error) = socket.unwrap();
         abort_when_closed(&stream);
         let mut begun = Self::new(name, Socket::Tcp(stream));
-        begun.errors.extend(error.filter(|error| *error != Errno::EINPROGRESS).map(|error| format!("{error:?}")));
+        begun
+            .errors
+            .extend(error.filter(|error| *error != Errno::EINPROGRESS).map(|error| format!("{error:?}")));
         begun
     }
 

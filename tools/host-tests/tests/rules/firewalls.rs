@@ -2,7 +2,7 @@
 use super::{
     compare::run,
     table::{
-        Path::{Established, Off},
+        Path::{Established, On},
         Row, row, unseen,
     },
 };
@@ -79,7 +79,7 @@ const ROWS: &[Row] = &[
         ready: "iptables-nft-save | grep overlay-forward",
         ..unseen(
             "docker: as it comes",
-            Established,
+            On,
             "for chain in DOCKER DOCKER-USER DOCKER-ISOLATION-STAGE-1 DOCKER-ISOLATION-STAGE-2; do iptables-nft -N $chain; done
              iptables-nft -P FORWARD DROP
              iptables-nft -A FORWARD -j DOCKER-USER
@@ -118,7 +118,7 @@ const ROWS: &[Row] = &[
                 iifname br0 goto filter_FWD_public
                 goto filter_FWD_trusted
             }
-            chain filter_FWD_trusted { accept }
+            chain filter_FWD_trusted { accept; }
             chain filter_FWD_public {
                 jump filter_FWD_public_allow
                 meta l4proto { icmp, ipv6-icmp } accept
@@ -148,7 +148,7 @@ const ROWS: &[Row] = &[
     ),
     row(
         "kube-proxy: a service, and marks for masquerading",
-        Off,
+        Established,
         "iptables-nft -t nat -N KUBE-SERVICES; iptables-nft -t nat -N KUBE-SVC; iptables-nft -t nat -N KUBE-SEP
          iptables-nft -t nat -N KUBE-MARK-MASQ; iptables-nft -t nat -N KUBE-POSTROUTING
          iptables-nft -N KUBE-FORWARD
@@ -173,7 +173,7 @@ const ROWS: &[Row] = &[
     row(
         "a network policy: a chain for each container",
         Established,
-        "table ip policy {
+        "table ip policies {
             chain container_a { ip saddr $b tcp dport 8080 accept; ip saddr $b ip protocol icmp accept; drop; }
             chain c {
                 type filter hook forward priority 0; policy accept;

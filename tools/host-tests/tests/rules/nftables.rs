@@ -27,142 +27,146 @@ const HOOKS: &[Row] = &[
     row(
         "ip forward",
         Established,
-        "table ip t { chain c { type filter hook forward priority 0; meta l4proto { tcp, udp } th dport 8081 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; meta l4proto { tcp, udp } th dport 8081 drop; }; }",
     ),
     row(
         "ip forward, behind everything else",
         Established,
-        "table ip t { chain c { type filter hook forward priority 400; ip daddr $b udp dport 8081 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 400; ip daddr $b udp dport 8081 drop; }; }",
     ),
     row(
         "ip forward, an accept of one chain and a drop of the next",
         Established,
-        "table ip t { chain c { type filter hook forward priority -10; accept; } }
-         table ip u { chain c { type filter hook forward priority 10; ip saddr $b tcp dport 8080 drop; } }",
+        "table ip t { chain c { type filter hook forward priority -10; accept; }; }
+         table ip u { chain c { type filter hook forward priority 10; ip saddr $b tcp dport 8080 drop; }; }",
     ),
     row(
         "ip prerouting, before connection tracking",
         Established,
-        "table ip t { chain c { type filter hook prerouting priority -300; udp dport 8081 drop; } }",
+        "table ip t { chain c { type filter hook prerouting priority -300; udp dport 8081 drop; }; }",
     ),
     row(
         "ip prerouting of the tunnel's packets",
         Established,
-        "table ip t { chain c { type filter hook prerouting priority -150; ip saddr $h2 udp dport 8472 drop; } }",
+        "table ip t { chain c { type filter hook prerouting priority -150; ip saddr $h2 udp dport 8472 drop; }; }",
     ),
     row(
         "ip postrouting",
         Established,
-        "table ip t { chain c { type filter hook postrouting priority 0; oifname overlay0 tcp dport 8081 drop; } }",
+        "table ip t { chain c { type filter hook postrouting priority 0; oifname overlay0 tcp dport 8081 drop; }; }",
     ),
     row(
         "ip input of the tunnel's packets",
         Established,
-        "table ip t { chain c { type filter hook input priority 0; udp dport 8472 drop; } }",
+        "table ip t { chain c { type filter hook input priority 0; udp dport 8472 drop; }; }",
     ),
     row(
         "ip output of the tunnel's packets",
         Off,
-        "table ip t { chain c { type filter hook output priority 0; udp dport 8472 drop; } }",
+        "table ip t { chain c { type filter hook output priority 0; udp dport 8472 drop; }; }",
     ),
     unseen(
         "ip input, nothing of the tunnel's",
         On,
-        "table ip t { chain c { type filter hook input priority 0; tcp dport { 22, 80 } drop; } }",
+        "table ip t { chain c { type filter hook input priority 0; tcp dport { 22, 80 } drop; }; }",
     ),
     row(
         "inet forward",
         Established,
-        "table inet t { chain c { type filter hook forward priority filter; ip daddr $a udp dport 8080 drop; } }",
+        "table inet t { chain c { type filter hook forward priority filter; ip daddr $a udp dport 8080 drop; }; }",
     ),
     row(
         "inet prerouting",
         Established,
-        "table inet t { chain c { type filter hook prerouting priority raw; meta l4proto icmp ip saddr $a drop; } }",
+        "table inet t { chain c { type filter hook prerouting priority raw; meta l4proto icmp ip saddr $a drop; }; }",
     ),
     row(
         "inet ingress of a container's interface",
         Established,
-        "table inet t { chain c { type filter hook ingress device va priority 0; udp dport 8081 drop; } }",
+        "table inet t { chain c { type filter hook ingress device va priority 0; udp dport 8081 drop; }; }",
     ),
     row(
         "netdev ingress of a container's interface",
         Established,
-        "table netdev t { chain c { type filter hook ingress device va priority 0; ip daddr $b udp dport 8081 drop; } }",
+        "table netdev t { chain c { type filter hook ingress device va priority 0; ip daddr $b udp dport 8081 drop; }; }",
     ),
     row(
         "netdev ingress of the bridge",
         Established,
-        "table netdev t { chain c { type filter hook ingress device br0 priority 0; tcp dport 8081 drop; } }",
+        "table netdev t { chain c { type filter hook ingress device br0 priority 0; tcp dport 8081 drop; }; }",
     ),
     row(
         "netdev ingress of the tunnel's device",
         Established,
-        "table netdev t { chain c { type filter hook ingress device overlay0 priority 0; udp dport 8080 drop; } }",
+        "table netdev t { chain c { type filter hook ingress device overlay0 priority 0; udp dport 8080 drop; }; }",
     ),
     row(
         "netdev ingress of the underlay's device",
         Established,
-        "table netdev t { chain c { type filter hook ingress device eth0 priority 0; udp dport 8472 drop; } }",
+        "table netdev t { chain c { type filter hook ingress device eth0 priority 0; udp dport 8472 drop; }; }",
     ),
     row(
         "netdev egress of a container's interface",
         Established,
-        "table netdev t { chain c { type filter hook egress device va priority 0; udp dport 8080 drop; } }",
+        "table netdev t { chain c { type filter hook egress device va priority 0; udp dport 8080 drop; }; }",
     ),
     row(
         "netdev egress of the bridge",
         Established,
-        "table netdev t { chain c { type filter hook egress device br0 priority 0; tcp dport 8080 drop; } }",
+        "table netdev t { chain c { type filter hook egress device br0 priority 0; tcp dport 8080 drop; }; }",
     ),
     row(
         "netdev egress of the tunnel's device",
         Established,
-        "table netdev t { chain c { type filter hook egress device overlay0 priority 0; udp dport 8081 drop; } }",
+        "table netdev t { chain c { type filter hook egress device overlay0 priority 0; udp dport 8081 drop; }; }",
     ),
     row(
         "netdev egress of the underlay's device",
         Off,
-        "table netdev t { chain c { type filter hook egress device eth0 priority 0; udp dport 8472 drop; } }",
+        "table netdev t { chain c { type filter hook egress device eth0 priority 0; udp dport 8472 drop; }; }",
     ),
     unseen(
         "netdev ingress of the other container's interface",
         Established,
-        "table netdev t { chain c { type filter hook ingress device vb priority 0; udp dport 8081 drop; } }",
+        "table netdev t { chain c { type filter hook ingress device vb priority 0; udp dport 8081 drop; }; }",
     ),
     row(
         "bridge prerouting",
         Established,
-        "table bridge t { chain c { type filter hook prerouting priority 0; ip daddr $b udp dport 8081 drop; } }",
+        "table bridge t { chain c { type filter hook prerouting priority 0; ip daddr $b udp dport 8081 drop; }; }",
     ),
     row(
         "bridge input",
         Established,
-        "table bridge t { chain c { type filter hook input priority 0; ip saddr $a tcp dport 8081 drop; } }",
+        "table bridge t { chain c { type filter hook input priority 0; ip saddr $a tcp dport 8081 drop; }; }",
     ),
     row(
         "bridge output",
         Established,
-        "table bridge t { chain c { type filter hook output priority 0; ip daddr $a udp dport 8080 drop; } }",
+        "table bridge t { chain c { type filter hook output priority 0; ip daddr $a udp dport 8080 drop; }; }",
     ),
     row(
         "bridge postrouting",
         Established,
-        "table bridge t { chain c { type filter hook postrouting priority 0; oifname va ip protocol icmp drop; } }",
+        "table bridge t { chain c { type filter hook postrouting priority 0; oifname va ip protocol icmp drop; }; }",
     ),
     unseen(
         "bridge forward",
         On,
-        "table bridge t { chain c { type filter hook forward priority 0; drop; } }",
+        "table bridge t { chain c { type filter hook forward priority 0; drop; }; }",
     ),
-    unseen("arp", On, "table arp t { chain c { type filter hook input priority 0; arp operation 9 drop; } }"),
-    unseen("ip6", On, "table ip6 t { chain c { type filter hook forward priority 0; policy drop; } }"),
+    unseen(
+        "arp",
+        On,
+        "table arp t { chain c { type filter hook input priority 0; arp operation 9 drop; }; }",
+    ),
+    unseen("ip6", On, "table ip6 t { chain c { type filter hook forward priority 0; policy drop; }; }"),
     Row {
-        second: "table ip t { chain c { type filter hook forward priority 0; meta l4proto { tcp, udp } th dport 8081 reject; } }",
+        second: "table ip t { chain c { type filter hook forward priority 0; meta l4proto { tcp, udp } th dport 8081 reject; }; }",
         ..row(
             "both hosts refuse something else",
             Established,
-            "table ip t { chain c { type filter hook forward priority 0; meta l4proto { tcp, udp } th dport 8080 drop; } }",
+            "table ip t { chain c { type filter hook forward priority 0; meta l4proto { tcp, udp } th dport 8080 drop; }; }",
         )
     },
 ];
@@ -189,7 +193,7 @@ const EXPRESSIONS: &[Row] = &[
     row(
         "an anonymous set of ports",
         Established,
-        "table inet t { chain c { type filter hook forward priority 0; udp dport { 8000-8080, 9001 } drop; } }",
+        "table inet t { chain c { type filter hook forward priority 0; udp dport { 8000-8080, 9001 } drop; }; }",
     ),
     row(
         "a named set of addresses and ports",
@@ -210,7 +214,7 @@ const EXPRESSIONS: &[Row] = &[
     row(
         "a verdict map",
         Established,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport vmap { 8080 : accept, 8081 : drop }; } }",
+        "table ip t { chain c { type filter hook forward priority 0; udp dport vmap { 8080 : accept, 8081 : drop }; }; }",
     ),
     row(
         "a named verdict map that jumps",
@@ -234,10 +238,10 @@ const EXPRESSIONS: &[Row] = &[
     row(
         "a policy that drops",
         Established,
-        "table inet t { chain c { type filter hook forward priority 0; policy drop; ip protocol udp accept; } }",
+        "table inet t { chain c { type filter hook forward priority 0; policy drop; ip protocol udp accept; }; }",
     ),
     Row {
-        before: "table ip t { chain c { type filter hook forward priority 0; ct state established accept; } }",
+        before: "table ip t { chain c { type filter hook forward priority 0; ct state established accept; }; }",
         ..row(
             "ct state: what is established, and new connections to one port",
             Established,
@@ -257,17 +261,17 @@ const EXPRESSIONS: &[Row] = &[
     unseen(
         "ct state: invalid packets",
         Established,
-        "table ip t { chain c { type filter hook forward priority 0; ct state invalid drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; ct state invalid drop; }; }",
     ),
     row(
         "fib: what goes to a container",
         Established,
-        "table ip t { chain c { type filter hook prerouting priority -150; fib daddr oifname overlay0 udp dport 8081 drop; } }",
+        "table ip t { chain c { type filter hook prerouting priority -150; fib daddr oifname overlay0 udp dport 8081 drop; }; }",
     ),
     row(
         "queue without anybody that listens",
         Established,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 queue num 7; } }",
+        "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 queue num 7; }; }",
     ),
     row(
         "dnat from one port to another",
@@ -288,40 +292,40 @@ const EXPRESSIONS: &[Row] = &[
     row(
         "snat",
         Established,
-        "table ip t { chain c { type nat hook postrouting priority 100; ip saddr $a ip daddr $b snat to $g1; } }",
+        "table ip t { chain c { type nat hook postrouting priority 100; ip saddr $a ip daddr $b snat to $g1; }; }",
     ),
     row(
         "masquerade into the tunnel",
         Established,
-        "table ip t { chain c { type nat hook postrouting priority 100; oifname overlay0 tcp dport 8081 masquerade; } }",
+        "table ip t { chain c { type nat hook postrouting priority 100; oifname overlay0 tcp dport 8081 masquerade; }; }",
     ),
     row(
         "masquerade towards a container",
         Established,
-        "table inet t { chain c { type nat hook postrouting priority srcnat; ip daddr $a masquerade; } }",
+        "table inet t { chain c { type nat hook postrouting priority srcnat; ip daddr $a masquerade; }; }",
     ),
     row(
         "redirect",
         Established,
-        "table ip t { chain c { type nat hook prerouting priority -100; iifname br0 udp dport 8081 redirect to :81; } }",
+        "table ip t { chain c { type nat hook prerouting priority -100; iifname br0 udp dport 8081 redirect to :81; }; }",
     ),
     unseen(
         "masquerade of another network",
         On,
-        "table ip t { chain c { type nat hook postrouting priority 100; ip saddr 192.168.1.0/24 masquerade; } }",
+        "table ip t { chain c { type nat hook postrouting priority 100; ip saddr 192.168.1.0/24 masquerade; }; }",
     ),
     unseen(
         "counters and logs",
         On,
-        "table inet t { chain c { type filter hook forward priority 0; counter; ip saddr $a counter accept; } }",
+        "table inet t { chain c { type filter hook forward priority 0; counter; ip saddr $a counter accept; }; }",
     ),
     unseen(
         "a table that sleeps",
         On,
-        "table ip t { flags dormant; chain c { type filter hook forward priority 0; policy drop; } }",
+        "table ip t { flags dormant; chain c { type filter hook forward priority 0; policy drop; }; }",
     ),
-    unseen("a chain that nobody jumps to", On, "table ip t { chain c { drop; } }"),
-    unseen("empty chains", On, "table inet t { chain c { type filter hook forward priority 0; policy accept; } }"),
+    unseen("a chain that nobody jumps to", On, "table ip t { chain c { drop; }; }"),
+    unseen("empty chains", On, "table inet t { chain c { type filter hook forward priority 0; policy accept; }; }"),
 ];
 
 /// Statements and expressions about single packets.
@@ -330,13 +334,13 @@ const PACKETS: &[Row] = &[
         "limit: five packets an hour",
         Off,
         "table ip t { chain c { type filter hook forward priority 0;
-            udp dport 9001 limit rate 1/hour burst 5 packets accept; udp dport 9001 drop; } }",
+            udp dport 9001 limit rate 1/hour burst 5 packets accept; udp dport 9001 drop; }; }",
     ),
     row(
         "limit: what is over a rate, at ingress",
         Off,
         "table netdev t { chain c { type filter hook ingress device va priority 0;
-            udp dport 9000 limit rate over 1/hour burst 7 packets drop; } }",
+            udp dport 9000 limit rate over 1/hour burst 7 packets drop; }; }",
     ),
     row(
         "limit: by a named object",
@@ -349,7 +353,7 @@ const PACKETS: &[Row] = &[
     row(
         "quota",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport 9000 quota over 1000 bytes drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; udp dport 9000 quota over 1000 bytes drop; }; }",
     ),
     row(
         "quota: by a named object",
@@ -362,12 +366,12 @@ const PACKETS: &[Row] = &[
     row(
         "numgen: every third packet",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport 9001 numgen inc mod 3 0 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; udp dport 9001 numgen inc mod 3 0 drop; }; }",
     ),
     row(
         "numgen: at random, with certainty",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport 9001 numgen random mod 1 0 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; udp dport 9001 numgen random mod 1 0 drop; }; }",
     ),
     row(
         "a set that packets fill, and its rate",
@@ -398,7 +402,7 @@ const PACKETS: &[Row] = &[
     row(
         "ct packets: from the seventh packet on",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport 9001 ct original packets > 6 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; udp dport 9001 ct original packets > 6 drop; }; }",
     ),
     row(
         "meta mark: for a later chain",
@@ -420,83 +424,83 @@ const PACKETS: &[Row] = &[
         "a mark that steers routing",
         Off,
         "ip rule add pref 1000 fwmark 9 blackhole
-         nft 'table ip t { chain c { type filter hook prerouting priority -150; udp dport 8081 meta mark set 9; } }'",
+         nft 'table ip t { chain c { type filter hook prerouting priority -150; udp dport 8081 meta mark set 9; }; }'",
     ),
     row(
         "a length",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; ip protocol udp ip length > 500 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; ip protocol udp ip length > 500 drop; }; }",
     ),
     row(
         "tcp flags: what carries data",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; iifname br0 tcp dport 8081 tcp flags & psh == psh drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; iifname br0 tcp dport 8081 tcp flags & psh == psh drop; }; }",
     ),
     row(
         "ttl: one hop left",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; ip protocol icmp ip ttl 1 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; ip protocol icmp ip ttl 1 drop; }; }",
     ),
     row(
         "dscp: pings of a class",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; ip dscp cs1 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; ip dscp cs1 drop; }; }",
     ),
     row(
         "bytes of the packet",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 @th,32,16 > 500 drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 @th,32,16 > 500 drop; }; }",
     ),
     row(
         "a time of day",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 meta time > \"2001-01-01 00:00:00\" drop; } }",
+        "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 meta time > \"2001-01-01 00:00:00\" drop; }; }",
     ),
     row(
         "ttl: set",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; ip saddr $a udp dport 8080 ip ttl set 20; } }",
+        "table ip t { chain c { type filter hook forward priority 0; ip saddr $a udp dport 8080 ip ttl set 20; }; }",
     ),
     row(
         "dscp: set, behind routing",
         Off,
-        "table ip t { chain c { type filter hook postrouting priority 0; ip daddr $a ip dscp set af11; } }",
+        "table ip t { chain c { type filter hook postrouting priority 0; ip daddr $a ip dscp set af11; }; }",
     ),
     row(
         "dscp: set in a bridge's chain",
         Off,
-        "table bridge t { chain c { type filter hook input priority 0; ip saddr $a ip dscp set af12; } }",
+        "table bridge t { chain c { type filter hook input priority 0; ip saddr $a ip dscp set af12; }; }",
     ),
     row(
         "ttl: set at the ingress of a container's interface",
         Off,
-        "table netdev t { chain c { type filter hook ingress device va priority 0; ip protocol icmp ip ttl set 32; } }",
+        "table netdev t { chain c { type filter hook ingress device va priority 0; ip protocol icmp ip ttl set 32; }; }",
     ),
     row(
         "tcp option: the maximum segment size",
         Off,
-        "table ip t { chain c { type filter hook forward priority 0; tcp flags syn tcp option maxseg size set 1000; } }",
+        "table ip t { chain c { type filter hook forward priority 0; tcp flags syn tcp option maxseg size set 1000; }; }",
     ),
     row(
         "a port that is rewritten without translation",
         Off,
-        "table ip t { chain c { type filter hook prerouting priority -350; ip saddr $a udp dport 8081 udp dport set 8080; } }",
+        "table ip t { chain c { type filter hook prerouting priority -350; ip saddr $a udp dport 8081 udp dport set 8080; }; }",
     ),
     row(
         "fwd: away at ingress",
         Off,
-        "table netdev t { chain c { type filter hook ingress device va priority 0; udp dport 8081 fwd to lo; } }",
+        "table netdev t { chain c { type filter hook ingress device va priority 0; udp dport 8081 fwd to lo; }; }",
     ),
     row(
         "the tunnel's packets: a limit",
         Off,
         "table ip t { chain c { type filter hook input priority 0;
-            udp dport 8472 ip length 201 limit rate over 1/hour burst 5 packets drop; } }",
+            udp dport 8472 ip length 201 limit rate over 1/hour burst 5 packets drop; }; }",
     ),
     row(
         "the tunnel's packets: every second one of a length, at egress",
         Off,
         "table netdev t { chain c { type filter hook egress device eth0 priority 0;
-            udp dport 8472 ip length 201 numgen inc mod 2 0 drop; } }",
+            udp dport 8472 ip length 201 numgen inc mod 2 0 drop; }; }",
     ),
 ];

@@ -73,7 +73,7 @@ fn tens_of_thousands_of_rules_of_nftables_are_followed_for_a_bounded_time() {
         for number in 0..MANY {
             let _ = writeln!(rules, "ip saddr 192.168.{}.{} udp dport 9 drop", number >> 8, number & 0xff);
         }
-        nft(&bed[0].host, &(rules + "udp dport 8081 drop; } }"));
+        nft(&bed[0].host, &(rules + "udp dport 8081 drop; }; }"));
     });
 }
 
@@ -108,11 +108,14 @@ fn rules_that_change_every_second_cost_little_and_lose_nothing() {
     let (before, began) = (cpu_time(&mut bed[0]), Instant::now());
     for number in 0..CHANGES {
         // Each leads to another path: for each connection, by the stack, and past the stack.
-        nft(&bed[0].host, match number % 3 {
-            0 => "table ip t { chain c { type filter hook forward priority 0; udp dport 9 drop; } }",
-            1 => "add rule ip t c udp dport 9 limit rate 1/hour drop",
-            _ => "flush ruleset",
-        });
+        nft(
+            &bed[0].host,
+            match number % 3 {
+                0 => "table ip t { chain c { type filter hook forward priority 0; udp dport 9 drop; }; }",
+                1 => "add rule ip t c udp dport 9 limit rate 1/hour drop",
+                _ => "flush ruleset",
+            },
+        );
         let until = Instant::now() + PAUSE;
         while Instant::now() < until {
             talk.ask().unwrap();
