@@ -47,10 +47,11 @@ fn without(commands: &str, program: &str) -> String {
 /// Asserts that the first host asks about each connection, that the reason has these words, and that its rules are obeyed.
 #[track_caller]
 fn asserts_asked(bed: &Bed, words: &str) {
+    // As long as nobody has made a rule, nothing has to be read.
+    nft(&bed[0].host, REFUSED);
     eventually(bed, 0, "established");
     let (_, why) = decided(&bed[0]);
     assert!(why.contains(words), "`{words}` is not in: {why}");
-    nft(&bed[0].host, REFUSED);
     let (a, b) = bed.pair();
     let _servers = [Server::of(b), Server::start(b.namespace(), b.address(), PORT)];
     let asked = Talk::open(a.namespace(), Protocol::Udp, b.address(), PORT).unwrap().ask();

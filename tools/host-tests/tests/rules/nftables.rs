@@ -269,11 +269,6 @@ const EXPRESSIONS: &[Row] = &[
         "table ip t { chain c { type filter hook prerouting priority -150; fib daddr oifname overlay0 udp dport 8081 drop; }; }",
     ),
     row(
-        "queue without anybody that listens",
-        Established,
-        "table ip t { chain c { type filter hook forward priority 0; udp dport 8081 queue num 7; }; }",
-    ),
-    row(
         "dnat from one port to another",
         Established,
         "table ip t {
@@ -319,9 +314,10 @@ const EXPRESSIONS: &[Row] = &[
         On,
         "table inet t { chain c { type filter hook forward priority 0; counter; ip saddr $a counter accept; }; }",
     ),
+    // What nft 1.0.6 lists in JSON leaves the flags of tables out.
     unseen(
         "a table that sleeps",
-        On,
+        Established,
         "table ip t { flags dormant; chain c { type filter hook forward priority 0; policy drop; }; }",
     ),
     unseen("a chain that nobody jumps to", On, "table ip t { chain c { drop; }; }"),
@@ -478,7 +474,7 @@ const PACKETS: &[Row] = &[
     ),
     row(
         "tcp option: the maximum segment size",
-        Off,
+        Established,
         "table ip t { chain c { type filter hook forward priority 0; tcp flags syn tcp option maxseg size set 1000; }; }",
     ),
     row(
