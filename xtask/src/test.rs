@@ -110,6 +110,7 @@ const TESTS: &[(Rung, &str)] = &[
     (Rung::Hosts, "path_mtu"),
     (Rung::Hosts, "nat"),
     (Rung::Hosts, "promotion"),
+    (Rung::Hosts, "rules"),
     (Rung::Hosts, "routes"),
     (Rung::Hosts, "flannel"),
     (Rung::Hosts, "docker"),
