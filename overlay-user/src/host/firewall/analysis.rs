@@ -126,7 +126,10 @@ async fn read() -> (Vec<Table>, Vec<Reason>) {
             not_read("the rules of nftables are too many to be read".to_owned())
         }
         Ok(listing) => match spawn_blocking(move || nftables::read(&listing, &seen)).await {
-            Ok(Ok(read)) => tables.extend(read),
+            Ok(Ok(mut read)) => {
+                find_devices(&mut read).await;
+                tables.extend(read);
+            }
             Ok(Err(error)) => not_read(format!("the rules of nftables cannot be understood: {error}")),
             Err(error) => not_read(format!("the rules of nftables cannot be read: {error}")),
         },
@@ -136,6 +139,24 @@ async fn read() -> (Vec<Table>, Vec<Reason>) {
         Err(error) => not_read(format!("the rules of nftables cannot be read: {error}")),
     }
     (tables, reasons)
+}
+
+/// Asks nft for the interfaces that chains stand at, where its listing has not told.
+async fn find_devices(tables: &mut [Table]) {
+    for (at, name) in nftables::without_devices(tables) {
+        let table = &mut tables[at];
+        let words: Vec<&str> = ["list", "chain"]
+            .into_iter()
+            .chain(table.name.split(' ').skip(1))
+            .chain([name.as_str()])
+            .collect();
+        // If it does not tell either, the chain may stand anywhere.
+        let listed = run("nft", &words, "").await.unwrap_or_default();
+        let base = table.chains.get_mut(&name).and_then(|chain| chain.base.as_mut());
+        if let Some(base) = base {
+            base.devices = nftables::devices(&listed);
+        }
+    }
 }
 
 /// Says why the older ebtables could refuse something: it has rules, which are not followed. The kernel does not list which

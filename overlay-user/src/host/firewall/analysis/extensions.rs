@@ -51,8 +51,9 @@ pub(super) fn action(target: &str) -> Action {
         "DROP" | "REJECT" | "drop" => Action::Refuse,
         // Translated connections never take the fast path, an untracked one is not translated, and the segment size is limited in
         // packets with SYN.
-        "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" | "CT" | "NOTRACK" | "TCPMSS" | "dnat"
-        | "snat" | "redirect" => Action::Translate,
+        "DNAT" | "SNAT" | "REDIRECT" | "NETMAP" | "CT" | "NOTRACK" | "TCPMSS" | "dnat" | "snat"
+        | "redirect" => Action::Translate,
+        "MASQUERADE" => Action::Masquerade,
         // These take notes. (SET adds to a set, and a rule that asks for the set is judged where it stands.)
         "AUDIT" | "CHECKSUM" | "CONTINUE" | "LED" | "LOG" | "NFLOG" | "RATEEST" | "SET" | "TRACE"
         | "ULOG" | "log" | "nflog" => Action::Continue,

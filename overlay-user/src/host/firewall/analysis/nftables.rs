@@ -13,6 +13,30 @@ use super::{
     rules::{Action, Asked, Base, Condition, Family, Quote, Rule, Table},
 };
 
+/// Families, tables and names of the chains at single interfaces of which a listing does not tell the interfaces. nft 1.0.6 tells
+/// them in its other listings alone.
+pub(super) fn without_devices(tables: &[Table]) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (at, table) in tables.iter().enumerate() {
+        for (name, chain) in &table.chains {
+            let is_at_device = |base: &Base| matches!(base.hook, Hook::Ingress | Hook::Egress);
+            if chain.base.as_ref().is_some_and(|base| is_at_device(base) && base.devices.is_empty()) {
+                found.push((at, name.clone()));
+            }
+        }
+    }
+    found
+}
+
+/// The interfaces that a chain stands at, by what `nft list chain` says of it: `type filter hook ingress device "eth0" priority 0`,
+/// or `devices = { "eth0", "eth1" }`.
+pub(super) fn devices(listed: &str) -> Vec<String> {
+    let line =
+        listed.lines().find(|line| line.contains(" hook ") && line.contains(" device")).unwrap_or_default();
+    let quoted = line.split('"').skip(1).step_by(2);
+    quoted.map(str::to_owned).collect()
+}
+
 /// The tables of a listing, without those of IPv4 that are named in `but`, because another command has listed them better.
 ///
 /// # Errors
@@ -149,8 +173,10 @@ fn verdict_of(statement: &Value) -> Action {
         "jump" => Action::Jump(target()),
         "goto" => Action::Goto(target()),
         "drop" | "reject" => Action::Refuse,
-        "snat" | "dnat" | "masquerade" | "redirect" | "notrack" | "ct helper" | "ct timeout"
-        | "ct expectation" => Action::Translate,
+        "snat" | "dnat" | "redirect" | "notrack" | "ct helper" | "ct timeout" | "ct expectation" => {
+            Action::Translate
+        }
+        "masquerade" => Action::Masquerade,
         // An offloaded connection has been accepted. What its flowtable then does is what forwarding would have done.
         "flow" => Action::Continue,
         _ => Action::Alter,

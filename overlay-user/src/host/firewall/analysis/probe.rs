@@ -324,6 +324,22 @@ pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe
     vec![here(if is_ingress { leaving } else { arriving })]
 }
 
+/// The probes that meet a chain at an interface of which nothing is known.
+pub(super) fn at_any_device_hook(site: &Site, hook: Hook) -> Vec<Probe> {
+    let named = |name: &String| at_device_hook(site, hook, name);
+    let mut probes: Vec<Probe> = [&site.underlay, &site.device].into_iter().flat_map(named).collect();
+    // No interface is named so. It stands for those that lead to containers.
+    probes.extend(at_device_hook(site, hook, ""));
+    for probe in &mut probes {
+        for interface in [&mut probe.input, &mut probe.output] {
+            if *interface == Interface::Named(String::new()) {
+                *interface = Interface::Containers;
+            }
+        }
+    }
+    probes
+}
+
 /// Packets between containers, as they are forwarded: first those that leave, and then those that arrive, by overlay0. Without
 /// encapsulation both may pass the underlay's interfaces as well.
 fn directions(site: &Site) -> Vec<Probe> {

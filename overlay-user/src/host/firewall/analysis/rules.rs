@@ -85,6 +85,8 @@ pub(super) enum Action {
     /// Something is done to its connection, once and for all: addresses are translated, tracking is switched off, or the
     /// handshake names another segment size.
     Translate,
+    /// Its connection gets the address of the interface by which it leaves.
+    Masquerade,
     /// It is altered, marked or delayed, or handed to a program that decides about it.
     Alter,
 }

@@ -85,7 +85,6 @@ fn what_decides_on_connections_needs_the_stack_once() {
         "-A FORWARD -o overlay0 -j DROP",
         "-A INPUT -p udp -m udp --dport 8472 -s 10.99.0.2/32 -j DROP",
         "-A INPUT -p udp -m multiport --dports 1:9000 -j DROP",
-        "-A OUTPUT -d 10.99.0.2/32 -j DROP",
         "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
         "-A FORWARD -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP",
         "-A FORWARD -j NOTRACK",
@@ -109,6 +108,8 @@ fn what_decides_on_connections_needs_the_stack_once() {
         Established
     );
     assert_eq!(table("nat", "-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"), On);
+    // What leaves by its own address is not altered.
+    assert_eq!(table("nat", "-A POSTROUTING -o eth0 -j MASQUERADE"), On);
     assert_eq!(table("raw", "-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP"), Established);
     let clamp = "-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu";
     assert_eq!(table("mangle", clamp), Established);
@@ -127,6 +128,9 @@ fn what_decides_on_packets_needs_the_stack_always() {
         "-A FORWARD -m no-such-match -j DROP",
         "-A FORWARD -j NO-SUCH-TARGET",
         "-A FORWARD -j NFQUEUE --queue-num 1",
+        // The programs have seen the packet leave when its tunnel's packet is stopped.
+        "-A OUTPUT -d 10.99.0.2/32 -j DROP",
+        ":OUTPUT DROP [0:0]\n-A OUTPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
         "-A FORWARD -s 10.244.1.9/32 -m conntrack --ctstate ESTABLISHED -j ACCEPT\n-A FORWARD -m time --timestart 1 -j DROP",
     ] {
         assert_eq!(filter(rules), Off, "{rules}");
@@ -345,6 +349,30 @@ fn a_policy_is_a_rule_about_what_is_left() {
         judge(&nft("ip", chain("drop"), &[json!([{"limit": {"rate": 1}}, {"accept": null}])]), &site()).0,
         Off
     );
+}
+
+#[test]
+fn what_returns_early_meets_the_policy() {
+    let of = |rules: &str| filter(&format!(":u - [0:0]\n:FORWARD DROP [0:0]\n{rules}\n-A FORWARD -j ACCEPT"));
+    assert_eq!(of(""), On);
+    assert_eq!(of("-A FORWARD -p udp -m udp --dport 81 -j RETURN"), Established);
+    assert_eq!(of("-A FORWARD -p udp -m udp --dport 81 -g u\n-A u -j RETURN"), Established);
+    assert_eq!(of("-A FORWARD -p udp -m udp --dport 81 -j u\n-A u -j RETURN"), On);
+    assert_eq!(of("-A FORWARD -p udp -m udp --dport 81 -g u\n-A u -j ACCEPT"), On);
+    assert_eq!(of("-A FORWARD -m limit --limit 1/sec -j RETURN"), Off);
+}
+
+#[test]
+fn a_chain_without_an_interface_may_stand_at_any() {
+    let rule = [json!([matches(field("ip", "daddr"), json!("10.244.1.2")), {"drop": null}])];
+    let chain = json!({"type": "filter", "hook": "ingress", "prio": 0, "policy": "accept"});
+    let mut tables = nft("netdev", chain, &rule);
+    assert_eq!(judge(&tables, &site()).0, Established);
+    assert_eq!(nftables::without_devices(&tables), [(0, "c".to_owned())]);
+    let listed = "table netdev t {\n\tchain c {\n\t\ttype filter hook ingress devices = { \"eth1\", \"eth2\" } priority filter;\n\t}\n}";
+    assert_eq!(nftables::devices(listed), ["eth1", "eth2"]);
+    tables[0].chains.get_mut("c").unwrap().base.as_mut().unwrap().devices = vec!["eth1".into()];
+    assert_eq!(judge(&tables, &site()).0, On);
 }
 
 #[test]

@@ -59,6 +59,22 @@ struct Sifted {
     only_first: bool,
 }
 
+impl Sifted {
+    /// The same as the programs see it. Overlay0 has sent a packet when the tunnel's own packet leaves the host, so whatever stops
+    /// that comes too late to keep the programs from taking the connection for one that the stack carries.
+    const fn seen_by(self, probe: &Probe) -> Self {
+        if probe.is_from_host { Self { varying: true, only_first: false } } else { self }
+    }
+
+    /// What is known of these packets and of others together.
+    fn or(self, others: Option<Self>) -> Self {
+        others.map_or(self, |others| Self {
+            varying: self.varying || others.varying,
+            only_first: self.only_first && others.only_first,
+        })
+    }
+}
+
 /// What became of packets in a chain.
 #[derive(Clone, Copy, Debug)]
 struct Passed {
@@ -85,6 +101,8 @@ impl Walker<'_> {
         let Some(base) = &chain.base else { return };
         let is_at_device = matches!(base.hook, Hook::Ingress | Hook::Egress);
         let probes: Vec<Probe> = match table.family {
+            // A listing that does not tell where the chain stands leaves every interface.
+            _ if is_at_device && base.devices.is_empty() => probe::at_any_device_hook(self.site, base.hook),
             _ if is_at_device => {
                 let at = |device: &String| probe::at_device_hook(self.site, base.hook, device);
                 base.devices.iter().flat_map(at).collect()
@@ -99,7 +117,7 @@ impl Walker<'_> {
             let passed = self.pass(&mut journey, name, chain, sifted, 0);
             if passed.goes_on && base.drops {
                 let policy = format!("the policy of chain {name} in {}: drop", table.name);
-                self.add(passed.sifted, false, Quote::Text(policy));
+                self.add(passed.sifted.seen_by(probe), false, Quote::Text(policy));
             }
         }
     }
@@ -127,6 +145,8 @@ impl Walker<'_> {
         mut sifted: Sifted,
         depth: usize,
     ) -> Passed {
+        // Packets that have left the chain for the one they came from, undecided, before its end.
+        let mut left = None::<Sifted>;
         for rule in &chain.rules {
             if self.budget == 0 || depth > DEPTH {
                 self.found.is_cut_short = true;
@@ -138,21 +158,29 @@ impl Walker<'_> {
                 continue;
             }
             let varies = holds == Holds::Maybe && rule.varies();
-            let ended = |sifted| Passed { goes_on: false, sifted };
+            let ended = |sifted, left: Option<Sifted>| match left {
+                Some(left) => Passed { goes_on: true, sifted: left },
+                None => Passed { goes_on: false, sifted },
+            };
             match &rule.action {
                 Action::Continue => {}
+                // The tunnel's own packets come from the address that they would be given.
+                Action::Masquerade if journey.probe.is_from_host => {}
                 Action::Alter => self.add(Sifted { varying: true, ..sifted }, false, rule.quote.clone()),
-                Action::Refuse | Action::Translate => {
-                    self.add(sifted, varies, rule.quote.clone());
+                Action::Refuse | Action::Translate | Action::Masquerade => {
+                    self.add(sifted.seen_by(journey.probe), varies, rule.quote.clone());
                     if holds == Holds::Always && rule.action == Action::Refuse {
-                        return ended(sifted);
+                        return ended(sifted, left);
                     }
                     sifted = self.sift(sifted, rule, journey.probe, varies);
                 }
-                Action::Accept if holds == Holds::Always => return ended(sifted),
+                Action::Accept if holds == Holds::Always => return ended(sifted, left),
                 Action::Accept => sifted = self.sift(sifted, rule, journey.probe, varies),
                 Action::Return if holds == Holds::Always => break,
-                Action::Return => sifted.varying |= varies,
+                Action::Return => {
+                    sifted.varying |= varies;
+                    left = Some(sifted.or(left));
+                }
                 Action::Jump(target) | Action::Goto(target) => {
                     // A chain that is not there cannot be jumped to; one that was listed a moment too late is looked at again,
                     // because its making changes the rules.
@@ -162,17 +190,17 @@ impl Walker<'_> {
                     sifted.varying |= varies || passed.sifted.varying;
                     if holds == Holds::Always {
                         sifted.only_first |= passed.sifted.only_first;
-                        if !passed.goes_on {
-                            return ended(sifted);
-                        }
-                        if matches!(rule.action, Action::Goto(_)) {
-                            break;
-                        }
+                    }
+                    if matches!(rule.action, Action::Goto(_)) && passed.goes_on {
+                        left = Some(passed.sifted.or(left));
+                    }
+                    if holds == Holds::Always && (!passed.goes_on || matches!(rule.action, Action::Goto(_))) {
+                        return ended(sifted, left);
                     }
                 }
             }
         }
-        Passed { goes_on: true, sifted }
+        Passed { goes_on: true, sifted: sifted.or(left) }
     }
 
     /// What is known of the packets that a rule with a verdict has left.
