@@ -132,7 +132,7 @@ impl Actors {
             return Seen { failed, ..Seen::default() };
         }
         self.stage.settle();
-        let mut all = self.between("old");
+        let mut all = if row.older { self.between("old") } else { Vec::new() };
         all.iter_mut().for_each(Conversation::look);
         (0..2).for_each(|_| self.round(&mut all));
         let lines: Vec<_> = all.iter().map(Conversation::line).collect();
@@ -246,6 +246,7 @@ pub fn run(rows: &[Row]) {
     let plain = Row {
         name: "no rules",
         is_seen: false,
+        older: true,
         path: Path::On,
         before: "",
         first: "",

@@ -3,7 +3,7 @@ use super::{
     compare::run,
     table::{
         Path::{Established, Off, On},
-        Row, row, unseen,
+        Row, row, tracked, unseen,
     },
 };
 
@@ -108,7 +108,7 @@ const FILTER: &[Row] = &[
     ),
     Row {
         before: "iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        ..row(
+        ..tracked(
             "iptables: what is established, and new connections to one port",
             Established,
             "iptables-nft -A FORWARD -p tcp --dport 8080 -m conntrack --ctstate NEW -j ACCEPT
@@ -118,7 +118,7 @@ const FILTER: &[Row] = &[
     },
     Row {
         before: "iptables-legacy -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        ..row(
+        ..tracked(
             "iptables-legacy: what is established, and new connections from one side",
             Established,
             "iptables-legacy -A FORWARD -s $a -j ACCEPT
@@ -267,7 +267,7 @@ const TABLES: &[Row] = &[
         "iptables-nft -t security -A INPUT -p udp --dport 8472 -j DROP
          iptables-nft -t security -A OUTPUT -p udp --dport 8472 -j DROP",
     ),
-    row(
+    tracked(
         "nat: DNAT from one port to another",
         Established,
         "iptables-nft -t nat -A PREROUTING -s $a -d $b -p udp --dport 8081 -j DNAT --to-destination $b:8080
@@ -284,12 +284,12 @@ const TABLES: &[Row] = &[
         "iptables-nft -t nat -A PREROUTING -s $a -d $b -p tcp --dport 8081 -j REDIRECT --to-ports 81
          iptables-nft -t nat -A PREROUTING -s $a -d $b -p udp --dport 8081 -j REDIRECT --to-ports 81",
     ),
-    row(
+    tracked(
         "nat: SNAT to the gateway's address",
         Established,
         "iptables-nft -t nat -A POSTROUTING -s $a -d $b -j SNAT --to-source $g1",
     ),
-    row(
+    tracked(
         "nat, legacy: MASQUERADE into the tunnel",
         Established,
         "iptables-legacy -t nat -A POSTROUTING -s $a -o overlay0 -j MASQUERADE",
@@ -299,7 +299,7 @@ const TABLES: &[Row] = &[
         Established,
         "iptables-nft -t nat -A POSTROUTING -p udp -j MASQUERADE",
     ),
-    row(
+    tracked(
         "nat: NETMAP of a container",
         Established,
         "iptables-nft -t nat -A POSTROUTING -s $a -d $b -p tcp -j NETMAP --to $g1/32",

@@ -3,7 +3,7 @@ use super::{
     compare::run,
     table::{
         Path::{Established, Off, On},
-        Row, row, unseen,
+        Row, row, tracked, unseen,
     },
 };
 
@@ -242,7 +242,7 @@ const EXPRESSIONS: &[Row] = &[
     ),
     Row {
         before: "table ip t { chain c { type filter hook forward priority 0; ct state established accept; }; }",
-        ..row(
+        ..tracked(
             "ct state: what is established, and new connections to one port",
             Established,
             "add rule ip t c meta l4proto { tcp, udp } th dport 8080 ct state new accept
@@ -268,7 +268,7 @@ const EXPRESSIONS: &[Row] = &[
         Established,
         "table ip t { chain c { type filter hook prerouting priority -150; fib daddr oifname overlay0 udp dport 8081 drop; }; }",
     ),
-    row(
+    tracked(
         "dnat from one port to another",
         Established,
         "table ip t {
@@ -284,17 +284,17 @@ const EXPRESSIONS: &[Row] = &[
                       ip daddr $a dnat ip to udp dport map { 8081 : $a . 8080, 9001 : $a . 8080 }; }
         }",
     ),
-    row(
+    tracked(
         "snat",
         Established,
         "table ip t { chain c { type nat hook postrouting priority 100; ip saddr $a ip daddr $b snat to $g1; }; }",
     ),
-    row(
+    tracked(
         "masquerade into the tunnel",
         Established,
         "table ip t { chain c { type nat hook postrouting priority 100; oifname overlay0 tcp dport 8081 masquerade; }; }",
     ),
-    row(
+    tracked(
         "masquerade towards a container",
         Established,
         "table inet t { chain c { type nat hook postrouting priority srcnat; ip daddr $a masquerade; }; }",

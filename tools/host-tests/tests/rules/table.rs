@@ -39,13 +39,21 @@ pub struct Row {
     pub path: Path,
     /// Whether these rules change what the containers see. A row that should, and does not, would compare nothing.
     pub is_seen: bool,
+    /// Whether conversations that began before these rules are looked at too. While the fast path is on, connection tracking does
+    /// not know them, so they are new to rules that ask it (docs/firewalls.md, "Where `auto` differs").
+    pub older: bool,
     /// A command that succeeds on the first host once the agent has added what it adds to such rules.
     pub ready: &'static str,
 }
 
 /// Rules of the first host that change what the containers see.
 pub const fn row(name: &'static str, path: Path, first: &'static str) -> Row {
-    Row { name, before: "", first, second: "", path, is_seen: true, ready: "" }
+    Row { name, before: "", first, second: "", path, is_seen: true, older: true, ready: "" }
+}
+
+/// Rules of the first host that ask connection tracking, so that only conversations that begin under them are looked at.
+pub const fn tracked(name: &'static str, path: Path, first: &'static str) -> Row {
+    Row { older: false, ..row(name, path, first) }
 }
 
 /// Rules of the first host that change nothing of what the containers see.

@@ -227,6 +227,8 @@ pub(super) struct Probe {
     pub is_to_host: bool,
     /// Whether their source is one.
     pub is_from_host: bool,
+    /// Whether overlay0 has sent them before, so that the programs have seen them leave.
+    pub is_sent: bool,
 }
 
 impl Probe {
@@ -292,8 +294,8 @@ pub(super) fn at_bridge_hook(site: &Site, hook: Hook) -> Vec<Probe> {
     }
 }
 
-/// The probes that meet a chain at the interface with this name. What leaves by the underlay interface passes the chain at its
-/// egress on the fast path too, since `bpf_redirect_neigh` ends in `dev_queue_xmit`.
+/// The probes that meet a chain at the interface with this name. What the programs redirect passes no chain at the egress of an
+/// interface (`nf_skip_egress` in `__netif_receive_skb_core`, Linux 5.17).
 pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe> {
     let all = directions(site);
     let [leaving, arriving, ..] = &all[..] else { return Vec::new() };
@@ -309,11 +311,13 @@ pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe
         Probe { input, output, ..probe.clone() }
     };
     if device == site.underlay {
-        if !is_ingress {
-            return Vec::new();
-        }
-        let tunnel = here(&arriving_tunnel(site));
-        return if site.is_direct { vec![tunnel, here(arriving)] } else { vec![tunnel] };
+        let (tunnel, inner) = if is_ingress {
+            (arriving_tunnel(site), arriving.clone())
+        } else {
+            (leaving_tunnel(site), Probe { is_sent: true, ..leaving.clone() })
+        };
+        let inner = site.is_direct.then(|| here(&inner));
+        return inner.into_iter().chain([here(&tunnel)]).collect();
     }
     if device == site.device {
         return vec![here(if is_ingress { arriving } else { leaving })];
@@ -353,6 +357,7 @@ fn directions(site: &Site) -> Vec<Probe> {
         port: None,
         is_to_host: false,
         is_from_host: false,
+        is_sent: false,
     };
     let arriving = |input: Interface, others: &[Range<IpAddr>]| Probe {
         source: others.to_vec(),
@@ -363,6 +368,7 @@ fn directions(site: &Site) -> Vec<Probe> {
         port: None,
         is_to_host: false,
         is_from_host: false,
+        is_sent: false,
     };
     let device = Interface::Named(site.device.clone());
     let mut probes = vec![leaving(device.clone(), &others), arriving(device, &others)];
@@ -385,6 +391,7 @@ fn arriving_tunnel(site: &Site) -> Probe {
         output: Interface::Absent,
         is_to_host: true,
         is_from_host: false,
+        is_sent: false,
         protocol: Some(UDP),
         port: Some(site.port),
     }
@@ -399,6 +406,7 @@ fn leaving_tunnel(site: &Site) -> Probe {
         output: Interface::Hosts,
         is_to_host: false,
         is_from_host: true,
+        is_sent: true,
         protocol: Some(UDP),
         port: Some(site.port),
     }

@@ -337,6 +337,12 @@ fn chains_stand_where_packets_pass_or_not() {
     // What the underlay takes in is encapsulated, and no packet of the tunnel has this destination.
     assert_eq!(at("netdev", "ingress", "eth0"), On);
     assert_eq!(at("inet", "ingress", "veth7"), Established);
+    let everything = json!({"type": "filter", "hook": "egress", "prio": 0, "dev": "eth0", "policy": "drop"});
+    assert_eq!(
+        judge(&nft("netdev", everything, &[]), &site()).0,
+        Off,
+        "overlay0 has sent the packet by then"
+    );
 }
 
 #[test]

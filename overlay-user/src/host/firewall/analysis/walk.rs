@@ -63,7 +63,7 @@ impl Sifted {
     /// The same as the programs see it. Overlay0 has sent a packet when the tunnel's own packet leaves the host, so whatever stops
     /// that comes too late to keep the programs from taking the connection for one that the stack carries.
     const fn seen_by(self, probe: &Probe) -> Self {
-        if probe.is_from_host { Self { varying: true, only_first: false } } else { self }
+        if probe.is_sent { Self { varying: true, only_first: false } } else { self }
     }
 
     /// What is known of these packets and of others together.

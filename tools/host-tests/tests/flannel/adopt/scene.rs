@@ -59,6 +59,8 @@ impl Scene {
         command.env("OVERLAY_BPF_ROOT", host.bpf_root());
         command.env("OVERLAY_STATE_DIR", host.folder().join("state"));
         command.env("OVERLAY_SUBNET_FILE", host.subnet_file());
+        // The hosts have rules that `auto` would obey, and the fast path is what must not lose a packet.
+        command.env("OVERLAY_FAST_PATH", "on");
         if let Some(first) = path {
             let rest = std::env::var("PATH").unwrap();
             command.env("PATH", format!("{}:{rest}", first.display()));
