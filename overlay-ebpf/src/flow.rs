@@ -20,11 +20,21 @@ use crate::{
 /// A stack flow is refreshed at most once a second: a store per packet would bounce a cache line between CPUs.
 const REFRESH_NS: u64 = 1_000_000_000;
 
+/// Length of SCTP's header, before the first chunk (RFC 9260 section 3.1).
+const SCTP_HEADER: usize = 12;
+/// Chunk type of INIT (RFC 9260 section 3.2).
+const SCTP_INIT: u8 = 1;
+
 /// A packet's connection.
 struct Connection<F: Family> {
     key: FlowKey<F::Address>,
     /// The packet is an ICMP error about the connection, which anybody on the way can have sent.
     is_error: bool,
+    /// The packet is an echo request. Only who has begun the connection may send one: for the stack's connection tracking, one
+    /// from the other side begins a connection of its own, though it looks alike from here.
+    is_request: bool,
+    /// The key tells the connection from all others between the two addresses.
+    is_told_apart: bool,
 }
 
 /// The connection of a packet whose IP header is at `offset`. An ICMP error belongs to the connection it quotes
@@ -35,7 +45,10 @@ fn connection<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> C
     let of = |ports| Connection {
         key: FlowKey::new(ip.source(), ip.destination(), ports, ip.protocol()),
         is_error: false,
+        is_request: false,
+        is_told_apart: true,
     };
+    let of_any = || Connection { is_told_apart: false, ..of([[0; 2]; 2]) };
     match ip.protocol() {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
             // Ports lie in the linear part, but for odd drivers; reading them there needs no helper's call.
@@ -43,14 +56,16 @@ fn connection<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> C
         }
         protocol if protocol == F::ICMP => match frame.load::<ICMP_HEADER>(transport) {
             // The identifier is what tells two connections apart (RFC 792).
-            Some([kind, _, _, _, high, low, _, _]) if F::is_echo(kind) => of([[high, low]; 2]),
+            Some([kind, _, _, _, high, low, _, _]) if F::is_echo(kind) => {
+                Connection { is_request: F::is_echo_request(kind), ..of([[high, low]; 2]) }
+            }
             Some([kind, ..]) if F::is_error(kind) => match quoted::<F>(frame, transport + ICMP_HEADER) {
-                Some(key) => Connection { key, is_error: true },
-                None => of([[0; 2]; 2]),
+                Some(key) => Connection { key, is_error: true, is_request: false, is_told_apart: true },
+                None => of_any(),
             },
-            _ => of([[0; 2]; 2]),
+            _ => of_any(),
         },
-        _ => of([[0; 2]; 2]),
+        _ => of_any(),
     }
 }
 
@@ -83,16 +98,23 @@ pub(crate) fn keeps_to_stack<F: Family>(
     ip: &F::Header,
     fast_path: u32,
 ) -> Result<(), Reason> {
-    let Connection { key, .. } = connection::<F>(frame, offset, ip);
+    let Connection { key, is_error, is_request, is_told_apart } = connection::<F>(frame, offset, ip);
     // Where the stack decides on every connection, nearly every one is a stack flow, so that a mark would tell nothing.
     let is_for_stack = fast_path == FAST_PATH_ESTABLISHED;
+    // What the stack accepted is the connection, and neither an error about it nor all that looks like it.
+    if is_for_stack && (is_error || !is_told_apart) {
+        return Err(Reason::NotEstablished);
+    }
     let known = is_for_stack || F::Address::may_be_stack_flow(&key);
     let Some(flow) = known.then(|| F::Address::stack_flow(&key)).flatten() else {
         return if is_for_stack { Err(Reason::NotEstablished) } else { Ok(()) };
     };
     let state = next_state::<F>(frame, offset, ip, &key, flow.state);
     refresh(flow, state);
-    if is_promoted(state, promotion_epoch()) { Ok(()) } else { Err(Reason::StackFlow) }
+    let is_from_other_side =
+        is_request && (direction::<F>(&key, ip) == FLOW_BACKWARD) != (state & FLOW_BEGUN_BACKWARD != 0);
+    let is_carried = is_promoted(state, promotion_epoch()) && !(is_for_stack && is_from_other_side);
+    if is_carried { Ok(()) } else { Err(Reason::StackFlow) }
 }
 
 /// Never promotes the connection of a packet that the fast path cannot carry, and takes a promotion back. The host's connection
@@ -137,7 +159,7 @@ pub(crate) fn record<F: Family>(packet: &Packet<'_>, hook: Hook, offset: usize, 
         // A later fragment has no ports. The first one has had the connection recorded.
         return;
     }
-    let Connection { key, is_error } = connection::<F>(packet, offset, ip);
+    let Connection { key, is_error, .. } = connection::<F>(packet, offset, ip);
     let carried = match hook {
         Hook::Send if !is_as_it_was_left(&key) => 0,
         // That the stack let an error pass says nothing about the connection which the error is about.
@@ -207,14 +229,23 @@ fn next_state<F: Family>(
             state &= !FLOW_CLOSING;
         }
         if flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
-            // What the stack accepted of an earlier connection says nothing about this one.
-            state = state & !(FLOW_SENT | FLOW_DELIVERED | FLOW_KEPT | FLOW_BEGUN_BACKWARD) | begun;
+            state = begun_anew(state, begun);
         }
         if flags & (tcp::FIN | tcp::RST) != 0 {
             state |= FLOW_CLOSING;
         }
     }
+    // RFC 9260 section 3.3.2: INIT is the first chunk of its packet, and the only one.
+    if ip.protocol() == protocol::SCTP && frame.load(offset + F::HEADER + SCTP_HEADER) == Some([SCTP_INIT]) {
+        state = begun_anew(state, begun);
+    }
     state
+}
+
+/// The state of a connection that begins with the ports of another: what the stack accepted of that one says nothing about this.
+#[inline(always)]
+const fn begun_anew(state: u32, begun: u32) -> u32 {
+    state & !(FLOW_SENT | FLOW_DELIVERED | FLOW_KEPT | FLOW_BEGUN_BACKWARD) | begun
 }
 
 /// Which of the key's two addresses sent this packet: a connection with packets from both is more than an attempt.

@@ -47,6 +47,9 @@ pub(crate) trait Family: Copy {
     /// Whether an ICMP message of this type is an echo or its reply.
     fn is_echo(kind: u8) -> bool;
 
+    /// Whether an ICMP message of this type is an echo that asks for a reply.
+    fn is_echo_request(kind: u8) -> bool;
+
     /// Whether an ICMP message of this type quotes the packet that it is about.
     fn is_error(kind: u8) -> bool;
 

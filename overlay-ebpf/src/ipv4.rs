@@ -56,6 +56,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn is_echo_request(kind: u8) -> bool {
+        kind == ECHO
+    }
+
+    #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, UNREACHABLE | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAMETER_PROBLEM)
     }

@@ -11,6 +11,8 @@ const BACK: [u16; 2] = [5000, 4000];
 const SYN: u8 = 0x02;
 const SYN_ACK: u8 = 0x12;
 const ACK: u8 = 0x10;
+const GRE: u8 = 47;
+const SCTP: u8 = 132;
 
 /// The container sends a packet, and the stack sends it to a peer as it is. It is sent twice, since the fast path takes the first
 /// packet of a connection that is not known, unless it is told to ask about each; and where it does, the stack has got the first
@@ -65,8 +67,8 @@ fn connections() -> Vec<(Vec<u8>, Vec<u8>)> {
         (tcp(CONTAINER, REMOTE, PORTS, ACK, 10), tcp(REMOTE, CONTAINER, BACK, ACK, 10)),
         (echo(CONTAINER, REMOTE, 8), echo(REMOTE, CONTAINER, 0)),
         // SCTP, which has ports in the same place, and a protocol that has none.
-        (other(udp(CONTAINER, REMOTE, PORTS, 10), 132), other(udp(REMOTE, CONTAINER, BACK, 10), 132)),
-        (other(udp(CONTAINER, REMOTE, [0; 2], 10), 47), other(udp(REMOTE, CONTAINER, [0; 2], 10), 47)),
+        (other(udp(CONTAINER, REMOTE, PORTS, 10), SCTP), other(udp(REMOTE, CONTAINER, BACK, 10), SCTP)),
+        (other(udp(CONTAINER, REMOTE, [0; 2], 10), GRE), other(udp(REMOTE, CONTAINER, [0; 2], 10), GRE)),
     ]
 }
 
@@ -239,10 +241,17 @@ fn under_established_the_stack_decides_on_every_connection() {
         with_bed(|bed| {
             bed.tables.set_fast_path(FastPath::Established).unwrap();
             takes(bed, &out, &into, Reason::NotEstablished);
+            // Nothing tells the connections of such a protocol from each other, so that none is promoted.
+            let is_told_apart = out[9] != GRE;
+            let (once, both) = if is_told_apart {
+                (Reason::StackFlow, Reason::Carried)
+            } else {
+                (Reason::NotEstablished, Reason::NotEstablished)
+            };
             sends(bed, &out);
-            takes(bed, &out, &into, Reason::StackFlow);
+            takes(bed, &out, &into, once);
             delivers(bed, &into);
-            takes(bed, &out, &into, Reason::Carried);
+            takes(bed, &out, &into, both);
         });
     }
     // What the fast path drops, it drops before anybody asks about connections.
@@ -250,5 +259,49 @@ fn under_established_the_stack_decides_on_every_connection() {
         bed.tables.set_fast_path(FastPath::Established).unwrap();
         let spoofed = from_container(&udp(REMOTE, REMOTE, PORTS, 10));
         bed.run("overlay_encap", bed.container, &spoofed).assert(SHOT, &[(Encap, Reason::SourceNotOurs)]);
+    });
+}
+
+/// That the stack accepted a connection says nothing about what looks like a part of it, and is none for connection tracking.
+#[test]
+fn under_established_what_only_looks_accepted_is_the_stacks() {
+    let promoted = |bed: &mut Bed, out: &[u8], into: &[u8]| {
+        bed.tables.set_fast_path(FastPath::Established).unwrap();
+        sends(bed, out);
+        delivers(bed, into);
+        takes(bed, out, into, Reason::Carried);
+    };
+    let taken_in = |bed: &mut Bed, packet: &[u8], counted: Reason| {
+        let frame = Tunnel::default().encapsulate(packet);
+        bed.run("overlay_decap", bed.underlay, &frame).assert(NEXT, &[(Decap, counted)]);
+    };
+    let [udp_both, _, echo_both, sctp_both, _] = <[_; 5]>::try_from(connections()).unwrap();
+    with_bed(|bed| {
+        let (out, into) = &udp_both;
+        promoted(bed, out, into);
+        // An error about it, which a rule may refuse.
+        taken_in(bed, &icmp(REMOTE, CONTAINER, 3, out), Reason::NotEstablished);
+        takes(bed, out, into, Reason::Carried);
+    });
+    with_bed(|bed| {
+        let (out, into) = &echo_both;
+        promoted(bed, out, into);
+        // A request of the other side's, with the same identifier.
+        let mut request = into.clone();
+        request[20] = 8;
+        request[22..24].fill(0);
+        let sum = checksum(&request[20..]);
+        request[22..24].copy_from_slice(&sum.to_be_bytes());
+        taken_in(bed, &request, Reason::StackFlow);
+        takes(bed, out, into, Reason::Carried);
+    });
+    with_bed(|bed| {
+        let (out, into) = &sctp_both;
+        promoted(bed, out, into);
+        // The other side begins an association with the same ports.
+        let mut init = into.clone();
+        init[20 + 12] = 1;
+        taken_in(bed, &init, Reason::StackFlow);
+        takes(bed, out, into, Reason::StackFlow);
     });
 }

@@ -9,7 +9,9 @@ mod extensions;
 mod iptables;
 mod nftables;
 mod probe;
+mod range;
 mod rules;
+mod site;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -19,8 +21,8 @@ use std::{collections::HashSet, fs};
 use ipnet::IpNet;
 use tokio::task::spawn_blocking;
 
-pub use self::probe::{Names, Site};
 use self::rules::{Quote, Table};
+pub use self::site::{Names, Site};
 use super::{
     command::{Failed, run},
     iptables::{LEGACY, is_legacy_in_use, save, variants},
@@ -71,14 +73,15 @@ pub async fn names(netlink: &Netlink, subnet: IpNet) -> Result<Names, NetlinkErr
     let mut names = Names::default();
     for link in netlink.links().await? {
         let mut own = addresses.iter().filter(|address| address.link == link.index).peekable();
-        let leads_inside =
-            |into: &IpNet| subnet.contains(into) || into.prefix_len() > 0 && into.contains(&subnet);
-        let has_route =
-            routes.iter().any(|route| route.link == Some(link.index) && leads_inside(&route.destination));
+        let has_route = |leads: &dyn Fn(&IpNet) -> bool| {
+            routes.iter().any(|route| route.link == Some(link.index) && leads(&route.destination))
+        };
         let has_address = own.peek().is_some();
-        if has_route || own.any(|address| subnet.contains(&address.address)) {
+        let is_wider = |into: &IpNet| into.prefix_len() > 0 && into.contains(&subnet) && *into != subnet;
+        if has_route(&|into| subnet.contains(into)) || own.any(|address| subnet.contains(&address.address)) {
             names.containers.insert(link.name);
-        } else if has_address {
+        } else if has_address && !has_route(&is_wider) {
+            // A route to more than the subnet may lead to containers, to hosts, or to both.
             names.elsewhere.insert(link.name);
         }
     }
@@ -98,8 +101,12 @@ async fn read() -> (Vec<Table>, Vec<Reason>) {
                 not_read(format!("the rules of {variant} are too many to be read"))
             }
             Ok(saved) => {
-                if *variant != LEGACY {
-                    seen.extend(saved.lines().filter_map(|line| line.strip_prefix('*')).map(str::to_owned));
+                if *variant == "iptables-nft" {
+                    // A table in which somebody has made chains of another kind is listed without them, with a remark.
+                    let is_whole =
+                        |name: &&str| !saved.contains(&format!("# Table `{name}' contains incompatible"));
+                    let tables = saved.lines().filter_map(|line| line.strip_prefix('*'));
+                    seen.extend(tables.filter(is_whole).map(str::to_owned));
                 }
                 tables.extend(iptables::read(variant, &saved));
             }
@@ -109,7 +116,7 @@ async fn read() -> (Vec<Table>, Vec<Reason>) {
         }
     }
     match is_legacy_in_use() {
-        Ok(true) if !variants.contains(&LEGACY) && !variants.contains(&"iptables") => {
+        Ok(true) if !variants.contains(&LEGACY) => {
             not_read(format!(
                 "the rules of {LEGACY} cannot be read: {}",
                 Failed::Missing(format!("{LEGACY}-save"))
@@ -170,8 +177,6 @@ async fn ebtables_legacy() -> Option<String> {
         }
         let listed = match run(LEGACY, &["-t", table, "-L"], "").await {
             Ok(listed) => listed,
-            // Rules that nobody can list were made by nobody on this host, or not in this way.
-            Err(Failed::Missing(_)) => continue,
             Err(error) => return Some(format!("the rules of {LEGACY} cannot be read: {error}")),
         };
         let is_empty = |line: &str| line.contains("entries: 0,") && line.ends_with("policy: ACCEPT");

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
-    probe::Range,
+    range::Range,
     rules::{Asked, Condition},
 };
 
@@ -51,7 +51,16 @@ pub(super) fn asked(body: &Value, sets: &Sets) -> Asked {
         return unread(left).into();
     }
     match members(right, sets) {
-        Some(values) => Asked { condition: condition(left, &values), is_negated },
+        Some(values) => {
+            let (condition, field) = (condition(left, &values), field(left));
+            if is_negated && field == "tcp flags" {
+                return Condition::Varying.into();
+            }
+            // nft asks for the protocol by itself before it looks at a field of it, and that is not negated.
+            let is_other = ["ip6 ", "arp ", "tcp ", "sctp "].iter().any(|begin| field.starts_with(begin))
+                && matches!(condition, Condition::Impossible | Condition::Protocol(_));
+            Asked { condition, is_negated: is_negated && !is_other }
+        }
         None => Condition::Varying.into(),
     }
 }
@@ -102,17 +111,24 @@ fn bare(element: &Value) -> &Value {
 }
 
 fn condition(left: &Value, values: &[Value]) -> Condition {
+    // It stands for whatever no other element of the set says.
+    if values.iter().any(|value| value == "*") {
+        return unread(left);
+    }
     // What cannot be read is no more than unknown.
     let all =
         |ranges: Option<Vec<_>>, of: fn(Vec<Range<IpAddr>>) -> Condition| ranges.map_or(Condition::Fixed, of);
     let words = || values.iter().filter_map(Value::as_str);
     let names = || words().map(str::to_owned).collect();
+    let are_words = values.iter().all(Value::is_string);
     let has = |wanted: &str| words().any(|word| word == wanted);
     match (path(left).as_deref(), field(left).as_str()) {
         (Some("payload"), "ip saddr") => all(values.iter().map(addresses).collect(), Condition::Source),
         (Some("payload"), "ip daddr") => all(values.iter().map(addresses).collect(), Condition::Destination),
         (Some("payload"), "ip protocol") | (Some("meta"), "l4proto") => protocols(values),
-        (Some("payload"), "tcp dport" | "udp dport" | "th dport" | "sctp dport") => {
+        (Some("payload"), "tcp dport" | "tcp sport") => Condition::Protocol(vec![6]),
+        (Some("payload"), "sctp dport" | "sctp sport") => Condition::Protocol(vec![132]),
+        (Some("payload"), "udp dport" | "th dport") => {
             let ports: Option<Vec<_>> = values.iter().map(ports).collect();
             ports.map_or(Condition::Fixed, Condition::Port)
         }
@@ -125,10 +141,15 @@ fn condition(left: &Value, values: &[Value]) -> Condition {
         {
             Condition::Impossible
         }
-        (Some("meta"), "iifname" | "iif" | "ibrname" | "ibriport") => Condition::Input(names()),
-        (Some("meta"), "oifname" | "oif" | "obrname") => Condition::Output(names()),
+        (Some("meta"), "iifname" | "iif") if are_words => Condition::Input(names()),
+        (Some("meta"), "oifname" | "oif") if are_words => Condition::Output(names()),
         (Some("ct"), "state") if has("established") => Condition::Established,
-        (Some("fib"), _) if has("local") && values.len() == 1 && left["fib"]["result"] == "type" => {
+        (Some("fib"), _)
+            if has("local")
+                && values.len() == 1
+                && list(&left["fib"]["flags"]).len() == 1
+                && left["fib"]["result"] == "type" =>
+        {
             match list(&left["fib"]["flags"]).first().and_then(Value::as_str) {
                 Some("daddr") => Condition::ToHost,
                 Some("saddr") => Condition::FromHost,
@@ -136,7 +157,9 @@ fn condition(left: &Value, values: &[Value]) -> Condition {
             }
         }
         // A packet with SYN begins a connection or answers to that, which the stack decides about. All other flags change.
-        (_, "tcp flags") if has("syn") => Condition::Fixed,
+        (_, "tcp flags") if !values.is_empty() && values.iter().all(|value| value == "syn") => {
+            Condition::Fixed
+        }
         _ => unread(left),
     }
 }
@@ -180,7 +203,7 @@ fn unread(left: &Value) -> Condition {
         Some("payload") => {
             let fields = ["saddr", "daddr", "sport", "dport", "protocol", "nexthdr", "type", "id", "version"];
             let icmp = field.starts_with("icmp ") && matches!(word, "type" | "code" | "id");
-            icmp || fields.contains(&word) && field != "ip id"
+            icmp || fields.contains(&word) && !matches!(field.as_str(), "ip id" | "dccp type")
         }
         // Marks are constant as long as no rule sets one, and a rule that does is found by itself.
         Some("meta") => FIXED.contains(&word),

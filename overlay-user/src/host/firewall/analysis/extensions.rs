@@ -4,12 +4,11 @@ use super::rules::Action;
 
 /// Matches whose answer is equal for all packets of one connection in one direction, whatever their options are.
 /// [`super::iptables`] knows the options of some of them better. Every other match may vary.
-const FIXED: [&str; 31] = [
+const FIXED: [&str; 30] = [
     "addrtype",
     "ah",
     "cgroup",
     "comment",
-    "connlabel",
     "conntrack",
     "dccp",
     "devgroup",
@@ -43,16 +42,21 @@ pub(super) fn is_fixed(name: &str) -> bool {
     FIXED.contains(&name)
 }
 
+/// Whether a match of which only the name is known always answers so: it has no option that asks something else.
+pub(super) fn is_fixed_whatever_it_asks(name: &str) -> bool {
+    is_fixed(name) && !["tcp", "conntrack", "dccp", "sctp", "ip"].contains(&name)
+}
+
 /// What a target does that is no chain of the table. A target that is not known is taken for one that alters packets.
 pub(super) fn action(target: &str) -> Action {
     match target {
         "ACCEPT" | "accept" => Action::Accept,
         "RETURN" => Action::Return,
         "DROP" | "REJECT" | "drop" => Action::Refuse,
-        // Translated connections never take the fast path, an untracked one is not translated, and the segment size is limited in
-        // packets with SYN.
-        "DNAT" | "SNAT" | "REDIRECT" | "NETMAP" | "CT" | "NOTRACK" | "TCPMSS" | "dnat" | "snat"
-        | "redirect" => Action::Translate,
+        // Translated connections never take the fast path, and the segment size is limited in packets with SYN.
+        "DNAT" | "SNAT" | "REDIRECT" | "NETMAP" | "TCPMSS" | "dnat" | "snat" | "redirect" => {
+            Action::Translate
+        }
         "MASQUERADE" => Action::Masquerade,
         // These take notes. (SET adds to a set, and a rule that asks for the set is judged where it stands.)
         "AUDIT" | "CHECKSUM" | "CONTINUE" | "LED" | "LOG" | "NFLOG" | "RATEEST" | "SET" | "TRACE"

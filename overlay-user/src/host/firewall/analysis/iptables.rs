@@ -5,7 +5,8 @@ use ipnet::IpNet;
 
 use super::{
     extensions,
-    probe::{Hook, Range, UDP},
+    probe::{Hook, UDP},
+    range::Range,
     rules::{Action, Asked, Base, Chain, Condition, Family, Quote, Rule, Table},
 };
 
@@ -78,7 +79,8 @@ fn parse(rule: &str, text: String, is_chain: &dyn Fn(&str) -> bool) -> Rule {
                 break;
             }
             "-g" => action = Action::Goto(value.to_owned()),
-            _ => conditions.push(Asked { condition: condition(module, option, &values), is_negated }),
+            _ => conditions
+                .push(Asked { condition: condition(module, option, &values, is_negated), is_negated }),
         }
         is_negated = false;
     }
@@ -108,7 +110,7 @@ fn itself(module: &str) -> Option<Condition> {
     (!ASK_BY_OPTIONS.contains(&module)).then_some(Condition::Fixed)
 }
 
-fn condition(module: &str, option: &str, values: &[&str]) -> Condition {
+fn condition(module: &str, option: &str, values: &[&str], is_negated: bool) -> Condition {
     let value = values.first().copied().unwrap_or_default();
     // What cannot be read is no more than unknown.
     let known = |condition: Option<Condition>| condition.unwrap_or(Condition::Fixed);
@@ -138,9 +140,11 @@ fn condition(module: &str, option: &str, values: &[&str]) -> Condition {
         // A packet with SYN begins a connection or answers to that, which the stack decides about. All other flags change.
         ("tcp", "--tcp-flags") => {
             let has_syn = values.get(1).is_some_and(|set| set.split(',').any(|flag| flag == "SYN"));
-            if has_syn { Condition::Fixed } else { Condition::Varying }
+            if has_syn && !is_negated { Condition::Fixed } else { Condition::Varying }
         }
-        ("tcp", "--tcp-option") => Condition::Varying,
+        ("tcp", "--tcp-option") | ("sctp", "--chunk-types") | ("dccp", "--dccp-types" | "--dccp-option") => {
+            Condition::Varying
+        }
         // Marks are constant as long as no rule sets one, and a rule that does is found by itself.
         ("mark" | "connmark", "--mark") => Condition::Fixed,
         _ if extensions::is_fixed(module) => Condition::Fixed,

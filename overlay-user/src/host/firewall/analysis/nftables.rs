@@ -55,13 +55,17 @@ pub(super) fn read(listing: &str, but: &HashSet<String>) -> Result<Vec<Table>, S
             }
         }
     }
+    // iptables' listing leaves out what its own rules cannot say: that an address is in a set.
+    let asks_sets = |rule: &Value| rule["expr"].as_array().is_some_and(|all| all.iter().any(names_set));
+    let with_sets = objects.iter().map(|object| &object["rule"]).filter(|rule| asks_sets(rule));
+    let with_sets: HashSet<&str> = with_sets.filter_map(|rule| rule["table"].as_str()).collect();
     let empty = Sets::new();
     for object in objects {
         let (chain, rule) = (&object["chain"], &object["rule"]);
         let at = place(chain, "name").or_else(|| place(rule, "chain"));
         let Some((family, table_name, name)) = at else { continue };
         let Some(kind) = family_of(family) else { continue };
-        if family == "ip" && but.contains(table_name) {
+        if family == "ip" && but.contains(table_name) && !with_sets.contains(table_name) {
             continue;
         }
         let table = tables.entry((family, table_name)).or_insert_with(|| Table {
@@ -84,6 +88,13 @@ pub(super) fn read(listing: &str, but: &HashSet<String>) -> Result<Vec<Table>, S
         }
     }
     Ok(tables.into_values().collect())
+}
+
+/// Whether a statement looks something up in a set or a map.
+fn names_set(statement: &Value) -> bool {
+    let right = &statement["match"]["right"];
+    let is_named = right.as_str().is_some_and(|name| name.starts_with('@'));
+    is_named || !right["set"].is_null() || !statement["vmap"].is_null() || !statement["set"].is_null()
 }
 
 fn place<'a>(object: &'a Value, name: &str) -> Option<(&'a str, &'a str, &'a str)> {
@@ -141,12 +152,15 @@ fn rules(statements: &[Value], sets: &Sets, quote: &Quote) -> Vec<Rule> {
             "mangle" if is_segment_size(body) => does(Action::Translate, vec![]),
             "xt" => {
                 let name = body["name"].as_str().unwrap_or_default();
-                if body["type"] == "target" {
-                    does(extensions::action(name), vec![]);
-                } else if extensions::is_fixed(name) {
-                    conditions.push(Condition::Fixed.into());
-                } else {
-                    conditions.push(Condition::Varying.into());
+                match body["type"].as_str() {
+                    Some("match") if extensions::is_fixed_whatever_it_asks(name) => {
+                        conditions.push(Condition::Fixed.into());
+                    }
+                    Some("match") => conditions.push(Condition::Varying.into()),
+                    Some("target") => does(extensions::action(name), vec![]),
+                    Some("watcher") => {}
+                    // Earlier versions of nft tell neither the kind nor the name.
+                    _ => does(Action::Alter, vec![]),
                 }
             }
             _ => does(verdict_of(statement), vec![]),
@@ -173,9 +187,7 @@ fn verdict_of(statement: &Value) -> Action {
         "jump" => Action::Jump(target()),
         "goto" => Action::Goto(target()),
         "drop" | "reject" => Action::Refuse,
-        "snat" | "dnat" | "redirect" | "notrack" | "ct helper" | "ct timeout" | "ct expectation" => {
-            Action::Translate
-        }
+        "snat" | "dnat" | "redirect" | "ct helper" | "ct timeout" | "ct expectation" => Action::Translate,
         "masquerade" => Action::Masquerade,
         // An offloaded connection has been accepted. What its flowtable then does is what forwarding would have done.
         "flow" => Action::Continue,

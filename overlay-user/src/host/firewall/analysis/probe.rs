@@ -1,116 +1,14 @@
 //! The packets that the analysis asks about: what is known of every packet between containers of different hosts, where it meets
 //! the host's packet filter.
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::IpAddr;
 
-use ipnet::IpNet;
+use super::{
+    range::{Holds, Range},
+    site::{Interface, Site},
+};
 
 /// UDP, by its number (RFC 768).
 pub(super) const UDP: u8 = 17;
-
-/// Whether a condition holds for the packets of a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Holds {
-    /// For none of them.
-    Never,
-    /// For some of them, or nobody can tell.
-    Maybe,
-    /// For all of them.
-    Always,
-}
-
-impl Holds {
-    /// Whether the opposite holds.
-    pub(super) const fn negated(self, is_negated: bool) -> Self {
-        match self {
-            Self::Never if is_negated => Self::Always,
-            Self::Always if is_negated => Self::Never,
-            other => other,
-        }
-    }
-
-    const fn certain(does_hold: bool) -> Self {
-        if does_hold { Self::Always } else { Self::Never }
-    }
-}
-
-/// Addresses or ports from the first to the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Range<T> {
-    /// The first.
-    pub first: T,
-    /// The last, which belongs to the range.
-    pub last: T,
-}
-
-impl<T: Ord + Copy> Range<T> {
-    /// A single one.
-    pub(super) const fn one(value: T) -> Self {
-        Self { first: value, last: value }
-    }
-
-    /// Whether something in `self` is in one of `ranges`. A range that several others cover together is taken for one that is
-    /// covered in part.
-    fn is_in(self, ranges: &[Self]) -> Holds {
-        if ranges.iter().any(|range| range.first <= self.first && self.last <= range.last) {
-            return Holds::Always;
-        }
-        let touches = ranges.iter().any(|range| range.first <= self.last && self.first <= range.last);
-        if touches { Holds::Maybe } else { Holds::Never }
-    }
-}
-
-impl From<IpNet> for Range<IpAddr> {
-    fn from(net: IpNet) -> Self {
-        Self { first: net.network(), last: net.broadcast() }
-    }
-}
-
-impl Range<IpAddr> {
-    /// What is left of it without `hole`: up to two ranges.
-    fn without(self, hole: Self) -> Vec<Self> {
-        if hole.last < self.first || self.last < hole.first {
-            return vec![self];
-        }
-        let before = neighbour(hole.first, false).filter(|last| self.first <= *last);
-        let after = neighbour(hole.last, true).filter(|first| *first <= self.last);
-        let before = before.map(|last| Self { first: self.first, last });
-        before.into_iter().chain(after.map(|first| Self { first, last: self.last })).collect()
-    }
-}
-
-/// The address that follows, or goes before. `None` at the family's end.
-fn neighbour(address: IpAddr, is_next: bool) -> Option<IpAddr> {
-    match address {
-        IpAddr::V4(address) => {
-            let bits = u32::from(address);
-            let bits = if is_next { bits.checked_add(1) } else { bits.checked_sub(1) };
-            bits.map(|bits| Ipv4Addr::from(bits).into())
-        }
-        IpAddr::V6(address) => {
-            let bits = u128::from(address);
-            let bits = if is_next { bits.checked_add(1) } else { bits.checked_sub(1) };
-            bits.map(|bits| Ipv6Addr::from(bits).into())
-        }
-    }
-}
-
-/// An interface that packets pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Interface {
-    /// The packet filter has none to ask about in this hook.
-    Absent,
-    /// The one with this name.
-    Named(String),
-    /// One that leads to containers of this host: a bridge, or a port of one, or a veth. It is none of [`Names::elsewhere`].
-    Containers,
-    /// One that leads to other hosts. It is none of [`Names::containers`].
-    Hosts,
-    /// Any.
-    Any,
-}
 
 /// Where in the host packets are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,67 +43,6 @@ impl Hook {
             _ => return None,
         })
     }
-}
-
-/// What is known of the host, as far as rules ask about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
-    /// All addresses of the overlay.
-    pub network: IpNet,
-    /// The first and the last address that a container can get. No host has one on its underlay.
-    pub leasable: (IpAddr, IpAddr),
-    /// The addresses of this host's containers.
-    pub subnet: IpNet,
-    /// Name of the tunnel device.
-    pub device: String,
-    /// Name of the underlay interface.
-    pub underlay: String,
-    /// This host's address on it.
-    pub address: IpAddr,
-    /// UDP port of the tunnel.
-    pub port: u16,
-    /// Whether peers on the same link are reached without encapsulation.
-    pub is_direct: bool,
-    /// Where the host's interfaces lead.
-    pub names: Names,
-}
-
-/// Where the host's interfaces lead, as far as their addresses and routes tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names {
-    /// Names of those that lead to containers of this host.
-    pub containers: BTreeSet<String>,
-    /// Names of those that lead to none.
-    pub elsewhere: BTreeSet<String>,
-}
-
-impl Site {
-    /// Whether an interface has a name like one of `patterns`. A pattern that ends in `*` stands for every name that begins so.
-    pub(super) fn is_named(&self, interface: &Interface, patterns: &[String]) -> Holds {
-        let begins = |pattern: &str, name: &str| match pattern.strip_suffix('*') {
-            Some(begin) => name.starts_with(begin),
-            None => pattern == name,
-        };
-        match interface {
-            Interface::Absent => Holds::Never,
-            Interface::Named(name) => Holds::certain(patterns.iter().any(|pattern| begins(pattern, name))),
-            Interface::Any if patterns.iter().any(|pattern| pattern == "*") => Holds::Always,
-            Interface::Any => Holds::Maybe,
-            Interface::Containers => {
-                let ours = [self.device.as_str(), self.underlay.as_str(), "lo"];
-                unless_all(patterns, |name| self.names.elsewhere.contains(name) || ours.contains(&name))
-            }
-            Interface::Hosts => {
-                let ours = [self.device.as_str(), "lo"];
-                unless_all(patterns, |name| self.names.containers.contains(name) || ours.contains(&name))
-            }
-        }
-    }
-}
-
-/// Whether an interface may have one of these names, if it has none that is ruled out.
-fn unless_all(names: &[String], is_ruled_out: impl Fn(&str) -> bool) -> Holds {
-    if names.iter().all(|name| is_ruled_out(name)) { Holds::Never } else { Holds::Maybe }
 }
 
 /// Packets that take the same path through the host, and what is known of all of them.
@@ -256,7 +93,7 @@ impl Probe {
 /// Whether all of `parts` lie in `ranges`.
 fn all_in(parts: &[Range<IpAddr>], ranges: &[Range<IpAddr>]) -> Holds {
     let mut all = parts.iter().map(|part| part.is_in(ranges));
-    let first = all.next().unwrap_or(Holds::Never);
+    let first = all.next().unwrap_or(Holds::Maybe);
     if all.all(|one| one == first) { first } else { Holds::Maybe }
 }
 

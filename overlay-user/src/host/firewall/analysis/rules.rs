@@ -1,7 +1,11 @@
 //! Rules of any of the host's packet filters, as far as the analysis distinguishes them.
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::probe::{Holds, Hook, Probe, Range, Site};
+use super::{
+    probe::{Hook, Probe},
+    range::{Holds, Range},
+    site::Site,
+};
 
 /// What a rule asks of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use super::{
     iptables, nftables,
-    probe::{Names, Site},
     rules::{Quote, Table},
+    site::{Names, Site},
     walk,
 };
 use crate::model::fast_path::FastPath::{self, Established, Off, On};
@@ -87,7 +87,6 @@ fn what_decides_on_connections_needs_the_stack_once() {
         "-A INPUT -p udp -m multiport --dports 1:9000 -j DROP",
         "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
         "-A FORWARD -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP",
-        "-A FORWARD -j NOTRACK",
         ":FORWARD DROP [0:0]\n-A FORWARD -i docker7 -j ACCEPT",
         // Only what is not established meets the limit.
         "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A FORWARD -m limit --limit 3/min -j ACCEPT\n\
@@ -127,6 +126,10 @@ fn what_decides_on_packets_needs_the_stack_always() {
         "-A FORWARD -p tcp -m tcp --tcp-flags RST RST -j DROP",
         "-A FORWARD -m no-such-match -j DROP",
         "-A FORWARD -j NO-SUCH-TARGET",
+        "-A FORWARD -j NOTRACK",
+        "-A FORWARD -s 10.244.1.0/24 -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j DROP",
+        "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n-A INPUT -p udp -m udp --dport 8472 -m limit --limit 9/sec -j ACCEPT\n-A INPUT -j DROP",
+        "-A FORWARD -p sctp -m sctp --chunk-types only DATA -j DROP",
         "-A FORWARD -j NFQUEUE --queue-num 1",
         // The programs have seen the packet leave when its tunnel's packet is stopped.
         "-A OUTPUT -d 10.99.0.2/32 -j DROP",
@@ -301,10 +304,27 @@ fn statements_of_nftables_are_told_apart() {
         ),
         (json!([{"queue": {"num": 1}}]), Off),
         (json!([{"no such statement": null}]), Off),
+        (json!([{"xt": null}]), Off),
+        (
+            json!([{"vmap": {"key": meta("nfproto"), "data": {"set": [["ipv6", {"accept": null}], ["*", drop]]}}}]),
+            Established,
+        ),
+        (
+            json!([{"vmap": {"key": meta("iifname"), "data": {"set": [["*", {"accept": null}], ["overlay0", drop]]}}}]),
+            Established,
+        ),
+        (
+            json!([
+                matches(json!({"&": [field("tcp", "flags"), "syn"]}), json!({"set": ["syn", "rst"]})),
+                drop
+            ]),
+            Off,
+        ),
+        (json!([matches(meta("iif"), json!(7)), drop]), Established),
         (json!([{"counter": {"packets": 1, "bytes": 2}}, {"accept": null}]), On),
         (json!([{"flow": {"op": "add", "flowtable": "@f"}}]), On),
         (
-            json!([{"xt": {"type": "match", "name": "conntrack"}}, {"xt": {"type": "target", "name": "REJECT"}}]),
+            json!([{"xt": {"type": "match", "name": "multiport"}}, {"xt": {"type": "target", "name": "REJECT"}}]),
             Established,
         ),
         (
@@ -314,6 +334,39 @@ fn statements_of_nftables_are_told_apart() {
     ] {
         assert_eq!(forward(std::slice::from_ref(&statements)), expected, "{statements}");
     }
+}
+
+/// nft asks by itself for the protocol of a field, and its listing does not tell.
+#[test]
+fn a_field_of_another_protocol_is_not_there_and_not_different_either() {
+    let drop = json!({"drop": null});
+    let not = |left, right: &str| json!({"match": {"op": "!=", "left": left, "right": right}});
+    let rules = [
+        json!([not(field("ip6", "saddr"), "fd00::1"), {"accept": null}]),
+        json!([matches(field("ip", "saddr"), json!("10.244.2.9")), drop]),
+    ];
+    assert_eq!(forward(&rules), Established);
+    let input = json!({"type": "filter", "hook": "input", "prio": 0, "policy": "drop"});
+    let of = |rule| judge(&nft("inet", input.clone(), &[rule]), &site()).0;
+    assert_eq!(
+        of(json!([matches(field("tcp", "dport"), json!({"set": [22, 8472]})), {"accept": null}])),
+        Established
+    );
+    assert_eq!(of(json!([not(field("tcp", "dport"), "25"), {"accept": null}])), Established);
+    assert_eq!(of(json!([matches(field("udp", "dport"), json!(8472)), {"accept": null}])), On);
+}
+
+#[test]
+fn a_table_of_iptables_with_a_set_in_it_is_read_in_both_listings() {
+    let rule = json!({"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 3,
+        "expr": [matches(field("ip", "saddr"), json!("@good")), {"accept": null}]}});
+    let chain = json!({"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}});
+    let but = HashSet::from(["filter".to_owned()]);
+    let read = |objects: &[&serde_json::Value]| {
+        nftables::read(&json!({"nftables": objects}).to_string(), &but).unwrap()
+    };
+    assert_eq!(read(&[&chain]), []);
+    assert_eq!(judge(&read(&[&chain, &rule]), &site()).0, Off, "nobody says what is in the set");
 }
 
 #[test]

@@ -2,8 +2,10 @@
 use std::collections::HashMap;
 
 use super::{
-    probe::{self, Holds, Hook, Probe, Site},
+    probe::{self, Hook, Probe},
+    range::Holds,
     rules::{Action, Chain, Family, Quote, Rule, Table},
+    site::Site,
 };
 use crate::model::fast_path::FastPath;
 
@@ -102,7 +104,11 @@ impl Walker<'_> {
         let is_at_device = matches!(base.hook, Hook::Ingress | Hook::Egress);
         let probes: Vec<Probe> = match table.family {
             // A listing that does not tell where the chain stands leaves every interface.
-            _ if is_at_device && base.devices.is_empty() => probe::at_any_device_hook(self.site, base.hook),
+            _ if is_at_device
+                && (base.devices.is_empty() || base.devices.iter().any(|name| name.ends_with('*'))) =>
+            {
+                probe::at_any_device_hook(self.site, base.hook)
+            }
             _ if is_at_device => {
                 let at = |device: &String| probe::at_device_hook(self.site, base.hook, device);
                 base.devices.iter().flat_map(at).collect()
@@ -166,7 +172,10 @@ impl Walker<'_> {
                 Action::Continue => {}
                 // The tunnel's own packets come from the address that they would be given.
                 Action::Masquerade if journey.probe.is_from_host => {}
-                Action::Alter => self.add(Sifted { varying: true, ..sifted }, false, rule.quote.clone()),
+                Action::Alter => {
+                    let seen = Sifted { varying: true, ..sifted.seen_by(journey.probe) };
+                    self.add(seen, false, rule.quote.clone());
+                }
                 Action::Refuse | Action::Translate | Action::Masquerade => {
                     self.add(sifted.seen_by(journey.probe), varies, rule.quote.clone());
                     if holds == Holds::Always && rule.action == Action::Refuse {
@@ -205,9 +214,16 @@ impl Walker<'_> {
 
     /// What is known of the packets that a rule with a verdict has left.
     fn sift(&self, sifted: Sifted, rule: &Rule, probe: &Probe, varies: bool) -> Sifted {
+        let is_tunnels = probe.is_to_host || probe.is_from_host;
+        if matches!(rule.action, Action::Translate | Action::Masquerade) {
+            // The packet may go on to the next rule.
+            return Sifted { varying: sifted.varying || varies, ..sifted };
+        }
         Sifted {
             varying: sifted.varying || varies,
-            only_first: sifted.only_first || rule.holds_when_established(probe, self.site),
+            // Connection tracking never sees an answer to the tunnel's packets: both directions go to the tunnel's port, from ports
+            // that are hashes.
+            only_first: sifted.only_first || !is_tunnels && rule.holds_when_established(probe, self.site),
         }
     }
 
