@@ -128,10 +128,10 @@ pub(crate) fn keep<F: Family>(frame: &impl Frame, offset: usize) {
     }
 }
 
-/// Notes which connection a container's packet belongs to that the stack gets now, if the fast path gave it away because of its
-/// connection. The stack carries a packet from here to overlay0 without putting it aside, on this CPU, so [`record`] can tell
-/// whether the packet that leaves there is this one, unaltered. (It cannot where packets change the CPU in between, by RPS of the
-/// bridge or a queue to user space: such connections keep to the stack.)
+/// Notes the connection of a container's packet that the program leaves to the stack, if it does so because of that connection.
+/// The stack carries such a packet to overlay0 on the same CPU and without a queue. So [`record`] can tell whether the packet that
+/// leaves there is this one, and unaltered. Where packets change the CPU in between (RPS of the bridge, a queue to user space), it
+/// cannot tell, and such connections keep to the stack.
 #[inline(always)]
 pub(crate) fn note_left<F: Family>(packet: &Packet<'_>, offset: usize, is_for_its_connection: bool) {
     let Some(left) = F::Address::left() else { return };

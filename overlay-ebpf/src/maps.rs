@@ -115,7 +115,7 @@ pub(crate) trait Lookups: Prefixes {
     /// The endpoint with this address.
     fn endpoint(self) -> Option<EndpointEntry>;
 
-    /// Whether a connection may be a stack flow. Most that are none are told by their mark, without a look-up in the table.
+    /// Whether a connection may be a stack flow. False is certain. The mark answers without a look-up in the table of stack flows.
     fn may_be_stack_flow(key: &FlowKey<Self>) -> bool;
 
     /// The stack flow of a connection, if it is one.

@@ -5,7 +5,7 @@ use log::{info, warn};
 use crate::{
     host::{
         firewall::{
-            analysis::{Names, Reason, Site, analyse, names},
+            analysis::{Analysis, Names, Reason, Site, analyse, names},
             fingerprint::fingerprint,
         },
         ipsec::{Traffic, matching},
@@ -17,7 +17,7 @@ use crate::{
 /// Decides, and decides again when something has changed.
 pub(crate) struct Decider {
     asked: AskedFastPath,
-    /// What of the host does not change as long as the agent runs.
+    /// What the analysis must know of the host. Only `names` changes while the agent runs.
     site: Site,
     netlink: Netlink,
     /// What the last decision rested on, and the decision.
@@ -97,11 +97,12 @@ impl Decider {
             return status.clone();
         }
         self.site.names.clone_from(&names);
-        let status = match analyse(&self.site).await.into_iter().next() {
-            Some(Reason { at_most, why }) => decided(at_most, &why, rules),
+        let Analysis { reasons, is_whole } = analyse(&self.site).await;
+        let status = match reasons.first() {
+            Some(Reason { at_most, why }) => decided(*at_most, why, rules),
             None => decided(FastPath::On, "", rules),
         };
-        self.last = Some((rules, names, status.clone()));
+        self.last = is_whole.then(|| (rules, names, status.clone()));
         status
     }
 

@@ -38,8 +38,8 @@ const LIFETIME: Duration = Duration::from_secs(300);
 const RENEW: Duration = Duration::from_secs(100);
 /// A look takes at most this part of the time: the pause after a look is at least this many times as long as the look.
 const SHARE: u32 = 20;
-/// New rules and policies end the pause when it has been this many times as long as the look, because what they refuse must not go
-/// on, and rules that change all the time must not keep the agent busy.
+/// The pause after a look lasts at least this many times as long as the look, or [`PERIOD`], even when rules or policies change
+/// meanwhile. Otherwise rules that change all the time would keep the agent busy.
 const PAUSE: u32 = 4;
 
 /// Keeps promotions in step with the host until the agent ends.
@@ -83,7 +83,7 @@ pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sen
             status.fast_path = decided;
             is_new
         });
-        sleep(took * PAUSE).await;
+        sleep((took * PAUSE).min(PERIOD)).await;
         let rules = async {
             match &mut changes {
                 Some(changes) => changes.next().await,

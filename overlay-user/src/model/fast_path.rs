@@ -91,9 +91,9 @@ pub struct FastPathStatus {
     pub asked: AskedFastPath,
     /// What is in force.
     pub effective: FastPath,
-    /// Why it is that: the rule, for one. It is empty where everything that was asked for is in force.
+    /// Why it is that: a rule, a policy or an option. It is empty where the fast path is on.
     pub why: String,
     /// A number of the rules that were followed for it; see [`crate::host::firewall::fingerprint`]. It is zero where the rules
-    /// make no difference.
+    /// make no difference, or where their number cannot be told.
     pub rules: u32,
 }

@@ -25,7 +25,7 @@ pub(super) async fn findings(
 ) -> Vec<Finding> {
     let port = site.port;
     let variants = iptables::variants();
-    let mut findings = vec![packet_filter::finding(fast_path, &analyse(site).await)];
+    let mut findings = vec![packet_filter::finding(fast_path, &analyse(site).await.reasons)];
     // The rules of all variants are collected, because what masquerades or drops need not be in the variant that others use.
     let mut iptables = String::new();
     for variant in &variants {

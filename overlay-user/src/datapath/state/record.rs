@@ -27,11 +27,11 @@ pub struct Record {
     pub subnet: IpNet,
     /// Version of the map layouts.
     pub abi: u32,
-    /// Whether the programs carry packets themselves, unless `--fast-path off` is given. It may change from one agent to the next
-    /// on the same host. Earlier agents read this field alone.
+    /// Whether the programs may carry packets themselves: false under `--fast-path off`. It may change from one agent to the next
+    /// on the same host. Agents of earlier versions read this field alone.
     #[serde(default = "yes")]
     pub(crate) fast_path: bool,
-    /// What `--fast-path` asked for. Earlier agents know only on and off, and leave it out.
+    /// What `--fast-path` asked for. Agents of earlier versions do not write it; then the field above says on or off.
     #[serde(default)]
     pub(crate) asked_fast_path: Option<AskedFastPath>,
     /// How packets travel between hosts, by flannel's name of the backend. The agent that started last wrote it.

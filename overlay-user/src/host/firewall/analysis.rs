@@ -16,7 +16,7 @@ mod site;
 mod tests;
 mod walk;
 
-use std::{collections::HashSet, fs};
+use std::collections::HashSet;
 
 use ipnet::IpNet;
 use tokio::task::spawn_blocking;
@@ -25,6 +25,7 @@ use self::rules::{Quote, Table};
 pub use self::site::{Names, Site};
 use super::{
     command::{Failed, run},
+    ebtables,
     iptables::{LEGACY, is_legacy_in_use, save, variants},
 };
 use crate::{
@@ -44,9 +45,19 @@ pub struct Reason {
     pub why: String,
 }
 
-/// What could refuse, alter or delay packets between containers, the worst first. It is empty if nothing could.
-pub async fn analyse(site: &Site) -> Vec<Reason> {
+/// What the rules allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Analysis {
+    /// What could refuse, alter or delay packets between containers, the worst first. It is empty if nothing could.
+    pub reasons: Vec<Reason>,
+    /// Everything could be read. Otherwise it is worth while to look again, though the rules have not changed.
+    pub is_whole: bool,
+}
+
+/// Reads the rules, and follows them.
+pub async fn analyse(site: &Site) -> Analysis {
     let (tables, mut reasons) = read().await;
+    let is_whole = reasons.is_empty();
     let site = site.clone();
     let walked = spawn_blocking(move || walk::walk(&tables, &site)).await.unwrap_or_default();
     if walked.is_cut_short {
@@ -59,7 +70,7 @@ pub async fn analyse(site: &Site) -> Vec<Reason> {
         reasons.push(Reason { at_most: harm.at_most, why: quote(harm.quote).await });
     }
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.at_most));
-    reasons
+    Analysis { reasons, is_whole }
 }
 
 /// Where the host's interfaces lead: to containers if they have an address of this host's subnet, or a route to part of it, and
@@ -125,7 +136,7 @@ async fn read() -> (Vec<Table>, Vec<Reason>) {
         Ok(_) => {}
         Err(error) => not_read(format!("the rules of {LEGACY} cannot be read: {error}")),
     }
-    if let Some(why) = ebtables_legacy().await {
+    if let Some(why) = ebtables::legacy().await {
         not_read(why);
     }
     match run("nft", &["--json", "list", "ruleset"], "").await {
@@ -164,27 +175,6 @@ async fn find_devices(tables: &mut [Table]) {
             base.devices = nftables::devices(&listed);
         }
     }
-}
-
-/// Says why the older ebtables could refuse something: it has rules, which are not followed. The kernel does not list which
-/// network namespaces have rules in which table, and to ask for a table that is not loaded would load it.
-async fn ebtables_legacy() -> Option<String> {
-    const LEGACY: &str = "ebtables-legacy";
-    let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
-    for table in ["filter", "nat", "broute"] {
-        if !modules.lines().any(|line| line.starts_with(&format!("ebtable_{table} "))) {
-            continue;
-        }
-        let listed = match run(LEGACY, &["-t", table, "-L"], "").await {
-            Ok(listed) => listed,
-            Err(error) => return Some(format!("the rules of {LEGACY} cannot be read: {error}")),
-        };
-        let is_empty = |line: &str| line.contains("entries: 0,") && line.ends_with("policy: ACCEPT");
-        if let Some(chain) = listed.lines().find(|line| line.contains("entries: ") && !is_empty(line)) {
-            return Some(format!("{LEGACY} has rules, which are not followed (ebtables-nft's are): {chain}"));
-        }
-    }
-    None
 }
 
 /// The text of what was found.

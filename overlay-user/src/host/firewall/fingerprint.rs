@@ -3,11 +3,11 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use anyhow::Result;
 
-use super::iptables;
+use super::{ebtables, iptables};
 use crate::host::netlink::generation;
 
 /// A number for the present rules: of nftables, which iptables' newer variant and ebtables' are part of, by the kernel's count of
-/// changes, and of the older variant of iptables by their text. Equal rules have equal numbers in every agent of one build, so
+/// changes, and of the older variants of iptables and ebtables by their text. Equal rules have equal numbers in every agent of one build, so
 /// that a restart is no change. The number is never zero.
 ///
 /// # Errors
@@ -21,5 +21,6 @@ pub async fn fingerprint() -> Result<u32> {
             line.split(" [").next().hash(&mut hasher);
         }
     }
+    ebtables::legacy().await.hash(&mut hasher);
     Ok(hasher.finish() as u32 | 1)
 }

@@ -191,7 +191,7 @@ pub(super) enum Family {
 pub(super) struct Table {
     /// Its family. Tables for both families of IP can have chains at single interfaces, which their hook tells.
     pub family: Family,
-    /// What it is called where its policy is quoted: `iptables-nft filter`, `nft inet firewalld`.
+    /// What it is called where its policy is quoted: `iptables-nft -t filter`, `nft inet firewalld`.
     pub name: String,
     /// Its chains by name.
     pub chains: BTreeMap<String, Chain>,

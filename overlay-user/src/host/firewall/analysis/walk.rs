@@ -55,15 +55,15 @@ pub(super) fn walk_within(budget: usize, tables: &[Table], site: &Site) -> Found
 /// What is known of the packets that have come so far in a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Sifted {
-    /// Which packets come here may differ from packet to packet of one connection.
+    /// Of one connection, some packets may come here and others not.
     varying: bool,
     /// Packets of established connections do not come here, so that whatever follows decides about first packets alone.
     only_first: bool,
 }
 
 impl Sifted {
-    /// The same as the programs see it. Overlay0 has sent a packet when the tunnel's own packet leaves the host, so whatever stops
-    /// that comes too late to keep the programs from taking the connection for one that the stack carries.
+    /// What is known of these packets, as far as the programs can tell. When the tunnel's own packet leaves, overlay0 has already
+    /// sent the packet in it, and the programs take it for carried by the stack even if a rule drops it now.
     const fn seen_by(self, probe: &Probe) -> Self {
         if probe.is_sent { Self { varying: true, only_first: false } } else { self }
     }
