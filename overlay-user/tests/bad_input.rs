@@ -40,7 +40,7 @@ fn wrong_usage_ends_with_2_and_says_what_is_right() {
         ),
         (
             &["agent", "--fast-path", "maybe"],
-            &["'maybe'", "--fast-path", "possible values: on, established, off"],
+            &["'maybe'", "--fast-path", "possible values: auto, on, established, off"],
         ),
         (&["status", "--network", "a/../b"], &["--network", "letters, digits, dashes or underscores"]),
         (&["agent", "--network", ""], &["--network", "1 to 64"]),

@@ -26,7 +26,7 @@ pub fn under_packets(a: &Container, b: &Container, rate: u32, work: impl FnOnce(
 fn no_packet_is_lost_when_an_agent_is_killed_ended_and_started() {
     no_packet_is_lost(Bed::new(Kind::Etcd, 2), 3, |bed| {
         let ids = ids(&bed[0]);
-        assert_eq!((ids.maps.len(), ids.links.len() >= 8), (10, true), "{ids:?}");
+        assert_eq!((ids.maps.len(), ids.links.len() >= 8), (11, true), "{ids:?}");
         (vec![ids.maps, ids.links], ids.programs)
     });
 }
@@ -36,7 +36,7 @@ fn nor_when_its_programs_are_filters() {
     let bed = Bed::with(Kind::Folder, Options::default(), &["--attach", "clsact"]);
     no_packet_is_lost(bed, 2, |bed| {
         let ids = ids(&bed[0]);
-        assert_eq!((ids.maps.len(), ids.links.len()), (10, 0), "{ids:?}");
+        assert_eq!((ids.maps.len(), ids.links.len()), (11, 0), "{ids:?}");
         let filters = filters(&bed[0].host).into_iter();
         let programs: Vec<_> =
             filters.map(|(device, kind, name, id)| (format!("{device} {kind} {name}"), id)).collect();
