@@ -322,28 +322,28 @@ const TABLES: &[Row] = &[
     },
     row(
         "raw: what is not tracked is dropped",
-        Established,
+        Off,
         "iptables-nft -t raw -A PREROUTING -s $a -p udp --dport 8081 -j CT --notrack
          iptables-nft -A FORWARD -m conntrack --ctstate UNTRACKED -j DROP",
     ),
     row(
         "ebtables: FORWARD and INPUT drop a container",
-        Established,
+        Off,
         "ebtables -A INPUT -p IPv4 --ip-source $a --ip-protocol udp --ip-destination-port 8081 -j DROP",
     ),
     row(
         "ebtables: OUTPUT drops what goes to a container",
-        Established,
+        Off,
         "ebtables -A OUTPUT -p IPv4 --ip-destination $a --ip-protocol tcp --ip-destination-port 8080 -j DROP",
     ),
     row(
         "ebtables: nat PREROUTING drops by the port's name",
-        Established,
+        Off,
         "ebtables -t nat -A PREROUTING -i va -p IPv4 --ip-destination $b --ip-protocol icmp -j DROP",
     ),
     row(
         "ebtables: nat POSTROUTING drops what leaves a port",
-        Established,
+        Off,
         "ebtables -t nat -A POSTROUTING -o va -p IPv4 --ip-protocol udp --ip-destination-port 9000 -j DROP",
     ),
     unseen(

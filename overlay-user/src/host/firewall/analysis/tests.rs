@@ -107,6 +107,8 @@ fn what_decides_on_connections_needs_the_stack_once() {
         Established
     );
     assert_eq!(table("nat", "-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"), On);
+    // The tunnel's own packets meet it too, of which only the first has the mark.
+    assert_eq!(table("nat", "-A POSTROUTING -j MARK --set-xmark 0x4000/0x0"), Established);
     // What leaves by its own address is not altered.
     assert_eq!(table("nat", "-A POSTROUTING -o eth0 -j MASQUERADE"), On);
     assert_eq!(table("raw", "-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP"), Established);

@@ -173,8 +173,7 @@ impl Walker<'_> {
                 // The tunnel's own packets come from the address that they would be given.
                 Action::Masquerade if journey.probe.is_from_host => {}
                 Action::Alter => {
-                    let seen = Sifted { varying: true, ..sifted.seen_by(journey.probe) };
-                    self.add(seen, false, rule.quote.clone());
+                    self.add(Sifted { varying: true, ..sifted }, false, rule.quote.clone());
                 }
                 Action::Refuse | Action::Translate | Action::Masquerade => {
                     self.add(sifted.seen_by(journey.probe), varies, rule.quote.clone());
