@@ -168,7 +168,7 @@ fn a_host_of_the_host_gw_backend_is_moved_without_a_gap() {
         assert!(scene.done(&[]).contains("nothing to adopt"));
 
         let etcd = scene.etcd.clone();
-        let arguments = ["--etcd-endpoints", &etcd, "--ip-masq"];
+        let arguments = ["--etcd-endpoints", &etcd, "--ip-masq", "--fast-path", "on"];
         let mut agent = scene.moved().host.start_agent(overlay(), &arguments).unwrap();
         agent.wait_ready(Duration::from_secs(60)).unwrap();
         assert!(agent.log().contains("adopting what an earlier agent left"), "{}", agent.log());
