@@ -16,7 +16,7 @@ mod site;
 mod tests;
 mod walk;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fmt::Display};
 
 use ipnet::IpNet;
 use tokio::task::spawn_blocking;
@@ -104,6 +104,7 @@ async fn read() -> (Vec<Table>, Vec<Reason>) {
     let mut tables = Vec::new();
     let mut reasons = Vec::new();
     let mut not_read = |why: String| reasons.push(Reason { at_most: FastPath::Established, why });
+    let unreadable = |what: &str, error: &dyn Display| format!("the rules of {what} cannot be read: {error}");
     let mut seen = HashSet::new();
     let variants = variants();
     for variant in &variants {
@@ -123,18 +124,15 @@ async fn read() -> (Vec<Table>, Vec<Reason>) {
             }
             // A table that somebody else has written rules of another form into is listed by nft, too.
             Err(error) if *variant != LEGACY => log::debug!("{error}"),
-            Err(error) => not_read(format!("the rules of {variant} cannot be read: {error}")),
+            Err(error) => not_read(unreadable(variant, &error)),
         }
     }
     match is_legacy_in_use() {
         Ok(true) if !variants.contains(&LEGACY) => {
-            not_read(format!(
-                "the rules of {LEGACY} cannot be read: {}",
-                Failed::Missing(format!("{LEGACY}-save"))
-            ));
+            not_read(unreadable(LEGACY, &Failed::Missing(format!("{LEGACY}-save"))));
         }
         Ok(_) => {}
-        Err(error) => not_read(format!("the rules of {LEGACY} cannot be read: {error}")),
+        Err(error) => not_read(unreadable(LEGACY, &error)),
     }
     if let Some(why) = ebtables::legacy().await {
         not_read(why);
@@ -149,12 +147,12 @@ async fn read() -> (Vec<Table>, Vec<Reason>) {
                 tables.extend(read);
             }
             Ok(Err(error)) => not_read(format!("the rules of nftables cannot be understood: {error}")),
-            Err(error) => not_read(format!("the rules of nftables cannot be read: {error}")),
+            Err(error) => not_read(unreadable("nftables", &error)),
         },
         Err(Failed::Unsupported(_)) => {}
         // The kernel counts the changes of nftables from one on. Where there was none, there is no rule.
         Err(Failed::Missing(_)) if generation().is_ok_and(|generation| generation <= 1) => {}
-        Err(error) => not_read(format!("the rules of nftables cannot be read: {error}")),
+        Err(error) => not_read(unreadable("nftables", &error)),
     }
     (tables, reasons)
 }

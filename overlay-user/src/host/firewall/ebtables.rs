@@ -1,5 +1,5 @@
-//! The older variant of ebtables, whose rules are not part of nftables. Nobody here follows them; whether there are any is all that is
-//! asked.
+//! The older variant of ebtables, whose rules are not part of nftables. Nobody here follows them; whether there are any is all
+//! that is asked.
 use std::fs;
 
 use super::command::run;

@@ -7,8 +7,8 @@ use super::{ebtables, iptables};
 use crate::host::netlink::generation;
 
 /// A number for the present rules: of nftables, which iptables' newer variant and ebtables' are part of, by the kernel's count of
-/// changes, and of the older variants of iptables and ebtables by their text. Equal rules have equal numbers in every agent of one build, so
-/// that a restart is no change. The number is never zero.
+/// changes, and of the older variants of iptables and ebtables by their text. Equal rules have equal numbers in every agent of
+/// one build, so that a restart is no change. The number is never zero.
 ///
 /// # Errors
 /// When the kernel or iptables does not tell.

@@ -1,29 +1,30 @@
 //! Reads what a rule of nftables asks: expressions, as libnftables-json(5) describes them.
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr, slice};
 
 use ipnet::IpNet;
+use overlay_common::header::protocol;
 use serde_json::Value;
 
 use super::{
     range::Range,
-    rules::{Asked, Condition},
+    rules::{Asked, Condition, protocol_named},
 };
 
 /// A named set or map.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Set {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Set<'a> {
     /// Its elements; those of a map are pairs.
-    elements: Vec<Value>,
+    elements: &'a [Value],
     /// Whether elements come and go without a change of the rules: by packets, or with time.
     is_dynamic: bool,
 }
 
 /// The named sets of a table.
-pub(super) type Sets = HashMap<String, Set>;
+pub(super) type Sets<'a> = HashMap<&'a str, Set<'a>>;
 
-impl Set {
+impl<'a> Set<'a> {
     /// Reads the object that declares it.
-    pub(super) fn read(object: &Value) -> Self {
+    pub(super) fn read(object: &'a Value) -> Self {
         let flags = list(&object["flags"]);
         let has = |flag: &str| flags.iter().any(|one| one == flag);
         let has_timeout = !object["timeout"].is_null() || has("timeout");
@@ -33,16 +34,16 @@ impl Set {
 }
 
 /// The values of a field that holds one or several.
-fn list(value: &Value) -> Vec<Value> {
+fn list(value: &Value) -> &[Value] {
     match value {
-        Value::Null => Vec::new(),
-        Value::Array(all) => all.clone(),
-        one => vec![one.clone()],
+        Value::Null => &[],
+        Value::Array(all) => all,
+        one => slice::from_ref(one),
     }
 }
 
 /// What a `match` statement asks.
-pub(super) fn asked(body: &Value, sets: &Sets) -> Asked {
+pub(super) fn asked(body: &Value, sets: &Sets<'_>) -> Asked {
     let operator = body["op"].as_str().unwrap_or_default();
     let (left, right) = (&body["left"], &body["right"]);
     let is_negated = operator == "!=";
@@ -66,42 +67,38 @@ pub(super) fn asked(body: &Value, sets: &Sets) -> Asked {
 }
 
 /// What a `vmap` statement asks, and the verdict that it has for each answer.
-pub(super) fn verdicts(body: &Value, sets: &Sets) -> Vec<(Asked, Value)> {
+pub(super) fn verdicts<'a>(body: &'a Value, sets: &Sets<'a>) -> Vec<(Asked, &'a Value)> {
     let key = &body["key"];
     let (elements, is_dynamic) = match &body["data"] {
         Value::String(name) => {
-            let set = name.strip_prefix('@').and_then(|name| sets.get(name)).cloned().unwrap_or_default();
+            let set = name.strip_prefix('@').and_then(|name| sets.get(name)).copied().unwrap_or_default();
             (set.elements, set.is_dynamic)
         }
         data => (list(&data["set"]), false),
     };
-    let pairs = elements.into_iter().filter_map(|pair| {
-        let pair = pair.as_array()?;
-        Some((pair.first()?.clone(), pair.get(1)?.clone()))
-    });
+    let pairs = elements.iter().filter_map(|pair| Some((pair.get(0)?, pair.get(1)?)));
     pairs
         .map(|(answer, verdict)| {
-            let condition =
-                if is_dynamic { Condition::Varying } else { condition(key, &[bare(&answer).clone()]) };
+            let condition = if is_dynamic { Condition::Varying } else { condition(key, &[bare(answer)]) };
             (condition.into(), verdict)
         })
         .collect()
 }
 
 /// The values on the right of a comparison. `None` if they change without a change of the rules.
-fn members(right: &Value, sets: &Sets) -> Option<Vec<Value>> {
+fn members<'a>(right: &'a Value, sets: &Sets<'a>) -> Option<Vec<&'a Value>> {
     let values = match right {
         Value::String(name) if name.starts_with('@') => {
             let set = sets.get(name.trim_start_matches('@'))?;
             if set.is_dynamic {
                 return None;
             }
-            set.elements.clone()
+            set.elements
         }
         Value::Object(object) if object.contains_key("set") => list(&object["set"]),
         other => list(other),
     };
-    Some(values.iter().map(|value| bare(value).clone()).collect())
+    Some(values.iter().map(bare).collect())
 }
 
 /// An element without its comment, counter or timeout.
@@ -110,26 +107,30 @@ fn bare(element: &Value) -> &Value {
     if inner.is_null() { element } else { inner }
 }
 
-fn condition(left: &Value, values: &[Value]) -> Condition {
+fn condition(left: &Value, values: &[&Value]) -> Condition {
     // It stands for whatever no other element of the set says.
-    if values.iter().any(|value| value == "*") {
+    if values.iter().any(|value| *value == "*") {
         return unread(left);
     }
     // What cannot be read is no more than unknown.
     let all =
         |ranges: Option<Vec<_>>, of: fn(Vec<Range<IpAddr>>) -> Condition| ranges.map_or(Condition::Fixed, of);
-    let words = || values.iter().filter_map(Value::as_str);
+    let words = || values.iter().filter_map(|value| value.as_str());
     let names = || words().map(str::to_owned).collect();
-    let are_words = values.iter().all(Value::is_string);
+    let are_words = values.iter().all(|value| value.is_string());
     let has = |wanted: &str| words().any(|word| word == wanted);
     match (path(left).as_deref(), field(left).as_str()) {
-        (Some("payload"), "ip saddr") => all(values.iter().map(addresses).collect(), Condition::Source),
-        (Some("payload"), "ip daddr") => all(values.iter().map(addresses).collect(), Condition::Destination),
+        (Some("payload"), "ip saddr") => {
+            all(values.iter().copied().map(addresses).collect(), Condition::Source)
+        }
+        (Some("payload"), "ip daddr") => {
+            all(values.iter().copied().map(addresses).collect(), Condition::Destination)
+        }
         (Some("payload"), "ip protocol") | (Some("meta"), "l4proto") => protocols(values),
-        (Some("payload"), "tcp dport" | "tcp sport") => Condition::Protocol(vec![6]),
-        (Some("payload"), "sctp dport" | "sctp sport") => Condition::Protocol(vec![132]),
+        (Some("payload"), "tcp dport" | "tcp sport") => Condition::Protocol(vec![protocol::TCP]),
+        (Some("payload"), "sctp dport" | "sctp sport") => Condition::Protocol(vec![protocol::SCTP]),
         (Some("payload"), "udp dport" | "th dport") => {
-            let ports: Option<Vec<_>> = values.iter().map(ports).collect();
+            let ports: Option<Vec<_>> = values.iter().copied().map(ports).collect();
             ports.map_or(Condition::Fixed, Condition::Port)
         }
         (Some("payload"), field) if field.starts_with("ip6 ") || field.starts_with("arp ") => {
@@ -137,7 +138,7 @@ fn condition(left: &Value, values: &[Value]) -> Condition {
         }
         (Some("meta"), "nfproto") if !has("ipv4") => Condition::Impossible,
         (Some("meta"), "protocol") | (Some("payload"), "ether type")
-            if !has("ip") && !values.iter().any(Value::is_number) =>
+            if !has("ip") && !values.iter().any(|value| value.is_number()) =>
         {
             Condition::Impossible
         }
@@ -157,7 +158,7 @@ fn condition(left: &Value, values: &[Value]) -> Condition {
             }
         }
         // A packet with SYN begins a connection or answers to that, which the stack decides about. All other flags change.
-        (_, "tcp flags") if !values.is_empty() && values.iter().all(|value| value == "syn") => {
+        (_, "tcp flags") if !values.is_empty() && values.iter().all(|value| *value == "syn") => {
             Condition::Fixed
         }
         _ => unread(left),
@@ -265,14 +266,9 @@ fn ports(value: &Value) -> Option<Range<u16>> {
     number(value).map(Range::one)
 }
 
-fn protocols(values: &[Value]) -> Condition {
-    let number = |value: &Value| match value.as_str() {
-        Some("icmp") => Some(1),
-        Some("tcp") => Some(6),
-        Some("udp") => Some(17),
-        Some("sctp") => Some(132),
-        // A protocol of IPv6 alone, or one whose number is not needed to tell it from these.
-        Some(_) => None,
+fn protocols(values: &[&Value]) -> Condition {
+    let number = |value: &&Value| match value.as_str() {
+        Some(name) => protocol_named(name),
         None => u8::try_from(value.as_u64()?).ok(),
     };
     let numbers: Option<Vec<u8>> = values.iter().map(number).collect();

@@ -5,9 +5,9 @@ use ipnet::IpNet;
 
 use super::{
     extensions,
-    probe::{Hook, UDP},
+    probe::Hook,
     range::Range,
-    rules::{Action, Asked, Base, Chain, Condition, Family, Quote, Rule, Table},
+    rules::{Action, Asked, Base, Chain, Condition, Family, Quote, Rule, Table, protocol_named},
 };
 
 /// The tables of one variant of iptables, as its `-save` command lists them.
@@ -171,13 +171,7 @@ fn ports(text: &str) -> Option<Range<u16>> {
 }
 
 fn protocol(text: &str) -> Option<u8> {
-    match text {
-        "icmp" => Some(1),
-        "tcp" => Some(6),
-        "udp" => Some(UDP),
-        "sctp" => Some(132),
-        other => other.parse().ok(),
-    }
+    protocol_named(text).or_else(|| text.parse().ok())
 }
 
 /// The words of a line in which quotes keep words together, and a backslash takes the next character as it is.

@@ -45,13 +45,13 @@ pub(super) fn read(listing: &str, but: &HashSet<String>) -> Result<Vec<Table>, S
     let listing: Value = serde_json::from_str(listing).map_err(|error| error.to_string())?;
     let objects = listing["nftables"].as_array().ok_or("no list of objects in it")?;
     let mut tables = BTreeMap::new();
-    let mut sets: HashMap<(&str, &str), Sets> = HashMap::new();
+    let mut sets: HashMap<(&str, &str), Sets<'_>> = HashMap::new();
     // Sets are read first, because a rule can be listed before the set that it names.
     for object in objects {
         for kind in ["set", "map"] {
             let set = &object[kind];
             if let Some((family, table, name)) = place(set, "name") {
-                sets.entry((family, table)).or_default().insert(name.to_owned(), Set::read(set));
+                sets.entry((family, table)).or_default().insert(name, Set::read(set));
             }
         }
     }
@@ -126,7 +126,7 @@ fn base(chain: &Value) -> Option<Base> {
 
 /// A rule of nftables is a list of statements, of which each may hold or not, or do something. It becomes one rule here for each
 /// thing that it does.
-fn rules(statements: &[Value], sets: &Sets, quote: &Quote) -> Vec<Rule> {
+fn rules<'a>(statements: &'a [Value], sets: &Sets<'a>, quote: &Quote) -> Vec<Rule> {
     let mut rules = Vec::new();
     let mut conditions: Vec<Asked> = Vec::new();
     for statement in statements {
@@ -141,7 +141,7 @@ fn rules(statements: &[Value], sets: &Sets, quote: &Quote) -> Vec<Rule> {
             "match" => conditions.push(expressions::asked(body, sets)),
             "vmap" => {
                 for (asked, verdict) in expressions::verdicts(body, sets) {
-                    does(verdict_of(&verdict), vec![asked]);
+                    does(verdict_of(verdict), vec![asked]);
                 }
             }
             // These may stop the rule, by counts that change with every packet.

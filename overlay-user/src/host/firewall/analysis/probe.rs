@@ -2,13 +2,12 @@
 //! the host's packet filter.
 use std::net::IpAddr;
 
+use overlay_common::header::protocol::UDP;
+
 use super::{
     range::{Holds, Range},
     site::{Interface, Site},
 };
-
-/// UDP, by its number (RFC 768).
-pub(super) const UDP: u8 = 17;
 
 /// Where in the host packets are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +68,26 @@ pub(super) struct Probe {
 }
 
 impl Probe {
+    /// Packets of any protocol, of which this host is neither source nor destination.
+    const fn forwarded(
+        source: Vec<Range<IpAddr>>,
+        destination: Vec<Range<IpAddr>>,
+        input: Interface,
+        output: Interface,
+    ) -> Self {
+        Self {
+            source,
+            destination,
+            input,
+            output,
+            protocol: None,
+            port: None,
+            is_to_host: false,
+            is_from_host: false,
+            is_sent: false,
+        }
+    }
+
     /// Whether the source lies in one of these ranges.
     pub(super) fn is_from(&self, ranges: &[Range<IpAddr>]) -> Holds {
         all_in(&self.source, ranges)
@@ -185,27 +204,12 @@ pub(super) fn at_any_device_hook(site: &Site, hook: Hook) -> Vec<Probe> {
 /// encapsulation both may pass the underlay's interfaces as well.
 fn directions(site: &Site) -> Vec<Probe> {
     let others = Range::from(site.network).without(site.subnet.into());
-    let leaving = |output: Interface, others: &[Range<IpAddr>]| Probe {
-        source: vec![site.subnet.into()],
-        destination: others.to_vec(),
-        input: Interface::Containers,
-        output,
-        protocol: None,
-        port: None,
-        is_to_host: false,
-        is_from_host: false,
-        is_sent: false,
+    let own = || vec![site.subnet.into()];
+    let leaving = |output: Interface, others: &[Range<IpAddr>]| {
+        Probe::forwarded(own(), others.to_vec(), Interface::Containers, output)
     };
-    let arriving = |input: Interface, others: &[Range<IpAddr>]| Probe {
-        source: others.to_vec(),
-        destination: vec![site.subnet.into()],
-        input,
-        output: Interface::Containers,
-        protocol: None,
-        port: None,
-        is_to_host: false,
-        is_from_host: false,
-        is_sent: false,
+    let arriving = |input: Interface, others: &[Range<IpAddr>]| {
+        Probe::forwarded(others.to_vec(), own(), input, Interface::Containers)
     };
     let device = Interface::Named(site.device.clone());
     let mut probes = vec![leaving(device.clone(), &others), arriving(device, &others)];
@@ -221,32 +225,16 @@ fn directions(site: &Site) -> Vec<Probe> {
 
 /// The tunnel's packets from other hosts.
 fn arriving_tunnel(site: &Site) -> Probe {
-    Probe {
-        source: hosts(site),
-        destination: vec![Range::one(site.address)],
-        input: Interface::Hosts,
-        output: Interface::Absent,
-        is_to_host: true,
-        is_from_host: false,
-        is_sent: false,
-        protocol: Some(UDP),
-        port: Some(site.port),
-    }
+    let to = vec![Range::one(site.address)];
+    let probe = Probe::forwarded(hosts(site), to, Interface::Hosts, Interface::Absent);
+    Probe { is_to_host: true, protocol: Some(UDP), port: Some(site.port), ..probe }
 }
 
 /// The tunnel's packets to other hosts.
 fn leaving_tunnel(site: &Site) -> Probe {
-    Probe {
-        source: vec![Range::one(site.address)],
-        destination: hosts(site),
-        input: Interface::Absent,
-        output: Interface::Hosts,
-        is_to_host: false,
-        is_from_host: true,
-        is_sent: true,
-        protocol: Some(UDP),
-        port: Some(site.port),
-    }
+    let from = vec![Range::one(site.address)];
+    let probe = Probe::forwarded(from, hosts(site), Interface::Absent, Interface::Hosts);
+    Probe { is_from_host: true, is_sent: true, protocol: Some(UDP), port: Some(site.port), ..probe }
 }
 
 /// All addresses that another host may have on the underlay.

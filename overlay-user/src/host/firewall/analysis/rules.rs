@@ -1,11 +1,24 @@
 //! Rules of any of the host's packet filters, as far as the analysis distinguishes them.
 use std::{collections::BTreeMap, net::IpAddr};
 
+use overlay_common::header::protocol;
+
 use super::{
     probe::{Hook, Probe},
     range::{Holds, Range},
     site::Site,
 };
+
+/// The number of a protocol that rules name. Those that are not needed to tell packets between containers apart have none here.
+pub(super) fn protocol_named(name: &str) -> Option<u8> {
+    Some(match name {
+        "icmp" => protocol::ICMP,
+        "tcp" => protocol::TCP,
+        "udp" => protocol::UDP,
+        "sctp" => protocol::SCTP,
+        _ => return None,
+    })
+}
 
 /// What a rule asks of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
