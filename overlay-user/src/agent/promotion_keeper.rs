@@ -23,6 +23,7 @@ use crate::{
     host::netlink::{
         NftablesEvents,
         conntrack::{self, Tuple},
+        told,
         xfrm::XfrmEvents,
     },
     model::fast_path::{FastPath, FastPathStatus},
@@ -84,21 +85,9 @@ pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sen
             is_new
         });
         sleep((took * PAUSE).min(PERIOD)).await;
-        let rules = async {
-            match &mut changes {
-                Some(changes) => changes.next().await,
-                None => std::future::pending().await,
-            }
-        };
-        let policies = async {
-            match &mut policies {
-                Some(policies) => policies.next().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = rules => {}
-            () = policies => {}
+            () = told(changes.as_mut().map(NftablesEvents::next)) => {}
+            () = told(policies.as_mut().map(XfrmEvents::next)) => {}
             () = sleep(PERIOD.max(took * SHARE)) => {}
         }
     }

@@ -20,7 +20,7 @@ pub use self::{
     status::{RuleState, RuleStatus, RulesStatus},
     wanted::Wanted,
 };
-use crate::host::netlink::NftablesEvents;
+use crate::host::netlink::{NftablesEvents, told};
 
 /// Longest pause between two looks at the rules. The older variant of iptables does not tell anybody that it changed
 /// something.
@@ -73,12 +73,7 @@ impl FirewallKeeper {
         let mut changes =
             NftablesEvents::listen().inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).ok();
         loop {
-            let changed = async {
-                match &mut changes {
-                    Some(changes) => changes.next().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let changed = told(changes.as_mut().map(NftablesEvents::next));
             // If the notifications end, that is a reason to look, too.
             let _ = timeout(PERIOD, changed).await;
             self.look().await;

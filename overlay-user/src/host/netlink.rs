@@ -21,6 +21,7 @@ pub mod xfrm;
 
 pub use self::{
     change::{LinkChange, NewTunnel},
+    changes::told,
     classic::{ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour},
     connection::Netlink,
     error::NetlinkError,

@@ -29,3 +29,11 @@ impl Changes {
         }
     }
 }
+
+/// Waits for the next change of a subscription, or for ever where there is none.
+pub async fn told(next: Option<impl Future<Output = ()>>) {
+    match next {
+        Some(next) => next.await,
+        None => std::future::pending().await,
+    }
+}
