@@ -12,10 +12,9 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    for name in environment::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
-        log::warn!(
-            "variable {name} is the name of no option: ignored; `overlay agent --help` lists the options"
-        );
+    let set = std::env::vars_os().filter(|(_, value)| !value.is_empty());
+    for ignored in environment::ignored_variables(set.map(|(name, _)| name)) {
+        log::warn!("{ignored}");
     }
     // One thread: one task changes the data path, and the kernel carries the packets.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -34,6 +34,7 @@ fn small() -> NetworkConfig {
 fn request(host: u8) -> LeaseRequest {
     LeaseRequest {
         public_ip: [192, 168, 0, host].into(),
+        former_ip: None,
         backend: Backend::DEFAULT,
         vtep_mac: None,
         preferred: None,
@@ -209,14 +210,51 @@ async fn renewal_leaves_the_margin() {
     assert_eq!(after(100), Duration::from_secs(50), "never at once, over and over");
 }
 
+/// A host whose address has changed rewrites its lease. Of all the leases with the former address, only that of its own subnet
+/// is its own: another host may have taken the address, and leased another subnet.
+#[tokio::test]
+async fn a_host_with_another_address_keeps_its_lease() {
+    for (subnet, lifetime) in [("10.0.1.0/24", Some(acquire::TIME_TO_LIVE)), ("10.0.2.0/24", None)] {
+        let mut store = MemoryStore::default();
+        let key = subnet.replace('/', "-");
+        store.put(&key, value(1), lifetime);
+        let others = "10.0.3.0-24";
+        store.put(others, value(1), lifetime);
+        let moved = LeaseRequest {
+            former_ip: Some(request(1).public_ip),
+            preferred: Some(subnet.parse().unwrap()),
+            ..request(7)
+        };
+        let held = acquire(&mut store, &small(), &moved).await.unwrap();
+        assert_eq!(
+            (held.lease.key(), mac(&held)),
+            (key.clone(), MAC.to_owned()),
+            "peers know its MAC address"
+        );
+        assert_eq!(held.time_to_live.is_none(), lifetime.is_none(), "a reservation stays one");
+        let entries = store.snapshot().await.unwrap().entries;
+        let text = |key: &str| {
+            let entry = entries.iter().find(|entry| entry.key == key).unwrap();
+            String::from_utf8(entry.value.to_vec()).unwrap()
+        };
+        assert_eq!((entries.len(), text(&key), text(others)), (2, value(7), value(1)));
+    }
+}
+
 #[tokio::test]
 async fn one_host_alone_refuses_company() {
     let mut store = MemoryStore::default();
     store.put("10.0.1.0-24", value(1), None);
-    let one = request(1).public_ip;
-    acquire::refuse_other_hosts(&mut store, one).await.unwrap();
+    let one = request(1);
+    acquire::refuse_other_hosts(&mut store, &one).await.unwrap();
+    let moved = LeaseRequest {
+        former_ip: Some(one.public_ip),
+        preferred: Some("10.0.1.0/24".parse().unwrap()),
+        ..request(3)
+    };
+    acquire::refuse_other_hosts(&mut store, &moved).await.unwrap();
     store.put("10.0.2.0-24", value(2), None);
-    let other = acquire::refuse_other_hosts(&mut store, one).await.unwrap_err();
+    let other = acquire::refuse_other_hosts(&mut store, &one).await.unwrap_err();
     assert!(other.to_string().contains("10.0.2.0-24 of another host, 192.168.0.2"), "{other}");
 }
 

@@ -611,3 +611,26 @@ fn etcd_options_are_checked_before_use() {
     });
     assert!(plain.contains("write https://"), "{plain}");
 }
+
+/// An etcd whose database is full answers, and takes no write. The words say so, and what helps.
+#[tokio::test]
+async fn an_etcd_without_space_left_is_not_one_that_does_not_answer() {
+    let (_folder, etcd) = etcd();
+    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
+    store.set_config(Bytes::from_static(b"{}")).await.unwrap();
+    let mut admin = etcd_client::Client::connect([etcd.client_url()], None).await.unwrap();
+    let alarm = (etcd_client::AlarmAction::Activate, etcd_client::AlarmType::Nospace);
+    admin.alarm(alarm.0, alarm.1, None).await.unwrap();
+    for written in [
+        store.set_config(Bytes::from_static(b"{ }")).await.map(drop),
+        store.claim(KEY, Bytes::from_static(b"one"), HOUR).await.map(drop),
+    ] {
+        let error = written.unwrap_err();
+        assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("has no space left") && text.contains("etcdctl alarm disarm"), "{text}");
+    }
+    assert_eq!(store.config().await.unwrap(), Some(Bytes::from_static(b"{}")), "it can be read");
+    admin.alarm(etcd_client::AlarmAction::Deactivate, alarm.1, None).await.unwrap();
+    store.set_config(Bytes::from_static(b"{ }")).await.unwrap();
+}

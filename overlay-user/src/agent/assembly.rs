@@ -4,7 +4,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use log::{info, warn};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -18,14 +18,17 @@ use crate::{
         peers::Scope,
         promotion_keeper,
         reconciler::{self, Inputs, Setup},
-        status::Status,
+        status::{Status, UnderlayStatus},
+        underlay_watch,
     },
     datapath::{Datapath as _, Installed, ebpf::EbpfDatapath, losses, relay},
     host::{
         device::DeviceKind,
         firewall::{FirewallKeeper, RulesStatus, Wanted},
         netlink::Netlink,
+        notify,
         subnet_env::SubnetEnv,
+        underlay::Underlay,
     },
     learn::{learner, observe, view::View, xdp_targets},
     model::{
@@ -42,7 +45,16 @@ use crate::{
 ///
 /// # Errors
 /// The error says why the host cannot take part, or why it no longer does.
-pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Options) -> Result<()> {
+pub async fn run(store: impl Store + Clone, private: Option<&Path>, options: &Options) -> Result<()> {
+    loop {
+        // Each time the store is reached anew, since connections from an address that is gone lead nowhere.
+        let moved = serve(store.clone(), private, options).await?;
+        info!("{} with {} is the underlay now: joining again, traffic goes on", moved.name, moved.address);
+    }
+}
+
+/// Joins the network and serves it until a task fails or another underlay is to be used, which is returned.
+async fn serve(mut store: impl Store, private: Option<&Path>, options: &Options) -> Result<Underlay> {
     let joined = join::join(&mut store, private, options).await?;
     // The relay's port is bound before anything is made, because the network would work only in part without it.
     let socket = match joined.spec.kind {
@@ -54,6 +66,7 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     };
     let datapath = joined.attach(options).await?;
     joined.warn_of_overlaps().await;
+    joined.discard_strays(options.blackhole).await;
     let mut tasks = Tasks::new(&joined, options).await;
     // The rules are put in force before subnet.env is written, because that file tells Docker whether to masquerade by itself.
     tasks.keep_rules().await;
@@ -82,6 +95,8 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
     tasks.learn(installed, changes_to, commands, view_to);
     let calls = tasks.serve_control(commands_to, view).await?;
     tasks.serve_health().await?;
+    let mut moved = tasks.watch_underlay()?;
+    notify::ready();
     let inputs = Inputs::new(changes, xdp_targets, calls, shutdown, tasks.status.clone());
     let mut running = tasks.running;
 
@@ -99,7 +114,15 @@ pub async fn run(mut store: impl Store, private: Option<&Path>, options: &Option
         origin: noted_origin.or(Some(joined.origin)),
     };
     tokio::select! {
-        exit = reconciler::run(store, datapath, setup, inputs) => exit.map(drop),
+        exit = reconciler::run(store, datapath, setup, inputs) => match exit {
+            Ok(_) => bail!("the agent's loop ended"),
+            Err(error) => Err(error),
+        },
+        Ok(underlay) = &mut moved => {
+            // Sockets and files of this run must be free for the next.
+            running.shutdown().await;
+            Ok(underlay)
+        }
         // A task that ends takes the whole agent down. Whoever watches over the agent starts it again, which is better than
         // half an agent.
         ended = running.join_next() => match ended {
@@ -142,7 +165,9 @@ impl<'a> Tasks<'a> {
         let (subnet, network) = (joined.local_lease.lease.subnet, joined.network.plan.network);
         let status = Status::new(joined.public_ip(), subnet, network, joined.backend);
         let fast_path = joined.fast_path.clone().unwrap_or_default();
-        let status = watch::Sender::new(Status { lost_before, fast_path, ..status });
+        let Underlay { name, address, .. } = joined.underlay.clone();
+        let underlay = UnderlayStatus { name, address: Some(address), error: None };
+        let status = watch::Sender::new(Status { lost_before, fast_path, underlay, ..status });
         Self { running: JoinSet::new(), joined, options, status }
     }
 
@@ -155,6 +180,8 @@ impl<'a> Tasks<'a> {
             subnet: self.joined.local_lease.lease.subnet,
             masquerade: self.options.ip_masq,
             forward: self.options.forward_rules,
+            random_ports: self.options.random_ports,
+            period: self.options.rules_period,
         };
         let status = self.status.clone();
         let report = move |rules: &RulesStatus| status.send_modify(|status| status.rules = rules.clone());
@@ -206,6 +233,21 @@ impl<'a> Tasks<'a> {
             kept.context("watch over the host's devices")
         });
         Ok(())
+    }
+
+    /// Watches whether other hosts can reach this one. The receiver gets the underlay that is to be used instead, if it comes to
+    /// that.
+    fn watch_underlay(&mut self) -> Result<oneshot::Receiver<Underlay>> {
+        let (netlink, choice) = (Netlink::open()?, self.options.underlay.clone());
+        let (underlay, status) = (self.joined.underlay.clone(), self.status.clone());
+        let (moved_to, moved) = oneshot::channel();
+        self.running.spawn(async move {
+            let watched = underlay_watch::watch(netlink, choice, underlay, status).await;
+            // Nobody waits for it any more if the agent is ending.
+            let _ = moved_to.send(watched.context("watch over the underlay")?);
+            std::future::pending().await
+        });
+        Ok(moved)
     }
 
     /// Carries those packets of UDP mode that only the kernel's socket can take in.

@@ -122,7 +122,7 @@ impl Keeper {
             Event::Link(link) => link.name == self.name || link.name == self.spec.name,
             Event::LinkGone(link) => ours(*link),
             Event::Address(address) => address.address == self.address,
-            Event::AddressGone(address) => ours(address.link),
+            Event::AddressGone(address) => ours(address.link) || address.address == self.address,
             Event::RouteGone(route) => self.spec.prefixes.contains(&route.destination),
             _ => false,
         }
@@ -179,9 +179,9 @@ impl Keeper {
     async fn find_underlay(&mut self) -> anyhow::Result<u32> {
         if let Some(link) = self.netlink.link_named(&self.name).await? {
             self.mac = link.mac;
+            // Routing protocols put the address on lo or on a dummy.
             let addresses = self.netlink.addresses().await?;
-            let mut own = addresses.iter().filter(|address| address.link == link.index);
-            if own.any(|address| address.address == self.address) {
+            if addresses.iter().any(|address| address.address == self.address) {
                 return underlay::unfit(&link).map_or(Ok(link.index), |why| Err(anyhow!(why)));
             }
         }

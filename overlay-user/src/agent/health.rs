@@ -159,6 +159,9 @@ pub fn not_ready(status: &Status) -> Vec<String> {
         LeaseState::Missing => reasons.push(format!("lease: {} is gone from the store", lease.key)),
         LeaseState::Lost { to } => reasons.push(format!("lease: {} is held by {to}", lease.key)),
     }
+    if let Some(why) = &status.underlay.error {
+        reasons.push(format!("underlay: {why}"));
+    }
     if !status.datapath.attached {
         let why = status.datapath.error.as_deref().unwrap_or("not read yet");
         reasons.push(format!("data path: {why}"));
@@ -235,12 +238,14 @@ mod tests {
             status.store.error = Some("etcd does not answer".to_owned());
             status.lease.state = LeaseState::Lost { to: "10.99.0.9".to_owned() };
             status.datapath.attached = false;
+            status.underlay.error = Some("eth0 is down".to_owned());
         });
         assert_eq!(
             get(address, "GET /readyz").await,
             (
                 503,
-                "store: etcd does not answer\nlease: 10.244.1.0-24 is held by 10.99.0.9\ndata path: not read yet\n"
+                "store: etcd does not answer\nlease: 10.244.1.0-24 is held by 10.99.0.9\nunderlay: eth0 is down\n\
+                 data path: not read yet\n"
                     .to_owned()
             )
         );

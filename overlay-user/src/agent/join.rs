@@ -84,13 +84,17 @@ pub(crate) async fn join(
     paths.refuse_shared_device(&options.device)?;
     paths.refuse_shared_file(&options.subnet_file)?;
     let underlay = underlay::choose(&netlink, &options.underlay).await?;
-    let public_ip = options.public_ip.unwrap_or(underlay.address);
+    let public_ip = options.underlay.public_ip(&underlay);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
-    paths.refuse_foreign(public_ip)?;
+    let former_ip = former_ip(&netlink, &paths, options, public_ip).await?;
+    match former_ip {
+        Some(former) => info!("this host's address was {former}: its lease and what is in force here follow"),
+        None => paths.refuse_foreign(public_ip)?,
+    }
     let mut older = paths.older()?;
 
-    let network = config(store).await?;
-    paths.refuse_moved(public_ip, &network)?;
+    let network = config(store, options.net_config.as_deref()).await?;
+    paths.refuse_moved(former_ip.unwrap_or(public_ip), &network)?;
     refuse_own_network(&underlay, &network, paths.record()?.is_some())?;
     let backend = Backend::of(&network)?;
     if backend == Backend::HostGw && public_ip != underlay.address {
@@ -103,6 +107,7 @@ pub(crate) async fn join(
     }
     let request = LeaseRequest {
         public_ip,
+        former_ip,
         backend,
         vtep_mac: present_mac(&netlink, &options.device).await?,
         preferred: paths
@@ -115,10 +120,15 @@ pub(crate) async fn join(
     let subnet = local_lease.lease.subnet;
     info!("subnet {subnet} is leased to this host, backend {backend}");
 
+    if former_ip.is_some() {
+        paths.follow(public_ip)?;
+    }
     let record = Record {
         backend: backend.name().to_owned(),
         device: Some(options.device.clone()),
         subnet_file: Some(options.subnet_file.clone()),
+        underlay: Some(underlay.name.clone()),
+        underlay_address: Some(underlay.address),
         ..Record::current(public_ip, subnet)?.with_fast_path(options.fast_path)
     };
     let adoption = paths.adopt(&record)?;
@@ -161,6 +171,21 @@ pub(crate) async fn join(
     Ok(joined)
 }
 
+/// The public IP that an earlier agent had here, if it was the host's own address and another has taken its place. An address
+/// that the operator gave (`--public-ip`) is not replaced without their word.
+async fn former_ip(
+    netlink: &Netlink,
+    paths: &Paths,
+    options: &Options,
+    public_ip: IpAddr,
+) -> Result<Option<IpAddr>> {
+    if options.underlay.public_ip.is_some() {
+        return Ok(None);
+    }
+    let own = netlink.addresses().await?;
+    paths.former_ip(public_ip, |former| own.iter().any(|address| address.address == former))
+}
+
 /// Refuses a network from which a container may get this host's own address, since hosts may lease any address of the leasable
 /// range. A host that is part of the network already (`is_member`) is only warned, because an agent that refused to start would
 /// leave it without one.
@@ -194,6 +219,21 @@ impl Joined {
                 "this host has {named}, inside the addresses that hosts may lease ({first} to {last}): packets to a subnet \
                  that another host has leased pass that by in the fast path; {REMEDY}"
             );
+        }
+    }
+
+    /// With `--ip-blackhole-route`, the kernel discards packets to containers of this host that have no route yet, instead of
+    /// sending them on. The route comes last of all to the subnet, so a bridge's goes before it. flannel's has the metric of a
+    /// bridge's, and whichever was there first would win.
+    pub(crate) async fn discard_strays(&self, is_asked: bool) {
+        let subnet = self.local_lease.lease.subnet;
+        let done = if is_asked {
+            self.netlink.drop_unrouted(subnet).await
+        } else {
+            self.netlink.stop_dropping_unrouted(subnet).await
+        };
+        if let Err(error) = done {
+            warn!("--ip-blackhole-route: {error}");
         }
     }
 
@@ -374,23 +414,36 @@ async fn choose_ingress(
 
 /// Reads the network's config. This waits for a store that does not answer, and for a config that nobody has written yet, since
 /// both happen on a cluster that is starting. An error that waiting cannot cure ends the agent.
-async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
+/// Where the store has no config, that of `file` counts on this host (`--net-config-path`).
+async fn config(store: &mut impl Store, file: Option<&Path>) -> Result<NetworkConfig> {
     let mut pause = PAUSE.0;
     loop {
         match store.config().await {
             Ok(Some(text)) => {
                 return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()));
             }
-            Ok(None) => warn!(
-                "{} has no network config: write one with `overlay config set`; looking again in {pause:?}",
-                store.name()
-            ),
+            Ok(None) => match file {
+                Some(file) => {
+                    info!("{} has no network config: {} counts on this host", store.name(), file.display());
+                    return config_file(file);
+                }
+                None => warn!(
+                    "{} has no network config: write one with `overlay config set`; looking again in {pause:?}",
+                    store.name()
+                ),
+            },
             Err(error @ StoreError::Refused { .. }) => return Err(error.into()),
             Err(error) => warn!("{error}; trying again in {pause:?}"),
         }
         sleep(pause).await;
         pause = (pause * 2).min(PAUSE.1);
     }
+}
+
+fn config_file(path: &Path) -> Result<NetworkConfig> {
+    let text = std::fs::read(path)
+        .with_context(|| format!("read the network's config {} (--net-config-path)", path.display()))?;
+    NetworkConfig::parse(&text).with_context(|| format!("read from {}", path.display()))
 }
 
 /// Acquires this host's lease, and reads which cluster and revision it came from.
@@ -404,7 +457,7 @@ async fn lease(
     loop {
         let acquired = async {
             if let Some(folder) = private {
-                acquire::refuse_other_hosts(store, request.public_ip)
+                acquire::refuse_other_hosts(store, request)
                     .await
                     .with_context(|| format!("use {} as this host's store", folder.display()))?;
             }
@@ -421,7 +474,9 @@ async fn lease(
 }
 
 fn is_passing(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. })))
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. } | StoreError::Full { .. }))
+    })
 }
 
 /// The MAC address of a tunnel device that exists already. It is kept, because peers know it.

@@ -16,3 +16,4 @@ mod promotion_keeper;
 pub mod reconciler;
 pub mod removal;
 pub mod status;
+pub mod underlay_watch;

@@ -1,9 +1,5 @@
 //! What the agent is asked to do, independently of how a command line says it.
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
     datapath::{links::AttachMethod, state::Paths},
@@ -16,10 +12,8 @@ use crate::{
 pub struct Options {
     /// The folders of the network that the agent serves.
     pub paths: Paths,
-    /// How to find the underlay interface.
+    /// How to find the underlay interface, and the address that the lease tells the other hosts.
     pub underlay: Choice,
-    /// Address by which the other hosts reach this one, if that is not the underlay interface's.
-    pub public_ip: Option<IpAddr>,
     /// File that tells Docker or CNI this host's subnet.
     pub subnet_file: PathBuf,
     /// How long before its end the lease is renewed.
@@ -48,6 +42,14 @@ pub struct Options {
     pub outer_df: bool,
     /// Whether what leaves the overlay is masqueraded.
     pub ip_masq: bool,
+    /// Whether masquerading draws source ports at random.
+    pub random_ports: bool,
+    /// The longest pause between two looks at our rules in the packet filter.
+    pub rules_period: Duration,
+    /// Whether the kernel discards packets to containers of this host that are not there (`--ip-blackhole-route`).
+    pub blackhole: bool,
+    /// File with the network's config, for a store that has none.
+    pub net_config: Option<PathBuf>,
     /// Whether the overlay's packets are accepted where iptables' FORWARD chain drops.
     pub forward_rules: bool,
     /// Names of the containers' bridges. If there is none, every bridge with an address of this host's subnet counts.

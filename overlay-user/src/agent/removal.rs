@@ -4,7 +4,7 @@ use anyhow::Result;
 use crate::{
     datapath::{
         links::Links,
-        state::{Lock, Paths},
+        state::{Lock, Paths, Record},
         xdp::XdpLink,
     },
     host::{device, firewall, netlink::Netlink},
@@ -21,6 +21,11 @@ pub async fn take_away(paths: &Paths, device: Option<&str>, lock: Lock) -> Vec<S
     // The device is removed before the programs that check what it takes in.
     if let Some(device) = device
         && let Err(error) = remove_device(device).await
+    {
+        failures.push(format!("{error:#}"));
+    }
+    if let Some(record) = paths.record().ok().flatten().filter(Record::is_in_this_namespace)
+        && let Err(error) = stop_discarding(&record).await
     {
         failures.push(format!("{error:#}"));
     }
@@ -41,6 +46,11 @@ pub async fn take_away(paths: &Paths, device: Option<&str>, lock: Lock) -> Vec<S
         failures.push(error.to_string());
     }
     failures
+}
+
+/// Removes what `--ip-blackhole-route` added.
+async fn stop_discarding(record: &Record) -> Result<()> {
+    Ok(Netlink::open()?.stop_dropping_unrouted(record.subnet).await?)
 }
 
 async fn remove_device(name: &str) -> Result<()> {

@@ -35,6 +35,9 @@ pub struct Status {
     pub store: StoreStatus,
     /// The local lease.
     pub lease: LeaseStatus,
+    /// The underlay interface. Earlier agents leave it out.
+    #[serde(default)]
+    pub underlay: UnderlayStatus,
     /// The data path, as last read back.
     pub datapath: DatapathStatus,
     /// The peers.
@@ -78,6 +81,7 @@ impl Status {
             started: now,
             store: StoreStatus { since: now, ..StoreStatus::default() },
             lease: LeaseStatus::default(),
+            underlay: UnderlayStatus::default(),
             datapath: DatapathStatus::default(),
             peers: PeersStatus::default(),
             fast_path: FastPathStatus::default(),
@@ -108,6 +112,17 @@ pub struct StoreStatus {
     /// Snapshots taken so far.
     pub snapshots: u64,
     /// What the last failed call said. This is cleared when the stream is open again.
+    pub error: Option<String>,
+}
+
+/// The underlay interface.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct UnderlayStatus {
+    /// Its name.
+    pub name: String,
+    /// The address that packets come from.
+    pub address: Option<IpAddr>,
+    /// Why the other hosts cannot reach this one, as far as the host's own links and addresses show it.
     pub error: Option<String>,
 }
 

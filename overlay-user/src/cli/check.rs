@@ -26,6 +26,7 @@ use crate::{
         firewall::analysis,
         ipsec::Traffic,
         netlink::{Link, LinkKind, Netlink, NetlinkError},
+        port_holder,
     },
     model::{backend::Backend, fast_path::AskedFastPath},
 };
@@ -270,8 +271,8 @@ fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
         if spec.backend.encapsulation() == ENCAPSULATION_UDP && spec.subnet.is_some() {
             return Finding::ok(&what, "bound by a process, as the agent does while it runs");
         }
-        let remedy = format!("find it with `ss -ulnp 'sport = :{}'` and stop it", port);
-        return Finding::new(&what, Level::Fail, "a process has bound it", remedy);
+        let (detail, remedy) = port_holder::find(port).described(port);
+        return Finding::new(&what, Level::Fail, detail, remedy);
     }
     Finding::ok(&what, "free")
 }

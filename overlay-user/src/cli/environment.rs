@@ -3,7 +3,7 @@ use std::ffi::OsString;
 
 use anyhow::{Result, bail};
 use clap::{
-    ArgAction, Command, CommandFactory as _, FromArgMatches as _,
+    Arg, ArgAction, Command, CommandFactory as _, FromArgMatches as _,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
@@ -16,7 +16,9 @@ pub fn parse(
     variable: impl Fn(&str) -> Option<OsString> + Copy,
 ) -> Result<Cli, clap::Error> {
     let mut command = with_variables(Cli::command(), variable);
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let known = long_names(&command);
+    let arguments: Vec<OsString> =
+        arguments.into_iter().map(|argument| with_two_dashes(argument, &known)).collect();
     let matches = command
         .try_get_matches_from_mut(&arguments)
         .map_err(|error| name_variable(error, &arguments, variable))?;
@@ -64,20 +66,62 @@ fn name_variable(
     error
 }
 
-/// Variables whose names look like ours but belong to no option. Most likely they are misspelt.
-pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
-    fn options(command: &Command, known: &mut Vec<String>) {
-        known.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(variable_name));
-        command.get_subcommands().for_each(|command| options(command, known));
-    }
-    let mut known = Vec::new();
-    options(&Cli::command(), &mut known);
-    let names = names.into_iter().filter_map(|name| name.into_string().ok());
-    let ours = names.filter(|name| {
-        name.strip_prefix("OVERLAY_").is_some_and(|name| !known.iter().any(|one| one == name))
+/// The long names of all options, those that flannel has for them among them.
+fn long_names(command: &Command) -> Vec<String> {
+    let own = command.get_arguments().flat_map(|arg| {
+        arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten()).map(str::to_owned)
     });
-    ours.collect()
+    own.chain(command.get_subcommands().flat_map(long_names)).collect()
 }
+
+/// An option that is written with one dash, as flanneld's may be, gets its second. Letters of our own stay as they are.
+fn with_two_dashes(argument: OsString, known: &[String]) -> OsString {
+    let text = argument.to_str().and_then(|text| text.strip_prefix('-'));
+    let name = text.map(|text| text.split('=').next().unwrap_or_default());
+    match (name, text) {
+        (Some(name), Some(text)) if name.len() > 1 && known.iter().any(|one| one == name) => {
+            format!("--{text}").into()
+        }
+        _ => argument,
+    }
+}
+
+/// What to say about the variables that look like options' and belong to none: what flanneld would do with them, or that they
+/// are misspelt.
+pub fn ignored_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    let known: Vec<String> = long_names(&Cli::command()).iter().map(|name| variable_name(name)).collect();
+    let mut names: Vec<String> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
+    names.sort();
+    let say = |name: String| {
+        let flannels = name.strip_prefix("FLANNELD_");
+        let option = flannels.or_else(|| name.strip_prefix("OVERLAY_"))?;
+        if known.iter().any(|one| one == option) {
+            return None;
+        }
+        let why = flannels.and_then(|option| FLANNELS_OWN.iter().find(|(own, _)| *own == option));
+        Some(match why {
+            Some((_, why)) => format!("variable {name} is ignored: {why}"),
+            None => format!(
+                "variable {name} is the name of no option: ignored; `overlay agent --help` lists the options"
+            ),
+        })
+    };
+    names.into_iter().filter_map(say).collect()
+}
+
+/// Options that flanneld has and the agent has not, by the names of their variables, and why they would do nothing here.
+const FLANNELS_OWN: [(&str, &str); 10] = [
+    ("PUBLIC_IPV6", "the overlay carries IPv4 alone"),
+    ("KUBE_API_URL", "leases come from etcd or a folder, not from Kubernetes"),
+    ("KUBE_ANNOTATION_PREFIX", "leases come from etcd or a folder, not from Kubernetes"),
+    ("KUBECONFIG_FILE", "leases come from etcd or a folder, not from Kubernetes"),
+    ("SET_NODE_NETWORK_UNAVAILABLE", "leases come from etcd or a folder, not from Kubernetes"),
+    ("V", "RUST_LOG says how much is logged, such as RUST_LOG=debug"),
+    ("VMODULE", "RUST_LOG says how much is logged, such as RUST_LOG=overlay_user::store=debug"),
+    ("LOG_BACKTRACE_AT", "RUST_LOG says how much is logged"),
+    ("VERSION", "`overlay --version` shows the version"),
+    ("HELP", "`overlay agent --help` lists the options"),
+];
 
 /// The variable's name for an option, without a prefix: `--public-ip` becomes `PUBLIC_IP`.
 fn variable_name(option: &str) -> String {
@@ -99,13 +143,14 @@ fn with_variables(command: Command, variable: impl Fn(&str) -> Option<OsString> 
     let command = command.mut_args(|arg| {
         // flannel may have another name for the option, which is an alias here.
         let names = arg.get_long().into_iter().chain(arg.get_all_aliases().into_iter().flatten());
-        let Some((_, value)) = names.into_iter().find_map(|name| value_of(name, variable)) else {
+        let Some((variable, value)) = names.into_iter().find_map(|name| value_of(name, variable)) else {
             return arg;
         };
         match arg.get_action() {
             ArgAction::Help | ArgAction::Version => arg,
-            // flannel's variables for repeatable options put commas between the values.
-            ArgAction::Append => {
+            // Our variables for repeatable options put commas between the values. flanneld takes the whole of its own for one
+            // value; and a comma may be part of a pattern.
+            ArgAction::Append if is_list(&arg, &variable) => {
                 let text = value.to_string_lossy();
                 let values: Vec<String> = text.split(',').map(|part| part.trim().to_owned()).collect();
                 arg.default_values(values)
@@ -116,6 +161,16 @@ fn with_variables(command: Command, variable: impl Fn(&str) -> Option<OsString> 
     command.mut_subcommands(move |command| with_variables(command, variable))
 }
 
+/// Whether the value of a repeatable option's variable is several values with commas between them.
+fn is_list(arg: &Arg, variable: &str) -> bool {
+    let is_pattern = arg.get_id() == "iface_regex";
+    arg.get_value_delimiter().is_some() || (!is_pattern && variable.starts_with("OVERLAY_"))
+}
+
 #[cfg(test)]
 #[path = "environment_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "flannel_tests.rs"]
+mod flannel_tests;

@@ -65,7 +65,7 @@ fn variables_of_every_kind() {
     let agent = agent(
         "overlay agent",
         &[
-            ("FLANNELD_IFACE", "eth1,eth0"),
+            ("OVERLAY_IFACE", "eth1,eth0"),
             ("OVERLAY_OUTER_DF", "true"),
             ("FLANNELD_HEALTHZ_PORT", "8081"),
             ("OVERLAY_PUBLIC_IP", "10.0.0.1"),
@@ -103,7 +103,7 @@ fn one_store_and_a_whole_one() {
     let choice = |line: &str| agent(line, &[]).store.choice().unwrap();
     let directory = StoreChoice::Directory { path: "/srv/x".into(), shared: true };
     assert_eq!(choice("overlay agent --store-dir /srv/x --store-shared"), directory);
-    assert_eq!(etcd("overlay agent --etcd-prefix net/", &[]).prefix, "/net");
+    assert_eq!(etcd("overlay agent --etcd-prefix /net/", &[]).prefix, "/net");
     let both = etcd("overlay agent --etcd-certfile c --etcd-keyfile k", &[]);
     assert_eq!((both.certfile, both.keyfile), (Some("c".into()), Some("k".into())));
     for (line, variables, says) in [

@@ -4,6 +4,7 @@ mod adoption;
 mod error;
 mod layouts;
 mod lock;
+mod moved;
 mod paths;
 mod record;
 mod removal;

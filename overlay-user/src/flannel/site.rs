@@ -42,7 +42,7 @@ impl<S: Store> Site<S> {
     pub async fn look(mut store: S, options: &Options) -> Result<Self> {
         let netlink = Netlink::open()?;
         let underlay = underlay::choose(&netlink, &options.underlay).await?;
-        let public_ip = options.public_ip.unwrap_or(underlay.address);
+        let public_ip = options.underlay.public_ip(&underlay);
         let text =
             store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
         let network = NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()))?;

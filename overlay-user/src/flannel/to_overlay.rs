@@ -247,6 +247,8 @@ async fn enforce_rules(joined: &Joined, options: &Options, masquerade: bool) -> 
         subnet: joined.spec.subnet,
         masquerade,
         forward: options.forward_rules,
+        random_ports: options.random_ports,
+        period: options.rules_period,
     };
     let rules = FirewallKeeper::start(&wanted, |_| {}).await.status().clone();
     for (what, rule) in [("masquerading", rules.masquerade), ("forward rules", rules.forward)] {

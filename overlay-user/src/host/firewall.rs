@@ -22,9 +22,9 @@ pub use self::{
 };
 use crate::host::netlink::{NftablesEvents, told};
 
-/// Longest pause between two looks at the rules. The older variant of iptables does not tell anybody that it changed
-/// something.
-const PERIOD: Duration = Duration::from_secs(10);
+/// Longest pause between two looks at the rules, unless `--iptables-resync` says otherwise. The older variant of iptables does
+/// not tell anybody that it changed something.
+pub const PERIOD: Duration = Duration::from_secs(10);
 /// Shortest pause between two looks at the rules. A program that removes our rules again and again, or a busy
 /// kube-proxy, must not cost much CPU time.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -36,6 +36,7 @@ pub struct FirewallKeeper {
     masquerade: Option<Masquerade>,
     forward: Option<Forward>,
     status: RulesStatus,
+    period: Duration,
     /// Called with the status whenever it changes.
     report: Box<dyn Fn(&RulesStatus) + Send>,
 }
@@ -45,6 +46,7 @@ impl FirewallKeeper {
     /// again by [`Self::keep`]. `report` is called with the rules' state whenever it changes.
     pub async fn start(wanted: &Wanted, report: impl Fn(&RulesStatus) + Send + 'static) -> Self {
         let Wanted { name, plan, .. } = wanted;
+        let period = wanted.period;
         let masquerade = wanted.masquerade.then(|| Masquerade::new(wanted));
         let forward = wanted.forward.then(|| Forward::new(name, plan.network));
         if masquerade.is_none() {
@@ -54,7 +56,7 @@ impl FirewallKeeper {
             warn_of(forward::remove(name).await);
         }
         let mut keeper =
-            Self { masquerade, forward, status: RulesStatus::default(), report: Box::new(report) };
+            Self { masquerade, forward, status: RulesStatus::default(), period, report: Box::new(report) };
         keeper.look().await;
         keeper
     }
@@ -65,17 +67,18 @@ impl FirewallKeeper {
     }
 
     /// Keeps the rules in force as long as it runs. It looks at them when the kernel tells that the packet filter changed,
-    /// and every [`PERIOD`] otherwise.
+    /// and every period otherwise.
     pub async fn keep(mut self) -> Result<()> {
         if self.masquerade.is_none() && self.forward.is_none() {
             return std::future::pending().await;
         }
+        let period = self.period;
         let mut changes =
-            NftablesEvents::listen().inspect_err(|error| warn!("{error}: looking every {PERIOD:?}")).ok();
+            NftablesEvents::listen().inspect_err(|error| warn!("{error}: looking every {period:?}")).ok();
         loop {
             let changed = told(changes.as_mut().map(NftablesEvents::next));
             // If the notifications end, that is a reason to look, too.
-            let _ = timeout(PERIOD, changed).await;
+            let _ = timeout(period, changed).await;
             self.look().await;
             sleep(PAUSE).await;
         }
@@ -142,7 +145,7 @@ fn take_in(rule: &mut RuleStatus, what: &str, looked: Result<Looked>) -> bool {
         Err(error) => {
             rule.state = RuleState::Failed;
             if before.error.as_ref() != Some(error) {
-                warn!("{what}: not in force: {error}; trying again every {PERIOD:?}");
+                warn!("{what}: not in force: {error}; it will be tried again");
             }
         }
     }

@@ -5,6 +5,8 @@ pub mod docker_opts;
 pub mod firewall;
 pub mod ipsec;
 pub mod netlink;
+pub mod notify;
 pub mod overlaps;
+pub mod port_holder;
 pub mod subnet_env;
 pub mod underlay;

@@ -29,7 +29,7 @@ pub use self::{
     nftables::{NftablesEvents, generation},
     tc_events::TcEvents,
     types::{
-        Address, DeviceLosses, FdbEntry, HostSnapshot, LAST_METRIC, Link, LinkKind, LinkType, Neighbour,
-        Route, TABLE_MAIN, Tun, Vxlan,
+        Address, DeviceLosses, FdbEntry, FlaggedAddress, HostSnapshot, LAST_METRIC, Link, LinkKind, LinkType,
+        Neighbour, Route, TABLE_MAIN, Tun, Vxlan, Way,
     },
 };

@@ -1,5 +1,6 @@
 //! The network's config: what the operator writes once under `<prefix>/config`, with flannel's rules.
 mod backend_config;
+mod other_fields;
 mod plan;
 mod values;
 
@@ -41,6 +42,7 @@ impl NetworkConfig {
         // How flannel masquerades makes no difference here. But what flannel cannot read, nobody should take for well
         // written.
         switch(&fields, "EnableNFTables")?;
+        other_fields::check(&fields)?;
         Ok(Self { plan: AddressPlan::read_ipv4(&fields)?, backend: BackendConfig::read(&fields)? })
     }
 
@@ -139,6 +141,7 @@ mod tests {
         let plain = parse(r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan"}}"#);
         for more in [
             r#""EnableIPv4":true,"EnableIPv6":false,"EnableNFTables":true"#,
+            r#""IPv6SubnetMin":null,"IPv6SubnetMax":null,"IPv6SubnetLen":null,"Networks":null,"IPv6Networks":["fd00::/48"]"#,
             r#""IPv6Network":"fd00::/48","IPv6SubnetLen":64,"IPv6SubnetMin":"fd00::","IPv6SubnetMax":"fd00::""#,
             r#""SubnetLen":0,"SubnetMin":"0.0.0.0","SubnetMax":"0.0.0.0","EnableIPv4":null,"SubnetLen":null"#,
         ] {
@@ -176,6 +179,20 @@ mod tests {
             (r#"{"Network":"10.0.0.0"}"#, "Network is 10.0.0.0, but it must be an IPv4 range"),
             (r#"{"Network":7}"#, "Network is 7"),
             (r#"{"Network":"10.0.0.0/29"}"#, "Network is 10.0.0.0/29"),
+            (r#"{"Network":"010.244.0.0/16"}"#, "Network is 010.244.0.0/16, but it must be an IPv4 range"),
+            (r#"{"Network":"10.244.0.0/+16"}"#, "Network is 10.244.0.0/+16"),
+            (r#"{"Network":null}"#, "Network is missing"),
+            (r#"{"Network":"10.0.0.0/16","SubnetMin":null}"#, "SubnetMin is null, but it must be the first"),
+            (r#"{"Network":"10.0.0.0/16","SubnetMax":null}"#, "SubnetMax is null"),
+            (r#"{"Network":"10.0.0.0/16","SubnetMin":"010.0.1.0"}"#, "SubnetMin is \"010.0.1.0\""),
+            (
+                r#"{"Network":"10.0.0.0/16","IPv6Network":"x"}"#,
+                "IPv6Network is \"x\", but it must be a range",
+            ),
+            (r#"{"Network":"10.0.0.0/16","IPv6Network":null}"#, "IPv6Network is null"),
+            (r#"{"Network":"10.0.0.0/16","IPv6SubnetMin":"fd00::/64"}"#, "IPv6SubnetMin is \"fd00::/64\""),
+            (r#"{"Network":"10.0.0.0/16","IPv6SubnetLen":"64"}"#, "IPv6SubnetLen is \"64\""),
+            (r#"{"Network":"10.0.0.0/16","Networks":["x"]}"#, "Networks is [\"x\"]"),
             (r#"{"Network":"0.0.0.0/0"}"#, "Network is 0.0.0.0/0"),
             (r#"{"Network":"10.0.0.0/16","SubnetLen":17}"#, "SubnetLen is 17, but it must be 18 to 30"),
             (r#"{"Network":"10.0.0.0/16","SubnetLen":31}"#, "SubnetLen is 31"),

@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct LeaseRequest {
     /// The host's address on the underlay, which is also its identity.
     pub public_ip: IpAddr,
+    /// The address that the host had before, if it has changed. The lease of `preferred` that carries it is this host's.
+    pub former_ip: Option<IpAddr>,
     /// How packets travel to this host, which the lease says.
     pub backend: Backend,
     /// MAC address for a new lease whose backend has one. With `None`, a random one is made. A lease that is reused keeps its
@@ -41,6 +43,14 @@ pub struct LeaseRequest {
     pub preferred: Option<IpNet>,
     /// How long the lease lives unless renewed.
     pub time_to_live: Duration,
+}
+
+impl LeaseRequest {
+    /// Whether a lease is this host's.
+    fn is_own(&self, lease: &Lease) -> bool {
+        let is_former = self.former_ip == Some(lease.public_ip) && self.preferred == Some(lease.subnet);
+        lease.public_ip == self.public_ip || is_former
+    }
 }
 
 /// The lease that this host has.
@@ -120,10 +130,10 @@ pub async fn acquire(
 }
 
 /// Fails if another host has a lease in this store. This is for stores that are meant for one host alone.
-pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: IpAddr) -> Result<()> {
+pub async fn refuse_other_hosts(store: &mut impl Store, request: &LeaseRequest) -> Result<()> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
-    match leases.into_iter().find(|(_, lease)| lease.public_ip != public_ip) {
+    match leases.into_iter().find(|(_, lease)| !request.is_own(lease)) {
         None => Ok(()),
         Some((entry, lease)) => bail!(
             "{} holds lease {} of another host, {}: declare the folder shared if hosts share it, or delete the lease if it is \
@@ -174,8 +184,7 @@ async fn try_acquire(
 ) -> Result<Option<LocalLease>> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
-    let (own, others): (Vec<_>, Vec<_>) =
-        leases.iter().partition(|(_, lease)| lease.public_ip == request.public_ip);
+    let (own, others): (Vec<_>, Vec<_>) = leases.iter().partition(|(_, lease)| request.is_own(lease));
     let (fit, misfit): (Vec<_>, Vec<_>) = own
         .into_iter()
         .partition(|(entry, lease)| config.plan.fits(lease.subnet) && entry.key == lease.key());

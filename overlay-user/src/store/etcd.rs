@@ -18,6 +18,7 @@ use etcd_client::{
 
 use super::{
     Batch, Follow, LeaseChange, LeaseEntry, Lifetime, Origin, Revision, Snapshot, Store, StoreError, Written,
+    prefix,
 };
 
 /// How long one request may take, connecting and logging in included.
@@ -32,7 +33,7 @@ const PAGE: i64 = 500;
 pub struct EtcdOptions {
     /// URLs of the members: `http://host:port` or `https://host:port`.
     pub endpoints: Vec<String>,
-    /// The prefix of all keys: `/coreos.com/network`.
+    /// The prefix of all keys: `/coreos.com/network`. Without a slash in front, the keys have none either.
     pub prefix: String,
     /// PEM file of the authorities that may sign etcd's certificate. Without one, the system's authorities may.
     pub cafile: Option<PathBuf>,
@@ -50,7 +51,8 @@ pub struct EtcdOptions {
 #[derive(Clone)]
 pub struct EtcdStore {
     name: String,
-    prefix: String,
+    /// What stands in front of each key.
+    folder: String,
     /// The endpoint that answered last comes first.
     options: EtcdOptions,
     client: Option<Client>,
@@ -61,22 +63,22 @@ impl EtcdStore {
     pub fn new(options: &EtcdOptions) -> anyhow::Result<Self> {
         ensure!(!options.endpoints.is_empty(), "no etcd endpoint: name one with --etcd-endpoints");
         tls(options)?;
-        let prefix = format!("/{}", options.prefix.trim_matches('/'));
+        let below = prefix::clean(&options.prefix);
         Ok(Self {
-            name: format!("etcd at {} below {prefix}", options.endpoints.join(",")),
-            prefix,
+            name: format!("etcd at {} below {below}", options.endpoints.join(",")),
+            folder: prefix::folder(&options.prefix),
             options: options.clone(),
             client: None,
         })
     }
 
     fn config_key(&self) -> String {
-        format!("{}/config", self.prefix)
+        format!("{}config", self.folder)
     }
 
     /// The prefix of all leases, with its last slash. (flannel leaves the slash out, and so reads `<prefix>/subnetsX` too.)
     fn subnets(&self) -> String {
-        format!("{}/subnets/", self.prefix)
+        format!("{}subnets/", self.folder)
     }
 
     async fn client(&mut self) -> Result<Client, StoreError> {
@@ -420,6 +422,16 @@ fn classify(name: &str, error: &Error) -> StoreError {
     const PERMISSION_DENIED: i32 = 7;
     const FAILED_PRECONDITION: i32 = 9;
     const UNAUTHENTICATED: i32 = 16;
+    // What etcd answers to writes from the moment on at which its database is full (the alarm NOSPACE).
+    if detail.contains("database space exceeded") {
+        return StoreError::Full {
+            store: name.to_owned(),
+            detail: format!(
+                "{detail}: compact its history and defragment it (`etcdctl compact REVISION`, `etcdctl defrag`), or raise \
+                 --quota-backend-bytes, then `etcdctl alarm disarm`"
+            ),
+        };
+    }
     let code = match error {
         Error::GRpcStatus(status) => i32::from(status.code()),
         _ => 0,

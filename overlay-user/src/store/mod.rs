@@ -6,6 +6,7 @@ pub mod history;
 mod ledger;
 pub mod local_lease;
 pub mod memory;
+pub mod prefix;
 
 use std::{fmt, future::Future, time::Duration};
 
@@ -127,6 +128,14 @@ pub enum StoreError {
         /// Which store.
         store: String,
         /// What the client said.
+        detail: String,
+    },
+    /// The store was reached and has no space left: it can be read, and takes no write until somebody makes space.
+    #[error("{store} has no space left: {detail}")]
+    Full {
+        /// Which store.
+        store: String,
+        /// What it said, and what to do.
         detail: String,
     },
     /// The store was reached and refuses (password, certificate, permission). Trying again does not help by itself.

@@ -23,5 +23,6 @@ mod cluster {
     mod store;
     mod storm;
     mod tc;
+    mod underlay;
     mod upgrade;
 }

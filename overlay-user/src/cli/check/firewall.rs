@@ -1,4 +1,6 @@
 //! Finds firewall rules that break what takes the stack, and says which the fast path bypasses.
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::{
@@ -168,8 +170,13 @@ fn masquerade(rules: &str, network: Option<IpNet>, subnet: Option<IpNet>) -> Fin
             Some((negated, *words.get(at + 1)?))
         };
         let from_us = value("-s").is_some_and(|(negated, source)| !negated && overlaps(source, subnet));
+        // A destination within the own subnet concerns no other host: Docker translates so what a container sends to a port
+        // that it publishes itself.
         let spares = |(negated, target): (bool, &str)| match network {
-            Some(network) => negated == overlaps(target, network),
+            _ if !negated && is_within(target, subnet) => true,
+            // What is spared by `! -d` must be all of Network, and what is named by `-d` none of it.
+            Some(network) if negated => holds(target, network),
+            Some(network) => !overlaps(target, network),
             None => true,
         };
         line.starts_with("-A POSTROUTING ")
@@ -189,6 +196,20 @@ fn masquerade(rules: &str, network: Option<IpNet>, subnet: Option<IpNet>) -> Fin
             )
         },
     )
+}
+
+/// Whether all of a rule's address or prefix is inside the subnet.
+fn is_within(target: &str, subnet: IpNet) -> bool {
+    net_of(target).is_some_and(|net| subnet.contains(&net))
+}
+
+/// Whether all of Network is inside a rule's prefix.
+fn holds(target: &str, network: IpNet) -> bool {
+    net_of(target).is_some_and(|net| net.contains(&network))
+}
+
+fn net_of(target: &str) -> Option<IpNet> {
+    target.parse().ok().or_else(|| target.parse().ok().map(|address: IpAddr| IpNet::from(address)))
 }
 
 /// Looks in `nft list ruleset` for chains hooked to forward whose policy is to drop. Chains that iptables wrote were seen above
@@ -277,6 +298,11 @@ mod tests {
         assert_eq!(found("-A POSTROUTING -s 10.244.1.0/24 ! -o docker0 -j MASQUERADE"), Level::Warn);
         assert_eq!(found("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"), Level::Ok);
         assert_eq!(found("-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"), Level::Ok);
+        let hairpin =
+            "-A POSTROUTING -s 10.244.1.2/32 -d 10.244.1.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE";
+        assert_eq!(found(hairpin), Level::Ok, "what a container sends to its own published port");
+        assert_eq!(found("-A POSTROUTING -s 10.244.1.2/32 -d 10.244.2.2/32 -j MASQUERADE"), Level::Warn);
+        assert_eq!(found("-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.1.0/24 -j MASQUERADE"), Level::Warn);
         assert_eq!(found("-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE"), Level::Ok);
     }
 

@@ -1,5 +1,7 @@
 //! `overlay check`: tells what of this host suits the overlay, what does not, and what to do.
-use anyhow::Result;
+use std::net::IpAddr;
+
+use anyhow::{Result, bail};
 
 use super::output::Completion;
 use crate::{
@@ -9,23 +11,32 @@ use crate::{
         table,
     },
     datapath::state::Record,
-    host::{netlink::Netlink, subnet_env, underlay},
+    host::{
+        netlink::Netlink,
+        subnet_env,
+        underlay::{self, Choice},
+    },
     model::{backend::Backend, fast_path::AskedFastPath},
 };
 
 pub(super) async fn check(options: &Check) -> Result<Completion> {
     let netlink = Netlink::open()?;
     let record = options.show.place.paths().record().ok().flatten();
-    let underlay = underlay::choose(&netlink, &options.underlay.choice()).await;
+    let choice = options.underlay.choice();
+    let underlay = match record.as_ref().and_then(chosen) {
+        // Whoever gives no options means the underlay that the agent chose by its own.
+        Some(chosen) if choice == Choice::default() => check_chosen(&netlink, chosen).await,
+        _ => underlay::choose(&netlink, &choice).await.map(|found| (found.name, found.address)),
+    };
     let spec = CheckSpec {
-        underlay: underlay.as_ref().ok().map(|underlay| underlay.name.clone()),
+        underlay: underlay.as_ref().ok().map(|(name, _)| name.clone()),
         device: options.device.clone(),
         backend: record
             .as_ref()
             .and_then(|record| Backend::named(&record.backend))
             .unwrap_or(Backend::DEFAULT),
         subnet: record.as_ref().map(|record| record.subnet),
-        address: underlay.as_ref().ok().map(|underlay| underlay.address),
+        address: underlay.as_ref().ok().map(|(_, address)| *address),
         fast_path: record.as_ref().map_or(AskedFastPath::Auto, Record::fast_path),
         // Network is read from subnet.env, because the routes may show only a part of it.
         network: record.as_ref().and_then(|record| subnet_env::read(record.subnet_file.as_deref()?).network),
@@ -56,4 +67,20 @@ pub(super) async fn check(options: &Check) -> Result<Completion> {
     }
     let worst = findings.iter().map(|finding| finding.level).max();
     Ok(if worst == Some(Level::Fail) { Completion::Problems } else { Completion::Done })
+}
+
+/// The underlay interface and address that the last agent of this network chose here, as it recorded them.
+fn chosen(record: &Record) -> Option<(String, IpAddr)> {
+    let recorded =
+        record.is_in_this_namespace().then_some((record.underlay.clone(), record.underlay_address))?;
+    Some((recorded.0?, recorded.1?))
+}
+
+/// Fails if the other hosts cannot reach this one there any more.
+async fn check_chosen(netlink: &Netlink, chosen: (String, IpAddr)) -> Result<(String, IpAddr)> {
+    let (links, addresses) = (netlink.links().await?, netlink.addresses().await?);
+    match underlay::trouble(&chosen.0, chosen.1, &links, &addresses) {
+        Some(trouble) => bail!(trouble.why),
+        None => Ok(chosen),
+    }
 }

@@ -24,8 +24,9 @@ pub(super) async fn dry_run(options: &Agent) -> Result<()> {
 }
 
 async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
-    let underlay = underlay::choose(&Netlink::open()?, &options.underlay.choice()).await?;
-    let own_ip = options.underlay.public_ip.unwrap_or(underlay.address);
+    let choice = options.underlay.choice();
+    let underlay = underlay::choose(&Netlink::open()?, &choice).await?;
+    let own_ip = choice.public_ip(&underlay);
     let text = store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
     let network = NetworkConfig::parse(&text)?;
     let backend = Backend::of(&network)?;

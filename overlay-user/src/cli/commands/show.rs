@@ -197,7 +197,9 @@ fn text(report: &StatusReport) -> String {
     let mut rows = vec![vec!["network".into(), format!("{}, mode {}", report.network, report.mode)]];
     let mut row = |name: &str, value: String| rows.push(vec![name.into(), value]);
     if let Some(record) = &report.record {
-        let of = report.agent.as_ref().map(|agent| format!(" of {} (vni {})", agent.network, agent.vni));
+        // Only VXLAN has a VNI, which is never zero.
+        let vni = |vni: u32| if vni == 0 { String::new() } else { format!(" (vni {vni})") };
+        let of = report.agent.as_ref().map(|agent| format!(" of {}{}", agent.network, vni(agent.vni)));
         row("this host", format!("{}, subnet {}{}", record.public_ip, record.subnet, of.unwrap_or_default()));
     }
     for tier in &report.tiers {
@@ -231,6 +233,7 @@ fn text(report: &StatusReport) -> String {
                 ),
             );
             row("lease", lease(agent));
+            row("underlay", underlay(agent));
             row("peers", peers_line(agent));
             for skipped in agent.peers.skipped.iter().take(10) {
                 row("lease skipped", format!("{}: {}", skipped.key, skipped.why));
@@ -306,6 +309,14 @@ fn rule_line(rule: &RuleStatus) -> String {
     let restored =
         if rule.restored == 0 { String::new() } else { format!("; put back {} times", rule.restored) };
     format!("{state}{error}{restored}")
+}
+
+fn underlay(agent: &Status) -> String {
+    let underlay = &agent.underlay;
+    let address = underlay.address.map(|address| format!(" with {address}")).unwrap_or_default();
+    let error =
+        underlay.error.as_ref().map(|why| format!(": NOT reached by other hosts: {why}")).unwrap_or_default();
+    format!("{}{address}{error}", underlay.name)
 }
 
 fn lease(agent: &Status) -> String {

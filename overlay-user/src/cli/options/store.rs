@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::store::etcd::EtcdOptions;
+use crate::store::{etcd::EtcdOptions, prefix};
 
 /// Where etcd is looked for when nothing says otherwise.
 const ETCD: &str = "http://127.0.0.1:2379";
@@ -82,7 +82,7 @@ impl StoreOptions {
         let prefix = self.etcd_prefix.as_deref().unwrap_or("/coreos.com/network");
         Ok(StoreChoice::Etcd(EtcdOptions {
             endpoints,
-            prefix: format!("/{}", prefix.trim_matches('/')),
+            prefix: prefix::clean(prefix),
             cafile: self.etcd_cafile.clone(),
             certfile: self.etcd_certfile.clone(),
             keyfile: self.etcd_keyfile.clone(),

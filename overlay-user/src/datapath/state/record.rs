@@ -43,6 +43,12 @@ pub struct Record {
     /// Path of subnet.env, which no other network may write.
     #[serde(default)]
     pub subnet_file: Option<PathBuf>,
+    /// Name of the underlay interface that the agent chose.
+    #[serde(default)]
+    pub underlay: Option<String>,
+    /// The address that the agent's packets come from.
+    #[serde(default)]
+    pub underlay_address: Option<IpAddr>,
 }
 
 fn vxlan() -> String {
@@ -72,6 +78,8 @@ impl Record {
             backend: vxlan(),
             device: None,
             subnet_file: None,
+            underlay: None,
+            underlay_address: None,
         })
     }
 
@@ -95,6 +103,11 @@ impl Record {
     pub(super) fn is_same_host(&self, other: &Self) -> bool {
         let host = |record: &Self| (record.netns, record.boot_id.clone(), record.public_ip, record.subnet);
         host(self) == host(other)
+    }
+
+    /// Whether it was written in this boot and in the calling thread's network namespace.
+    pub(super) fn is_of_here(&self) -> Result<bool> {
+        Ok(self.is_same_host(&Self::current(self.public_ip, self.subnet)?))
     }
 
     pub(super) fn owner(&self) -> String {

@@ -4,7 +4,10 @@ use nix::errno::Errno;
 
 use super::spec::DeviceSpec;
 use crate::{
-    host::netlink::{Link, LinkKind, Netlink, NetlinkError, NewTunnel, Vxlan},
+    host::{
+        netlink::{Link, LinkKind, Netlink, NetlinkError, NewTunnel, Vxlan},
+        port_holder,
+    },
     model::mac::Mac,
 };
 
@@ -84,9 +87,8 @@ pub(super) fn port_error(error: NetlinkError, spec: &DeviceSpec, port: u16, link
     match refuse_taken_port(spec, port, links) {
         Err(taken) => taken,
         Ok(()) if error.errno == Errno::EADDRINUSE => {
-            anyhow!(
-                "udp port {port} is bound by a process: find it with `ss -ulnp 'sport = :{port}'` and stop it"
-            )
+            let (what, remedy) = port_holder::find(port).described(port);
+            anyhow!("udp port {port} is {what}: {remedy}")
         }
         Ok(()) => error.into(),
     }

@@ -40,6 +40,8 @@ pub struct Masquerade {
     /// The tunnel device.
     device: String,
     subnet: IpNet,
+    /// Whether source ports are drawn at random.
+    random_ports: bool,
     /// The table as it was listed after we wrote it, with its handles. Any later change of the table shows as a difference.
     written: Option<Value>,
 }
@@ -54,6 +56,7 @@ impl Masquerade {
             part: Some(plan.leasable()).filter(|_| !plan.is_whole()),
             device: device.clone(),
             subnet: subnet.trunc(),
+            random_ports: wanted.random_ports,
             written: None,
         }
     }
@@ -112,6 +115,7 @@ impl Masquerade {
         let subnet = || prefix(self.subnet);
         let multicast = prefix(IpNet::new_assert([224, 0, 0, 0].into(), 4));
         let network = || self.part.map_or_else(|| prefix(self.network), |(first, last)| range(first, last));
+        let masquerade = || masquerade(self.random_ports);
         let (is, is_not) = (Operator::EQ, Operator::NEQ);
         let mut rules = vec![
             ("marked: kube-proxy masquerades it", vec![is_marked(), leave()]),
@@ -262,9 +266,9 @@ fn leave() -> Statement<'static> {
     Statement::Return(Some(Return {}))
 }
 
-fn masquerade() -> Statement<'static> {
+fn masquerade(random_ports: bool) -> Statement<'static> {
     // flannel has this flag, too. Without it, two connections that are given the same port at once may collide, and one
     // of them loses a packet.
-    let flags = Some([NATFlag::FullyRandom].into());
+    let flags = random_ports.then(|| [NATFlag::FullyRandom].into());
     Statement::Masquerade(Some(NAT { addr: None, family: None, port: None, flags }))
 }

@@ -1,4 +1,6 @@
 //! What an agent wants of the host's packet filter.
+use std::time::Duration;
+
 use ipnet::IpNet;
 
 use crate::model::network::AddressPlan;
@@ -18,4 +20,8 @@ pub struct Wanted {
     pub masquerade: bool,
     /// Whether to accept the overlay's packets in FORWARD (`--forward-rules`).
     pub forward: bool,
+    /// Whether masquerading draws source ports at random (`--ip-masq-fully-random-disable`).
+    pub random_ports: bool,
+    /// The longest pause between two looks at the rules (`--iptables-resync`).
+    pub period: Duration,
 }

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use netlink_packet_core::Nla as _;
 use netlink_packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{
         InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
     },
@@ -14,7 +14,10 @@ use netlink_packet_route::{
     tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
 };
 
-use super::types::{Address, DeviceLosses, FdbEntry, Link, LinkKind, LinkType, Neighbour, Route, Tun, Vxlan};
+use super::types::{
+    Address, DeviceLosses, FdbEntry, FlaggedAddress, Link, LinkKind, LinkType, Neighbour, Route, TABLE_MAIN,
+    Tun, Vxlan, Way,
+};
 use crate::model::mac::Mac;
 
 pub(super) fn link(message: &LinkMessage) -> Option<Link> {
@@ -165,6 +168,35 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
         _ => None,
     })?;
     Some(Address { link: message.header.index, address, prefix_len: message.header.prefix_len })
+}
+
+pub(super) fn flagged_address(message: &AddressMessage) -> Option<FlaggedAddress> {
+    let has = |flag| message.header.flags.contains(flag);
+    Some(FlaggedAddress {
+        address: address(message)?,
+        is_deprecated: has(AddressHeaderFlags::Deprecated),
+        is_permanent: has(AddressHeaderFlags::Permanent),
+        is_secondary: has(AddressHeaderFlags::Secondary),
+    })
+}
+
+/// A route that leads further than this host's own links. The next hops of a multipath route stand in an attribute of their
+/// own.
+pub(super) fn way(message: &RouteMessage) -> Option<Way> {
+    let route = route(message).filter(|route| route.table == TABLE_MAIN)?;
+    let mut links = Vec::from_iter(route.link);
+    let mut has_gateway = route.destination.prefix_len() == 0;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => has_gateway = true,
+            RouteAttribute::MultiPath(hops) => {
+                has_gateway = true;
+                links.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    has_gateway.then_some(Way { destination: route.destination, links, metric: route.metric })
 }
 
 pub(super) fn route(message: &RouteMessage) -> Option<Route> {

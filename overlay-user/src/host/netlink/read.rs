@@ -15,7 +15,10 @@ use super::{
     decode,
     dump::{dump, of_family},
     error::NetlinkError,
-    types::{Address, DeviceLosses, FdbEntry, HostSnapshot, Link, Neighbour, Route, TABLE_MAIN},
+    types::{
+        Address, DeviceLosses, FdbEntry, FlaggedAddress, HostSnapshot, Link, Neighbour, Route, TABLE_MAIN,
+        Way,
+    },
 };
 
 /// The payload of a message, if it is of this kind.
@@ -75,6 +78,21 @@ impl Netlink {
             .filter_map(|message| is!(message, NewAddress))
             .filter_map(decode::address)
             .collect())
+    }
+
+    /// All IPv4 addresses, in the kernel's order, with what it says of their use.
+    pub async fn flagged_addresses(&self) -> Result<Vec<FlaggedAddress>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let messages = dump("list addresses", request).await?;
+        let messages = messages.iter().filter_map(|message| is!(message, NewAddress));
+        Ok(messages.filter_map(decode::flagged_address).collect())
+    }
+
+    /// The IPv4 routes of table main that lead further than this host's own links, in the kernel's order.
+    pub async fn ways(&self) -> Result<Vec<Way>, NetlinkError> {
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let messages = dump("list routes", RouteNetlinkMessage::GetRoute(request)).await?;
+        Ok(messages.iter().filter_map(|message| is!(message, NewRoute)).filter_map(decode::way).collect())
     }
 
     /// The IPv4 routes of table main.

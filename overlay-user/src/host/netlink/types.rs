@@ -132,6 +132,30 @@ impl Address {
     }
 }
 
+/// An address of a link, and what the kernel says of its use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlaggedAddress {
+    /// The address.
+    pub address: Address,
+    /// Whether nothing new should use it (`preferred_lft 0`).
+    pub is_deprecated: bool,
+    /// Whether it has no end: it was set by hand, not leased by DHCP.
+    pub is_permanent: bool,
+    /// Whether the link has an earlier address of the same prefix.
+    pub is_secondary: bool,
+}
+
+/// A route of table main that leads further than this host's own links: a default route, or one with a gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Destination. It is `0.0.0.0/0` for the default route.
+    pub destination: IpNet,
+    /// Indexes of the interfaces that packets leave by: several for a multipath route.
+    pub links: Vec<u32>,
+    /// Metric. The route with the lowest is preferred.
+    pub metric: u32,
+}
+
 /// A route. Only those of IPv4 are listed yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {

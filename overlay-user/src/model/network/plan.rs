@@ -1,10 +1,11 @@
 //! How the addresses of one family are dealt out to hosts, with the rules of flannel's pkg/subnet/config.go.
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, IpSubnets, Ipv4Net, Ipv4Subnets, Ipv6Subnets};
+use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 use serde::Serialize;
+use serde_json::Value;
 
-use super::values::{ConfigError, bad, read};
+use super::values::{ConfigError, bad, ipv4_range, read};
 use crate::model::{
     addr::{after, number, size},
     json::Fields,
@@ -100,7 +101,7 @@ impl AddressPlan {
 fn network(fields: &Fields) -> Result<IpNet, ConfigError> {
     let wants = "it must be an IPv4 range such as \"10.244.0.0/16\"";
     let text: String = read(fields, "Network", wants)?.ok_or_else(|| bad("Network", "missing", wants))?;
-    let network: Ipv4Net = text.parse().map_err(|_| bad("Network", &text, wants))?;
+    let network = ipv4_range(&text).ok_or_else(|| bad("Network", &text, wants))?;
     let longest = IPV4.network;
     if (1..=longest).contains(&network.prefix_len()) {
         Ok(network.trunc().into())
@@ -128,6 +129,10 @@ fn bound(
     subnet_len: u8,
 ) -> Result<Option<IpAddr>, ConfigError> {
     let wants = format!("it must be the first address of a /{subnet_len} inside {network}, or left out");
+    // Go's fields of this type take null for a text that is no address.
+    if fields.written(field).is_some_and(Value::is_null) {
+        return Err(bad(field, "null", &wants));
+    }
     let given = read(fields, field, &wants)?.filter(|address: &Ipv4Addr| !address.is_unspecified());
     let Some(address) = given.map(IpAddr::from) else { return Ok(None) };
     let is_first = number(address).is_multiple_of(size(address, subnet_len));

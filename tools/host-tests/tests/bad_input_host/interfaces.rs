@@ -20,6 +20,10 @@ fn the_interface() {
     agent(&["--iface-regex", "^en"], &["no interface matches --iface-regex ^en"]);
     agent(&["--iface-regex", "("], &["--iface-regex (", "unclosed group"]);
     agent(&[], &["there is no default route to choose the interface by", "--iface"]);
+    agent(
+        &["--iface", "nope", "--iface-regex", "^en"],
+        &["no interface matches --iface nope, --iface-regex ^en"],
+    );
     agent(&["--iface-can-reach", "192.0.2.1"], &["no route leads to 192.0.2.1 (--iface-can-reach)"]);
     host.namespace().ip("link add bare0 type bridge").unwrap();
     host.namespace().ip("link set bare0 up").unwrap();
@@ -74,11 +78,12 @@ fn an_interface_without_an_ethernet_header() {
         let leases = fs::read_dir(lab.folder().join("store/subnets")).into_iter().flatten().count();
         assert_eq!(leases, 0, "a subnet was leased");
 
-        // What has such a header works: loopback, and a TAP.
+        // What has such a header works: a TAP. Loopback has one too, but no address that another host could reach.
         let dry = |interface: &str, words: &[&str]| {
             overlay(host, &["agent", "--dry-run", "--iface", interface, "--store-dir", &store]).is(0, words);
         };
-        dry("lo", &["for 127.0.0.1"]);
+        let lo = ["agent", "--dry-run", "--iface", "lo", "--store-dir", &store];
+        overlay(host, &lo).is(1, &["interface lo has no IPv4 address but 127.0.0.1"]);
         ip("tuntap add dev tap0 mode tap");
         ip("address add 10.97.0.1/24 dev tap0");
         dry("tap0", &["for 10.97.0.1"]);
@@ -105,7 +110,7 @@ fn an_underlay_that_comes_back_without_an_ethernet_header() {
 
 #[test]
 fn a_device_a_port_or_a_route_of_somebody_elses() {
-    let lab = lab(1);
+    let lab = lab(2);
     let (host, store) = (lab.host(0), store(&lab));
     let arguments = ["--iface", "eth0", "--store-dir", &store];
     let ip = |words: &str| host.namespace().ip(words).unwrap();
@@ -126,8 +131,15 @@ fn a_device_a_port_or_a_route_of_somebody_elses() {
     ip("link delete flannel.1");
 
     let socket = host.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:8472")?)).unwrap();
-    refuses(host, &arguments, &["udp port 8472 is bound by a process", "ss -ulnp 'sport = :8472'"]);
+    refuses(host, &arguments, &["udp port 8472 is bound by process ", "ss -ulnp 'sport = :8472'"]);
     drop(socket);
+
+    // The socket of a VXLAN device stays where the device was made.
+    ip("link add vx9 type vxlan id 9 dstport 8472 nolearning");
+    ip(&format!("link set vx9 netns {}", lab.host(1).namespace().name()));
+    lab.host(1).namespace().ip("link set vx9 up").unwrap();
+    refuses(host, &arguments, &["udp port 8472 is taken, and no process", "a VXLAN device that was made in"]);
+    lab.host(1).namespace().ip("link delete vx9").unwrap();
 
     ip("link add wan0 type bridge");
     ip("link set wan0 up");

@@ -165,7 +165,7 @@ fn what_is_in_overlay0s_way_is_named_and_left_alone() {
 
         let socket = UdpSocket::bind("0.0.0.0:8472").unwrap();
         let error = refusal().await;
-        assert!(error.contains("udp port 8472 is bound by a process"), "{error}");
+        assert!(error.contains("udp port 8472 is bound by process "), "{error}");
         drop(socket);
 
         run("ip link add overlay0 type bridge");

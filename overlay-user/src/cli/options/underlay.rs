@@ -1,0 +1,40 @@
+//! The options that say which interface and address the other hosts reach this one by.
+use std::net::{AddrParseError, IpAddr, Ipv4Addr};
+
+use clap::Args;
+
+use crate::host::underlay::Choice;
+
+/// Which interface reaches the other hosts.
+#[derive(Clone, Debug, Default, Args)]
+pub struct UnderlayOptions {
+    /// Name or address of the interface that reaches the other hosts; repeat it for more candidates, in order
+    #[arg(long)]
+    pub iface: Vec<String>,
+    /// The same by regular expression, tried after --iface
+    #[arg(long, value_name = "REGEX")]
+    pub iface_regex: Vec<String>,
+    /// Takes the interface by which this address is reached; without any, the default route's
+    #[arg(long, value_name = "ADDRESS", value_parser = ipv4)]
+    pub iface_can_reach: Option<IpAddr>,
+    /// Address by which the other hosts reach this one, if it is not the interface's
+    #[arg(long, value_name = "ADDRESS", value_parser = ipv4)]
+    pub public_ip: Option<IpAddr>,
+}
+
+impl UnderlayOptions {
+    /// As flannel chooses by these.
+    pub fn choice(&self) -> Choice {
+        Choice {
+            names: self.iface.clone(),
+            patterns: self.iface_regex.clone(),
+            can_reach: self.iface_can_reach,
+            public_ip: self.public_ip,
+        }
+    }
+}
+
+/// An address of the only family that there is yet.
+pub(super) fn ipv4(text: &str) -> Result<IpAddr, AddrParseError> {
+    text.parse::<Ipv4Addr>().map(IpAddr::from)
+}
