@@ -39,8 +39,7 @@ pub(super) enum Wanted<'a> {
 /// Builds the tests that are wanted, and the agent. cargo's messages are shown.
 pub(super) fn build(wanted: &Wanted) -> Result<Vec<TestProgram>> {
     let mut words = vec!["test", "--no-run", "--message-format", "json-render-diagnostics"];
-    // Always of all packages, whichever tests are wanted: these decide on the crates' features, hence on what is built anew.
-    words.extend(["--workspace", "--exclude", "overlay-ebpf"]);
+    words.extend(project::PACKAGES);
     if let Wanted::These { own, names } = wanted {
         if *own {
             words.extend(["--lib", "--bins"]);
@@ -58,8 +57,8 @@ pub(super) fn build(wanted: &Wanted) -> Result<Vec<TestProgram>> {
 /// Builds what tests of hosts start beside the agent, and returns the folder of all programs.
 pub(super) fn build_beside() -> Result<PathBuf> {
     // The lab itself finds leaks in the end.
-    for package in ["overlay-frames", "overlay-lab"] {
-        project::build(package, package)?;
+    for program in ["overlay-frames", "overlay-lab"] {
+        project::build(program)?;
     }
     for next in [Next::Layout, Next::Program] {
         project::build_next(next)?;
