@@ -88,14 +88,11 @@ pub(super) fn find<'a>(programs: &'a [TestProgram], name: &str) -> Result<&'a Te
 }
 
 impl TestProgram {
-    /// To be run as cargo would.
-    pub(super) fn command(&self) -> Command {
+    /// To be run as cargo would, with so many tests at a time; as many as there are CPUs if it does not matter.
+    pub(super) fn command(&self, at_a_time: Option<usize>) -> Command {
         let mut command = Command::new(&self.file);
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
-        if self.integration {
-            // One after the other: hosts under load on few cores disturb each other's timing.
-            command.arg("--test-threads=1");
-        }
+        command.args(at_a_time.map(|number| format!("--test-threads={number}")));
         command
     }
 }
