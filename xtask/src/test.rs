@@ -129,7 +129,7 @@ const TESTS: &[(Rung, &str)] = &[
 
 /// Tests of hosts that send few packets, and compare them without looking at the time, so that they may run beside others; and how
 /// many tests of such a file run at once, as most of them wait for agents half of the time.
-const BESIDE_HOSTS: &[(&str, usize)] = &[("rules", 2), ("kernels", 1)];
+const BESIDE_HOSTS: &[(&str, usize)] = &[("rules", 2), ("docker", 1), ("kernels", 1), ("routes", 1)];
 
 /// What runs in VMs: the programs, and whole hosts.
 const IN_VMS: &[&str] = &["kernel", "kernels"];
