@@ -17,7 +17,7 @@ use overlay_project::{
 };
 
 use self::{
-    lanes::{Job, minutes},
+    lanes::{Job, Kind, minutes},
     programs::{TestProgram, Wanted, find},
 };
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
 
 mod lanes;
 mod programs;
+mod spent;
 
 #[derive(Args)]
 pub(crate) struct TestOptions {
@@ -74,8 +75,9 @@ enum Rung {
     Fresh,
 }
 
-/// Side by side, the rungs start in this order: the longest first, and tests of hosts beside it, which must wait for each other.
-const LONGEST_FIRST: &[Rung] = &[Rung::Fresh, Rung::Hosts, Rung::Vm, Rung::Kernel, Rung::Units];
+/// Side by side, the rungs start in this order: the longest first, and beside them tests of hosts, most of which must wait for
+/// each other.
+const LONGEST_FIRST: &[Rung] = &[Rung::Fresh, Rung::Vm, Rung::Hosts, Rung::Kernel, Rung::Units];
 
 impl Rung {
     fn needs(self) -> For {
@@ -87,37 +89,47 @@ impl Rung {
             Self::Fresh => For::Fresh,
         }
     }
+
+    /// What its jobs do to others.
+    fn kind(self) -> Kind {
+        match self {
+            Self::Hosts => Kind::Timed,
+            Self::Vm | Self::Fresh => Kind::Computing,
+            Self::Units | Self::Kernel => Kind::Other,
+        }
+    }
 }
 
-/// Every file of integration tests: its rung and name. No two packages have one of the same name. A file that is not listed
-/// is an error, so that none is forgotten.
+/// Every file of integration tests: its rung and name. No two packages have one of the same name. Those of a rung begin in this
+/// order, the longest first. A file that is not listed is an error, so that none is forgotten.
 const TESTS: &[(Rung, &str)] = &[
     (Rung::Units, "acquire"),
     (Rung::Units, "agent"),
     (Rung::Units, "bad_input"),
     (Rung::Units, "store"),
     (Rung::Kernel, "kernel"),
-    (Rung::Hosts, "lab"),
-    (Rung::Hosts, "bench"),
-    (Rung::Hosts, "host"),
-    (Rung::Hosts, "bad_input_host"),
-    (Rung::Hosts, "bad_input_store"),
-    (Rung::Hosts, "repair"),
     (Rung::Hosts, "cluster"),
-    (Rung::Hosts, "hostile"),
-    (Rung::Hosts, "kernels"),
-    (Rung::Hosts, "modes"),
-    (Rung::Hosts, "path_mtu"),
+    (Rung::Hosts, "rules"),
+    (Rung::Hosts, "flannel"),
     (Rung::Hosts, "nat"),
     (Rung::Hosts, "promotion"),
-    (Rung::Hosts, "rules"),
-    (Rung::Hosts, "routes"),
-    (Rung::Hosts, "flannel"),
+    (Rung::Hosts, "modes"),
+    (Rung::Hosts, "hostile"),
     (Rung::Hosts, "docker"),
+    (Rung::Hosts, "path_mtu"),
+    (Rung::Hosts, "bad_input_store"),
+    (Rung::Hosts, "lab"),
+    (Rung::Hosts, "bench"),
+    (Rung::Hosts, "repair"),
+    (Rung::Hosts, "bad_input_host"),
+    (Rung::Hosts, "kernels"),
+    (Rung::Hosts, "routes"),
+    (Rung::Hosts, "host"),
 ];
 
-/// Tests of hosts that send few packets, and compare them without looking at the time, so that they may run beside others.
-const BESIDE_HOSTS: &[&str] = &["rules"];
+/// Tests of hosts that send few packets, and compare them without looking at the time, so that they may run beside others; and how
+/// many tests of such a file run at once, as most of them wait for agents half of the time.
+const BESIDE_HOSTS: &[(&str, usize)] = &[("rules", 2), ("docker", 1), ("kernels", 1), ("routes", 1)];
 
 /// What runs in VMs: the programs, and whole hosts.
 const IN_VMS: &[&str] = &["kernel", "kernels"];
@@ -170,12 +182,16 @@ fn wanted(rung: Option<Rung>) -> Wanted<'static> {
 
 /// What a rung runs.
 fn jobs_of(rung: Rung, programs: &[TestProgram], options: &TestOptions) -> Result<Vec<Job>> {
-    let job = |name: String, commands| Job { name, hosts: rung == Rung::Hosts, commands };
+    let job = |name: String, commands| Job { name, kind: rung.kind(), commands };
     let listed = || TESTS.iter().filter(|(of, _)| *of == rung).map(|(_, name)| *name);
-    let of = |name: &str| Ok(find(programs, name)?.command());
+    let beside = |name| BESIDE_HOSTS.iter().find(|(beside, _)| *beside == name);
+    // Otherwise one after the other: hosts under load on few cores disturb each other's timing.
+    let of =
+        |name| Ok(find(programs, name)?.command(Some(beside(name).map_or(1, |(_, at_a_time)| *at_a_time))));
     Ok(match rung {
         Rung::Units => {
-            let own = programs.iter().filter(|program| !program.integration).map(TestProgram::command);
+            let own = programs.iter().filter(|program| !program.integration);
+            let own = own.map(|program| program.command(None));
             let listed = listed().map(of).collect::<Result<Vec<_>>>()?;
             vec![job("units".to_owned(), own.chain(listed).collect())]
         }
@@ -183,7 +199,7 @@ fn jobs_of(rung: Rung, programs: &[TestProgram], options: &TestOptions) -> Resul
         Rung::Hosts => {
             let one = |name| {
                 let job = job(format!("hosts/{name}"), vec![of(name)?]);
-                Ok(Job { hosts: !BESIDE_HOSTS.contains(&name), ..job })
+                Ok(if beside(name).is_some() { Job { kind: Kind::Other, ..job } } else { job })
             };
             listed().map(one).collect::<Result<_>>()?
         }
@@ -192,10 +208,9 @@ fn jobs_of(rung: Rung, programs: &[TestProgram], options: &TestOptions) -> Resul
             let files = files.collect::<Result<Vec<_>>>()?;
             let in_vms =
                 InVms { kernels: options.kernels.clone(), write_docs: options.write_docs, test: files };
-            // Its emulated CPU is never idle: tests of hosts that run at the same time go first.
-            let mut nice = Command::new("nice");
-            nice.args(["-n", "5"]).arg(env::current_exe()?).args(in_vms.arguments());
-            vec![job("vm".to_owned(), vec![nice])]
+            let mut command = Command::new(env::current_exe()?);
+            command.args(in_vms.arguments());
+            vec![job("vm".to_owned(), vec![command])]
         }
         Rung::Fresh => {
             let mut fresh = Command::new(env::current_exe()?);
@@ -209,7 +224,7 @@ fn jobs_of(rung: Rung, programs: &[TestProgram], options: &TestOptions) -> Resul
 fn alone(jobs: Vec<Job>) -> Result<()> {
     for mut command in jobs.into_iter().flat_map(|job| job.commands) {
         println!("     Running {}", show(&command));
-        let status = lanes::run_one(&mut command).with_context(|| show(&command))?;
+        let (status, _) = lanes::run_one(&mut command).with_context(|| show(&command))?;
         ensure!(status.success(), "{} ended with {status}", show(&command));
     }
     Ok(())

@@ -24,7 +24,7 @@ impl Tool {
     /// Builds the tool, and returns its path.
     pub(crate) fn build(&self) -> Result<PathBuf> {
         // cargo's own messages show the progress.
-        project::build(self.name, self.name)
+        project::build(self.name)
     }
 
     /// Has the tool carry out `command` with these arguments in place of this process, so that signals reach it and its

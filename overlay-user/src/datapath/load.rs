@@ -113,11 +113,15 @@ pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf,
 
 /// Loads the object, and every program in it into the kernel, whose verifier may refuse it.
 fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
-    let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::failed("load the maps", &error))?;
+    let mut ebpf = load_maps(loader)?;
     for attachment in Attachment::ALL {
         attachment.load(&mut ebpf)?;
     }
     Ok(ebpf)
+}
+
+fn load_maps(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
+    loader.load(OBJECT).map_err(|error| DatapathError::failed("load the maps", &error))
 }
 
 /// Loads the programs without pins or attachments, for test runs.
@@ -125,16 +129,39 @@ fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
 /// # Errors
 /// As [`EbpfDatapath::load`].
 pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, XdpTargets), DatapathError> {
+    let mut made = make_unpinned(settings)?;
+    let names = Attachment::ALL.iter().map(|attachment| attachment.program());
+    for name in names.chain(XdpMode::ALL.map(xdp::program_of)) {
+        load_program(&mut made.0, name)?;
+    }
+    Ok(made)
+}
+
+/// Makes the maps alone, without pins. [`load_program`] loads the programs then, one by one.
+///
+/// # Errors
+/// When the kernel refuses a map.
+pub fn make_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, XdpTargets), DatapathError> {
     let settings = index::settings(settings);
     let mut loader = EbpfLoader::new();
     index::size(&mut loader, &settings);
-    let mut ebpf = load_all(loader.override_global("SETTINGS", &settings, true))?;
-    for mode in XdpMode::ALL {
-        xdp::load(mode, &mut ebpf)?;
-    }
+    let mut ebpf = load_maps(loader.override_global("SETTINGS", &settings, true))?;
     let tables = Tables::take(&mut ebpf, &settings)?;
     let xdp_targets = XdpTargets::take(&mut ebpf)?;
     Ok((ebpf, tables, xdp_targets))
+}
+
+/// Loads the program of this name into the kernel.
+///
+/// # Errors
+/// When there is none, or the kernel's verifier refuses it.
+pub fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<(), DatapathError> {
+    if let Some(attachment) = Attachment::ALL.into_iter().find(|one| one.program() == name) {
+        return attachment.load(ebpf);
+    }
+    let mode = XdpMode::ALL.into_iter().find(|mode| xdp::program_of(*mode) == name);
+    let missing = || DatapathError::missing(format!("find program {name}"), "not in the object");
+    xdp::load(mode.ok_or_else(missing)?, ebpf)
 }
 
 fn size(pin: &Path) -> Result<u32, DatapathError> {

@@ -29,7 +29,7 @@ use super::{
 use crate::model::ingress::XdpMode;
 
 /// The name of this mode's program in the object.
-const fn program_of(mode: XdpMode) -> &'static str {
+pub(super) const fn program_of(mode: XdpMode) -> &'static str {
     match mode {
         XdpMode::Redirect => "overlay_xdp",
         XdpMode::Strip => "overlay_xdp_strip",

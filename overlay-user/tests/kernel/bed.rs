@@ -1,7 +1,12 @@
 //! What the tests of the kernel rung work on: one host's programs and maps, and what they make of a frame.
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
 use aya::{
     Ebpf, Pod, TestRunResult,
-    programs::{ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},
+    programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},
 };
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
@@ -15,7 +20,7 @@ use overlay_user::datapath::{load, tables::Tables, xdp::XdpTargets};
 pub use overlay_user::model::fast_path::FastPath;
 
 pub use super::{frames::*, world::*};
-use crate::support::{in_own_namespace, ip, sysctl};
+use crate::support::{in_own_namespace, ip, ip_lines, sysctl};
 
 pub const SHOT: i32 = 2;
 pub const NEXT: i32 = -1;
@@ -46,6 +51,11 @@ impl Outcome {
 /// One host: namespace, links, programs, maps.
 pub struct Bed {
     ebpf: Ebpf,
+    /// What was counted when the counters were read last, if no program can have run since. Reading them all takes far longer than
+    /// a packet.
+    counts: Option<Counts>,
+    /// Whether programs run by themselves, too, since they are attached.
+    is_attached: bool,
     pub tables: Tables,
     pub xdp_targets: XdpTargets,
     pub underlay: u32,
@@ -55,6 +65,8 @@ pub struct Bed {
     pub wrong_port: u32,
     pub bridge: u32,
 }
+
+type Counts = Vec<((Hook, Reason), u64)>;
 
 /// Runs `test` on a host of its own.
 pub fn with_bed(test: impl FnOnce(&mut Bed) + Send) {
@@ -105,6 +117,14 @@ fn index(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).unwrap()
 }
 
+/// Whether no host has had such settings yet. The first one that has them loads all programs, as the verifier judges programs with
+/// other constants anew; the others load those alone that they run. Interfaces' numbers are of no account.
+fn is_new(settings: &Settings) -> bool {
+    static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let any = Settings { underlay: 0, device: 0, ..*settings };
+    SEEN.lock().unwrap_or_else(PoisonError::into_inner).insert(format!("{any:?}"))
+}
+
 /// Keeps this thread on the CPU that it is on: what one program notes for the next about a packet is this CPU's.
 fn stay_here() {
     let mut here = CpuSet::new();
@@ -115,22 +135,28 @@ fn stay_here() {
 impl Bed {
     fn new(alter: impl FnOnce(&mut Settings)) -> Self {
         stay_here();
-        ip("link set lo up");
-        ip("link add eth0 type veth peer name wire");
-        ip("link set eth0 address 06:00:00:00:00:01 up");
-        ip("link set wire up");
-        ip("addr add 10.99.0.1/24 dev eth0");
-        for peer in [PEER, OTHER_PEER] {
-            let [a, b, c, d] = peer;
-            ip(&format!("neigh replace {a}.{b}.{c}.{d} lladdr 06:00:00:00:00:02 dev eth0 nud permanent"));
+        let mut lines: Vec<String> = [
+            "link set lo up",
+            "link add eth0 type veth peer name wire",
+            "link set eth0 address 06:00:00:00:00:01 up",
+            "link set wire up",
+            "addr add 10.99.0.1/24 dev eth0",
+            "link add br0 address 0a:00:00:00:00:01 type bridge",
+            "link set br0 up",
+        ]
+        .map(str::to_owned)
+        .into();
+        for [a, b, c, d] in [PEER, OTHER_PEER] {
+            lines.push(format!(
+                "neigh replace {a}.{b}.{c}.{d} lladdr 06:00:00:00:00:02 dev eth0 nud permanent"
+            ));
         }
-        ip("link add br0 address 0a:00:00:00:00:01 type bridge");
-        ip("link set br0 up");
         for name in ["c1", "c2"] {
-            ip(&format!("link add {name} type veth peer name {name}p"));
-            ip(&format!("link set {name} master br0 up"));
-            ip(&format!("link set {name}p up"));
+            lines.push(format!("link add {name} type veth peer name {name}p"));
+            lines.push(format!("link set {name} master br0 up"));
+            lines.push(format!("link set {name}p up"));
         }
+        ip_lines(&lines);
         sysctl("ipv4/ip_forward", "1");
         let mut settings = Settings {
             network: NETWORK,
@@ -156,13 +182,16 @@ impl Bed {
         alter(&mut settings);
         if settings.device == 0 {
             // Some tests make an overlay0 of their own, and routes that are preferred to this one.
-            ip("link add stack0 type bridge");
-            ip("link set stack0 up");
-            ip(&format!("route add {} dev stack0 metric 9", network(&settings)));
+            ip_lines(&[
+                "link add stack0 type bridge".to_owned(),
+                "link set stack0 up".to_owned(),
+                format!("route add {} dev stack0 metric 9", network(&settings)),
+            ]);
             settings.device = index("stack0");
         }
-        let (ebpf, mut tables, xdp_targets) =
-            load::load_unpinned(&settings).unwrap_or_else(|error| panic!("{error}"));
+        let made =
+            if is_new(&settings) { load::load_unpinned(&settings) } else { load::make_unpinned(&settings) };
+        let (ebpf, mut tables, xdp_targets) = made.unwrap_or_else(|error| panic!("{error}"));
         for (slot, (subnet, outer, vtep_mac)) in
             [([10, 244, 2, 0], PEER, PEER_VTEP_MAC), ([10, 244, 3, 0], OTHER_PEER, [2, 0, 0, 0, 0, 3])]
                 .into_iter()
@@ -175,6 +204,8 @@ impl Bed {
         }
         let mut bed = Self {
             ebpf,
+            counts: None,
+            is_attached: false,
             tables,
             xdp_targets,
             underlay: index("eth0"),
@@ -211,7 +242,7 @@ impl Bed {
         self.tables.stack_flows.insert(key, Flow::default()).unwrap();
     }
 
-    fn counts(&self) -> Vec<((Hook, Reason), u64)> {
+    fn counts(&self) -> Counts {
         let mut counts = Vec::new();
         for hook in Hook::ALL {
             for reason in Reason::ALL {
@@ -233,13 +264,13 @@ impl Bed {
 
     /// The same without reading the counters, which takes far longer than the packet: for what depends on a rate.
     pub fn run_uncounted(&mut self, program: &str, skb: Skb, frame: &[u8]) -> (i32, Vec<u8>) {
-        let program: &mut SchedClassifier = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        let program = self.at_tc(program);
         test_run(frame, &skb.bytes(), |options| program.test_run(options))
     }
 
     /// The verdict about `frame`, and what the program leaves in `cb`.
     pub fn run_for_cb(&mut self, program: &str, skb: Skb, frame: &[u8]) -> (i32, [u32; 5]) {
-        let program: &mut SchedClassifier = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        let program = self.at_tc(program);
         let (context, mut left) = (skb.bytes(), [0; 192]);
         let (verdict, _) = test_run(frame, &context, |options| {
             program.test_run(TestRunOptions { ctx_out: Some(&mut left), ..options })
@@ -252,7 +283,7 @@ impl Bed {
     /// Runs an XDP program on `frame`. The frame that comes out begins with its metadata.
     pub fn run_xdp(&mut self, program: &str, frame: &[u8]) -> Outcome {
         self.counted(|bed| {
-            let program: &mut Xdp = bed.ebpf.program_mut(program).unwrap().try_into().unwrap();
+            let program: &mut Xdp = bed.program(program).try_into().unwrap();
             test_run(frame, &[], |options| program.test_run(options))
         })
     }
@@ -264,21 +295,33 @@ impl Bed {
 
     /// What `run` gives, and what was counted meanwhile.
     pub fn counting<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> (T, Vec<(Hook, Reason)>) {
-        let before = self.counts();
+        let known = self.counts.take().filter(|_| !self.is_attached);
+        let before = known.unwrap_or_else(|| self.counts());
         let result = run(self);
-        let counted = self
-            .counts()
-            .into_iter()
-            .zip(before)
-            .filter(|((_, now), (_, before))| now != before)
-            .map(|((key, _), _)| key)
-            .collect();
+        let now = self.counts();
+        let counted =
+            now.iter().zip(before).filter(|(now, before)| *now != before).map(|((key, _), _)| *key).collect();
+        self.counts = Some(now);
         (result, counted)
+    }
+
+    /// The program of this name, which is loaded if it is not yet. Once somebody has it, the counters may change.
+    fn program(&mut self, name: &str) -> &mut Program {
+        self.counts = None;
+        if matches!(self.ebpf.program(name).unwrap().fd(), Err(ProgramError::NotLoaded)) {
+            load::load_program(&mut self.ebpf, name).unwrap_or_else(|error| panic!("{error}"));
+        }
+        self.ebpf.program_mut(name).unwrap()
+    }
+
+    fn at_tc(&mut self, name: &str) -> &mut SchedClassifier {
+        self.program(name).try_into().unwrap()
     }
 
     /// Attaches a program to an interface of this host, so that what happens there meets it.
     pub fn attach(&mut self, program: &str, interface: &str, side: TcAttachType) {
-        let program: &mut SchedClassifier = self.ebpf.program_mut(program).unwrap().try_into().unwrap();
+        self.is_attached = true;
+        let program = self.at_tc(program);
         // Attached by TCX where the kernel has it, and by this qdisc before Linux 6.6. It may be there already.
         let _ = tc::qdisc_add_clsact(interface);
         program.attach(interface, side).unwrap_or_else(|error| panic!("attach to {interface}: {error}"));

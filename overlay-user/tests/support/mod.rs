@@ -1,6 +1,11 @@
 //! Shared by the rungs that need a kernel: network namespaces of the test's own.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part")]
-use std::{fs, process::Command, thread};
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+    thread,
+};
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -21,6 +26,16 @@ pub fn in_own_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
 /// Runs `ip` with these words in this thread's namespace.
 pub fn ip(words: &str) {
     run("ip", words);
+}
+
+/// Runs `ip` once for all these lines, in this thread's namespace. In a VM, starting a program takes longer than what it does.
+pub fn ip_lines(lines: &[String]) {
+    let mut ip = Command::new("ip");
+    ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut ip = ip.spawn().unwrap_or_else(|error| panic!("ip: {error}; `cargo xtask setup` installs it"));
+    ip.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    let output = ip.wait_with_output().unwrap();
+    assert!(output.status.success(), "{lines:#?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Runs a command in this thread's namespace; panics with its words when it fails.

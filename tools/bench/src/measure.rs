@@ -91,7 +91,7 @@ fn empty(options: &BenchOptions) -> Result<Results> {
 /// Builds overlay-frames and returns its path. It is not optimised, like the agent: between thousands of frames, which
 /// the kernel and the BPF program send, it does next to nothing.
 pub fn build_program() -> Result<PathBuf> {
-    project::build("overlay-frames", "overlay-frames")
+    project::build("overlay-frames")
 }
 
 fn write(results: &Results, text: &str, folder: &Path) -> Result<()> {

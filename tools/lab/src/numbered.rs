@@ -3,7 +3,7 @@ use std::{
     net::UdpSocket,
     os::fd::AsFd as _,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -20,6 +20,8 @@ use crate::{container::Container, namespace::join};
 pub struct Numbered {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
+    /// How many were sent in all, once the sender has ended.
+    total: Arc<OnceLock<u64>>,
     sender: JoinHandle<Result<Sent>>,
     receiver: JoinHandle<Result<Received>>,
 }
@@ -83,9 +85,10 @@ impl Numbered {
             socket.connect(target)?;
             Ok(send(&socket, rate, &stopped, &counted))
         });
-        let stopped = Arc::clone(&stop);
-        let receiver = thread::spawn(move || receive(&inbox, &stopped));
-        Ok(Self { stop, sent, sender, receiver })
+        let total = Arc::new(OnceLock::new());
+        let expected = Arc::clone(&total);
+        let receiver = thread::spawn(move || receive(&inbox, &expected));
+        Ok(Self { stop, sent, total, sender, receiver })
     }
 
     /// Numbers given out so far.
@@ -96,8 +99,11 @@ impl Numbered {
     /// Ends the stream, waits for stragglers, and counts.
     pub fn finish(self) -> Result<NumberedReport> {
         self.stop.store(true, Ordering::Relaxed);
-        let sent = join(self.sender)?;
+        let sent = join(self.sender);
+        // Without this the receiver would never end.
+        self.total.get_or_init(|| sent.as_ref().map_or(0, |sent| sent.count));
         let received = join(self.receiver)?;
+        let sent = sent?;
         ensure!(received.seen.len() as u64 <= sent.count, "a number arrived that was never sent");
         Ok(NumberedReport {
             sent: sent.count,
@@ -142,15 +148,23 @@ pub fn queue_overflows() -> Result<u64> {
     table.lines().map(|cpu| Ok(dropped(cpu)?)).sum()
 }
 
-fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
-    inbox.set_read_timeout(Some(Duration::from_millis(500)))?;
+/// The silence after which no late packet will come, once the sender has ended and some are missing.
+const MISSING: Duration = Duration::from_millis(500);
+/// The same where all have come, and only one that is delivered twice could still be under way.
+const COMPLETE: Duration = Duration::from_millis(200);
+
+fn receive(inbox: &UdpSocket, total: &OnceLock<u64>) -> Result<Received> {
+    const TICK: Duration = Duration::from_millis(50);
+    inbox.set_read_timeout(Some(TICK))?;
     let mut received = Received::default();
+    let mut silent = Duration::ZERO;
     let mut last: Option<Instant> = None;
     let mut payload = [0; PAYLOAD];
     loop {
         match inbox.recv(&mut payload) {
             Ok(length) => {
                 ensure!(length == PAYLOAD, "a packet of {length} bytes, {PAYLOAD} were sent");
+                silent = Duration::ZERO;
                 let now = Instant::now();
                 if let Some(last) = last.replace(now) {
                     received.longest_gap = received.longest_gap.max(now - last);
@@ -158,9 +172,13 @@ fn receive(inbox: &UdpSocket, stop: &AtomicBool) -> Result<Received> {
                 let [a, b, c, d, e, f, g, h, ..] = payload;
                 received.count(u64::from_be_bytes([a, b, c, d, e, f, g, h]) as usize);
             }
-            // Half a second of silence after the sender has stopped means that no late packet will come.
-            Err(_) if stop.load(Ordering::Relaxed) => return Ok(received),
-            Err(_) => {}
+            Err(_) => {
+                let Some(&total) = total.get() else { continue };
+                silent += TICK;
+                if silent >= if received.count == total { COMPLETE } else { MISSING } {
+                    return Ok(received);
+                }
+            }
         }
     }
 }

@@ -56,23 +56,27 @@ pub fn cargo(args: &[&str]) -> Command {
 /// tests that run at the same time must not wait for each other's cargo.
 pub const BUILT: &str = "XTASK_BUILT";
 
+/// The packages for which cargo is called, whichever program or test is wanted. They decide on the features of the crates that
+/// they share, and with other features most of those would be built again.
+pub const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "overlay-ebpf"];
+
 /// Builds a program of the project as the tests do, and returns its path. Not optimised: the kernel carries the packets, the
 /// kernel programs are optimised always, and an optimised agent takes minutes longer to build.
-pub fn build(package: &str, program: &str) -> Result<PathBuf> {
-    build_by(&["build", "--package", package, "--bin", program], program, command::pass_through)
+pub fn build(program: &str) -> Result<PathBuf> {
+    build_by(&[], program, command::pass_through)
 }
 
 fn build_by(words: &[&str], program: &str, run: impl FnOnce(&mut Command) -> Result<()>) -> Result<PathBuf> {
     if let Some(folder) = env::var_os(BUILT) {
         return Ok(PathBuf::from(folder).join(program));
     }
-    run(&mut cargo(words))?;
+    run(cargo(&["build", "--bin", program]).args(PACKAGES).args(words))?;
     Ok(target().join("debug").join(program))
 }
 
 /// Builds the `overlay` binary as the tests do, and returns its path.
 pub fn build_overlay() -> Result<PathBuf> {
-    build("overlay-user", "overlay")
+    build("overlay")
 }
 
 /// Builds the `overlay` binary as users have it, optimised, and returns its path. The benchmark measures this one.
@@ -103,8 +107,7 @@ pub fn build_next(next: Next) -> Result<PathBuf> {
         Next::Program => "program",
         Next::Layout => "layout",
     };
-    let (feature, binary) = (format!("next-{name}"), format!("overlay-next-{name}"));
-    let words = ["build", "--package", "overlay-user", "--features", &feature, "--bin", &binary];
+    let (feature, binary) = (format!("overlay-user/next-{name}"), format!("overlay-next-{name}"));
     // cargo's messages would fill the screen, so they are shown only if it fails.
-    build_by(&words, &binary, |cargo| command::output(cargo).map(drop))
+    build_by(&["--features", &feature], &binary, |cargo| command::output(cargo).map(drop))
 }

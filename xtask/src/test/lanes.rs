@@ -1,7 +1,6 @@
 //! Jobs side by side: who runs when, what is printed of them, and what remains to be said in the end.
 //!
-//! Two at once, as the machines have two cores. What a job prints appears as a whole when it has ended, since two that
-//! print at once cannot be read.
+//! What a job prints appears as a whole when it has ended, since two that print at once cannot be read.
 use std::{
     collections::VecDeque,
     fs::{self, File},
@@ -21,32 +20,49 @@ use nix::{
 };
 use overlay_project::command;
 
+use super::spent;
 use crate::interrupt;
 
-/// How many jobs run at once.
-const LANES: usize = 2;
+/// How many jobs run at once: one more than the machines have cores, because tests of hosts wait about half of the time.
+const LANES: usize = 3;
 
 /// How long what was told to end may take to clean up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a job does to those that run beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It makes hosts under load, whose timing another such job would disturb: only one of these runs at a time.
+    Timed,
+    /// It computes without a pause, as compilers and an emulated CPU do. Whatever else runs goes first.
+    Computing,
+    /// It neither disturbs others nor minds them.
+    Other,
+}
+
+/// How nice a computing job is to others. A CPU gives a process of niceness 10 a tenth of what it gives an ordinary one.
+const NICENESS: &str = "10";
+
 /// Commands that run one after the other, until one fails.
 pub(super) struct Job {
     pub(super) name: String,
-    /// Whether it makes hosts under load, whose timing another such job would disturb: only one of these runs at a time.
-    pub(super) hosts: bool,
+    pub(super) kind: Kind,
     pub(super) commands: Vec<Command>,
 }
 
 /// How a job ended.
 struct Ended {
     name: String,
+    /// On the clock.
     time: Duration,
+    /// On CPUs, by all its processes together.
+    cpu: Duration,
     result: Result<()>,
 }
 
 struct Board {
     waiting: VecDeque<Job>,
-    hosts_busy: bool,
+    is_timed: bool,
     ended: Vec<Ended>,
 }
 
@@ -56,7 +72,7 @@ pub(super) fn run(jobs: Vec<Job>, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let started = Instant::now();
     let lanes = Lanes {
-        board: Mutex::new(Board { waiting: jobs.into(), hosts_busy: false, ended: Vec::new() }),
+        board: Mutex::new(Board { waiting: jobs.into(), is_timed: false, ended: Vec::new() }),
         changed: Condvar::new(),
         folder: folder.to_owned(),
     };
@@ -96,23 +112,24 @@ impl Lanes {
         while let Some(job) = self.next() {
             let started = Instant::now();
             let file = self.folder.join(format!("{}.txt", job.name.replace('/', "-")));
-            let result = carry_out(job.commands, &file);
+            let mut cpu = Duration::ZERO;
+            let result = carry_out(job.kind, job.commands, &file, &mut cpu);
             let time = started.elapsed();
             let mut board = self.board();
             let how = if result.is_ok() { "passed" } else { "FAILED" };
-            println!("== {} {how} after {}", job.name, minutes(time));
+            println!("== {} {how} after {}, {} of CPU", job.name, minutes(time), minutes(cpu));
             // Under the lock, so that no other job's lines come in between.
             print!("{}", String::from_utf8_lossy(&fs::read(&file).unwrap_or_default()));
             if let Err(error) = &result {
                 println!("== {} failed: {error:#}", job.name);
             }
-            board.hosts_busy &= !job.hosts;
-            board.ended.push(Ended { name: job.name, time, result });
+            board.is_timed &= job.kind != Kind::Timed;
+            board.ended.push(Ended { name: job.name, time, cpu, result });
             self.changed.notify_all();
         }
     }
 
-    /// The first job that may run beside the one that runs; waits while there is none. `None` when all have been taken.
+    /// The first job that may run beside those that run; waits while there is none. `None` when all have been taken.
     fn next(&self) -> Option<Job> {
         let mut board = self.board();
         loop {
@@ -122,10 +139,10 @@ impl Lanes {
             if board.waiting.is_empty() {
                 return None;
             }
-            let busy = board.hosts_busy;
-            if let Some(place) = board.waiting.iter().position(|job| !(job.hosts && busy)) {
+            let is_timed = board.is_timed;
+            if let Some(place) = board.waiting.iter().position(|job| !(job.kind == Kind::Timed && is_timed)) {
                 let job = board.waiting.remove(place)?;
-                board.hosts_busy |= job.hosts;
+                board.is_timed |= job.kind == Kind::Timed;
                 println!("== {} begins", job.name);
                 return Some(job);
             }
@@ -134,14 +151,16 @@ impl Lanes {
     }
 }
 
-/// Runs commands one after the other with their output in `file`.
-fn carry_out(commands: Vec<Command>, file: &Path) -> Result<()> {
+/// Runs commands one after the other with their output in `file`. What they spend on CPUs is added to `cpu`.
+fn carry_out(kind: Kind, commands: Vec<Command>, file: &Path, cpu: &mut Duration) -> Result<()> {
     let mut output = File::create(file).with_context(|| format!("create {}", file.display()))?;
-    for mut command in commands {
+    for command in commands {
+        let mut command = if kind == Kind::Computing { nice(&command) } else { command };
         let shown = command::show(&command);
         writeln!(output, "     Running {shown}")?;
         command.stdout(output.try_clone()?).stderr(output.try_clone()?);
-        let status = run_one(&mut command).with_context(|| shown.clone())?;
+        let (status, spent) = run_one(&mut command).with_context(|| shown.clone())?;
+        *cpu += spent;
         if !status.success() {
             bail!("{shown} ended with {status}");
         }
@@ -149,12 +168,29 @@ fn carry_out(commands: Vec<Command>, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command in a process group of its own. When we are told to end, it is told, too, and has time to clean up.
-pub(super) fn run_one(command: &mut Command) -> Result<ExitStatus> {
+/// The same command, which lets others go first.
+fn nice(command: &Command) -> Command {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", NICENESS]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        nice.current_dir(folder);
+    }
+    nice
+}
+
+/// Runs a command in a process group of its own, and returns what it and its children spent on CPUs too. When we are told to
+/// end, it is told, too, and has time to clean up.
+pub(super) fn run_one(command: &mut Command) -> Result<(ExitStatus, Duration)> {
     let mut group = Group(command.stdin(Stdio::null()).process_group(0).spawn()?);
     loop {
-        if let Some(status) = group.0.try_wait()? {
-            return Ok(status);
+        if let Some(spent) = spent::when_ended(&group.0)? {
+            return Ok((group.0.wait()?, spent));
         }
         if interrupt::came() {
             bail!("interrupted");
@@ -185,14 +221,17 @@ pub(super) fn minutes(time: Duration) -> String {
     format!("{:.1} min", time.as_secs_f32() / 60.0)
 }
 
-/// How long each took, in the order in which they ended.
+/// How long each took, and how much of it on CPUs, in the order in which they ended. A job whose two figures are far apart
+/// waits.
 fn table(ended: &[Ended], all: Duration) -> String {
-    let mut lines = vec!["== minutes".to_owned()];
-    for Ended { name, time, result } in ended {
-        let how = if result.is_ok() { "" } else { "  FAILED" };
-        lines.push(format!("  {name:24}{:>10}{how}", minutes(*time)));
+    let line = |name: &str, time: Duration, cpu: Duration, how: &str| {
+        format!("  {name:24}{:>10}{:>10}{how}", minutes(time), minutes(cpu))
+    };
+    let mut lines = vec![format!("== {:24}{:>9}{:>10}", "minutes", "clock", "CPU")];
+    for Ended { name, time, cpu, result } in ended {
+        lines.push(line(name, *time, *cpu, if result.is_ok() { "" } else { "  FAILED" }));
     }
-    lines.push(format!("  {:24}{:>10}", "side by side", minutes(all)));
+    lines.push(line("side by side", all, ended.iter().map(|job| job.cpu).sum(), ""));
     lines.join("\n")
 }
 
@@ -200,20 +239,20 @@ fn table(ended: &[Ended], all: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn job(name: &str, hosts: bool, script: &str) -> Job {
+    fn job(name: &str, kind: Kind, script: &str) -> Job {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Job { name: name.to_owned(), hosts, commands: vec![command] }
+        Job { name: name.to_owned(), kind, commands: vec![command] }
     }
 
     #[test]
     fn all_run_and_every_failure_is_named_the_first_first() {
         let folder = tempfile::tempdir().unwrap();
         let jobs = vec![
-            job("a/one", false, "echo out; echo err >&2"),
-            job("late", false, "sleep 0.2; exit 4"),
-            job("early", false, "exit 3"),
-            job("ended", false, "true"),
+            job("a/one", Kind::Other, "echo out; echo err >&2"),
+            job("late", Kind::Other, "sleep 0.2; exit 4"),
+            job("early", Kind::Other, "exit 3"),
+            job("ended", Kind::Other, "true"),
         ];
         let error = run(jobs, folder.path()).unwrap_err().to_string();
         let (first, second) = (error.find("early").unwrap(), error.find("late").unwrap());
@@ -222,20 +261,46 @@ mod tests {
     }
 
     #[test]
-    fn jobs_with_hosts_never_run_at_the_same_time() {
+    fn jobs_that_look_at_the_time_never_run_beside_each_other() {
         let folder = tempfile::tempdir().unwrap();
         // Each makes a folder that must not be there, and takes it away again.
         let mark = folder.path().join("mark");
         let script = format!("mkdir '{0}' && sleep 0.05 && rmdir '{0}'", mark.display());
-        let jobs = (0..6).map(|number| job(&number.to_string(), true, &script)).collect();
+        let jobs = (0..6).map(|number| job(&number.to_string(), Kind::Timed, &script)).collect();
         run(jobs, folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_job_that_computes_is_nice_and_what_it_spends_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut computing = job(
+            "computing",
+            Kind::Computing,
+            "nice; echo $WORD; pwd; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done",
+        );
+        computing.commands[0].env("WORD", "kept").current_dir(folder.path());
+        let mut cpu = Duration::ZERO;
+        let file = folder.path().join("out");
+        carry_out(computing.kind, computing.commands, &file, &mut cpu).unwrap();
+        let said = fs::read_to_string(&file).unwrap();
+        let place = folder.path().canonicalize().unwrap();
+        assert!(said.ends_with(&format!("\n{NICENESS}\nkept\n{}\n", place.display())), "{said}");
+        assert!(cpu > Duration::ZERO);
+        let ended = Ended {
+            name: "computing".into(),
+            time: Duration::from_secs(60),
+            cpu: Duration::from_secs(30),
+            result: Ok(()),
+        };
+        let table = table(&[ended], Duration::from_secs(90));
+        assert!(table.contains("1.0 min   0.5 min\n") && table.ends_with("1.5 min   0.5 min"), "{table}");
     }
 
     #[test]
     fn a_command_that_fails_is_its_jobs_last() {
         let folder = tempfile::tempdir().unwrap();
-        let mut first = job("x", false, "exit 1");
-        first.commands.extend(job("x", false, "echo never").commands);
+        let mut first = job("x", Kind::Other, "exit 1");
+        first.commands.extend(job("x", Kind::Other, "echo never").commands);
         run(vec![first], folder.path()).unwrap_err();
         assert!(!fs::read_to_string(folder.path().join("x.txt")).unwrap().ends_with("never\n"));
     }

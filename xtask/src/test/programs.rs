@@ -39,8 +39,7 @@ pub(super) enum Wanted<'a> {
 /// Builds the tests that are wanted, and the agent. cargo's messages are shown.
 pub(super) fn build(wanted: &Wanted) -> Result<Vec<TestProgram>> {
     let mut words = vec!["test", "--no-run", "--message-format", "json-render-diagnostics"];
-    // Always of all packages, whichever tests are wanted: these decide on the crates' features, hence on what is built anew.
-    words.extend(["--workspace", "--exclude", "overlay-ebpf"]);
+    words.extend(project::PACKAGES);
     if let Wanted::These { own, names } = wanted {
         if *own {
             words.extend(["--lib", "--bins"]);
@@ -58,8 +57,8 @@ pub(super) fn build(wanted: &Wanted) -> Result<Vec<TestProgram>> {
 /// Builds what tests of hosts start beside the agent, and returns the folder of all programs.
 pub(super) fn build_beside() -> Result<PathBuf> {
     // The lab itself finds leaks in the end.
-    for package in ["overlay-frames", "overlay-lab"] {
-        project::build(package, package)?;
+    for program in ["overlay-frames", "overlay-lab"] {
+        project::build(program)?;
     }
     for next in [Next::Layout, Next::Program] {
         project::build_next(next)?;
@@ -89,14 +88,11 @@ pub(super) fn find<'a>(programs: &'a [TestProgram], name: &str) -> Result<&'a Te
 }
 
 impl TestProgram {
-    /// To be run as cargo would.
-    pub(super) fn command(&self) -> Command {
+    /// To be run as cargo would, with so many tests at a time; as many as there are CPUs if it does not matter.
+    pub(super) fn command(&self, at_a_time: Option<usize>) -> Command {
         let mut command = Command::new(&self.file);
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
-        if self.integration {
-            // One after the other: hosts under load on few cores disturb each other's timing.
-            command.arg("--test-threads=1");
-        }
+        command.args(at_a_time.map(|number| format!("--test-threads={number}")));
         command
     }
 }

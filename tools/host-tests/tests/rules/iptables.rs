@@ -30,12 +30,15 @@ const FILTER: &[Row] = &[
         "iptables-nft -A FORWARD -p tcp --dport 8081 -j DROP
          iptables-nft -A FORWARD -p udp --dport 8081 -j DROP",
     ),
-    row(
-        "iptables-legacy: drop a port in FORWARD",
-        Established,
-        "iptables-legacy -A FORWARD -p tcp --dport 8081 -j DROP
-         iptables-legacy -A FORWARD -p udp --dport 8081 -j DROP",
-    ),
+    Row {
+        untold: true,
+        ..row(
+            "iptables-legacy: drop a port in FORWARD",
+            Established,
+            "iptables-legacy -A FORWARD -p tcp --dport 8081 -j DROP
+             iptables-legacy -A FORWARD -p udp --dport 8081 -j DROP",
+        )
+    },
     Row {
         second: "iptables-nft -A FORWARD -p tcp --dport 8081 -j DROP",
         ..row("iptables: drop a port in FORWARD of the other host", On, "")

@@ -23,7 +23,10 @@ const TURNS: usize = 64;
 /// A service's address, which every host's routes drop.
 pub const SERVICE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 96, 0, 10);
 
-/// Removes all rules, and the routing policies of rows.
+/// Changes nothing in the end, but makes the kernel send news of rules, so that an agent looks at them at once.
+pub const NEWS: &str = "add table ip news\ndelete table ip news\n";
+
+/// Removes all rules, and the routing policies of rows. Of what it removes by iptables' older variant there is no news either.
 const CLEAR: &str = "
     nft flush ruleset
     for table in $(cat /proc/net/ip_tables_names 2>/dev/null); do
@@ -33,6 +36,7 @@ const CLEAR: &str = "
             iptables-legacy -t $table -P $chain ACCEPT
         done
     done
+    [ -z \"$(cat /proc/net/ip_tables_names 2>/dev/null)\" ] || nft 'add table ip news; delete table ip news'
     while ip rule delete pref 1000 2>/dev/null; do :; done
     ip route flush table 100 2>/dev/null || true
 ";

@@ -42,13 +42,16 @@ pub struct Row {
     /// Whether conversations that began before these rules are looked at too. While the fast path is on, connection tracking does
     /// not know them, so they are new to rules that ask it (docs/firewalls.md, "Where `auto` differs").
     pub older: bool,
+    /// Whether nobody tells the agent that there are new rules. Of rules of iptables' older variant the kernel sends no news, so that
+    /// the agent finds them when it looks the next time, seconds later.
+    pub untold: bool,
     /// A command that succeeds on the first host once the agent has added what it adds to such rules.
     pub ready: &'static str,
 }
 
 /// Rules of the first host that change what the containers see.
 pub const fn row(name: &'static str, path: Path, first: &'static str) -> Row {
-    Row { name, before: "", first, second: "", path, is_seen: true, older: true, ready: "" }
+    Row { name, before: "", first, second: "", path, is_seen: true, older: true, untold: false, ready: "" }
 }
 
 /// Rules of the first host that ask connection tracking, so that only conversations that begin under them are looked at.
