@@ -136,7 +136,8 @@ pub(crate) fn keep<F: Family>(frame: &impl Frame, offset: usize) {
 pub(crate) fn note_left<F: Family>(packet: &Packet<'_>, offset: usize, is_for_its_connection: bool) {
     let Some(left) = F::Address::left() else { return };
     *left = FlowKey::default();
-    if is_for_its_connection && let Ok(ip) = F::Header::checked(packet, offset) {
+    // Its header has been checked already.
+    if is_for_its_connection && let Some(ip) = F::Header::read(packet, offset) {
         *left = connection::<F>(packet, offset, &ip).key;
     }
 }
