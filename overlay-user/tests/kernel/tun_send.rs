@@ -214,10 +214,13 @@ fn many_connections_of_a_vxlan_device_share_a_few_outer_ports() {
 
 /// The underlay's MTU may have been lowered since overlay0 got its own.
 #[test]
-fn directly_what_the_link_does_not_take_goes_on_to_the_agent() {
+fn directly_what_the_link_does_not_take_is_answered_or_goes_on_to_the_agent() {
     with_tun(SETTING_DIRECT, |host| {
         ip("link set eth0 mtu 1400");
         let packet = numbered(CONTAINER, REMOTE, 1401 - 28, 0);
+        assert!(host.route(&packet).contains(&(Send, Reason::TooBig)));
+        assert_eq!(host.inside.next()[26..28], 1400_u16.to_be_bytes());
+        let packet = udp_with(CONTAINER, REMOTE, [4000, 5000], 1401 - 28, |ip| (ip[5], ip[6]) = (0x99, 0));
         assert_eq!(host.route(&packet), [(Send, Reason::NeedsFragmentation)]);
         assert_eq!(host.read(), packet);
         let packet = numbered(CONTAINER, REMOTE, 1400 - 28, 0);
