@@ -11,7 +11,7 @@ use overlay_common::{
 use crate::{
     count,
     frame::Frame,
-    helpers::now_ns,
+    helpers::tick_ns,
     ip::{Family, Header as _, ICMP_HEADER},
     maps::{Lookups, promotion_epoch},
     packet::Packet,
@@ -51,8 +51,7 @@ fn connection<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> C
     let of_any = || Connection { is_told_apart: false, ..of([[0; 2]; 2]) };
     match ip.protocol() {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
-            // Ports lie in the linear part, but for odd drivers; reading them there needs no helper's call.
-            of(split(frame.read(transport).or_else(|| frame.load(transport)).unwrap_or([0; 4])))
+            of(split(anywhere(frame, transport).unwrap_or([0; 4])))
         }
         protocol if protocol == F::ICMP => match frame.load::<ICMP_HEADER>(transport) {
             // The identifier is what tells two connections apart (RFC 792).
@@ -67,6 +66,12 @@ fn connection<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> C
         },
         _ => of_any(),
     }
+}
+
+/// Bytes of a transport header. They lie in the linear part, but for odd drivers; reading them there needs no helper's call.
+#[inline(always)]
+fn anywhere<const N: usize>(frame: &impl Frame, offset: usize) -> Option<[u8; N]> {
+    frame.read(offset).or_else(|| frame.load(offset))
 }
 
 /// The connection of the packet that an ICMP error quotes at `offset`.
@@ -136,7 +141,8 @@ pub(crate) fn keep<F: Family>(frame: &impl Frame, offset: usize) {
 pub(crate) fn note_left<F: Family>(packet: &Packet<'_>, offset: usize, is_for_its_connection: bool) {
     let Some(left) = F::Address::left() else { return };
     *left = FlowKey::default();
-    if is_for_its_connection && let Ok(ip) = F::Header::checked(packet, offset) {
+    // Its header has been checked already.
+    if is_for_its_connection && let Some(ip) = F::Header::read(packet, offset) {
         *left = connection::<F>(packet, offset, &ip).key;
     }
 }
@@ -176,7 +182,7 @@ pub(crate) fn record<F: Family>(packet: &Packet<'_>, hook: Hook, offset: usize, 
         refresh(flow, state);
         return;
     }
-    let flow = Flow { seen_ns: now_ns(), state, reserved: 0 };
+    let flow = Flow { seen_ns: tick_ns(), state, reserved: 0 };
     if F::Address::insert_stack_flow(&key, &flow).is_err() {
         count::add(hook, Reason::FlowTableFull, packet.size(offset));
         count::report_full(packet.context());
@@ -199,7 +205,7 @@ pub(crate) fn track<F: Family>(packet: &Packet<'_>) {
 
 #[inline(always)]
 fn refresh(flow: &mut Flow, state: u32) {
-    let now = now_ns();
+    let now = tick_ns();
     if now.wrapping_sub(flow.seen_ns) > REFRESH_NS {
         flow.seen_ns = now;
     }
@@ -222,7 +228,7 @@ fn next_state<F: Family>(
     let is_first = state & (FLOW_FORWARD | FLOW_BACKWARD) == 0;
     let mut state = state | direction | if is_first { begun } else { 0 };
     if ip.protocol() == protocol::TCP
-        && let Some([flags]) = frame.load::<1>(offset + F::HEADER + tcp::offset::FLAGS)
+        && let Some([flags]) = anywhere::<1>(frame, offset + F::HEADER + tcp::offset::FLAGS)
     {
         if flags & tcp::SYN != 0 {
             // Ports are used again: the end of an earlier connection is not the end of this one.

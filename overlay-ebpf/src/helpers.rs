@@ -1,11 +1,21 @@
 //! Helpers of the kernel that are asked without a packet: the clock and random numbers.
-use aya_ebpf::helpers::{bpf_ktime_get_ns, generated::bpf_get_prandom_u32};
+use aya_ebpf::helpers::{
+    bpf_ktime_get_ns,
+    generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+};
 
 /// CLOCK_MONOTONIC, in nanoseconds.
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
     // SAFETY: no arguments, no preconditions.
     unsafe { bpf_ktime_get_ns() }
+}
+
+/// The same at the last tick, some milliseconds ago at most. The kernel asks no clock for it.
+#[inline(always)]
+pub(crate) fn tick_ns() -> u64 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// A random number.

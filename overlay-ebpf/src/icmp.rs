@@ -1,4 +1,5 @@
-//! ICMP errors to a container. The error is written over the packet that it is about, and goes back to where that came from.
+//! ICMP errors to whoever sent a packet. The error is written over the packet that it is about, and goes back to where that came
+//! from.
 use overlay_common::{
     Hook, Reason, checksum,
     header::{ethernet, icmp::offset, tcp},
@@ -10,13 +11,17 @@ use crate::{
     frame::Frame as _,
     ip::{Error, Family, Header as _, ICMP_HEADER},
     packet::Packet,
+    settings::{self, Prefixes as _},
     verdict::{Answer, Outcome},
 };
+
+/// Bytes in front of the IP header of a packet that has no link header.
+const NONE: usize = 0;
 
 /// No peer holds the destination's subnet.
 #[inline(always)]
 pub(crate) fn network_unreachable<F: Family>(packet: &Packet<'_>, inner: &F::Header) -> Answer<Outcome> {
-    answer::<F>(packet, inner, Error::NoRoute, Reason::NoPeer, Reason::NoPeer)
+    answer::<F, ETHERNET>(packet, inner, Error::NoRoute, Reason::NoPeer, Reason::NoPeer)
 }
 
 /// The path takes packets of `mtu` bytes, which is what the next hop's MTU leaves when encapsulation has had its part. A
@@ -24,21 +29,38 @@ pub(crate) fn network_unreachable<F: Family>(packet: &Packet<'_>, inner: &F::Hea
 /// the outer packet.
 #[inline(always)]
 pub(crate) fn too_big<F: Family>(packet: &Packet<'_>, inner: &F::Header, mtu: u32) -> Answer<Outcome> {
-    // An answer with less is a mistake somewhere.
-    let mtu = if mtu < F::SMALLEST_MTU { F::SMALLEST_MTU } else { mtu };
-    answer::<F>(packet, inner, Error::TooBig(mtu as u16), Reason::TooBig, Reason::NeedsFragmentation)
+    answer::<F, ETHERNET>(packet, inner, at_most::<F>(mtu), Reason::TooBig, Reason::NeedsFragmentation)
+}
+
+/// The same about a packet without link header that the stack sends through overlay0. The answer arrives there, as if the host at
+/// the other end had sent it: so it passes the stack's way back, with whatever translates addresses there.
+#[inline(always)]
+pub(crate) fn too_big_at_overlay0<F: Family>(
+    packet: &Packet<'_>,
+    ip: &F::Header,
+    mtu: u32,
+) -> Answer<Outcome> {
+    answer::<F, NONE>(packet, ip, at_most::<F>(mtu), Reason::TooBig, Reason::NeedsFragmentation)
 }
 
 #[inline(always)]
-fn answer<F: Family>(
+fn at_most<F: Family>(mtu: u32) -> Error {
+    // An answer with less is a mistake somewhere.
+    Error::TooBig(if mtu < F::SMALLEST_MTU { F::SMALLEST_MTU } else { mtu } as u16)
+}
+
+/// Answers a packet whose IP header stands behind `LINK` bytes of link header.
+#[inline(always)]
+fn answer<F: Family, const LINK: usize>(
     packet: &Packet<'_>,
     inner: &F::Header,
     error: Error,
     answered: Reason,
     otherwise: Reason,
 ) -> Answer<Outcome> {
-    if !is_answerable::<F>(packet, inner) || !count::may_answer() {
-        count::add(Hook::Encap, Reason::AnswerWithheld, packet.size(ETHERNET));
+    if !is_answerable::<F>(packet, LINK, inner) || !count::may_answer() {
+        let hook = if LINK == NONE { Hook::Send } else { Hook::Encap };
+        count::add(hook, Reason::AnswerWithheld, packet.size(LINK));
         return Err(otherwise.into());
     }
     // The transport checksum must stay within the quote: the kernel refuses (EINVAL) to cut a frame before a checksum
@@ -46,27 +68,31 @@ fn answer<F: Family>(
     // As one number: a function of its own takes no parameter of which a part may be undefined.
     let header = u64::from_ne_bytes(F::error_header(error));
     let is_built = if usize::from(inner.length()) >= F::HEADER + tcp::LENGTH {
-        build::<F, { tcp::LENGTH }>(packet, header)
+        build::<F, LINK, { tcp::LENGTH }>(packet, header)
     } else {
-        build::<F, 8>(packet, header)
+        build::<F, LINK, 8>(packet, header)
     };
-    if is_built {
-        Ok(Outcome::Instead(Packet::redirect(packet.ifindex()), answered))
-    } else {
-        Err(Reason::Failed.into())
+    if !is_built {
+        return Err(Reason::Failed.into());
     }
+    let verdict = if LINK == NONE {
+        Packet::redirect_to_ingress(settings::device())
+    } else {
+        Packet::redirect(packet.ifindex())
+    };
+    Ok(Outcome::Instead(verdict, answered))
 }
 
 /// RFC 1122 section 3.2.2: no error about an ICMP error, nor about a fragment other than the first.
 #[inline(always)]
-fn is_answerable<F: Family>(packet: &Packet<'_>, inner: &F::Header) -> bool {
+fn is_answerable<F: Family>(packet: &Packet<'_>, link: usize, inner: &F::Header) -> bool {
     if inner.is_later_fragment() {
         return false;
     }
     if inner.protocol() != F::ICMP {
         return true;
     }
-    let kind = packet.load::<1>(ETHERNET + F::HEADER + offset::TYPE);
+    let kind = packet.load::<1>(link + F::HEADER + offset::TYPE);
     kind.is_some_and(|[kind]| F::is_answerable(kind))
 }
 
@@ -74,18 +100,21 @@ fn is_answerable<F: Family>(packet: &Packet<'_>, inner: &F::Header) -> bool {
 /// own in the program too, and in pieces: the kernel allows 512 bytes of stack to a program and the functions it calls
 /// together.
 #[inline(never)]
-fn build<F: Family, const TRANSPORT: usize>(packet: &Packet<'_>, header: u64) -> bool {
+fn build<F: Family, const LINK: usize, const TRANSPORT: usize>(packet: &Packet<'_>, header: u64) -> bool {
     let quote = const { F::HEADER + TRANSPORT };
-    let Some(sender) = packet.read(ETHERNET + F::SOURCE) else { return false };
-    if packet.cut(ETHERNET + quote).is_err() || packet.make_space(F::HEADER + ICMP_HEADER).is_err() {
+    let Some(sender) = packet.read::<F::Address>(LINK + F::SOURCE) else { return false };
+    let Some(receiver) = packet.read::<F::Address>(LINK + F::DESTINATION) else { return false };
+    // The base address of a peer's subnet is that of its overlay0.
+    let from = if LINK == NONE { receiver.subnet() } else { F::Address::gateway() };
+    if packet.cut(LINK + quote).is_err() || packet.make_space(F::HEADER + ICMP_HEADER).is_err() {
         return false;
     }
-    if !packet.pull(ETHERNET + F::HEADER + ICMP_HEADER + quote) {
+    if !packet.pull(LINK + F::HEADER + ICMP_HEADER + quote) {
         return false;
     }
-    write_ethernet(packet)
-        && F::write_error_ip(packet, ETHERNET, sender, ICMP_HEADER + quote).is_ok()
-        && write_icmp::<F>(packet, sender, header.to_ne_bytes(), quote)
+    (LINK == NONE || write_ethernet(packet))
+        && F::write_error_ip(packet, LINK, [from, sender], ICMP_HEADER + quote).is_ok()
+        && write_icmp::<F, LINK>(packet, [from, sender], header.to_ne_bytes(), quote)
 }
 
 /// The answer goes back to whom the packet came from, and comes from the gateway that the packet was sent to.
@@ -97,17 +126,17 @@ fn write_ethernet(packet: &Packet<'_>) -> bool {
 }
 
 #[inline(always)]
-fn write_icmp<F: Family>(
+fn write_icmp<F: Family, const LINK: usize>(
     packet: &Packet<'_>,
-    sender: F::Address,
+    addresses: [F::Address; 2],
     mut header: [u8; ICMP_HEADER],
     quote: usize,
 ) -> bool {
-    let Some(sum) = packet.sum(ETHERNET + F::HEADER + ICMP_HEADER, quote) else { return false };
+    let Some(sum) = packet.sum(LINK + F::HEADER + ICMP_HEADER, quote) else { return false };
     let sum = sum
         + checksum::sum_words(&header, 0, ICMP_HEADER)
-        + F::error_pseudo_header(sender, ICMP_HEADER + quote);
+        + F::error_pseudo_header(addresses, ICMP_HEADER + quote);
     let [high, low] = checksum::finish(sum).to_be_bytes();
     [header[offset::CHECKSUM], header[offset::CHECKSUM + 1]] = [high, low];
-    packet.store(ETHERNET + F::HEADER, &header).is_ok()
+    packet.store(LINK + F::HEADER, &header).is_ok()
 }

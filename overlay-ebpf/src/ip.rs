@@ -62,12 +62,16 @@ pub(crate) trait Family: Copy {
     /// The ICMP header of an error, its checksum zero.
     fn error_header(error: Error) -> [u8; ICMP_HEADER];
 
-    /// Writes the IP header of an ICMP error with `payload` bytes behind it, from this host's gateway address.
-    fn write_error_ip(frame: &impl Frame, at: usize, to: Self::Address, payload: usize)
-    -> Result<(), Reason>;
+    /// Writes the IP header of an ICMP error with `payload` bytes behind it, from one address to another.
+    fn write_error_ip(
+        frame: &impl Frame,
+        at: usize,
+        addresses: [Self::Address; 2],
+        payload: usize,
+    ) -> Result<(), Reason>;
 
-    /// Sum of the pseudo-header of an ICMP error with `length` bytes from the gateway address. Zero if ICMP has none.
-    fn error_pseudo_header(to: Self::Address, length: usize) -> u32;
+    /// Sum of the pseudo-header of an ICMP error with `length` bytes from one address to another. Zero if ICMP has none.
+    fn error_pseudo_header(addresses: [Self::Address; 2], length: usize) -> u32;
 }
 
 /// Length of an ICMP header, in either family.

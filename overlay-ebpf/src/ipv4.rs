@@ -11,7 +11,6 @@ use self::header::{FORWARDED, Ipv4};
 use crate::{
     frame::Frame,
     ip::{Error, Family, ICMP_HEADER},
-    settings::Prefixes as _,
 };
 
 /// TTL of an ICMP error.
@@ -82,7 +81,12 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn write_error_ip(frame: &impl Frame, at: usize, to: Addr4, payload: usize) -> Result<(), Reason> {
+    fn write_error_ip(
+        frame: &impl Frame,
+        at: usize,
+        [from, to]: [Addr4; 2],
+        payload: usize,
+    ) -> Result<(), Reason> {
         let mut ip = [0u8; IPV4];
         ip[offset::VERSION] = WITHOUT_OPTIONS;
         ip[offset::TOS] = INTERNETWORK_CONTROL;
@@ -90,7 +94,7 @@ impl Family for V4 {
         ip[offset::LENGTH..offset::IDENTIFICATION].copy_from_slice(&length);
         ip[offset::TTL] = TTL;
         ip[offset::PROTOCOL] = protocol::ICMP;
-        ip[offset::SOURCE..offset::DESTINATION].copy_from_slice(&Addr4::gateway().octets);
+        ip[offset::SOURCE..offset::DESTINATION].copy_from_slice(&from.octets);
         ip[offset::DESTINATION..].copy_from_slice(&to.octets);
         let sum = checksum::finish(checksum::sum_words(&ip, 0, IPV4));
         ip[offset::CHECKSUM..offset::SOURCE].copy_from_slice(&sum.to_be_bytes());
@@ -99,7 +103,7 @@ impl Family for V4 {
 
     // RFC 792 sums the message alone.
     #[inline(always)]
-    fn error_pseudo_header(_: Addr4, _: usize) -> u32 {
+    fn error_pseudo_header(_: [Addr4; 2], _: usize) -> u32 {
         0
     }
 }

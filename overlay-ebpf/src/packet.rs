@@ -9,8 +9,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::__sk_buff,
     helpers::generated::{
-        bpf_check_mtu, bpf_csum_diff, bpf_get_hash_recalc, bpf_skb_change_type, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_check_mtu, bpf_csum_diff, bpf_get_hash_recalc, bpf_set_hash, bpf_skb_change_type,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -181,6 +181,13 @@ impl<'a> Packet<'a> {
     pub(crate) fn hash(&self) -> u32 {
         // SAFETY: the context pointer the kernel gave.
         unsafe { bpf_get_hash_recalc(self.skb()) }
+    }
+
+    /// Gives the packet another hash, for whoever asks for it from here on.
+    #[inline(always)]
+    pub(crate) fn set_hash(&self, hash: u32) {
+        // SAFETY: the context pointer the kernel gave. The helper never fails.
+        unsafe { bpf_set_hash(self.skb(), hash) };
     }
 
     /// The counters' slot of the peer that sent this packet, if `overlay_xdp_strip` has classified and decapsulated it: its

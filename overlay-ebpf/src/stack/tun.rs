@@ -2,7 +2,7 @@
 //! stack sends, and decapsulate what it is to receive.
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use overlay_common::{
-    PeerEntry, Reason, SETTING_OUTER_DF,
+    PeerEntry, Reason, SETTING_DIRECT, SETTING_OUTER_DF,
     header::{protocol, udp},
 };
 
@@ -11,6 +11,7 @@ use crate::{
     check, ecn,
     fib::{self, NextHop, NoPath, Path},
     frame::Frame as _,
+    icmp,
     ip::{Family, Header as _, segment_length, transport_length},
     packet::Packet,
     settings::{self, Prefixes as _},
@@ -47,7 +48,7 @@ pub(super) fn send<F: Family>(
     let next_hop = match fib::path::<F>(packet, peer, source_port, length) {
         Ok(Path::Encapsulated(next_hop)) => next_hop,
         Ok(Path::Unencapsulated(_)) | Err(NoPath::Stack) => return Err(Reason::NoNextHop.into()),
-        Err(NoPath::TooBig(_)) => {
+        Err(NoPath::TooBig(mtu)) => {
             // A path MTU the kernel has learned of. Without DF a router on the way fragments, as it does for the kernel.
             let next_hop = fib::next_hop_of_any_length(packet, peer, source_port);
             let fits = |next_hop: &NextHop<F::Address>| {
@@ -55,12 +56,25 @@ pub(super) fn send<F: Family>(
             };
             match next_hop.filter(fits) {
                 Some(next_hop) if !settings::has(SETTING_OUTER_DF) => next_hop,
-                _ => return Err(Reason::NeedsFragmentation.into()),
+                _ => return refuse::<F>(packet, mtu),
             }
         }
     };
     datagram::encapsulate_forwarded::<F>(packet, header, peer, source_port)?;
     leave_by(packet, &next_hop)
+}
+
+/// A packet that the path does not take. With host-gw, overlay0 takes packets as large as the link does, but a peer behind a
+/// router gets them in datagrams: that path is narrower by a datagram's headers, and only this program knows. So it answers what
+/// has DF, as a router would, where the answer finds its way back by overlay0. Everything else is fragmented behind the agent's socket.
+#[inline(always)]
+fn refuse<F: Family>(packet: &Packet<'_>, mtu: u32) -> Answer<Outcome> {
+    match F::Header::checked(packet, 0) {
+        Ok(ip) if settings::has(SETTING_DIRECT) && ip.dont_fragment() && ip.source().in_subnet() => {
+            icmp::too_big_at_overlay0::<F>(packet, &ip, mtu)
+        }
+        _ => Err(Reason::NeedsFragmentation.into()),
+    }
 }
 
 /// A datagram of this host's own tunnel, which the host's routes lead into the tunnel: it would go round for ever.

@@ -18,6 +18,12 @@ use crate::{
     verdict::{Answer, Outcome},
 };
 
+/// How many outer source ports the connections of the stack's tier share. The connection tracking of both hosts knows the tunnel's
+/// own packets by their ports. With a port for each connection, each would cost two hosts an entry per direction, which takes
+/// longer to make and to check by the rules for new connections than the device takes to encapsulate. So many ports still spread
+/// over a receiver's queues, and over paths.
+const SOURCE_PORTS: u32 = 256;
+
 /// Tells the device to which peer the packet goes. Route, path MTU, fragments and source port are the kernel's.
 #[inline(always)]
 pub(super) fn send<F: Family>(packet: &Packet<'_>, peer: &PeerEntry<F::Address>) -> Answer<Outcome> {
@@ -29,8 +35,16 @@ pub(super) fn send<F: Family>(packet: &Packet<'_>, peer: &PeerEntry<F::Address>)
     }
     let dont_fragment = settings::has(SETTING_OUTER_DF) && fits::<F>(packet, peer);
     packet.set_tunnel(peer.outer, OUTER_TTL, dont_fragment)?;
+    packet.set_hash(spread(packet.hash()));
     packet.store(ethernet::offset::DESTINATION, &peer.vtep_mac)?;
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
+}
+
+/// A hash of the same connection that has few values, [`SOURCE_PORTS`]: the device makes the outer source port of its upper 16
+/// bits. It is never zero, which would mean that there is none.
+#[inline(always)]
+const fn spread(hash: u32) -> u32 {
+    hash << (u32::BITS - SOURCE_PORTS.trailing_zeros()) | 1
 }
 
 /// Whether the path takes the packet whole, as far as is known. What is larger must not have DF, even if the network's outer

@@ -144,7 +144,7 @@ pub(crate) async fn join(
     let spec = DeviceSpec {
         name: options.device.clone(),
         kind: DeviceKind::of(backend, vtep_mac),
-        mtu: backend.device_mtu(underlay.mtu),
+        mtu: backend.overlay_mtu(underlay.mtu),
         subnet,
         network: network.plan.network,
         prefixes: network.plan.prefixes(),

@@ -94,7 +94,7 @@ pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Fl
         local: Some(site.underlay.address),
         underlay: Some(site.underlay.name.clone()),
         mac,
-        mtu: site.backend.device_mtu(site.underlay.mtu),
+        mtu: site.backend.overlay_mtu(site.underlay.mtu),
         queue_length: 1000,
         learning: false,
         udp_checksum: true,

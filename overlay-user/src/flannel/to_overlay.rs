@@ -70,7 +70,7 @@ impl PreparedMove {
         let spec = DeviceSpec {
             name: options.device.clone(),
             kind: DeviceKind::of(site.backend, found.mac),
-            mtu: site.backend.device_mtu(site.underlay.mtu),
+            mtu: site.backend.overlay_mtu(site.underlay.mtu),
             subnet,
             network: site.network.plan.network,
             prefixes: site.network.plan.prefixes(),

@@ -108,9 +108,9 @@ impl Backend {
         }
     }
 
-    /// MTU inside the overlay in bytes, over an underlay interface of this MTU, by flannel's rule. With `DirectRouting` the
-    /// outer headers are subtracted even though peers on the same link do not need them. With host-gw they are not, so
-    /// packets to a peer behind a router must be 28 bytes shorter; their senders are told so by ICMP.
+    /// MTU inside the overlay in bytes, that of containers and of overlay0, over an underlay interface of this MTU, by flannel's
+    /// rule. With `DirectRouting` the outer headers are subtracted even though peers on the same link do not need them. With
+    /// host-gw they are not, so packets to a peer behind a router must be 28 bytes shorter; their senders are told so by ICMP.
     pub fn overlay_mtu(self, interface: u32) -> u32 {
         let (underlay, overhead) = match self {
             Self::Vxlan { mtu, .. } => (mtu.unwrap_or(interface), wire::OVERHEAD),
@@ -118,15 +118,6 @@ impl Backend {
             Self::HostGw => (interface, 0),
         };
         underlay.saturating_sub(overhead as u32)
-    }
-
-    /// MTU of overlay0 over an underlay interface of this MTU. With host-gw it is smaller than the containers' MTU: what the
-    /// stack sends to a peer behind a router is encapsulated, and must fit then, too.
-    pub fn device_mtu(self, interface: u32) -> u32 {
-        match self {
-            Self::HostGw => interface.saturating_sub(wire::DATAGRAM as u32),
-            Self::Vxlan { .. } | Self::Udp { .. } => self.overlay_mtu(interface),
-        }
     }
 
     /// What this host's lease says about the backend. `vtep_mac` is only called for VXLAN.
@@ -199,7 +190,7 @@ mod tests {
         assert_eq!(backend(r#","Backend":{"Type":"vxlan","MTU":9000}"#).unwrap().overlay_mtu(1500), 8950);
         assert_eq!(vxlan.overlay_mtu(10), 0);
         let host_gw = backend(r#","Backend":{"Type":"host-gw"}"#).unwrap();
-        assert_eq!((host_gw.overlay_mtu(1500), host_gw.device_mtu(1500)), (1500, 1472));
+        assert_eq!(host_gw.overlay_mtu(1500), 1500);
         assert!(host_gw.is_direct());
         let direct = backend(r#","Backend":{"Type":"vxlan","DirectRouting":true}"#).unwrap();
         assert_eq!((direct.is_direct(), direct.overlay_mtu(1500)), (true, 1450));

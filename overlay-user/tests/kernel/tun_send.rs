@@ -151,12 +151,76 @@ fn what_is_wrapped_is_not_wrapped_again() {
     });
 }
 
+/// With host-gw, overlay0 takes what the link takes. A datagram to a peer behind a router has 28 bytes more.
+#[test]
+fn directly_a_full_packet_leaves_plain_and_behind_a_router_its_sender_is_told() {
+    fn full(source: [u8; 4], destination: [u8; 4], length: usize, df: u8) -> Vec<u8> {
+        udp_with(source, destination, [4000, 5000], length - 28, |ip| (ip[5], ip[6]) = (0x99, df))
+    }
+    const DF: u8 = 0x40;
+    with_tun(SETTING_DIRECT, |host| {
+        behind_a_gateway();
+        ip("link set overlay0 mtu 1500");
+        let packet = full(CONTAINER, REMOTE, 1500, DF);
+        assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+        assert_eq!(host.wire.next()[14..], packet);
+        let packet = full(CONTAINER, FAR, 1472, DF);
+        assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+        assert_eq!(decapsulated(&host.wire.next(), OTHER_PEER, 0, false), packet);
+
+        let packet = full(CONTAINER, FAR, 1473, DF);
+        assert!(host.route(&packet).contains(&(Send, Reason::TooBig)));
+        let answer = host.inside.next();
+        assert_eq!((checksum(&answer[..20]), checksum(&answer[20..])), (0, 0));
+        // From overlay0 of the host that cannot be reached with so much.
+        assert_eq!(answer[12..20], [[10, 244, 3, 0], CONTAINER].concat());
+        assert_eq!((answer.len(), answer[9], &answer[20..22]), (28 + 40, 1, &[3, 4][..]));
+        assert_eq!(answer[26..28], 1472_u16.to_be_bytes());
+        assert_eq!(answer[28..], packet[..40]);
+
+        // Without DF; or from a sender to whom no answer by overlay0 would find its way.
+        for packet in [full(CONTAINER, FAR, 1473, 0), full(STRANGER, FAR, 1473, DF)] {
+            assert_eq!(host.route(&packet), [(Send, Reason::NeedsFragmentation)]);
+            assert_eq!(host.read(), packet);
+        }
+    });
+    // In UDP mode overlay0 knows the length of the headers, and what is narrower still is fragmented.
+    with_tun(0, |host| {
+        ip("link set eth0 mtu 1400");
+        let packet = full(CONTAINER, REMOTE, 1401 - 28, DF);
+        assert_eq!(host.route(&packet), [(Send, Reason::NeedsFragmentation)]);
+        assert_eq!(host.read(), packet);
+    });
+}
+
+/// Each port is one more connection for the connection tracking of both hosts.
+#[test]
+fn many_connections_of_a_vxlan_device_share_a_few_outer_ports() {
+    with_vxlan(0, |host| {
+        let mut ports = std::collections::HashSet::new();
+        for port in 0..600 {
+            let packet = udp_with(CONTAINER, REMOTE, [4000 + port, 5000], 10, |ip| ip[5] = 0x99);
+            assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
+            let frame = host.wire.next();
+            // The next packet of the same connection must not overtake this one.
+            host.route(&packet);
+            assert_eq!(host.wire.next()[34..36], frame[34..36]);
+            ports.insert([frame[34], frame[35]]);
+        }
+        // 600 balls leave 256 * (1 - e^(-600 / 256)) = 231 of 256 urns with one, by chance.
+        assert!((150..=256).contains(&ports.len()), "{}", ports.len());
+    });
+}
+
 /// The underlay's MTU may have been lowered since overlay0 got its own.
 #[test]
-fn directly_what_the_link_does_not_take_goes_on_to_the_agent() {
+fn directly_what_the_link_does_not_take_is_answered_or_goes_on_to_the_agent() {
     with_tun(SETTING_DIRECT, |host| {
         ip("link set eth0 mtu 1400");
         let packet = numbered(CONTAINER, REMOTE, 1401 - 28, 0);
+        assert!(host.route(&packet).contains(&(Send, Reason::TooBig)));
+        assert_eq!(host.inside.next()[26..28], 1400_u16.to_be_bytes());
+        let packet = udp_with(CONTAINER, REMOTE, [4000, 5000], 1401 - 28, |ip| (ip[5], ip[6]) = (0x99, 0));
         assert_eq!(host.route(&packet), [(Send, Reason::NeedsFragmentation)]);
         assert_eq!(host.read(), packet);
         let packet = numbered(CONTAINER, REMOTE, 1400 - 28, 0);

@@ -13,7 +13,7 @@ pub struct DeviceSpec {
     pub name: String,
     /// Which kind of device.
     pub kind: DeviceKind,
-    /// MTU of the device in bytes, see [`Backend::device_mtu`].
+    /// MTU of the device in bytes, see [`Backend::overlay_mtu`].
     pub mtu: u32,
     /// The subnet that this host leased. Its base address becomes the device's address: that is flannel's rule, in its
     /// pkg/backend/vxlan.

@@ -1,5 +1,6 @@
 //! Direct routing to peers on the same link (host-gw, `DirectRouting`), encapsulation to the others, and the change
 //! from one to the other while packets flow.
+use nix::sys::signal::Signal;
 use overlay_common::{Hook::Decap, Reason};
 use overlay_lab::{Backend, Container, DIRECT_VXLAN, Lab, Member, Numbered, Options, transfer};
 
@@ -102,6 +103,35 @@ fn peers_on_the_link_are_reached_unencapsulated_and_others_encapsulated() {
             // The answer about the MTU is the only packet that was not delivered.
             assert!(counters.carried().dropped <= 1, "{counters:?}");
         }
+    }
+}
+
+/// No program and no agent knows the container: what it sends is the stack's, as long as the agent sleeps.
+#[test]
+fn what_takes_the_stack_may_be_as_large_as_the_path_allows_whatever_the_path() {
+    for Fallback { config, mtu, fallback_mtu, .. } in all() {
+        println!("{config}");
+        let mut bed = bed(config);
+        make_router(&bed);
+        bed.learn_all();
+        bed[0].agent().unwrap().signal(Signal::SIGSTOP).unwrap();
+        let late = bed[0].host.add_container("late", &bed[0].subnet, 77, mtu).unwrap();
+        let to = bed[1].containers[0].address();
+        let full = ping_df(&late, to, mtu - 28);
+        assert!(full.complete(), "{}", full.output);
+        detour(&bed, true);
+        if fallback_mtu < mtu {
+            let refused = ping_df(&late, to, mtu - 28);
+            let told = format!("mtu = {fallback_mtu}");
+            assert!(refused.received == 0 && refused.output.contains(&told), "{}", refused.output);
+            // So is the host itself, whose packets always take the stack.
+            bed[0].host.exec(&format!("ping -n -c 1 -W 1 -M do -s {} {to}", mtu - 28)).unwrap_err();
+            let told = bed[0].host.exec(&format!("ip route get {to}")).unwrap();
+            assert!(told.contains(&format!("mtu {fallback_mtu}")), "{told}");
+        }
+        assert!(ping_df(&late, to, fallback_mtu - 28).complete());
+        transfer(&late, &bed[1].containers[0], 1 << 20).unwrap();
+        bed[0].agent().unwrap().signal(Signal::SIGCONT).unwrap();
     }
 }
 

@@ -6,7 +6,7 @@ use overlay_common::{Hook, Reason};
 use overlay_lab::{Backend, Container, Numbered, Options};
 
 use crate::{
-    bed::{Bed, Kind, endpoint, wait_for},
+    bed::{Bed, Kind, endpoint, ping_df, wait_for},
     traffic::{BOTH, Server, Talk, Tier, tiers},
 };
 
@@ -44,6 +44,11 @@ fn a_first_connection_takes_the_fast_path_one_round_trip_after_its_container_is_
             .collect();
         for talk in &mut talks {
             talk.ask().unwrap();
+        }
+        // A stream's first packets are as large as the container's MTU allows.
+        for (from, to) in [(&late, &old), (&old, &late)] {
+            let full = ping_df(from, to.address(), bed[0].mtu - 28);
+            assert!(full.complete(), "{}", full.output);
         }
         wakes(&mut bed, &late);
         for (number, talk) in talks.iter_mut().enumerate() {

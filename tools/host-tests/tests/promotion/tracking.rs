@@ -150,11 +150,14 @@ fn as_much_is_known_of_many_short_connections_as_without_a_fast_path() {
         }
         let started = Instant::now();
         converse(&bed, BY_EACH);
-        let known = |host: usize| {
+        let known = |host: usize, port: &str| {
             let listed = bed[host].host.exec("cat /proc/net/nf_conntrack").unwrap();
-            listed.lines().filter(|line| line.contains("dport=808")).count()
+            listed.lines().filter(|line| line.contains(port)).count()
         };
-        let known = [known(0), known(1)];
+        // The tunnel's own packets, in two directions.
+        let outer = [0, 1].map(|host| known(host, "dport=8472 "));
+        assert!(outer.iter().all(|known| (1..=2 * 256).contains(known)), "{outer:?}");
+        let known = [0, 1].map(|host| known(host, "dport=808"));
         println!("{mode:?}: {known:?} of {} after {:?}", 2 * BY_EACH, started.elapsed());
         let fast = bed[0].counters().unwrap().packets(Hook::Encap, Reason::Carried);
         assert_eq!(fast > BY_EACH as u64, bed.established, "{fast} by the fast path");
