@@ -83,7 +83,7 @@ async fn serve(mut store: impl Store, private: Option<&Path>, options: &Options)
     let (_shutdown_to, shutdown) = watch::channel(false);
     tasks.follow_programs_log(&datapath);
     tasks.keep_origin();
-    tasks.keep_promotions()?;
+    tasks.keep_promotions();
     tasks.watch_what_is_in_front();
     tasks.keep_devices(&datapath, changes_to.clone())?;
     if let Some(socket) = socket {
@@ -164,7 +164,7 @@ impl<'a> Tasks<'a> {
         });
         let (subnet, network) = (joined.local_lease.lease.subnet, joined.network.plan.network);
         let status = Status::new(joined.public_ip(), subnet, network, joined.backend);
-        let fast_path = joined.fast_path.clone().unwrap_or_default();
+        let fast_path = joined.fast_path.clone();
         let Underlay { name, address, .. } = joined.underlay.clone();
         let underlay = UnderlayStatus { name, address: Some(address), error: None };
         let status = watch::Sender::new(Status { lost_before, fast_path, underlay, ..status });
@@ -198,14 +198,12 @@ impl<'a> Tasks<'a> {
     }
 
     /// Keeps promotions in step with the host's connection tracking and its packet filter.
-    fn keep_promotions(&mut self) -> Result<()> {
+    fn keep_promotions(&mut self) {
         if self.options.fast_path == AskedFastPath::Off {
-            return Ok(());
+            return;
         }
         let (pins, status) = (self.joined.paths.pins.clone(), self.status.clone());
-        let decider = self.joined.decider(self.options.fast_path)?;
-        self.running.spawn(promotion_keeper::keep(pins, decider, status));
-        Ok(())
+        self.running.spawn(promotion_keeper::keep(pins, self.joined.decider.clone(), status));
     }
 
     /// Tells of others' programs that see packets before ours.

@@ -1,40 +1,41 @@
 //! Decides how much the fast path may carry: as much as was asked for, under `--fast-path auto` no more than the host's packet
 //! filter allows, and nothing while an IPsec policy is about such packets.
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use crate::{
     host::{
         firewall::{
-            analysis::{Analysis, Names, Reason, Site, analyse, names},
+            analysis::{Harm, analyse},
             fingerprint::fingerprint,
         },
-        ipsec::{Traffic, matching},
+        ipsec::matching,
         netlink::{Netlink, xfrm},
+        site::{Names, Site},
     },
     model::fast_path::{AskedFastPath, FastPath, FastPathStatus},
 };
 
-/// Decides, and decides again when something has changed.
+/// Decides, and decides again when something has changed. A clone knows what the original has found, so that it need not read the
+/// rules again before they change.
+#[derive(Clone)]
 pub(crate) struct Decider {
     asked: AskedFastPath,
-    /// What the analysis must know of the host. Only `names` changes while the agent runs.
+    /// What is known of the host. Only `names` changes while the agent runs.
     site: Site,
     netlink: Netlink,
     /// What the last decision rested on, and the decision.
     last: Option<(u32, Names, FastPathStatus)>,
     /// What was last logged.
     logged: Option<FastPathStatus>,
+    /// Why the host's interfaces could not be listed, as it was last logged.
+    complaint: Option<String>,
 }
 
 impl Decider {
-    /// Nothing is decided yet, but for what an earlier one may have decided and logged.
-    pub(crate) const fn new(
-        asked: AskedFastPath,
-        site: Site,
-        netlink: Netlink,
-        logged: Option<FastPathStatus>,
-    ) -> Self {
-        Self { asked, site, netlink, last: None, logged }
+    /// Nothing is decided yet. `netlink` must not be used by others at the same time, because the kernel refuses a second dump on
+    /// a socket while one is under way (EBUSY).
+    pub(crate) const fn new(asked: AskedFastPath, site: Site, netlink: Netlink) -> Self {
+        Self { asked, site, netlink, last: None, logged: None, complaint: None }
     }
 
     /// Whether the rules of the packet filter make a difference.
@@ -84,40 +85,69 @@ impl Decider {
         if asked == AskedFastPath::Established {
             return decided(FastPath::Established, "--fast-path established", rules);
         }
-        let names = match names(&self.netlink, self.site.subnet).await {
-            Ok(names) => names,
-            Err(error) => {
-                warn!("{error:#}: rules about any interface count as rules about the containers' ones");
-                Names::default()
-            }
-        };
-        if let Some((number, known, status)) = &self.last
-            && (*number, known) == (rules, &names)
-        {
+        let names = self.names().await;
+        if let Some(status) = self.remembered(rules, &names) {
             return status.clone();
         }
         self.site.names.clone_from(&names);
-        let Analysis { reasons, is_whole } = analyse(&self.site).await;
-        let status = match reasons.first() {
-            Some(Reason { at_most, why }) => decided(*at_most, why, rules),
+        debug!("reading the packet filter's rules");
+        let analysis = analyse(&self.site).await;
+        let status = match analysis.worst().await {
+            Some(Harm { at_most, quote, .. }) => decided(at_most, &quote, rules),
             None => decided(FastPath::On, "", rules),
         };
-        self.last = is_whole.then(|| (rules, names, status.clone()));
+        self.last = analysis.is_whole().then(|| (rules, names, status.clone()));
         status
+    }
+
+    /// The last decision, if it rested on these rules and interfaces.
+    fn remembered(&self, rules: u32, names: &Names) -> Option<&FastPathStatus> {
+        let (number, known, status) = self.last.as_ref()?;
+        ((*number, known) == (rules, names)).then_some(status)
+    }
+
+    /// Where the host's interfaces lead.
+    async fn names(&mut self) -> Names {
+        let (names, complaint) = match self.site.look_around(&self.netlink).await {
+            Ok(names) => (names, None),
+            Err(error) => (Names::default(), Some(format!("{error:#}"))),
+        };
+        if let Some(error) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+            warn!("{error}: rules about any interface count as rules about the containers' ones");
+        }
+        self.complaint = complaint;
+        names
     }
 
     /// The IPsec policies that are about packets between containers, if there are any. Only the stack looks them up.
     fn policy(&self) -> Option<String> {
-        let Site { network, address, port, .. } = self.site;
-        let traffic = Traffic { network: Some(network), underlay: Some(address), port };
         match xfrm::policies() {
             Ok(policies) => {
-                let found = matching(&policies, &traffic);
+                let found = matching(&policies, &self.site);
                 let more = found.len().saturating_sub(1);
                 let rest = if more == 0 { String::new() } else { format!(", and {more} more") };
                 found.first().map(|first| format!("IPsec policy {first}{rest}"))
             }
             Err(error) => Some(format!("IPsec policies cannot be read: {error}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_clone_need_not_read_the_rules_that_the_first_has_read() {
+        let names = Names { containers: ["docker0".into()].into(), ..Names::default() };
+        let status = FastPathStatus { rules: 7, ..FastPathStatus::default() };
+        let first = Decider {
+            last: Some((7, names.clone(), status.clone())),
+            ..Decider::new(AskedFastPath::Auto, Site::example(), Netlink::open().unwrap())
+        };
+        let second = first.clone();
+        assert_eq!(second.remembered(7, &names), Some(&status));
+        assert_eq!(second.remembered(8, &names), None, "the rules have changed");
+        assert_eq!(second.remembered(7, &Names::default()), None, "the interfaces have changed");
     }
 }

@@ -1,15 +1,15 @@
 //! How a host joins the network when its agent starts. It finds the underlay interface, takes the lock, reads the config,
 //! acquires the lease and writes the record; then come the device and the programs.
-use std::{net::IpAddr, path::Path, time::Duration};
+mod patience;
+mod settings;
+
+use std::{net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use log::{info, warn};
-use overlay_common::{
-    ENCAPSULATION_UDP, SETTING_DIRECT, SETTING_OUTER_DF, SETTING_PART, SETTING_STRICT_PEERS, Settings,
-};
-use tokio::time::sleep;
 
+use self::patience::{config, lease};
 use crate::{
     agent::{
         fast_path::Decider,
@@ -26,30 +26,26 @@ use crate::{
     },
     host::{
         device::{self, Device, DeviceKind, DeviceSpec, Prepared},
-        firewall::analysis::{Names, Site},
         netlink::{LinkKind, Netlink},
         overlaps::{Overlaps, REMEDY},
+        site::{Names, Site},
         subnet_env,
         underlay::{self, Underlay},
     },
     model::{
-        addr::{OtherFamily, gateway, ipv4, ipv4_net},
         backend::Backend,
         entries::Peer,
-        fast_path::{AskedFastPath, FastPath, FastPathStatus},
+        fast_path::{AskedFastPath, FastPathStatus},
         ingress::Ingress,
         lease::LeaseBackend,
         mac::Mac,
         network::NetworkConfig,
     },
     store::{
-        Origin, Store, StoreError,
-        acquire::{self, LeaseRequest, LocalLease, TIME_TO_LIVE},
+        Origin, Store,
+        acquire::{LeaseRequest, LocalLease, TIME_TO_LIVE},
     },
 };
-
-/// The first and the longest pause between two tries to reach the store at the start.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// A host that has its lease, and has changed nothing in the kernel yet.
 pub(crate) struct Joined {
@@ -66,8 +62,9 @@ pub(crate) struct Joined {
     adoption: Adoption,
     older: Vec<Older>,
     tc: AttachMethod,
-    /// Which packets the fast path was found to be allowed to carry.
-    pub(crate) fast_path: Option<FastPathStatus>,
+    /// Which packets the fast path was found to be allowed to carry, and by whom.
+    pub(crate) fast_path: FastPathStatus,
+    pub(crate) decider: Decider,
 }
 
 /// Locks the network for this process, and leases a subnet for this host. `private` is the folder of a store that is meant for
@@ -151,7 +148,19 @@ pub(crate) async fn join(
     };
     let tc = attach_method(options.attach)?;
     let ingress = choose_ingress(&netlink, options, &underlay, &XdpLink::new(&paths.pins)).await?;
-    let mut joined = Joined {
+    let site = Site {
+        network: Some(network.plan.network),
+        leasable: Some(network.plan.leasable()),
+        subnet: Some(subnet),
+        device: spec.name.clone(),
+        underlay: Some(underlay.name.clone()),
+        address: Some(underlay.address),
+        port: backend.port(),
+        is_direct: backend.is_direct(),
+        names: Names::default(),
+    };
+    let mut decider = Decider::new(options.fast_path, site, Netlink::open()?);
+    Ok(Joined {
         netlink,
         paths,
         lock,
@@ -165,10 +174,9 @@ pub(crate) async fn join(
         adoption,
         older,
         tc,
-        fast_path: None,
-    };
-    joined.fast_path = Some(joined.decider(options.fast_path)?.decide().await);
-    Ok(joined)
+        fast_path: decider.decide().await,
+        decider,
+    })
 }
 
 /// The public IP that an earlier agent had here, if it was the host's own address and another has taken its place. An address
@@ -237,23 +245,6 @@ impl Joined {
         }
     }
 
-    /// Decides which packets the fast path carries on this host.
-    pub(crate) fn decider(&self, asked: AskedFastPath) -> Result<Decider> {
-        let site = Site {
-            network: self.network.plan.network,
-            leasable: self.network.plan.leasable(),
-            subnet: self.local_lease.lease.subnet,
-            device: self.spec.name.clone(),
-            underlay: self.underlay.name.clone(),
-            address: self.underlay.address,
-            port: self.backend.port(),
-            is_direct: self.backend.is_direct(),
-            names: Names::default(),
-        };
-        // A netlink socket of its own, because the kernel refuses a second dump on a socket while one is under way (EBUSY).
-        Ok(Decider::new(asked, site, Netlink::open()?, self.fast_path.clone()))
-    }
-
     /// This host's address as its peers know it.
     pub(crate) fn public_ip(&self) -> IpAddr {
         self.local_lease.lease.public_ip
@@ -292,7 +283,7 @@ impl Joined {
         let options = load::LoadOptions {
             settings: self.settings(options, device.ifindex)?,
             pins: self.paths.pins.clone(),
-            fast_path: self.fast_path.as_ref().map_or(FastPath::Established, |decided| decided.effective),
+            fast_path: self.fast_path.effective,
             tc: self.tc,
             ingress: self.ingress.clone(),
             max_peers: options.max_peers,
@@ -329,47 +320,6 @@ impl Joined {
                 warn!("{error}");
             }
         }
-    }
-
-    fn settings(&self, options: &Options, device: u32) -> Result<Settings, OtherFamily> {
-        let subnet = ipv4_net(self.local_lease.lease.subnet)?;
-        let network = ipv4_net(self.network.plan.network)?;
-        let (leasable_first, leasable_last) = self.network.plan.leasable();
-        let flags = [
-            (options.outer_df, SETTING_OUTER_DF),
-            (options.strict_peers, SETTING_STRICT_PEERS),
-            (self.backend.is_direct(), SETTING_DIRECT),
-            (!self.network.plan.is_whole(), SETTING_PART),
-        ];
-        // RFC 7348 section 5 recommends source ports of "the range 49152-65535 ... [RFC6335]". flannel's udp backend sends from
-        // its own port, but takes datagrams from any, so that the hash of the flow spreads packets over the receiver's queues
-        // in that backend, too. With DF, however, routers answer by ICMP, and the kernel learns from an answer only if it finds
-        // a socket by this source port. For VXLAN it looks for the tunnel's own socket (encap_err_lookup). The agent's socket
-        // in UDP mode is an ordinary one, which is found only if packets are sent from its port.
-        let is_told_by_port = options.outer_df && self.backend.encapsulation() == ENCAPSULATION_UDP;
-        let (port_min, port_count) = if is_told_by_port { (self.backend.port(), 1) } else { (49152, 16384) };
-        Ok(Settings {
-            network: network.network().octets(),
-            network_mask: network.netmask().octets(),
-            subnet: subnet.network().octets(),
-            subnet_mask: subnet.netmask().octets(),
-            local: ipv4(self.underlay.address)?.octets(),
-            underlay: self.underlay.ifindex,
-            device,
-            vni: self.backend.vni().unwrap_or_default(),
-            port: self.backend.port().to_be_bytes(),
-            vtep_mac: self.spec.kind.mac().map_or([0; 6], |mac| mac.0),
-            flags: flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum(),
-            port_min,
-            port_count,
-            // subnet.env tells Docker and CNI to give the bridge the subnet's first address.
-            gateway: ipv4(gateway(subnet.into()))?.octets(),
-            underlay_mac: self.underlay.mac.map_or([0; 6], |mac| mac.0),
-            encapsulation: self.backend.encapsulation(),
-            host_bits: subnet.max_prefix_len() - subnet.prefix_len(),
-            leasable_first: ipv4(leasable_first)?.into(),
-            leasable_last: ipv4(leasable_last)?.into(),
-        })
     }
 }
 
@@ -412,91 +362,8 @@ async fn choose_ingress(
     Ok(Ingress { xdp: Some(mode), why: String::new() })
 }
 
-/// Reads the network's config. This waits for a store that does not answer, and for a config that nobody has written yet, since
-/// both happen on a cluster that is starting. An error that waiting cannot cure ends the agent.
-/// Where the store has no config, that of `file` counts on this host (`--net-config-path`).
-async fn config(store: &mut impl Store, file: Option<&Path>) -> Result<NetworkConfig> {
-    let mut pause = PAUSE.0;
-    loop {
-        match store.config().await {
-            Ok(Some(text)) => {
-                return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()));
-            }
-            Ok(None) => match file {
-                Some(file) => {
-                    info!("{} has no network config: {} counts on this host", store.name(), file.display());
-                    return config_file(file);
-                }
-                None => warn!(
-                    "{} has no network config: write one with `overlay config set`; looking again in {pause:?}",
-                    store.name()
-                ),
-            },
-            Err(error @ StoreError::Refused { .. }) => return Err(error.into()),
-            Err(error) => warn!("{error}; trying again in {pause:?}"),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
-    }
-}
-
-fn config_file(path: &Path) -> Result<NetworkConfig> {
-    let text = std::fs::read(path)
-        .with_context(|| format!("read the network's config {} (--net-config-path)", path.display()))?;
-    NetworkConfig::parse(&text).with_context(|| format!("read from {}", path.display()))
-}
-
-/// Acquires this host's lease, and reads which cluster and revision it came from.
-async fn lease(
-    store: &mut impl Store,
-    private: Option<&Path>,
-    network: &NetworkConfig,
-    request: &LeaseRequest,
-) -> Result<(LocalLease, Origin)> {
-    let mut pause = PAUSE.0;
-    loop {
-        let acquired = async {
-            if let Some(folder) = private {
-                acquire::refuse_other_hosts(store, request)
-                    .await
-                    .with_context(|| format!("use {} as this host's store", folder.display()))?;
-            }
-            let local_lease = acquire::acquire(store, network, request).await?;
-            anyhow::Ok((local_lease, store.origin().await?))
-        };
-        match acquired.await {
-            Err(error) if is_passing(&error) => warn!("{error:#}; trying again in {pause:?}"),
-            other => return other.context("acquire a lease"),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
-    }
-}
-
-fn is_passing(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. } | StoreError::Full { .. }))
-    })
-}
-
 /// The MAC address of a tunnel device that exists already. It is kept, because peers know it.
 async fn present_mac(netlink: &Netlink, name: &str) -> Result<Option<Mac>> {
     let link = netlink.link_named(name).await?;
     Ok(link.filter(|link| matches!(link.kind, LinkKind::Vxlan(_))).and_then(|link| link.mac))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_store_that_does_not_answer_will_pass_and_one_that_refuses_will_not() {
-        let (store, detail) = ("etcd".to_owned(), "gone".to_owned());
-        let away = || StoreError::Unavailable { store: store.clone(), detail: detail.clone() };
-        let refuses = StoreError::Refused { store: store.clone(), detail: detail.clone() };
-        assert!(is_passing(&away().into()));
-        assert!(is_passing(&anyhow::Error::from(away()).context("use a folder")));
-        assert!(!is_passing(&refuses.into()));
-        assert!(!is_passing(&anyhow::anyhow!("no free subnet")));
-    }
 }

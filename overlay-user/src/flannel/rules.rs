@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::firewall::{
     command::{nft_has_table, run},
-    iptables::{self, save},
+    iptables::{self, lines, save},
 };
 
 /// All of flannel's rules.
@@ -168,7 +168,7 @@ fn read(saved: &str) -> Vec<ChainTable> {
     let mut tables = Vec::new();
     let mut table = ChainTable::default();
     let mut lengths = BTreeMap::<String, usize>::new();
-    for line in saved.lines() {
+    for line in lines(saved) {
         if let Some(name) = line.strip_prefix('*') {
             table = ChainTable { name: name.to_owned(), ..ChainTable::default() };
             lengths.clear();
@@ -245,7 +245,7 @@ fn restoration(tables: &[ChainTable], saved: &str) -> String {
 fn lengths(saved: &str, table: &str) -> BTreeMap<String, usize> {
     let mut lengths = BTreeMap::new();
     let mut inside = false;
-    for line in saved.lines() {
+    for line in lines(saved) {
         if let Some(name) = line.strip_prefix('*') {
             inside = name == table;
         } else if let Some(rule) = line.strip_prefix("-A ").filter(|_| inside) {

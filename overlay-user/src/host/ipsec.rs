@@ -1,50 +1,40 @@
 //! Which of the host's IPsec policies are about packets between containers of different hosts. The fast path neither looks a
 //! policy up when it sends nor asks for one when it receives.
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use overlay_common::header::protocol::UDP;
 
-use super::netlink::xfrm::{Action, Direction, Policy};
+use super::{
+    netlink::xfrm::{Action, Direction, Policy},
+    site::Site,
+};
 
-/// Packets between containers of different hosts, as the host's stack would see them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Traffic {
-    /// Network, in which the ends of each packet lie; `None` if it is not known yet.
-    pub network: Option<IpNet>,
-    /// The address between which and other hosts the tunnel's packets travel; `None` if it is not known.
-    pub underlay: Option<IpAddr>,
-    /// The UDP port that the tunnel's packets are sent to, in the machine's order. With host-gw it is that of the packets to
-    /// peers behind a router.
-    pub port: u16,
-}
-
-/// The policies that would protect or refuse some of this traffic if all of it took the stack. A policy that lets packets pass as
+/// The policies that would protect or refuse packets between containers of different hosts if all of these took the stack. What the
+/// site does not know selects nothing. A policy that lets packets pass as
 /// they are does neither, and does not count even where it is an exception from another that does. A policy for an xfrm interface
 /// selects nothing but what is routed to that, and one for marked packets nothing of ours, since no rule of the packet filter
 /// marks what the fast path carries.
-pub fn matching(policies: &[Policy], traffic: &Traffic) -> Vec<Policy> {
-    policies.iter().filter(|policy| touches(policy, traffic)).copied().collect()
+pub fn matching(policies: &[Policy], site: &Site) -> Vec<Policy> {
+    policies.iter().filter(|policy| touches(policy, site)).copied().collect()
 }
 
-fn touches(policy: &Policy, traffic: &Traffic) -> bool {
+fn touches(policy: &Policy, site: &Site) -> bool {
     let is_harmless = policy.action == Action::Allow && !policy.has_templates;
     let is_elsewhere = policy.interface != 0 || policy.mark != 0;
-    !is_harmless && !is_elsewhere && (selects_inner(policy, traffic) || selects_outer(policy, traffic))
+    !is_harmless && !is_elsewhere && (selects_inner(policy, site) || selects_outer(policy, site))
 }
 
 /// Whether the policy may select a packet from one container to another, which this host forwards into the tunnel or out of it.
-fn selects_inner(policy: &Policy, traffic: &Traffic) -> bool {
+fn selects_inner(policy: &Policy, site: &Site) -> bool {
     let overlaps = |prefix: IpNet| {
-        traffic.network.is_some_and(|network| network.contains(&prefix) || prefix.contains(&network))
+        site.network.is_some_and(|network| network.contains(&prefix) || prefix.contains(&network))
     };
     policy.direction != Direction::In && overlaps(policy.source) && overlaps(policy.destination)
 }
 
 /// Whether the policy may select a tunnel's packet, which this host itself sends or receives. Any other host may be a peer, now or
 /// later, and the source port may be any.
-fn selects_outer(policy: &Policy, traffic: &Traffic) -> bool {
-    let Some(underlay) = traffic.underlay else { return false };
+fn selects_outer(policy: &Policy, site: &Site) -> bool {
+    let Some(underlay) = site.address else { return false };
     let (ours, theirs) = match policy.direction {
         Direction::In => (policy.destination, policy.source),
         Direction::Out => (policy.source, policy.destination),
@@ -53,7 +43,7 @@ fn selects_outer(policy: &Policy, traffic: &Traffic) -> bool {
     ours.contains(&underlay)
         && theirs != IpNet::from(underlay)
         && matches!(policy.protocol, 0 | UDP)
-        && policy.destination_ports.contains(traffic.port)
+        && policy.destination_ports.contains(site.port)
 }
 
 #[cfg(test)]
@@ -63,11 +53,6 @@ mod tests {
     use super::*;
     use crate::host::netlink::xfrm::Ports;
 
-    const TRAFFIC: Traffic = Traffic {
-        network: Some(IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 244, 0, 0), 16))),
-        underlay: Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 99, 0, 1))),
-        port: 8472,
-    };
     const OWN: &str = "10.99.0.1/32";
     const PEER: &str = "10.99.0.2/32";
 
@@ -88,7 +73,7 @@ mod tests {
     }
 
     fn is_of_ours(policy: Policy) -> bool {
-        !matching(&[policy], &TRAFFIC).is_empty()
+        !matching(&[policy], &Site::example()).is_empty()
     }
 
     #[test]
@@ -147,9 +132,11 @@ mod tests {
     fn what_is_not_known_yet_selects_nothing() {
         let [inner, outer] = [("10.244.1.0/24", "10.244.2.0/24"), (OWN, PEER)]
             .map(|(source, destination)| blocking(Direction::Out, source, destination));
-        let found = |network, underlay| matching(&[inner, outer], &Traffic { network, underlay, ..TRAFFIC });
-        assert_eq!(found(TRAFFIC.network, TRAFFIC.underlay), [inner, outer]);
-        assert_eq!(found(TRAFFIC.network, None), [inner]);
-        assert_eq!(found(None, TRAFFIC.underlay), [outer]);
+        let found =
+            |network, address| matching(&[inner, outer], &Site { network, address, ..Site::example() });
+        let Site { network, address, .. } = Site::example();
+        assert_eq!(found(network, address), [inner, outer]);
+        assert_eq!(found(network, None), [inner]);
+        assert_eq!(found(None, address), [outer]);
     }
 }

@@ -1,15 +1,15 @@
 //! What the modes udp and host-gw, which send bare IPv4 packets in UDP, need of a host beyond what VXLAN needs.
-use super::{
-    finding::{Finding, Level, Sysctl},
-    firewall::output,
+use super::finding::{Finding, Level, Sysctl};
+use crate::host::{
+    firewall::command::run,
+    netlink::{Link, LinkKind},
 };
-use crate::host::netlink::{Link, LinkKind};
 
 /// Looks at the underlay device and at how routes treat a device without a carrier.
 pub(super) async fn findings(underlay: Option<&Link>, sysctl: Sysctl<'_>) -> Vec<Finding> {
     let mut findings = vec![linkdown(sysctl)];
     if let Some(underlay) = underlay.filter(|link| link.kind == LinkKind::Veth) {
-        let features = output("ethtool", &["-k", &underlay.name]).await.unwrap_or_default();
+        let features = run("ethtool", &["-k", &underlay.name], "").await.unwrap_or_default();
         findings.push(offloads(&underlay.name, &features));
     }
     findings

@@ -1,19 +1,20 @@
 //! Says which IPsec policies are about packets between containers, and so leave nothing to the fast path.
 use super::finding::{Finding, Level};
 use crate::host::{
-    ipsec::{Traffic, matching},
+    ipsec::matching,
     netlink::{
         NetlinkError,
         xfrm::{self, Policy},
     },
+    site::Site,
 };
 
 /// Looks at the policies of this thread's network namespace.
-pub(super) fn finding(traffic: &Traffic) -> Finding {
-    judge(xfrm::policies(), traffic)
+pub(super) fn finding(site: &Site) -> Finding {
+    judge(xfrm::policies(), site)
 }
 
-fn judge(policies: Result<Vec<Policy>, NetlinkError>, traffic: &Traffic) -> Finding {
+fn judge(policies: Result<Vec<Policy>, NetlinkError>, site: &Site) -> Finding {
     let what = "IPsec policies";
     let policies = match policies {
         Ok(policies) => policies,
@@ -22,7 +23,7 @@ fn judge(policies: Result<Vec<Policy>, NetlinkError>, traffic: &Traffic) -> Find
             return Finding::new(what, Level::Warn, format!("not inspected: {error}"), remedy);
         }
     };
-    let touching = matching(&policies, traffic);
+    let touching = matching(&policies, site);
     let detail = if policies.is_empty() {
         "none".to_owned()
     } else if touching.is_empty() {
@@ -63,8 +64,8 @@ mod tests {
 
     #[test]
     fn ipsec_policies_are_quoted() {
-        let traffic = Traffic { network: None, underlay: Some([10, 99, 0, 1].into()), port: 8472 };
-        let judged = |policies| judge(Ok(policies), &traffic).detail;
+        let site = Site { network: None, ..Site::example() };
+        let judged = |policies| judge(Ok(policies), &site).detail;
         assert_eq!(judged(Vec::new()), "none");
         let (ours, others) = (policy("10.99.0.1/32"), policy("192.168.0.0/16"));
         assert_eq!(
@@ -76,7 +77,7 @@ mod tests {
         assert!(found.starts_with("none about") && found.contains("src 192.168.0.0/16"), "{found}");
         let refused =
             NetlinkError { action: "list".into(), detail: "not permitted".into(), errno: Errno::EPERM };
-        let found = judge(Err(refused), &traffic);
+        let found = judge(Err(refused), &site);
         assert_eq!((found.level, found.detail.as_str()), (Level::Warn, "not inspected: list: not permitted"));
     }
 }

@@ -1,23 +1,22 @@
 //! Says what of the host's packet filter concerns packets between containers, and whether it is obeyed.
 use super::finding::{Finding, Level};
 use crate::{
-    host::firewall::analysis::Reason,
+    host::firewall::analysis::Harm,
     model::fast_path::{AskedFastPath, FastPath},
 };
 
-/// Judges what could refuse, alter or delay packets between containers by what `--fast-path` makes of it. `reasons` are sorted,
-/// the worst first.
-pub(super) fn finding(asked: AskedFastPath, reasons: &[Reason]) -> Finding {
+/// Judges what could refuse, alter or delay packets between containers by what `--fast-path` makes of it. `harms` are sorted, the
+/// worst first.
+pub(super) fn finding(asked: AskedFastPath, harms: &[Harm<String>]) -> Finding {
     let what = "rules between containers";
-    let Some(worst) = reasons.first() else {
+    let Some(worst) = harms.first() else {
         return Finding::ok(
             what,
             "none that could refuse or alter packets: the fast path may carry all of them",
         );
     };
-    let quoted = |of: &dyn Fn(&Reason) -> bool| {
-        let texts: Vec<&str> =
-            reasons.iter().filter(|reason| of(reason)).map(|reason| reason.why.as_str()).collect();
+    let quoted = |of: &dyn Fn(&Harm<String>) -> bool| {
+        let texts: Vec<&str> = harms.iter().filter(|harm| of(harm)).map(|harm| harm.quote.as_str()).collect();
         texts.join("; ")
     };
     let all = quoted(&|_| true);
@@ -35,7 +34,7 @@ pub(super) fn finding(asked: AskedFastPath, reasons: &[Reason]) -> Finding {
             "if these must hold between containers of different hosts, start the agent with --fast-path auto, which obeys them",
         ),
         (AskedFastPath::Established, FastPath::Off) => bypassed(
-            quoted(&|reason| reason.at_most == FastPath::Off),
+            quoted(&|harm| harm.at_most == FastPath::Off),
             "these decide on single packets, also of connections that were accepted: start the agent with --fast-path auto, which \
              obeys them",
         ),
@@ -49,13 +48,13 @@ pub(super) fn finding(asked: AskedFastPath, reasons: &[Reason]) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::firewall::analysis::Kind;
 
     #[test]
     fn what_is_obeyed_is_no_worry() {
-        let reason = |at_most, why: &str| Reason { at_most, why: why.to_owned() };
-        let connections = [reason(FastPath::Established, "drop what C sends")];
-        let packets =
-            [reason(FastPath::Off, "limit 1/s"), reason(FastPath::Established, "drop what C sends")];
+        let harm = |at_most, quote: &str| Harm { at_most, kind: Kind::Other, quote: quote.to_owned() };
+        let connections = [harm(FastPath::Established, "drop what C sends")];
+        let packets = [harm(FastPath::Off, "limit 1/s"), harm(FastPath::Established, "drop what C sends")];
         for asked in [AskedFastPath::Auto, AskedFastPath::On, AskedFastPath::Established, AskedFastPath::Off]
         {
             assert_eq!(finding(asked, &[]).level, Level::Ok);

@@ -1,13 +1,11 @@
 //! Finds routes with an MTU of their own that the fast path does not see.
-use super::{
-    finding::{Finding, Level},
-    firewall::output,
-};
+use super::finding::{Finding, Level};
+use crate::host::firewall::command::run;
 
 /// Looks at the routes through the underlay device. `mtu` is the device's own.
 pub(super) async fn finding(underlay: &str, mtu: u32) -> Finding {
     let words = ["-4", "route", "show", "table", "all", "dev", underlay];
-    assess(&output("ip", &words).await.unwrap_or_default(), mtu)
+    assess(&run("ip", &words, "").await.unwrap_or_default(), mtu)
 }
 
 /// bpf_fib_lookup takes a route's MTU from `ip_mtu_from_fib_result`, which knows an MTU that ICMP taught and one that is

@@ -2,16 +2,13 @@
 //! such packets. It asks for the path to the other host, as for a packet of the host's own, and obeys every policy for that.
 use ipnet::IpNet;
 
-use super::{
-    finding::{Finding, Level, overlaps},
-    firewall::output,
-};
-use crate::host::netlink::Link;
+use super::finding::{Finding, Level, overlaps};
+use crate::host::{firewall::command::run, netlink::Link};
 
 const WHAT: &str = "routing policies";
 
 pub(super) async fn finding(prefixes: &[IpNet], bridges: &[Link]) -> Finding {
-    match output("ip", &["-4", "rule", "list"]).await {
+    match run("ip", &["-4", "rule", "list"], "").await {
         Ok(rules) => assess(&rules, prefixes, bridges),
         Err(error) => Finding::new(
             WHAT,

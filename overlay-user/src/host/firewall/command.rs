@@ -60,7 +60,7 @@ pub async fn run(program: &str, words: &[&str], input: &str) -> Result<String, F
         Err(_) => return Err(Failed::Other(format!("{line}: no end within {PATIENCE:?}"))),
     };
     if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        return Ok(text(&output.stdout));
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = match said.trim() {
@@ -68,6 +68,25 @@ pub async fn run(program: &str, words: &[&str], input: &str) -> Result<String, F
         said => format!("{line}: {said}"),
     };
     Err(if is_unsupported(&said) { Failed::Unsupported(said) } else { Failed::Other(said) })
+}
+
+/// What a command printed. Names of chains may have bytes in them that are no text. Each becomes a character of its own (of the
+/// range for private use), so that different names stay different.
+fn text(printed: &[u8]) -> String {
+    const PRIVATE: u32 = 0xf700;
+    let mut text = String::with_capacity(printed.len());
+    for chunk in printed.utf8_chunks() {
+        text += chunk.valid();
+        text.extend(chunk.invalid().iter().filter_map(|byte| char::from_u32(PRIVATE + u32::from(*byte))));
+    }
+    text
+}
+
+/// Whether `nft` takes this for the name of a table or chain. Its arguments are read as one script, in which other names may mean
+/// something else.
+pub fn is_nft_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_alphabetic() || "_.".contains(first))
+        && name.chars().all(|one| one.is_ascii_alphanumeric() || "/\\-_.".contains(one))
 }
 
 async fn output(file: &Path, words: &[&str], input: &str) -> io::Result<Output> {
@@ -153,6 +172,19 @@ mod tests {
         let Err(Failed::Other(said)) = run("false", &[], "").await else { panic!() };
         assert_eq!(said, "false: exit status: 1");
         assert_eq!(run("cat", &[], "all of it").await.as_deref(), Ok("all of it"));
+    }
+
+    #[test]
+    fn names_that_are_no_text_stay_different_and_are_not_given_to_nft() {
+        let [one, other] = [&b"-N a\xfe"[..], b"-N a\xff"].map(text);
+        assert!(one != other && one.starts_with("-N a"), "{one:?} {other:?}");
+        assert_eq!(text("Überlauf".as_bytes()), "Überlauf");
+        for name in ["DOCKER-USER", "filter_FORWARD", "KUBE-SVC-7X", ".x/y"] {
+            assert!(is_nft_name(name), "{name}");
+        }
+        for name in ["", "a; flush ruleset", "a b", "a\nb", "a\"b", "-a", "7a", "ä"] {
+            assert!(!is_nft_name(name), "{name}");
+        }
     }
 
     #[test]

@@ -15,10 +15,12 @@ use crate::host::netlink::generation;
 pub async fn fingerprint() -> Result<u32> {
     let mut hasher = DefaultHasher::new();
     generation()?.hash(&mut hasher);
-    for line in iptables::save(iptables::LEGACY).await?.lines() {
+    for line in iptables::lines(&iptables::save(iptables::LEGACY).await?) {
         // Comments tell the time, and a chain's line ends with its counters: `:FORWARD DROP [7:420]`.
-        if !line.starts_with('#') {
+        if line.starts_with(':') {
             line.split(" [").next().hash(&mut hasher);
+        } else if !line.starts_with('#') {
+            line.hash(&mut hasher);
         }
     }
     ebtables::legacy().await.hash(&mut hasher);

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use super::{
     command::Failed,
-    iptables::{self, restore, save},
+    iptables::{self, Word, Words, lines, restore, save},
     status::Looked,
 };
 
@@ -105,34 +105,30 @@ struct Found {
     ours: Vec<String>,
 }
 
-/// Whether a rule of iptables-save, without its chain, refuses every packet: `-j REJECT --reject-with icmp-host-prohibited`.
-pub fn refuses_all(rule: &str) -> bool {
-    let rule = match rule.strip_prefix("-m comment --comment ") {
-        Some(commented) => match commented.strip_prefix('"') {
-            Some(quoted) => quoted.split_once("\" ").map_or("", |(_, rest)| rest),
-            None => commented.split_once(' ').map_or("", |(_, rest)| rest),
-        },
-        None => rule,
+/// Whether a rule, without its chain, refuses every packet: `-j REJECT --reject-with icmp-host-prohibited`.
+fn refuses_all(rule: &str) -> bool {
+    let words: Vec<Word<'_>> = Words::of(rule).collect();
+    let texts: Vec<&str> = words.iter().map(|word| &*word.text).collect();
+    let target = match &texts[..] {
+        ["-m", "comment", "--comment", _, target @ ..] | target => target,
     };
-    let mut words = rule.split(' ');
-    words.next() == Some("-j") && matches!(words.next(), Some("DROP" | "REJECT"))
+    matches!(target, ["-j", "DROP" | "REJECT", ..])
 }
 
 impl Found {
     fn read(saved: &str, tag: &str) -> Self {
         let mut found = Self { drops: false, closing: None, ours: Vec::new() };
         let (mut filter, mut others, mut refusing) = (false, 0, None);
-        for line in saved.lines() {
+        for line in lines(saved) {
             if let Some(table) = line.strip_prefix('*') {
                 filter = table == "filter";
             } else if filter && line.starts_with(":FORWARD ") {
                 found.drops = line.starts_with(":FORWARD DROP");
             } else if let Some(rest) = line.strip_prefix("-A FORWARD ").filter(|_| filter) {
                 // The nftables variant quotes the comment always, and the older variant only if needed.
-                let rule = format!("FORWARD {}", rest.replace('"', ""));
-                let mut words = rule.split(' ').skip_while(|word| *word != "--comment");
-                if words.nth(1) == Some(tag) {
-                    found.ours.push(rule);
+                let mut words = Words::of(rest).skip_while(|word| word.text != "--comment");
+                if words.nth(1).is_some_and(|comment| comment.text == tag) {
+                    found.ours.push(format!("FORWARD {}", rest.replace('"', "")));
                     continue;
                 }
                 others += 1;

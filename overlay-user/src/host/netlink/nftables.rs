@@ -42,7 +42,7 @@ impl NftablesEvents {
     /// Subscribes.
     pub fn listen() -> Result<Self, NetlinkError> {
         let failed = |error| NetlinkError::io("subscribe to changes of nftables", &error);
-        Changes::listen(NETLINK_NETFILTER, GROUP).map(Self).map_err(failed)
+        Changes::listen("nftables", NETLINK_NETFILTER, GROUP).map(Self).map_err(failed)
     }
 
     /// Waits for a change. All notifications that have arrived by then count as one.

@@ -248,7 +248,7 @@ impl XfrmEvents {
     /// # Errors
     /// When the kernel has IPsec, but refuses.
     pub fn listen() -> Result<Option<Self>, NetlinkError> {
-        match Changes::listen(NETLINK_XFRM, GROUP) {
+        match Changes::listen("IPsec policies", NETLINK_XFRM, GROUP) {
             Ok(changes) => Ok(Some(Self(changes))),
             Err(error) if is_without_ipsec(&error) => Ok(None),
             Err(error) => Err(NetlinkError::io("subscribe to changes of IPsec policies", &error)),

@@ -66,23 +66,22 @@ pub(super) fn asked(body: &Value, sets: &Sets<'_>) -> Asked {
     }
 }
 
-/// What a `vmap` statement asks, and the verdict that it has for each answer.
-pub(super) fn verdicts<'a>(body: &'a Value, sets: &Sets<'a>) -> Vec<(Asked, &'a Value)> {
+/// What a `vmap` statement asks, and the verdict that it has for each answer. `None` if the map that it names is not known.
+pub(super) fn verdicts<'a>(body: &'a Value, sets: &Sets<'a>) -> Option<Vec<(Asked, &'a Value)>> {
     let key = &body["key"];
     let (elements, is_dynamic) = match &body["data"] {
         Value::String(name) => {
-            let set = name.strip_prefix('@').and_then(|name| sets.get(name)).copied().unwrap_or_default();
+            let set = name.strip_prefix('@').and_then(|name| sets.get(name))?;
             (set.elements, set.is_dynamic)
         }
         data => (list(&data["set"]), false),
     };
     let pairs = elements.iter().filter_map(|pair| Some((pair.get(0)?, pair.get(1)?)));
-    pairs
-        .map(|(answer, verdict)| {
-            let condition = if is_dynamic { Condition::Varying } else { condition(key, &[bare(answer)]) };
-            (condition.into(), verdict)
-        })
-        .collect()
+    let asked = |(answer, verdict)| {
+        let condition = if is_dynamic { Condition::Varying } else { condition(key, &[bare(answer)]) };
+        (condition.into(), verdict)
+    };
+    Some(pairs.map(asked).collect())
 }
 
 /// The values on the right of a comparison. `None` if they change without a change of the rules.
@@ -132,6 +131,10 @@ fn condition(left: &Value, values: &[&Value]) -> Condition {
         (Some("payload"), "udp dport" | "th dport") => {
             let ports: Option<Vec<_>> = values.iter().copied().map(ports).collect();
             ports.map_or(Condition::Fixed, Condition::Port)
+        }
+        (Some("payload"), "udp sport" | "th sport") => {
+            let ports: Option<Vec<_>> = values.iter().copied().map(ports).collect();
+            ports.map_or(Condition::Fixed, Condition::SourcePort)
         }
         (Some("payload"), field) if field.starts_with("ip6 ") || field.starts_with("arp ") => {
             Condition::Impossible

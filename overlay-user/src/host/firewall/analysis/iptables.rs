@@ -4,42 +4,57 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{
+    super::iptables::{Word, Words, lines},
     extensions,
     probe::Hook,
+    quote::Quote,
     range::Range,
-    rules::{Action, Asked, Base, Chain, Condition, Family, Quote, Rule, Table, protocol_named},
+    rules::{Action, Asked, Base, Chain, Condition, Family, Rule, Table, protocol_named},
 };
 
 /// The tables of one variant of iptables, as its `-save` command lists them.
-pub(super) fn read(variant: &str, saved: &str) -> Vec<Table> {
+///
+/// # Errors
+/// When a line is not of the listing's form. A name with a line break in it, which only other commands can make, would do that.
+pub(super) fn read(variant: &str, saved: &str) -> Result<Vec<Table>, String> {
     let mut tables: Vec<Table> = Vec::new();
-    for line in saved.lines() {
-        if let Some(name) = line.strip_prefix('*') {
-            let name = format!("{variant} -t {name}");
-            tables.push(Table { family: Family::Ip, name, chains: BTreeMap::new() });
+    for line in lines(saved) {
+        if line.is_empty() || line == "COMMIT" || line.starts_with('#') {
             continue;
         }
-        let Some(table) = tables.last_mut() else { continue };
+        if let Some(name) = line.strip_prefix('*') {
+            let (command, place) = (variant.to_owned(), format!("-t {name}"));
+            tables.push(Table { family: Family::Ip, command, place, chains: BTreeMap::new() });
+            continue;
+        }
+        let strange = || format!("a line is of no known form: {line}");
+        let table = tables.last_mut().ok_or_else(strange)?;
         if let Some(chain) = line.strip_prefix(':') {
             let mut words = chain.split(' ');
-            if let (Some(name), Some(policy)) = (words.next(), words.next()) {
-                let is_first_only = table.name.ends_with(" nat");
-                let base = hook(name).filter(|_| policy != "-").map(|hook| Base {
-                    hook,
-                    devices: Vec::new(),
-                    drops: policy == "DROP",
-                    is_first_only,
-                });
-                table.chains.insert(name.to_owned(), Chain { base, rules: Vec::new() });
-            }
+            let (Some(name), Some(policy)) = (words.next(), words.next()) else { return Err(strange()) };
+            let is_first_only = table.place == "-t nat";
+            let base = hook(name).filter(|_| policy != "-").map(|hook| Base {
+                hook,
+                devices: Vec::new(),
+                drops: policy == "DROP",
+                is_first_only,
+            });
+            table.chains.insert(name.to_owned(), Chain { base, rules: Vec::new() });
         } else if let Some(rule) = line.strip_prefix("-A ") {
             let (chain, rule) = rule.split_once(' ').unwrap_or((rule, ""));
-            let text = format!("{} {line}", table.name);
-            let rule = parse(rule, text, &|name| table.chains.contains_key(name));
+            let quote = Quote::Text(format!("{} {line}", table.name()));
+            let words: Vec<Word<'_>> = Words::of(rule).collect();
+            let is_chain = |name: &str| table.chains.contains_key(name);
+            let rule = match parse(&words, &is_chain) {
+                Some((conditions, action)) => Rule { conditions, action, quote },
+                None => Rule::unreadable(quote),
+            };
             table.chains.entry(chain.to_owned()).or_default().rules.push(rule);
+        } else {
+            return Err(strange());
         }
     }
-    tables
+    Ok(tables)
 }
 
 fn hook(chain: &str) -> Option<Hook> {
@@ -47,23 +62,31 @@ fn hook(chain: &str) -> Option<Hook> {
 }
 
 /// Reads a rule without its chain: `-s 10.0.0.0/8 -p tcp -m tcp --dport 80 -j DROP`. Chains are listed before all rules, so that
-/// `is_chain` tells a chain from an extension.
-fn parse(rule: &str, text: String, is_chain: &dyn Fn(&str) -> bool) -> Rule {
-    let words = words(rule);
+/// `is_chain` tells a chain from an extension. Returns `None` for words that iptables does not write in this order, as if the name
+/// of a set had spaces in it and looked like options.
+fn parse(words: &[Word<'_>], is_chain: &dyn Fn(&str) -> bool) -> Option<(Vec<Asked>, Action)> {
     let mut conditions = Vec::new();
     let mut action = Action::Continue;
     let mut module = "";
     let mut is_negated = false;
-    let mut rest = words.iter().map(String::as_str).peekable();
-    while let Some(option) = rest.next() {
+    let is_option = |word: &Word<'_>| !word.is_quoted && (word.text == "!" || word.text.starts_with('-'));
+    let is_target = |word: &Word<'_>| !word.is_quoted && matches!(&*word.text, "-j" | "-g");
+    if words.iter().any(|word| word.is_open) {
+        return None;
+    }
+    let mut rest = words.iter().peekable();
+    while let Some(option) = rest.next().map(|word| &*word.text) {
         if option == "!" {
             is_negated = true;
             continue;
         }
-        // An option's values go up to the next option.
+        // An option's values go up to the next option. Comments and the names of chains and interfaces may look like one.
         let mut values = Vec::new();
-        while rest.peek().is_some_and(|next| *next != "!" && !next.starts_with('-')) {
-            values.extend(rest.next());
+        if matches!(option, "-j" | "-g" | "-i" | "-o" | "--comment") {
+            values.extend(rest.next().map(|word| &*word.text));
+        }
+        while rest.peek().is_some_and(|next| !is_option(next)) {
+            values.extend(rest.next().map(|word| &*word.text));
         }
         let value = values.first().copied().unwrap_or_default();
         match option {
@@ -72,19 +95,27 @@ fn parse(rule: &str, text: String, is_chain: &dyn Fn(&str) -> bool) -> Rule {
                 conditions.extend(itself(module).map(|condition| Asked { condition, is_negated: false }));
             }
             "--comment" => {}
-            "-j" => {
-                action =
-                    if is_chain(value) { Action::Jump(value.to_owned()) } else { extensions::action(value) };
+            "-j" | "-g" => {
+                action = match option {
+                    "-g" => Action::Goto(value.to_owned()),
+                    _ if is_chain(value) => Action::Jump(value.to_owned()),
+                    _ => extensions::action(value),
+                };
                 // What follows are the target's options.
+                if rest.any(is_target) {
+                    return None;
+                }
                 break;
             }
-            "-g" => action = Action::Goto(value.to_owned()),
+            // What is asked of the packet itself comes first.
+            "-s" | "-d" | "-i" | "-o" | "-p" | "-f" if !module.is_empty() => return None,
+            "--match-set" if values.len() != 2 => return None,
             _ => conditions
                 .push(Asked { condition: condition(module, option, &values, is_negated), is_negated }),
         }
         is_negated = false;
     }
-    Rule { conditions, action, quote: Quote::Text(text) }
+    Some((conditions, action))
 }
 
 /// What a match asks without any option. Those that ask nothing without one have one in every rule.
@@ -129,6 +160,10 @@ fn condition(module: &str, option: &str, values: &[&str], is_negated: bool) -> C
             let all: Option<Vec<_>> = value.split(',').map(ports).collect();
             known(all.map(Condition::Port))
         }
+        ("tcp" | "udp" | "sctp" | "dccp" | "udplite", "--sport") | ("multiport", "--sports") => {
+            let all: Option<Vec<_>> = value.split(',').map(ports).collect();
+            known(all.map(Condition::SourcePort))
+        }
         ("addrtype", "--dst-type") if value == "LOCAL" => Condition::ToHost,
         ("addrtype", "--src-type") if value == "LOCAL" => Condition::FromHost,
         ("conntrack", "--ctstate") | ("state", "--state")
@@ -172,25 +207,4 @@ fn ports(text: &str) -> Option<Range<u16>> {
 
 fn protocol(text: &str) -> Option<u8> {
     protocol_named(text).or_else(|| text.parse().ok())
-}
-
-/// The words of a line in which quotes keep words together, and a backslash takes the next character as it is.
-fn words(line: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word = None::<String>;
-    let mut is_quoted = false;
-    let mut characters = line.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            ' ' if !is_quoted => words.extend(word.take()),
-            '"' => {
-                is_quoted = !is_quoted;
-                word.get_or_insert_default();
-            }
-            '\\' => word.get_or_insert_default().extend(characters.next()),
-            other => word.get_or_insert_default().push(other),
-        }
-    }
-    words.extend(word);
-    words
 }

@@ -10,7 +10,8 @@ use super::{
     expressions::{self, Set, Sets},
     extensions,
     probe::Hook,
-    rules::{Action, Asked, Base, Condition, Family, Quote, Rule, Table},
+    quote::Quote,
+    rules::{Action, Asked, Base, Condition, Family, Rule, Table},
 };
 
 /// Families, tables and names of the chains at single interfaces of which a listing does not tell the interfaces. nft 1.0.6 tells
@@ -70,7 +71,8 @@ pub(super) fn read(listing: &str, but: &HashSet<String>) -> Result<Vec<Table>, S
         }
         let table = tables.entry((family, table_name)).or_insert_with(|| Table {
             family: kind,
-            name: format!("nft {family} {table_name}"),
+            command: "nft".to_owned(),
+            place: format!("{family} {table_name}"),
             chains: BTreeMap::new(),
         });
         let target = table.chains.entry(name.to_owned()).or_default();
@@ -139,11 +141,15 @@ fn rules<'a>(statements: &'a [Value], sets: &Sets<'a>, quote: &Quote) -> Vec<Rul
         };
         match kind.as_str() {
             "match" => conditions.push(expressions::asked(body, sets)),
-            "vmap" => {
-                for (asked, verdict) in expressions::verdicts(body, sets) {
-                    does(verdict_of(verdict), vec![asked]);
+            "vmap" => match expressions::verdicts(body, sets) {
+                Some(verdicts) => {
+                    for (asked, verdict) in verdicts {
+                        does(verdict_of(verdict), vec![asked]);
+                    }
                 }
-            }
+                // A map that is not listed may hold any verdict.
+                None => does(Action::Alter, vec![]),
+            },
             // These may stop the rule, by counts that change with every packet.
             "limit" | "quota" | "ct count" | "meter" | "last" => conditions.push(Condition::Varying.into()),
             // Adding to a set stops the rule when the set is full, or when a limit that hangs on its elements does.

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use overlay_common::header::protocol::UDP;
 
 use super::{
+    interface::Interface,
     range::{Holds, Range},
-    site::{Interface, Site},
 };
+use crate::host::site::Site;
 
 /// Where in the host packets are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +167,7 @@ pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe
             if is_ingress { (named(), Interface::Absent) } else { (Interface::Absent, named()) };
         Probe { input, output, ..probe.clone() }
     };
-    if device == site.underlay {
+    if Some(device) == site.underlay.as_deref() {
         let (tunnel, inner) = if is_ingress {
             (arriving_tunnel(site), arriving.clone())
         } else {
@@ -187,7 +188,7 @@ pub(super) fn at_device_hook(site: &Site, hook: Hook, device: &str) -> Vec<Probe
 /// The probes that meet a chain at an interface of which nothing is known.
 pub(super) fn at_any_device_hook(site: &Site, hook: Hook) -> Vec<Probe> {
     let named = |name: &String| at_device_hook(site, hook, name);
-    let mut probes: Vec<Probe> = [&site.underlay, &site.device].into_iter().flat_map(named).collect();
+    let mut probes: Vec<Probe> = site.underlay.iter().chain([&site.device]).flat_map(named).collect();
     // No interface is named so. It stands for those that lead to containers.
     probes.extend(at_device_hook(site, hook, ""));
     for probe in &mut probes {
@@ -203,8 +204,13 @@ pub(super) fn at_any_device_hook(site: &Site, hook: Hook) -> Vec<Probe> {
 /// Packets between containers, as they are forwarded: first those that leave, and then those that arrive, by overlay0. Without
 /// encapsulation both may pass the underlay's interfaces as well.
 fn directions(site: &Site) -> Vec<Probe> {
-    let others = Range::from(site.network).without(site.subnet.into());
-    let own = || vec![site.subnet.into()];
+    let own = || vec![site.subnet.map_or(everywhere(site), Range::from)];
+    let network = site.network.map_or(everywhere(site), Range::from);
+    let beside = |range: Range<IpAddr>| match site.subnet {
+        Some(subnet) => range.without(subnet.into()),
+        None => vec![range],
+    };
+    let others = beside(network);
     let leaving = |output: Interface, others: &[Range<IpAddr>]| {
         Probe::forwarded(own(), others.to_vec(), Interface::Containers, output)
     };
@@ -216,8 +222,7 @@ fn directions(site: &Site) -> Vec<Probe> {
     if site.is_direct {
         // The way to a peer may lead out of any interface of the underlay. What else of Network takes the underlay is the
         // host's, since nobody can lease it.
-        let (first, last) = site.leasable;
-        let leasable = Range { first, last }.without(site.subnet.into());
+        let leasable = beside(site.leasable.map_or(network, |(first, last)| Range { first, last }));
         probes.extend([leaving(Interface::Hosts, &leasable), arriving(Interface::Hosts, &leasable)]);
     }
     probes
@@ -225,24 +230,33 @@ fn directions(site: &Site) -> Vec<Probe> {
 
 /// The tunnel's packets from other hosts.
 fn arriving_tunnel(site: &Site) -> Probe {
-    let to = vec![Range::one(site.address)];
-    let probe = Probe::forwarded(hosts(site), to, Interface::Hosts, Interface::Absent);
+    let probe = Probe::forwarded(hosts(site), this_host(site), Interface::Hosts, Interface::Absent);
     Probe { is_to_host: true, protocol: Some(UDP), port: Some(site.port), ..probe }
 }
 
 /// The tunnel's packets to other hosts.
 fn leaving_tunnel(site: &Site) -> Probe {
-    let from = vec![Range::one(site.address)];
-    let probe = Probe::forwarded(from, hosts(site), Interface::Absent, Interface::Hosts);
+    let probe = Probe::forwarded(this_host(site), hosts(site), Interface::Absent, Interface::Hosts);
     Probe { is_from_host: true, is_sent: true, protocol: Some(UDP), port: Some(site.port), ..probe }
+}
+
+/// The address that the tunnel's packets have here.
+fn this_host(site: &Site) -> Vec<Range<IpAddr>> {
+    vec![site.address.map_or(everywhere(site), Range::one)]
 }
 
 /// All addresses that another host may have on the underlay.
 fn hosts(site: &Site) -> Vec<Range<IpAddr>> {
-    let (first, last) = site.leasable;
-    let everywhere: Range<IpAddr> = match site.address {
-        IpAddr::V4(_) => Range { first: [0; 4].into(), last: [0xff; 4].into() },
-        IpAddr::V6(_) => Range { first: [0; 16].into(), last: [0xff; 16].into() },
-    };
-    everywhere.without(Range { first, last })
+    match site.leasable {
+        Some((first, last)) => everywhere(site).without(Range { first, last }),
+        None => vec![everywhere(site)],
+    }
+}
+
+/// All addresses. Where something is not known it may be any of them, so that every rule may concern it.
+fn everywhere(site: &Site) -> Range<IpAddr> {
+    match site.address {
+        Some(IpAddr::V6(_)) => Range { first: [0; 16].into(), last: [0xff; 16].into() },
+        Some(IpAddr::V4(_)) | None => Range { first: [0; 4].into(), last: [0xff; 4].into() },
+    }
 }

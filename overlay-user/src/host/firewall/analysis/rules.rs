@@ -5,9 +5,10 @@ use overlay_common::header::protocol;
 
 use super::{
     probe::{Hook, Probe},
+    quote::Quote,
     range::{Holds, Range},
-    site::Site,
 };
+use crate::host::site::Site;
 
 /// The number of a protocol that rules name. Those that are not needed to tell packets between containers apart have none here.
 pub(super) fn protocol_named(name: &str) -> Option<u8> {
@@ -27,7 +28,7 @@ pub(super) enum Condition {
     Source(Vec<Range<IpAddr>>),
     /// Its destination lies in one of these ranges.
     Destination(Vec<Range<IpAddr>>),
-    /// The interface it came in by has such a name; see [`Site::is_named`].
+    /// The interface it came in by has such a name; see [`super::interface::Interface::is_named`].
     Input(Vec<String>),
     /// The interface it goes out by has such a name.
     Output(Vec<String>),
@@ -35,6 +36,8 @@ pub(super) enum Condition {
     Protocol(Vec<u8>),
     /// It has one of these destination ports.
     Port(Vec<Range<u16>>),
+    /// It has one of these source ports.
+    SourcePort(Vec<Range<u16>>),
     /// Its destination is an address of this host.
     ToHost,
     /// Its source is an address of this host.
@@ -71,16 +74,34 @@ impl Asked {
         let holds = match &self.condition {
             Condition::Source(ranges) => probe.is_from(ranges),
             Condition::Destination(ranges) => probe.is_to(ranges),
-            Condition::Input(names) => site.is_named(&probe.input, names),
-            Condition::Output(names) => site.is_named(&probe.output, names),
+            Condition::Input(names) => probe.input.is_named(names, site),
+            Condition::Output(names) => probe.output.is_named(names, site),
             Condition::Protocol(protocols) => probe.has_protocol(protocols),
             Condition::Port(ports) => probe.has_port(ports),
             Condition::ToHost => certain(probe.is_to_host),
             Condition::FromHost => certain(probe.is_from_host),
             Condition::Impossible => Holds::Never,
-            Condition::Established | Condition::Fixed | Condition::Varying => Holds::Maybe,
+            Condition::SourcePort(_) | Condition::Established | Condition::Fixed | Condition::Varying => {
+                Holds::Maybe
+            }
         };
         holds.negated(self.is_negated)
+    }
+
+    /// Whether it holds for all of a probe's packets, or picks some of them by what they are and where they come from. A
+    /// connection's state picks none: each packet of the tunnel is new to connection tracking, because each of the hashes that
+    /// are its source ports begins a connection. These ports are never those of services.
+    fn admits(&self, probe: &Probe, site: &Site) -> bool {
+        const SERVICES: u16 = 1023;
+        match self.of(probe, site) {
+            Holds::Always => true,
+            Holds::Never => false,
+            Holds::Maybe => match &self.condition {
+                Condition::Established => false,
+                Condition::SourcePort(ports) => ports.iter().any(|ports| ports.last > SERVICES),
+                _ => !self.is_negated,
+            },
+        }
     }
 }
 
@@ -108,24 +129,6 @@ pub(super) enum Action {
     Alter,
 }
 
-/// Where a rule stands, so that it can be quoted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Quote {
-    /// Its text.
-    Text(String),
-    /// Its handle in nftables, by which `nft` is asked for the text when it is needed.
-    Handle {
-        /// Family of the table.
-        family: String,
-        /// Name of the table.
-        table: String,
-        /// Name of the chain.
-        chain: String,
-        /// Handle of the rule.
-        handle: u64,
-    },
-}
-
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
@@ -141,6 +144,16 @@ impl Rule {
     /// Whether its conditions hold for the packets of a probe.
     pub(super) fn holds(&self, probe: &Probe, site: &Site) -> Holds {
         self.conditions.iter().map(|asked| asked.of(probe, site)).min().unwrap_or(Holds::Always)
+    }
+
+    /// A rule of which nobody can tell what it asks or does.
+    pub(super) const fn unreadable(quote: Quote) -> Self {
+        Self { conditions: Vec::new(), action: Action::Alter, quote }
+    }
+
+    /// Whether it may have been written for the packets of a probe, or for some of them, as they arrive.
+    pub(super) fn admits(&self, probe: &Probe, site: &Site) -> bool {
+        self.conditions.iter().all(|asked| asked.admits(probe, site))
     }
 
     /// How much there is to compare: itself, and the members of the sets that it names.
@@ -188,6 +201,14 @@ pub(super) struct Chain {
     pub rules: Vec<Rule>,
 }
 
+impl Chain {
+    /// Whether what no rule accepts is refused, by the policy or by a rule that refuses everything.
+    pub(super) fn is_closed(&self) -> bool {
+        let refuses_all = |rule: &Rule| rule.conditions.is_empty() && rule.action == Action::Refuse;
+        self.base.as_ref().is_some_and(|base| base.drops) || self.rules.iter().any(refuses_all)
+    }
+}
+
 /// The families of tables through which packets between containers can go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
@@ -204,8 +225,17 @@ pub(super) enum Family {
 pub(super) struct Table {
     /// Its family. Tables for both families of IP can have chains at single interfaces, which their hook tells.
     pub family: Family,
-    /// What it is called where its policy is quoted: `iptables-nft -t filter`, `nft inet firewalld`.
-    pub name: String,
+    /// The command that lists it: a variant of iptables, or `nft`.
+    pub command: String,
+    /// What the command calls it: `-t filter`, `inet firewalld`.
+    pub place: String,
     /// Its chains by name.
     pub chains: BTreeMap<String, Chain>,
+}
+
+impl Table {
+    /// What it is called where something of it is quoted: `iptables-nft -t filter`, `nft inet firewalld`.
+    pub(super) fn name(&self) -> String {
+        format!("{} {}", self.command, self.place)
+    }
 }

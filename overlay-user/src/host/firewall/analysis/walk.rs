@@ -1,13 +1,14 @@
-//! Leads probes through chains, and finds what could refuse, translate or alter them.
+//! Leads probes through chains, and finds what could refuse, translate or alter them, and which chains refuse what no rule accepts.
 use std::collections::HashMap;
 
 use super::{
+    findings::{End, Gate, Harm, Kind},
     probe::{self, Hook, Probe},
+    quote::Quote,
     range::Holds,
-    rules::{Action, Chain, Family, Quote, Rule, Table},
-    site::Site,
+    rules::{Action, Chain, Family, Rule, Table},
 };
-use crate::model::fast_path::FastPath;
+use crate::{host::site::Site, model::fast_path::FastPath};
 
 /// How many rules, or members of the sets that they name, are looked at altogether, over all chains and probes. A rule set that
 /// needs more is not followed further.
@@ -17,20 +18,13 @@ const DEPTH: usize = 64;
 /// How many findings are kept of each kind.
 const KEPT: usize = 4;
 
-/// Something that packets between containers may meet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Harm {
-    /// The most that the fast path may carry so that it is obeyed.
-    pub at_most: FastPath,
-    /// Where it stands.
-    pub quote: Quote,
-}
-
 /// What the walk has found.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// The first few of each kind.
-    pub harms: Vec<Harm>,
+    pub harms: Vec<Harm<Quote>>,
+    /// The chains at the hooks to the host and through it that refuse what no rule accepts, or refuse all of it by a rule.
+    pub gates: Vec<Gate<Quote>>,
     /// The rules are too many to follow them all.
     pub is_cut_short: bool,
 }
@@ -77,6 +71,31 @@ impl Sifted {
     }
 }
 
+/// How packets have come into a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Path {
+    /// All that were left undecided come, whatever they are.
+    is_everyone: bool,
+    /// All of the probe's packets that were left undecided come.
+    is_all: bool,
+    /// The rules that lead here may have been written for the probe's packets; see [`Rule::admits`].
+    is_admitted: bool,
+}
+
+impl Path {
+    /// To the beginning of a base chain.
+    const BASE: Self = Self { is_everyone: true, is_all: true, is_admitted: true };
+
+    /// The path on, by a rule that jumps.
+    fn by(self, rule: &Rule, holds: Holds, probe: &Probe, site: &Site) -> Self {
+        Self {
+            is_everyone: self.is_everyone && rule.conditions.is_empty(),
+            is_all: self.is_all && holds == Holds::Always,
+            is_admitted: self.is_admitted && rule.admits(probe, site),
+        }
+    }
+}
+
 /// What became of packets in a chain.
 #[derive(Clone, Copy, Debug)]
 struct Passed {
@@ -95,7 +114,11 @@ struct Walker<'a> {
 struct Journey<'a> {
     table: &'a Table,
     probe: &'a Probe,
-    passed: HashMap<(&'a str, Sifted), Passed>,
+    passed: HashMap<(&'a str, Sifted, Path), Passed>,
+    /// The first rule that may have been written to accept such packets.
+    accepting: Option<&'a Quote>,
+    /// What refuses all that come so far.
+    end: Option<End<&'a Quote>>,
 }
 
 impl Walker<'_> {
@@ -117,14 +140,21 @@ impl Walker<'_> {
             Family::Bridge => probe::at_bridge_hook(self.site, base.hook),
             Family::Device => Vec::new(),
         };
+        let mut gate = Gate::at(table, name, base.hook);
         for probe in &probes {
-            let mut journey = Journey { table, probe, passed: HashMap::new() };
+            let mut journey = Journey { table, probe, passed: HashMap::new(), accepting: None, end: None };
             let sifted = Sifted { varying: false, only_first: base.is_first_only };
-            let passed = self.pass(&mut journey, name, chain, sifted, 0);
+            let passed = self.pass(&mut journey, name, chain, sifted, Path::BASE, 0);
             if passed.goes_on && base.drops {
-                let policy = format!("the policy of chain {name} in {}: drop", table.name);
-                self.add(passed.sifted.seen_by(probe), false, Quote::Text(policy));
+                let policy = format!("the policy of chain {name} in {}: drop", table.name());
+                self.add(passed.sifted.seen_by(probe), false, Kind::Other, Quote::Text(policy));
+                journey.end = Some(End::Closed);
             }
+            gate.take_in(journey.accepting.cloned(), journey.end.map(|end| end.map(Quote::clone)));
+        }
+        let is_gate = table.family == Family::Ip && matches!(base.hook, Hook::Input | Hook::Forward);
+        if is_gate && (gate.end.is_some() || chain.is_closed()) {
+            self.found.gates.push(gate);
         }
     }
 
@@ -134,13 +164,14 @@ impl Walker<'_> {
         name: &'a str,
         chain: &'a Chain,
         sifted: Sifted,
+        path: Path,
         depth: usize,
     ) -> Passed {
-        if let Some(passed) = journey.passed.get(&(name, sifted)) {
+        if let Some(passed) = journey.passed.get(&(name, sifted, path)) {
             return *passed;
         }
-        let passed = self.pass_anew(journey, chain, sifted, depth);
-        journey.passed.insert((name, sifted), passed);
+        let passed = self.pass_anew(journey, chain, sifted, path, depth);
+        journey.passed.insert((name, sifted, path), passed);
         passed
     }
 
@@ -149,6 +180,7 @@ impl Walker<'_> {
         journey: &mut Journey<'a>,
         chain: &'a Chain,
         mut sifted: Sifted,
+        path: Path,
         depth: usize,
     ) -> Passed {
         // Packets that have left the chain for the one they came from, undecided, before its end.
@@ -173,28 +205,46 @@ impl Walker<'_> {
                 // The tunnel's own packets come from the address that they would be given.
                 Action::Masquerade if journey.probe.is_from_host => {}
                 Action::Alter => {
-                    self.add(Sifted { varying: true, ..sifted }, false, rule.quote.clone());
+                    self.add(Sifted { varying: true, ..sifted }, false, Kind::Other, rule.quote.clone());
                 }
                 Action::Refuse | Action::Translate | Action::Masquerade => {
-                    self.add(sifted.seen_by(journey.probe), varies, rule.quote.clone());
+                    let kind = Kind::of(rule, journey.probe, self.site);
+                    self.add(sifted.seen_by(journey.probe), varies, kind, rule.quote.clone());
                     if holds == Holds::Always && rule.action == Action::Refuse {
+                        if path.is_all {
+                            let is_closing = path.is_everyone && rule.conditions.is_empty();
+                            journey.end = Some(if is_closing { End::Closed } else { End::By(&rule.quote) });
+                        }
                         return ended(sifted, left);
                     }
                     sifted = self.sift(sifted, rule, journey.probe, varies);
                 }
-                Action::Accept if holds == Holds::Always => return ended(sifted, left),
-                Action::Accept => sifted = self.sift(sifted, rule, journey.probe, varies),
+                Action::Accept => {
+                    if journey.accepting.is_none()
+                        && path.is_admitted
+                        && rule.admits(journey.probe, self.site)
+                    {
+                        journey.accepting = Some(&rule.quote);
+                    }
+                    if holds == Holds::Always {
+                        return ended(sifted, left);
+                    }
+                    sifted = self.sift(sifted, rule, journey.probe, varies);
+                }
                 Action::Return if holds == Holds::Always => break,
                 Action::Return => {
                     sifted.varying |= varies;
                     left = Some(sifted.or(left));
                 }
                 Action::Jump(target) | Action::Goto(target) => {
-                    // A chain that is not there cannot be jumped to; one that was listed a moment too late is looked at again,
-                    // because its making changes the rules.
-                    let Some((target, chain)) = journey.table.chains.get_key_value(target) else { continue };
                     let before = Sifted { varying: sifted.varying || varies, ..sifted };
-                    let passed = self.pass(journey, target, chain, before, depth + 1);
+                    let Some((target, chain)) = journey.table.chains.get_key_value(target) else {
+                        // A chain that is not listed may do anything, as one whose name is no text.
+                        self.add(Sifted { varying: true, ..before }, false, Kind::Other, rule.quote.clone());
+                        continue;
+                    };
+                    let path = path.by(rule, holds, journey.probe, self.site);
+                    let passed = self.pass(journey, target, chain, before, path, depth + 1);
                     sifted.varying |= varies || passed.sifted.varying;
                     if holds == Holds::Always {
                         sifted.only_first |= passed.sifted.only_first;
@@ -226,11 +276,12 @@ impl Walker<'_> {
         }
     }
 
-    fn add(&mut self, sifted: Sifted, varies: bool, quote: Quote) {
+    fn add(&mut self, sifted: Sifted, varies: bool, kind: Kind, quote: Quote) {
         let varies = (sifted.varying || varies) && !sifted.only_first;
         let at_most = if varies { FastPath::Off } else { FastPath::Established };
-        let harm = Harm { at_most, quote };
-        let like = self.found.harms.iter().filter(|other| other.at_most == at_most).count();
+        let harm = Harm { at_most, kind, quote };
+        let is_like = |other: &&Harm<Quote>| (other.at_most, other.kind) == (at_most, kind);
+        let like = self.found.harms.iter().filter(is_like).count();
         if like < KEPT && !self.found.harms.contains(&harm) {
             self.found.harms.push(harm);
         }
