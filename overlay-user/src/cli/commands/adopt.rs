@@ -17,7 +17,7 @@ use crate::{
         to_flannel::{of_leases, put_back},
         to_overlay,
     },
-    host::{netlink::Netlink, subnet_env},
+    host::{capabilities, netlink::Netlink, subnet_env},
     store::Store,
 };
 
@@ -37,6 +37,7 @@ pub(super) async fn adopt(options: &AdoptFlannel) -> Result<()> {
     if !Uid::effective().is_root() {
         bail!("devices, rules and programs of the kernel are looked at and altered: run it as root");
     }
+    capabilities::require()?;
     match open(&options.agent.store)? {
         Opened::Etcd(store) => with_store(*store, None, options).await,
         Opened::Directory { store, path, shared } => {

@@ -8,7 +8,11 @@ use super::{
     dry_run::dry_run,
     opened::{Opened, open},
 };
-use crate::{agent::assembly, cli::options::Agent, host::firewall};
+use crate::{
+    agent::assembly,
+    cli::options::Agent,
+    host::{capabilities, firewall},
+};
 
 pub(super) async fn agent(options: Agent) -> Result<()> {
     if options.dry_run {
@@ -17,6 +21,7 @@ pub(super) async fn agent(options: Agent) -> Result<()> {
     if !Uid::effective().is_root() {
         bail!("the agent loads kernel programs and makes devices: run it as root (or with --dry-run)");
     }
+    capabilities::require()?;
     if options.ip_masq {
         // This is checked before anything is changed, because a host without the means for it could not do what is asked for.
         firewall::masquerade::usable().await.map_err(|error| anyhow!("--ip-masq: {error:#}"))?;
