@@ -1,6 +1,6 @@
 //! How a host joins the network when its agent starts. It finds the underlay interface, takes the lock, reads the config,
 //! acquires the lease and writes the record; then come the device and the programs.
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
@@ -55,12 +55,14 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 pub(crate) struct Joined {
     pub(crate) netlink: Netlink,
     pub(crate) paths: Paths,
-    pub(crate) lock: Lock,
+    pub(crate) lock: Arc<Lock>,
     pub(crate) underlay: Underlay,
     pub(crate) network: NetworkConfig,
     pub(crate) backend: Backend,
     pub(crate) local_lease: LocalLease,
     pub(crate) origin: Origin,
+    /// What the record says.
+    pub(crate) record: Record,
     pub(crate) spec: DeviceSpec,
     pub(crate) ingress: Ingress,
     adoption: Adoption,
@@ -80,13 +82,14 @@ pub(crate) async fn join(
     let netlink = Netlink::open()?;
     let paths = options.paths.clone();
     paths.create()?;
-    let lock = paths.lock()?;
+    let lock = Arc::new(paths.lock()?);
     paths.refuse_shared_device(&options.device)?;
     paths.refuse_shared_file(&options.subnet_file)?;
     let underlay = underlay::choose(&netlink, &options.underlay).await?;
     let public_ip = options.public_ip.unwrap_or(underlay.address);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
     paths.refuse_foreign(public_ip)?;
+    paths.uncover()?;
     let mut older = paths.older()?;
 
     let network = config(store).await?;
@@ -119,6 +122,7 @@ pub(crate) async fn join(
         backend: backend.name().to_owned(),
         device: Some(options.device.clone()),
         subnet_file: Some(options.subnet_file.clone()),
+        bpffs: paths.bpffs(),
         ..Record::current(public_ip, subnet)?.with_fast_path(options.fast_path)
     };
     let adoption = paths.adopt(&record)?;
@@ -150,6 +154,7 @@ pub(crate) async fn join(
         backend,
         local_lease,
         origin,
+        record,
         spec,
         ingress,
         adoption,
@@ -222,6 +227,9 @@ impl Joined {
     /// Makes the device, which is still down, attaches the programs to it, and only then brings it up, so that no frame enters
     /// the stack unchecked. If a step fails, what was made here is removed again.
     pub(crate) async fn attach(&self, options: &Options) -> Result<EbpfDatapath> {
+        for orphan in Links::orphans(&self.paths.bpf_root, Some(self.spec.subnet)).unwrap_or_default() {
+            warn!("{orphan}; until then it may see packets that this agent's programs leave to the stack");
+        }
         let prepared = device::prepare(&self.netlink, &self.spec).await.inspect_err(|_| self.undo())?;
         let attached = async {
             let datapath = self.load(options, &prepared)?;
@@ -259,6 +267,7 @@ impl Joined {
             max_flows: options.max_flows,
             older: self.older.clone(),
             filling: self.paths.filling.clone(),
+            lock: Some(self.lock.clone()),
         };
         let datapath = EbpfDatapath::load_knowing(options, peers)?;
         self.paths.forget_older(&self.older)?;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 pub use self::peers::MANY_OUTLYING;
 use super::{
-    Datapath, DatapathError, Installed,
+    Datapath, DatapathError, Installed, PinsKept,
     error::{errno, removed},
     index,
     keys::key,
@@ -25,6 +25,7 @@ use super::{
     lifetimes::Lifetimes,
     links::{Attachment, Links},
     load::{LoadOptions, endpoint_capacity, load_object, take_over},
+    pin_keeper::PinKeeper,
     programs_log::ProgramsLog,
     slots::Slots,
     tables::{self, Tables},
@@ -55,6 +56,7 @@ pub struct EbpfDatapath {
     device: watch::Sender<u32>,
     /// Peers' subnets outside the leasable range.
     outlying: watch::Sender<BTreeSet<IpNet>>,
+    pins: PinKeeper,
 }
 
 impl EbpfDatapath {
@@ -87,6 +89,7 @@ impl EbpfDatapath {
             }
         };
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
+        let pins = PinKeeper::open(&options.pins, options.lock.clone())?;
         let (links, xdp_link) = (Links::new(&options.pins, options.tc)?, XdpLink::new(&options.pins));
         for older in &options.older {
             layouts::move_links(older, &options.pins)?;
@@ -116,6 +119,7 @@ impl EbpfDatapath {
             slots,
             device,
             outlying: watch::Sender::default(),
+            pins,
         };
         datapath.find_outlying()?;
         for (subnet, peer) in peers {
@@ -208,6 +212,7 @@ impl EbpfDatapath {
             }
             _ => {}
         }
+        self.pins.check_owner()?;
         let wanted = Attachment::of_port(kind);
         for (done, attachment) in wanted.iter().enumerate() {
             if let Err(error) = self.links.attach(&mut self.ebpf, *attachment, ifindex) {
@@ -235,6 +240,8 @@ impl EbpfDatapath {
     /// as constants.
     fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
         let options = LoadOptions { settings, ..self.options.clone() };
+        // The programs must get the maps that there are. The loader makes others where it finds no pins.
+        self.pins.keep(&self.links, &self.xdp_link)?;
         let (mut ebpf, mut tables) = load_object(&options, &options.pins)?;
         tables.mend_indexes()?;
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
@@ -268,6 +275,7 @@ impl EbpfDatapath {
 
 impl Datapath for EbpfDatapath {
     fn mend(&mut self) -> Result<usize, DatapathError> {
+        self.pins.check_owner()?;
         Ok(vteps::mend(&mut self.tables, &self.slots)? + self.tables.mend_indexes()?)
     }
 
@@ -309,6 +317,16 @@ impl Datapath for EbpfDatapath {
                 Ok(())
             }
         }
+    }
+
+    fn keep_pins(&mut self) -> Result<PinsKept, DatapathError> {
+        let kept = self.pins.keep(&self.links, &self.xdp_link)?;
+        let Settings { underlay, device, .. } = self.options.settings;
+        let own = [(PortKind::Device, device), (PortKind::Underlay, underlay)];
+        // What the kernel does not say now, it may say at the next look.
+        let lacks = |(kind, ifindex)| self.links.lacks_program(&self.ebpf, kind, ifindex).unwrap_or(false);
+        let bare = own.into_iter().any(lacks);
+        Ok(PinsKept { bare, ..kept })
     }
 
     fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError> {

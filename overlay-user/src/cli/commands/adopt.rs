@@ -1,5 +1,5 @@
 //! `overlay adopt-flannel`: moves a host from flannel to the overlay in place, or back.
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::Uid;
@@ -129,7 +129,8 @@ async fn back(store: impl Store, options: &AdoptFlannel, record: Option<FlannelR
     }
     std::fs::create_dir_all(&paths.state).with_context(|| format!("create {}", paths.state.display()))?;
     // A running agent would put back what is removed here.
-    let lock = paths.lock().context("end the agent first")?;
+    let lock = Arc::new(paths.lock().context("end the agent first")?);
+    paths.uncover()?;
     if !options.json {
         println!("{plan}");
     }

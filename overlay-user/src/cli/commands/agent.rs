@@ -1,7 +1,10 @@
 //! `overlay agent`: runs the agent until it is told to end.
 use anyhow::{Context as _, Result, anyhow, bail};
-use log::info;
-use nix::unistd::Uid;
+use log::{info, warn};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::Uid,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
@@ -26,6 +29,7 @@ pub(super) async fn agent(options: Agent) -> Result<()> {
         // This is checked before anything is changed, because a host without the means for it could not do what is asked for.
         firewall::masquerade::usable().await.map_err(|error| anyhow!("--ip-masq: {error:#}"))?;
     }
+    allow_descriptors();
     let mut end = EndSignals::new()?;
     let run = async {
         let asked = options.options();
@@ -42,6 +46,15 @@ pub(super) async fn agent(options: Agent) -> Result<()> {
             info!("{name}: ending; the data path stays and traffic goes on");
             Ok(())
         }
+    }
+}
+
+/// Allows this process as many descriptors as it may have: the agent holds two for each container.
+fn allow_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        warn!("allow this process more descriptors: {error}");
     }
 }
 
