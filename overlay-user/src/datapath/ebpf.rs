@@ -11,7 +11,7 @@ use std::{
 use aya::{Ebpf, maps::MapError};
 use ipnet::IpNet;
 use log::{info, warn};
-use nix::{errno::Errno, ifaddrs::getifaddrs};
+use nix::{errno::Errno, ifaddrs::getifaddrs, net::if_::if_nameindex};
 use overlay_common::Settings;
 use tokio::sync::watch;
 
@@ -25,6 +25,7 @@ use super::{
     lifetimes::Lifetimes,
     links::{Attachment, Links},
     load::{LoadOptions, endpoint_capacity, load_object, take_over},
+    newcomers::Newcomers,
     pin_keeper::PinKeeper,
     programs_log::ProgramsLog,
     slots::Slots,
@@ -57,6 +58,7 @@ pub struct EbpfDatapath {
     /// Peers' subnets outside the leasable range.
     outlying: watch::Sender<BTreeSet<IpNet>>,
     pins: PinKeeper,
+    newcomers: Newcomers,
 }
 
 impl EbpfDatapath {
@@ -103,6 +105,7 @@ impl EbpfDatapath {
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let ingress = Ingress::default();
         let (tried, device) = (None, watch::Sender::new(0));
+        let newcomers = Newcomers::besides(&interfaces()?);
         let log = ProgramsLog::default();
         log.read_from(&mut ebpf);
         let mut datapath = Self {
@@ -120,6 +123,7 @@ impl EbpfDatapath {
             device,
             outlying: watch::Sender::default(),
             pins,
+            newcomers,
         };
         datapath.find_outlying()?;
         for (subnet, peer) in peers {
@@ -213,6 +217,9 @@ impl EbpfDatapath {
             _ => {}
         }
         self.pins.check_owner()?;
+        if kind == PortKind::Veth && self.links.takes_a_qdisc(ifindex)? {
+            self.newcomers.admit(ifindex)?;
+        }
         let wanted = Attachment::of_port(kind);
         for (done, attachment) in wanted.iter().enumerate() {
             if let Err(error) = self.links.attach(&mut self.ebpf, *attachment, ifindex) {
@@ -311,6 +318,7 @@ impl Datapath for EbpfDatapath {
             Change::Local(LocalChange::Attach(ifindex, kind)) => self.attach(*ifindex, *kind),
             Change::XdpTarget(XdpTargetChange { port, takes }) => self.xdp_targets.set(*port, *takes),
             Change::Local(LocalChange::Detach(ifindex)) => {
+                self.newcomers.forget(*ifindex);
                 for attachment in [Attachment::Encap, Attachment::Track, Attachment::Bridge] {
                     self.links.detach(attachment, *ifindex)?;
                 }
@@ -336,6 +344,12 @@ impl Datapath for EbpfDatapath {
         }
         Ok((gone, left))
     }
+}
+
+/// The indexes of all interfaces of this network namespace.
+fn interfaces() -> Result<Vec<u32>, DatapathError> {
+    let all = if_nameindex().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
+    Ok(all.iter().map(|interface| interface.index()).collect())
 }
 
 /// The interface's MAC address. None if it has none.

@@ -171,6 +171,11 @@ impl Links {
         Ok(attached.iter().filter_map(|(_, ifindex)| Some((*ifindex, kind_of(*ifindex)?))).collect())
     }
 
+    /// Whether attaching to an interface makes a qdisc there, in a place that others may want.
+    pub(super) fn takes_a_qdisc(&self, ifindex: u32) -> Result<bool, DatapathError> {
+        Ok(self.chosen == AttachMethod::Clsact && clsact::qdisc(ifindex)?.is_none())
+    }
+
     /// Attaches a program, or replaces the one that is there without a moment in between.
     ///
     /// # Errors

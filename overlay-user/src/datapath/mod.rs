@@ -13,6 +13,7 @@ pub mod links;
 pub mod load;
 pub mod losses;
 pub mod memory;
+mod newcomers;
 mod pin_keeper;
 mod pinned_links;
 pub mod programs_log;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use tokio::time::Instant;
 
 use super::inputs::{Exit, Input, Inputs};
@@ -36,6 +36,8 @@ pub(super) struct ReconcilerState<D> {
     pub(super) failed: BTreeMap<IpNet, String>,
     /// How many endpoint and port changes have failed since the last repair.
     pub(super) unrepaired: usize,
+    /// Whether one of these is to be tried again soon.
+    soon: bool,
     /// Whether one of the host's own devices lacked a program when they were last looked at.
     bare: bool,
     /// What has been heard of the store from which the installed peers come.
@@ -62,6 +64,7 @@ impl<D: Datapath> ReconcilerState<D> {
             installed,
             failed: BTreeMap::new(),
             unrepaired: 0,
+            soon: false,
             bare: false,
             history: History::new(origin),
             resync: false,
@@ -264,6 +267,11 @@ impl<D: Datapath> ReconcilerState<D> {
                 self.installed.ports.remove(&port);
                 self.desired.forget_port(port);
             }
+            Err(early @ DatapathError::Early(_)) => {
+                debug!("{change}: {early}");
+                self.soon = true;
+                self.unrepaired += 1;
+            }
             Err(failed) => {
                 error!("{change}: {failed}; it will be tried again");
                 self.unrepaired += 1;
@@ -271,7 +279,8 @@ impl<D: Datapath> ReconcilerState<D> {
         }
     }
 
-    /// Pins again what somebody has unpinned and attaches again what the host's own devices have lost.
+    /// Pins again what somebody has unpinned, attaches again what the host's own devices have lost, and tries again what was too
+    /// early.
     fn keep_pins(&mut self) {
         let kept = self.datapath.keep_pins();
         let is_bare = kept.as_ref().is_ok_and(|kept| kept.bare);
@@ -287,7 +296,7 @@ impl<D: Datapath> ReconcilerState<D> {
             }
         }
         self.report_pins(kept);
-        if bare {
+        if bare || std::mem::take(&mut self.soon) {
             self.repair();
             self.publish();
         }

@@ -330,7 +330,8 @@ fn has_our_form(filter: &Filter) -> bool {
         && filter.chain == 0
 }
 
-fn qdisc(ifindex: u32) -> Result<Option<FilterQdisc>, DatapathError> {
+/// The qdisc for filters that an interface has.
+pub(super) fn qdisc(ifindex: u32) -> Result<Option<FilterQdisc>, DatapathError> {
     Ok(tc::filter_qdiscs().map_err(failed)?.get(&ifindex).copied())
 }
 
