@@ -103,6 +103,7 @@ const TESTS: &[(Rung, &str)] = &[
     (Rung::Hosts, "bad_input_host"),
     (Rung::Hosts, "bad_input_store"),
     (Rung::Hosts, "repair"),
+    (Rung::Hosts, "accidents"),
     (Rung::Hosts, "cluster"),
     (Rung::Hosts, "hostile"),
     (Rung::Hosts, "kernels"),
