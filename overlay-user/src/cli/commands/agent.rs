@@ -49,10 +49,12 @@ pub(super) async fn agent(options: Agent) -> Result<()> {
     }
 }
 
-/// Allows this process as many descriptors as it may have: the agent holds two for each container.
+/// Allows this process more descriptors than most are allowed: the agent holds two for each container.
 fn allow_descriptors() {
+    /// More than any host has containers' ports for.
+    const ENOUGH: u64 = 1 << 20;
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+        .and_then(|(now, most)| setrlimit(Resource::RLIMIT_NOFILE, now.max(most.min(ENOUGH)), most));
     if let Err(error) = raised {
         warn!("allow this process more descriptors: {error}");
     }
