@@ -121,6 +121,7 @@ const TESTS: &[(Rung, &str)] = &[
     (Rung::Hosts, "lab"),
     (Rung::Hosts, "bench"),
     (Rung::Hosts, "repair"),
+    (Rung::Hosts, "accidents"),
     (Rung::Hosts, "bad_input_host"),
     (Rung::Hosts, "kernels"),
     (Rung::Hosts, "routes"),

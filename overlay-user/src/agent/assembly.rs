@@ -11,7 +11,9 @@ use tokio::{
 use crate::{
     agent::{
         control::{self, Call, Server},
-        device_keeper, health, in_front,
+        device_keeper,
+        file_keeper::{self, Files},
+        health, in_front,
         join::{self, Joined},
         options::Options,
         origin,
@@ -72,7 +74,8 @@ async fn serve(mut store: impl Store, private: Option<&Path>, options: &Options)
     tasks.keep_rules().await;
     let (network, subnet) = (joined.network.plan.network, joined.local_lease.lease.subnet);
     let mtu = joined.backend.overlay_mtu(joined.underlay.mtu);
-    SubnetEnv { network, subnet, mtu, ip_masq: options.ip_masq }.write(&options.subnet_file)?;
+    let subnet_env = SubnetEnv { network, subnet, mtu, ip_masq: options.ip_masq };
+    subnet_env.write(&options.subnet_file)?;
     let noted_origin = origin::read(&joined.paths);
 
     let installed = installed(&datapath)?;
@@ -83,6 +86,7 @@ async fn serve(mut store: impl Store, private: Option<&Path>, options: &Options)
     let (_shutdown_to, shutdown) = watch::channel(false);
     tasks.follow_programs_log(&datapath);
     tasks.keep_origin();
+    tasks.keep_files(subnet_env);
     tasks.keep_promotions();
     tasks.watch_what_is_in_front();
     tasks.keep_devices(&datapath, changes_to.clone())?;
@@ -195,6 +199,18 @@ impl<'a> Tasks<'a> {
 
     fn keep_origin(&mut self) {
         self.running.spawn(origin::keep_noted(self.joined.paths.clone(), self.status.clone()));
+    }
+
+    /// Keeps the files that others read, and looks whether this agent still is the network's only one.
+    fn keep_files(&mut self, subnet_env: SubnetEnv) {
+        let files = Files {
+            paths: self.joined.paths.clone(),
+            lock: self.joined.lock.clone(),
+            record: self.joined.record.clone(),
+            subnet_env,
+            subnet_file: self.options.subnet_file.clone(),
+        };
+        self.running.spawn(file_keeper::keep(files, self.status.clone()));
     }
 
     /// Keeps promotions in step with the host's connection tracking and its packet filter.

@@ -1,7 +1,7 @@
 //! Both ends of the control socket: a request is one line of JSON, and so is its answer.
 use std::{
     net::IpAddr,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,6 +31,9 @@ use crate::{
 const LONGEST: u64 = 4096;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the socket's file is still there.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What can be asked of a running agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,11 +121,13 @@ pub fn socket_path(paths: &Paths) -> PathBuf {
     paths.state.join("control.sock")
 }
 
-/// The server's end. Dropping it removes the socket file.
+/// The server's end. Dropping it removes the socket file, if that still is this server's.
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    /// The file's number, by which it is known from another one at the same path.
+    number: Option<u64>,
 }
 
 impl Server {
@@ -144,24 +149,15 @@ impl Server {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        // The socket is bound under another name first, so that nobody can connect before its permissions are right.
-        let private = path.with_extension("new");
-        let _ = std::fs::remove_file(&private);
-        let bind = || -> std::io::Result<UnixListener> {
-            let listener = UnixListener::bind(&private)?;
-            std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600))?;
-            std::fs::rename(&private, path)?;
-            Ok(listener)
-        };
-        let listener = bind().with_context(|| format!("listen on {}", path.display()))?;
-        Ok(Self { listener, path: path.to_owned() })
+        let listener = listen(path).with_context(|| format!("listen on {}", path.display()))?;
+        Ok(Self { listener, path: path.to_owned(), number: number(path) })
     }
 
     /// Serves requests until the future is dropped.
-    pub async fn serve(self, calls: mpsc::Sender<Call>) {
+    pub async fn serve(mut self, calls: mpsc::Sender<Call>) {
         loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
+            match timeout(LOOK, self.listener.accept()).await {
+                Ok(Ok((stream, _))) => {
                     let calls = calls.clone();
                     tokio::spawn(async move {
                         if let Err(error) = converse(stream, calls).await {
@@ -169,10 +165,20 @@ impl Server {
                         }
                     });
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     warn!("accept on {}: {error}", self.path.display());
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
+                Err(_) if self.path.parent().is_some_and(Path::exists) && !self.path.exists() => {
+                    match listen(&self.path) {
+                        Ok(listener) => {
+                            warn!("somebody removed {}: listening there again", self.path.display());
+                            (self.listener, self.number) = (listener, number(&self.path));
+                        }
+                        Err(error) => debug!("listen on {} again: {error}", self.path.display()),
+                    }
+                }
+                Err(_) => {}
             }
         }
     }
@@ -180,8 +186,24 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if number(&self.path) == self.number {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Binds the socket under another name first, so that nobody can connect before its permissions are right.
+fn listen(path: &Path) -> std::io::Result<UnixListener> {
+    let private = path.with_extension("new");
+    let _ = std::fs::remove_file(&private);
+    let listener = UnixListener::bind(&private)?;
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&private, path)?;
+    Ok(listener)
+}
+
+fn number(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|file| file.ino())
 }
 
 async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::Result<()> {

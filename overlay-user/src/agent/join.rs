@@ -3,7 +3,7 @@
 mod patience;
 mod settings;
 
-use std::{net::IpAddr, path::Path};
+use std::{net::IpAddr, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
@@ -51,12 +51,14 @@ use crate::{
 pub(crate) struct Joined {
     pub(crate) netlink: Netlink,
     pub(crate) paths: Paths,
-    pub(crate) lock: Lock,
+    pub(crate) lock: Arc<Lock>,
     pub(crate) underlay: Underlay,
     pub(crate) network: NetworkConfig,
     pub(crate) backend: Backend,
     pub(crate) local_lease: LocalLease,
     pub(crate) origin: Origin,
+    /// What the record says.
+    pub(crate) record: Record,
     pub(crate) spec: DeviceSpec,
     pub(crate) ingress: Ingress,
     adoption: Adoption,
@@ -77,7 +79,7 @@ pub(crate) async fn join(
     let netlink = Netlink::open()?;
     let paths = options.paths.clone();
     paths.create()?;
-    let lock = paths.lock()?;
+    let lock = Arc::new(paths.lock()?);
     paths.refuse_shared_device(&options.device)?;
     paths.refuse_shared_file(&options.subnet_file)?;
     let underlay = underlay::choose(&netlink, &options.underlay).await?;
@@ -88,6 +90,7 @@ pub(crate) async fn join(
         Some(former) => info!("this host's address was {former}: its lease and what is in force here follow"),
         None => paths.refuse_foreign(public_ip)?,
     }
+    paths.uncover()?;
     let mut older = paths.older()?;
 
     let network = config(store, options.net_config.as_deref()).await?;
@@ -126,6 +129,7 @@ pub(crate) async fn join(
         subnet_file: Some(options.subnet_file.clone()),
         underlay: Some(underlay.name.clone()),
         underlay_address: Some(underlay.address),
+        bpffs: paths.bpffs(),
         ..Record::current(public_ip, subnet)?.with_fast_path(options.fast_path)
     };
     let adoption = paths.adopt(&record)?;
@@ -169,6 +173,7 @@ pub(crate) async fn join(
         backend,
         local_lease,
         origin,
+        record,
         spec,
         ingress,
         adoption,
@@ -253,6 +258,9 @@ impl Joined {
     /// Makes the device, which is still down, attaches the programs to it, and only then brings it up, so that no frame enters
     /// the stack unchecked. If a step fails, what was made here is removed again.
     pub(crate) async fn attach(&self, options: &Options) -> Result<EbpfDatapath> {
+        for orphan in Links::orphans(&self.paths.bpf_root, Some(self.spec.subnet)).unwrap_or_default() {
+            warn!("{orphan}; until then it may see packets that this agent's programs leave to the stack");
+        }
         let prepared = device::prepare(&self.netlink, &self.spec).await.inspect_err(|_| self.undo())?;
         let attached = async {
             let datapath = self.load(options, &prepared)?;
@@ -290,6 +298,7 @@ impl Joined {
             max_flows: options.max_flows,
             older: self.older.clone(),
             filling: self.paths.filling.clone(),
+            lock: Some(self.lock.clone()),
         };
         let datapath = EbpfDatapath::load_knowing(options, peers)?;
         self.paths.forget_older(&self.older)?;

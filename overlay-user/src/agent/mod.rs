@@ -5,6 +5,7 @@ pub mod control;
 pub mod desired;
 pub mod device_keeper;
 mod fast_path;
+mod file_keeper;
 pub mod guard;
 pub mod health;
 pub mod in_front;

@@ -13,6 +13,8 @@ use crate::{
 
 /// The origin is written at most this often.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether the file is still there.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long the next try waits after the origin could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -32,7 +34,16 @@ pub async fn keep_noted(paths: Paths, status: watch::Sender<Status>) -> anyhow::
         let settled = |status: &Status| {
             status.store.following && status.peers.held.is_empty() && recorded != Some(origin(status))
         };
-        let now = origin(&*watched.wait_for(settled).await?);
+        let now = tokio::select! {
+            settled = watched.wait_for(settled) => origin(&*settled?),
+            () = sleep(LOOK) => {
+                // Somebody may have removed the file. Without it, the next agent would believe any store.
+                if !paths.origin_path().exists() {
+                    recorded = None;
+                }
+                continue;
+            }
+        };
         // A state folder that became full or read-only must not end the agent. The guard still holds back mass removals after a
         // restart.
         let written =

@@ -1,4 +1,6 @@
 //! Takes a network off this host: its device, programs, maps and rules.
+use std::sync::Arc;
+
 use anyhow::Result;
 
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
 };
 
 /// Removes the network from this host. Returns what could not be removed, and why.
-pub async fn take_away(paths: &Paths, device: Option<&str>, lock: Lock) -> Vec<String> {
+pub async fn take_away(paths: &Paths, device: Option<&str>, lock: Arc<Lock>) -> Vec<String> {
     // Every part that can be removed is removed, whatever else fails.
     let mut failures = Vec::new();
     // XDP is detached first, because a frame that it has stripped needs TC's program behind it.

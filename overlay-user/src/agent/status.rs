@@ -169,11 +169,26 @@ pub struct PeersStatus {
     pub first_apply: Option<FirstApply>,
 }
 
-/// The folder of what outlives the agent.
+/// What outlives the agent: the folder of its state, its pins, and the files that it keeps for others.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct StateStatus {
     /// Why the folder cannot be written. This is cleared when it can be written again.
     pub error: Option<String>,
+    /// How many maps, links and marks were pinned again because somebody had removed their pins.
+    #[serde(default)]
+    pub pins_restored: u64,
+    /// Why not everything is pinned. This is cleared when it is.
+    #[serde(default)]
+    pub pins_error: Option<String>,
+    /// The number of the bpf file system that holds the pins.
+    #[serde(default)]
+    pub bpffs: Option<u64>,
+    /// How many times a file was written again because somebody had removed or altered it.
+    #[serde(default)]
+    pub files_restored: u64,
+    /// Which file cannot be written again, and why. This is cleared when all are there.
+    #[serde(default)]
+    pub files_error: Option<String>,
 }
 
 /// A peer that could not be put in force or removed.

@@ -11,13 +11,13 @@ use std::{
 use aya::{Ebpf, maps::MapError};
 use ipnet::IpNet;
 use log::{info, warn};
-use nix::{errno::Errno, ifaddrs::getifaddrs};
+use nix::{errno::Errno, ifaddrs::getifaddrs, net::if_::if_nameindex};
 use overlay_common::Settings;
 use tokio::sync::watch;
 
 pub use self::peers::MANY_OUTLYING;
 use super::{
-    Datapath, DatapathError, Installed,
+    Datapath, DatapathError, Installed, PinsKept,
     error::{errno, removed},
     index,
     keys::key,
@@ -25,6 +25,8 @@ use super::{
     lifetimes::Lifetimes,
     links::{Attachment, Links},
     load::{LoadOptions, endpoint_capacity, load_object, take_over},
+    newcomers::Newcomers,
+    pin_keeper::PinKeeper,
     programs_log::ProgramsLog,
     slots::Slots,
     tables::{self, Tables},
@@ -55,6 +57,8 @@ pub struct EbpfDatapath {
     device: watch::Sender<u32>,
     /// Peers' subnets outside the leasable range.
     outlying: watch::Sender<BTreeSet<IpNet>>,
+    pins: PinKeeper,
+    newcomers: Newcomers,
 }
 
 impl EbpfDatapath {
@@ -87,6 +91,7 @@ impl EbpfDatapath {
             }
         };
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
+        let pins = PinKeeper::open(&options.pins, options.lock.clone())?;
         let (links, xdp_link) = (Links::new(&options.pins, options.tc)?, XdpLink::new(&options.pins));
         for older in &options.older {
             layouts::move_links(older, &options.pins)?;
@@ -100,6 +105,7 @@ impl EbpfDatapath {
         let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
         let ingress = Ingress::default();
         let (tried, device) = (None, watch::Sender::new(0));
+        let newcomers = Newcomers::besides(&interfaces()?);
         let log = ProgramsLog::default();
         log.read_from(&mut ebpf);
         let mut datapath = Self {
@@ -116,6 +122,8 @@ impl EbpfDatapath {
             slots,
             device,
             outlying: watch::Sender::default(),
+            pins,
+            newcomers,
         };
         datapath.find_outlying()?;
         for (subnet, peer) in peers {
@@ -208,6 +216,10 @@ impl EbpfDatapath {
             }
             _ => {}
         }
+        self.pins.check_owner()?;
+        if kind == PortKind::Veth && self.links.takes_a_qdisc(ifindex)? {
+            self.newcomers.admit(ifindex)?;
+        }
         let wanted = Attachment::of_port(kind);
         for (done, attachment) in wanted.iter().enumerate() {
             if let Err(error) = self.links.attach(&mut self.ebpf, *attachment, ifindex) {
@@ -235,6 +247,8 @@ impl EbpfDatapath {
     /// as constants.
     fn load_anew(&mut self, settings: Settings) -> Result<(), DatapathError> {
         let options = LoadOptions { settings, ..self.options.clone() };
+        // The programs must get the maps that there are. The loader makes others where it finds no pins.
+        self.pins.keep(&self.links, &self.xdp_link)?;
         let (mut ebpf, mut tables) = load_object(&options, &options.pins)?;
         tables.mend_indexes()?;
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
@@ -268,6 +282,7 @@ impl EbpfDatapath {
 
 impl Datapath for EbpfDatapath {
     fn mend(&mut self) -> Result<usize, DatapathError> {
+        self.pins.check_owner()?;
         Ok(vteps::mend(&mut self.tables, &self.slots)? + self.tables.mend_indexes()?)
     }
 
@@ -303,12 +318,23 @@ impl Datapath for EbpfDatapath {
             Change::Local(LocalChange::Attach(ifindex, kind)) => self.attach(*ifindex, *kind),
             Change::XdpTarget(XdpTargetChange { port, takes }) => self.xdp_targets.set(*port, *takes),
             Change::Local(LocalChange::Detach(ifindex)) => {
+                self.newcomers.forget(*ifindex);
                 for attachment in [Attachment::Encap, Attachment::Track, Attachment::Bridge] {
                     self.links.detach(attachment, *ifindex)?;
                 }
                 Ok(())
             }
         }
+    }
+
+    fn keep_pins(&mut self) -> Result<PinsKept, DatapathError> {
+        let kept = self.pins.keep(&self.links, &self.xdp_link)?;
+        let Settings { underlay, device, .. } = self.options.settings;
+        let own = [(PortKind::Device, device), (PortKind::Underlay, underlay)];
+        // What the kernel does not say now, it may say at the next look.
+        let lacks = |(kind, ifindex)| self.links.lacks_program(&self.ebpf, kind, ifindex).unwrap_or(false);
+        let bare = own.into_iter().any(lacks);
+        Ok(PinsKept { bare, ..kept })
     }
 
     fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError> {
@@ -318,6 +344,12 @@ impl Datapath for EbpfDatapath {
         }
         Ok((gone, left))
     }
+}
+
+/// The indexes of all interfaces of this network namespace.
+fn interfaces() -> Result<Vec<u32>, DatapathError> {
+    let all = if_nameindex().map_err(|error| DatapathError::failed("list the interfaces", &error))?;
+    Ok(all.iter().map(|interface| interface.index()).collect())
 }
 
 /// The interface's MAC address. None if it has none.

@@ -10,6 +10,9 @@ pub enum DatapathError {
     /// The interface went away between decision and change. An event about the link will follow.
     #[error("interface {0} is gone")]
     Gone(u32),
+    /// The interface is so new that others may still want the place that the programs need there. It is to be tried again soon.
+    #[error("interface {0} is new: its packets take the stack for a moment")]
+    Early(u32),
     /// The kernel refused the change.
     #[error("{action}: {detail}")]
     Failed {

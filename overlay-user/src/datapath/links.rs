@@ -4,6 +4,7 @@ mod attachment;
 mod clsact;
 pub mod foreign;
 mod in_front;
+mod orphans;
 mod pins;
 mod tcx;
 
@@ -14,6 +15,7 @@ use std::{
 };
 
 use aya::Ebpf;
+use ipnet::IpNet;
 use log::{info, warn};
 use serde::Serialize;
 
@@ -24,7 +26,7 @@ use self::{
     pins::Pins,
     tcx::Tcx,
 };
-pub use self::{attachment::Attachment, in_front::InFront};
+pub use self::{attachment::Attachment, in_front::InFront, orphans::Orphan};
 use super::{DatapathError, crash::may_crash};
 use crate::model::entries::PortKind;
 
@@ -169,6 +171,11 @@ impl Links {
         Ok(attached.iter().filter_map(|(_, ifindex)| Some((*ifindex, kind_of(*ifindex)?))).collect())
     }
 
+    /// Whether attaching to an interface makes a qdisc there, in a place that others may want.
+    pub(super) fn takes_a_qdisc(&self, ifindex: u32) -> Result<bool, DatapathError> {
+        Ok(self.chosen == AttachMethod::Clsact && clsact::qdisc(ifindex)?.is_none())
+    }
+
     /// Attaches a program, or replaces the one that is there without a moment in between.
     ///
     /// # Errors
@@ -209,6 +216,15 @@ impl Links {
         Ok(all)
     }
 
+    /// Programs of this project that run at this namespace's interfaces although nothing below this bpf root names them: those
+    /// of the host with this subnet, or of any if none is given. Works with no agent running.
+    ///
+    /// # Errors
+    /// When the kernel does not say what is attached.
+    pub fn orphans(bpf_root: &Path, subnet: Option<IpNet>) -> Result<Vec<Orphan>, DatapathError> {
+        orphans::find(bpf_root, subnet)
+    }
+
     /// Detaches every program of the network with these pins, by whichever method it is attached.
     pub fn detach_all(pins: &Path) -> Result<(), DatapathError> {
         let links = Self::open(pins, AttachMethod::Tcx);
@@ -218,6 +234,32 @@ impl Links {
             }
         }
         links.clsact.remove_qdiscs()
+    }
+
+    /// Makes again what should outlive the agent and that somebody has removed from the folder of pins. Returns how many things
+    /// that were.
+    pub(super) fn restore(&self) -> Result<usize, DatapathError> {
+        Ok(self.tcx.restore()? + self.clsact.restore()?)
+    }
+
+    /// Whether an interface of this kind lacks a program. One that is gone lacks none.
+    ///
+    /// # Errors
+    /// When the kernel does not say what is attached.
+    pub(super) fn lacks_program(
+        &self,
+        ebpf: &Ebpf,
+        kind: PortKind,
+        index: u32,
+    ) -> Result<bool, DatapathError> {
+        let Some(name) = interface_name(index)? else { return Ok(false) };
+        for attachment in Attachment::of_port(kind) {
+            let interface = Interface { index, name: &name };
+            if !self.attacher().runs(program_id(ebpf, *attachment)?, *attachment, interface)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Detaches programs from interfaces that are no longer the network's underlay device or overlay0.

@@ -1,5 +1,8 @@
 //! Loading the programs: the constants that they are loaded with, and the maps that they get.
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use aya::{Ebpf, EbpfLoader, maps::MapInfo};
 use log::warn;
@@ -9,6 +12,7 @@ use super::{
     DatapathError, index,
     layouts::{self, Older},
     links::{AttachMethod, Attachment},
+    state::Lock,
     tables::{MAPS, Tables},
     xdp::{self, XdpTargets},
 };
@@ -41,6 +45,8 @@ pub struct LoadOptions {
     pub older: Vec<Older>,
     /// Folder in which maps are filled before it becomes `pins`. It is below the same bpffs.
     pub filling: PathBuf,
+    /// The lock by which this process owns what is pinned.
+    pub lock: Option<Arc<Lock>>,
 }
 
 impl LoadOptions {

@@ -1,8 +1,10 @@
 //! What carries packets, as a trait that the agent's loop depends on. Only one of its implementations knows eBPF.
+mod bpffs;
 mod crash;
 pub mod dry_run;
 pub mod ebpf;
 pub mod error;
+mod fnv;
 mod index;
 mod keys;
 pub mod layouts;
@@ -11,6 +13,9 @@ pub mod links;
 pub mod load;
 pub mod losses;
 pub mod memory;
+mod newcomers;
+mod pin_keeper;
+mod pinned_links;
 pub mod programs_log;
 pub mod relay;
 mod slots;
@@ -81,6 +86,19 @@ impl Installed {
     }
 }
 
+/// What a look at the pins has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PinsKept {
+    /// How many maps, links and marks were pinned again.
+    pub restored: usize,
+    /// Whether another bpf file system has taken the place of the one that held the pins. They are in the new one now.
+    pub moved: bool,
+    /// Whether one of the host's own devices has lost a program.
+    pub bare: bool,
+    /// The number of the bpf file system that holds the pins, if anything is pinned.
+    pub bpffs: Option<u64>,
+}
+
 /// What carries packets between this host's containers and its peers. The calls are not async, because they are a few
 /// system calls that do not wait.
 pub trait Datapath: Send {
@@ -93,6 +111,11 @@ pub trait Datapath: Send {
     fn installed(&self) -> Result<Installed, DatapathError>;
     /// Makes one change. After an error no part of the change is in force.
     fn apply(&mut self, change: &Change) -> Result<(), DatapathError>;
+    /// Looks cheaply whether what should outlive the agent is still there, and whether the host's own devices have their
+    /// programs, and makes again what somebody has removed. It is called every few seconds.
+    fn keep_pins(&mut self) -> Result<PinsKept, DatapathError> {
+        Ok(PinsKept::default())
+    }
     /// Forgets stack flows that the stack's connection tracking has forgotten too; returns how many went and how many stay.
     fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError>;
 }

@@ -1,6 +1,7 @@
 //! What outlives an agent on this host: where it is pinned, which agent may touch it, and which host and network it belongs
 //! to.
 mod adoption;
+mod covered;
 mod error;
 mod layouts;
 mod lock;
@@ -13,7 +14,7 @@ mod tests;
 
 pub use self::{
     adoption::Adoption,
-    lock::Lock,
+    lock::{Lock, Ownership},
     paths::{DEFAULT_BPF_ROOT, Paths},
     record::Record,
 };

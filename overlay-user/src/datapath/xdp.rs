@@ -1,9 +1,6 @@
 //! XDP at the underlay device: one pinned link, in the driver alone, whose program the next agent replaces in place; and the
 //! map of the interfaces that it may redirect to.
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use aya::{
     Ebpf,
@@ -13,11 +10,10 @@ use aya::{
     },
     programs::{
         ProgramError, ProgramInfo, Xdp,
-        links::{FdLink, LinkError, PinnedLink},
+        links::{FdLink, LinkError},
         loaded_programs,
         xdp::XdpMode as Place,
     },
-    sys::SyscallError,
 };
 use log::{debug, info};
 use nix::errno::Errno;
@@ -25,6 +21,7 @@ use nix::errno::Errno;
 use super::{
     DatapathError,
     error::{errno, load_again},
+    pinned_links::PinnedLinks,
 };
 use crate::model::ingress::XdpMode;
 
@@ -52,9 +49,7 @@ fn program_in(mode: XdpMode, ebpf: &mut Ebpf) -> Result<&mut Xdp, DatapathError>
 
 /// The pinned link, `links/xdp-<interface's index>`.
 #[derive(Clone, Debug)]
-pub struct XdpLink {
-    folder: PathBuf,
-}
+pub struct XdpLink(PinnedLinks);
 
 impl XdpLink {
     /// First part of the pin's name.
@@ -62,35 +57,18 @@ impl XdpLink {
 
     /// The link of the network with these pins. Nothing is made.
     pub fn new(pins: &Path) -> Self {
-        Self { folder: pins.join("links") }
+        Self(PinnedLinks::new(pins))
     }
 
-    fn path(&self, ifindex: u32) -> PathBuf {
-        self.folder.join(format!("{}-{ifindex}", Self::NAME))
-    }
-
-    /// Interfaces that a link is pinned for. A pin outlives its interface.
+    /// Interfaces that a link is pinned for. A link outlives its interface.
     pub fn pinned(&self) -> Result<Vec<u32>, DatapathError> {
-        let failed = |error| DatapathError::failed("read the folder of pinned links", &error);
-        let files = match fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            files => files.map_err(failed)?,
-        };
-        let mut found = Vec::new();
-        for file in files {
-            let name = file.map_err(failed)?.file_name();
-            let index = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(Self::NAME)?.strip_prefix('-')?.parse::<u32>().ok());
-            found.extend(index);
-        }
-        Ok(found)
+        let index = |name: &String| name.strip_prefix(Self::NAME)?.strip_prefix('-')?.parse().ok();
+        Ok(self.0.names()?.iter().filter_map(index).collect())
     }
 
     /// Id of the program behind our link there. None if there is no link.
     pub fn program(&self, ifindex: u32) -> Option<u32> {
-        let link = FdLink::from(PinnedLink::from_pin(self.path(ifindex)).ok()?);
-        Some(link.info().ok()?.program_id())
+        Some(self.0.open(&name(ifindex)).ok()??.info().ok()?.program_id())
     }
 
     /// What our link's program does. None if there is no link.
@@ -103,30 +81,24 @@ impl XdpLink {
 
     /// Puts this mode's program behind the pinned link. False if there is no link, or only a dead one, which is unpinned.
     pub fn replace(&self, ebpf: &mut Ebpf, mode: XdpMode, ifindex: u32) -> Result<bool, DatapathError> {
-        let path = self.path(ifindex);
+        let path = self.0.path(&name(ifindex));
         let action = format!("replace {} at {}", program_of(mode), path.display());
-        let pinned = match PinnedLink::from_pin(&path) {
-            Ok(pinned) => pinned,
-            Err(LinkError::SyscallError(SyscallError { io_error, .. }))
-                if io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                return Ok(false);
-            }
-            Err(error) => return Err(DatapathError::failed(&action, &error)),
-        };
-        let link = FdLink::from(pinned).try_into();
-        let link = link.map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
+        let failed = |error: &dyn std::error::Error| DatapathError::failed(&action, error);
+        let Some(link) = self.0.take(&name(ifindex))? else { return Ok(false) };
+        let link = link.try_into().map_err(|error: LinkError| failed(&error))?;
         let program = program_in(mode, ebpf)?;
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
-            // The link stays when our handle is dropped, because it is pinned.
-            Ok(_) => Ok(true),
+            Ok(link) => {
+                self.0.hold(&name(ifindex), FdLink::try_from(link).map_err(|error| failed(&error))?);
+                Ok(true)
+            }
             // The interface is gone, or somebody has detached the link. It stays pinned, but is attached to nothing.
             Err(error) if errno(&error) == Some(Errno::ENOLINK) => {
                 info!("the link {} is attached to nothing any more: unpinning it", path.display());
                 self.detach(ifindex)?;
                 Ok(false)
             }
-            Err(error) => Err(DatapathError::failed(&action, &error)),
+            Err(error) => Err(failed(&error)),
         }
     }
 
@@ -148,20 +120,17 @@ impl XdpLink {
         // Where the kernel has no XDP links, aya attaches by netlink, and detaches when its handle is dropped.
         let link: FdLink =
             link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
-        let path = self.path(ifindex);
-        link.pin(&path).map_err(|error| DatapathError::failed(format!("pin {}", path.display()), &error))?;
-        Ok(())
+        self.0.put(&name(ifindex), link)
     }
 
     /// Removes the pin, and with it the link, which nobody else holds. It is no error if there is none.
     pub fn detach(&self, ifindex: u32) -> Result<(), DatapathError> {
-        let path = self.path(ifindex);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::failed(format!("unpin {}", path.display()), &error))
-            }
-            _ => Ok(()),
-        }
+        self.0.remove(&name(ifindex))
+    }
+
+    /// Pins what is held and not pinned any more. Returns how many links that were.
+    pub(super) fn restore(&self) -> Result<usize, DatapathError> {
+        self.0.restore()
     }
 
     /// Detaches from all interfaces but one.
@@ -171,6 +140,10 @@ impl XdpLink {
         }
         Ok(())
     }
+}
+
+fn name(ifindex: u32) -> String {
+    format!("{}-{ifindex}", XdpLink::NAME)
 }
 
 /// The name of a loaded program, for messages about programs that are not ours.

@@ -1,4 +1,6 @@
 //! Moves a host from the overlay back to flannel, on request or because a move failed half way.
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, anyhow, bail};
 use log::warn;
 
@@ -30,7 +32,7 @@ pub async fn put_back(
     netlink: &Netlink,
     paths: &Paths,
     record: &FlannelRecord,
-    lock: Lock,
+    lock: Arc<Lock>,
 ) -> Result<Disruption> {
     let flannel = &record.flannel;
     let lost_before = netlink.losses().await?;

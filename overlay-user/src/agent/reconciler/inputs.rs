@@ -16,6 +16,10 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often stack flows are aged.
 const FLOWS: Duration = Duration::from_secs(30);
 
+/// How often the loop looks whether what should outlive the agent is still pinned, and whether the host's own devices have their
+/// programs. The kernel tells nobody when that changes.
+const PINS: Duration = Duration::from_secs(2);
+
 /// What reaches the loop besides the store, and the place where the loop publishes its status.
 #[derive(Debug)]
 pub struct Inputs {
@@ -26,6 +30,7 @@ pub struct Inputs {
     pub(super) status: watch::Sender<Status>,
     beat: Interval,
     flows: Interval,
+    pins: Interval,
 }
 
 /// Why the loop ended. The data path keeps working in either case.
@@ -46,6 +51,7 @@ pub(super) enum Input {
     Asked(Call),
     Beat,
     AgeFlows,
+    KeepPins,
     End(Exit),
 }
 
@@ -64,7 +70,8 @@ impl Inputs {
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             interval
         };
-        Self { local, xdp_targets, control, shutdown, status, beat: every(BEAT), flows: every(FLOWS) }
+        let (beat, flows, pins) = (every(BEAT), every(FLOWS), every(PINS));
+        Self { local, xdp_targets, control, shutdown, status, beat, flows, pins }
     }
 
     /// The next thing to do. This is cancel-safe. The order to end comes first, whatever else is waiting.
@@ -75,6 +82,7 @@ impl Inputs {
                 Input::End(if ended.is_ok() { Exit::Shutdown } else { Exit::Abandoned })
             }
             _ = self.beat.tick() => Input::Beat,
+            _ = self.pins.tick() => Input::KeepPins,
             Some(call) = self.control.recv() => Input::Asked(call),
             Some(changes) = self.local.recv() => Input::Local(changes),
             Some(changes) = self.xdp_targets.recv() => Input::XdpTargets(changes),

@@ -1,7 +1,7 @@
 //! What the loop says about itself: answers to operators, and the status that health and control servers read.
 use std::{collections::BTreeSet, net::IpAddr};
 
-use log::{info, warn};
+use log::{error, info, warn};
 use tokio::time::Instant;
 
 use super::state::ReconcilerState;
@@ -11,7 +11,7 @@ use crate::{
         peers::Skipped,
         status::FailedPeer,
     },
-    datapath::{Datapath, DatapathError},
+    datapath::{Datapath, DatapathError, PinsKept},
     model::change::PeerChange,
     model::{
         clock::unix_now,
@@ -119,6 +119,34 @@ impl<D: Datapath> ReconcilerState<D> {
         self.inputs.status.send_modify(|status| {
             status.datapath.attached = false;
             status.datapath.error = Some(error.to_string());
+        });
+    }
+
+    /// Records in the status, and tells in the log, what a look at the pins has found.
+    pub(super) fn report_pins(&mut self, kept: Result<PinsKept, DatapathError>) {
+        self.inputs.status.send_if_modified(|status| {
+            let state = &mut status.state;
+            let error = match &kept {
+                Ok(kept) => {
+                    if kept.moved {
+                        warn!("somebody mounted another bpf filesystem over the pins: all of them are in the new one now");
+                    } else if kept.restored > 0 {
+                        warn!("somebody removed pins: {} maps and links are pinned again", kept.restored);
+                    }
+                    state.pins_restored += kept.restored as u64;
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            let bpffs = kept.as_ref().map_or(state.bpffs, |kept| kept.bpffs);
+            let is_news = (&state.pins_error, state.bpffs) != (&error, bpffs);
+            match (&error, &state.pins_error) {
+                (Some(error), before) if before.as_ref() != Some(error) => error!("{error}"),
+                (None, Some(_)) => info!("everything that should outlive the agent is pinned again"),
+                _ => {}
+            }
+            (state.pins_error, state.bpffs) = (error, bpffs);
+            is_news
         });
     }
 

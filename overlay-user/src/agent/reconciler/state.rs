@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use tokio::time::Instant;
 
 use super::inputs::{Exit, Input, Inputs};
@@ -36,6 +36,10 @@ pub(super) struct ReconcilerState<D> {
     pub(super) failed: BTreeMap<IpNet, String>,
     /// How many endpoint and port changes have failed since the last repair.
     pub(super) unrepaired: usize,
+    /// Whether one of these is to be tried again soon.
+    soon: bool,
+    /// Whether one of the host's own devices lacked a program when they were last looked at.
+    bare: bool,
     /// What has been heard of the store from which the installed peers come.
     history: History,
     pub(super) resync: bool,
@@ -60,6 +64,8 @@ impl<D: Datapath> ReconcilerState<D> {
             installed,
             failed: BTreeMap::new(),
             unrepaired: 0,
+            soon: false,
+            bare: false,
             history: History::new(origin),
             resync: false,
             readable: false,
@@ -100,6 +106,7 @@ impl<D: Datapath> ReconcilerState<D> {
                 self.publish();
             }
             Input::AgeFlows => self.age_flows(),
+            Input::KeepPins => self.keep_pins(),
         }
         Ok(())
     }
@@ -260,10 +267,38 @@ impl<D: Datapath> ReconcilerState<D> {
                 self.installed.ports.remove(&port);
                 self.desired.forget_port(port);
             }
+            Err(early @ DatapathError::Early(_)) => {
+                debug!("{change}: {early}");
+                self.soon = true;
+                self.unrepaired += 1;
+            }
             Err(failed) => {
                 error!("{change}: {failed}; it will be tried again");
                 self.unrepaired += 1;
             }
+        }
+    }
+
+    /// Pins again what somebody has unpinned, attaches again what the host's own devices have lost, and tries again what was too
+    /// early.
+    fn keep_pins(&mut self) {
+        let kept = self.datapath.keep_pins();
+        let is_bare = kept.as_ref().is_ok_and(|kept| kept.bare);
+        let bare = is_bare && !self.bare;
+        self.bare = is_bare;
+        if bare {
+            warn!("the host's own devices have lost programs: attaching them again");
+            if let Ok(found) = self.datapath.installed() {
+                let remembered = std::mem::replace(&mut self.installed.ports, found.ports);
+                let ports = &self.installed.ports;
+                let lost = remembered.iter().filter(|(port, kind)| ports.get(port) != Some(kind)).count();
+                self.inputs.status.send_modify(|status| status.datapath.repaired += lost as u64);
+            }
+        }
+        self.report_pins(kept);
+        if bare || std::mem::take(&mut self.soon) {
+            self.repair();
+            self.publish();
         }
     }
 

@@ -4,21 +4,16 @@ use std::{fs, path::Path};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::finding::{Finding, Level};
+use crate::host::capabilities;
 
 /// The oldest kernel that the overlay is tested on. [`super::features`] tells what it lacks of what newer ones have.
 const OLDEST: (u32, u32) = (6, 1);
-/// Numbers of capabilities, from linux/capability.h. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON.
-const NET_ADMIN: u32 = 12;
-const NET_RAW: u32 = 13;
-const SYS_ADMIN: u32 = 21;
-const PERFMON: u32 = 38;
-const BPF: u32 = 39;
 
 pub(super) fn findings(bpf_root: &Path) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     vec![
         version(read("/proc/sys/kernel/osrelease").trim()),
-        capabilities(&read("/proc/thread-self/status")),
+        lacking(&capabilities::missing()),
         jit(read("/proc/sys/net/core/bpf_jit_enable").trim()),
         bpffs(bpf_root),
     ]
@@ -38,23 +33,16 @@ fn version(release: &str) -> Finding {
     }
 }
 
-fn capabilities(status: &str) -> Finding {
+fn lacking(missing: &[(&str, &str)]) -> Finding {
     let what = "capabilities";
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    let has = |number: u32| effective & (1 << number) != 0;
-    let wanted = [
-        ("CAP_NET_ADMIN", has(NET_ADMIN)),
-        ("CAP_NET_RAW", has(NET_RAW)),
-        ("CAP_BPF", has(BPF) || has(SYS_ADMIN)),
-        ("CAP_PERFMON", has(PERFMON) || has(SYS_ADMIN)),
-    ];
-    let missing: Vec<&str> = wanted.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
     if missing.is_empty() {
         return Finding::ok(what, "all there");
     }
-    let remedy = "run as root, or give the unit these capabilities (AmbientCapabilities=)";
-    Finding::new(what, Level::Fail, format!("missing: {}", missing.join(", ")), remedy)
+    let remedy =
+        "run as root, or give the unit these capabilities (AmbientCapabilities=, CapabilityBoundingSet=)";
+    let missing: Vec<String> =
+        missing.iter().map(|(name, what_for)| format!("{name}, which {what_for}")).collect();
+    Finding::new(what, Level::Fail, format!("missing: {}", missing.join("; ")), remedy)
 }
 
 fn jit(value: &str) -> Finding {
@@ -99,9 +87,11 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        let with = |mask: u64| capabilities(&format!("Name:\toverlay\nCapEff:\t{mask:016x}\n"));
-        assert_eq!(with(u64::MAX).level, Level::Ok);
-        assert_eq!(with(1 << NET_ADMIN | 1 << NET_RAW | 1 << SYS_ADMIN).level, Level::Ok);
-        assert_eq!(with(1 << NET_ADMIN | 1 << BPF).detail, "missing: CAP_NET_RAW, CAP_PERFMON");
+        assert_eq!(lacking(&[]).level, Level::Ok);
+        let found = lacking(&[("CAP_A", "does this"), ("CAP_B", "does that")]);
+        assert_eq!(
+            (found.level, &*found.detail),
+            (Level::Fail, "missing: CAP_A, which does this; CAP_B, which does that")
+        );
     }
 }

@@ -1,5 +1,5 @@
 //! `overlay adopt-flannel`: moves a host from flannel to the overlay in place, or back.
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::Uid;
@@ -17,7 +17,7 @@ use crate::{
         to_flannel::{of_leases, put_back},
         to_overlay,
     },
-    host::{netlink::Netlink, subnet_env},
+    host::{capabilities, netlink::Netlink, subnet_env},
     store::Store,
 };
 
@@ -37,6 +37,7 @@ pub(super) async fn adopt(options: &AdoptFlannel) -> Result<()> {
     if !Uid::effective().is_root() {
         bail!("devices, rules and programs of the kernel are looked at and altered: run it as root");
     }
+    capabilities::require()?;
     match open(&options.agent.store)? {
         Opened::Etcd(store) => with_store(*store, None, options).await,
         Opened::Directory { store, path, shared } => {
@@ -128,7 +129,8 @@ async fn back(store: impl Store, options: &AdoptFlannel, record: Option<FlannelR
     }
     std::fs::create_dir_all(&paths.state).with_context(|| format!("create {}", paths.state.display()))?;
     // A running agent would put back what is removed here.
-    let lock = paths.lock().context("end the agent first")?;
+    let lock = Arc::new(paths.lock().context("end the agent first")?);
+    paths.uncover()?;
     if !options.json {
         println!("{plan}");
     }

@@ -8,7 +8,7 @@ use super::{endpoint::done, losses, output::say};
 use crate::{
     agent::{
         control::{self, Request, Response},
-        status::Status,
+        status::{StateStatus, Status},
     },
     cli::{
         check::features::{Feature, features},
@@ -259,8 +259,8 @@ fn text(report: &StatusReport) -> String {
             );
             row("masquerading", rule_line(&agent.rules.masquerade));
             row("forward rules", rule_line(&agent.rules.forward));
-            if let Some(error) = &agent.state.error {
-                row("state folder", error.clone());
+            for (name, value) in state_rows(&agent.state) {
+                row(name, value);
             }
             for conflict in &agent.learned.conflicts {
                 row(
@@ -295,6 +295,20 @@ fn text(report: &StatusReport) -> String {
         table(&["hook", "reason", "verdict", "packets", "bytes"], counters),
         losses::text(&report.device_losses, report.device_losses_error.as_deref())
     )
+}
+
+/// What somebody has removed of what should outlive the agent, and what of it is missing still.
+fn state_rows(state: &StateStatus) -> Vec<(&'static str, String)> {
+    let put_back =
+        |count: u64| (count > 0).then(|| format!("put back {count} times, because somebody removed them"));
+    let pins = state.pins_error.clone().map(|error| format!("NOT all there: {error}"));
+    let files = state.files_error.clone().map(|error| format!("NOT all there: {error}"));
+    let rows = [
+        ("state folder", state.error.clone()),
+        ("pins", pins.or_else(|| put_back(state.pins_restored))),
+        ("files", files.or_else(|| put_back(state.files_restored))),
+    ];
+    rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 fn rule_line(rule: &RuleStatus) -> String {

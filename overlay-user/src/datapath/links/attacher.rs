@@ -27,6 +27,8 @@ pub(super) trait Attacher {
     ) -> Result<(), DatapathError>;
     /// Detaches a program. It is no error if there is none, or no such interface.
     fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError>;
+    /// Makes again what should outlive the agent and that somebody has removed. Returns how many things that were.
+    fn restore(&self) -> Result<usize, DatapathError>;
     /// Whether the kernel runs the program with this id there, whatever we have done before.
     fn runs(
         &self,

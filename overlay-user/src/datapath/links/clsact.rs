@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     fs, io, mem,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
@@ -20,7 +21,10 @@ use super::{
     attachment::{Attachment, attach_type, program},
 };
 use crate::{
-    datapath::error::{DatapathError, errno},
+    datapath::{
+        error::{DatapathError, errno},
+        fnv,
+    },
     host::netlink::{
         NetlinkError,
         tc::{self, Direction, Filter, FilterQdisc},
@@ -42,6 +46,8 @@ const ALL_PROTOCOLS: u16 = 3;
 #[derive(Clone, Debug)]
 pub(super) struct Clsact {
     base: u32,
+    /// The interfaces whose qdisc is known to be of this agent's or an earlier one's making. Clones share them.
+    made: Arc<Mutex<BTreeSet<u32>>>,
     /// Has an empty folder for each interface whose qdisc we made. It is on bpffs, so that it ends with the boot, as qdiscs do.
     marks: PathBuf,
 }
@@ -53,7 +59,8 @@ impl Clsact {
         let root = pins.ancestors().nth(3).unwrap_or(pins);
         let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
         let place = root.join(pins.file_name().unwrap_or_default());
-        Self { base: hash(place.as_os_str().as_encoded_bytes()) & 0x7fff_ff00, marks: pins.join("qdiscs") }
+        let base = fnv::hash(place.as_os_str().as_encoded_bytes()) & 0x7fff_ff00;
+        Self { base, made: Arc::default(), marks: pins.join("qdiscs") }
     }
 
     pub(super) fn marks(&self) -> &Path {
@@ -116,12 +123,23 @@ impl Clsact {
 
     fn unmark(&self, ifindex: u32) -> Result<(), DatapathError> {
         let mark = self.mark(ifindex);
+        self.made().remove(&ifindex);
         match fs::remove_dir(&mark) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(DatapathError::failed(format!("remove {}", mark.display()), &error))
             }
             _ => Ok(()),
         }
+    }
+
+    fn put_mark(&self, ifindex: u32) -> Result<(), DatapathError> {
+        let mark = self.mark(ifindex);
+        fs::create_dir_all(&mark)
+            .map_err(|error| DatapathError::failed(format!("make {}", mark.display()), &error))
+    }
+
+    fn made(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes sure that there is a qdisc to attach to.
@@ -141,9 +159,8 @@ impl Clsact {
             Some(_) => Ok(()),
             None => match tc::add_clsact(interface.index) {
                 Ok(()) => {
-                    let mark = self.mark(interface.index);
-                    fs::create_dir_all(&mark)
-                        .map_err(|error| DatapathError::failed(format!("make {}", mark.display()), &error))
+                    self.made().insert(interface.index);
+                    self.put_mark(interface.index)
                 }
                 // Somebody else was faster, and then the qdisc is not ours.
                 Err(error) if error.errno == Errno::EEXIST => Ok(()),
@@ -174,7 +191,9 @@ impl Clsact {
     /// Forgets the qdiscs that are gone. A later qdisc of an interface with the same index is not ours.
     pub(super) fn forget_gone(&self) -> Result<(), DatapathError> {
         let qdiscs = tc::filter_qdiscs().map_err(failed)?;
-        for ifindex in self.marked()?.into_iter().filter(|ifindex| !qdiscs.contains_key(ifindex)) {
+        let marked = self.marked()?;
+        self.made().extend(marked.iter().copied());
+        for ifindex in marked.into_iter().filter(|ifindex| !qdiscs.contains_key(ifindex)) {
             self.unmark(ifindex)?;
         }
         Ok(())
@@ -277,6 +296,13 @@ impl Attacher for Clsact {
         Ok(())
     }
 
+    fn restore(&self) -> Result<usize, DatapathError> {
+        let missing: Vec<u32> =
+            self.made().iter().copied().filter(|ifindex| !self.mark(*ifindex).exists()).collect();
+        missing.iter().try_for_each(|ifindex| self.put_mark(*ifindex))?;
+        Ok(missing.len())
+    }
+
     fn runs(&self, id: u32, attachment: Attachment, interface: Interface<'_>) -> Result<bool, DatapathError> {
         let direction = attachment.direction();
         let filters = tc::filters(interface.index, direction).map_err(failed)?;
@@ -304,12 +330,8 @@ fn has_our_form(filter: &Filter) -> bool {
         && filter.chain == 0
 }
 
-/// FNV-1a, which every version of the agent must compute alike (the standard library promises no such thing).
-fn hash(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
-}
-
-fn qdisc(ifindex: u32) -> Result<Option<FilterQdisc>, DatapathError> {
+/// The qdisc for filters that an interface has.
+pub(super) fn qdisc(ifindex: u32) -> Result<Option<FilterQdisc>, DatapathError> {
     Ok(tc::filter_qdiscs().map_err(failed)?.get(&ifindex).copied())
 }
 

@@ -1,70 +1,46 @@
-//! The folder of one network's pinned links. A pin is named after its attachment and the interface's index: `encap-12`.
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+//! Pinned links by attachment and interface. A pin is named after both: `encap-12`.
+use std::path::{Path, PathBuf};
 
-use aya::{
-    programs::links::{FdLink, LinkError, PinnedLink},
-    sys::SyscallError,
-};
+use aya::programs::links::FdLink;
 
 use super::attachment::Attachment;
-use crate::datapath::DatapathError;
+use crate::datapath::{DatapathError, pinned_links::PinnedLinks};
 
 #[derive(Clone, Debug)]
-pub(super) struct Pins {
-    folder: PathBuf,
-}
+pub(super) struct Pins(PinnedLinks);
 
 impl Pins {
     /// The links below `pins`. Nothing is made.
     pub(super) fn new(pins: &Path) -> Self {
-        Self { folder: pins.join("links") }
+        Self(PinnedLinks::new(pins))
     }
 
     pub(super) fn folder(&self) -> &Path {
-        &self.folder
+        self.0.folder()
     }
 
     pub(super) fn path(&self, attachment: Attachment, ifindex: u32) -> PathBuf {
-        self.folder.join(format!("{}-{ifindex}", attachment.name()))
+        self.0.path(&name(attachment, ifindex))
     }
 
-    /// What is pinned. A pin outlives its interface.
+    /// What is pinned or held. A link outlives its interface.
     pub(super) fn list(&self) -> Result<Vec<(Attachment, u32)>, DatapathError> {
-        let mut found = Vec::new();
-        let failed = |error| DatapathError::failed("read the folder of pinned links", &error);
-        let files = match fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-            files => files.map_err(failed)?,
+        let parsed = |name: &String| {
+            let (kind, ifindex) = name.split_once('-')?;
+            let attachment = Attachment::ALL.into_iter().find(|attachment| attachment.name() == kind)?;
+            Some((attachment, ifindex.parse().ok()?))
         };
-        for file in files {
-            let name = file.map_err(failed)?.file_name();
-            let Some((kind, ifindex)) = name.to_str().and_then(|name| name.split_once('-')) else {
-                continue;
-            };
-            let mut all = Attachment::ALL.into_iter();
-            let attachment = all.find(|attachment| attachment.name() == kind);
-            if let (Some(attachment), Ok(ifindex)) = (attachment, ifindex.parse()) {
-                found.push((attachment, ifindex));
-            }
-        }
-        Ok(found)
+        Ok(self.0.names()?.iter().filter_map(parsed).collect())
     }
 
-    /// The link that is pinned there, if there is one.
-    pub(super) fn open(&self, attachment: Attachment, ifindex: u32) -> Result<Option<FdLink>, DatapathError> {
-        let path = self.path(attachment, ifindex);
-        match PinnedLink::from_pin(&path) {
-            Ok(pinned) => Ok(Some(FdLink::from(pinned))),
-            Err(LinkError::SyscallError(SyscallError { io_error, .. }))
-                if io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(DatapathError::failed(format!("open {}", path.display()), &error)),
-        }
+    /// The link that is held or pinned there, if there is one. Whoever goes on with it gives it back by [`Self::hold`].
+    pub(super) fn take(&self, attachment: Attachment, ifindex: u32) -> Result<Option<FdLink>, DatapathError> {
+        self.0.take(&name(attachment, ifindex))
+    }
+
+    /// Holds a link that is pinned.
+    pub(super) fn hold(&self, attachment: Attachment, ifindex: u32, link: FdLink) {
+        self.0.hold(&name(attachment, ifindex), link);
     }
 
     /// Pins a link, which then outlives us.
@@ -74,19 +50,20 @@ impl Pins {
         ifindex: u32,
         link: FdLink,
     ) -> Result<(), DatapathError> {
-        let path = self.path(attachment, ifindex);
-        let pinned = link.pin(&path).map(drop);
-        pinned.map_err(|error| DatapathError::failed(format!("pin {}", path.display()), &error))
+        self.0.put(&name(attachment, ifindex), link)
     }
 
     /// Removes a pin, and with it the link, which nobody else holds. It is no error if there is none.
     pub(super) fn remove(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
-        let path = self.path(attachment, ifindex);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::failed(format!("unpin {}", path.display()), &error))
-            }
-            _ => Ok(()),
-        }
+        self.0.remove(&name(attachment, ifindex))
     }
+
+    /// Pins what is held and not pinned any more.
+    pub(super) fn restore(&self) -> Result<usize, DatapathError> {
+        self.0.restore()
+    }
+}
+
+fn name(attachment: Attachment, ifindex: u32) -> String {
+    format!("{}-{ifindex}", attachment.name())
 }

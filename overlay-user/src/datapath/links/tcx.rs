@@ -26,14 +26,21 @@ impl Attacher for Tcx {
     }
 
     fn replace(&self, ebpf: &mut Ebpf, attachment: Attachment, ifindex: u32) -> Result<bool, DatapathError> {
-        let Some(link) = self.0.open(attachment, ifindex)? else { return Ok(false) };
+        let Some(link) = self.0.take(attachment, ifindex)? else { return Ok(false) };
         let path = self.0.path(attachment, ifindex);
         let action = format!("replace {} at {}", attachment.program(), path.display());
         let link = link.try_into().map_err(|error: LinkError| DatapathError::failed(&action, &error))?;
         let program = program(ebpf, attachment)?;
         match program.attach_to_link(link).and_then(|id| program.take_link(id)) {
-            // Dropping our handle changes nothing: the pin holds the link.
-            Ok(_) => Ok(true),
+            Ok(link) => {
+                let link = FdLink::try_from(link);
+                self.0.hold(
+                    attachment,
+                    ifindex,
+                    link.map_err(|error| DatapathError::failed(&action, &error))?,
+                );
+                Ok(true)
+            }
             // The interface, or the namespace it was in, is gone. The link stays pinned, but is attached to nothing.
             Err(error) if errno(&error) == Some(Errno::ENOLINK) => {
                 info!("the link {} has lost its interface: unpinning it", path.display());
@@ -72,6 +79,10 @@ impl Attacher for Tcx {
 
     fn detach(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
         self.0.remove(attachment, ifindex)
+    }
+
+    fn restore(&self) -> Result<usize, DatapathError> {
+        self.0.restore()
     }
 
     fn runs(&self, id: u32, attachment: Attachment, interface: Interface<'_>) -> Result<bool, DatapathError> {

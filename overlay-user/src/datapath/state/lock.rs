@@ -2,29 +2,83 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
     path::Path,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
 use anyhow::{Result, bail};
+use log::warn;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
 
 use super::{error::failed, paths::Paths};
+use crate::datapath::fnv;
 
 /// The lock of a network on this host. Its one agent has it, and the kernel releases it however the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Flock<File>,
+    paths: Paths,
+    file: Mutex<Flock<File>>,
+    /// A name in this network namespace, which holds even if somebody removes the file.
+    _name: UnixDatagram,
+}
+
+/// Whether a process still has its lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// It has, perhaps in a file that it has made anew.
+    Kept,
+    /// Somebody removed the file, and another process has the lock in a new one. The text says who.
+    Lost(String),
 }
 
 impl Paths {
     /// Takes the lock for this process until it is dropped. The folders must exist.
     pub fn lock(&self) -> Result<Lock> {
+        let file = match self.lock_file()? {
+            Taken::Ours(file) => file,
+            Taken::By(pid) => {
+                let (network, path) = (&self.network, self.lock_path());
+                bail!(
+                    "another agent (pid {pid}) runs network {network} here: it holds {}. Stop it first (`kill {pid}`), or \
+                     give this one its own --network or --state-dir",
+                    path.display()
+                );
+            }
+        };
+        let name = self.claim_name()?;
+        Ok(Lock { paths: self.clone(), file: Mutex::new(file), _name: name })
+    }
+
+    /// Claims the network's name in this network namespace. It is an abstract address: nobody can remove it by accident.
+    fn claim_name(&self) -> Result<UnixDatagram> {
+        let root = fs::canonicalize(&self.bpf_root).unwrap_or_else(|_| self.bpf_root.clone());
+        let name = format!("overlay/{:08x}/{}", fnv::hash(root.as_os_str().as_encoded_bytes()), self.network);
+        let address = SocketAddr::from_abstract_name(&name);
+        match address.and_then(|address| UnixDatagram::bind_addr(&address)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(
+                "another agent runs network {} with this --bpf-root in this network namespace, though its folders are not \
+                 those in {}, or were removed: it holds the name @{name} (`ss -xap | grep {name}` says who). Stop it first, or \
+                 give this one its own --network",
+                self.network,
+                self.state.display()
+            ),
+            claimed => claimed.map_err(|error| failed("claim the name of", &self.state, error)),
+        }
+    }
+
+    fn lock_file(&self) -> Result<Taken> {
         let path = self.lock_path();
         let refused = |error: io::Error| failed("lock", &path, error);
         loop {
@@ -36,26 +90,61 @@ impl Paths {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut lock) => {
                     // The process that had the lock before may have removed the file (see `remove`), and another one may have made it anew.
-                    let locked = lock.metadata().map_err(refused)?.ino();
-                    if fs::metadata(&path).is_ok_and(|now| now.ino() == locked) {
+                    if is_at(&lock, &path).map_err(refused)? {
                         lock.set_len(0).map_err(refused)?;
                         lock.rewind().map_err(refused)?;
                         writeln!(*lock, "{}", std::process::id()).map_err(refused)?;
-                        return Ok(Lock { _file: lock });
+                        return Ok(Taken::Ours(lock));
                     }
                 }
-                Err((mut file, Errno::EWOULDBLOCK)) => {
-                    let (network, pid) = (&self.network, holder(&mut file));
-                    bail!(
-                        "another agent (pid {pid}) runs network {network} here: it holds {}. Stop it first (`kill {pid}`), or \
-                         give this one its own --network or --state-dir",
-                        path.display()
-                    );
-                }
+                Err((mut file, Errno::EWOULDBLOCK)) => return Ok(Taken::By(holder(&mut file))),
                 Err((_, error)) => return Err(refused(error.into())),
             }
         }
     }
+}
+
+/// Whose a lock is.
+enum Taken {
+    Ours(Flock<File>),
+    /// The process id of whoever has it.
+    By(String),
+}
+
+impl Lock {
+    /// Makes sure that this process still has the lock. If somebody removed the file, it is made anew, unless another process
+    /// was faster.
+    ///
+    /// # Errors
+    /// When the file is gone and cannot be made. Nobody else has it then.
+    pub fn keep(&self) -> Result<Ownership> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.paths.lock_path();
+        let state = &self.paths.state;
+        if is_at(&file, &path).map_err(|error| failed("look at", &path, error))? {
+            return Ok(Ownership::Kept);
+        }
+        fs::create_dir_all(state).map_err(|error| failed("create", state, error))?;
+        match self.paths.lock_file()? {
+            Taken::Ours(new) => {
+                warn!("somebody removed {}: made anew and locked again", path.display());
+                *file = new;
+                Ok(Ownership::Kept)
+            }
+            Taken::By(pid) => Ok(Ownership::Lost(format!(
+                "another agent (pid {pid}) owns network {} on this host now: somebody removed this one's {}, and that agent \
+                 has made and locked it anew",
+                self.paths.network,
+                path.display()
+            ))),
+        }
+    }
+}
+
+/// Whether this file is the one at this path.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    Ok(fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())))
 }
 
 /// The process id in the lock file, or `?` if there is none. A process that has just taken the lock writes its id a moment

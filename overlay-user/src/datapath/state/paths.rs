@@ -1,17 +1,16 @@
 //! The folders of one network on this host.
 use std::{
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Result, bail};
-use nix::{
-    mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
+use nix::mount::{MsFlags, mount};
 use overlay_common::ABI;
 
 use super::error::failed;
+use crate::datapath::bpffs::{self, is_bpffs};
 
 /// The place where bpffs is mounted by convention. The agent mounts it itself only there.
 pub const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
@@ -51,9 +50,15 @@ impl Paths {
     /// Makes sure that bpffs is mounted (and mounts it at its usual place if it is not), and creates the folders.
     pub fn create(&self) -> Result<()> {
         if !is_bpffs(&self.bpf_root) && self.bpf_root == Path::new(DEFAULT_BPF_ROOT) {
+            if !is_hosts_mount_namespace() {
+                bail!(
+                    "there is no bpf filesystem at {DEFAULT_BPF_ROOT}, and this process is in a mount namespace of its own (a                      container, a unit with mounts of its own, or `ip netns exec`): one that it mounted would end with that                      namespace, and with it the programs that must go on without an agent. Mount the host's there: `mount                      --bind /sys/fs/bpf` before the namespace is made, or `-v /sys/fs/bpf:/sys/fs/bpf` for a container"
+                );
+            }
             let mounted = mount(Some("bpf"), DEFAULT_BPF_ROOT, Some("bpf"), MsFlags::empty(), None::<&str>);
-            if let Err(error) = mounted {
-                log::warn!("mount bpffs on {DEFAULT_BPF_ROOT}: {error}");
+            match mounted {
+                Ok(()) => log::info!("there was no bpf filesystem at {DEFAULT_BPF_ROOT}: mounted one"),
+                Err(error) => log::warn!("mount bpffs on {DEFAULT_BPF_ROOT}: {error}"),
             }
         }
         if !is_bpffs(&self.bpf_root) {
@@ -66,6 +71,11 @@ impl Paths {
             fs::create_dir_all(folder).map_err(|error| failed("create", folder, error))?;
         }
         Ok(())
+    }
+
+    /// The number of the bpf file system below which this network is pinned.
+    pub fn bpffs(&self) -> Option<u64> {
+        bpffs::device(&self.bpf_root)
     }
 
     pub(super) fn lock_path(&self) -> PathBuf {
@@ -95,8 +105,13 @@ impl Paths {
     }
 }
 
-fn is_bpffs(path: &Path) -> bool {
-    // If the folder does not exist yet, it will be on the same file system as its parent.
-    let existing = path.ancestors().find(|ancestor| ancestor.exists());
-    existing.is_some_and(|path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC))
+/// Whether this process is in the mount namespace of the host's first process, where a mount lasts until the host ends. From
+/// inside of another process namespace, whose first process is another one, nothing is seen of the host's.
+fn is_hosts_mount_namespace() -> bool {
+    /// The number that the kernel gives to the first process namespace of all (`PROC_PID_INIT_INO`).
+    const FIRST: u64 = 0xeffffffc;
+    let number = |path: &str| fs::metadata(path).ok().map(|found| found.ino());
+    number("/proc/self/ns/pid") == Some(FIRST)
+        && number("/proc/self/ns/mnt").is_some()
+        && number("/proc/self/ns/mnt") == number("/proc/1/ns/mnt")
 }

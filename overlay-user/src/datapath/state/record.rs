@@ -49,6 +49,10 @@ pub struct Record {
     /// The address that the agent's packets come from.
     #[serde(default)]
     pub underlay_address: Option<IpAddr>,
+    /// The number of the bpf file system that holds the pins. Another one may be mounted over it later. Agents of earlier
+    /// versions do not write it.
+    #[serde(default)]
+    pub bpffs: Option<u64>,
 }
 
 fn vxlan() -> String {
@@ -80,6 +84,7 @@ impl Record {
             subnet_file: None,
             underlay: None,
             underlay_address: None,
+            bpffs: None,
         })
     }
 
@@ -97,6 +102,11 @@ impl Record {
     /// The inode of the calling thread's network namespace.
     pub fn is_in_this_namespace(&self) -> bool {
         Self::current(self.public_ip, self.subnet).is_ok_and(|here| here.netns == self.netns)
+    }
+
+    /// Whether it was written since this host has booted.
+    pub(super) fn is_of_this_boot(&self) -> bool {
+        Self::current(self.public_ip, self.subnet).is_ok_and(|here| here.boot_id == self.boot_id)
     }
 
     /// Whether both are of the same host in the same boot. The agents' versions and options may differ.
@@ -130,7 +140,8 @@ impl Paths {
         }
     }
 
-    pub(super) fn write(&self, record: &Record) -> Result<()> {
+    /// Writes the record.
+    pub fn write(&self, record: &Record) -> Result<()> {
         let path = self.record_path();
         let text = serde_json::to_vec_pretty(record).map_err(|error| failed("write", &path, error))?;
         self.replace(&path, &text)

@@ -1,5 +1,5 @@
 //! Removes what outlives an agent.
-use std::{fs, io};
+use std::{fs, io, sync::Arc};
 
 use anyhow::Result;
 
@@ -7,7 +7,8 @@ use super::{error::failed, lock::Lock, paths::Paths};
 
 impl Paths {
     /// Removes every trace of the network, also the lock file. It is no error if there is nothing.
-    pub fn remove(&self, lock: Lock) -> Result<()> {
+    pub fn remove(&self, lock: impl Into<Arc<Lock>>) -> Result<()> {
+        let lock = lock.into();
         self.forget_other_layouts()?;
         self.forget()?;
         let removed = fs::remove_file(self.lock_path());
