@@ -2,8 +2,9 @@
 //! reservation stays a reservation.
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
+use rand::seq::IteratorRandom as _;
 use tokio::time::Instant;
 
 use crate::{
@@ -19,8 +20,10 @@ use crate::{
 /// How long a lease lives unless it is renewed. flannel's leases live as long.
 pub const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Out of how many free subnets one is drawn, so that hosts that start together seldom draw the same.
-const DRAW: usize = 100;
+/// Out of how many of the first free subnets one is drawn: at first, and after each race that was lost in a row. The last holds
+/// for all further draws. Few hosts that start together seldom draw the same of 100, and the network stays dense; of thousands
+/// that start together nearly all would draw the same ones again and again.
+const DRAWS: [usize; 3] = [100, 1000, usize::MAX];
 /// How often a race for a subnet is tried. With every lost race some other host got a subnet, so if this many are lost in a
 /// row something else is wrong.
 const ATTEMPTS: u32 = 32;
@@ -107,7 +110,7 @@ pub async fn acquire(
     request: &LeaseRequest,
 ) -> Result<LocalLease> {
     for attempt in 0..ATTEMPTS {
-        if let Some(held) = try_acquire(store, config, request).await? {
+        if let Some(held) = try_acquire(store, config, request, draw_of(attempt)).await? {
             return Ok(held);
         }
         let most = PAUSE * (1 << attempt.min(4));
@@ -166,11 +169,17 @@ pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), 
     Err(RenewError::Lost { key, holder })
 }
 
-/// One try to get a subnet. `None` means that another host was faster.
+/// Among how many free subnets one is drawn when this many races have been lost.
+fn draw_of(lost: u32) -> usize {
+    DRAWS[usize::try_from(lost).unwrap_or(usize::MAX).min(DRAWS.len() - 1)]
+}
+
+/// One try to get a subnet, which is drawn among the first `among` free ones. `None` means that another host was faster.
 async fn try_acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
     request: &LeaseRequest,
+    among: usize,
 ) -> Result<Option<LocalLease>> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
@@ -209,7 +218,7 @@ async fn try_acquire(
     let preferred = request.preferred.filter(|&subnet| config.plan.fits(subnet) && taken.is_free(subnet));
     let subnet = match preferred {
         Some(subnet) => subnet,
-        None => draw(config, &taken)?,
+        None => draw(config, &taken, among)?,
     };
     Ok(claim(store, request, subnet).await?)
 }
@@ -296,19 +305,20 @@ fn held(
     }
 }
 
-fn draw(config: &NetworkConfig, taken: &Taken) -> Result<IpNet> {
-    let free: Vec<_> = config.plan.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
-    if free.is_empty() {
-        bail!(
+/// Draws one of the first free subnets, `among` of them at most.
+fn draw(config: &NetworkConfig, taken: &Taken, among: usize) -> Result<IpNet> {
+    let free = config.plan.candidates().filter(|&subnet| taken.is_free(subnet)).take(among);
+    // Drawn in passing: a network may have millions of subnets, which are not gathered for this.
+    free.choose(&mut rand::rng()).with_context(|| {
+        format!(
             "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen \
              Network, SubnetMin or SubnetMax",
             config.plan.network,
             config.plan.candidates().count(),
             config.plan.subnet_min,
             config.plan.subnet_max
-        );
-    }
-    Ok(free[rand::random_range(0..free.len())])
+        )
+    })
 }
 
 /// The address ranges that are in use, from first address to last. No two of them overlap.
@@ -329,4 +339,30 @@ impl Taken {
 
 fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_lost_race_widens_the_draw() {
+        let config = NetworkConfig::parse(br#"{"Network":"10.0.0.0/8","SubnetLen":20}"#).unwrap();
+        let candidates: Vec<IpNet> = config.plan.candidates().collect();
+        assert!(candidates.len() > 4000);
+        // Every second subnet is taken.
+        let taken = Taken::new(candidates.iter().copied().step_by(2));
+        for (lost, among) in [(0, 100), (1, 1000), (2, candidates.len() / 2), (31, candidates.len() / 2)] {
+            let drawn = (0..2000).map(|_| draw(&config, &taken, draw_of(lost)).unwrap());
+            let places = drawn.map(|subnet| candidates.binary_search(&subnet).unwrap());
+            let (mut least, mut most) = (usize::MAX, 0);
+            for place in places {
+                assert_eq!(place % 2, 1, "{place} is taken");
+                (least, most) = (least.min(place / 2), most.max(place / 2));
+            }
+            assert!(most < among, "{lost} lost: {most}");
+            // 2000 draws that all miss the outer quarters are less likely than 10^-249.
+            assert!(least < among / 4 && most >= among - among / 4, "{lost} lost: {least} to {most}");
+        }
+    }
 }
