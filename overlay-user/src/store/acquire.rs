@@ -1,12 +1,14 @@
 //! How a host gets its subnet and keeps it: by flannel's rules (docs/etcd.md), except that a lost race is tried again and a
 //! reservation stays a reservation.
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+mod draw;
 
-use anyhow::{Context as _, Result, bail};
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Result, bail};
 use ipnet::IpNet;
-use rand::seq::IteratorRandom as _;
 use tokio::time::Instant;
 
+use self::draw::{Taken, draw, draw_of};
 use crate::{
     model::{
         backend::Backend,
@@ -20,10 +22,6 @@ use crate::{
 /// How long a lease lives unless it is renewed. flannel's leases live as long.
 pub const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Out of how many of the first free subnets one is drawn: at first, and after each race that was lost in a row. The last holds
-/// for all further draws. Few hosts that start together seldom draw the same of 100, and the network stays dense; of thousands
-/// that start together nearly all would draw the same ones again and again.
-const DRAWS: [usize; 3] = [100, 1000, usize::MAX];
 /// How often a race for a subnet is tried. With every lost race some other host got a subnet, so if this many are lost in a
 /// row something else is wrong.
 const ATTEMPTS: u32 = 32;
@@ -138,9 +136,22 @@ pub async fn refuse_other_hosts(store: &mut impl Store, public_ip: IpAddr) -> Re
     }
 }
 
-/// Renews the lease, with a fresh time to live. After [`RenewError::Store`] it may be tried again. A key that an operator
-/// has made a reservation meanwhile stays one.
+/// Renews the lease, with a fresh time to live. The key is not written, so that other hosts hear nothing of it, unless it is on
+/// another term than this host's. After [`RenewError::Store`] it may be tried again. A key that an operator has made a
+/// reservation meanwhile stays one.
 pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), RenewError> {
+    let asked = Instant::now();
+    match store.prolong(&held.lease.key(), held.modified, held.time_to_live).await? {
+        Written::At(_) => {
+            held.renewed = asked;
+            Ok(())
+        }
+        Written::Lost => rewrite(store, held).await,
+    }
+}
+
+/// Writes the lease again, with a fresh time to live.
+pub async fn rewrite(store: &mut impl Store, held: &mut LocalLease) -> Result<(), RenewError> {
     let (key, value) = (held.lease.key(), held.lease.value());
     let mut modified = held.modified;
     // There is a second try because an earlier renewal may have been made though its answer was lost.
@@ -152,8 +163,7 @@ pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), 
             held.renewed = renewed;
             return Ok(());
         }
-        let snapshot = store.snapshot().await?;
-        match snapshot.entries.into_iter().find(|entry| entry.key == key) {
+        match store.tally(&[&key]).await?.entries.pop().flatten() {
             Some(entry) if entry.value == value => {
                 modified = entry.modified;
                 held.heed(entry.lifetime);
@@ -167,11 +177,6 @@ pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), 
     }
     let holder = Some(held.lease.public_ip);
     Err(RenewError::Lost { key, holder })
-}
-
-/// Among how many free subnets one is drawn when this many races have been lost.
-fn draw_of(lost: u32) -> usize {
-    DRAWS[usize::try_from(lost).unwrap_or(usize::MAX).min(DRAWS.len() - 1)]
 }
 
 /// One try to get a subnet, which is drawn among the first `among` free ones. `None` means that another host was faster.
@@ -305,64 +310,6 @@ fn held(
     }
 }
 
-/// Draws one of the first free subnets, `among` of them at most.
-fn draw(config: &NetworkConfig, taken: &Taken, among: usize) -> Result<IpNet> {
-    let free = config.plan.candidates().filter(|&subnet| taken.is_free(subnet)).take(among);
-    // Drawn in passing: a network may have millions of subnets, which are not gathered for this.
-    free.choose(&mut rand::rng()).with_context(|| {
-        format!(
-            "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen \
-             Network, SubnetMin or SubnetMax",
-            config.plan.network,
-            config.plan.candidates().count(),
-            config.plan.subnet_min,
-            config.plan.subnet_max
-        )
-    })
-}
-
-/// The address ranges that are in use, from first address to last. No two of them overlap.
-struct Taken(BTreeMap<IpAddr, IpAddr>);
-
-impl Taken {
-    fn new(subnets: impl Iterator<Item = IpNet>) -> Self {
-        let apart = IpNet::aggregate(&subnets.collect());
-        let range = |subnet: IpNet| (subnet.network(), subnet.broadcast());
-        Self(apart.into_iter().map(range).collect())
-    }
-
-    fn is_free(&self, subnet: IpNet) -> bool {
-        let before = self.0.range(..=subnet.broadcast()).next_back();
-        before.is_none_or(|(_, &last)| last < subnet.network())
-    }
-}
-
 fn overlap(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_lost_race_widens_the_draw() {
-        let config = NetworkConfig::parse(br#"{"Network":"10.0.0.0/8","SubnetLen":20}"#).unwrap();
-        let candidates: Vec<IpNet> = config.plan.candidates().collect();
-        assert!(candidates.len() > 4000);
-        // Every second subnet is taken.
-        let taken = Taken::new(candidates.iter().copied().step_by(2));
-        for (lost, among) in [(0, 100), (1, 1000), (2, candidates.len() / 2), (31, candidates.len() / 2)] {
-            let drawn = (0..2000).map(|_| draw(&config, &taken, draw_of(lost)).unwrap());
-            let places = drawn.map(|subnet| candidates.binary_search(&subnet).unwrap());
-            let (mut least, mut most) = (usize::MAX, 0);
-            for place in places {
-                assert_eq!(place % 2, 1, "{place} is taken");
-                (least, most) = (least.min(place / 2), most.max(place / 2));
-            }
-            assert!(most < among, "{lost} lost: {most}");
-            // 2000 draws that all miss the outer quarters are less likely than 10^-249.
-            assert!(least < among / 4 && most >= among - among / 4, "{lost} lost: {least} to {most}");
-        }
-    }
 }

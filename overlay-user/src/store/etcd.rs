@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use bytes::Bytes;
 use etcd_client::{
-    Compare, CompareOp, DeleteOptions, Error, GetOptions, KeyValue, LeaseTimeToLiveOptions, PutOptions, Txn,
-    TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, DeleteOptions, Error, GetOptions, GetResponse, KeyValue, LeaseTimeToLiveOptions,
+    PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 
 use self::{
@@ -19,7 +19,7 @@ use self::{
     errors::unavailable,
 };
 pub use self::{connection::EtcdOptions, watch::EtcdFollow};
-use super::{Origin, Revision, Snapshot, Store, StoreError, Written};
+use super::{Origin, Revision, Snapshot, Store, StoreError, Tally, Written};
 
 /// Keys in one page of a snapshot.
 const PAGE: i64 = 500;
@@ -51,15 +51,60 @@ impl EtcdStore {
         format!("{}/subnets/", self.prefix)
     }
 
+    /// Reads all keys in pages. Without `serializable`, no earlier answer of etcd was of a later revision.
+    async fn pages(&mut self, serializable: bool) -> Result<Snapshot, StoreError> {
+        // Without this limit the client refuses answers above 4 MiB, which a page of a few very large values exceeds.
+        let mut client = self.connection.client().await?.kv_client().max_decoding_message_size(usize::MAX);
+        let subnets = self.subnets();
+        let end = end_of(&subnets);
+        let mut start = subnets.clone().into_bytes();
+        let mut snapshot = Snapshot::default();
+        loop {
+            // Revision 0 means the newest. The first page decides which that is, and the other pages are read at the same
+            // revision.
+            let options =
+                GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(snapshot.revision.0);
+            let options = if serializable { options.with_serializable() } else { options };
+            let page = self.connection.ask(client.get(start, Some(options))).await?;
+            if let Some(header) = page.header().filter(|_| snapshot.revision == Revision(0)) {
+                snapshot.revision = Revision(header.revision());
+                snapshot.cluster = header.cluster_id();
+            }
+            for kv in page.kvs() {
+                snapshot.entries.push(entry(kv, &subnets));
+            }
+            match page.kvs().last() {
+                Some(last) if page.more() => start = [last.key(), b"\0"].concat(),
+                _ => break,
+            }
+        }
+        Ok(snapshot)
+    }
+
     /// Makes an etcd lease for one key alone, as flannel does. Returns 0, which is no lease, for a key without an end.
     async fn grant(&mut self, time_to_live: Option<Duration>) -> Result<i64, StoreError> {
         let Some(time_to_live) = time_to_live else {
             return Ok(0);
         };
-        let seconds = time_to_live.as_secs() + u64::from(time_to_live.subsec_nanos() > 0);
-        let seconds = i64::try_from(seconds.max(1)).unwrap_or(i64::MAX);
         let mut client = self.connection.client().await?.lease_client();
-        Ok(self.connection.ask(client.grant(seconds, None)).await?.id())
+        Ok(self.connection.ask(client.grant(seconds(time_to_live), None)).await?.id())
+    }
+
+    /// Has an etcd lease live on if it was granted for so many seconds. Returns whether it was, and still lives.
+    async fn keep_alive(&mut self, lease: i64, granted: i64) -> Result<bool, StoreError> {
+        let mut client = self.connection.client().await?.lease_client();
+        if self.connection.ask(client.time_to_live(lease, None)).await?.granted_ttl() != granted {
+            return Ok(false);
+        }
+        // The stream of signs of life is closed after the first one, which is all that a lease of a day needs.
+        let once = async {
+            match client.keep_alive(lease).await {
+                Ok(_) => Ok(true),
+                Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        self.connection.ask(once).await
     }
 
     /// Ends an etcd lease that no key uses any more. If that fails the lease ends by itself, with its time to live.
@@ -145,31 +190,31 @@ impl Store for EtcdStore {
     }
 
     async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
-        // Without this limit the client refuses answers above 4 MiB, which a page of a few very large values exceeds.
-        let mut client = self.connection.client().await?.kv_client().max_decoding_message_size(usize::MAX);
+        self.pages(false).await
+    }
+
+    async fn cheap_snapshot(&mut self) -> Result<Snapshot, StoreError> {
+        self.pages(true).await
+    }
+
+    async fn tally(&mut self, keys: &[&str]) -> Result<Tally, StoreError> {
         let subnets = self.subnets();
-        let end = end_of(&subnets);
-        let mut start = subnets.clone().into_bytes();
-        let mut snapshot = Snapshot::default();
-        loop {
-            // Revision 0 means the newest. The first page decides which that is, and the other pages are read at the same
-            // revision.
-            let options =
-                GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(snapshot.revision.0);
-            let page = self.connection.ask(client.get(start, Some(options))).await?;
-            if let Some(header) = page.header().filter(|_| snapshot.revision == Revision(0)) {
-                snapshot.revision = Revision(header.revision());
-                snapshot.cluster = header.cluster_id();
-            }
-            for kv in page.kvs() {
-                snapshot.entries.push(entry(kv, &subnets));
-            }
-            match page.kvs().last() {
-                Some(last) if page.more() => start = [last.key(), b"\0"].concat(),
-                _ => break,
-            }
-        }
-        Ok(snapshot)
+        let all = GetOptions::new().with_range(end_of(&subnets)).with_count_only();
+        let mut reads: Vec<_> = keys.iter().map(|key| TxnOp::get(format!("{subnets}{key}"), None)).collect();
+        reads.push(TxnOp::get(subnets.clone(), Some(all)));
+        let mut client = self.connection.client().await?;
+        let answer = self.connection.ask(client.txn(Txn::new().and_then(reads))).await?;
+        let header = answer.header().ok_or_else(|| unavailable(&self.name, "an answer without a header"))?;
+        let origin = Origin { cluster: header.cluster_id(), revision: Revision(header.revision()) };
+        let answers = answer.op_responses();
+        let reads = answers.iter().filter_map(|answer| match answer {
+            TxnOpResponse::Get(read) => Some(read),
+            _ => None,
+        });
+        let count = reads.clone().next_back().map_or(0, GetResponse::count);
+        let entries =
+            reads.take(keys.len()).map(|read| read.kvs().first().map(|kv| entry(kv, &subnets))).collect();
+        Ok(Tally { origin, count: usize::try_from(count).unwrap_or_default(), entries })
     }
 
     async fn follow(&mut self, revision: Revision) -> Result<EtcdFollow, StoreError> {
@@ -202,6 +247,23 @@ impl Store for EtcdStore {
         self.guarded_put(key, unchanged, value, time_to_live).await
     }
 
+    async fn prolong(
+        &mut self,
+        key: &str,
+        modified: Revision,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        let mut client = self.connection.client().await?;
+        let read = self.connection.ask(client.get(self.subnets() + key, None)).await?;
+        let on = read.kvs().first().filter(|kv| kv.mod_revision() == modified.0).map(KeyValue::lease);
+        let kept = match (on, time_to_live) {
+            (Some(0), None) => true,
+            (Some(0), _) | (Some(_), None) | (None, _) => false,
+            (Some(lease), Some(time_to_live)) => self.keep_alive(lease, seconds(time_to_live)).await?,
+        };
+        Ok(if kept { Written::At(modified) } else { Written::Lost })
+    }
+
     async fn release(&mut self, key: &str, modified: Revision) -> Result<Written, StoreError> {
         let key = self.subnets() + key;
         let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, modified.0);
@@ -210,6 +272,12 @@ impl Store for EtcdStore {
         self.revoke_unused(old).await;
         Ok(written)
     }
+}
+
+/// Whole seconds, which etcd counts in: more rather than less, and never none.
+fn seconds(time: Duration) -> i64 {
+    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    i64::try_from(seconds.max(1)).unwrap_or(i64::MAX)
 }
 
 fn old_lease(answer: &TxnResponse) -> i64 {

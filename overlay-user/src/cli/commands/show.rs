@@ -8,7 +8,7 @@ use super::{endpoint::done, losses, output::say};
 use crate::{
     agent::{
         control::{self, Request, Response},
-        status::Status,
+        status::{Resync, ResyncKind, Status, StoreStatus},
     },
     cli::{
         check::features::{Feature, features},
@@ -230,6 +230,10 @@ fn text(report: &StatusReport) -> String {
                     store.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
                 ),
             );
+            row("knowledge", knowledge(store));
+            if let Some(remark) = &store.remark {
+                row("store says", remark.clone());
+            }
             row("lease", lease(agent));
             row("peers", peers_line(agent));
             for skipped in agent.peers.skipped.iter().take(10) {
@@ -292,6 +296,17 @@ fn text(report: &StatusReport) -> String {
         table(&["hook", "reason", "verdict", "packets", "bytes"], counters),
         losses::text(&report.device_losses, report.device_losses_error.as_deref())
     )
+}
+
+/// How the agent came by what it knows of the store, and how old that is.
+fn knowledge(store: &StoreStatus) -> String {
+    let ago = |at: u64| format!("{} ago", span(unix_now().saturating_sub(at)));
+    let came = match &store.resync {
+        None => return "nothing was read yet".to_owned(),
+        Some(Resync { kind: ResyncKind::Listed, why, at }) => format!("read {} ({why})", ago(*at)),
+        Some(Resync { kind: ResyncKind::Resumed, why, at }) => format!("resumed {} ({why})", ago(*at)),
+    };
+    format!("{came}, heard of the store {}", ago(store.heard))
 }
 
 fn rule_line(rule: &RuleStatus) -> String {

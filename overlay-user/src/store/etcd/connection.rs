@@ -72,7 +72,8 @@ impl Connection {
         &mut self,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, StoreError> {
-        let answer = self.within(request).await;
+        // The client's futures are large, and every function that they pass through would hold them twice.
+        let answer = self.within(Box::pin(request)).await;
         if answer.is_err() {
             self.client = None;
         }
@@ -80,10 +81,7 @@ impl Connection {
     }
 
     /// Waits for an answer, but not for ever.
-    async fn within<T>(
-        &mut self,
-        request: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, StoreError> {
+    async fn within<T>(&mut self, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
         match tokio::time::timeout(self.timeout, request).await {
             Ok(answer) => {
                 self.timeout = TIMEOUT;
@@ -108,7 +106,7 @@ impl Connection {
         let (mut failures, mut refusal) = (Vec::new(), None);
         for _ in 0..self.options.endpoints.len() {
             let tried = try_endpoint(self.options.endpoints[0].clone(), self.probe.clone(), connect.clone());
-            match self.within(tried).await {
+            match self.within(Box::pin(tried)).await {
                 Ok(client) => return Ok(client),
                 Err(StoreError::Unavailable { detail, .. }) => failures.push(detail),
                 Err(refused) => refusal = refusal.or(Some(refused)),

@@ -45,7 +45,8 @@ fn race(harm: Harm) {
         .unwrap();
         agents
     };
-    let (first, rest) = racing.split_at(if harm == Harm::Killed { racing.len() * 3 / 4 } else { racing.len() });
+    let (first, rest) =
+        racing.split_at(if harm == Harm::Killed { racing.len() * 3 / 4 } else { racing.len() });
     let mut agents = start(first);
     etcd.resume().unwrap();
     if harm == Harm::Killed {
