@@ -48,7 +48,8 @@ use crate::{
     },
 };
 
-/// The first and the longest pause between two tries to reach the store at the start.
+/// The limits of the first and of the longest pause between two tries to reach the store at the start. A pause is any time up to
+/// its limit, so that hosts which were started together do not ask together.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// A host that has its lease, and has changed nothing in the kernel yet.
@@ -375,8 +376,9 @@ async fn choose_ingress(
 /// Reads the network's config. This waits for a store that does not answer, and for a config that nobody has written yet, since
 /// both happen on a cluster that is starting. An error that waiting cannot cure ends the agent.
 async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
-    let mut pause = PAUSE.0;
+    let mut limit = PAUSE.0;
     loop {
+        let pause = limit.mul_f64(rand::random());
         match store.config().await {
             Ok(Some(text)) => {
                 return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()));
@@ -389,7 +391,7 @@ async fn config(store: &mut impl Store) -> Result<NetworkConfig> {
             Err(error) => warn!("{error}; trying again in {pause:?}"),
         }
         sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
+        limit = (limit * 2).min(PAUSE.1);
     }
 }
 
@@ -400,8 +402,9 @@ async fn lease(
     network: &NetworkConfig,
     request: &LeaseRequest,
 ) -> Result<(LocalLease, Origin)> {
-    let mut pause = PAUSE.0;
+    let mut limit = PAUSE.0;
     loop {
+        let pause = limit.mul_f64(rand::random());
         let acquired = async {
             if let Some(folder) = private {
                 acquire::refuse_other_hosts(store, request.public_ip)
@@ -416,7 +419,7 @@ async fn lease(
             other => return other.context("acquire a lease"),
         }
         sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
+        limit = (limit * 2).min(PAUSE.1);
     }
 }
 
