@@ -148,7 +148,7 @@ fn the_loop_knows_neither_etcd_nor_ebpf() {
         }
     };
     apart("aya::", &["/datapath/"]);
-    apart("etcd_client::", &["/store/etcd.rs"]);
+    apart("etcd_client::", &["/store/etcd.rs", "/store/etcd/"]);
     apart("rtnetlink::", &["/netlink.rs", "/netlink/"]);
 }
 

@@ -171,14 +171,16 @@ async fn a_reservation_made_since_the_last_renewal_stays_one() {
     assert_eq!(store.snapshot().await.unwrap().entries[0].lifetime, Lifetime::Reserved);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn renewal_is_guarded() {
     let mut store = MemoryStore::default();
     let mut held = acquire(&mut store, &small(), &request(1)).await.unwrap();
-    let before = held.modified;
+    let (before, key) = (held.modified, held.lease.key());
+    let follow_from = store.snapshot().await.unwrap().revision;
+    tokio::time::sleep(acquire::TIME_TO_LIVE / 2).await;
     renew(&mut store, &mut held).await.unwrap();
-    assert!(held.modified > before);
-    let key = held.lease.key();
+    assert_eq!((held.modified, store.snapshot().await.unwrap().revision), (before, follow_from));
+    assert_eq!(store.remaining(&key), Some(acquire::TIME_TO_LIVE), "nobody hears of it, but it lives longer");
 
     // The renewal was made although its answer was lost: the value is the same, at a revision that the host has not
     // seen.

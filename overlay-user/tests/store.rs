@@ -106,6 +106,24 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     let [entry] = &snapshot.entries[..] else { panic!("{snapshot:?}") };
     assert_eq!((&*entry.key, &*entry.value, entry.modified), (KEY, &b"one"[..], made));
     assert_eq!(entry.lifetime, Lifetime::Limited);
+    assert_eq!(b.cheap_snapshot().await.unwrap(), snapshot);
+    let tally = b.tally(&[KEY, "10.9.9.0-24"]).await.unwrap();
+    assert_eq!((tally.origin, tally.count), (snapshot.origin(), 1));
+    assert_eq!(tally.entries, [Some(entry.clone()), None]);
+    assert_eq!(b.tally(&[]).await.unwrap().entries, []);
+
+    // A key is prolonged without being written, if it is as it is thought to be.
+    assert_eq!(a.prolong(KEY, made, HOUR).await.unwrap(), Written::At(made));
+    assert_eq!(b.snapshot().await.unwrap(), snapshot, "nobody else hears of it");
+    let other = Some(Duration::from_secs(7200));
+    for (key, modified, time_to_live) in [
+        (KEY, Revision(made.0 - 1), HOUR),
+        (KEY, made, other),
+        (KEY, made, None),
+        ("10.9.9.0-24", made, HOUR),
+    ] {
+        assert_eq!(a.prolong(key, modified, time_to_live).await.unwrap(), Written::Lost);
+    }
 
     // Only a revision that has been seen can be renewed or released.
     let stale = Revision(made.0 - 1);
@@ -136,6 +154,8 @@ async fn contract(mut a: impl Store, mut b: impl Store) {
     assert_eq!(lifetime(&mut b, KEY).await, Lifetime::Reserved);
     let mut follow = b.follow(Revision(reserved.0 - 1)).await.unwrap();
     assert_eq!(lifetime_of(&next(&mut follow).await.unwrap()), Lifetime::Reserved);
+    assert_eq!(a.prolong(KEY, reserved, None).await.unwrap(), Written::At(reserved));
+    assert_eq!(a.prolong(KEY, reserved, HOUR).await.unwrap(), Written::Lost);
     let again = a.renew(KEY, Bytes::from_static(b"r"), reserved, None).await.unwrap();
     assert_eq!(lifetime(&mut b, KEY).await, Lifetime::Reserved);
     at(a.release(KEY, at(again)).await.unwrap());
@@ -323,6 +343,57 @@ async fn a_lock_that_is_never_let_go_is_named_and_blocks_nobody_else() {
     names(error);
 }
 
+/// Three hosts share a folder, and the clock of one is 25 hours ahead. The time that leases live is paused.
+#[tokio::test(start_paused = true)]
+async fn no_hosts_clock_ends_a_lease_in_a_folder() {
+    const LIFE: Duration = Duration::from_secs(600);
+    let folder = tempfile::tempdir().unwrap();
+    let mut one = DirStore::new(folder.path());
+    let other = DirStore::new(folder.path());
+    let mut ahead = DirStore::new(folder.path())
+        .with_clock(|| std::time::SystemTime::now() + Duration::from_secs(25 * 3600));
+    let start = one.snapshot().await.unwrap().revision;
+    let mut watches = Vec::new();
+    for store in [&one, &other, &ahead] {
+        let mut follow = store.clone().follow(start).await.unwrap();
+        watches.push(tokio::spawn(async move {
+            let mut deleted = Vec::new();
+            while deleted.len() < 2 {
+                let batch = follow.next().await.unwrap();
+                deleted.extend(batch.changes.into_iter().filter_map(|change| match change {
+                    LeaseChange::Delete { key } => Some((key, tokio::time::Instant::now())),
+                    LeaseChange::Put(_) => None,
+                }));
+            }
+            deleted
+        }));
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let first = at(one.claim(&key(1), Bytes::new(), Some(LIFE)).await.unwrap());
+    at(ahead.claim(&key(2), Bytes::new(), Some(LIFE)).await.unwrap());
+    let claimed = tokio::time::Instant::now();
+    // Each host that is alive keeps its lease, and hears of the clocks.
+    tokio::time::sleep(LIFE / 2).await;
+    assert_eq!(one.snapshot().await.unwrap().entries.len(), 2);
+    for (store, words) in [
+        (&other, "holds lease 10.0.2.0-24 is 25 h ahead of this host's"),
+        (&ahead, "holds lease 10.0.1.0-24 is 25 h behind this host's"),
+    ] {
+        let remark = store.remark().unwrap();
+        assert!(remark.contains(words), "{remark}");
+    }
+    assert_eq!(one.prolong(&key(1), first, Some(LIFE)).await.unwrap(), Written::At(first));
+    // Both die. Each lease ends when its time is over, which every host sees by itself.
+    for watch in watches {
+        let [(one, early), (two, late)] = watch.await.unwrap().try_into().unwrap();
+        assert_eq!((one, two), (key(2), key(1)));
+        for (end, lives) in [(early, LIFE), (late, LIFE * 3 / 2)] {
+            let lived = end - claimed;
+            assert!((lives..lives + Duration::from_secs(2)).contains(&lived), "{lived:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn files_that_are_gone_at_one_look_are_one_revision() {
     let folder = tempfile::tempdir().unwrap();
@@ -386,6 +457,31 @@ async fn etcd_leases_do_not_pile_up() {
     let modified = store.snapshot().await.unwrap().entries[0].modified;
     at(store.renew(KEY, Bytes::new(), modified, HOUR).await.unwrap());
     assert!(etcd.ctl(&["get", "/other"]).unwrap().contains("/other"));
+}
+
+#[tokio::test]
+async fn prolonging_starts_the_time_of_an_etcd_lease_anew() {
+    let (_folder, etcd) = etcd();
+    let mut store = EtcdStore::new(&options(&etcd)).unwrap();
+    let made = at(store.claim(KEY, Bytes::new(), HOUR).await.unwrap());
+    let list = etcd.ctl(&["lease", "list"]).unwrap();
+    let id = list.lines().find(|line| !line.starts_with("found")).unwrap().to_owned();
+    let remaining = || {
+        let text = etcd.ctl(&["lease", "timetolive", &id, "--write-out", "json"]).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value["ttl"].as_i64().unwrap()
+    };
+    let waited = Instant::now();
+    while remaining() > 3596 {
+        assert!(waited.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let before = remaining();
+    assert_eq!(store.prolong(KEY, made, HOUR).await.unwrap(), Written::At(made));
+    assert!(remaining() > before, "{} after {before}", remaining());
+    // Without its lease, the key is gone.
+    etcd.ctl(&["lease", "revoke", &id]).unwrap();
+    assert_eq!(store.prolong(KEY, made, HOUR).await.unwrap(), Written::Lost);
 }
 
 #[tokio::test]

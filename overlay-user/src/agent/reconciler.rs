@@ -1,6 +1,9 @@
 //! The agent's loop: it makes the data path agree with the store. No other task changes the data path.
+mod audit;
 mod inputs;
+mod knowledge;
 mod report;
+mod schedule;
 mod state;
 
 use std::time::Duration;
@@ -10,21 +13,22 @@ use log::{info, warn};
 use tokio::time::{Instant, sleep, sleep_until};
 
 pub use self::inputs::{Exit, Inputs};
-use self::state::ReconcilerState;
+use self::{
+    schedule::{Pauses, longest},
+    state::ReconcilerState,
+};
 use crate::{
-    agent::peers::Scope,
+    agent::{peers::Scope, status::ResyncKind},
     datapath::{Datapath, DatapathError},
     store::{
         Follow as _, Origin, Store, StoreError,
+        drained::Drained,
         local_lease::{LeaseKeeper, LeaseWrite},
     },
 };
 
 /// Default of `--audit-interval`.
 pub const AUDIT: Duration = Duration::from_secs(300);
-/// The first and the longest pause after a failure.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
 /// What the loop starts with.
 #[derive(Debug)]
 pub struct Setup {
@@ -32,19 +36,20 @@ pub struct Setup {
     pub scope: Scope,
     /// The local lease, acquired before the loop starts.
     pub lease: LeaseKeeper,
-    /// How often everything is read back and compared, in both directions.
+    /// How often what is in force is read back and compared with the leases, in both directions. The store is asked far less
+    /// often, in proportion to this.
     pub audit: Duration,
     /// What an earlier agent, or the acquisition of the lease, heard of the store. If the store shows another history later,
     /// every removal is suspect. With `None`, the first history that is seen is trusted.
     pub origin: Option<Origin>,
 }
 
-/// Why one round (snapshot, then changes) ended early.
+/// Why one round (what is known, then changes) ended early.
 enum Stop {
     Exit(Exit),
     Store(StoreError),
     Datapath(DatapathError),
-    /// Somebody else wrote the local lease, so that only a new snapshot tells what holds.
+    /// Somebody else wrote the local lease, so that only a new look tells what holds.
     Outrun,
 }
 
@@ -57,61 +62,81 @@ pub async fn run(
     inputs: Inputs,
 ) -> anyhow::Result<Exit> {
     let Setup { scope, mut lease, audit, origin } = setup;
-    let mut state = ReconcilerState::new(datapath, scope, inputs, origin)
+    let mut state = ReconcilerState::new(datapath, scope, inputs, origin, audit)
         .context("read back what the data path has in force")?;
     state.names(&store.name());
-    let mut pause = PAUSE.0;
+    let mut pauses = Pauses::default();
+    let mut why = String::new();
     loop {
         let started = Instant::now();
-        let ended = round(&mut store, &mut lease, &mut state, audit).await;
+        let ended = round(&mut store, &mut lease, &mut state, &why).await;
         // A round that lasted longer than the longest pause was a success, so the failures in a row are counted anew.
-        if started.elapsed() > PAUSE.1 {
-            pause = PAUSE.0;
+        if started.elapsed() > longest(state.hosts()) {
+            pauses.reset();
         }
-        match ended {
-            Ok(()) => continue,
-            Err(Stop::Exit(exit)) => return Ok(exit),
-            Err(Stop::Outrun) => {
-                info!("the local lease was written by somebody else: reading all leases again")
+        let Err(stop) = ended else { continue };
+        let mut pause = pauses.next(state.hosts());
+        match stop {
+            Stop::Exit(exit) => return Ok(exit),
+            Stop::Outrun => {
+                info!("the local lease was written by somebody else: looking at it again");
+                "somebody else wrote the local lease".clone_into(&mut why);
             }
-            Err(Stop::Store(StoreError::Behind { store, oldest })) => {
-                info!("{store} has compacted its history before revision {oldest}: reading all leases again");
+            Stop::Store(error @ (StoreError::Behind { .. } | StoreError::Overrun { .. })) => {
+                // Every host may have to read all leases now, which costs the store much.
+                pause += Pauses::long(state.hosts());
+                info!("{error}: reading all leases again in {pause:?}");
+                state.store_failed(&error);
+                state.unread = Some(error.to_string());
             }
-            Err(Stop::Store(error)) => {
+            Stop::Store(error) => {
                 warn!("{error}; all peers stay, next try in {pause:?}");
                 state.store_failed(&error);
+                why = error.to_string();
             }
-            Err(Stop::Datapath(error)) => {
+            Stop::Datapath(error) => {
                 warn!("read back what the data path has in force: {error}; next try in {pause:?}");
                 state.datapath_failed(&error);
+                why = error.to_string();
             }
         }
         state.publish_lease(&lease);
         if let Err(exit) = rest(&mut store, &mut lease, &mut state, pause).await {
             return Ok(exit);
         }
-        pause = (pause * 2).min(PAUSE.1);
     }
 }
 
-/// Takes one snapshot and follows the changes after it, until the audit is due (`Ok`) or something ends the round. After a
-/// compaction, a closed stream, an unreachable store or an audit, the loop therefore always goes on in the same way: from a
-/// snapshot, with a difference in both directions.
+/// Makes sure that what is known continues in the store, or reads all leases, and follows the changes after that until all leases
+/// are due to be read again (`Ok`) or something ends the round. After a compaction, a closed stream or an unreachable store the
+/// loop therefore always goes on in the same way.
 async fn round<D: Datapath>(
     store: &mut impl Store,
     lease: &mut LeaseKeeper,
     state: &mut ReconcilerState<D>,
-    audit: Duration,
+    why: &str,
 ) -> Result<(), Stop> {
-    let snapshot = state.meanwhile(store.snapshot()).await??;
-    lease.snapshot(&snapshot);
-    state.reconcile(&snapshot)?;
-    let mut changes = state.meanwhile(store.follow(snapshot.revision)).await??;
+    if state.unread.is_none() {
+        tally(store, lease, state).await?;
+    }
+    match state.unread.clone() {
+        Some(why) => list(store, lease, state, why).await?,
+        None => {
+            if !state.readable {
+                state.audit()?;
+            }
+            state.resynchronised(ResyncKind::Resumed, why.to_owned());
+        }
+    }
+    let known = state.history.revision().unwrap_or_default();
+    let changes = state.meanwhile(store.follow(known)).await??;
+    let mut changes = Drained::new(changes, store.name());
     state.following();
-    let audit = sleep(audit);
-    tokio::pin!(audit);
-    while !state.resync_asked() {
+    while state.unread.is_none() {
         state.publish_lease(lease);
+        state.remarked(store.remark());
+        let (maps, tally_due, listing) = (state.schedule.maps, state.schedule.tally, state.schedule.listing);
+        let compare = state.compare_by();
         tokio::select! {
             batch = changes.next() => {
                 let batch = batch?;
@@ -124,9 +149,52 @@ async fn round<D: Datapath>(
                     return Err(Stop::Outrun);
                 }
             }
-            () = &mut audit => break,
+            () = sleep_until(maps) => state.audit()?,
+            () = sleep_until(tally_due) => tally(store, lease, state).await?,
+            () = at(compare) => state.compare(),
+            () = sleep_until(listing) => state.unread = Some("it is done now and then".to_owned()),
         }
     }
+    Ok(())
+}
+
+/// Asks the store how many keys it has, and for two of them, which tells whether what is known still holds.
+async fn tally<D: Datapath>(
+    store: &mut impl Store,
+    lease: &mut LeaseKeeper,
+    state: &mut ReconcilerState<D>,
+) -> Result<(), Stop> {
+    let keys = state.witnesses(lease.key());
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let tally = state.meanwhile(store.tally(&keys)).await??;
+    lease.look(tally.entries.first().and_then(Option::as_ref), tally.origin.revision);
+    state.tallied(lease.key(), &tally);
+    Ok(())
+}
+
+/// Reads all leases, and brings the data path to what they say.
+async fn list<D: Datapath>(
+    store: &mut impl Store,
+    lease: &mut LeaseKeeper,
+    state: &mut ReconcilerState<D>,
+    why: String,
+) -> Result<(), Stop> {
+    let cheap = match state.history.revision() {
+        Some(known) => {
+            let snapshot = state.meanwhile(store.cheap_snapshot()).await??;
+            // A part of the store that lags behind proves nothing. Only the newest state can contradict what is known.
+            let current = snapshot.revision >= known.max(lease.modified());
+            Some(snapshot).filter(|snapshot| current && state.history.goes_on_in(snapshot))
+        }
+        None => None,
+    };
+    let snapshot = match cheap {
+        Some(snapshot) => snapshot,
+        None => state.meanwhile(store.snapshot()).await??,
+    };
+    lease.snapshot(&snapshot);
+    state.reconcile(&snapshot)?;
+    state.resynchronised(ResyncKind::Listed, why);
     Ok(())
 }
 

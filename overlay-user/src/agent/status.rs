@@ -111,6 +111,15 @@ pub struct StoreStatus {
     pub cluster: u64,
     /// Snapshots taken so far.
     pub snapshots: u64,
+    /// When the store last answered or sent a change.
+    #[serde(default)]
+    pub heard: u64,
+    /// How the agent last came by what it knows of the store. Earlier agents leave it out.
+    #[serde(default)]
+    pub resync: Option<Resync>,
+    /// What an operator should know of the store although it answers.
+    #[serde(default)]
+    pub remark: Option<String>,
     /// What the last failed call said. This is cleared when the stream is open again.
     pub error: Option<String>,
 }
@@ -124,6 +133,27 @@ pub struct UnderlayStatus {
     pub address: Option<IpAddr>,
     /// Why the other hosts cannot reach this one, as far as the host's own links and addresses show it.
     pub error: Option<String>,
+}
+
+/// How the agent came by what it knows of the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resync {
+    /// In which way.
+    pub kind: ResyncKind,
+    /// What made it necessary.
+    pub why: String,
+    /// When.
+    pub at: u64,
+}
+
+/// In which way the agent came by what it knows of the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResyncKind {
+    /// It read all leases.
+    Listed,
+    /// It knew all leases up to some revision, and follows the changes after that.
+    Resumed,
 }
 
 /// The data path, as last read back.

@@ -1,11 +1,14 @@
 //! How a host gets its subnet and keeps it: by flannel's rules (docs/etcd.md), except that a lost race is tried again and a
 //! reservation stays a reservation.
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+mod draw;
+
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
 use tokio::time::Instant;
 
+use self::draw::{Taken, draw, draw_of};
 use crate::{
     model::{
         backend::Backend,
@@ -19,8 +22,6 @@ use crate::{
 /// How long a lease lives unless it is renewed. flannel's leases live as long.
 pub const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Out of how many free subnets one is drawn, so that hosts that start together seldom draw the same.
-const DRAW: usize = 100;
 /// How often a race for a subnet is tried. With every lost race some other host got a subnet, so if this many are lost in a
 /// row something else is wrong.
 const ATTEMPTS: u32 = 32;
@@ -117,7 +118,7 @@ pub async fn acquire(
     request: &LeaseRequest,
 ) -> Result<LocalLease> {
     for attempt in 0..ATTEMPTS {
-        if let Some(held) = try_acquire(store, config, request).await? {
+        if let Some(held) = try_acquire(store, config, request, draw_of(attempt)).await? {
             return Ok(held);
         }
         let most = PAUSE * (1 << attempt.min(4));
@@ -145,9 +146,22 @@ pub async fn refuse_other_hosts(store: &mut impl Store, request: &LeaseRequest) 
     }
 }
 
-/// Renews the lease, with a fresh time to live. After [`RenewError::Store`] it may be tried again. A key that an operator
-/// has made a reservation meanwhile stays one.
+/// Renews the lease, with a fresh time to live. The key is not written, so that other hosts hear nothing of it, unless it is on
+/// another term than this host's. After [`RenewError::Store`] it may be tried again. A key that an operator has made a
+/// reservation meanwhile stays one.
 pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), RenewError> {
+    let asked = Instant::now();
+    match store.prolong(&held.lease.key(), held.modified, held.time_to_live).await? {
+        Written::At(_) => {
+            held.renewed = asked;
+            Ok(())
+        }
+        Written::Lost => rewrite(store, held).await,
+    }
+}
+
+/// Writes the lease again, with a fresh time to live.
+pub async fn rewrite(store: &mut impl Store, held: &mut LocalLease) -> Result<(), RenewError> {
     let (key, value) = (held.lease.key(), held.lease.value());
     let mut modified = held.modified;
     // There is a second try because an earlier renewal may have been made though its answer was lost.
@@ -159,8 +173,7 @@ pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), 
             held.renewed = renewed;
             return Ok(());
         }
-        let snapshot = store.snapshot().await?;
-        match snapshot.entries.into_iter().find(|entry| entry.key == key) {
+        match store.tally(&[&key]).await?.entries.pop().flatten() {
             Some(entry) if entry.value == value => {
                 modified = entry.modified;
                 held.heed(entry.lifetime);
@@ -176,11 +189,12 @@ pub async fn renew(store: &mut impl Store, held: &mut LocalLease) -> Result<(), 
     Err(RenewError::Lost { key, holder })
 }
 
-/// One try to get a subnet. `None` means that another host was faster.
+/// One try to get a subnet, which is drawn among the first `among` free ones. `None` means that another host was faster.
 async fn try_acquire(
     store: &mut impl Store,
     config: &NetworkConfig,
     request: &LeaseRequest,
+    among: usize,
 ) -> Result<Option<LocalLease>> {
     let snapshot = store.snapshot().await?;
     let leases = decoded(&snapshot);
@@ -218,7 +232,7 @@ async fn try_acquire(
     let preferred = request.preferred.filter(|&subnet| config.plan.fits(subnet) && taken.is_free(subnet));
     let subnet = match preferred {
         Some(subnet) => subnet,
-        None => draw(config, &taken)?,
+        None => draw(config, &taken, among)?,
     };
     Ok(claim(store, request, subnet).await?)
 }
@@ -302,37 +316,6 @@ fn held(
     match written {
         Written::At(modified) => Some(LocalLease { lease, modified, time_to_live, renewed }),
         Written::Lost => None,
-    }
-}
-
-fn draw(config: &NetworkConfig, taken: &Taken) -> Result<IpNet> {
-    let free: Vec<_> = config.plan.candidates().filter(|&subnet| taken.is_free(subnet)).take(DRAW).collect();
-    if free.is_empty() {
-        bail!(
-            "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen \
-             Network, SubnetMin or SubnetMax",
-            config.plan.network,
-            config.plan.candidates().count(),
-            config.plan.subnet_min,
-            config.plan.subnet_max
-        );
-    }
-    Ok(free[rand::random_range(0..free.len())])
-}
-
-/// The address ranges that are in use, from first address to last. No two of them overlap.
-struct Taken(BTreeMap<IpAddr, IpAddr>);
-
-impl Taken {
-    fn new(subnets: impl Iterator<Item = IpNet>) -> Self {
-        let apart = IpNet::aggregate(&subnets.collect());
-        let range = |subnet: IpNet| (subnet.network(), subnet.broadcast());
-        Self(apart.into_iter().map(range).collect())
-    }
-
-    fn is_free(&self, subnet: IpNet) -> bool {
-        let before = self.0.range(..=subnet.broadcast()).next_back();
-        before.is_none_or(|(_, &last)| last < subnet.network())
     }
 }
 

@@ -1,18 +1,23 @@
 //! A folder of lease files as the store, for one machine or for several that share the folder. It needs no server.
 //!
 //! `<folder>/config` and `<folder>/subnets/<key>` hold flannel's values, so `cat` and an editor are the tools.
-//! `<folder>/.ledger.json` holds what a file cannot: revisions, history and when a key expires. A modification time would not
-//! do: it cannot tell a reservation from a lease, and copying a folder changes it. Every call takes `<folder>/.lock`, brings
-//! the ledger up to date with the files, and only then does its work.
+//! `<folder>/.ledger.json` holds what a file cannot: revisions, history, how long a key lives and how often it was prolonged. A
+//! modification time would not do: it cannot tell a reservation from a lease, and copying a folder changes it. Every call takes
+//! `<folder>/.lock`, brings the ledger up to date with the files, and only then does its work.
+//!
+//! Which leases have ended is for each agent to see by itself (`observed.rs`): the clocks of the hosts that share a folder end
+//! nothing.
 //!
 //! The ledger is written before a file appears or changes, and after a file is removed: whoever is killed in between leaves a
 //! claim that did not happen or a deletion that did, never a lease without an end.
+mod books;
+
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
-    io::{self, ErrorKind, Write as _},
+    io::{self, ErrorKind},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -24,9 +29,11 @@ use nix::{
 };
 use tokio::time::Instant;
 
+use self::books::Books;
 use super::{
-    Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Written,
-    ledger::{Ledger, Millis},
+    Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Tally, Written,
+    ledger::{Millis, Term},
+    observed::Observed,
 };
 
 /// How often a follower looks. An agent sees a new peer at most this late.
@@ -36,19 +43,38 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause between two tries to take the lock.
 const TRY: Duration = Duration::from_millis(10);
 
-/// A folder of lease files. Several agents may use one folder at the same time.
-///
-/// Expiry goes by the wall clock: hosts that share a folder need clocks that agree within the lease's renewal margin.
+/// A folder of lease files. Several agents may use one folder at the same time. A handle and its clones are one pair of eyes.
 #[derive(Clone, Debug)]
 pub struct DirStore {
     folder: PathBuf,
+    observed: Arc<Mutex<Observed>>,
+    clock: fn() -> SystemTime,
 }
 
 impl DirStore {
     /// The folder is made at the first use. Whether other hosts may use it too is for whoever acquires leases to
     /// say: [`crate::store::acquire::refuse_other_hosts`].
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self { folder: folder.into(), observed: Arc::default(), clock: SystemTime::now }
+    }
+
+    /// Has another time of day than the system's, for tests.
+    pub fn with_clock(self, clock: fn() -> SystemTime) -> Self {
+        Self { clock, ..self }
+    }
+
+    fn observed(&self) -> MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a key lives that is written now.
+    fn term(&self, time_to_live: Option<Duration>) -> Option<Term> {
+        let life = time_to_live.map(millis)?;
+        Some(Term { expires: self.now().saturating_add(life), life })
+    }
+
+    fn now(&self) -> Millis {
+        millis((self.clock)().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
     }
 
     /// Runs `work` on a ledger that agrees with the files, while nobody else can. This is cancel-safe.
@@ -77,7 +103,12 @@ impl DirStore {
                 }
             }
         };
-        let run = || work(&mut Books::open(&self.folder)?);
+        let run = || {
+            let mut books = Books::open(&self.folder)?;
+            let ended = self.observed().look(&books.ledger, Instant::now(), self.now());
+            books.end(ended)?;
+            work(&mut books)
+        };
         run().map_err(|error| self.failed(&error))
     }
 
@@ -112,138 +143,8 @@ impl DirStore {
     }
 }
 
-/// The ledger and the files, while the lock is held.
-struct Books<'a> {
-    folder: &'a Path,
-    ledger: Ledger,
-}
-
-impl<'a> Books<'a> {
-    fn open(folder: &'a Path) -> io::Result<Self> {
-        let path = folder.join(".ledger.json");
-        let (ledger, known) = match fs::read(&path) {
-            Ok(text) => {
-                let bad = |error| {
-                    io::Error::other(format!(
-                        "{} is damaged ({error}): remove it, and every lease becomes a reservation",
-                        path.display()
-                    ))
-                };
-                (serde_json::from_slice(&text).map_err(bad)?, true)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => (Ledger::new(rand::random()), false),
-            Err(error) => return Err(error),
-        };
-        let mut books = Self { folder, ledger };
-        if books.agree()? || !known {
-            books.save()?;
-        }
-        Ok(books)
-    }
-
-    /// Takes over what was done to the files by hand, and removes what has expired. Returns whether anything changed.
-    fn agree(&mut self) -> io::Result<bool> {
-        let files = self.files()?;
-        let gone: Vec<String> = self
-            .ledger
-            .values()
-            .filter(|(key, _)| !files.contains_key(*key))
-            .map(|(key, _)| key.to_owned())
-            .collect();
-        let wanted: BTreeMap<_, _> = self.ledger.values().collect();
-        let new: Vec<_> =
-            files.iter().filter(|(key, value)| wanted.get(key.as_str()) != Some(value)).collect();
-        let new: Vec<_> = new.into_iter().map(|(key, value)| (key, value, self.ledger.expiry(key))).collect();
-        let changed = !gone.is_empty() || !new.is_empty();
-        self.ledger.delete(gone);
-        // A file that an operator made is a reservation. One that an operator altered keeps its lifetime.
-        for (key, value, expires) in new {
-            self.ledger.put(key, value.clone(), expires);
-        }
-        let expired = self.ledger.expire(now());
-        for key in &expired {
-            remove(&self.path(key))?;
-        }
-        Ok(changed || !expired.is_empty())
-    }
-
-    fn files(&self) -> io::Result<BTreeMap<String, Bytes>> {
-        let mut files = BTreeMap::new();
-        for entry in fs::read_dir(self.folder.join("subnets"))? {
-            let entry = entry?;
-            // Hidden files belong to an editor, and a name that is not text is no key.
-            let Some(key) =
-                entry.file_name().to_str().filter(|name| !name.starts_with('.')).map(str::to_owned)
-            else {
-                continue;
-            };
-            match fs::read(entry.path()) {
-                Ok(value) => drop(files.insert(key, value.into())),
-                // It is a folder, or a file that was removed by hand since it was listed.
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(files)
-    }
-
-    fn put(
-        &mut self,
-        key: &str,
-        value: &Bytes,
-        edit: impl FnOnce(&mut Ledger) -> Written,
-    ) -> io::Result<Written> {
-        let written = edit(&mut self.ledger);
-        if written != Written::Lost {
-            self.save()?;
-            self.write(&self.path(key), value)?;
-        }
-        Ok(written)
-    }
-
-    fn release(&mut self, key: &str, modified: Revision) -> io::Result<Written> {
-        let written = self.ledger.release(key, modified);
-        if written != Written::Lost {
-            remove(&self.path(key))?;
-            self.save()?;
-        }
-        Ok(written)
-    }
-
-    fn save(&self) -> io::Result<()> {
-        self.write(&self.folder.join(".ledger.json"), &serde_json::to_vec(&self.ledger)?)
-    }
-
-    /// Writes a file by rename, so that no reader sees half of it. One name is enough for the draft, because the lock is held.
-    fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let draft = self.folder.join(".draft");
-        File::create(&draft)?.write_all(content)?;
-        fs::rename(draft, path)
-    }
-
-    fn path(&self, key: &str) -> PathBuf {
-        self.folder.join("subnets").join(key)
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn now() -> Millis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    millis(since.unwrap_or_default())
-}
-
 fn millis(time: Duration) -> Millis {
     Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX)
-}
-
-fn expiry(time_to_live: Option<Duration>) -> Option<Millis> {
-    time_to_live.map(|time| now().saturating_add(millis(time)))
 }
 
 impl Store for DirStore {
@@ -251,6 +152,10 @@ impl Store for DirStore {
 
     fn name(&self) -> String {
         format!("folder {}", self.folder.display())
+    }
+
+    fn remark(&self) -> Option<String> {
+        self.observed().remark()
     }
 
     async fn config(&mut self) -> Result<Option<Bytes>, StoreError> {
@@ -274,6 +179,10 @@ impl Store for DirStore {
         self.locked(|books| Ok(books.ledger.snapshot())).await
     }
 
+    async fn tally(&mut self, keys: &[&str]) -> Result<Tally, StoreError> {
+        self.locked(|books| Ok(books.ledger.tally(keys))).await
+    }
+
     async fn follow(&mut self, revision: Revision) -> Result<DirFollow, StoreError> {
         self.locked(|_| Ok(())).await?;
         let store = self.clone();
@@ -286,10 +195,8 @@ impl Store for DirStore {
         value: Bytes,
         time_to_live: Option<Duration>,
     ) -> Result<Written, StoreError> {
-        self.locked(|books| {
-            books.put(key, &value, |ledger| ledger.claim(key, value.clone(), expiry(time_to_live)))
-        })
-        .await
+        let term = self.term(time_to_live);
+        self.locked(|books| books.put(key, &value, |ledger| ledger.claim(key, value.clone(), term))).await
     }
 
     async fn renew(
@@ -299,8 +206,24 @@ impl Store for DirStore {
         modified: Revision,
         time_to_live: Option<Duration>,
     ) -> Result<Written, StoreError> {
+        let term = self.term(time_to_live);
+        self.locked(|books| books.put(key, &value, |ledger| ledger.renew(key, value.clone(), modified, term)))
+            .await
+    }
+
+    async fn prolong(
+        &mut self,
+        key: &str,
+        modified: Revision,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        let term = self.term(time_to_live);
         self.locked(|books| {
-            books.put(key, &value, |ledger| ledger.renew(key, value.clone(), modified, expiry(time_to_live)))
+            let written = books.ledger.prolong(key, modified, term);
+            if written != Written::Lost {
+                books.save()?;
+            }
+            Ok(written)
         })
         .await
     }

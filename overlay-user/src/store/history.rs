@@ -2,7 +2,7 @@
 //! like the one that the agent knows. This module is pure: it calls neither kernel nor store.
 use std::collections::BTreeMap;
 
-use crate::store::{Batch, LeaseChange, Origin, Revision, Snapshot};
+use crate::store::{Batch, LeaseChange, LeaseEntry, Origin, Revision, Snapshot, Tally};
 
 /// What was heard of the store so far.
 #[derive(Debug, Default)]
@@ -30,6 +30,46 @@ impl History {
         origin.goes_on_in(snapshot.origin()) && !self.keys.as_ref().is_some_and(contradicts)
     }
 
+    /// The last revision that was heard of, once all keys have been read.
+    pub fn revision(&self) -> Option<Revision> {
+        self.keys.as_ref().and(self.origin).map(|origin| origin.revision)
+    }
+
+    /// How many keys are known.
+    pub fn count(&self) -> usize {
+        self.keys.as_ref().map_or(0, BTreeMap::len)
+    }
+
+    /// The key that was written last, of those that are known.
+    pub fn newest(&self) -> Option<&str> {
+        let newest = self.keys.as_ref()?.iter().max_by_key(|(_, modified)| **modified);
+        newest.map(|(key, _)| key.as_str())
+    }
+
+    /// Why the changes after the last known revision cannot be taken for a continuation of what is known, if that is so. The
+    /// store was asked for two keys: `own`, which nobody but this host should have written, and the newest known one. A store
+    /// that was wiped has lost the first, and one that was restored from a backup has lost the second or an earlier one; the
+    /// count shows that later.
+    pub fn doubt(&self, own: &str, tally: &Tally) -> Option<String> {
+        let known = self.keys.as_ref()?;
+        let origin = self.origin?;
+        if tally.origin.cluster != origin.cluster {
+            return Some("another cluster answers".to_owned());
+        }
+        if tally.origin.revision < origin.revision {
+            return Some(format!("revision {} went back to {}", origin.revision, tally.origin.revision));
+        }
+        let mut found = tally.entries.iter().flatten();
+        if !found.clone().any(|entry| entry.key == own) {
+            return Some(format!("lease {own} of this host is gone"));
+        }
+        let unknown = |entry: &&LeaseEntry| {
+            entry.modified <= origin.revision && known.get(&entry.key) != Some(&entry.modified)
+        };
+        let entry = found.find(unknown)?;
+        Some(format!("lease {} is not what was known at revision {}", entry.key, origin.revision))
+    }
+
     /// Takes in all keys at one revision.
     pub fn snapshot(&mut self, snapshot: &Snapshot) {
         self.origin = Some(snapshot.origin());
@@ -40,7 +80,7 @@ impl History {
     /// Takes in the changes of one revision.
     pub fn change(&mut self, batch: &Batch) {
         if let Some(origin) = &mut self.origin {
-            origin.revision = batch.revision;
+            origin.revision = origin.revision.max(batch.revision);
         }
         let Some(keys) = &mut self.keys else { return };
         for change in &batch.changes {
@@ -93,6 +133,44 @@ mod tests {
         ] {
             assert_eq!(history.goes_on_in(&later), goes_on, "{later:?}");
         }
+    }
+
+    #[test]
+    fn what_a_look_at_two_keys_tells_of_a_history() {
+        let mut history = History::default();
+        assert_eq!((history.revision(), history.newest()), (None, None));
+        history.snapshot(&snapshot(10, &[("own", 3), ("b", 4), ("new", 9), ("c", 5)]));
+        assert_eq!(
+            (history.revision(), history.newest(), history.count()),
+            (Some(Revision(10)), Some("new"), 4)
+        );
+        let tally = |cluster, revision, entries: &[(&str, i64)]| Tally {
+            origin: Origin { cluster, revision: Revision(revision) },
+            count: 4,
+            entries: entries.iter().map(|(key, modified)| Some(entry(key, *modified))).collect(),
+        };
+        for (tally, doubt) in [
+            (tally(7, 10, &[("own", 3), ("new", 9)]), None),
+            (tally(7, 30, &[("own", 3), ("new", 9)]), None),
+            // Either may have been written since.
+            (tally(7, 30, &[("own", 20), ("new", 21)]), None),
+            // The newest may have been deleted since. The count tells whether it was.
+            (tally(7, 30, &[("own", 3)]), None),
+            (tally(8, 30, &[("own", 3), ("new", 9)]), Some("another cluster")),
+            (tally(7, 9, &[("own", 3), ("new", 9)]), Some("went back")),
+            (tally(7, 30, &[("new", 9)]), Some("of this host is gone")),
+            (tally(7, 30, &[("own", 2), ("new", 9)]), Some("lease own is not")),
+            (tally(7, 30, &[("own", 3), ("new", 7)]), Some("lease new is not")),
+        ] {
+            let found = history.doubt("own", &tally);
+            match doubt {
+                None => assert_eq!(found, None, "{tally:?}"),
+                Some(words) => assert!(found.as_ref().is_some_and(|why| why.contains(words)), "{found:?}"),
+            }
+        }
+        // What was heard of later than the last change does not turn the history back.
+        history.change(&Batch { revision: Revision(8), changes: vec![] });
+        assert_eq!(history.revision(), Some(Revision(10)));
     }
 
     #[test]

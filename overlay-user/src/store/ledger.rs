@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Batch, LeaseChange, LeaseEntry, Lifetime, Revision, Snapshot, Written};
+use super::{Batch, LeaseChange, LeaseEntry, Lifetime, Origin, Revision, Snapshot, Tally, Written};
 
 /// How many revisions are kept for followers. A follower that is further behind must take a snapshot.
 const HISTORY: usize = 1000;
@@ -28,7 +28,32 @@ struct Stored {
     #[serde(with = "text")]
     value: Bytes,
     modified: i64,
-    expires: Option<Millis>,
+    #[serde(flatten)]
+    term: Option<Term>,
+    /// How often the key was prolonged since it was written.
+    #[serde(default)]
+    prolonged: u64,
+}
+
+/// How long a key lives unless it is renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Term {
+    /// When it ends, by the clock of whoever wrote it.
+    pub(super) expires: Millis,
+    /// From when it was written on. Earlier agents did not note it; their leases all live for a day.
+    #[serde(default = "a_day")]
+    pub(super) life: Millis,
+}
+
+fn a_day() -> Millis {
+    24 * 60 * 60 * 1000
+}
+
+/// What tells one writing or prolongation of a key from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    modified: i64,
+    prolonged: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,7 +73,8 @@ pub(super) struct Edit {
 pub(super) struct Value {
     #[serde(with = "text")]
     pub(super) value: Bytes,
-    pub(super) expires: Option<Millis>,
+    #[serde(flatten)]
+    pub(super) term: Option<Term>,
 }
 
 impl Ledger {
@@ -61,9 +87,9 @@ impl Ledger {
         self.revision += 1;
         for Edit { key, to } in &changes {
             match to.clone() {
-                Some(Value { value, expires }) => {
-                    let modified = self.revision;
-                    self.records.insert(key.clone(), Stored { value, modified, expires });
+                Some(Value { value, term }) => {
+                    let stored = Stored { value, modified: self.revision, term, prolonged: 0 };
+                    self.records.insert(key.clone(), stored);
                 }
                 None => drop(self.records.remove(key)),
             }
@@ -75,8 +101,8 @@ impl Ledger {
         Revision(self.revision)
     }
 
-    pub(super) fn put(&mut self, key: &str, value: Bytes, expires: Option<Millis>) -> Revision {
-        let to = Some(Value { value, expires });
+    pub(super) fn put(&mut self, key: &str, value: Bytes, term: Option<Term>) -> Revision {
+        let to = Some(Value { value, term });
         self.commit(vec![Edit { key: key.to_owned(), to }])
     }
 
@@ -90,25 +116,23 @@ impl Ledger {
         self.commit(edits)
     }
 
-    /// Deletes what has expired, at one revision, so that the mass-delete guard sees it together: if many keys expire between
-    /// two looks, the clock may have been set.
-    pub(super) fn expire(&mut self, now: Millis) -> Vec<String> {
-        let over = |record: &Stored| record.expires.is_some_and(|expires| expires <= now);
+    /// Deletes what has expired by the one clock that all writers share, at one revision.
+    pub(super) fn expire(&mut self, now: Millis) {
+        let over = |record: &Stored| record.term.is_some_and(|term| term.expires <= now);
         let keys: Vec<_> =
             self.records.iter().filter(|(_, record)| over(record)).map(|(key, _)| key.clone()).collect();
-        self.delete(keys.clone());
-        keys
+        self.delete(keys);
     }
 
     pub(super) fn next_expiry(&self) -> Option<Millis> {
-        self.records.values().filter_map(|record| record.expires).min()
+        self.records.values().filter_map(|record| Some(record.term?.expires)).min()
     }
 
-    pub(super) fn claim(&mut self, key: &str, value: Bytes, expires: Option<Millis>) -> Written {
+    pub(super) fn claim(&mut self, key: &str, value: Bytes, term: Option<Term>) -> Written {
         if self.records.contains_key(key) {
             return Written::Lost;
         }
-        Written::At(self.put(key, value, expires))
+        Written::At(self.put(key, value, term))
     }
 
     pub(super) fn renew(
@@ -116,12 +140,25 @@ impl Ledger {
         key: &str,
         value: Bytes,
         modified: Revision,
-        expires: Option<Millis>,
+        term: Option<Term>,
     ) -> Written {
         if !self.is_at(key, modified) {
             return Written::Lost;
         }
-        Written::At(self.put(key, value, expires))
+        Written::At(self.put(key, value, term))
+    }
+
+    /// Moves a key's end, if it is where it was left and lives as long as this term. No revision tells of it.
+    pub(super) fn prolong(&mut self, key: &str, modified: Revision, term: Option<Term>) -> Written {
+        let life = |term: Option<Term>| term.map(|term| term.life);
+        match self.records.get_mut(key) {
+            Some(record) if record.modified == modified.0 && life(record.term) == life(term) => {
+                record.term = term;
+                record.prolonged += 1;
+                Written::At(modified)
+            }
+            _ => Written::Lost,
+        }
     }
 
     pub(super) fn release(&mut self, key: &str, modified: Revision) -> Written {
@@ -136,16 +173,18 @@ impl Ledger {
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        let entry = |(key, record): (&String, &Stored)| LeaseEntry {
-            key: key.clone(),
-            value: record.value.clone(),
-            modified: Revision(record.modified),
-            lifetime: lifetime(record.expires),
-        };
         Snapshot {
             revision: Revision(self.revision),
             cluster: self.cluster,
             entries: self.records.iter().map(entry).collect(),
+        }
+    }
+
+    pub(super) fn tally(&self, keys: &[&str]) -> Tally {
+        Tally {
+            origin: Origin { cluster: self.cluster, revision: Revision(self.revision) },
+            count: self.records.len(),
+            entries: keys.iter().map(|key| self.records.get_key_value(*key).map(entry)).collect(),
         }
     }
 
@@ -154,9 +193,17 @@ impl Ledger {
         self.records.iter().map(|(key, record)| (&**key, &record.value))
     }
 
-    /// When a key expires, if it is there and has an end.
-    pub(super) fn expiry(&self, key: &str) -> Option<Millis> {
-        self.records.get(key).and_then(|record| record.expires)
+    /// How long a key lives, if it is there and has an end.
+    pub(super) fn term(&self, key: &str) -> Option<Term> {
+        self.records.get(key).and_then(|record| record.term)
+    }
+
+    /// Every key that has an end, with what changes when it is written or prolonged.
+    pub(super) fn limited(&self) -> impl Iterator<Item = (&str, Stamp, Term)> {
+        self.records.iter().filter_map(|(key, record)| {
+            let stamp = Stamp { modified: record.modified, prolonged: record.prolonged };
+            Some((&**key, stamp, record.term?))
+        })
     }
 
     /// The first batch after `revision`, if there is one yet. The error is the oldest revision that can be followed.
@@ -172,6 +219,11 @@ impl Ledger {
         }))
     }
 
+    /// Takes the last revision out of the history, as if a watch had lost it.
+    pub(super) fn hide_last(&mut self) {
+        self.history.pop_back();
+    }
+
     /// Forgets the history, as etcd does when it compacts.
     pub(super) fn compact(&mut self) {
         self.history.clear();
@@ -181,16 +233,25 @@ impl Ledger {
 
 fn change(edit: Edit, revision: i64) -> LeaseChange {
     match edit.to {
-        Some(Value { value, expires }) => {
-            let (modified, lifetime) = (Revision(revision), lifetime(expires));
+        Some(Value { value, term }) => {
+            let (modified, lifetime) = (Revision(revision), lifetime(term));
             LeaseChange::Put(LeaseEntry { key: edit.key, value, modified, lifetime })
         }
         None => LeaseChange::Delete { key: edit.key },
     }
 }
 
-fn lifetime(expires: Option<Millis>) -> Lifetime {
-    if expires.is_some() { Lifetime::Limited } else { Lifetime::Reserved }
+fn entry((key, record): (&String, &Stored)) -> LeaseEntry {
+    LeaseEntry {
+        key: key.clone(),
+        value: record.value.clone(),
+        modified: Revision(record.modified),
+        lifetime: lifetime(record.term),
+    }
+}
+
+fn lifetime(term: Option<Term>) -> Lifetime {
+    if term.is_some() { Lifetime::Limited } else { Lifetime::Reserved }
 }
 
 /// Writes bytes as a string, one character for each byte: readable where they are ASCII, and exact for all others.
@@ -217,27 +278,53 @@ mod tests {
     fn any_bytes_survive_the_file() {
         let mut ledger = Ledger::new(7);
         let all: Bytes = (0..=255).collect::<Vec<u8>>().into();
-        ledger.put("a", all.clone(), Some(9));
+        let term = Term { expires: 9, life: 5 };
+        ledger.put("a", all.clone(), Some(term));
+        ledger.put("b", Bytes::new(), None);
         let text = serde_json::to_string(&ledger).unwrap();
         let read: Ledger = serde_json::from_str(&text).unwrap();
-        assert_eq!(read.values().collect::<Vec<_>>(), [("a", &all)]);
-        assert_eq!(read.expiry("a"), Some(9));
+        assert_eq!(read.values().collect::<Vec<_>>(), [("a", &all), ("b", &Bytes::new())]);
+        assert_eq!((read.term("a"), read.term("b")), (Some(term), None));
         assert_eq!(read.after(Revision(1)), ledger.after(Revision(1)));
+    }
+
+    #[test]
+    fn an_earlier_agents_ledger_is_read() {
+        let text = r#"{"cluster":7,"revision":3,"oldest":1,"records":{"a":{"value":"x","modified":2,"expires":5},"b":{"value":"y","modified":3,"expires":null}},"history":[{"revision":3,"changes":[{"key":"b","to":{"value":"y","expires":null}}]}]}"#;
+        let read: Ledger = serde_json::from_str(text).unwrap();
+        assert_eq!(read.term("a"), Some(Term { expires: 5, life: a_day() }));
+        assert_eq!(read.term("b"), None);
+        assert!(read.after(Revision(2)).unwrap().is_some());
+    }
+
+    #[test]
+    fn prolonging_is_no_change_but_leaves_a_stamp() {
+        let term = |expires| Some(Term { expires, life: 5 });
+        let mut ledger = Ledger::new(7);
+        let at = ledger.put("a", Bytes::new(), term(5));
+        let before: Vec<_> = ledger.limited().map(|(_, stamp, _)| stamp).collect();
+        assert_eq!(ledger.prolong("a", at, term(9)), Written::At(at));
+        assert_eq!((ledger.snapshot().revision, ledger.term("a")), (at, term(9)));
+        assert_ne!(ledger.limited().map(|(_, stamp, _)| stamp).collect::<Vec<_>>(), before);
+        assert_eq!(ledger.prolong("a", Revision(at.0 - 1), term(9)), Written::Lost);
+        assert_eq!(ledger.prolong("a", at, Some(Term { expires: 9, life: 6 })), Written::Lost);
+        assert_eq!(ledger.prolong("a", at, None), Written::Lost);
+        assert_eq!(ledger.prolong("b", at, term(9)), Written::Lost);
     }
 
     #[test]
     fn what_has_expired_at_one_look_goes_at_one_revision() {
         let mut ledger = Ledger::new(7);
         for (key, expires) in [("a", Some(5)), ("b", Some(6)), ("c", Some(9)), ("d", None)] {
-            ledger.put(key, Bytes::new(), expires);
+            ledger.put(key, Bytes::new(), expires.map(|expires| Term { expires, life: 1 }));
         }
         let start = ledger.snapshot().revision;
-        assert_eq!(ledger.expire(7), ["a", "b"]);
+        ledger.expire(7);
         let delete = |key: &str| LeaseChange::Delete { key: key.to_owned() };
         assert_eq!(ledger.after(start).unwrap().unwrap().changes, [delete("a"), delete("b")]);
         let now = ledger.snapshot().revision;
         assert_eq!(now, Revision(start.0 + 1));
-        assert!(ledger.expire(7).is_empty());
+        ledger.expire(7);
         assert_eq!(ledger.snapshot().revision, now, "nothing expired, nothing happened");
     }
 

@@ -34,6 +34,8 @@ pub struct LeaseKeeper {
     unsure: bool,
     /// Whether somebody else has altered the value since our last write.
     altered: bool,
+    /// Whether somebody else has written our own value since our last write, and must hear of us.
+    imitated: bool,
     /// When a value that somebody else had altered was last written again.
     answered: Option<Instant>,
 }
@@ -53,15 +55,26 @@ impl LeaseKeeper {
         Self {
             key: lease.lease.key(),
             value: lease.lease.value(),
-            due: Some(lease.renew_at(margin)),
+            due: Some(lease.renew_at(spread(margin))),
             current: lease,
             margin,
             state: LeaseState::Held,
             error: None,
             unsure: false,
             altered: false,
+            imitated: false,
             answered: None,
         }
+    }
+
+    /// This host's key below `<prefix>/subnets/`.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The last revision at which this host's key is known to have been written or deleted.
+    pub fn modified(&self) -> Revision {
+        self.current.modified
     }
 
     /// When [`LeaseKeeper::keep`] is due.
@@ -82,9 +95,14 @@ impl LeaseKeeper {
 
     /// Takes in what all leases at one revision say about this host's key.
     pub fn snapshot(&mut self, snapshot: &Snapshot) {
-        match snapshot.entries.iter().find(|entry| entry.key == self.key) {
+        self.look(snapshot.entries.iter().find(|entry| entry.key == self.key), snapshot.revision);
+    }
+
+    /// Takes in what a look at this host's key alone has shown, at the given revision.
+    pub fn look(&mut self, entry: Option<&LeaseEntry>, revision: Revision) {
+        match entry {
             Some(entry) => self.seen(entry),
-            None => self.gone(snapshot.revision),
+            None => self.gone(revision),
         }
     }
 
@@ -110,11 +128,13 @@ impl LeaseKeeper {
 
     /// Renews the lease, or claims the key if it is missing.
     pub async fn keep(&mut self, store: &mut impl Store) -> LeaseWrite {
-        if std::mem::take(&mut self.altered) {
+        if self.altered {
             self.answered = Some(Instant::now());
         }
         let (verb, done) = if self.state == LeaseState::Missing {
             ("claim", self.claim(store).await)
+        } else if self.altered || self.imitated {
+            ("write", acquire::rewrite(store, &mut self.current).await)
         } else {
             ("renew", acquire::renew(store, &mut self.current).await)
         };
@@ -123,8 +143,8 @@ impl LeaseKeeper {
                 info!("{verb} lease {}: done at revision {}", self.key, self.current.modified);
                 self.state = LeaseState::Held;
                 self.error = None;
-                self.unsure = false;
-                self.due = Some(self.current.renew_at(self.margin));
+                (self.unsure, self.altered, self.imitated) = (false, false, false);
+                self.due = Some(self.current.renew_at(spread(self.margin)));
                 LeaseWrite::Settled
             }
             Err(RenewError::Lost { .. }) => {
@@ -163,9 +183,10 @@ impl LeaseKeeper {
         self.current.modified = entry.modified;
         self.state = LeaseState::Held;
         if self.heed(entry) {
-            self.due = Some(self.current.renew_at(self.margin));
+            self.due = Some(self.current.renew_at(spread(self.margin)));
             return;
         }
+        self.imitated = true;
         let ip = self.current.lease.public_ip;
         let why = format!(
             "somebody else wrote lease {}: does another host use public IP {ip}? Give one of them another --public-ip",
@@ -188,6 +209,7 @@ impl LeaseKeeper {
 
     fn seen(&mut self, entry: &LeaseEntry) {
         if entry.value == self.value {
+            self.altered = false;
             self.heed(entry);
             if entry.modified != self.current.modified || self.unsure {
                 // The value is ours, but we do not know of the write, so its time to live may be another. Or our last
@@ -244,89 +266,10 @@ impl LeaseKeeper {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        model::lease::{Lease, LeaseBackend},
-        store::{
-            Lifetime,
-            acquire::TIME_TO_LIVE,
-            memory::{Fault, MemoryStore},
-        },
-    };
-
-    const MARGIN: Duration = Duration::from_secs(3600);
-
-    fn lease(mac: u8) -> Lease {
-        Lease {
-            subnet: "10.244.1.0/24".parse().unwrap(),
-            public_ip: [10, 99, 0, 1].into(),
-            backend: LeaseBackend::Vxlan { vni: 1, vtep_mac: crate::model::mac::Mac([2, 0, 0, 0, 0, mac]) },
-        }
-    }
-
-    /// A store, and the keeper of a lease that was just acquired in it.
-    async fn acquired() -> (MemoryStore, LeaseKeeper) {
-        let mut store = MemoryStore::default();
-        let (lease, time_to_live) = (lease(1), Some(TIME_TO_LIVE));
-        let written = store.claim(&lease.key(), lease.value(), time_to_live).await.unwrap();
-        let Written::At(modified) = written else { panic!("{written:?}") };
-        let lease = LocalLease { lease, modified, time_to_live, renewed: Instant::now() };
-        (store, LeaseKeeper::new(lease, MARGIN))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_a_store_that_was_down_did_not_take_is_tried_as_soon_as_it_answers() {
-        let (mut store, mut keeper) = acquired().await;
-        for missing in [false, true] {
-            if missing {
-                store.delete(&keeper.key);
-                keeper.snapshot(&store.snapshot().await.unwrap());
-            }
-            store.set_fault(Some(Fault::Unavailable));
-            assert_eq!(keeper.keep(&mut store).await, LeaseWrite::Settled);
-            assert_eq!(keeper.due(), Some(Instant::now() + RETRY));
-            store.set_fault(None);
-            tokio::time::advance(Duration::from_secs(2)).await;
-            keeper.snapshot(&store.snapshot().await.unwrap());
-            assert_eq!(keeper.due(), Some(Instant::now()), "missing: {missing}");
-            keeper.keep(&mut store).await;
-            assert_eq!(keeper.state, LeaseState::Held);
-            keeper.snapshot(&store.snapshot().await.unwrap());
-            assert_eq!(keeper.due(), Some(keeper.current.renew_at(MARGIN)));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn two_hosts_that_alter_each_others_value_write_once_a_minute() {
-        let (mut store, mut keeper) = acquired().await;
-        for pause in [Duration::ZERO, RETRY] {
-            store.put(&keeper.key, lease(2).value(), Some(TIME_TO_LIVE));
-            let due = Instant::now() + pause;
-            // However often the value is seen, the time of the next write stays the same.
-            for _ in 0..2 {
-                keeper.snapshot(&store.snapshot().await.unwrap());
-                assert_eq!(keeper.due(), Some(due));
-            }
-            tokio::time::sleep_until(due).await;
-            keeper.keep(&mut store).await;
-            assert_eq!(store.snapshot().await.unwrap().entries[0].value, lease(1).value());
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reservation_made_under_a_running_host_gets_no_end() {
-        for value in [lease(1).value(), r#"{"PublicIP":"10.99.0.1"}"#.into()] {
-            let (mut store, mut keeper) = acquired().await;
-            let modified = store.put(&keeper.key, value.clone(), None);
-            let entry = LeaseEntry { key: keeper.key.clone(), value, modified, lifetime: Lifetime::Reserved };
-            keeper.change(&Batch { revision: modified, changes: vec![LeaseChange::Put(entry)] });
-            assert_eq!((keeper.status().expires, keeper.status().error), (None, None));
-            tokio::time::sleep_until(keeper.due().unwrap()).await;
-            assert_eq!(keeper.keep(&mut store).await, LeaseWrite::Settled);
-            let entry = store.snapshot().await.unwrap().entries.remove(0);
-            assert_eq!((entry.value, entry.lifetime), (lease(1).value(), Lifetime::Reserved));
-        }
-    }
+/// A margin that is longer by up to a tenth, so that hosts which started together do not renew together.
+fn spread(margin: Duration) -> Duration {
+    margin + margin.mul_f64(rand::random::<f64>() / 10.0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Written,
-    ledger::{Edit, Ledger, Millis, Value},
+    Batch, Follow, Origin, Revision, Snapshot, Store, StoreError, Tally, Written,
+    ledger::{Edit, Ledger, Millis, Term, Value},
 };
 
 /// A handle to a store in memory. Its clones share the content, as several hosts share an etcd.
@@ -25,7 +25,23 @@ struct Shared {
     ledger: Ledger,
     config: Option<Bytes>,
     fault: Option<Fault>,
+    /// What [`Store::cheap_snapshot`] gives instead of the truth.
+    lagging: Option<Snapshot>,
+    asked: Asked,
     start: Instant,
+}
+
+/// How often a store in memory was asked for what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// For all keys.
+    pub snapshots: usize,
+    /// For the number of keys.
+    pub tallies: usize,
+    /// For the changes after a revision.
+    pub follows: usize,
+    /// To write, prolong or delete a key.
+    pub writes: usize,
 }
 
 /// How every call fails, until the fault is taken back.
@@ -44,6 +60,8 @@ impl Default for MemoryStore {
                 ledger: Ledger::new(1),
                 config: None,
                 fault: None,
+                lagging: None,
+                asked: Asked::default(),
                 start: Instant::now(),
             })),
             changed: watch::Sender::new(0),
@@ -77,11 +95,35 @@ impl MemoryStore {
         self.wake();
     }
 
+    /// How often the store was asked for what.
+    pub fn asked(&self) -> Asked {
+        self.lock().asked
+    }
+
+    /// Has a part of the store lag behind: cheap snapshots show this.
+    pub fn lag(&self, behind: Snapshot) {
+        self.lock().lagging = Some(behind);
+    }
+
+    /// How long a key still lives, if it is there and has an end.
+    pub fn remaining(&self, key: &str) -> Option<Duration> {
+        let shared = self.lock();
+        let end = shared.ledger.term(key)?.expires;
+        Some(Duration::from_millis(end.saturating_sub(shared.now())))
+    }
+
+    /// Writes a key without any follower hearing of it.
+    pub fn put_unheard(&self, key: &str, value: impl Into<Bytes>) {
+        let mut shared = self.lock();
+        shared.ledger.put(key, value.into(), None);
+        shared.ledger.hide_last();
+    }
+
     /// Writes a key without any guard, as an operator may. Without a time to live it is a reservation.
     pub fn put(&self, key: &str, value: impl Into<Bytes>, time_to_live: Option<Duration>) -> Revision {
         let mut shared = self.lock();
-        let expires = shared.expiry(time_to_live);
-        let revision = shared.ledger.put(key, value.into(), expires);
+        let term = shared.term(time_to_live);
+        let revision = shared.ledger.put(key, value.into(), term);
         drop(shared);
         self.wake();
         revision
@@ -91,7 +133,7 @@ impl MemoryStore {
     pub fn commit(&self, changes: impl IntoIterator<Item = (String, Option<Bytes>)>) -> Revision {
         let edit = |(key, value): (String, Option<Bytes>)| Edit {
             key,
-            to: value.map(|value| Value { value, expires: None }),
+            to: value.map(|value| Value { value, term: None }),
         };
         let changes = changes.into_iter().map(edit).collect();
         let revision = self.lock().ledger.commit(changes);
@@ -137,7 +179,10 @@ impl MemoryStore {
     }
 
     async fn write(&self, write: impl FnOnce(&mut Shared) -> Written) -> Result<Written, StoreError> {
-        let written = write(&mut *self.reach().await?);
+        let mut shared = self.reach().await?;
+        shared.asked.writes += 1;
+        let written = write(&mut shared);
+        drop(shared);
         self.wake();
         Ok(written)
     }
@@ -148,9 +193,10 @@ impl Shared {
         Millis::try_from(self.start.elapsed().as_millis()).unwrap_or(Millis::MAX)
     }
 
-    fn expiry(&self, time_to_live: Option<Duration>) -> Option<Millis> {
+    fn term(&self, time_to_live: Option<Duration>) -> Option<Term> {
         let millis = |time: Duration| Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX);
-        time_to_live.map(|time| self.now().saturating_add(millis(time)))
+        let life = time_to_live.map(millis)?;
+        Some(Term { expires: self.now().saturating_add(life), life })
     }
 }
 
@@ -171,16 +217,31 @@ impl Store for MemoryStore {
     }
 
     async fn origin(&mut self) -> Result<Origin, StoreError> {
-        Ok(self.snapshot().await?.origin())
+        Ok(self.reach().await?.ledger.snapshot().origin())
     }
 
     async fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
-        let shared = self.reach().await?;
+        let mut shared = self.reach().await?;
+        shared.asked.snapshots += 1;
         Ok(shared.ledger.snapshot())
     }
 
+    async fn cheap_snapshot(&mut self) -> Result<Snapshot, StoreError> {
+        let lagging = self.reach().await?.lagging.clone();
+        match lagging {
+            Some(snapshot) => Ok(snapshot),
+            None => self.snapshot().await,
+        }
+    }
+
+    async fn tally(&mut self, keys: &[&str]) -> Result<Tally, StoreError> {
+        let mut shared = self.reach().await?;
+        shared.asked.tallies += 1;
+        Ok(shared.ledger.tally(keys))
+    }
+
     async fn follow(&mut self, revision: Revision) -> Result<MemoryFollow, StoreError> {
-        drop(self.reach().await?);
+        self.reach().await?.asked.follows += 1;
         let changed = self.changed.subscribe();
         let cuts = *changed.borrow();
         Ok(MemoryFollow { store: self.clone(), revision, changed, cuts })
@@ -193,8 +254,8 @@ impl Store for MemoryStore {
         time_to_live: Option<Duration>,
     ) -> Result<Written, StoreError> {
         self.write(|shared| {
-            let expires = shared.expiry(time_to_live);
-            shared.ledger.claim(key, value, expires)
+            let term = shared.term(time_to_live);
+            shared.ledger.claim(key, value, term)
         })
         .await
     }
@@ -207,8 +268,21 @@ impl Store for MemoryStore {
         time_to_live: Option<Duration>,
     ) -> Result<Written, StoreError> {
         self.write(|shared| {
-            let expires = shared.expiry(time_to_live);
-            shared.ledger.renew(key, value, modified, expires)
+            let term = shared.term(time_to_live);
+            shared.ledger.renew(key, value, modified, term)
+        })
+        .await
+    }
+
+    async fn prolong(
+        &mut self,
+        key: &str,
+        modified: Revision,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        self.write(|shared| {
+            let term = shared.term(time_to_live);
+            shared.ledger.prolong(key, modified, term)
         })
         .await
     }

@@ -1,11 +1,13 @@
 //! Where leases live: the trait `Store` that the reconciler depends on, and the stores that implement it.
 pub mod acquire;
 pub mod dir;
+pub mod drained;
 pub mod etcd;
 pub mod history;
 mod ledger;
 pub mod local_lease;
 pub mod memory;
+mod observed;
 pub mod prefix;
 
 use std::{fmt, future::Future, time::Duration};
@@ -102,6 +104,17 @@ pub struct Batch {
     pub changes: Vec<LeaseChange>,
 }
 
+/// How many keys there are, and what a few of them hold, at one revision. A store answers this far more cheaply than a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// The history that was counted, and its revision.
+    pub origin: Origin,
+    /// How many keys there are.
+    pub count: usize,
+    /// The entries of the keys that were asked for, in their order; `None` where there is no such key.
+    pub entries: Vec<Option<LeaseEntry>>,
+}
+
 /// The answer to a guarded write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
@@ -121,6 +134,12 @@ pub enum StoreError {
         store: String,
         /// The oldest revision still there.
         oldest: Revision,
+    },
+    /// Changes came faster than they were taken in, so that some were let go. A new snapshot is needed.
+    #[error("{store} changed faster than its changes were taken in")]
+    Overrun {
+        /// Which store.
+        store: String,
     },
     /// The store cannot be reached, took too long, or has no leader. It may be tried again later.
     #[error("{store} does not answer: {detail}")]
@@ -157,10 +176,14 @@ pub trait Follow: Send {
 /// A place that holds the network's config and one key per leased subnet, with flannel's keys and values.
 pub trait Store: Send {
     /// What [`Store::follow`] gives.
-    type Follow: Follow;
+    type Follow: Follow + 'static;
 
     /// Name for messages: `etcd at http://127.0.0.1:2379 below /coreos.com/network`.
     fn name(&self) -> String;
+    /// What an operator should know of the store although it answers, such as clocks that do not agree.
+    fn remark(&self) -> Option<String> {
+        None
+    }
     /// The network's config, `<prefix>/config`, undecoded. `None` if nobody wrote one.
     fn config(&mut self) -> impl Future<Output = Result<Option<Bytes>, StoreError>> + Send;
     /// Writes the network's config.
@@ -169,6 +192,14 @@ pub trait Store: Send {
     fn origin(&mut self) -> impl Future<Output = Result<Origin, StoreError>> + Send;
     /// All keys below `<prefix>/subnets/`, all pages at one revision.
     fn snapshot(&mut self) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
+    /// The same from whichever part of the store costs least, which may lag behind: the snapshot may be of an earlier revision
+    /// than one that was heard of already, and says nothing in that case.
+    fn cheap_snapshot(&mut self) -> impl Future<Output = Result<Snapshot, StoreError>> + Send {
+        self.snapshot()
+    }
+    /// Counts all keys below `<prefix>/subnets/`, and reads those of `keys`, at one revision. No earlier answer of the store was
+    /// of a later revision.
+    fn tally(&mut self, keys: &[&str]) -> impl Future<Output = Result<Tally, StoreError>> + Send;
     /// Follows every change after `revision`, in order and without a gap.
     fn follow(&mut self, revision: Revision)
     -> impl Future<Output = Result<Self::Follow, StoreError>> + Send;
@@ -184,6 +215,14 @@ pub trait Store: Send {
         &mut self,
         key: &str,
         value: Bytes,
+        modified: Revision,
+        time_to_live: Option<Duration>,
+    ) -> impl Future<Output = Result<Written, StoreError>> + Send;
+    /// Has `key` live for its time to live from now on without writing it, so that no follower hears of it. It is lost if the
+    /// key was not last written at `modified`, or if it has another time to live; then only [`Store::renew`] helps.
+    fn prolong(
+        &mut self,
+        key: &str,
         modified: Revision,
         time_to_live: Option<Duration>,
     ) -> impl Future<Output = Result<Written, StoreError>> + Send;

@@ -13,15 +13,17 @@ use crate::{
     },
 };
 
-/// The first and the longest pause between two tries to reach the store at the start.
+/// The limits of the first and of the longest pause between two tries to reach the store at the start. A pause is any time up to
+/// its limit, so that hosts which were started together do not ask together.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// Reads the network's config. This waits for a store that does not answer, and for a config that nobody has written yet, since
 /// both happen on a cluster that is starting. An error that waiting cannot cure ends the agent.
 /// Where the store has no config, that of `file` counts on this host (`--net-config-path`).
 pub(super) async fn config(store: &mut impl Store, file: Option<&Path>) -> Result<NetworkConfig> {
-    let mut pause = PAUSE.0;
+    let mut limit = PAUSE.0;
     loop {
+        let pause = limit.mul_f64(rand::random());
         match store.config().await {
             Ok(Some(text)) => {
                 return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()));
@@ -40,7 +42,7 @@ pub(super) async fn config(store: &mut impl Store, file: Option<&Path>) -> Resul
             Err(error) => warn!("{error}; trying again in {pause:?}"),
         }
         sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
+        limit = (limit * 2).min(PAUSE.1);
     }
 }
 
@@ -57,8 +59,9 @@ pub(super) async fn lease(
     network: &NetworkConfig,
     request: &LeaseRequest,
 ) -> Result<(LocalLease, Origin)> {
-    let mut pause = PAUSE.0;
+    let mut limit = PAUSE.0;
     loop {
+        let pause = limit.mul_f64(rand::random());
         let acquired = async {
             if let Some(folder) = private {
                 acquire::refuse_other_hosts(store, request)
@@ -73,7 +76,7 @@ pub(super) async fn lease(
             other => return other.context("acquire a lease"),
         }
         sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
+        limit = (limit * 2).min(PAUSE.1);
     }
 }
 

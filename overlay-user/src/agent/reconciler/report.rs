@@ -2,7 +2,6 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use log::{error, info, warn};
-use tokio::time::Instant;
 
 use super::state::ReconcilerState;
 use crate::{
@@ -33,15 +32,10 @@ impl<D: Datapath> ReconcilerState<D> {
             }
             Request::AcceptDeletions => self.accept_deletions(),
             Request::Resync => {
-                self.resync = true;
+                self.unread = Some("an operator asked for it".to_owned());
                 Response::Done("all leases will be read again".to_owned())
             }
         }
-    }
-
-    /// Whether somebody asked for a new snapshot since the last call.
-    pub(super) fn resync_asked(&mut self) -> bool {
-        std::mem::take(&mut self.resync)
     }
 
     fn accept_deletions(&mut self) -> Response {
@@ -77,8 +71,8 @@ impl<D: Datapath> ReconcilerState<D> {
 
     /// Records in the status that the store answered.
     pub(super) fn heard(&mut self, revision: Revision, cluster: Option<u64>) {
+        self.answered();
         self.inputs.status.send_modify(|status| {
-            status.answered = Some(Instant::now());
             status.store.revision = revision.0;
             if let Some(cluster) = cluster {
                 status.store.cluster = cluster;
@@ -90,18 +84,6 @@ impl<D: Datapath> ReconcilerState<D> {
     /// Records in the status which store is asked.
     pub(super) fn names(&mut self, store: &str) {
         self.inputs.status.send_modify(|status| store.clone_into(&mut status.store.name));
-    }
-
-    /// Records in the status that the stream of changes is open.
-    pub(super) fn following(&mut self) {
-        self.inputs.status.send_modify(|status| {
-            status.store.error = None;
-            if !status.store.following {
-                info!("following {}", status.store.name);
-                status.store.following = true;
-                status.store.since = unix_now();
-            }
-        });
     }
 
     pub(super) fn store_failed(&mut self, error: &StoreError) {

@@ -1,27 +1,39 @@
-//! The loop's state: the data path, what should be installed in it, and what is known to be installed; and how a batch or a
-//! snapshot changes them.
+//! The loop's state: the data path, what should be installed in it, and what is known to be installed; and how a batch changes
+//! them.
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    time::Duration,
 };
 
 use ipnet::IpNet;
 use log::{debug, error, info, warn};
 use tokio::time::Instant;
 
-use super::inputs::{Exit, Input, Inputs};
+use super::{
+    inputs::{Exit, Input, Inputs},
+    schedule::Schedule,
+};
 use crate::{
     agent::{
         control::Call,
         desired::Desired,
         guard::{self, Guard, Suspicion},
         peers::{self, PeerTable, Scope},
-        status::FirstApply,
     },
     datapath::{Datapath, DatapathError, Installed},
     model::change::{Change, LocalChange, PeerChange},
-    store::{self, Batch, Origin, Snapshot, history::History},
+    store::{self, Batch, Origin, Revision, history::History},
 };
+
+/// A count that the store gave, to be compared with what is known at the same revision.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Count {
+    pub(super) revision: Revision,
+    pub(super) keys: usize,
+    /// By then everything up to the revision has been heard of.
+    pub(super) until: Instant,
+}
 
 /// The loop's state without the store and the local lease, so that it can work while those wait for an answer.
 pub(super) struct ReconcilerState<D> {
@@ -30,7 +42,7 @@ pub(super) struct ReconcilerState<D> {
     pub(super) table: PeerTable,
     pub(super) guard: Guard,
     pub(super) desired: Desired,
-    /// What is in force. It is read back at every audit, and updated by every successful change.
+    /// What is in force. It is read back at every audit of the maps, and updated by every successful change.
     pub(super) installed: Installed,
     /// Peers that could not be put in force or removed, and why.
     pub(super) failed: BTreeMap<IpNet, String>,
@@ -41,8 +53,12 @@ pub(super) struct ReconcilerState<D> {
     /// Whether one of the host's own devices lacked a program when they were last looked at.
     bare: bool,
     /// What has been heard of the store from which the installed peers come.
-    history: History,
-    pub(super) resync: bool,
+    pub(super) history: History,
+    /// Why all leases must be read before changes can be followed, if they must.
+    pub(super) unread: Option<String>,
+    /// How many keys the store said it has, until that has been compared.
+    pub(super) count: Option<Count>,
+    pub(super) schedule: Schedule,
     /// Whether what is in force could be read back the last time.
     pub(super) readable: bool,
 }
@@ -53,6 +69,7 @@ impl<D: Datapath> ReconcilerState<D> {
         scope: Scope,
         inputs: Inputs,
         origin: Option<Origin>,
+        audit: Duration,
     ) -> Result<Self, DatapathError> {
         let installed = datapath.installed()?;
         Ok(Self {
@@ -67,7 +84,9 @@ impl<D: Datapath> ReconcilerState<D> {
             soon: false,
             bare: false,
             history: History::new(origin),
-            resync: false,
+            unread: Some("the agent has started".to_owned()),
+            count: None,
+            schedule: Schedule::new(audit, 0),
             readable: false,
         })
     }
@@ -111,48 +130,16 @@ impl<D: Datapath> ReconcilerState<D> {
         Ok(())
     }
 
-    /// Brings the data path from what it really has to what all leases at one revision say.
-    pub(super) fn reconcile(&mut self, snapshot: &Snapshot) -> Result<(), DatapathError> {
-        let clock = std::time::Instant::now();
-        let mended = self.datapath.mend()?;
-        let remembered = std::mem::replace(&mut self.installed, self.datapath.installed()?);
-        // The history is compared only after this read. If what is in force could not be read, another history must still be
-        // news to the next round, and to the next agent.
-        let other_history = !self.history.goes_on_in(snapshot);
-        self.history.snapshot(snapshot);
-        self.heard(snapshot.revision, Some(snapshot.cluster));
-        self.table.snapshot(snapshot);
-        let drift = mended + drift(&remembered, &self.installed);
-        if drift > 0 {
-            warn!("audit: {drift} entries of the data path were altered by another hand: putting them right");
-        }
-        let (table, peers) = (&self.table, &self.installed.peers);
-        self.guard.retain(|subnet| peers.contains_key(subnet) && table.get(subnet).is_none());
-        self.failed.clear();
-        let changes = peers::diff(&self.table, &self.installed.peers);
-        let count = changes.len();
-        self.apply_peers(changes, other_history);
-        self.repair();
-        self.readable = true;
-        let first = FirstApply {
-            peers: self.installed.peers.len(),
-            changes: count,
-            micros: u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX),
-        };
-        self.inputs.status.send_modify(|status| {
-            status.datapath.repaired += drift as u64;
-            if status.peers.first_apply.is_none() {
-                status.peers.first_apply = Some(first);
-                info!("{} peers in force after {count} changes in {} us", first.peers, first.micros);
-            }
-        });
-        self.publish();
-        Ok(())
+    /// How many hosts the network has, as far as is known.
+    pub(super) fn hosts(&self) -> usize {
+        self.history.count()
     }
 
     /// Takes in the changes of one revision.
     pub(super) fn change(&mut self, batch: &Batch) {
+        self.compare_before(batch);
         self.history.change(batch);
+        self.compare_at(self.history.revision());
         self.heard(batch.revision, None);
         let touched = self.table.change(batch);
         for subnet in &touched {
@@ -186,7 +173,7 @@ impl<D: Datapath> ReconcilerState<D> {
     }
 
     /// Carries out peer changes: additions and alterations first, then the removals that the guard lets through.
-    fn apply_peers(&mut self, changes: Vec<PeerChange>, other_history: bool) {
+    pub(super) fn apply_peers(&mut self, changes: Vec<PeerChange>, other_history: bool) {
         let before = self.installed.peers.len();
         let mut removals = Vec::new();
         for change in changes {
@@ -195,10 +182,16 @@ impl<D: Datapath> ReconcilerState<D> {
                 PeerChange::Put(..) => self.peer_change(change),
             }
         }
-        let verdict = self.guard.decide(&removals, before, other_history);
+        let verdict = self.guard.decide(&removals, before, other_history, Instant::now());
         if let Some(why) = verdict.why {
             let why = match why {
                 Suspicion::TooMany => format!("{} of {before} peers would go at once", verdict.held.len()),
+                Suspicion::TooManyInTime => {
+                    format!(
+                        "more than half of the peers would be gone within {} min",
+                        guard::WINDOW.as_secs() / 60
+                    )
+                }
                 Suspicion::OtherHistory => "the store is another one, or was wiped or restored".to_owned(),
             };
             warn!(
@@ -303,7 +296,7 @@ impl<D: Datapath> ReconcilerState<D> {
     }
 
     /// Puts right what was decided about endpoints and ports and is not in force. What nobody decided on is left alone.
-    fn repair(&mut self) {
+    pub(super) fn repair(&mut self) {
         self.unrepaired = 0;
         for change in self.desired.missing(&self.installed) {
             self.local_change(change);
@@ -326,16 +319,4 @@ impl<D: Datapath> ReconcilerState<D> {
             self.publish();
         }
     }
-}
-
-/// How many entries differ from what this agent wrote or adopted: those that were altered, those that are missing, and those
-/// that were added.
-fn drift(left: &Installed, found: &Installed) -> usize {
-    fn differences<K: Ord, V: PartialEq>(left: &BTreeMap<K, V>, found: &BTreeMap<K, V>) -> usize {
-        let altered = left.iter().filter(|(key, value)| found.get(key) != Some(value)).count();
-        altered + found.keys().filter(|key| !left.contains_key(key)).count()
-    }
-    differences(&left.peers, &found.peers)
-        + differences(&left.endpoints, &found.endpoints)
-        + differences(&left.ports, &found.ports)
 }

@@ -8,7 +8,7 @@ use super::{endpoint::done, losses, output::say};
 use crate::{
     agent::{
         control::{self, Request, Response},
-        status::{StateStatus, Status},
+        status::{Resync, ResyncKind, StateStatus, Status, StoreStatus},
     },
     cli::{
         check::features::{Feature, features},
@@ -232,6 +232,10 @@ fn text(report: &StatusReport) -> String {
                     store.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
                 ),
             );
+            row("knowledge", knowledge(store));
+            if let Some(remark) = &store.remark {
+                row("store says", remark.clone());
+            }
             row("lease", lease(agent));
             row("underlay", underlay(agent));
             row("peers", peers_line(agent));
@@ -309,6 +313,17 @@ fn state_rows(state: &StateStatus) -> Vec<(&'static str, String)> {
         ("files", files.or_else(|| put_back(state.files_restored))),
     ];
     rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// How the agent came by what it knows of the store, and how old that is.
+fn knowledge(store: &StoreStatus) -> String {
+    let ago = |at: u64| format!("{} ago", span(unix_now().saturating_sub(at)));
+    let came = match &store.resync {
+        None => return "nothing was read yet".to_owned(),
+        Some(Resync { kind: ResyncKind::Listed, why, at }) => format!("read {} ({why})", ago(*at)),
+        Some(Resync { kind: ResyncKind::Resumed, why, at }) => format!("resumed {} ({why})", ago(*at)),
+    };
+    format!("{came}, heard of the store {}", ago(store.heard))
 }
 
 fn rule_line(rule: &RuleStatus) -> String {
