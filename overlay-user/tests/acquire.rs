@@ -212,16 +212,17 @@ async fn renewal_leaves_the_margin() {
     assert_eq!(after(100), Duration::from_secs(50), "never at once, over and over");
 }
 
-/// A host whose address has changed rewrites its lease. Of all the leases with the former address, only that of its own subnet
-/// is its own: another host may have taken the address, and leased another subnet.
+/// A host whose address has changed rewrites its lease. Of all the leases with either address, only that of its own subnet is its
+/// own: another host may have taken the former address and leased another subnet, and one that is gone may have had the new one.
 #[tokio::test]
 async fn a_host_with_another_address_keeps_its_lease() {
-    for (subnet, lifetime) in [("10.0.1.0/24", Some(acquire::TIME_TO_LIVE)), ("10.0.2.0/24", None)] {
+    let own = [("10.0.1.0/24", Some(acquire::TIME_TO_LIVE)), ("10.0.2.0/24", None)];
+    for ((subnet, lifetime), other) in own.into_iter().flat_map(|own| [(own, 1), (own, 7)]) {
         let mut store = MemoryStore::default();
         let key = subnet.replace('/', "-");
         store.put(&key, value(1), lifetime);
         let others = "10.0.3.0-24";
-        store.put(others, value(1), lifetime);
+        store.put(others, value(other), lifetime);
         let moved = LeaseRequest {
             former_ip: Some(request(1).public_ip),
             preferred: Some(subnet.parse().unwrap()),
@@ -239,7 +240,16 @@ async fn a_host_with_another_address_keeps_its_lease() {
             let entry = entries.iter().find(|entry| entry.key == key).unwrap();
             String::from_utf8(entry.value.to_vec()).unwrap()
         };
-        assert_eq!((entries.len(), text(&key), text(others)), (2, value(7), value(1)));
+        assert_eq!((entries.len(), text(&key), text(others)), (2, value(7), value(other)));
+
+        // Without a lease of its own, the host takes its subnet again, and never another host's key.
+        let mut store = MemoryStore::default();
+        store.put(others, value(other), lifetime);
+        let held = acquire(&mut store, &small(), &moved).await.unwrap();
+        assert_eq!(held.lease.key(), key);
+        let entries = store.snapshot().await.unwrap().entries;
+        let stranger = entries.iter().find(|entry| entry.key == others).unwrap();
+        assert_eq!(stranger.value, value(other));
     }
 }
 

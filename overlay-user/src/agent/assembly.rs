@@ -1,11 +1,12 @@
 //! Puts the agent together: each task gets what it needs, and if one task ends, all of them end.
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use log::{info, warn};
+use log::{error, info, warn};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::sleep,
 };
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
         device_keeper,
         file_keeper::{self, Files},
         health, in_front,
-        join::{self, Joined},
+        join::{self, Joined, patience},
         options::Options,
         origin,
         peers::Scope,
@@ -42,21 +43,47 @@ use crate::{
     store::{Store, local_lease::LeaseKeeper},
 };
 
+/// The longest pause between two tries to join again.
+const JOINING_AGAIN: Duration = Duration::from_secs(5);
+
 /// Joins the network and serves it until a task fails. `private` is the folder of a store that is meant for this host alone.
 /// Only the data path outlives this function.
 ///
 /// # Errors
 /// The error says why the host cannot take part, or why it no longer does.
 pub async fn run(store: impl Store + Clone, private: Option<&Path>, options: &Options) -> Result<()> {
+    let mut has_served = false;
     loop {
-        // Each time the store is reached anew, since connections from an address that is gone lead nowhere.
-        let moved = serve(store.clone(), private, options).await?;
-        info!("{} with {} is the underlay now: joining again, traffic goes on", moved.name, moved.address);
+        let mut serves = false;
+        match serve(&store, private, options, &mut serves).await {
+            Ok(Underlay { name, address, .. }) => {
+                info!("{name} with {address} is the underlay now: joining again, traffic goes on");
+            }
+            // An agent that runs survives a store that refuses, a full disk, and an address that is gone again. Joining must not
+            // be less patient, since maybe nobody starts this agent again.
+            Err(error) if has_served && !serves => {
+                let pause = JOINING_AGAIN.mul_f64(rand::random());
+                error!(
+                    "join again: {error:#}; traffic goes on with what is known; trying again in {pause:?}"
+                );
+                sleep(pause).await;
+            }
+            Err(error) => return Err(error),
+        }
+        has_served |= serves;
     }
 }
 
-/// Joins the network and serves it until a task fails or another underlay is to be used, which is returned.
-async fn serve(mut store: impl Store, private: Option<&Path>, options: &Options) -> Result<Underlay> {
+/// Joins the network and serves it until a task fails or another underlay is to be used, which is returned. `serves` tells whether
+/// it came so far.
+async fn serve(
+    fresh: &(impl Store + Clone),
+    private: Option<&Path>,
+    options: &Options,
+    serves: &mut bool,
+) -> Result<Underlay> {
+    // Each time the store is reached anew, since connections from an address that is gone lead nowhere.
+    let mut store = fresh.clone();
     let joined = join::join(&mut store, private, options).await?;
     // The relay's port is bound before anything is made, because the network would work only in part without it.
     let socket = match joined.spec.kind {
@@ -99,7 +126,14 @@ async fn serve(mut store: impl Store, private: Option<&Path>, options: &Options)
     tasks.learn(installed, changes_to, commands, view_to);
     let calls = tasks.serve_control(commands_to, view).await?;
     tasks.serve_health().await?;
-    let mut moved = tasks.watch_underlay()?;
+    let moved = tasks.watch_underlay()?;
+    let moved = async {
+        let underlay = moved.await?;
+        // Whatever keeps the host in order goes on until joining again can succeed.
+        patience::answers(&mut fresh.clone()).await;
+        anyhow::Ok(underlay)
+    };
+    *serves = true;
     notify::ready();
     let inputs = Inputs::new(changes, xdp_targets, calls, shutdown, tasks.status.clone());
     let mut running = tasks.running;
@@ -122,7 +156,7 @@ async fn serve(mut store: impl Store, private: Option<&Path>, options: &Options)
             Ok(_) => bail!("the agent's loop ended"),
             Err(error) => Err(error),
         },
-        Ok(underlay) = &mut moved => {
+        Ok(underlay) = moved => {
             // Sockets and files of this run must be free for the next.
             running.shutdown().await;
             Ok(underlay)

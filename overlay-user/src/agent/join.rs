@@ -1,6 +1,6 @@
 //! How a host joins the network when its agent starts. It finds the underlay interface, takes the lock, reads the config,
 //! acquires the lease and writes the record; then come the device and the programs.
-mod patience;
+pub(super) mod patience;
 mod settings;
 
 use std::{net::IpAddr, path::Path, sync::Arc};

@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// How long an address must be gone before another takes its place. Programs that set up interfaces take an address away and
-/// put it back.
+/// How long an address must be gone, and another be there, before the other takes its place. Programs that set up interfaces take
+/// an address away and put it back, and one interface may be without an address while another has one for a moment.
 const SETTLED: Duration = Duration::from_secs(2);
 /// The time until the next look while something is wrong.
 const RETRY: Duration = Duration::from_secs(1);
@@ -35,6 +35,7 @@ pub async fn watch(
     let mut monitor = netlink.monitor()?;
     let may_follow = may_follow(&choice, underlay.address);
     let mut gone: Option<Instant> = None;
+    let mut next: Option<(IpAddr, Instant)> = None;
     loop {
         let trouble = look(&netlink, &underlay).await;
         gone = match &trouble {
@@ -42,14 +43,25 @@ pub async fn watch(
             _ => None,
         };
         let mut stays = None;
-        if gone.is_some_and(|since| since.elapsed() >= SETTLED) {
+        let is_settled = gone.is_some_and(|since| since.elapsed() >= SETTLED);
+        if is_settled && !may_follow {
+            stays = Some("--public-ip names it".to_owned());
+        } else if is_settled {
             match underlay::choose(&netlink, &choice).await {
-                _ if !may_follow => stays = Some("--public-ip names it".to_owned()),
                 // A host whose DHCP server is away gives itself such an address until it is back.
                 Ok(found) if is_link_local(found.address) && !is_link_local(underlay.address) => {
                     stays = Some(format!("{} is an address of the link alone", found.address));
                 }
-                Ok(found) if found.address != underlay.address => return Ok(found),
+                Ok(found) if found.address != underlay.address => {
+                    let since = match next {
+                        Some((address, since)) if address == found.address => since,
+                        _ => Instant::now(),
+                    };
+                    if since.elapsed() >= SETTLED {
+                        return Ok(found);
+                    }
+                    next = Some((found.address, since));
+                }
                 Ok(_) => {}
                 Err(error) => stays = Some(error.to_string()),
             }

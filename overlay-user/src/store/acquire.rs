@@ -33,7 +33,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct LeaseRequest {
     /// The host's address on the underlay, which is also its identity.
     pub public_ip: IpAddr,
-    /// The address that the host had before, if it has changed. The lease of `preferred` that carries it is this host's.
+    /// The address that the host had before, if it has changed. Then the lease of `preferred` is this host's, with either address,
+    /// and no other: whoever had the new address before may have left one.
     pub former_ip: Option<IpAddr>,
     /// How packets travel to this host, which the lease says.
     pub backend: Backend,
@@ -49,8 +50,12 @@ pub struct LeaseRequest {
 impl LeaseRequest {
     /// Whether a lease is this host's.
     fn is_own(&self, lease: &Lease) -> bool {
-        let is_former = self.former_ip == Some(lease.public_ip) && self.preferred == Some(lease.subnet);
-        lease.public_ip == self.public_ip || is_former
+        match self.former_ip {
+            None => lease.public_ip == self.public_ip,
+            Some(former) => {
+                self.preferred == Some(lease.subnet) && [self.public_ip, former].contains(&lease.public_ip)
+            }
+        }
     }
 }
 
@@ -209,6 +214,14 @@ async fn try_acquire(
             request.public_ip,
             first.key,
             second.key
+        );
+    }
+    for (entry, _) in others.iter().filter(|(_, other)| other.public_ip == request.public_ip) {
+        log::warn!(
+            "{} names {}, which is this host's address now: it is a lease of another host, or of one that had the address before; \
+             delete it if that host is gone",
+            entry.key,
+            request.public_ip
         );
     }
     for (entry, lease) in &misfit {

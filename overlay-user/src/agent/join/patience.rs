@@ -80,6 +80,14 @@ pub(super) async fn lease(
     }
 }
 
+/// Returns when the store has answered.
+pub(in crate::agent) async fn answers(store: &mut impl Store) {
+    while let Err(error) = store.config().await {
+        warn!("{error}: this host joins again when the store answers at its new address");
+        sleep(PAUSE.1.mul_f64(rand::random())).await;
+    }
+}
+
 fn is_passing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(StoreError::Unavailable { .. } | StoreError::Full { .. }))

@@ -169,13 +169,6 @@ impl Sight {
                 link.name
             ));
         };
-        if usable.len() > 1 {
-            log::info!(
-                "{} has {} addresses: taking the first, {address}; --iface ADDRESS chooses another",
-                link.name,
-                usable.len()
-            );
-        }
         Ok(Found { link, address })
     }
 
