@@ -288,9 +288,10 @@ impl<'a> Tasks<'a> {
     fn watch_underlay(&mut self) -> Result<oneshot::Receiver<Underlay>> {
         let (netlink, choice) = (Netlink::open()?, self.options.underlay.clone());
         let (underlay, status) = (self.joined.underlay.clone(), self.status.clone());
+        let (first, last) = self.joined.network.plan.leasable();
         let (moved_to, moved) = oneshot::channel();
         self.running.spawn(async move {
-            let watched = underlay_watch::watch(netlink, choice, underlay, status).await;
+            let watched = underlay_watch::watch(netlink, choice, underlay, first..=last, status).await;
             // Nobody waits for it any more if the agent is ending.
             let _ = moved_to.send(watched.context("watch over the underlay")?);
             std::future::pending().await

@@ -85,7 +85,7 @@ pub(crate) async fn join(
     let underlay = underlay::choose(&netlink, &options.underlay).await?;
     let public_ip = options.underlay.public_ip(&underlay);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
-    let former_ip = former_ip(&netlink, &paths, options, public_ip).await?;
+    let former_ip = former_ip(&paths, options, public_ip)?;
     match former_ip {
         Some(former) => info!("this host's address was {former}: its lease and what is in force here follow"),
         None => paths.refuse_foreign(public_ip)?,
@@ -95,7 +95,7 @@ pub(crate) async fn join(
 
     let network = config(store, options.net_config.as_deref()).await?;
     paths.refuse_moved(former_ip.unwrap_or(public_ip), &network)?;
-    refuse_own_network(&underlay, &network, paths.record()?.is_some())?;
+    refuse_own_network(&underlay, &network, former_ip.is_none() && paths.record()?.is_some())?;
     let backend = Backend::of(&network)?;
     if backend == Backend::HostGw && public_ip != underlay.address {
         bail!(
@@ -184,24 +184,18 @@ pub(crate) async fn join(
     })
 }
 
-/// The public IP that an earlier agent had here, if it was the host's own address and another has taken its place. An address
-/// that the operator gave (`--public-ip`) is not replaced without their word.
-async fn former_ip(
-    netlink: &Netlink,
-    paths: &Paths,
-    options: &Options,
-    public_ip: IpAddr,
-) -> Result<Option<IpAddr>> {
+/// The public IP that an earlier agent had here, if it was one of the host's own addresses and another is chosen now. An address
+/// that the operator gives (`--public-ip`) does not take the place of another, because it may be a slip, and peers would follow.
+fn former_ip(paths: &Paths, options: &Options, public_ip: IpAddr) -> Result<Option<IpAddr>> {
     if options.underlay.public_ip.is_some() {
         return Ok(None);
     }
-    let own = netlink.addresses().await?;
-    paths.former_ip(public_ip, |former| own.iter().any(|address| address.address == former))
+    paths.former_ip(public_ip)
 }
 
 /// Refuses a network from which a container may get this host's own address, since hosts may lease any address of the leasable
-/// range. A host that is part of the network already (`is_member`) is only warned, because an agent that refused to start would
-/// leave it without one.
+/// range. A host that is part of the network with this address already (`is_member`) is only warned, because an agent that refused
+/// to start would leave it without one. It never takes such an address in another's place: that may be a container bridge's.
 fn refuse_own_network(underlay: &Underlay, network: &NetworkConfig, is_member: bool) -> Result<()> {
     let Underlay { name, address, .. } = underlay;
     let (first, last) = network.plan.leasable();

@@ -1,6 +1,6 @@
 //! Watches whether the other hosts can reach this one at the address that its lease tells them, and says when another address
 //! has to take its place. Without this, a host whose address changes stays dead for its peers while it looks well to itself.
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use log::{info, warn};
 use tokio::{
@@ -24,12 +24,14 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The shortest time between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Watches until another underlay is to be used, and returns that. What is wrong meanwhile stands in the status. This fails only
-/// if the kernel's events cannot be had at all.
+/// Watches until another underlay is to be used, and returns that. An address among `leasable`, which hosts may lease, is never used:
+/// it may be a container bridge's. What is wrong meanwhile stands in the status. This fails only if the kernel's events cannot be
+/// had at all.
 pub async fn watch(
     netlink: Netlink,
     choice: Choice,
     underlay: Underlay,
+    leasable: RangeInclusive<IpAddr>,
     status: watch::Sender<Status>,
 ) -> Result<Underlay, NetlinkError> {
     let mut monitor = netlink.monitor()?;
@@ -51,6 +53,9 @@ pub async fn watch(
                 // A host whose DHCP server is away gives itself such an address until it is back.
                 Ok(found) if is_link_local(found.address) && !is_link_local(underlay.address) => {
                     stays = Some(format!("{} is an address of the link alone", found.address));
+                }
+                Ok(found) if leasable.contains(&found.address) => {
+                    stays = Some(format!("{} is among the addresses that hosts may lease", found.address));
                 }
                 Ok(found) if found.address != underlay.address => {
                     let since = match next {

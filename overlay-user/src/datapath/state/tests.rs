@@ -204,22 +204,19 @@ fn pins_stay_a_hosts_own_when_its_address_changes() {
     let paths = paths(folder.path());
     let old = record().public_ip;
     let new: std::net::IpAddr = [192, 168, 0, 77].into();
-    let none_is_own = |_| false;
-    assert_eq!(paths.former_ip(new, none_is_own).unwrap(), None, "nothing is here");
+    assert_eq!(paths.former_ip(new).unwrap(), None, "nothing is here");
     let own = Record { underlay_address: Some(old), ..record() };
-    for (recorded, is_own, former) in [
-        (own.clone(), false, Some(old)),
-        // The host has the address still: the operator chose another.
-        (own.clone(), true, None),
+    for (recorded, former) in [
+        (own.clone(), Some(old)),
         // The address was a NAT's, or an agent of an earlier version did not say whose.
-        (Record { underlay_address: Some([10, 0, 0, 1].into()), ..own.clone() }, false, None),
-        (Record { underlay_address: None, ..own.clone() }, false, None),
-        (Record { boot_id: "earlier".into(), ..own.clone() }, false, None),
-        (Record { netns: 1, ..own.clone() }, false, None),
+        (Record { underlay_address: Some([10, 0, 0, 1].into()), ..own.clone() }, None),
+        (Record { underlay_address: None, ..own.clone() }, None),
+        (Record { boot_id: "earlier".into(), ..own.clone() }, None),
+        (Record { netns: 1, ..own.clone() }, None),
     ] {
         paths.write(&recorded).unwrap();
-        assert_eq!(paths.former_ip(new, |_| is_own).unwrap(), former, "{recorded:?}");
-        assert_eq!(paths.former_ip(old, |_| is_own).unwrap(), None, "{recorded:?}");
+        assert_eq!(paths.former_ip(new).unwrap(), former, "{recorded:?}");
+        assert_eq!(paths.former_ip(old).unwrap(), None, "{recorded:?}");
     }
     paths.write(&own).unwrap();
     let moved = Record { public_ip: new, ..own };

@@ -44,12 +44,14 @@ pub struct Analysis {
 pub async fn analyse(site: &Site) -> Analysis {
     let Read { tables, variants, unread } = Read::all().await;
     let site = site.clone();
-    let walked = spawn_blocking(move || walk::walk(&tables, &site)).await.unwrap_or_default();
+    let walked = spawn_blocking(move || walk::walk(&tables, &site)).await;
+    let failed = walked.is_err().then(|| "the agent failed to follow the packet filter's rules".to_owned());
+    let walked = walked.unwrap_or_default();
     let hidden = unread.iter().filter(|unread| unread.may_be_rules).map(Unread::sentence);
     let cut_short =
         walked.is_cut_short.then(|| "the packet filter has more rules than are followed".to_owned());
     let harm = |why| Harm { at_most: FastPath::Established, kind: Kind::Other, quote: Quote::Text(why) };
-    let mut harms: Vec<_> = hidden.chain(cut_short).map(harm).chain(walked.harms).collect();
+    let mut harms: Vec<_> = hidden.chain(cut_short).chain(failed).map(harm).chain(walked.harms).collect();
     harms.sort_by_key(|harm| std::cmp::Reverse(harm.at_most));
     Analysis { harms, gates: walked.gates, variants, unread }
 }
