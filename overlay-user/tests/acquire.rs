@@ -210,6 +210,15 @@ async fn renewal_leaves_the_margin() {
     let after = |margin| held.renew_at(Duration::from_secs(margin)) - held.renewed;
     assert_eq!(after(10), Duration::from_secs(90));
     assert_eq!(after(100), Duration::from_secs(50), "never at once, over and over");
+    // Hosts that started together do not renew together, whatever the margin is: each draws from a tenth of what counts of it.
+    for (margin, latest, tenth) in [(10, 90, 1), (50, 50, 5), (100, 50, 5), (1000, 50, 5)] {
+        let (latest, tenth) = (Duration::from_secs(latest), Duration::from_secs(tenth));
+        let drawn: Vec<_> =
+            (0..1000).map(|_| held.draw_renewal(Duration::from_secs(margin)) - held.renewed).collect();
+        assert!(drawn.iter().all(|at| (latest - tenth..=latest).contains(at)), "{margin}: {drawn:?}");
+        assert!(drawn.iter().any(|at| *at < latest - tenth / 8 * 7), "{margin}: none comes early");
+        assert!(drawn.iter().any(|at| *at > latest - tenth / 8), "{margin}: none comes late");
+    }
 }
 
 /// A host whose address has changed rewrites its lease. Of all the leases with either address, only that of its own subnet is its

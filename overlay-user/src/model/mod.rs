@@ -10,3 +10,4 @@ pub(crate) mod json;
 pub mod lease;
 pub mod mac;
 pub mod network;
+pub mod pause;

@@ -15,6 +15,7 @@ use crate::{
         lease::{self, Lease, LeaseBackend},
         mac::Mac,
         network::NetworkConfig,
+        pause,
     },
     store::{LeaseEntry, Lifetime, Revision, Snapshot, Store, StoreError, Written},
 };
@@ -25,8 +26,8 @@ pub const TIME_TO_LIVE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often a race for a subnet is tried. With every lost race some other host got a subnet, so if this many are lost in a
 /// row something else is wrong.
 const ATTEMPTS: u32 = 32;
-/// The pause after the first lost race is shorter than this; the limit doubles up to 16 times it.
-const PAUSE: Duration = Duration::from_millis(20);
+/// The limits of the first and of the longest pause after a lost race.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(320));
 
 /// Who asks for a subnet.
 #[derive(Clone, Debug)]
@@ -73,11 +74,22 @@ pub struct LocalLease {
 }
 
 impl LocalLease {
-    /// When the lease must be renewed so that `margin` is left of its lifetime, but not before half of it has passed. A
-    /// reservation is written again as often as a lease that lives [`TIME_TO_LIVE`].
+    /// When the lease must be renewed so that `margin` is left of its lifetime. A margin of more than half of the lifetime
+    /// counts as half. A reservation is written again as often as a lease that lives [`TIME_TO_LIVE`].
     pub fn renew_at(&self, margin: Duration) -> Instant {
         let time_to_live = self.time_to_live.unwrap_or(TIME_TO_LIVE);
-        self.renewed + time_to_live.saturating_sub(margin).max(time_to_live / 2)
+        self.renewed + (time_to_live - self.left(margin))
+    }
+
+    /// A moment up to a tenth of the margin before that, so that hosts which started together do not renew together. It is
+    /// drawn from the margin that counts, so that a long one spreads the hosts, too.
+    pub fn draw_renewal(&self, margin: Duration) -> Instant {
+        self.renew_at(margin) - self.left(margin).mul_f64(rand::random::<f64>() / 10.0)
+    }
+
+    /// How much of the lifetime is left at the renewal.
+    fn left(&self, margin: Duration) -> Duration {
+        margin.min(self.time_to_live.unwrap_or(TIME_TO_LIVE) / 2)
     }
 
     /// Takes in what the store says of the key's lifetime. If an operator made it a reservation, this host gives it no end
@@ -126,8 +138,7 @@ pub async fn acquire(
         if let Some(held) = try_acquire(store, config, request, draw_of(attempt)).await? {
             return Ok(held);
         }
-        let most = PAUSE * (1 << attempt.min(4));
-        tokio::time::sleep(most.mul_f64(rand::random())).await;
+        tokio::time::sleep(pause::drawn(PAUSE.0, attempt, PAUSE.1)).await;
     }
     bail!(
         "lost {ATTEMPTS} races for a subnet in a row: does something write below {} all the time?",

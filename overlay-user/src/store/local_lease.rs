@@ -45,7 +45,7 @@ pub struct LeaseKeeper {
 pub enum LeaseWrite {
     /// There is nothing more to do now.
     Settled,
-    /// Somebody else wrote the key meanwhile. Only a new snapshot tells how it stands.
+    /// Somebody else wrote the key meanwhile. Only a new look at it tells how it stands.
     Outrun,
 }
 
@@ -55,7 +55,7 @@ impl LeaseKeeper {
         Self {
             key: lease.lease.key(),
             value: lease.lease.value(),
-            due: Some(lease.renew_at(spread(margin))),
+            due: Some(lease.draw_renewal(margin)),
             current: lease,
             margin,
             state: LeaseState::Held,
@@ -144,7 +144,7 @@ impl LeaseKeeper {
                 self.state = LeaseState::Held;
                 self.error = None;
                 (self.unsure, self.altered, self.imitated) = (false, false, false);
-                self.due = Some(self.current.renew_at(spread(self.margin)));
+                self.due = Some(self.current.draw_renewal(self.margin));
                 LeaseWrite::Settled
             }
             Err(RenewError::Lost { .. }) => {
@@ -183,7 +183,7 @@ impl LeaseKeeper {
         self.current.modified = entry.modified;
         self.state = LeaseState::Held;
         if self.heed(entry) {
-            self.due = Some(self.current.renew_at(spread(self.margin)));
+            self.due = Some(self.current.draw_renewal(self.margin));
             return;
         }
         self.imitated = true;
@@ -264,11 +264,6 @@ impl LeaseKeeper {
             self.due = Some(Instant::now());
         }
     }
-}
-
-/// A margin that is longer by up to a tenth, so that hosts which started together do not renew together.
-fn spread(margin: Duration) -> Duration {
-    margin + margin.mul_f64(rand::random::<f64>() / 10.0)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use log::{info, warn};
 use tokio::time::sleep;
 
 use crate::{
-    model::network::NetworkConfig,
+    model::{network::NetworkConfig, pause},
     store::{
         Origin, Store, StoreError,
         acquire::{self, LeaseRequest, LocalLease},
@@ -21,9 +21,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// both happen on a cluster that is starting. An error that waiting cannot cure ends the agent.
 /// Where the store has no config, that of `file` counts on this host (`--net-config-path`).
 pub(super) async fn config(store: &mut impl Store, file: Option<&Path>) -> Result<NetworkConfig> {
-    let mut limit = PAUSE.0;
+    let mut failures = 0;
     loop {
-        let pause = limit.mul_f64(rand::random());
+        let pause = pause::drawn(PAUSE.0, failures, PAUSE.1);
         match store.config().await {
             Ok(Some(text)) => {
                 return NetworkConfig::parse(&text).with_context(|| format!("read from {}", store.name()));
@@ -42,7 +42,7 @@ pub(super) async fn config(store: &mut impl Store, file: Option<&Path>) -> Resul
             Err(error) => warn!("{error}; trying again in {pause:?}"),
         }
         sleep(pause).await;
-        limit = (limit * 2).min(PAUSE.1);
+        failures += 1;
     }
 }
 
@@ -59,9 +59,9 @@ pub(super) async fn lease(
     network: &NetworkConfig,
     request: &LeaseRequest,
 ) -> Result<(LocalLease, Origin)> {
-    let mut limit = PAUSE.0;
+    let mut failures = 0;
     loop {
-        let pause = limit.mul_f64(rand::random());
+        let pause = pause::drawn(PAUSE.0, failures, PAUSE.1);
         let acquired = async {
             if let Some(folder) = private {
                 acquire::refuse_other_hosts(store, request)
@@ -76,7 +76,7 @@ pub(super) async fn lease(
             other => return other.context("acquire a lease"),
         }
         sleep(pause).await;
-        limit = (limit * 2).min(PAUSE.1);
+        failures += 1;
     }
 }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::pause;
+
 /// How many audits of the maps there are for one look at the store's count of keys.
 const TALLY: u32 = 12;
 /// How many audits of the maps there are for one reading of all leases, on a network of few hosts.
@@ -82,9 +84,9 @@ pub(super) struct Pauses {
 impl Pauses {
     /// The next pause, on a network of so many hosts: any time up to a limit, which doubles with each failure.
     pub(super) fn next(&mut self, hosts: usize) -> Duration {
-        let limit = self.limit(hosts);
+        let pause = pause::drawn(first(hosts), self.failures, longest(hosts));
         self.failures += 1;
-        limit.mul_f64(rand::random())
+        pause
     }
 
     /// A pause before something that costs the store much, on a network of so many hosts.
@@ -96,11 +98,11 @@ impl Pauses {
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
+}
 
-    fn limit(&self, hosts: usize) -> Duration {
-        let first = grown(FIRST.0, FIRST_PER_HOST, hosts).min(FIRST.1);
-        first.saturating_mul(1 << self.failures.min(16)).min(longest(hosts))
-    }
+/// The limit of the first pause on a network of so many hosts.
+fn first(hosts: usize) -> Duration {
+    grown(FIRST.0, FIRST_PER_HOST, hosts).min(FIRST.1)
 }
 
 /// The longest limit of a pause on a network of so many hosts. What went well for longer than that was a success.
@@ -131,6 +133,10 @@ mod tests {
         assert!(eighths.iter().all(|&count| count > 0), "{eighths:?}");
     }
 
+    fn limit_of(failures: u32, hosts: usize) -> Duration {
+        pause::limit(first(hosts), failures, longest(hosts))
+    }
+
     #[test]
     fn pauses_double_up_to_a_limit_by_the_size_of_the_cluster_and_are_drawn_from_zero_on() {
         for (hosts, limits) in [
@@ -141,15 +147,17 @@ mod tests {
         ] {
             let mut pauses = Pauses::default();
             for limit in limits {
-                assert_eq!(pauses.limit(hosts), limit * MILLI, "{hosts} hosts");
                 let failures = pauses.failures;
+                assert_eq!(limit_of(failures, hosts), limit * MILLI, "{hosts} hosts");
                 spread(|| Pauses { failures }.next(hosts), Duration::ZERO, limit * MILLI);
                 pauses.next(hosts);
             }
             pauses.reset();
-            assert_eq!(pauses.limit(hosts), limits[0] * MILLI);
+            assert_eq!(limit_of(pauses.failures, hosts), limits[0] * MILLI);
         }
-        spread(|| Pauses::long(10_000), Duration::ZERO, 30_000 * MILLI);
+        for (hosts, limit) in [(3, 9), (250, 750), (10_000, 30_000), (1_000_000, 30_000)] {
+            spread(|| Pauses::long(hosts), Duration::ZERO, limit * MILLI);
+        }
     }
 
     #[test]
