@@ -79,15 +79,7 @@ impl DirStore {
 
     /// Runs `work` on a ledger that agrees with the files, while nobody else can. This is cancel-safe.
     async fn locked<T>(&self, work: impl FnOnce(&mut Books) -> io::Result<T>) -> Result<T, StoreError> {
-        self.locked_by(Instant::now() + PATIENCE, work).await
-    }
-
-    /// Does the same for a caller that has waited already, and does not wait longer than `deadline`.
-    async fn locked_by<T>(
-        &self,
-        deadline: Instant,
-        work: impl FnOnce(&mut Books) -> io::Result<T>,
-    ) -> Result<T, StoreError> {
+        let deadline = Instant::now() + PATIENCE;
         let _lock = loop {
             match self.try_lock().map_err(|error| self.failed(&error))? {
                 Some(lock) => break lock,
@@ -186,7 +178,7 @@ impl Store for DirStore {
     async fn follow(&mut self, revision: Revision) -> Result<DirFollow, StoreError> {
         self.locked(|_| Ok(())).await?;
         let store = self.clone();
-        Ok(DirFollow { store, revision, waiting: None })
+        Ok(DirFollow { store, revision })
     }
 
     async fn claim(
@@ -238,20 +230,14 @@ impl Store for DirStore {
 pub struct DirFollow {
     store: DirStore,
     revision: Revision,
-    /// Since when this watch waits for the lock. The time is kept here because some callers drop the call at every beat of
-    /// their own, and must hear of a lock that is never free, too.
-    waiting: Option<Instant>,
 }
 
 impl Follow for DirFollow {
     async fn next(&mut self) -> Result<Batch, StoreError> {
         loop {
-            let since = *self.waiting.get_or_insert_with(Instant::now);
-            let look = |books: &mut Books| Ok(books.ledger.after(self.revision));
-            let found = self.store.locked_by(since + PATIENCE, look).await;
-            self.waiting = None;
+            let found = self.store.locked(|books| Ok(books.ledger.after(self.revision))).await?;
             let behind = |oldest| StoreError::Behind { store: self.store.name(), oldest };
-            if let Some(batch) = found?.map_err(behind)? {
+            if let Some(batch) = found.map_err(behind)? {
                 self.revision = batch.revision;
                 return Ok(batch);
             }
