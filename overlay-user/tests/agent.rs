@@ -9,6 +9,7 @@ use overlay_user::{
     agent::{
         control::{Call, Request, Response},
         health,
+        origin::Noted,
         peers::Scope,
         reconciler::{self, Exit, Inputs, Setup},
         status::{Resync, ResyncKind, Status},
@@ -22,7 +23,7 @@ use overlay_user::{
         mac::Mac,
     },
     store::{
-        self, Follow as _, Lifetime, Revision, Store as _, Written,
+        self, Follow as _, Lifetime, Origin, Revision, Store as _, Written,
         acquire::LocalLease,
         local_lease::{LeaseKeeper, LeaseState},
         memory::{Fault, MemoryStore},
@@ -123,6 +124,24 @@ impl Host {
         let Written::At(modified) = store.claim(OWN, own.value(), Some(LIFE)).await.unwrap() else {
             panic!("the own key is taken")
         };
+        Self::run(store, datapath, modified, None).await
+    }
+
+    /// Ends the agent and starts another, which finds what the first one noted.
+    async fn restarted(self) -> Self {
+        let status = self.status.borrow().clone();
+        let origin = Origin { cluster: status.store.cluster, revision: Revision(status.store.revision) };
+        let noted = Noted { origin, guard: status.peers.guard.unwrap() };
+        let (mut store, datapath) = (self.store.clone(), self.datapath.clone());
+        assert_eq!(self.stop().await, Exit::Shutdown);
+        let entries = store.snapshot().await.unwrap().entries;
+        let modified = entries.iter().find(|entry| entry.key == OWN).unwrap().modified;
+        Self::run(store, datapath, modified, Some(noted)).await
+    }
+
+    /// Starts a host that has its lease, last written at `modified`.
+    async fn run(store: MemoryStore, datapath: Memory, modified: Revision, noted: Option<Noted>) -> Self {
+        let own = lease(1);
         let scope = scope_of(&own);
         let (status, watched) =
             watch::channel(Status::new(scope.own_ip, scope.own_subnet, scope.network, scope.backend));
@@ -133,7 +152,7 @@ impl Host {
             scope,
             lease: LeaseKeeper::new(held(own, modified), MARGIN),
             audit: reconciler::AUDIT,
-            origin: None,
+            origin: noted,
         };
         let inputs = Inputs::new(learned, no_targets(), calls, asked, status);
         let running = tokio::spawn(reconciler::run(store.clone(), datapath.clone(), setup, inputs));
@@ -403,6 +422,28 @@ async fn leases_that_end_one_by_one_within_minutes_do_not_take_most_peers_away()
     host.until("one less", |status| status.peers.held.len() == 8).await;
     assert!(matches!(host.ask(Request::AcceptDeletions).await, Response::Done(_)));
     assert_eq!(host.installed(), [17, 26, 27, 28, 29, 30, 31]);
+    stopped_without_a_trace(host).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_lets_no_removal_through_that_was_held_back() {
+    let mut host = Host::start(2..32, Memory::default()).await;
+    for n in 2..22 {
+        host.delete([n]).await;
+    }
+    host.until("held ones", |status| status.peers.held.len() == 5).await;
+    for n in 22..24 {
+        host = host.restarted().await;
+        assert_eq!(host.status.borrow().peers.held.len(), usize::from(n) - 17, "those from before");
+        // What was let through before still counts.
+        host.delete([n]).await;
+        host.until("one more", |status| status.peers.held.len() == usize::from(n) - 16).await;
+        assert_eq!(host.installed().len(), 15);
+    }
+    // A peer that is back is not held after the next restart.
+    host.store.put(&key(17), lease(17).value(), Some(DAY));
+    let host = host.restarted().await;
+    assert_eq!(host.status.borrow().peers.held.len(), 6);
     stopped_without_a_trace(host).await;
 }
 

@@ -1,7 +1,7 @@
 //! The mass-delete guard: a store that suddenly forgets most hosts is more likely broken than right. This module is pure: it
 //! calls neither kernel nor store.
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -21,11 +21,11 @@ pub const WINDOW: Duration = Duration::from_secs(600);
 pub const LEAST_IN_WINDOW: usize = 8;
 
 /// Removals that were held back, and the rule for new ones.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Guard {
     held: BTreeSet<IpNet>,
-    /// How many removals were let through, and when.
-    let_through: VecDeque<(Instant, usize)>,
+    /// The subnets whose removal was let through not long ago and whose peers are not back, and when that was.
+    let_through: BTreeMap<IpNet, Instant>,
 }
 
 /// Why removals are held back.
@@ -51,6 +51,11 @@ pub struct Decision {
 }
 
 impl Guard {
+    /// Begins with what an earlier agent held back and let through, so that a restart lets nothing more through.
+    pub fn restored(held: BTreeSet<IpNet>, let_through: BTreeMap<IpNet, Instant>) -> Self {
+        Self { held, let_through }
+    }
+
     /// Decides on the removals that one snapshot or one revision asks for. `installed` counts the peers in force before it. A
     /// subnet that is held already stays held, because being asked for again proves nothing new.
     pub fn decide(
@@ -65,7 +70,9 @@ impl Guard {
         // Peers that are held back are dead according to the store, so they must not count among the living, of which more than
         // half would have to go.
         let living = installed.saturating_sub(self.held.len());
-        let recent = self.recent(now);
+        self.let_through.retain(|_, when| now.saturating_duration_since(*when) < WINDOW);
+        // A removal that failed is asked for again. It counts once.
+        let recent = self.let_through.keys().filter(|subnet| !fresh.contains(subnet)).count();
         let together = recent + fresh.len();
         let why = if fresh.is_empty() {
             None
@@ -82,30 +89,22 @@ impl Guard {
             self.held.extend(&fresh);
             Decision { held: fresh, why, remove: Vec::new() }
         } else {
-            if !fresh.is_empty() {
-                self.let_through.push_back((now, fresh.len()));
-            }
+            self.let_through.extend(fresh.iter().map(|subnet| (*subnet, now)));
             Decision { remove: fresh, held: Vec::new(), why: None }
         }
     }
 
-    /// How many removals were let through not long ago.
-    fn recent(&mut self, now: Instant) -> usize {
-        let old = |(when, _): &(Instant, usize)| now.saturating_duration_since(*when) >= WINDOW;
-        while self.let_through.front().is_some_and(old) {
-            self.let_through.pop_front();
-        }
-        self.let_through.iter().map(|(_, count)| count).sum()
-    }
-
-    /// Forgets a held removal, because its peer is back, or because somebody else has removed the peer from the data path.
+    /// Forgets a removal, held back or let through, because its peer is back: a host that comes and goes has not died as often.
     pub fn forget(&mut self, subnet: &IpNet) {
         self.held.remove(subnet);
+        self.let_through.remove(subnet);
     }
 
-    /// Keeps only those held removals for which `still` returns true.
-    pub fn retain(&mut self, still: impl FnMut(&IpNet) -> bool) {
-        self.held.retain(still);
+    /// Forgets the removals of all peers that are back (`is_leased`), and the held ones of peers that somebody else has removed
+    /// from the data path.
+    pub fn retain(&mut self, is_installed: impl Fn(&IpNet) -> bool, is_leased: impl Fn(&IpNet) -> bool) {
+        self.held.retain(|subnet| is_installed(subnet) && !is_leased(subnet));
+        self.let_through.retain(|subnet, _| !is_leased(subnet));
     }
 
     /// Takes the deletion of a single key as confirmation of the removal that was held back for it. Returns the subnet that is
@@ -124,6 +123,11 @@ impl Guard {
     /// The removals that are held back.
     pub fn held(&self) -> &BTreeSet<IpNet> {
         &self.held
+    }
+
+    /// The removals that were let through not long ago, and when.
+    pub fn let_through(&self) -> &BTreeMap<IpNet, Instant> {
+        &self.let_through
     }
 }
 
@@ -209,6 +213,47 @@ mod tests {
         // What the operator lets go does not count against what goes later.
         assert_eq!(guard.accept().len(), 5);
         assert_eq!(guard.decide(&subnets(20..21), 10, false, at(61)).why, None);
+    }
+
+    #[test]
+    fn a_restart_lets_nothing_more_through() {
+        let start = Instant::now();
+        let mut guard = Guard::default();
+        for n in 0..20_u8 {
+            guard.decide(&subnets(n..n + 1), usize::from(30 - n.min(15)), false, start);
+        }
+        assert_eq!((held(&guard), guard.let_through().len()), (5, 15));
+        // The next agent is asked for the five that were held, and for one more.
+        let mut next = Guard::restored(guard.held().clone(), guard.let_through().clone());
+        assert_eq!(next, guard);
+        let verdict = next.decide(&subnets(15..21), 15, false, start);
+        assert_eq!((verdict.held, verdict.why), (subnets(20..21), Some(Suspicion::TooManyInTime)));
+        // Without that memory, it would believe both.
+        assert_eq!(Guard::default().decide(&subnets(15..21), 15, false, start).why, None);
+    }
+
+    #[test]
+    fn a_peer_that_comes_back_is_not_gone() {
+        let now = Instant::now();
+        // Hosts that lose and get their leases, again and again, are never more than one at a time.
+        let mut guard = Guard::default();
+        for n in (0..10).cycle().take(100) {
+            assert_eq!(guard.decide(&subnets(n..n + 1), 10, false, now).why, None, "{n}");
+            guard.forget(&subnets(n..n + 1)[0]);
+        }
+        // All leases were read, and say that the peers are back, or some of them.
+        guard.decide(&subnets(0..5), 10, false, now);
+        guard.retain(|_| false, |subnet| subnets(0..3).contains(subnet));
+        assert_eq!(guard.let_through().keys().copied().collect::<Vec<_>>(), subnets(3..5));
+        // A removal that failed and is asked for again counts once.
+        for _ in 0..20 {
+            assert_eq!(guard.decide(&subnets(3..5), 10, false, now).why, None);
+        }
+        // Nor is a removal held whose peer is back, or gone by another hand.
+        let mut guard = Guard::default();
+        guard.decide(&subnets(0..5), 5, false, now);
+        guard.retain(|subnet| *subnet != subnets(0..1)[0], |subnet| *subnet == subnets(1..2)[0]);
+        assert_eq!(guard.held().iter().copied().collect::<Vec<_>>(), subnets(2..5));
     }
 
     #[test]

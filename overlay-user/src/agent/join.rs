@@ -14,6 +14,7 @@ use crate::{
     agent::{
         fast_path::Decider,
         options::{AskedIngress, Options},
+        origin::{self, Noted},
     },
     datapath::{
         ebpf::EbpfDatapath,
@@ -42,7 +43,7 @@ use crate::{
         network::NetworkConfig,
     },
     store::{
-        Origin, Store,
+        Store,
         acquire::{LeaseRequest, LocalLease, TIME_TO_LIVE},
     },
 };
@@ -56,7 +57,8 @@ pub(crate) struct Joined {
     pub(crate) network: NetworkConfig,
     pub(crate) backend: Backend,
     pub(crate) local_lease: LocalLease,
-    pub(crate) origin: Origin,
+    /// Which history the store told when the lease was acquired, and what an earlier agent's guard has noted.
+    pub(crate) origin: Noted,
     /// What the record says.
     pub(crate) record: Record,
     pub(crate) spec: DeviceSpec,
@@ -164,6 +166,7 @@ pub(crate) async fn join(
         names: Names::default(),
     };
     let mut decider = Decider::new(options.fast_path, site, Netlink::open()?);
+    let origin = Noted { origin, guard: origin::read_guard(&paths) };
     Ok(Joined {
         netlink,
         paths,

@@ -18,10 +18,10 @@ use self::{
     state::ReconcilerState,
 };
 use crate::{
-    agent::{peers::Scope, status::ResyncKind},
+    agent::{origin::Noted, peers::Scope, status::ResyncKind},
     datapath::{Datapath, DatapathError},
     store::{
-        Follow as _, Origin, Store, StoreError,
+        Follow as _, Store, StoreError,
         drained::Drained,
         local_lease::{LeaseKeeper, LeaseWrite},
     },
@@ -39,9 +39,9 @@ pub struct Setup {
     /// How often what is in force is read back and compared with the leases, in both directions. The store is asked far less
     /// often, in proportion to this.
     pub audit: Duration,
-    /// What an earlier agent, or the acquisition of the lease, heard of the store. If the store shows another history later,
-    /// every removal is suspect. With `None`, the first history that is seen is trusted.
-    pub origin: Option<Origin>,
+    /// What an earlier agent, or the acquisition of the lease, heard of the store, and which removals it held back. If the store
+    /// shows another history later, every removal is suspect. With `None`, the first history that is seen is trusted.
+    pub origin: Option<Noted>,
 }
 
 /// Why one round (what is known, then changes) ended early.

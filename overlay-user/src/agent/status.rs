@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    agent::peers::Skipped,
+    agent::{guard::Guard, peers::Skipped},
     datapath::{links::InFront, losses::Reading},
     host::firewall::RulesStatus,
     learn::view::View,
@@ -193,6 +193,10 @@ pub struct PeersStatus {
     pub failed: Vec<FailedPeer>,
     /// Removals held back by the mass-delete guard.
     pub held: Vec<IpNet>,
+    /// What the mass-delete guard must know again after a restart; see [`crate::agent::origin`]. `None` until the
+    /// loop has published it.
+    #[serde(skip)]
+    pub guard: Option<Guard>,
     /// Leases that give no peer.
     pub skipped: Vec<Skipped>,
     /// How many changes the first full application made, and how long it took.

@@ -66,7 +66,7 @@ impl<D: Datapath> ReconcilerState<D> {
     /// peers had to be changed.
     fn put_right(&mut self, drift: usize, other_history: bool) -> usize {
         let (table, peers) = (&self.table, &self.installed.peers);
-        self.guard.retain(|subnet| peers.contains_key(subnet) && table.get(subnet).is_none());
+        self.guard.retain(|subnet| peers.contains_key(subnet), |subnet| table.get(subnet).is_some());
         self.failed.clear();
         let changes = peers::diff(&self.table, &self.installed.peers);
         let count = changes.len();

@@ -159,6 +159,7 @@ impl<D: Datapath> ReconcilerState<D> {
             status.peers.installed = self.installed.peers.len();
             status.peers.failed = failed;
             status.peers.held = self.guard.held().iter().copied().collect();
+            status.peers.guard = Some(self.guard.clone());
             status.peers.skipped = skipped;
             status.datapath.endpoints = self.installed.endpoints.len();
             status.datapath.ports = ports;

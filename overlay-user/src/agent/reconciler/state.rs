@@ -19,11 +19,12 @@ use crate::{
         control::Call,
         desired::Desired,
         guard::{self, Guard, Suspicion},
+        origin::Noted,
         peers::{self, PeerTable, Scope},
     },
     datapath::{Datapath, DatapathError, Installed},
     model::change::{Change, LocalChange, PeerChange},
-    store::{self, Batch, Origin, Revision, history::History},
+    store::{self, Batch, Revision, history::History},
 };
 
 /// A count that the store gave, to be compared with what is known at the same revision.
@@ -68,15 +69,16 @@ impl<D: Datapath> ReconcilerState<D> {
         datapath: D,
         scope: Scope,
         inputs: Inputs,
-        origin: Option<Origin>,
+        noted: Option<Noted>,
         audit: Duration,
     ) -> Result<Self, DatapathError> {
         let installed = datapath.installed()?;
+        let (origin, guard) = noted.map(|noted| (noted.origin, noted.guard)).unzip();
         Ok(Self {
             inputs,
             datapath,
             table: PeerTable::new(scope),
-            guard: Guard::default(),
+            guard: guard.unwrap_or_default(),
             desired: Desired::default(),
             installed,
             failed: BTreeMap::new(),

@@ -91,6 +91,11 @@ impl Paths {
         self.state.join("origin")
     }
 
+    /// The file of the mass-delete guard, which [`crate::agent::origin`] keeps, too.
+    pub fn removals_path(&self) -> PathBuf {
+        self.state.join("removals")
+    }
+
     /// The file of [`crate::flannel::record`].
     pub fn flannel_path(&self) -> PathBuf {
         self.state.join("flannel.json")

@@ -30,11 +30,12 @@ impl Paths {
 
     /// Removes the pins and the files about them.
     fn forget(&self) -> Result<()> {
-        let (record, origin) = (self.record_path(), self.origin_path());
+        let (record, origin, removals) = (self.record_path(), self.origin_path(), self.removals_path());
         for (path, removed) in [
             (&self.pins, fs::remove_dir_all(&self.pins)),
             (&record, fs::remove_file(&record)),
             (&origin, fs::remove_file(&origin)),
+            (&removals, fs::remove_file(&removals)),
         ] {
             match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
