@@ -396,6 +396,55 @@ async fn what_the_watch_did_not_tell_is_found_by_counting() {
     stopped_without_a_trace(host).await;
 }
 
+/// Has the host find, when it resumes its watch, that the store is not what it knew. Returns how long it waits from then on
+/// until it reads all leases.
+async fn pause_after_a_doubt(host: &mut Host) -> Duration {
+    let snapshots = host.status.borrow().store.snapshots;
+    host.store.set_fault(Some(Fault::Unavailable));
+    host.until("the outage", |status| !status.store.following).await;
+    host.store.delete(OWN);
+    let tallies = host.store.asked().tallies;
+    host.store.set_fault(None);
+    while host.store.asked().tallies == tallies {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let start = Instant::now();
+    let status = host.until("all being read again", |status| status.store.snapshots > snapshots).await;
+    let pause = start.elapsed();
+    let resync = status.store.resync.unwrap();
+    assert!(resync.why.contains("of this host is gone"), "{resync:?}");
+    host.until("the own lease", |status| status.lease.state == LeaseState::Held && status.store.following)
+        .await;
+    pause
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_all_hosts_may_doubt_at_once_is_read_after_a_pause_that_grows_with_their_number() {
+    let mut few = Host::start([2, 3], Memory::default()).await;
+    for _ in 0..8 {
+        let pause = pause_after_a_doubt(&mut few).await;
+        assert!(pause < Duration::from_millis(30), "{pause:?}");
+    }
+    stopped_without_a_trace(few).await;
+
+    let mut many = Host::start(2..252, Memory::default()).await;
+    let mut pauses = Vec::new();
+    for _ in 0..16 {
+        pauses.push(pause_after_a_doubt(&mut many).await);
+    }
+    let longest = pauses.iter().max().unwrap();
+    assert!((Duration::from_millis(100)..Duration::from_millis(800)).contains(longest), "{pauses:?}");
+    // What an operator asks for is done at once.
+    for _ in 0..8 {
+        let (start, snapshots) = (Instant::now(), many.status.borrow().store.snapshots);
+        many.ask(Request::Resync).await;
+        many.until("the reading", |status| status.store.snapshots > snapshots).await;
+        assert!(start.elapsed() < Duration::from_millis(5), "{:?}", start.elapsed());
+        many.until("the stream", |status| status.store.following).await;
+    }
+    stopped_without_a_trace(many).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_part_of_the_store_that_lags_behind_contradicts_nothing() {
     let mut host = Host::start([2], Memory::default()).await;

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use log::{info, warn};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 pub use self::inputs::{Exit, Inputs};
 use self::{
-    schedule::{Pauses, longest},
+    schedule::{Pauses, Unread, longest},
     state::ReconcilerState,
 };
 use crate::{
@@ -87,7 +87,7 @@ pub async fn run(
                 pause += Pauses::long(state.hosts());
                 info!("{error}: reading all leases again in {pause:?}");
                 state.store_failed(&error);
-                state.unread = Some(error.to_string());
+                state.unread = Some(Unread::at_once(error.to_string()));
             }
             Stop::Store(error) => {
                 warn!("{error}; all peers stay, next try in {pause:?}");
@@ -101,7 +101,8 @@ pub async fn run(
             }
         }
         state.publish_lease(&lease);
-        if let Err(exit) = rest(&mut store, &mut lease, &mut state, pause).await {
+        let end = Instant::now() + pause;
+        if let Err(exit) = rest(&mut store, &mut lease, &mut state, |_| Some(end)).await {
             return Ok(exit);
         }
     }
@@ -119,8 +120,9 @@ async fn round<D: Datapath>(
     if state.unread.is_none() {
         tally(store, lease, state).await?;
     }
+    rest(store, lease, state, |state| state.unread.as_ref().map(|unread| unread.due)).await?;
     match state.unread.clone() {
-        Some(why) => list(store, lease, state, why).await?,
+        Some(unread) => list(store, lease, state, unread.why).await?,
         None => {
             if !state.readable {
                 state.audit()?;
@@ -151,8 +153,12 @@ async fn round<D: Datapath>(
             }
             () = sleep_until(maps) => state.audit()?,
             () = sleep_until(tally_due) => tally(store, lease, state).await?,
-            () = at(compare) => state.compare(),
-            () = sleep_until(listing) => state.unread = Some("it is done now and then".to_owned()),
+            // What waits may be of an earlier revision than the count.
+            () = at(compare) => if !changes.is_waiting() {
+                state.compare();
+            },
+            // The schedule has spread the hosts already.
+            () = sleep_until(listing) => state.unread = Some(Unread::at_once("it is done now and then")),
         }
     }
     Ok(())
@@ -198,20 +204,20 @@ async fn list<D: Datapath>(
     Ok(())
 }
 
-/// Pauses after a failure. The local lease is kept meanwhile, since what failed need not be the store, and the store may still
-/// take writes.
+/// Pauses after a failure, or before all leases are read, until the moment that `until` names, which an input may alter. The
+/// local lease is kept meanwhile, since what failed need not be the store, and the store may still take writes.
 async fn rest<D: Datapath>(
     store: &mut impl Store,
     lease: &mut LeaseKeeper,
     state: &mut ReconcilerState<D>,
-    pause: Duration,
+    until: impl Fn(&ReconcilerState<D>) -> Option<Instant>,
 ) -> Result<(), Exit> {
-    let end = sleep(pause);
-    tokio::pin!(end);
     loop {
+        let Some(end) = until(state).filter(|end| *end > Instant::now()) else { return Ok(()) };
         tokio::select! {
-            () = &mut end => return Ok(()),
-            // Whether somebody else wrote the lease does not matter here, because the next round begins with a snapshot anyway.
+            () = sleep_until(end) => {}
+            // Whether somebody else wrote the lease does not matter here: what follows looks at its key anyway, by a tally or by
+            // reading all.
             () = at(lease.due()) => {
                 state.meanwhile(lease.keep(store)).await?;
                 state.publish_lease(lease);

@@ -46,6 +46,11 @@ impl Drained {
         });
         Self { batches, overrun, task, store }
     }
+
+    /// Whether there are batches that the reader has not taken in yet.
+    pub fn is_waiting(&self) -> bool {
+        !self.batches.is_empty()
+    }
 }
 
 impl Follow for Drained {
@@ -90,8 +95,10 @@ mod tests {
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         store.cut_watches();
         for revision in written {
+            assert!(changes.is_waiting());
             assert_eq!(changes.next().await.unwrap().revision, revision);
         }
+        assert!(!changes.is_waiting());
         assert!(matches!(changes.next().await, Err(StoreError::Unavailable { .. })));
     }
 

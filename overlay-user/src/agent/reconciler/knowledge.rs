@@ -2,7 +2,10 @@
 use log::{info, warn};
 use tokio::time::{Duration, Instant};
 
-use super::state::{Count, ReconcilerState};
+use super::{
+    schedule::Unread,
+    state::{Count, ReconcilerState},
+};
 use crate::{
     agent::status::{Resync, ResyncKind},
     datapath::Datapath,
@@ -65,9 +68,13 @@ impl<D: Datapath> ReconcilerState<D> {
         }
     }
 
+    /// Has all leases be read after a pause, because whatever made this host doubt what it knows may have made all hosts doubt
+    /// it at the same moment: a store that was wiped or restored, say.
     fn distrust(&mut self, why: String) {
-        warn!("{why}: reading all leases again");
-        self.unread = Some(why);
+        let unread = Unread::rested(why, self.hosts());
+        warn!("{}: reading all leases again in {:?}", unread.why, unread.due - Instant::now());
+        self.unread = Some(unread);
+        self.not_following();
     }
 
     /// Records in the status how the loop came by what it knows.

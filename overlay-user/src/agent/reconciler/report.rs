@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use log::{error, info, warn};
 
-use super::state::ReconcilerState;
+use super::{schedule::Unread, state::ReconcilerState};
 use crate::{
     agent::{
         control::{EndpointLine, PeerLine, Request, Response},
@@ -32,7 +32,7 @@ impl<D: Datapath> ReconcilerState<D> {
             }
             Request::AcceptDeletions => self.accept_deletions(),
             Request::Resync => {
-                self.unread = Some("an operator asked for it".to_owned());
+                self.unread = Some(Unread::at_once("an operator asked for it"));
                 Response::Done("all leases will be read again".to_owned())
             }
         }
@@ -89,6 +89,13 @@ impl<D: Datapath> ReconcilerState<D> {
     pub(super) fn store_failed(&mut self, error: &StoreError) {
         self.inputs.status.send_modify(|status| {
             status.store.error = Some(error.to_string());
+        });
+        self.not_following();
+    }
+
+    /// Records in the status that no stream of changes is open.
+    pub(super) fn not_following(&mut self) {
+        self.inputs.status.send_modify(|status| {
             if status.store.following {
                 status.store.following = false;
                 status.store.since = unix_now();

@@ -100,6 +100,25 @@ impl Pauses {
     }
 }
 
+/// Why all leases are to be read, and from when on.
+#[derive(Clone, Debug)]
+pub(super) struct Unread {
+    pub(super) why: String,
+    pub(super) due: Instant,
+}
+
+impl Unread {
+    /// They are read at once, because only this host has reason to, or has waited already.
+    pub(super) fn at_once(why: impl Into<String>) -> Self {
+        Self { why: why.into(), due: Instant::now() }
+    }
+
+    /// They are read after a pause, because all of so many hosts may have the same reason.
+    pub(super) fn rested(why: String, hosts: usize) -> Self {
+        Self { why, due: Instant::now() + Pauses::long(hosts) }
+    }
+}
+
 /// The limit of the first pause on a network of so many hosts.
 fn first(hosts: usize) -> Duration {
     grown(FIRST.0, FIRST_PER_HOST, hosts).min(FIRST.1)
@@ -158,6 +177,15 @@ mod tests {
         for (hosts, limit) in [(3, 9), (250, 750), (10_000, 30_000), (1_000_000, 30_000)] {
             spread(|| Pauses::long(hosts), Duration::ZERO, limit * MILLI);
         }
+    }
+
+    #[test]
+    fn what_many_hosts_have_reason_to_read_they_read_at_different_times() {
+        let now = Instant::now();
+        let pause = |hosts| Unread::rested(String::new(), hosts).due.saturating_duration_since(now);
+        assert!(pause(0) < 5000 * MILLI && pause(3) < 5000 * MILLI);
+        // The test itself takes some of the time.
+        spread(|| pause(10_000).min(30_000 * MILLI), Duration::ZERO, 30_000 * MILLI);
     }
 
     #[test]

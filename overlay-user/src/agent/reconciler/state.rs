@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     inputs::{Exit, Input, Inputs},
-    schedule::Schedule,
+    schedule::{Schedule, Unread},
 };
 use crate::{
     agent::{
@@ -56,7 +56,7 @@ pub(super) struct ReconcilerState<D> {
     /// What has been heard of the store from which the installed peers come.
     pub(super) history: History,
     /// Why all leases must be read before changes can be followed, if they must.
-    pub(super) unread: Option<String>,
+    pub(super) unread: Option<Unread>,
     /// How many keys the store said it has, until that has been compared.
     pub(super) count: Option<Count>,
     pub(super) schedule: Schedule,
@@ -86,7 +86,7 @@ impl<D: Datapath> ReconcilerState<D> {
             soon: false,
             bare: false,
             history: History::new(origin),
-            unread: Some("the agent has started".to_owned()),
+            unread: Some(Unread::at_once("the agent has started")),
             count: None,
             schedule: Schedule::new(audit, 0),
             readable: false,
