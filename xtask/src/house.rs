@@ -1,5 +1,5 @@
 //! Unit tests of the project's structure, read from its files: no circle of modules, few entries in the agent's crate, a thin
-//! xtask, no leftovers of a merge.
+//! xtask, no leftovers of a merge, no messages with gaps.
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -213,4 +213,35 @@ fn no_merge_has_left_its_marks() {
         }
     }
     assert!(count > 300, "only {count} texts were found");
+}
+
+/// The first line of this text that has a gap of three spaces or more inside of a message, which is what remains of a line break
+/// whose backslash was lost. rustfmt leaves no gaps in code. Tests, and texts of several lines, may have tables.
+fn gap(text: &str) -> Option<&str> {
+    let code = text.split("#[cfg(test)]").next()?;
+    let has_gap = |line: &&str| {
+        let line = line.trim();
+        let before = line.split_once("   ").map(|(before, _)| before);
+        !line.starts_with("//") && before.is_some_and(|before| before.contains('"') && !before.ends_with('"'))
+    };
+    code.lines().find(has_gap)
+}
+
+#[test]
+fn no_message_has_gaps() {
+    let (mut open, mut count) = (vec![root().join("overlay-user/src"), root().join("overlay-common/src")], 0);
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(entries(&path));
+        } else if !path.ends_with("tests.rs") && !name(&path).ends_with("_tests.rs") {
+            let found = gap(&fs::read_to_string(&path).unwrap()).map(str::to_owned);
+            assert!(found.is_none(), "{}: a gap in {found:?}", name(&path));
+            count += 1;
+        }
+    }
+    assert!(count > 150, "only {count} files were found");
+    let lost = "bail!(\n    \"it is gone (a          container)\"\n)";
+    assert!(gap(lost).is_some());
+    assert!(gap(&format!("#[cfg(test)]\n{lost}")).is_none());
+    assert!(gap("    // a   table\n    \"   indented\"\n    \"a table:\n    one   two\"").is_none());
 }

@@ -126,8 +126,8 @@ pub fn socket_path(paths: &Paths) -> PathBuf {
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
-    /// The file's number, by which it is known from another one at the same path.
-    number: Option<u64>,
+    /// The file's identity, by which it is known from another one at the same path.
+    identity: Option<(u64, u64)>,
 }
 
 impl Server {
@@ -150,7 +150,7 @@ impl Server {
             std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
         let listener = listen(path).with_context(|| format!("listen on {}", path.display()))?;
-        Ok(Self { listener, path: path.to_owned(), number: number(path) })
+        Ok(Self { listener, path: path.to_owned(), identity: identity(path) })
     }
 
     /// Serves requests until the future is dropped.
@@ -173,7 +173,7 @@ impl Server {
                     match listen(&self.path) {
                         Ok(listener) => {
                             warn!("somebody removed {}: listening there again", self.path.display());
-                            (self.listener, self.number) = (listener, number(&self.path));
+                            (self.listener, self.identity) = (listener, identity(&self.path));
                         }
                         Err(error) => debug!("listen on {} again: {error}", self.path.display()),
                     }
@@ -186,7 +186,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if number(&self.path) == self.number {
+        if identity(&self.path) == self.identity {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -202,8 +202,9 @@ fn listen(path: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn number(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|file| file.ino())
+/// Device and number of a file. A number says nothing alone: somebody may have mounted another file system over the folder.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> anyhow::Result<()> {

@@ -59,6 +59,22 @@ async fn broken_requests_get_an_error() {
 }
 
 #[tokio::test]
+async fn a_server_leaves_anothers_file_alone() {
+    let folder = folder();
+    let path = folder.path().join("control.sock");
+    let server = Server::bind(&path).await.unwrap();
+    let other = folder.path().join("other");
+    std::fs::write(&other, "").unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    drop(server);
+    assert!(path.exists());
+    // The first files of these two file systems have the same number.
+    let [one, two] = ["/proc", "/sys"].map(|path| identity(Path::new(path)).unwrap());
+    assert_eq!(one.1, two.1);
+    assert_ne!(one, two);
+}
+
+#[tokio::test]
 async fn a_stale_socket_is_replaced_and_a_live_one_is_named() {
     let folder = folder();
     let path = socket_path(&Paths::new(folder.path(), folder.path(), "default"));

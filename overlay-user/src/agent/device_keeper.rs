@@ -3,7 +3,7 @@
 //! restarts it.
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
 use log::{info, warn};
 use tokio::{
@@ -15,7 +15,7 @@ use crate::{
     datapath::ebpf::MANY_OUTLYING,
     host::{
         device::{self, Device, DeviceSpec},
-        netlink::{Event, Netlink, NetlinkError},
+        netlink::{Address, Event, Link, Netlink, NetlinkError},
         underlay::{self, Underlay},
     },
     model::change::LocalChange,
@@ -177,18 +177,64 @@ impl Keeper {
     }
 
     async fn find_underlay(&mut self) -> anyhow::Result<u32> {
-        if let Some(link) = self.netlink.link_named(&self.name).await? {
+        let link = self.netlink.link_named(&self.name).await?;
+        if let Some(link) = &link {
             self.mac = link.mac;
-            // Routing protocols put the address on lo or on a dummy.
-            let addresses = self.netlink.addresses().await?;
-            if addresses.iter().any(|address| address.address == self.address) {
-                return underlay::unfit(&link).map_or(Ok(link.index), |why| Err(anyhow!(why)));
-            }
         }
-        bail!(
-            "interface {} with address {} is gone: bring it back, or start the agent again with what there is now",
-            self.name,
-            self.address
-        )
+        let addresses = self.netlink.addresses().await?;
+        let found = usable(&self.name, self.address, link, &addresses).map_err(|why| anyhow!(why))?;
+        Ok(found.index)
+    }
+}
+
+/// The underlay device, if the programs can be attached to it and the agent's address is still this host's; routing protocols
+/// put it on lo or on a dummy. Otherwise the reason, in the words of the status: [`underlay_watch`] says there whether another
+/// address takes its place.
+///
+/// [`underlay_watch`]: crate::agent::underlay_watch
+fn usable(name: &str, address: IpAddr, link: Option<Link>, addresses: &[Address]) -> Result<Link, String> {
+    let trouble = underlay::trouble(name, address, link.as_slice(), addresses);
+    match (link, trouble) {
+        (Some(_), Some(trouble)) if trouble.is_address_gone => Err(trouble.why),
+        // A device that is down, or without a carrier, keeps its programs.
+        (Some(link), _) => underlay::unfit(&link).map_or(Ok(link), Err),
+        (None, trouble) => {
+            Err(trouble.map_or_else(|| format!("interface {name} is gone"), |trouble| trouble.why))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::netlink::{LinkKind, LinkType};
+
+    #[test]
+    fn a_missing_underlay_is_told_in_the_words_of_the_status() {
+        let link = || Link {
+            index: 2,
+            name: "eth0".into(),
+            kind: LinkKind::Veth,
+            link_type: LinkType::ETHERNET,
+            master: None,
+            mac: None,
+            mtu: 1500,
+            up: false,
+            carrier: false,
+            noarp: false,
+            peer: None,
+            peer_netns: None,
+        };
+        let on = |link, last| Address::alone(link, [10, 99, 0, last].into());
+        let ours = IpAddr::from([10, 99, 0, 1]);
+        let usable = |link, addresses: &[Address]| usable("eth0", ours, link, addresses);
+        for (link, addresses) in [(None, vec![]), (None, vec![on(1, 1)]), (Some(link()), vec![on(2, 9)])] {
+            let says = underlay::trouble("eth0", ours, link.as_slice(), &addresses).unwrap().why;
+            assert_eq!(usable(link, &addresses).map(|link| link.index), Err(says));
+        }
+        // Wherever the address is, and whether or not the device is up.
+        for at in [1, 2] {
+            assert_eq!(usable(Some(link()), &[on(at, 1)]).map(|link| link.index), Ok(2));
+        }
     }
 }

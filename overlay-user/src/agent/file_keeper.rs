@@ -1,5 +1,5 @@
 //! Keeps the files that others read and that the next agent needs: subnet.env, the record and the lock. Nobody tells when one of
-//! them is removed, so they are looked at every other second. The lock says whether this agent still is the network's only one; if
+//! them is removed, so they are looked at every second. The lock says whether this agent still is the network's only one; if
 //! it is not, the agent ends.
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 

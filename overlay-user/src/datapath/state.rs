@@ -6,6 +6,7 @@ mod error;
 mod layouts;
 mod lock;
 mod moved;
+mod name;
 mod paths;
 mod record;
 mod removal;

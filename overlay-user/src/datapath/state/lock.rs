@@ -2,13 +2,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _, Write as _},
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::{
-            fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
-            net::{SocketAddr, UnixDatagram},
-        },
-    },
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
     sync::{Mutex, PoisonError},
     thread,
@@ -22,7 +16,11 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
-use super::{error::failed, paths::Paths};
+use super::{
+    error::failed,
+    name::{Claim, Holder, Name},
+    paths::Paths,
+};
 use crate::datapath::fnv;
 
 /// The lock of a network on this host. Its one agent has it, and the kernel releases it however the process ends.
@@ -30,8 +28,9 @@ use crate::datapath::fnv;
 pub struct Lock {
     paths: Paths,
     file: Mutex<Flock<File>>,
-    /// A name in this network namespace, which holds even if somebody removes the file.
-    _name: UnixDatagram,
+    /// A name in this network namespace, which holds even if somebody removes the file. None if a process that is no agent has
+    /// it.
+    name: Option<Name>,
 }
 
 /// Whether a process still has its lock.
@@ -58,23 +57,35 @@ impl Paths {
             }
         };
         let name = self.claim_name()?;
-        Ok(Lock { paths: self.clone(), file: Mutex::new(file), _name: name })
+        Ok(Lock { paths: self.clone(), file: Mutex::new(file), name })
     }
 
-    /// Claims the network's name in this network namespace. It is an abstract address: nobody can remove it by accident.
-    fn claim_name(&self) -> Result<UnixDatagram> {
+    /// Claims the network's name in this network namespace.
+    fn claim_name(&self) -> Result<Option<Name>> {
         let root = fs::canonicalize(&self.bpf_root).unwrap_or_else(|_| self.bpf_root.clone());
         let name = format!("overlay/{:08x}/{}", fnv::hash(root.as_os_str().as_encoded_bytes()), self.network);
-        let address = SocketAddr::from_abstract_name(&name);
-        match address.and_then(|address| UnixDatagram::bind_addr(&address)) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(
+        let claimed = Name::claim(&name, Holder::may_be_agent);
+        match claimed.map_err(|error| failed("claim the name of", &self.state, error))? {
+            Claim::Ours(name) => Ok(Some(name)),
+            Claim::Agents(holder) => bail!(
                 "another agent runs network {} with this --bpf-root in this network namespace, though its folders are not \
-                 those in {}, or were removed: it holds the name @{name} (`ss -xap | grep {name}` says who). Stop it first, or \
-                 give this one its own --network",
+                 those in {}, or were removed: it holds the name @{name} ({holder}). Stop it first, or give this one its own \
+                 --network",
                 self.network,
                 self.state.display()
             ),
-            claimed => claimed.map_err(|error| failed("claim the name of", &self.state, error)),
+            Claim::Strangers(holder) => {
+                let holder = holder.map_or_else(
+                    || format!("nobody answers there; `ss -xap | grep {name}` may say who it is"),
+                    |holder| holder.to_string(),
+                );
+                warn!(
+                    "somebody who is no agent holds the name @{name} ({holder}): going on without it. Only the lock in {} \
+                     tells of another agent now, until that process ends and this agent is started again",
+                    self.state.display()
+                );
+                Ok(None)
+            }
         }
     }
 
@@ -118,6 +129,9 @@ impl Lock {
     /// # Errors
     /// When the file is gone and cannot be made. Nobody else has it then.
     pub fn keep(&self) -> Result<Ownership> {
+        if let Some(name) = &self.name {
+            name.close_connections();
+        }
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.paths.lock_path();
         let state = &self.paths.state;

@@ -52,7 +52,11 @@ impl Paths {
         if !is_bpffs(&self.bpf_root) && self.bpf_root == Path::new(DEFAULT_BPF_ROOT) {
             if !is_hosts_mount_namespace() {
                 bail!(
-                    "there is no bpf filesystem at {DEFAULT_BPF_ROOT}, and this process is in a mount namespace of its own (a                      container, a unit with mounts of its own, or `ip netns exec`): one that it mounted would end with that                      namespace, and with it the programs that must go on without an agent. Mount the host's there: `mount                      --bind /sys/fs/bpf` before the namespace is made, or `-v /sys/fs/bpf:/sys/fs/bpf` for a container"
+                    "there is no bpf filesystem at {DEFAULT_BPF_ROOT}, and this process is in a mount namespace of its own (a \
+                     container, a unit with mounts of its own, or `ip netns exec`): one that it mounted would end with \
+                     that namespace, and with it the programs that must go on without an agent. Mount the host's there: \
+                     `mount --bind /sys/fs/bpf` before the namespace is made, or `-v /sys/fs/bpf:/sys/fs/bpf` for a \
+                     container"
                 );
             }
             let mounted = mount(Some("bpf"), DEFAULT_BPF_ROOT, Some("bpf"), MsFlags::empty(), None::<&str>);
