@@ -172,13 +172,13 @@ fn directly_a_full_packet_leaves_plain_and_behind_a_router_its_sender_is_told() 
         assert!(host.route(&packet).contains(&(Send, Reason::TooBig)));
         let answer = host.inside.next();
         assert_eq!((checksum(&answer[..20]), checksum(&answer[20..])), (0, 0));
-        // From overlay0 of the host that cannot be reached with so much.
+        // The answer comes from overlay0 of the host that packets of this size do not reach.
         assert_eq!(answer[12..20], [[10, 244, 3, 0], CONTAINER].concat());
         assert_eq!((answer.len(), answer[9], &answer[20..22]), (28 + 40, 1, &[3, 4][..]));
         assert_eq!(answer[26..28], 1472_u16.to_be_bytes());
         assert_eq!(answer[28..], packet[..40]);
 
-        // Without DF; or from a sender to whom no answer by overlay0 would find its way.
+        // The agent gets a packet without DF, which may be fragmented, and one whose sender an answer by overlay0 would not reach.
         for packet in [full(CONTAINER, FAR, 1473, 0), full(STRANGER, FAR, 1473, DF)] {
             assert_eq!(host.route(&packet), [(Send, Reason::NeedsFragmentation)]);
             assert_eq!(host.read(), packet);
