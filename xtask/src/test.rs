@@ -27,6 +27,7 @@ use crate::{
     vm::{self, KERNELS, Kernel, table},
 };
 
+mod hosts;
 mod lanes;
 mod programs;
 mod spent;
@@ -90,7 +91,7 @@ impl Rung {
         }
     }
 
-    /// What its jobs do to others.
+    /// What its jobs do to others. Those with hosts say it themselves.
     fn kind(self) -> Kind {
         match self {
             Self::Hosts => Kind::Timed,
@@ -127,10 +128,6 @@ const TESTS: &[(Rung, &str)] = &[
     (Rung::Hosts, "routes"),
     (Rung::Hosts, "host"),
 ];
-
-/// Tests of hosts that send few packets, and compare them without looking at the time, so that they may run beside others; and how
-/// many tests of such a file run at once, as most of them wait for agents half of the time.
-const BESIDE_HOSTS: &[(&str, usize)] = &[("rules", 2), ("docker", 1), ("kernels", 1), ("routes", 1)];
 
 /// What runs in VMs: the programs, and whole hosts.
 const IN_VMS: &[&str] = &["kernel", "kernels"];
@@ -185,10 +182,7 @@ fn wanted(rung: Option<Rung>) -> Wanted<'static> {
 fn jobs_of(rung: Rung, programs: &[TestProgram], options: &TestOptions) -> Result<Vec<Job>> {
     let job = |name: String, commands| Job { name, kind: rung.kind(), commands };
     let listed = || TESTS.iter().filter(|(of, _)| *of == rung).map(|(_, name)| *name);
-    let beside = |name| BESIDE_HOSTS.iter().find(|(beside, _)| *beside == name);
-    // Otherwise one after the other: hosts under load on few cores disturb each other's timing.
-    let of =
-        |name| Ok(find(programs, name)?.command(Some(beside(name).map_or(1, |(_, at_a_time)| *at_a_time))));
+    let of = |name| Ok(find(programs, name)?.command(Some(1)));
     Ok(match rung {
         Rung::Units => {
             let own = programs.iter().filter(|program| !program.integration);
@@ -198,11 +192,8 @@ fn jobs_of(rung: Rung, programs: &[TestProgram], options: &TestOptions) -> Resul
         }
         Rung::Kernel => vec![job("kernel".to_owned(), listed().map(of).collect::<Result<_>>()?)],
         Rung::Hosts => {
-            let one = |name| {
-                let job = job(format!("hosts/{name}"), vec![of(name)?]);
-                Ok(if beside(name).is_some() { Job { kind: Kind::Other, ..job } } else { job })
-            };
-            listed().map(one).collect::<Result<_>>()?
+            let jobs = listed().map(|name| Ok(hosts::jobs(find(programs, name)?)));
+            jobs.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()
         }
         Rung::Vm => {
             let files = IN_VMS.iter().map(|name| Ok(find(programs, name)?.file.clone()));

@@ -5,7 +5,7 @@ use overlay_common::{Hook::Send, Reason, SETTING_DIRECT, SETTING_OUTER_DF, wire:
 use super::{bed::*, overlay0::*};
 use crate::support::ip;
 
-/// With an identification, which the stack would give it otherwise.
+/// A packet that has an identification already, which the stack would give it otherwise.
 fn numbered(source: [u8; 4], destination: [u8; 4], length: usize, tos: u8) -> Vec<u8> {
     udp_with(source, destination, [4000, 5000], length, |ip| (ip[1], ip[5]) = (tos, 0x99))
 }
@@ -58,7 +58,7 @@ fn the_stacks_packets_leave_wrapped_and_are_noted() {
         }
         let count = host.bed.tables.counter(Send, Reason::Carried).unwrap();
         assert_eq!((count.packets, count.bytes), (5, 4 * 38 + 1472));
-        // With options, which the fast path knows nothing of.
+        // The same holds for a packet with options, which the fast path knows nothing of.
         let packet = with_options(CONTAINER, REMOTE, 10);
         assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
         assert_eq!(decapsulated(&host.wire.next(), PEER, 0, false), packet);
@@ -92,7 +92,7 @@ fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
         ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
         assert_eq!(host.route(&packet()), [(Send, Reason::Carried)]);
         assert_eq!(decapsulated(&host.wire.next(), PEER, 2, false), packet());
-        // But what the link does not take.
+        // The agent fragments what the link itself does not take.
         ip("link set eth0 mtu 1400");
         assert_eq!(host.route(&packet()), [(Send, Reason::NeedsFragmentation)]);
         assert_eq!(host.read(), packet());
@@ -117,7 +117,7 @@ fn what_is_too_large_for_the_path_is_fragmented_by_a_router_or_by_the_agent() {
 #[test]
 fn a_vxlan_device_sets_df_outside_where_the_path_takes_it() {
     with_vxlan(SETTING_OUTER_DF, |host| {
-        // Not by a route's MTU: where that is locked the kernel leaves DF out itself (iptunnel_xmit).
+        // A route's MTU would not do: where that is locked the kernel leaves DF out itself (iptunnel_xmit).
         ip("link set eth0 mtu 1400");
         for (length, flags) in [(1400 - 50 - 28, 0x40), (1401 - 50 - 28, 0x20)] {
             assert_eq!(host.route(&numbered(CONTAINER, REMOTE, length, 0)), [(Send, Reason::Carried)]);
@@ -172,13 +172,13 @@ fn directly_a_full_packet_leaves_plain_and_behind_a_router_its_sender_is_told() 
         assert!(host.route(&packet).contains(&(Send, Reason::TooBig)));
         let answer = host.inside.next();
         assert_eq!((checksum(&answer[..20]), checksum(&answer[20..])), (0, 0));
-        // From overlay0 of the host that cannot be reached with so much.
+        // The answer comes from overlay0 of the host that packets of this size do not reach.
         assert_eq!(answer[12..20], [[10, 244, 3, 0], CONTAINER].concat());
         assert_eq!((answer.len(), answer[9], &answer[20..22]), (28 + 40, 1, &[3, 4][..]));
         assert_eq!(answer[26..28], 1472_u16.to_be_bytes());
         assert_eq!(answer[28..], packet[..40]);
 
-        // Without DF; or from a sender to whom no answer by overlay0 would find its way.
+        // The agent gets a packet without DF, which may be fragmented, and one whose sender an answer by overlay0 would not reach.
         for packet in [full(CONTAINER, FAR, 1473, 0), full(STRANGER, FAR, 1473, DF)] {
             assert_eq!(host.route(&packet), [(Send, Reason::NeedsFragmentation)]);
             assert_eq!(host.read(), packet);

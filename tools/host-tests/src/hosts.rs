@@ -1,7 +1,7 @@
 //! Whole hosts for tests: the real binary on hosts of the lab, with a store and containers.
-use std::time::Duration;
+use std::{fs::OpenOptions, process::Command, time::Duration};
 
-use overlay_lab::{Agent, Backend, Container, Host, Lab, Options, PingOptions, wait_until};
+use overlay_lab::{Agent, Backend, Container, Host, Lab, Options, PingOptions, Running, wait_until};
 
 use crate::overlay as binary;
 
@@ -45,16 +45,30 @@ pub fn store(lab: &Lab) -> String {
 
 /// Runs one of the binary's commands on a host, with the host's own folders, and waits for its end.
 pub fn overlay(host: &Host, words: &[&str]) -> Said {
-    let mut command =
-        host.namespace().command(&[&["timeout", "20", binary().to_str().unwrap()], words].concat()).unwrap();
-    command.env("OVERLAY_BPF_ROOT", host.bpf_root());
-    command.env("OVERLAY_STATE_DIR", host.folder().join("state"));
+    said(&mut program(host, host, &["timeout", "20"], words))
+}
+
+/// One of the binary's commands, to be run on a host behind other words, such as `setpriv` and its options, which start it. The
+/// pins and the state are in the folders of `folders`, which may be another host's.
+pub fn program(host: &Host, folders: &Host, behind: &[&str], words: &[&str]) -> Command {
+    let binary = [binary().to_str().unwrap()];
+    let mut command = host.namespace().command(&[behind, &binary, words].concat()).unwrap();
+    command.env("OVERLAY_BPF_ROOT", folders.bpf_root());
+    command.env("OVERLAY_STATE_DIR", folders.folder().join("state"));
     command.env("OVERLAY_SUBNET_FILE", host.subnet_file());
-    said(&mut command)
+    command
+}
+
+/// Starts an agent by a command of [`program`], for tests that need other words or folders than those of the lab's own agents. Its
+/// log goes where [`logged`] looks. The process is killed when this is dropped, so it must be the agent itself: `setpriv` becomes
+/// the agent, whereas `timeout` has it as a child, which would go on.
+pub fn start_logged(host: &Host, command: &mut Command) -> Running {
+    let log = OpenOptions::new().create(true).append(true).open(host.agent_log()).unwrap();
+    Running::start(command.stdout(log.try_clone().unwrap()).stderr(log)).unwrap()
 }
 
 /// Runs a command and waits for its end.
-pub fn said(command: &mut std::process::Command) -> Said {
+pub fn said(command: &mut Command) -> Said {
     let output = command.output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     Said { code: output.status.code().unwrap_or(-1), text: String::from_utf8_lossy(&text).into_owned() }
@@ -64,6 +78,14 @@ pub fn said(command: &mut std::process::Command) -> Said {
 pub fn status(host: &Host) -> serde_json::Value {
     let text = host.overlay(binary(), &["status", "--json"]).unwrap();
     serde_json::from_str(&text).unwrap()
+}
+
+/// Packets that a hook of a host, such as `encap`, counted as carried.
+pub fn carried(host: &Host, hook: &str) -> u64 {
+    let status = status(host);
+    let counters = status["counters"].as_array().unwrap().iter();
+    let of_hook = counters.filter(|counter| counter["hook"] == hook && counter["verdict"] == "carried");
+    of_hook.map(|counter| counter["packets"].as_u64().unwrap()).sum()
 }
 
 /// Waits until the host's status fulfils `is`. `what` says in the error what was waited for.

@@ -2,11 +2,17 @@
 //! on them) costs no packet, and is told.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as its assertions do")]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 use overlay_host_tests::{
-    hosts::{JoinedHost, SOON, Said, lab, logged, overlay, said, status, store, until},
+    hosts::{
+        JoinedHost, SOON, carried, lab, logged, overlay, program, said, start_logged, status, store, until,
+    },
     overlay as binary, pins,
 };
 use overlay_lab::{Container, Host, Lab, Numbered, PingOptions, command::sh, wait_until};
@@ -144,33 +150,30 @@ fn a_bpffs_that_is_mounted_over_the_pins_gets_them_under_an_agent_and_without_on
     soon("no programs", || programs(&host, "eth0") + programs(&host, &port) == 0);
 }
 
-/// Runs the agent of another network namespace with this host's folders.
-fn agent_in_folders_of(folders: &Host, at: &Host, arguments: &[&str]) -> std::process::Command {
-    let agent = ["timeout", "60", binary().to_str().unwrap(), "agent", "--iface", "eth0"];
-    let mut command = at.namespace().command(&[&agent[..], arguments].concat()).unwrap();
-    command.env("OVERLAY_BPF_ROOT", folders.bpf_root());
-    command.env("OVERLAY_STATE_DIR", folders.folder().join("state"));
-    command.env("OVERLAY_SUBNET_FILE", at.subnet_file());
-    command
+/// The words of an agent that uses this store.
+fn agent(store: &str) -> [&str; 6] {
+    ["agent", "--iface", "eth0", "--store-dir", store, "--store-shared"]
 }
+
+/// What goes before the words of an agent that should end by itself: if it does not, it is ended after so many seconds.
+const AT_MOST: [&str; 2] = ["timeout", "60"];
 
 #[test]
 fn an_agent_that_lost_its_folders_to_another_one_touches_nothing_and_ends() {
     let lab = lab(2);
     let store = store(&lab);
-    let arguments = ["--store-dir", &store, "--store-shared"];
     let (first, second) = (lab.host(0), lab.host(1));
-    let mut agent = first.start_agent(binary(), &arguments).unwrap();
-    agent.wait_ready(SOON).unwrap();
-    agent.signal(Signal::SIGSTOP).unwrap();
+    let mut owner = first.start_agent(binary(), &["--store-dir", &store, "--store-shared"]).unwrap();
+    owner.wait_ready(SOON).unwrap();
+    owner.signal(Signal::SIGSTOP).unwrap();
     fs::remove_dir_all(pins(first)).unwrap();
     fs::remove_dir_all(state(first)).unwrap();
 
     // In the same network namespace the first one is found without any file.
-    let refused = said(&mut agent_in_folders_of(first, first, &arguments));
+    let refused = said(&mut program(first, first, &AT_MOST, &agent(&store)));
     refused.is(1, &["another agent runs network default", "in this network namespace"]);
     // In another one nothing tells of it, and the folders are that agent's from now on.
-    let mut other = agent_in_folders_of(first, second, &arguments).spawn().unwrap();
+    let mut other = start_logged(second, &mut program(second, first, &[], &agent(&store)));
     let socket = state(first).join("control.sock");
     soon("the second agent", || socket.exists() && pins(first).join("links").is_dir());
     soon("its programs", || programs(second, "eth0") == 1 && programs(second, "overlay0") == 2);
@@ -184,10 +187,10 @@ fn an_agent_that_lost_its_folders_to_another_one_touches_nothing_and_ends() {
         links
     };
     let before = held();
-    agent.signal(Signal::SIGCONT).unwrap();
+    owner.signal(Signal::SIGCONT).unwrap();
     let mut ended = None;
     soon("the first one's end", || {
-        ended = agent.status().unwrap();
+        ended = owner.status().unwrap();
         ended.is_some()
     });
     assert_eq!(ended.unwrap().code(), Some(1));
@@ -195,73 +198,83 @@ fn an_agent_that_lost_its_folders_to_another_one_touches_nothing_and_ends() {
     logged(first, "This agent touches nothing any more, and ends");
     assert_eq!(held(), before);
     assert!(socket.exists(), "the socket is the second one's");
-    other.kill().unwrap();
-    other.wait().unwrap();
-}
-
-/// Runs an agent behind these words, and returns what it said.
-fn agent_behind(host: &Host, words: &[&str], store: &str) -> Said {
-    let agent =
-        ["timeout", "20", binary().to_str().unwrap(), "agent", "--iface", "eth0", "--store-dir", store];
-    let mut command = host.namespace().command(&[words, &agent, &["--store-shared"]].concat()).unwrap();
-    command.env("OVERLAY_BPF_ROOT", host.bpf_root());
-    command.env("OVERLAY_STATE_DIR", host.folder().join("state"));
-    command.env("OVERLAY_SUBNET_FILE", host.subnet_file());
-    said(&mut command)
+    assert_eq!(other.status().unwrap(), None, "the second one goes on");
 }
 
 #[test]
 fn an_agent_that_could_not_last_or_not_work_says_so_before_it_changes_anything() {
     let lab = lab(1);
     let (host, store) = (lab.host(0), store(&lab));
-    // A mount namespace of its own, without the host's bpffs.
+    let refused =
+        |words: &[&str]| said(&mut program(host, host, &[&AT_MOST, words].concat(), &agent(&store)));
+    // This agent has a mount namespace of its own, in which the host's bpffs is not mounted.
     let alone = "while umount -l /sys/fs/bpf 2>/dev/null; do :; done; export OVERLAY_BPF_ROOT=/sys/fs/bpf; exec \"$@\"";
-    let found = agent_behind(host, &["unshare", "--mount", "sh", "-c", alone, "sh"], &store);
+    let found = refused(&["unshare", "--mount", "sh", "-c", alone, "sh"]);
     found.is(1, &["in a mount namespace of its own", "--bind /sys/fs/bpf", "-v /sys/fs/bpf:/sys/fs/bpf"]);
     let bound = |capabilities: &str| format!("--bounding-set=-all,{capabilities}");
     let few = bound("+net_admin,+net_raw,+bpf,+perfmon");
-    let found = agent_behind(host, &["setpriv", &few], &store);
+    let found = refused(&["setpriv", &few]);
     found.is(1, &["CAP_SYS_ADMIN", "which programs are attached"]);
     assert!(host.exec("ip link show dev overlay0").is_err());
     assert!(!state(host).exists() && !pins(host).exists());
 
     // The check says the same as the start.
     let check = |capabilities: &str| {
-        let words = ["setpriv", &bound(capabilities), binary().to_str().unwrap(), "check", "--iface", "eth0"];
-        let mut command = host.namespace().command(&words).unwrap();
-        said(
-            command
-                .env("OVERLAY_BPF_ROOT", host.bpf_root())
-                .env("OVERLAY_STATE_DIR", host.folder().join("state")),
-        )
-        .text
+        said(&mut program(host, host, &["setpriv", &bound(capabilities)], &["check", "--iface", "eth0"])).text
     };
     assert!(check("+net_admin,+net_raw,+bpf,+perfmon").contains("missing: CAP_SYS_ADMIN"));
     // What is asked for is enough.
     let enough = "+net_admin,+net_raw,+sys_admin";
     assert!(!check(enough).contains("missing:"));
-    let found = agent_behind(host, &["setpriv", &bound(enough)], &store);
-    found.is(124, &["following"]);
-    assert_eq!((programs(host, "eth0"), programs(host, "overlay0")), (1, 2));
+    let mut allowed =
+        start_logged(host, &mut program(host, host, &["setpriv", &bound(enough)], &agent(&store)));
+    logged(host, "following");
+    soon("its programs", || (programs(host, "eth0"), programs(host, "overlay0")) == (1, 2));
+    allowed.signal(Signal::SIGTERM).unwrap();
+    assert_eq!(allowed.wait(SOON).unwrap().code(), Some(0));
 }
+
+/// How long the agent leaves a new port to others, as docs/running.md has it.
+const LEFT_ALONE: Duration = Duration::from_secs(3);
 
 #[test]
 fn a_new_port_without_tcx_is_left_to_others_for_a_moment() {
     let lab = lab(2);
     let store = store(&lab);
     let arguments = ["--store-dir", &store, "--store-shared", "--attach", "clsact"];
-    let (a, b) = (JoinedHost::join(lab.host(0), &arguments), JoinedHost::join(lab.host(1), &arguments));
+    let (mut a, b) = (JoinedHost::join(lab.host(0), &arguments), JoinedHost::join(lab.host(1), &arguments));
     a.reaches(&b);
     let (subnet, mtu) = a.agent.subnet().unwrap();
-    for number in 10..15 {
-        // CNI's plugin `bandwidth` does this right after the plugin `bridge` has made the port.
-        let limited = a.host.add_container(&format!("limited{number}"), &subnet, number, mtu).unwrap();
-        a.host.exec(&format!("tc qdisc add dev {} ingress", limited.port())).unwrap();
-    }
-    // One that nobody limits gets its programs, and so does one that was there before the agent.
-    let free = a.host.add_container("free", &subnet, 20, mtu).unwrap();
-    soon("an endpoint", || is_endpoint(&a.host, &free, &b));
-    let filters = |side: &str| a.host.exec(&format!("tc filter show dev {} {side}", free.port())).unwrap();
-    assert!(filters("ingress").contains("overlay_encap") && filters("egress").contains("overlay_track"));
-    a.reaches(&b);
+    let host = a.host.clone();
+    let tc = |words: &str| host.exec(&format!("tc {words}")).unwrap();
+
+    // A port that nobody limits gets its programs, but no sooner than others have had their time. However slow the machine is,
+    // that time begins after this.
+    let began = Instant::now();
+    let free = host.add_container("free", &subnet, 20, mtu).unwrap();
+    let has = |side: &str, name: &str| tc(&format!("filter show dev {} {side}", free.port())).contains(name);
+    soon("its programs", || {
+        is_endpoint(&host, &free, &b);
+        has("ingress", "overlay_encap") && has("egress", "overlay_track")
+    });
+    assert!(began.elapsed() >= LEFT_ALONE, "{:?}", began.elapsed());
+    soon("an endpoint", || is_endpoint(&host, &free, &b));
+
+    // CNI's plugin `bandwidth` makes its qdisc right after the plugin `bridge` has made the port. So that the agent cannot be
+    // faster on a busy machine, it is stopped meanwhile.
+    a.agent.signal(Signal::SIGSTOP).unwrap();
+    let limited = host.add_container("limited", &subnet, 10, mtu).unwrap();
+    tc(&format!("qdisc add dev {} ingress", limited.port()));
+    a.agent.signal(Signal::SIGCONT).unwrap();
+    let limited = JoinedHost { container: limited, ..a };
+    limited.reaches(&b);
+    let port = limited.container.port();
+    logged(&host, &format!("{port} has an ingress qdisc, which takes the place of clsact"));
+    // The stack goes on carrying what it sends, and what is sent to it arrives.
+    let before = carried(&host, "send");
+    limited.reaches(&b);
+    assert!(carried(&host, "send") >= before + 10, "{before}");
+    b.reaches(&limited);
+    let qdiscs = tc(&format!("qdisc show dev {port}"));
+    assert!(qdiscs.contains("ingress") && !qdiscs.contains("clsact"), "{qdiscs}");
 }

@@ -124,7 +124,8 @@ pub struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+    /// Starts a command, such as one of [`Namespace::command`].
+    pub fn start(command: &mut Command) -> Result<Self> {
         let shown = command::show(command);
         let child = command.spawn().with_context(|| format!("start {shown}"))?;
         Ok(Self { child, shown })

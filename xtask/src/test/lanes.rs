@@ -53,9 +53,9 @@ pub(super) struct Job {
 /// How a job ended.
 struct Ended {
     name: String,
-    /// On the clock.
+    /// How long it ran, on the clock.
     time: Duration,
-    /// On CPUs, by all its processes together.
+    /// How long all its processes together ran on CPUs.
     cpu: Duration,
     result: Result<()>,
 }
@@ -221,8 +221,8 @@ pub(super) fn minutes(time: Duration) -> String {
     format!("{:.1} min", time.as_secs_f32() / 60.0)
 }
 
-/// How long each took, and how much of it on CPUs, in the order in which they ended. A job whose two figures are far apart
-/// waits.
+/// How long each took, and how much of it on CPUs, in the order in which they ended. A job that took much longer than it ran on
+/// CPUs has mostly waited. One that ran on several CPUs at once can show more time on CPUs than on the clock.
 fn table(ended: &[Ended], all: Duration) -> String {
     let line = |name: &str, time: Duration, cpu: Duration, how: &str| {
         format!("  {name:24}{:>10}{:>10}{how}", minutes(time), minutes(cpu))

@@ -98,6 +98,14 @@ impl TestProgram {
 }
 
 #[cfg(test)]
+impl TestProgram {
+    /// An integration test of this name, which nobody has built.
+    pub(super) fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), integration: true, folder: PathBuf::new(), file: PathBuf::from(name) }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

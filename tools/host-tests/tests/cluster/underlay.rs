@@ -1,7 +1,9 @@
 //! The address by which the other hosts reach a host: which one packets come from, and what happens when it changes.
 use std::{fs, os::unix::net::UnixDatagram};
 
-use overlay_host_tests::hosts::{CONFIG, JoinedHost, SOON, lab, logged, overlay, status, until};
+use overlay_host_tests::hosts::{
+    CONFIG, JoinedHost, SOON, lab, logged, overlay, program, start_logged, status, until,
+};
 use overlay_lab::{Backend, Host, wait_until};
 use serde_json::Value;
 
@@ -114,15 +116,8 @@ fn an_address_on_lo_has_the_mtu_of_the_way_out_and_systemd_is_told() {
     let socket = host.folder().join("notify");
     let listener = UnixDatagram::bind(&socket).unwrap();
     listener.set_read_timeout(Some(SOON)).unwrap();
-    let line = format!(
-        "env NOTIFY_SOCKET={} {} agent --iface 10.98.0.1 --store-dir {store} --bpf-root {} --state-dir {} --subnet-file {}",
-        socket.display(),
-        overlay_host_tests::overlay().display(),
-        host.bpf_root().display(),
-        host.folder().join("state").display(),
-        host.subnet_file().display(),
-    );
-    let agent = host.spawn(&line).unwrap();
+    let words = ["agent", "--iface", "10.98.0.1", "--store-dir", &store];
+    let agent = start_logged(host, program(host, host, &[], &words).env("NOTIFY_SOCKET", &socket));
     let mut told = [0; 64];
     let length = listener.recv(&mut told).unwrap();
     assert_eq!(&told[..length], b"READY=1");

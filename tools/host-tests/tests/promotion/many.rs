@@ -1,7 +1,7 @@
 //! As many promoted connections as the table has space for: what is in use stays fast, the agent's work for them is bounded, and new
 //! rules end all of them at once.
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -9,7 +9,7 @@ use overlay_common::{
     Addr4, FLOW_BACKWARD, FLOW_DELIVERED, FLOW_FORWARD, FLOW_SENT, Flow, FlowKey, Hook, Reason, epoch_bits,
     header::protocol::{TCP, UDP},
 };
-use overlay_lab::{Backend, Member, wait_until};
+use overlay_lab::{Backend, Member, cpu::CpuTime, wait_until};
 use overlay_user::datapath::tables::Tables;
 
 use super::established::{asks, asserts_fast, promoted};
@@ -58,13 +58,9 @@ fn now_ns() -> u64 {
     Duration::from(now).as_nanos() as u64
 }
 
-/// How long a process has run on a CPU.
+/// How long a process itself has run on a CPU.
 fn cpu_time(pid: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name, which may have spaces, ends with a parenthesis; fields 14 and 15 are in hundredths of a second.
-    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
-    Duration::from_millis(ticks * 10)
+    CpuTime::of(pid).unwrap().own
 }
 
 #[test]

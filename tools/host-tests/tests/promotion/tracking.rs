@@ -154,7 +154,7 @@ fn as_much_is_known_of_many_short_connections_as_without_a_fast_path() {
             let listed = bed[host].host.exec("cat /proc/net/nf_conntrack").unwrap();
             listed.lines().filter(|line| line.contains(port)).count()
         };
-        // The tunnel's own packets, in two directions.
+        // Connection tracking knows the tunnel's own packets too, as one connection for each outer port and direction.
         let outer = [0, 1].map(|host| known(host, "dport=8472 "));
         assert!(outer.iter().all(|known| (1..=2 * 256).contains(known)), "{outer:?}");
         let known = [0, 1].map(|host| known(host, "dport=808"));

@@ -26,7 +26,8 @@ pub const SERVICE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 96, 0, 10);
 /// Changes nothing in the end, but makes the kernel send news of rules, so that an agent looks at them at once.
 pub const NEWS: &str = "add table ip news\ndelete table ip news\n";
 
-/// Removes all rules, and the routing policies of rows. Of what it removes by iptables' older variant there is no news either.
+/// Removes all rules, and the routing policies of rows. Of what it removes by iptables' older variant there is no news either, so it
+/// makes some with `$NEWS`, which is [`NEWS`].
 const CLEAR: &str = "
     nft flush ruleset
     for table in $(cat /proc/net/ip_tables_names 2>/dev/null); do
@@ -36,7 +37,7 @@ const CLEAR: &str = "
             iptables-legacy -t $table -P $chain ACCEPT
         done
     done
-    [ -z \"$(cat /proc/net/ip_tables_names 2>/dev/null)\" ] || nft 'add table ip news; delete table ip news'
+    [ -z \"$(cat /proc/net/ip_tables_names 2>/dev/null)\" ] || nft \"$NEWS\"
     while ip rule delete pref 1000 2>/dev/null; do :; done
     ip route flush table 100 2>/dev/null || true
 ";
@@ -129,7 +130,8 @@ impl Stage {
         fs::write(&file, text).unwrap();
         let words = [&words[..], &[file.to_str().unwrap()]].concat();
         let mut command = member.host.namespace().command(&words).unwrap();
-        let output = command.envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap();
+        command.envs(variables.iter().map(|(name, value)| (name, value))).env("NEWS", NEWS);
+        let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         output.status.success().then_some(()).ok_or(said)
     }

@@ -1,11 +1,12 @@
-//! Hosts with more rules than anybody can read, and hosts whose rules never stay the same.
+//! Hosts with more rules than anybody can read, and hosts whose rules never stay the same. These tests look at the time, so xtask
+//! runs them apart from the other tests of rules, which do not (`TIMED_PARTS` in `xtask/src/test/hosts.rs`).
 use std::{
     fmt::Write as _,
     fs, thread,
     time::{Duration, Instant},
 };
 
-use overlay_lab::{Member, Numbered, Options};
+use overlay_lab::{Member, Numbered, Options, cpu::CpuTime};
 
 use super::stage::{AUTO, decided, eventually};
 use crate::{
@@ -21,12 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The time that a member's agent and the commands it has waited for have spent on CPUs.
 fn cpu_time(member: &mut Member) -> Duration {
-    let pid = member.agent().unwrap().pid().unwrap();
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name of the program may have spaces. Behind it, utime, stime, cutime and cstime are the fields 12 to 15 (proc(5)),
-    // in ticks, of which Linux has 100 in a second on every architecture.
-    let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(4);
-    Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
+    CpuTime::of(member.agent().unwrap().pid().unwrap()).unwrap().whole()
 }
 
 /// Asserts that the agent answers while it looks at many rules, that it soon says why it asks about each, and that connections
