@@ -8,10 +8,8 @@ use super::{
 };
 use crate::{
     host::{
-        firewall::{
-            analysis::{Harm, Kind, Unread, Why, analyse},
-            command::Failed,
-        },
+        command::Failed,
+        firewall::analysis::{Harm, Kind, Unread, Why, analyse},
         site::Site,
     },
     model::fast_path::AskedFastPath,

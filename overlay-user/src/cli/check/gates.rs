@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::finding::{Finding, Level};
 use crate::host::firewall::{
     analysis::{End, Gate},
-    command::is_nft_name,
+    nft::is_nft_name,
 };
 
 /// Judges the chains that refuse something, and the variants of iptables that have none of these. There is no finding of an INPUT
