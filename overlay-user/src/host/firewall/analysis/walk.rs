@@ -203,7 +203,7 @@ impl Walker<'_> {
             match &rule.action {
                 Action::Continue => {}
                 // The tunnel's own packets come from the address that they would be given.
-                Action::Masquerade if journey.probe.is_from_host => {}
+                Action::Masquerade if journey.probe.is_from_host && self.site.names.is_masqueraded_alike => {}
                 Action::Alter => {
                     self.add(Sifted { varying: true, ..sifted }, false, Kind::Other, rule.quote.clone());
                 }
