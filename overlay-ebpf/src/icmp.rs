@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Bytes in front of the IP header of a packet that has no link header.
-const NONE: usize = 0;
+const NO_LINK_HEADER: usize = 0;
 
 /// No peer holds the destination's subnet.
 #[inline(always)]
@@ -40,7 +40,7 @@ pub(crate) fn too_big_at_overlay0<F: Family>(
     ip: &F::Header,
     mtu: u32,
 ) -> Answer<Outcome> {
-    answer::<F, NONE>(packet, ip, at_most::<F>(mtu), Reason::TooBig, Reason::NeedsFragmentation)
+    answer::<F, NO_LINK_HEADER>(packet, ip, at_most::<F>(mtu), Reason::TooBig, Reason::NeedsFragmentation)
 }
 
 #[inline(always)]
@@ -59,7 +59,7 @@ fn answer<F: Family, const LINK: usize>(
     otherwise: Reason,
 ) -> Answer<Outcome> {
     if !is_answerable::<F>(packet, LINK, inner) || !count::may_answer() {
-        let hook = if LINK == NONE { Hook::Send } else { Hook::Encap };
+        let hook = if LINK == NO_LINK_HEADER { Hook::Send } else { Hook::Encap };
         count::add(hook, Reason::AnswerWithheld, packet.size(LINK));
         return Err(otherwise.into());
     }
@@ -75,7 +75,7 @@ fn answer<F: Family, const LINK: usize>(
     if !is_built {
         return Err(Reason::Failed.into());
     }
-    let verdict = if LINK == NONE {
+    let verdict = if LINK == NO_LINK_HEADER {
         Packet::redirect_to_ingress(settings::device())
     } else {
         Packet::redirect(packet.ifindex())
@@ -105,14 +105,14 @@ fn build<F: Family, const LINK: usize, const TRANSPORT: usize>(packet: &Packet<'
     let Some(sender) = packet.read::<F::Address>(LINK + F::SOURCE) else { return false };
     let Some(receiver) = packet.read::<F::Address>(LINK + F::DESTINATION) else { return false };
     // The base address of a peer's subnet is that of its overlay0.
-    let from = if LINK == NONE { receiver.subnet() } else { F::Address::gateway() };
+    let from = if LINK == NO_LINK_HEADER { receiver.subnet() } else { F::Address::gateway() };
     if packet.cut(LINK + quote).is_err() || packet.make_space(F::HEADER + ICMP_HEADER).is_err() {
         return false;
     }
     if !packet.pull(LINK + F::HEADER + ICMP_HEADER + quote) {
         return false;
     }
-    (LINK == NONE || write_ethernet(packet))
+    (LINK == NO_LINK_HEADER || write_ethernet(packet))
         && F::write_error_ip(packet, LINK, [from, sender], ICMP_HEADER + quote).is_ok()
         && write_icmp::<F, LINK>(packet, [from, sender], header.to_ne_bytes(), quote)
 }

@@ -64,9 +64,11 @@ pub(super) fn send<F: Family>(
     leave_by(packet, &next_hop)
 }
 
-/// A packet that the path does not take. With host-gw, overlay0 takes packets as large as the link does, but a peer behind a
-/// router gets them in datagrams: that path is narrower by a datagram's headers, and only this program knows. So it answers what
-/// has DF, as a router would, where the answer finds its way back by overlay0. Everything else is fragmented behind the agent's socket.
+/// A packet that the path does not take. With host-gw, overlay0 takes packets as large as the link does, but some paths take less,
+/// and only this program knows: a peer behind a router gets datagrams, which are longer by their headers; the underlay's MTU may
+/// have become smaller than overlay0's, for a peer on the same link too; and under `--outer-df` the kernel may know of a smaller
+/// MTU on the way to a peer behind a router. So the program answers what has DF, as a router would, where the answer finds its way
+/// back by overlay0. Everything else is fragmented behind the agent's socket.
 #[inline(always)]
 fn refuse<F: Family>(packet: &Packet<'_>, mtu: u32) -> Answer<Outcome> {
     match F::Header::checked(packet, 0) {

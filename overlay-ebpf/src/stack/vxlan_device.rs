@@ -40,8 +40,9 @@ pub(super) fn send<F: Family>(packet: &Packet<'_>, peer: &PeerEntry<F::Address>)
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
 }
 
-/// A hash of the same connection that has few values, [`SOURCE_PORTS`]: the device makes the outer source port of its upper 16
-/// bits. It is never zero, which would mean that there is none.
+/// A hash of the same connection that has few values, [`SOURCE_PORTS`]. They differ in the upper bits, which decide about the
+/// outer source port: the kernel folds the lower half into the upper (`hash ^= hash << 16`), and scales the result down into the
+/// range of ports (`udp_flow_src_port`). The hash is never zero, which would mean that there is none.
 #[inline(always)]
 const fn spread(hash: u32) -> u32 {
     hash << (u32::BITS - SOURCE_PORTS.trailing_zeros()) | 1

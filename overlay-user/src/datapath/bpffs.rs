@@ -21,7 +21,7 @@ use nix::{
 use super::DatapathError;
 
 /// Whether a folder is on a bpf file system, or will be when it is made.
-pub(super) fn is_bpffs(path: &Path) -> bool {
+pub(crate) fn is_bpffs(path: &Path) -> bool {
     // If the folder does not exist yet, it will be on the same file system as its parent.
     let existing = path.ancestors().find(|ancestor| ancestor.exists());
     existing.is_some_and(|path| statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC))

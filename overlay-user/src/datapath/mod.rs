@@ -32,6 +32,7 @@ use std::{
 
 use ipnet::IpNet;
 
+pub(crate) use self::bpffs::is_bpffs;
 pub use self::error::DatapathError;
 use crate::model::{
     change::{Change, LocalChange, PeerChange, XdpTargetChange},

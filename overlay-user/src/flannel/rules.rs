@@ -8,9 +8,12 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::host::firewall::{
-    command::{nft_has_table, run},
-    iptables::{self, lines, save},
+use crate::host::{
+    command::run,
+    firewall::{
+        iptables::{self, lines, save},
+        nft::nft_has_table,
+    },
 };
 
 /// All of flannel's rules.

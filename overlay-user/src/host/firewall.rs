@@ -1,11 +1,11 @@
 //! Our rules in the host's packet filter: put in force, kept in force, told in the status, taken away by `overlay down`.
 pub mod analysis;
-pub mod command;
 mod ebtables;
 pub mod fingerprint;
 pub mod forward;
 pub mod iptables;
 pub mod masquerade;
+pub mod nft;
 mod status;
 mod wanted;
 

@@ -41,19 +41,23 @@ impl Holder {
 pub fn find(port: u16) -> Holder {
     let tables = ["udp", "udp6"]
         .map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default());
-    let inodes: Vec<u64> = tables.iter().flat_map(|table| inodes(table, port)).collect();
+    let inodes: Vec<u64> = tables.iter().flat_map(|table| sockets(table, port)).flatten().collect();
     process_of(Path::new("/proc"), &inodes).unwrap_or(Holder::Unseen)
 }
 
-/// Inodes of the sockets that the text of /proc/net/udp lists at the port. A socket of the kernel's may have none.
-fn inodes(table: &str, port: u16) -> Vec<u64> {
-    let inode = |line: &str| {
+/// Whether the text of /proc/net/udp lists a socket that is bound to the port.
+pub fn is_bound(table: &str, port: u16) -> bool {
+    sockets(table, port).next().is_some()
+}
+
+/// The sockets that the text of /proc/net/udp lists at the port, each by its inode. A socket of the kernel's may have none.
+fn sockets(table: &str, port: u16) -> impl Iterator<Item = Option<u64>> {
+    table.lines().skip(1).filter_map(move |line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let (_, local) = fields.get(1)?.rsplit_once(':')?;
         (u16::from_str_radix(local, 16).ok()? == port).then_some(())?;
-        fields.get(9)?.parse().ok().filter(|inode| *inode != 0)
-    };
-    table.lines().skip(1).filter_map(inode).collect()
+        Some(fields.get(9).and_then(|inode| inode.parse().ok()).filter(|inode| *inode != 0))
+    })
 }
 
 /// The first process that has one of these sockets open. Processes that may not be looked at, or end meanwhile, are passed over.
@@ -94,9 +98,11 @@ mod tests {
                  00000000     0        0 {inode} 2 0000000000000000 0\n"
             )
         };
-        assert_eq!(inodes(&line(0), 8472), [0; 0]);
-        assert_eq!(inodes(&line(77), 8472), [77]);
-        assert_eq!(inodes(&line(77), 8285), [0; 0]);
+        let listed = |inode, port| sockets(&line(inode), port).collect::<Vec<_>>();
+        assert_eq!(listed(0, 8472), [None]);
+        assert_eq!(listed(77, 8472), [Some(77)]);
+        assert_eq!(listed(77, 8285), []);
+        assert!(is_bound(&line(0), 8472) && !is_bound(&line(0), 8285));
         assert_eq!(process_of(Path::new("/proc"), &[u64::MAX]), None);
         let (what, remedy) = Holder::Unseen.described(8472);
         assert!(what.contains("no process") && remedy.contains("VXLAN device"), "{what}: {remedy}");

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::netlink::{Netlink, NetlinkError};
+use super::{
+    netlink::{FlaggedAddress, Link, Netlink, NetlinkError},
+    underlay::is_link_local,
+};
 
 /// The overlay's addresses, and where the host's interfaces lead. An agent knows all of it; `overlay check` may know little.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,10 @@ pub struct Names {
     pub containers: BTreeSet<String>,
     /// Names of those that lead to none.
     pub elsewhere: BTreeSet<String>,
+    /// Whether the tunnel's packets come from the underlay interface's first address, which is the one that masquerading by
+    /// interface gives to what leaves there (`inet_select_addr` of the kernel). Peers drop what comes from any other. It also
+    /// holds where the interface or the address is not known.
+    pub is_masqueraded_alike: bool,
 }
 
 impl Site {
@@ -55,6 +62,7 @@ impl Site {
             names: Names {
                 containers: ["br7".into()].into(),
                 elsewhere: ["eth1".into(), "virbr0".into()].into(),
+                is_masqueraded_alike: true,
             },
         }
     }
@@ -66,12 +74,14 @@ impl Site {
     /// # Errors
     /// When the kernel does not list links, addresses or routes.
     pub async fn look_around(&self, netlink: &Netlink) -> Result<Names, NetlinkError> {
-        let mut names = Names::default();
+        let (links, addresses) = (netlink.links().await?, netlink.flagged_addresses().await?);
+        let is_masqueraded_alike = self.is_masqueraded_alike(&links, &addresses);
+        let mut names = Names { is_masqueraded_alike, ..Names::default() };
         let Some(subnet) = self.subnet else { return Ok(names) };
-        let addresses = netlink.addresses().await?;
         let routes = netlink.routes().await?;
-        for link in netlink.links().await?.into_iter().filter(|link| link.name != self.device) {
-            let mut own = addresses.iter().filter(|address| address.link == link.index).peekable();
+        for link in links.into_iter().filter(|link| link.name != self.device) {
+            let own = addresses.iter().map(|flagged| flagged.address);
+            let mut own = own.filter(|address| address.link == link.index).peekable();
             let has_route = |leads: &dyn Fn(&IpNet) -> bool| {
                 routes.iter().any(|route| route.link == Some(link.index) && leads(&route.destination))
             };
@@ -87,5 +97,63 @@ impl Site {
             }
         }
         Ok(names)
+    }
+
+    /// See [`Names::is_masqueraded_alike`]. `addresses` are in the kernel's order. An address of the link alone (169.254.0.0/16)
+    /// is passed over, as the kernel passes over what has that scope.
+    fn is_masqueraded_alike(&self, links: &[Link], addresses: &[FlaggedAddress]) -> bool {
+        let (Some(name), Some(own)) = (&self.underlay, self.address) else { return true };
+        let Some(underlay) = links.iter().find(|link| link.name == *name) else { return true };
+        let mut given = addresses
+            .iter()
+            .filter(|one| one.address.link == underlay.index && !one.is_secondary)
+            .map(|one| one.address.address);
+        given.find(|address| *address == own || !is_link_local(*address)) == Some(own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::netlink::{Address, LinkKind, LinkType};
+
+    #[test]
+    fn masquerading_gives_the_first_address_of_the_underlay_interface() {
+        let link = |index, name: &str| Link {
+            index,
+            name: name.into(),
+            kind: LinkKind::Other(String::new()),
+            link_type: LinkType::ETHERNET,
+            master: None,
+            mac: None,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            noarp: false,
+            peer: None,
+            peer_netns: None,
+        };
+        let links = [link(1, "lo"), link(2, "eth0")];
+        let has = |link, address: [u8; 4], is_secondary| FlaggedAddress {
+            address: Address { link, address: address.into(), prefix_len: 24 },
+            is_deprecated: false,
+            is_permanent: true,
+            is_secondary,
+        };
+        let site = Site::example();
+        let (own, other) = ([10, 99, 0, 1], [10, 99, 0, 7]);
+        for (addresses, is_alike) in [
+            (vec![has(1, [127, 0, 0, 1], false), has(2, own, false), has(2, other, true)], true),
+            (vec![has(2, own, false), has(2, other, false)], true),
+            (vec![has(2, [169, 254, 0, 3], false), has(2, own, false)], true),
+            (vec![has(2, other, false), has(2, own, true)], false),
+            (vec![has(2, other, false), has(2, own, false)], false),
+            (vec![has(1, own, false), has(2, other, false)], false),
+        ] {
+            assert_eq!(site.is_masqueraded_alike(&links, &addresses), is_alike, "{addresses:?}");
+        }
+        let unknown = Site { address: None, ..Site::example() };
+        assert!(unknown.is_masqueraded_alike(&links, &[has(2, other, false)]));
+        assert!(Site { underlay: None, ..Site::example() }.is_masqueraded_alike(&links, &[]));
     }
 }

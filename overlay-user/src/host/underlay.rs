@@ -4,6 +4,7 @@ mod trouble;
 
 use anyhow::Result;
 
+pub(crate) use self::choice::is_link_local;
 pub use self::{
     choice::{Choice, Sight, Underlay, pick, unfit},
     trouble::{Trouble, trouble},

@@ -283,8 +283,12 @@ mod tests {
         let file = folder.path().join("out");
         carry_out(computing.kind, computing.commands, &file, &mut cpu).unwrap();
         let said = fs::read_to_string(&file).unwrap();
+        // These tests may run in a job that is nice itself; 19 is the most.
+        let own = Command::new("nice").output().unwrap().stdout;
+        let own: u32 = String::from_utf8(own).unwrap().trim().parse().unwrap();
+        let niceness = (own + NICENESS).min(19);
         let place = folder.path().canonicalize().unwrap();
-        assert!(said.ends_with(&format!("\n{NICENESS}\nkept\n{}\n", place.display())), "{said}");
+        assert!(said.ends_with(&format!("\n{niceness}\nkept\n{}\n", place.display())), "{said}");
         assert!(cpu > Duration::ZERO);
         let ended = Ended {
             name: "computing".into(),

@@ -1,7 +1,7 @@
 //! What the modes udp and host-gw, which send bare IPv4 packets in UDP, need of a host beyond what VXLAN needs.
 use super::finding::{Finding, Level, Sysctl};
 use crate::host::{
-    firewall::command::run,
+    command::run,
     netlink::{Link, LinkKind},
 };
 

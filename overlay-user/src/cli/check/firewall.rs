@@ -8,10 +8,8 @@ use super::{
 };
 use crate::{
     host::{
-        firewall::{
-            analysis::{Harm, Kind, Unread, Why, analyse},
-            command::Failed,
-        },
+        command::Failed,
+        firewall::analysis::{Harm, Kind, Unread, Why, analyse},
         site::Site,
     },
     model::fast_path::AskedFastPath,
@@ -23,8 +21,7 @@ pub(super) async fn findings(site: &Site, fast_path: AskedFastPath) -> Vec<Findi
     let harms = analysis.harms().await;
     let mut findings = vec![packet_filter::finding(fast_path, &harms)];
     findings.extend(gates::findings(&analysis.gates().await, &analysis.variants, site.network, site.port));
-    findings.push(advice(Kind::Masquerading, &harms, site.subnet));
-    findings.push(advice(Kind::DirectAccess, &harms, site.subnet));
+    findings.extend([MASQUERADING, DIRECT_ACCESS].map(|advice| advice.finding(&harms, site.subnet)));
     findings.extend(analysis.unread.iter().map(not_inspected));
     findings
 }
@@ -47,32 +44,50 @@ fn not_inspected(unread: &Unread) -> Finding {
     Finding::new(&format!("{what} rules"), Level::Warn, format!("not inspected: {why}"), remedy)
 }
 
-/// Says what to do about the rules of one kind. Docker's `--ip-masq` masquerades what containers send, even towards other
-/// containers. Docker's filters against direct access (28.0) drop a packet for a container that no port publishes, or that comes in
-/// by another interface than the bridge, such as overlay0.
-fn advice(kind: Kind, harms: &[Harm<String>], subnet: Option<IpNet>) -> Finding {
-    let (what, none, found, remedy) = match kind {
-        Kind::Masquerading => (
-            "masquerading",
-            "none between containers",
-            "hides containers' addresses from other hosts",
-            "let the agent masquerade (--ip-masq) instead: start dockerd with --ip-masq=false for docker0, and make networks with \
+/// What is said of the rules of one kind.
+struct Advice {
+    kind: Kind,
+    /// What the finding is called.
+    what: &'static str,
+    /// What is said where there is none.
+    none: &'static str,
+    /// What such a rule does.
+    found: &'static str,
+    remedy: &'static str,
+}
+
+/// Docker's `--ip-masq` masquerades what containers send, even towards other containers.
+const MASQUERADING: Advice = Advice {
+    kind: Kind::Masquerading,
+    what: "masquerading",
+    none: "none between containers",
+    found: "hides containers' addresses from other hosts",
+    remedy: "let the agent masquerade (--ip-masq) instead: start dockerd with --ip-masq=false for docker0, and make networks with \
              --opt com.docker.network.bridge.enable_ip_masquerade=false",
-        ),
-        Kind::DirectAccess | Kind::Other => (
-            "docker's filters",
-            "none between containers of different hosts",
-            "drop what takes the stack to containers",
-            "start dockerd (28.2 or newer) with --allow-direct-routing, or make the network with \
+};
+/// Docker's filters against direct access (28.0) drop a packet for a container that no port publishes, or that comes in by another
+/// interface than the bridge, such as overlay0.
+const DIRECT_ACCESS: Advice = Advice {
+    kind: Kind::DirectAccess,
+    what: "docker's filters",
+    none: "none between containers of different hosts",
+    found: "drop what takes the stack to containers",
+    remedy: "start dockerd (28.2 or newer) with --allow-direct-routing, or make the network with \
              com.docker.network.bridge.trusted_host_interfaces=overlay0",
-        ),
-    };
-    if subnet.is_none() {
-        return Finding::ok(what, "no subnet leased yet: nothing to look for");
-    }
-    match harms.iter().find(|harm| harm.kind == kind) {
-        None => Finding::ok(what, none),
-        Some(harm) => Finding::new(what, Level::Warn, format!("{found}: {}", harm.quote), remedy),
+};
+
+impl Advice {
+    /// Says what to do about the rules of this kind.
+    fn finding(&self, harms: &[Harm<String>], subnet: Option<IpNet>) -> Finding {
+        if subnet.is_none() {
+            return Finding::ok(self.what, "no subnet leased yet: nothing to look for");
+        }
+        match harms.iter().find(|harm| harm.kind == self.kind) {
+            None => Finding::ok(self.what, self.none),
+            Some(harm) => {
+                Finding::new(self.what, Level::Warn, format!("{}: {}", self.found, harm.quote), self.remedy)
+            }
+        }
     }
 }
 
@@ -86,15 +101,15 @@ mod tests {
         let harm = |kind| Harm { at_most: FastPath::Established, kind, quote: "the rule".to_owned() };
         let harms = [Kind::Other, Kind::Masquerading, Kind::DirectAccess].map(harm);
         let subnet = Some("10.244.1.0/24".parse().unwrap());
-        for (kind, detail, remedy) in [
-            (Kind::Masquerading, "hides containers' addresses", "enable_ip_masquerade=false"),
-            (Kind::DirectAccess, "drop what takes the stack", "--allow-direct-routing"),
+        for (advice, detail, remedy) in [
+            (MASQUERADING, "hides containers' addresses", "enable_ip_masquerade=false"),
+            (DIRECT_ACCESS, "drop what takes the stack", "--allow-direct-routing"),
         ] {
-            let found = advice(kind, &harms, subnet);
+            let found = advice.finding(&harms, subnet);
             assert!(found.detail.starts_with(detail) && found.detail.ends_with("the rule"), "{found:?}");
             assert!(found.level == Level::Warn && found.remedy.contains(remedy), "{found:?}");
-            assert_eq!(advice(kind, &harms[..1], subnet).level, Level::Ok);
-            assert_eq!(advice(kind, &harms, None).level, Level::Ok);
+            assert_eq!(advice.finding(&harms[..1], subnet).level, Level::Ok);
+            assert_eq!(advice.finding(&harms, None).level, Level::Ok);
         }
     }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::finding::{Finding, Level};
 use crate::host::firewall::{
     analysis::{End, Gate},
-    command::is_nft_name,
+    nft::is_nft_name,
 };
 
 /// Judges the chains that refuse something, and the variants of iptables that have none of these. There is no finding of an INPUT
@@ -53,6 +53,13 @@ fn insert(gate: &Gate<String>) -> String {
     if table == FILTER { format!("{command} -I {chain}") } else { format!("{command} {table} -I {chain}") }
 }
 
+/// The commands of iptables that accept the overlay's packets in front of a chain.
+fn accept(gate: &Gate<String>, network: Option<IpNet>) -> String {
+    let network = network.map_or_else(|| "NETWORK".to_owned(), |network| network.to_string());
+    let insert = insert(gate);
+    format!("{insert} -s {network} -j ACCEPT; {insert} -d {network} -j ACCEPT")
+}
+
 fn forward(gate: &Gate<String>, network: Option<IpNet>) -> Finding {
     let what = &subject(gate, "forward");
     let chain = &gate.chain;
@@ -67,6 +74,23 @@ fn forward(gate: &Gate<String>, network: Option<IpNet>) -> Finding {
             format!("a rule refuses all packets of the overlay that take the stack: {rule}"),
             "delete that rule, if containers of different hosts are meant to talk",
         ),
+        Some(End::Stopped(rule)) => Finding::new(
+            what,
+            Level::Warn,
+            format!(
+                "packets that take the stack are lost: a rule refuses everything, and what stands behind it in {chain} is never \
+                 reached (the agent obeys it): {rule}"
+            ),
+            if is_nft(gate) {
+                "if that is not meant to last: delete that rule, or accept Network in front of it as source and as destination"
+                    .to_owned()
+            } else {
+                format!(
+                    "if that is not meant to last: delete that rule, or put in front of it: {}",
+                    accept(gate, network)
+                )
+            },
+        ),
         Some(End::Closed) if is_nft(gate) => Finding::new(
             what,
             Level::Warn,
@@ -75,8 +99,6 @@ fn forward(gate: &Gate<String>, network: Option<IpNet>) -> Finding {
              accept in its own would not count): accept Network as source and as destination",
         ),
         Some(End::Closed) => {
-            let network = network.map_or_else(|| "NETWORK".to_owned(), |network| network.to_string());
-            let insert = insert(gate);
             let agent =
                 if gate.table == FILTER { "start the agent with --forward-rules on, or: " } else { "" };
             Finding::new(
@@ -86,7 +108,7 @@ fn forward(gate: &Gate<String>, network: Option<IpNet>) -> Finding {
                     "the {chain} chain refuses what no rule accepts: packets that take the stack are lost, unless the agent \
                      runs and accepts them"
                 ),
-                format!("{agent}{insert} -s {network} -j ACCEPT; {insert} -d {network} -j ACCEPT"),
+                format!("{agent}{}", accept(gate, network)),
             )
         }
     }
@@ -102,7 +124,9 @@ fn input(gate: &Gate<String>, port: u16) -> Option<Finding> {
     let refused = match end.as_ref()? {
         End::Closed if is_nft(gate) => format!("no rule of {chain} accepts UDP to port {port}, {lost}"),
         End::Closed => format!("UDP to port {port} is refused, {lost}"),
-        End::By(rule) => format!("UDP to port {port} is refused, {lost}; refused by: {rule}"),
+        End::By(rule) | End::Stopped(rule) => {
+            format!("UDP to port {port} is refused, {lost}; refused by: {rule}")
+        }
     };
     let remedy = if !is_nft(gate) {
         format!("{} -p udp --dport {port} -j ACCEPT", insert(gate))
@@ -144,6 +168,14 @@ mod tests {
         // Who wrote a rule about these packets is not told to let them pass behind it.
         let by = judged(gate("iptables-nft", FILTER, "FORWARD", Some(End::By("-d it -j DROP".into()))));
         assert!(by[0].level == Level::Warn && !by[0].remedy.contains("ACCEPT"), "{by:?}");
+        // The agent adds nothing that such a rule would let be reached, so the advice does not name it.
+        let stopped = || Some(End::Stopped("-A FORWARD -j DROP".to_owned()));
+        let found = &judged(gate("iptables-nft", FILTER, "FORWARD", stopped()))[0];
+        assert!(found.level == Level::Warn && found.detail.ends_with(": -A FORWARD -j DROP"), "{found:?}");
+        assert!(found.remedy.contains("put in front of it: iptables-nft -I FORWARD -s 10.244"), "{found:?}");
+        assert!(!found.remedy.contains("--forward-rules"), "{found:?}");
+        let found = &judged(gate("nft", "inet fw", "fwd", stopped()))[0];
+        assert!(found.remedy.contains("in front of it") && !found.remedy.contains("-I "), "{found:?}");
         let nft = judged(gate("nft", "inet fw", "fwd", Some(End::Closed)));
         assert!(nft[0].what.ends_with("inet fw") && nft[0].remedy.contains("in that very chain"), "{nft:?}");
     }
@@ -172,6 +204,8 @@ mod tests {
         // The remedy is meant to be typed, so nothing that a shell or nft would take for more than a name may be in it.
         let found = judged(closed("nft", "inet t", "input; flush ruleset"));
         assert!(!found[0].remedy.contains("flush"), "{found:?}");
+        let found = judged(gate("iptables-nft", FILTER, "INPUT", Some(End::Stopped("-j DROP".into()))));
+        assert!(found[0].detail.ends_with("refused by: -j DROP"), "{found:?}");
         let accepting = Some("-A INPUT -p udp -m udp --dport 8472 -j ACCEPT".to_owned());
         for end in [None, Some(End::Closed)] {
             let gate = Gate { accepting: accepting.clone(), ..gate("iptables-nft", FILTER, "INPUT", end) };

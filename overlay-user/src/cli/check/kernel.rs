@@ -1,10 +1,8 @@
 //! Checks the kernel's version and settings, this process's rights, and bpffs.
 use std::{fs, path::Path};
 
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-
 use super::finding::{Finding, Level};
-use crate::host::capabilities;
+use crate::{datapath::is_bpffs, host::capabilities};
 
 /// The oldest kernel that the overlay is tested on. [`super::features`] tells what it lacks of what newer ones have.
 const OLDEST: (u32, u32) = (6, 1);
@@ -60,7 +58,8 @@ fn jit(value: &str) -> Finding {
 
 fn bpffs(root: &Path) -> Finding {
     let what = format!("bpffs at {}", root.display());
-    if statfs(root).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+    // A folder that is still to be made is on the file system of the one above it.
+    if is_bpffs(root) {
         return Finding::ok(&what, "mounted");
     }
     Finding::new(&what, Level::Fail, "not a bpf filesystem", "mount -t bpf bpf /sys/fs/bpf")

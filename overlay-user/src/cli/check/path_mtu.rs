@@ -1,6 +1,6 @@
 //! Finds routes with an MTU of their own that the fast path does not see.
 use super::finding::{Finding, Level};
-use crate::host::firewall::command::run;
+use crate::host::command::run;
 
 /// Looks at the routes through the underlay device. `mtu` is the device's own.
 pub(super) async fn finding(underlay: &str, mtu: u32) -> Finding {

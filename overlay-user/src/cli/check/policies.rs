@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::finding::{Finding, Level, overlaps};
-use crate::host::{firewall::command::run, netlink::Link};
+use crate::host::{command::run, netlink::Link};
 
 const WHAT: &str = "routing policies";
 

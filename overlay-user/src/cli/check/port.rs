@@ -47,7 +47,7 @@ fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
     if let Some(holder) = holder {
         return Finding::ok(&what, format!("ours: {} has it", holder.name));
     }
-    if bound_by_process(sockets, port) {
+    if port_holder::is_bound(sockets, port) {
         if spec.backend.encapsulation() == ENCAPSULATION_UDP && spec.subnet.is_some() {
             return Finding::ok(&what, "bound by a process, as the agent does while it runs");
         }
@@ -55,16 +55,6 @@ fn port_of(spec: &CheckSpec, links: &[Link], sockets: &str) -> Finding {
         return Finding::new(&what, Level::Fail, detail, remedy);
     }
     Finding::ok(&what, "free")
-}
-
-/// Whether the text of /proc/net/udp lists a socket that is bound to the port.
-fn bound_by_process(table: &str, port: u16) -> bool {
-    table.lines().skip(1).any(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let local = fields.get(1).and_then(|local| local.rsplit_once(':'));
-        let local = local.and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
-        local == Some(port)
-    })
 }
 
 #[cfg(test)]

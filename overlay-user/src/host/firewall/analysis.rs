@@ -89,6 +89,7 @@ impl Analysis {
             };
             let end = match end {
                 Some(End::By(quote)) => Some(End::By(quote.text().await)),
+                Some(End::Stopped(quote)) => Some(End::Stopped(quote.text().await)),
                 Some(End::Closed) => Some(End::Closed),
                 None => None,
             };

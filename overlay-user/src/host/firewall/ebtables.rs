@@ -2,7 +2,7 @@
 //! that is asked.
 use std::fs;
 
-use super::command::run;
+use crate::host::command::run;
 
 /// Says why the older ebtables could refuse something: it has rules, which are not followed. The kernel does not list which
 /// network namespaces have rules in which table, and to ask for a table that is not loaded would load it.

@@ -16,10 +16,10 @@ use anyhow::{Result, bail};
 use ipnet::IpNet;
 
 use super::{
-    command::Failed,
     iptables::{self, Word, Words, lines, restore, save},
     status::Looked,
 };
+use crate::host::command::Failed;
 
 /// The rules of one network.
 #[derive(Debug)]

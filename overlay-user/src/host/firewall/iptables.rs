@@ -3,7 +3,7 @@
 //! The commands `-save` and `-restore` are used, because no library works with both variants.
 use std::{borrow::Cow, fs, io::ErrorKind, iter};
 
-use super::command::{self, Failed};
+use crate::host::command::{self, Failed};
 
 /// The older variant, with tables of its own in the kernel.
 pub const LEGACY: &str = "iptables-legacy";

@@ -19,7 +19,8 @@ use nftables::{
 };
 use serde_json::Value;
 
-use super::{command, status::Looked, wanted::Wanted};
+use super::{nft::nft_has_table, status::Looked, wanted::Wanted};
+use crate::host::command;
 
 /// Name of our chain. It is not a word of nft's language, as `masquerade` is: `nft -f` must be able to read what
 /// `nft list ruleset` saved.
@@ -144,7 +145,7 @@ impl Masquerade {
 /// When the table exists and could not be removed, or it is not known whether it exists.
 pub async fn remove(name: &str) -> Result<()> {
     let table = table(name);
-    match command::nft_has_table("ip", &table).await {
+    match nft_has_table("ip", &table).await {
         Ok(true) => {}
         Ok(false) => return Ok(()),
         Err(error) => bail!("table ip {table} may be there: {error}"),

@@ -265,7 +265,8 @@ fn holds_addresses_only(link: &Link) -> bool {
     link.link_type == LinkType::LOOPBACK || link.kind == LinkKind::Other("dummy".to_owned())
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+/// Whether an address is one of its link alone (169.254.0.0/16).
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 

@@ -84,8 +84,11 @@ pub struct Gate<Q> {
 /// What refuses packets at the end of their way through a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End<Q> {
-    /// The chain refuses whatever no rule accepts, by its policy or by a rule that refuses everything.
+    /// The chain refuses whatever no rule accepts, by its policy or by its last rule. The agent's rules are reached there.
     Closed,
+    /// A rule that refuses everything and has other rules behind it, or stands in a chain that the packets are led to. Nothing
+    /// that is put behind it is reached.
+    Stopped(Q),
     /// A rule that was written for such packets.
     By(Q),
 }
@@ -94,6 +97,7 @@ impl<Q> End<Q> {
     pub(super) fn map<R>(self, of: impl FnOnce(Q) -> R) -> End<R> {
         match self {
             Self::Closed => End::Closed,
+            Self::Stopped(quote) => End::Stopped(of(quote)),
             Self::By(quote) => End::By(of(quote)),
         }
     }
@@ -112,11 +116,20 @@ impl<Q> Gate<Q> {
         }
     }
 
-    /// Takes in what became of the packets of one probe. That the chain is closed is worse than a rule about certain packets.
+    /// Takes in what became of the packets of one probe. Of several ends the worst is told: a rule that stops everything
+    /// is worse than a chain that is closed, and that is worse than a rule about certain packets.
     pub(super) fn take_in(&mut self, accepting: Option<Q>, end: Option<End<Q>>) {
+        const fn rank<Q>(end: Option<&End<Q>>) -> u8 {
+            match end {
+                None => 0,
+                Some(End::By(_)) => 1,
+                Some(End::Closed) => 2,
+                Some(End::Stopped(_)) => 3,
+            }
+        }
         let before = mem::take(&mut self.accepting);
         self.accepting = before.or(accepting);
-        if !matches!(self.end, Some(End::Closed)) && end.is_some() {
+        if rank(end.as_ref()) >= rank(self.end.as_ref()) {
             self.end = end;
         }
     }

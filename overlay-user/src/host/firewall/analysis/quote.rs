@@ -1,5 +1,5 @@
 //! Where a rule stands, and its text, which nft is asked for only when somebody wants to read it.
-use super::super::command::{is_nft_name, run};
+use crate::host::{command::run, firewall::nft::is_nft_name};
 
 /// Where a rule stands.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,6 @@ use tokio::task::spawn_blocking;
 
 use super::{
     super::{
-        command::{Failed, find, run},
         ebtables,
         iptables::{LEGACY, is_legacy_in_use, lines, save, variants},
     },
@@ -14,7 +13,10 @@ use super::{
     quote::list_chain,
     rules::Table,
 };
-use crate::host::netlink::generation;
+use crate::host::{
+    command::{Failed, find, run},
+    netlink::generation,
+};
 
 /// A listing of more bytes than this is not read. At about 300 bytes a rule this is more than 200,000 rules.
 const LONGEST: usize = 64 << 20;

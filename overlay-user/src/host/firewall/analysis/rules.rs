@@ -89,8 +89,9 @@ impl Asked {
     }
 
     /// Whether it holds for all of a probe's packets, or picks some of them by what they are and where they come from. A
-    /// connection's state picks none: each packet of the tunnel is new to connection tracking, because each of the hashes that
-    /// are its source ports begins a connection. These ports are never those of services.
+    /// connection's state picks none: the tunnel's packets stay new to connection tracking. Most belong to an entry that is there
+    /// already, but no answer ever matches one, since both directions go to the tunnel's port, from ports that are hashes. (Where
+    /// one does match, under `--outer-df` in UDP mode, the first packet is still new.) Hashes are never the ports of services.
     fn admits(&self, probe: &Probe, site: &Site) -> bool {
         const SERVICES: u16 = 1023;
         match self.of(probe, site) {

@@ -99,8 +99,12 @@ fn what_decides_on_connections_needs_the_stack_once() {
     assert_eq!(table("nat", "-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"), On);
     // The tunnel's own packets meet it too, of which only the first has the mark.
     assert_eq!(table("nat", "-A POSTROUTING -j MARK --set-xmark 0x4000/0x0"), Established);
-    // What leaves by its own address is not altered.
-    assert_eq!(table("nat", "-A POSTROUTING -o eth0 -j MASQUERADE"), On);
+    // What leaves by its own address is not altered. What has another one gets that, and peers drop it.
+    let hides = saved("*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n");
+    assert_eq!(judge(&hides, &Site::example()).0, On);
+    let mut other = Site::example();
+    other.names.is_masqueraded_alike = false;
+    assert_eq!(judge(&hides, &other).0, Off);
     assert_eq!(table("raw", "-A PREROUTING -d 10.244.1.2/32 ! -i docker0 -j DROP"), Established);
     let clamp = "-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu";
     assert_eq!(table("mangle", clamp), Established);

@@ -185,7 +185,7 @@ impl Walker<'_> {
     ) -> Passed {
         // Packets that have left the chain for the one they came from, undecided, before its end.
         let mut left = None::<Sifted>;
-        for rule in &chain.rules {
+        for (at, rule) in chain.rules.iter().enumerate() {
             if self.budget == 0 || depth > DEPTH {
                 self.found.is_cut_short = true;
                 return Passed { goes_on: true, sifted };
@@ -203,7 +203,7 @@ impl Walker<'_> {
             match &rule.action {
                 Action::Continue => {}
                 // The tunnel's own packets come from the address that they would be given.
-                Action::Masquerade if journey.probe.is_from_host => {}
+                Action::Masquerade if journey.probe.is_from_host && self.site.names.is_masqueraded_alike => {}
                 Action::Alter => {
                     self.add(Sifted { varying: true, ..sifted }, false, Kind::Other, rule.quote.clone());
                 }
@@ -212,8 +212,13 @@ impl Walker<'_> {
                     self.add(sifted.seen_by(journey.probe), varies, kind, rule.quote.clone());
                     if holds == Holds::Always && rule.action == Action::Refuse {
                         if path.is_all {
-                            let is_closing = path.is_everyone && rule.conditions.is_empty();
-                            journey.end = Some(if is_closing { End::Closed } else { End::By(&rule.quote) });
+                            let stops_all = path.is_everyone && rule.conditions.is_empty();
+                            let is_last = depth == 0 && at + 1 == chain.rules.len();
+                            journey.end = Some(match (stops_all, is_last) {
+                                (true, true) => End::Closed,
+                                (true, false) => End::Stopped(&rule.quote),
+                                (false, _) => End::By(&rule.quote),
+                            });
                         }
                         return ended(sifted, left);
                     }

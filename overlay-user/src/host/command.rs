@@ -1,4 +1,4 @@
-//! The packet filter's commands: where they are, how they are run, and what they answered.
+//! Other programs' commands (`nft`, `iptables-save`, `ip`, `ethtool`): where they are, how they are run, and what they answered.
 use std::{
     env,
     ffi::OsStr,
@@ -82,13 +82,6 @@ fn text(printed: &[u8]) -> String {
     text
 }
 
-/// Whether `nft` takes this for the name of a table or chain. Its arguments are read as one script, in which other names may mean
-/// something else.
-pub fn is_nft_name(name: &str) -> bool {
-    name.starts_with(|first: char| first.is_ascii_alphabetic() || "_.".contains(first))
-        && name.chars().all(|one| one.is_ascii_alphanumeric() || "/\\-_.".contains(one))
-}
-
 async fn output(file: &Path, words: &[&str], input: &str) -> io::Result<Output> {
     let mut child = Command::new(file)
         .args(words)
@@ -116,21 +109,6 @@ fn is_unsupported(said: &str) -> bool {
         ["cache initialization failed", "fetch rule set generation id"].iter().any(|what| said.contains(what))
     };
     said.contains("Protocol not supported") || said.contains("Invalid argument") && is_first_request()
-}
-
-/// Whether nftables has such a table. It has none if there is no `nft`, or no nftables in the kernel.
-///
-/// # Errors
-/// When `nft` fails to list the tables.
-pub async fn nft_has_table(family: &str, name: &str) -> Result<bool, Failed> {
-    match run("nft", &["list", "tables", family], "").await {
-        Ok(tables) => Ok(tables.lines().any(|line| line.trim() == format!("table {family} {name}"))),
-        Err(error @ (Failed::Missing(_) | Failed::Unsupported(_))) => {
-            log::debug!("{error}");
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -175,16 +153,10 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_text_stay_different_and_are_not_given_to_nft() {
+    fn names_that_are_no_text_stay_different() {
         let [one, other] = [&b"-N a\xfe"[..], b"-N a\xff"].map(text);
         assert!(one != other && one.starts_with("-N a"), "{one:?} {other:?}");
         assert_eq!(text("Überlauf".as_bytes()), "Überlauf");
-        for name in ["DOCKER-USER", "filter_FORWARD", "KUBE-SVC-7X", ".x/y"] {
-            assert!(is_nft_name(name), "{name}");
-        }
-        for name in ["", "a; flush ruleset", "a b", "a\nb", "a\"b", "-a", "7a", "ä"] {
-            assert!(!is_nft_name(name), "{name}");
-        }
     }
 
     #[test]
