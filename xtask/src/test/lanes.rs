@@ -286,7 +286,7 @@ mod tests {
         // These tests may run in a job that is nice itself; 19 is the most.
         let own = Command::new("nice").output().unwrap().stdout;
         let own: u32 = String::from_utf8(own).unwrap().trim().parse().unwrap();
-        let niceness = (own + NICENESS).min(19);
+        let niceness = (own + NICENESS.parse::<u32>().unwrap()).min(19);
         let place = folder.path().canonicalize().unwrap();
         assert!(said.ends_with(&format!("\n{niceness}\nkept\n{}\n", place.display())), "{said}");
         assert!(cpu > Duration::ZERO);

@@ -102,6 +102,28 @@ fn serve(
     threads
 }
 
+/// Prints whatever counts lost packets on both hosts.
+fn tell_of_losses(bed: &Bed) {
+    for member in &bed.members {
+        println!("{}: {:?}", member.host.name(), member.counters());
+        for command in [
+            "cat /proc/net/stat/nf_conntrack",
+            "nft list counters",
+            "ip -s link",
+            "cat /proc/net/softnet_stat",
+            "cat /proc/net/snmp",
+        ] {
+            println!("{command}\n{}", member.host.exec(command).unwrap_or_else(|error| error.to_string()));
+        }
+        for container in &member.containers {
+            println!(
+                "{}",
+                container.namespace().exec("cat /proc/net/snmp").unwrap_or_else(|error| error.to_string())
+            );
+        }
+    }
+}
+
 /// Holds so many short conversations by each protocol, each of its own connection.
 fn converse(bed: &Bed, by_each: usize) {
     let (a, b) = bed.pair();
@@ -127,7 +149,11 @@ fn converse(bed: &Bed, by_each: usize) {
         })
     });
     for client in clients.collect::<Vec<_>>() {
-        join(client).unwrap();
+        let held = join(client);
+        if held.is_err() {
+            tell_of_losses(bed);
+        }
+        held.unwrap();
     }
     stop.store(true, Ordering::Relaxed);
     let wake = move || PORTS.into_iter().try_for_each(|port| Ok(TcpStream::connect((to, port)).map(drop)?));
