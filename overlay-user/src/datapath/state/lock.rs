@@ -45,19 +45,22 @@ pub enum Ownership {
 impl Paths {
     /// Takes the lock for this process until it is dropped. The folders must exist.
     pub fn lock(&self) -> Result<Lock> {
-        let file = match self.lock_file()? {
-            Taken::Ours(file) => file,
-            Taken::By(pid) => {
-                let (network, path) = (&self.network, self.lock_path());
-                bail!(
-                    "another agent (pid {pid}) runs network {network} here: it holds {}. Stop it first (`kill {pid}`), or \
-                     give this one its own --network or --state-dir",
-                    path.display()
-                );
-            }
-        };
+        // The name comes first. After somebody removed a running agent's folders, this process would otherwise have the new lock
+        // file for as long as it takes to be refused the name, and that agent would take itself for replaced.
         let name = self.claim_name()?;
-        Ok(Lock { paths: self.clone(), file: Mutex::new(file), name })
+        match self.lock_file()? {
+            Taken::Ours(file) => Ok(Lock { paths: self.clone(), file: Mutex::new(file), name }),
+            Taken::By(pid) => bail!(self.runs_already(&pid)),
+        }
+    }
+
+    fn runs_already(&self, pid: &str) -> String {
+        format!(
+            "another agent (pid {pid}) runs network {} here: it holds {}. Stop it first (`kill {pid}`), or give this one its own \
+             --network or --state-dir",
+            self.network,
+            self.lock_path().display()
+        )
     }
 
     /// Claims the network's name in this network namespace.
@@ -67,6 +70,9 @@ impl Paths {
         let claimed = Name::claim(&name, Holder::may_be_agent);
         match claimed.map_err(|error| failed("claim the name of", &self.state, error))? {
             Claim::Ours(name) => Ok(Some(name)),
+            Claim::Agents(holder) if self.noted_pid() == holder.pid.to_string() => {
+                bail!(self.runs_already(&holder.pid.to_string()))
+            }
             Claim::Agents(holder) => bail!(
                 "another agent runs network {} with this --bpf-root in this network namespace, though its folders are not \
                  those in {}, or were removed: it holds the name @{name} ({holder}). Stop it first, or give this one its own \
@@ -87,6 +93,11 @@ impl Paths {
                 Ok(None)
             }
         }
+    }
+
+    /// What the lock file says of who has it.
+    fn noted_pid(&self) -> String {
+        fs::read_to_string(self.lock_path()).unwrap_or_default().trim().to_owned()
     }
 
     fn lock_file(&self) -> Result<Taken> {
