@@ -130,7 +130,7 @@ async fn serve(
     let moved = async {
         let underlay = moved.await?;
         // Whatever keeps the host in order goes on until joining again can succeed.
-        patience::answers(&mut fresh.clone()).await;
+        patience::answers(&mut fresh.clone(), options.net_config.as_deref()).await;
         anyhow::Ok(underlay)
     };
     *serves = true;

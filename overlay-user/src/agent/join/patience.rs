@@ -80,10 +80,16 @@ pub(super) async fn lease(
     }
 }
 
-/// Returns when the store has answered.
-pub(in crate::agent) async fn answers(store: &mut impl Store) {
-    while let Err(error) = store.config().await {
-        warn!("{error}: this host joins again when the store answers at its new address");
+/// Returns when a host could join: the store answers, and has the network's config unless `file` has it.
+pub(in crate::agent) async fn answers(store: &mut impl Store, file: Option<&Path>) {
+    loop {
+        let missing = match store.config().await {
+            Ok(Some(_)) => return,
+            Ok(None) if file.is_some() => return,
+            Ok(None) => format!("{} has no network config", store.name()),
+            Err(error) => error.to_string(),
+        };
+        warn!("{missing}: this host keeps what it has, and joins with its new address when that is mended");
         sleep(PAUSE.1.mul_f64(rand::random())).await;
     }
 }

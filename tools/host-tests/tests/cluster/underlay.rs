@@ -53,13 +53,13 @@ fn a_host_whose_address_changes_is_followed_and_keeps_its_subnet() {
         );
         overlay(lab.host(0), &["status"]).is(0, &["NOT reached by other hosts", "eth0 has none"]);
         overlay(lab.host(0), &["check"]).is(3, &["underlay interface", "no address of this host any more"]);
-        // Without the store, nothing of the agent ends that keeps the host in order.
-        let aside = lab.folder().join("aside");
-        fs::rename(&folder, &aside).unwrap();
+        // While this host could not join, nothing of the agent ends that keeps the host in order.
+        let (present, aside) = (folder.join("config"), folder.join("aside"));
+        fs::rename(&present, &aside).unwrap();
         ip("address add 10.99.0.77/24 dev eth0");
-        logged(lab.host(0), "this host joins again when the store answers at its new address");
+        logged(lab.host(0), "joins with its new address when that is mended");
         overlay(lab.host(0), &["status"]).is(0, &["NOT reached by other hosts"]);
-        fs::rename(&aside, &folder).unwrap();
+        fs::rename(&aside, &present).unwrap();
         logged(lab.host(0), "eth0 with 10.99.0.77 is the underlay now");
         a.agent.wait_ready(SOON).unwrap();
         wait_until("the new address", SOON, || Ok(public_ips(lab.host(1)) == ["10.99.0.77"])).unwrap();
