@@ -40,7 +40,7 @@ fn without(commands: &str, program: &str) -> String {
     format!(
         "exec unshare --mount sh -e -c '
             for name in {commands}; do mount --bind /dev/null $(readlink -f $(command -v $name)); done
-            exec \"$@\"' sh {program} \"$@\""
+            exec \"$@\"' sh '{program}' \"$@\""
     )
 }
 
@@ -86,7 +86,7 @@ fn fake(folder: &Path, program: &str, does: &str) -> String {
         commands.join("nft"),
         &format!("[ ! -e {} ] || {does}\nexec /usr/sbin/nft \"$@\"", broken.display()),
     );
-    format!("PATH={}:$PATH exec {program} \"$@\"", commands.display())
+    format!("PATH={}:$PATH exec '{program}' \"$@\"", commands.display())
 }
 
 #[test]
