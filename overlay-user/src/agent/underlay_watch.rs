@@ -49,7 +49,7 @@ pub async fn watch(
         if is_settled && !may_follow {
             stays = Some("--public-ip names it".to_owned());
         } else if is_settled {
-            match underlay::choose(&netlink, &choice).await {
+            match underlay::choose_again(&netlink, &choice).await {
                 // A host whose DHCP server is away gives itself such an address until it is back.
                 Ok(found) if is_link_local(found.address) && !is_link_local(underlay.address) => {
                     stays = Some(format!("{} is an address of the link alone", found.address));

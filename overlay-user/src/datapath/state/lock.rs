@@ -33,6 +33,9 @@ pub struct Lock {
     name: Option<Name>,
 }
 
+/// The pause between two looks for the process id of whoever holds the network's name, and how many looks there are.
+const NOTED: (Duration, u32) = (Duration::from_millis(50), 20);
+
 /// Whether a process still has its lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
@@ -70,7 +73,7 @@ impl Paths {
         let claimed = Name::claim(&name, Holder::may_be_agent);
         match claimed.map_err(|error| failed("claim the name of", &self.state, error))? {
             Claim::Ours(name) => Ok(Some(name)),
-            Claim::Agents(holder) if self.noted_pid() == holder.pid.to_string() => {
+            Claim::Agents(holder) if self.is_noted(&holder.pid.to_string()) => {
                 bail!(self.runs_already(&holder.pid.to_string()))
             }
             Claim::Agents(holder) => bail!(
@@ -95,9 +98,15 @@ impl Paths {
         }
     }
 
-    /// What the lock file says of who has it.
-    fn noted_pid(&self) -> String {
-        fs::read_to_string(self.lock_path()).unwrap_or_default().trim().to_owned()
+    /// Whether the lock file says that this process has it. One that has just claimed the name is about to write that.
+    fn is_noted(&self, pid: &str) -> bool {
+        (0..NOTED.1).any(|_| {
+            let noted = fs::read_to_string(self.lock_path()).is_ok_and(|text| text.trim() == pid);
+            if !noted {
+                thread::sleep(NOTED.0);
+            }
+            noted
+        })
     }
 
     fn lock_file(&self) -> Result<Taken> {

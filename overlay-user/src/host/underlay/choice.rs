@@ -157,6 +157,11 @@ impl Sight {
         own.into_iter().map(|(_, address)| address).collect()
     }
 
+    /// The usable addresses of the link with this index, the first choice first.
+    pub(super) fn usable_at(&self, index: u32) -> Vec<IpAddr> {
+        self.link(index).map(|link| self.usable(link)).unwrap_or_default()
+    }
+
     /// A link with the first of its usable addresses.
     fn first_of<'a>(&'a self, link: &'a Link) -> Result<Found<'a>, String> {
         let usable = self.usable(link);
