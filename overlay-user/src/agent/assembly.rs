@@ -39,6 +39,7 @@ use crate::{
         entries::PortKind,
         fast_path::AskedFastPath,
         ingress::XdpMode,
+        pause,
     },
     store::{Store, local_lease::LeaseKeeper},
 };
@@ -62,7 +63,7 @@ pub async fn run(store: impl Store + Clone, private: Option<&Path>, options: &Op
             // An agent that runs survives a store that refuses, a full disk, and an address that is gone again. Joining must not
             // be less patient, since maybe nobody starts this agent again.
             Err(error) if has_served && !serves => {
-                let pause = JOINING_AGAIN.mul_f64(rand::random());
+                let pause = pause::drawn(JOINING_AGAIN, 0, JOINING_AGAIN);
                 error!(
                     "join again: {error:#}; traffic goes on with what is known; trying again in {pause:?}"
                 );

@@ -12,7 +12,7 @@ use crate::{
     agent::status::Status,
     host::{
         netlink::{Event, Netlink, NetlinkError},
-        underlay::{self, Choice, Trouble, Underlay},
+        underlay::{self, Choice, Trouble, Underlay, is_link_local},
     },
 };
 
@@ -97,10 +97,6 @@ pub async fn watch(
 /// address behind a NAT's may, since the lease does not tell it.
 fn may_follow(choice: &Choice, address: IpAddr) -> bool {
     choice.public_ip != Some(address)
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
 /// Whether an event may be about the underlay. Events about containers, of which there are many, are not.

@@ -90,7 +90,7 @@ pub(in crate::agent) async fn answers(store: &mut impl Store, file: Option<&Path
             Err(error) => error.to_string(),
         };
         warn!("{missing}: this host keeps what it has, and joins with its new address when that is mended");
-        sleep(PAUSE.1.mul_f64(rand::random())).await;
+        sleep(pause::drawn(PAUSE.1, 0, PAUSE.1)).await;
     }
 }
 
