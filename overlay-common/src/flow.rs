@@ -40,13 +40,35 @@ impl<A: Address> FlowKey<A> {
     #[inline(always)]
     pub fn bucket(&self) -> u32 {
         // Multiplicative hashing by the golden ratio: the high bits depend on all of the word.
-        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         let [a, b] = self.addresses.map(A::folded);
-        let [[c, d], [e, f]] = self.ports;
-        let word = u64::from(a) << 32 | u64::from(b ^ u32::from_ne_bytes([c, d, e, f]));
+        let word = u64::from(a) << 32 | u64::from(b ^ self.both_ports());
         (word.wrapping_mul(GOLDEN) >> (64 - MARK_BUCKETS.trailing_zeros())) as u32
     }
+
+    /// A hash of the connection, the same for both directions, on every host of the same byte order, and at all times. It is never
+    /// zero.
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        // Another odd number. Multiplication carries upwards alone, so the upper half is folded into the lower in between. One
+        // round less is enough for ports by chance, but leaves regular ones, every second port say, on few paths.
+        const ODD: u64 = 0xd6e8_feb8_6659_fd93;
+        let [a, b] = self.addresses.map(A::folded);
+        let addresses = (u64::from(a) << 32 | u64::from(b)).wrapping_mul(GOLDEN);
+        let rest = u64::from(self.protocol) << 32 | u64::from(self.both_ports());
+        let mixed = (addresses ^ addresses >> 32 ^ rest).wrapping_mul(ODD);
+        let hash = ((mixed ^ mixed >> 32).wrapping_mul(GOLDEN) >> 32) as u32;
+        if hash == 0 { 1 } else { hash }
+    }
+
+    #[inline(always)]
+    fn both_ports(&self) -> u32 {
+        let [[a, b], [c, d]] = self.ports;
+        u32::from_ne_bytes([a, b, c, d])
+    }
 }
+
+/// The golden ratio's part behind the point, times 2^64.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Marks in each half of `FLOW_MARKS`.
 pub const MARK_BUCKETS: u32 = 2048;
@@ -104,7 +126,11 @@ const _: () = assert!(size_of::<FlowKey>() == 16);
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+    use std::{collections::HashSet, vec, vec::Vec};
+
     use super::*;
+    use crate::wire::source_port;
 
     #[test]
     fn flow_key_is_the_same_for_both_directions() {
@@ -139,6 +165,61 @@ mod tests {
         assert!(is_promoted(after_carrying(again, 8, FLOW_DELIVERED), 8));
         // The epoch's number is cut to 24 bits on both sides.
         assert!(is_promoted(after_carrying(after_carrying(0, 1 << 24, FLOW_SENT), 0, FLOW_DELIVERED), 0));
+    }
+
+    /// How many source ports a set of connections has, and how far their numbers in the classes by `class` are from equal (chi
+    /// squared by degrees of freedom, which is 1 by chance).
+    fn spread(keys: &[FlowKey], classes: usize, class: impl Fn(u16) -> usize) -> (usize, f64) {
+        let ports: Vec<u16> = keys.iter().map(|key| source_port(key.hash(), 49152, 16384)).collect();
+        let mut urns = vec![0.0_f64; classes];
+        ports.iter().for_each(|port| urns[class(*port)] += 1.0);
+        let expected = keys.len() as f64 / classes as f64;
+        let chi: f64 = urns.iter().map(|balls| (balls - expected).powi(2) / expected).sum();
+        let different = ports.into_iter().collect::<HashSet<_>>().len();
+        (different, chi / (classes - 1) as f64)
+    }
+
+    #[test]
+    fn connections_of_every_pattern_spread_over_the_source_ports() {
+        let key = |source, destination, ports: [u16; 2], protocol| {
+            let ports = ports.map(u16::to_be_bytes);
+            FlowKey::new(Addr4::new(source), Addr4::new(destination), ports, protocol)
+        };
+        let (a, b) = ([10, 244, 1, 2], [10, 244, 2, 7]);
+        let host = |first: u8, number: u16| [10, 244, first + (number / 200) as u8, 2 + (number % 200) as u8];
+        let of = |make: &dyn Fn(u16) -> FlowKey| (0..4000).map(make).collect::<Vec<_>>();
+        let patterns = [
+            ("one port after the other", of(&|i| key(a, b, [32768 + i, 80], 6))),
+            ("every second port", of(&|i| key(a, b, [32768 + 2 * i, 443], 6))),
+            ("to the lower address", of(&|i| key(b, a, [32768 + i, 443], 17))),
+            ("many clients", of(&|i| key(host(1, i), b, [40000, 5432], 6))),
+            ("many servers", of(&|i| key(a, host(9, i), [50000 + i % 3, 8080], 17))),
+            ("both ports alike", of(&|i| key(a, b, [1024 + i, 1024 + i], 17))),
+            ("a scan of ports", of(&|i| key(a, b, [45000, 1 + i], 6))),
+            ("a grid", of(&|i| key(host(1, i % 16), host(9, i / 16 % 16), [40000 + i / 256, 53], 17))),
+        ];
+        for (name, keys) in patterns {
+            let many = keys.len() as f64;
+            let by_chance = 16384.0 * (1.0 - (1.0 - 1.0 / 16384.0_f64).powf(many));
+            let (different, upper) = spread(&keys, 64, |port| usize::from(port - 49152) >> 8);
+            assert!(different as f64 > by_chance * 0.97, "{name}: {different} of {by_chance:.0}");
+            let (_, lower) = spread(&keys, 64, |port| usize::from(port) & 63);
+            // 1.6 is more than three standard deviations above the mean.
+            assert!(upper < 1.6 && lower < 1.6, "{name}: {upper:.2} {lower:.2}");
+        }
+    }
+
+    #[test]
+    fn a_hash_is_of_the_whole_connection_and_of_both_directions() {
+        let (a, b) = (Addr4::new([10, 244, 1, 2]), Addr4::new([10, 244, 2, 1]));
+        let hash = |from, to, [p, q]: [u16; 2], protocol| {
+            FlowKey::new(from, to, [p.to_be_bytes(), q.to_be_bytes()], protocol).hash()
+        };
+        let one = hash(a, b, [4000, 80], 6);
+        assert_eq!(one, hash(b, a, [80, 4000], 6));
+        for other in [hash(a, b, [4000, 80], 17), hash(a, b, [80, 4000], 6), hash(a, a, [4000, 80], 6)] {
+            assert_ne!(one, other);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod entries;
 
 pub use entries::{EndpointEntry, Flow, PeerEntry};
 
-use crate::Addr4;
+use crate::{Addr4, Address};
 
 /// Value of `VTEPS`: a known peer, by its underlay address.
 #[repr(C, align(4))]
@@ -28,6 +28,26 @@ pub const ENDPOINT_FOREIGN_EGRESS: u32 = 1 << 1;
 /// Somebody else has a filter or a program at the ingress of the endpoint's port. What the container sends is left to the stack
 /// when that has seen it, and so is what it is sent: a connection has one path.
 pub const ENDPOINT_FOREIGN_INGRESS: u32 = 1 << 2;
+
+/// The part of an endpoint's flags that names the bridge whose ports' frames the programs hand on themselves: its interface index,
+/// or zero where the bridge or the host would do more to a frame from or to this endpoint than forward it. An endpoint gives and
+/// gets such frames only from others with the same number. Agents of earlier builds leave it zero, and their programs ignore it.
+pub const ENDPOINT_BRIDGE: u32 = !0 << ENDPOINT_BRIDGE_SHIFT;
+const ENDPOINT_BRIDGE_SHIFT: u32 = 8;
+/// The greatest interface index of a bridge that the flags have room for. The kernel numbers interfaces one after the other, so
+/// none comes near it.
+pub const MAX_ENDPOINT_BRIDGE: u32 = ENDPOINT_BRIDGE >> ENDPOINT_BRIDGE_SHIFT;
+
+/// The flags that name this bridge. The index must be no greater than [`MAX_ENDPOINT_BRIDGE`].
+pub const fn endpoint_bridge_flags(bridge: u32) -> u32 {
+    bridge << ENDPOINT_BRIDGE_SHIFT
+}
+
+/// Interface index of the bridge that an endpoint's flags name, or zero.
+#[inline(always)]
+pub const fn endpoint_bridge(flags: u32) -> u32 {
+    (flags & ENDPOINT_BRIDGE) >> ENDPOINT_BRIDGE_SHIFT
+}
 
 /// What `overlay_xdp_strip` writes in front of a frame it has decapsulated, as XDP metadata. `overlay_decap` believes it, since
 /// nothing that arrives on a wire has any. It is constant for a peer, since GRO merges only frames with equal metadata. Address,
@@ -75,7 +95,69 @@ pub struct PeerCount {
     pub received: Count,
 }
 
+/// Value of `PORTS`, per CPU: an interface of the host that the kernel has just been asked for.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeptPort {
+    /// The tick of the kernel's clock in which it was asked. Zero is none: the clock begins elsewhere (`INITIAL_JIFFIES`).
+    pub jiffies: u64,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MTU in bytes, without the link header.
+    pub mtu: u32,
+}
+
+/// Places in `PORTS`.
+pub const PORTS_PLACES: u32 = 256;
+
+/// Value of `NEXT_HOPS`, per CPU: the next hop that the kernel has just named.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeptNextHop<A = Addr4> {
+    /// [`next_hop_stamp`] of the question. It is the first that is written, and the first that is read.
+    pub begun: u64,
+    /// The tick of the kernel's clock in which it was asked.
+    pub jiffies: u64,
+    /// The question: the peer's underlay address.
+    pub peer: A,
+    /// The question: the outer source port.
+    pub source_port: u32,
+    /// The answer: the interface.
+    pub ifindex: u32,
+    /// The answer: the peer itself, or the gateway towards it.
+    pub address: A,
+    /// The answer: bytes of the longest IP packet that the path takes, as far as is known.
+    pub fits: u32,
+    /// For how many more packets this holds.
+    pub uses: u32,
+    /// Destination and source of the Ethernet header, in network order, as the kernel's neighbours had them. Zeros where they are not
+    /// known.
+    pub macs: [u16; 6],
+    /// Always zero.
+    pub reserved: u32,
+    /// The same as `begun`, but the last that is written, and the last that is read.
+    pub ended: u64,
+}
+
+/// What an entry of `NEXT_HOPS` for this question begins and ends with. Zero is no question's: a source port is never zero.
+#[inline(always)]
+pub fn next_hop_stamp<A: Address>(peer: A, source_port: u16) -> u64 {
+    u64::from(peer.folded()) << 32 | u64::from(source_port)
+}
+
+/// How many next hops each CPU keeps.
+pub const NEXT_HOPS_PLACES: u32 = 256;
+
+/// The one place in `NEXT_HOPS` for the next hop to the peer at this underlay address, for this source port. The addresses of
+/// neighbouring hosts differ in their last bits, and ports in all.
+#[inline(always)]
+pub fn next_hop_place<A: Address>(peer: A, source_port: u16) -> u32 {
+    (u32::from_be(peer.folded()) ^ u32::from(source_port)) % NEXT_HOPS_PLACES
+}
+
 const _: () = {
+    assert!(size_of::<KeptNextHop>() == 64);
+    assert!(size_of::<KeptPort>() == 16);
     assert!(size_of::<Vtep>() == 4);
     assert!(size_of::<PeerCount>() == 32);
     // XDP metadata: a multiple of 4, at most 32 (bpf_xdp_adjust_meta before 6.6).

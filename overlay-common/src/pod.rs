@@ -1,5 +1,7 @@
 //! Marks the map types as plain old data for aya.
-use crate::{Addr4, Count, EndpointEntry, Flow, FlowKey, PeerCount, PeerEntry, Settings, Vtep};
+use crate::{
+    Addr4, Count, EndpointEntry, Flow, FlowKey, KeptNextHop, KeptPort, PeerCount, PeerEntry, Settings, Vtep,
+};
 
 macro_rules! pod {
     ($($name:ty),+) => {$(
@@ -9,6 +11,12 @@ macro_rules! pod {
     )+};
 }
 
-pod!(Addr4, Count, EndpointEntry, Flow, FlowKey, PeerCount, PeerEntry, Settings, Vtep);
+pod!(Addr4, Count, EndpointEntry, Flow, FlowKey, KeptNextHop, KeptPort, PeerCount, PeerEntry, Settings, Vtep);
 #[cfg(feature = "bench")]
-pod!(crate::bench::Arrived, crate::bench::First, crate::bench::Shape);
+pod!(
+    crate::bench::Arrived,
+    crate::bench::First,
+    crate::bench::FloorEndpoint,
+    crate::bench::FloorPeer,
+    crate::bench::Shape
+);

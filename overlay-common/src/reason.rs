@@ -104,6 +104,9 @@ reasons! {
     NotEstablished = 14, "not-established", Stack;
     /// Somebody else has a filter or a program at the ingress of the container's port: the fast path would pass it by.
     ForeignFilter = 15, "foreign-filter", Stack;
+    /// Handed from one port of a bridge to another, as the bridge itself would have forwarded it: it is for a container of this
+    /// host.
+    SameHost = 32, "same-host", Carried;
     /// Larger than the path takes, and not to be fragmented: answered with the MTU that fits.
     TooBig = 16, "too-big", Answered;
     /// No peer holds the destination's subnet: answered with network unreachable.

@@ -65,6 +65,9 @@ pub const SETTING_PEER_INDEX: u32 = 1 << 4;
 pub const SETTING_ENDPOINT_INDEX: u32 = 1 << 5;
 /// The leasable range is only a part of Network. Without this flag the programs compare no address with it.
 pub const SETTING_PART: u32 = 1 << 7;
+/// overlay0 is down: another device has its UDP port for now. What came without encapsulation and is left to the stack stays the
+/// underlay device's, instead of being handed over to overlay0, where it would be dropped.
+pub const SETTING_DEVICE_DOWN: u32 = 1 << 8;
 
 /// In the map `fast_path`: the programs carry all packets that they can.
 pub const FAST_PATH_ON: u32 = 0;

@@ -74,7 +74,7 @@ impl Outer<Addr4> {
         out[CHECKSUM..SOURCE].fill(0);
         out[SOURCE..DESTINATION].copy_from_slice(&self.source.octets);
         out[DESTINATION..IPV4].copy_from_slice(&self.destination.octets);
-        let sum = checksum::finish(checksum::sum_words(out, 0, IPV4));
+        let sum = checksum::finish(checksum::from_native(checksum::sum_native(out, 0, IPV4)));
         out[CHECKSUM..SOURCE].copy_from_slice(&sum.to_be_bytes());
 
         out[SOURCE_PORT..DESTINATION_PORT].copy_from_slice(&self.source_port.to_be_bytes());

@@ -1,14 +1,16 @@
 //! Underlay to container, top to bottom. The steps are those of docs/packet-flow.md, "In". Steps 1 to 3 are the
 //! classification, which XDP shares; 4 and 5 are TC's.
 use overlay_common::{
-    ENDPOINT_FOREIGN_EGRESS, ENDPOINT_FOREIGN_INGRESS, EndpointEntry, FAST_PATH_OFF, Reason, SETTING_DIRECT,
-    Verdict,
-    header::{ethernet, protocol},
+    ENDPOINT_FOREIGN_EGRESS, ENDPOINT_FOREIGN_INGRESS, EndpointEntry, FAST_PATH_OFF, Reason,
+    SETTING_DEVICE_DOWN, SETTING_DIRECT, Verdict,
+    header::protocol,
     wire::{ETHERNET, UDP},
 };
 
 use crate::{
-    check, count, ecn, fib, flow,
+    check,
+    count::{self, Size},
+    ecn, fib, flow,
     frame::Frame,
     ip::{Family, Header as _},
     maps::{self, Lookups as _},
@@ -74,6 +76,7 @@ pub(crate) fn classify<F: Family>(frame: &impl Frame) -> Answer<Delivery<F>> {
 #[inline(always)]
 pub(crate) fn is_unencapsulated<F: Family>(frame: &impl Frame) -> bool {
     settings::has(SETTING_DIRECT)
+        && frame.pull(ETHERNET + F::HEADER)
         && frame.read::<F::Address>(ETHERNET + F::DESTINATION).is_some_and(Prefixes::in_subnet)
 }
 
@@ -137,8 +140,9 @@ fn receiver<F: Family>(
     Ok(endpoint)
 }
 
+/// `size` is the inner packet's, as it is counted.
 #[inline(always)]
-pub(crate) fn decap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+pub(crate) fn decap<F: Family>(packet: &Packet<'_>, size: Size) -> Answer<Outcome> {
     let Delivery { inner, endpoint, slot, tos, is_unchecked, outer_length } = match classify::<F>(packet) {
         Ok(delivery) => delivery,
         Err(Exit::NotOurs) => return Err(Exit::NotOurs),
@@ -148,7 +152,6 @@ pub(crate) fn decap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     // In 4. On refusal the frame is as it was, and the stack's. So are the datagrams of one frame (UDP_SEGMENT, or merged
     // by GRO): what bpf_skb_adjust_room leaves of the tunnel's marks (SKB_GSO_UDP_TUNNEL, skb->encapsulation) keeps the
     // kernel from cutting them apart before the socket, where it drops them without a count.
-    let size = packet.size(ETHERNET + outer_length);
     if outer_length != 0 {
         if packet.gso_size() != 0 && inner.protocol() == protocol::UDP {
             return leave::<F>(packet, Reason::HeadroomRefused);
@@ -159,7 +162,7 @@ pub(crate) fn decap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     }
 
     // In 5. From here on the frame is ours alone.
-    packet.store(ethernet::offset::DESTINATION, &macs(&endpoint))?;
+    packet.write_addresses(&addresses(&endpoint))?;
     if tos != inner.tos() {
         inner.store_tos(packet, ETHERNET, tos)?;
     }
@@ -178,7 +181,9 @@ fn leave<F: Family>(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
         flow::keep::<F>(packet, ETHERNET + outer_length);
     }
     let is_sockets = matches!(tunnel::format(), Format::Vxlan) && !is_unencapsulated;
-    if !matches!(reason.verdict(), Verdict::Stack) || is_sockets {
+    // While a host is moved from flannel, flannel's routes still lead where such a packet came from, so that reverse path filters
+    // let it pass.
+    if !matches!(reason.verdict(), Verdict::Stack) || is_sockets || settings::has(SETTING_DEVICE_DOWN) {
         return Err(reason.into());
     }
     // The datagrams of one frame: taken apart by us they would keep the tunnel's marks (In 4). Before the agent's socket
@@ -194,7 +199,7 @@ fn leave<F: Family>(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
 /// In 5 of what XDP has classified and decapsulated a moment ago, and GRO has merged since. Only the endpoint is looked up
 /// again: it may have moved. One that is gone meanwhile takes the packet along, which cannot be encapsulated again.
 #[inline(always)]
-pub(crate) fn deliver<F: Family>(packet: &Packet<'_>, slot: u32) -> Answer<Outcome> {
+pub(crate) fn deliver<F: Family>(packet: &Packet<'_>, slot: u32, size: Size) -> Answer<Outcome> {
     if !packet.pull(ETHERNET + F::HEADER) {
         return Err(Reason::Failed.into());
     }
@@ -204,9 +209,9 @@ pub(crate) fn deliver<F: Family>(packet: &Packet<'_>, slot: u32) -> Answer<Outco
     if !packet.fits_without(endpoint.ifindex, 0) {
         return Err(Reason::Failed.into());
     }
-    packet.store(ethernet::offset::DESTINATION, &macs(&endpoint))?;
+    packet.write_addresses(&addresses(&endpoint))?;
     packet.accept();
-    count::add_received(slot, packet.size(ETHERNET));
+    count::add_received(slot, size);
     Ok(Outcome::Carried(hand_to_container(packet, &endpoint)))
 }
 
@@ -220,10 +225,15 @@ fn hand_to_container(packet: &Packet<'_>, endpoint: &EndpointEntry) -> i32 {
     Packet::redirect(endpoint.ifindex)
 }
 
+/// The same in words.
+#[inline(always)]
+fn addresses(endpoint: &EndpointEntry) -> [u16; 6] {
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (endpoint.mac, endpoint.gateway_mac);
+    [[a, b], [c, d], [e, f], [g, h], [i, j], [k, l]].map(u16::from_ne_bytes)
+}
+
 /// Destination and source of a delivered frame.
 #[inline(always)]
-pub(crate) fn macs(endpoint: &EndpointEntry) -> [u8; 12] {
-    let [a, b, c, d, e, f] = endpoint.mac;
-    let [g, h, i, j, k, l] = endpoint.gateway_mac;
-    [a, b, c, d, e, f, g, h, i, j, k, l]
+pub(crate) fn macs(endpoint: &EndpointEntry) -> [[u8; 6]; 2] {
+    [endpoint.mac, endpoint.gateway_mac]
 }

@@ -6,7 +6,7 @@ use overlay_common::{
 };
 
 use crate::{
-    count,
+    count::{self, Size},
     fib::{self, NoPath, Path},
     flow,
     frame::Frame as _,
@@ -14,14 +14,16 @@ use crate::{
     ip::{Family, Header as _, segment_length},
     maps::{self, Lookups as _},
     packet::Packet,
+    same_host,
     settings::{self, Prefixes as _},
     tunnel,
     verdict::{Answer, Exit, Outcome},
 };
 
+/// `size` is the packet's, as it is counted.
 #[inline(always)]
-pub(crate) fn encap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
-    let answer = carry::<F>(packet);
+pub(crate) fn encap<F: Family>(packet: &Packet<'_>, size: Size) -> Answer<Outcome> {
+    let answer = carry::<F>(packet, size);
     if let Err(Exit::Because(Reason::NeedsFragmentation | Reason::NoNextHop | Reason::HeadroomRefused)) =
         answer
     {
@@ -35,16 +37,20 @@ pub(crate) fn encap<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 }
 
 #[inline(always)]
-fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+fn carry<F: Family>(packet: &Packet<'_>, size: Size) -> Answer<Outcome> {
     // Out 1. What is not of this family, or not to another host's part of the overlay is not ours.
     if !packet.carries(F::ETHERTYPE) || !packet.pull(ETHERNET + F::HEADER) {
         return Err(Exit::NotOurs);
     }
-    let destination: F::Address = packet.read(ETHERNET + F::DESTINATION).ok_or(Exit::NotOurs)?;
+    let inner = F::Header::read(packet, ETHERNET).ok_or(Exit::NotOurs)?;
+    let destination = inner.destination();
     if !destination.is_another_hosts() || destination.is_broadcast() {
-        return check_forgery::<F>(packet);
+        if let Some(verdict) = same_host::hand_over::<F>(packet, &inner) {
+            return Ok(Outcome::Instead(verdict, Reason::SameHost));
+        }
+        return check_forgery::<F>(packet, &inner);
     }
-    let inner = F::Header::checked(packet, ETHERNET).map_err(Reason::from)?;
+    inner.check(packet, ETHERNET).map_err(Reason::from)?;
 
     // Out 2. The source must be a container of ours, on this interface.
     if !inner.source().in_subnet() {
@@ -59,7 +65,9 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
         let is_gone = !packet.exists(endpoint.ifindex);
         return Err(if is_gone { Reason::EndpointGone } else { Reason::SourceAtWrongPort }.into());
     }
-    if packet.read(ethernet::offset::DESTINATION) != Some(endpoint.gateway_mac) {
+    let [a, b, c, d, e, f] = endpoint.gateway_mac;
+    let gateway = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
+    if packet.read(ethernet::offset::DESTINATION) != Some(gateway) {
         // Sent to another router on the bridge, or broadcast: the bridge forwards it.
         return Err(Exit::NotOurs);
     }
@@ -76,13 +84,13 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     if inner.is_fragment() {
         return Err(Reason::InnerFragment.into());
     }
-    flow::keeps_to_stack::<F>(packet, ETHERNET, &inner, fast_path)?;
+    let connection = flow::keeps_to_stack::<F>(packet, ETHERNET, &inner, fast_path)?;
 
     // Out 4. Whose subnet is it?
     let Some(peer) = destination.peer() else {
         if !fib::leads_into_overlay(packet, inner.source(), destination) {
             // The host has an address there, or a route of its own.
-            return check_forgery::<F>(packet);
+            return check_forgery::<F>(packet, &inner);
         }
         return icmp::network_unreachable::<F>(packet, &inner);
     };
@@ -93,9 +101,9 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     }
 
     // Out 6. Next hop and path MTU, by the length of one segment; encapsulated, unless the peer is the next hop itself.
-    let source_port = tunnel::source_port(packet);
+    let source_port = tunnel::source_port::<F>(packet, &inner, &connection);
     let length = segment_length::<F>(packet, ETHERNET, &inner);
-    let path = match fib::path::<F>(packet, &peer, source_port, length) {
+    let path = match fib::path_of_many::<F>(packet, &peer, source_port, length) {
         Ok(path) => path,
         Err(NoPath::Stack) => return Err(Reason::NoNextHop.into()),
         Err(NoPath::TooBig(_)) if !inner.dont_fragment() => {
@@ -106,19 +114,22 @@ fn carry<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 
     // Out 7. Everything that reads the frame comes before this: making headroom moves it.
     // Out 8. Headers. From here on the frame is half changed: a failure drops it.
-    let size = packet.size(ETHERNET);
     let next_hop = match path {
         Path::Encapsulated(next_hop) => {
-            tunnel::encapsulate::<F>(packet, &inner, &peer, source_port)?;
+            tunnel::encapsulate::<F>(packet, &inner, &peer, source_port, next_hop.macs)?;
             next_hop
         }
         Path::Unencapsulated(next_hop) => {
             inner.store_forwarded(packet, ETHERNET)?;
-            next_hop
+            next_hop.resolved_by_kernel()
         }
     };
     count::add_sent(peer.slot, size);
-    Ok(Outcome::Carried(Packet::redirect_neighbour(next_hop.ifindex, next_hop.address)))
+    Ok(Outcome::Carried(if next_hop.macs[3..] == [0; 3] {
+        Packet::redirect_neighbour(next_hop.ifindex, next_hop.address)
+    } else {
+        Packet::redirect(next_hop.ifindex)
+    }))
 }
 
 /// What the bridge hands up the stack, from whichever port it came. Only forgery is looked for: a port's own program has
@@ -128,16 +139,17 @@ pub(crate) fn bridge<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     if !packet.carries(F::ETHERTYPE) || !packet.pull(ETHERNET + F::HEADER) {
         return Err(Exit::NotOurs);
     }
-    check_forgery::<F>(packet)
+    let header = F::Header::read(packet, ETHERNET).ok_or(Exit::NotOurs)?;
+    check_forgery::<F>(packet, &header)
 }
 
 /// Drops what a container sends in the name of another host, or of another host's container; everything else is not ours. A
 /// packet that the container has encapsulated itself and sends to a peer would be masqueraded, like all that leaves the host,
 /// and arrive from this host's address. One that it sends to this host in a peer's name would be taken by the tunnel's socket,
-/// which listens on every address. Either would pass the check of peers at its destination. The header must be readable.
+/// which listens on every address. Either would pass the check of peers at its destination. Nothing about the header need have
+/// been checked.
 #[inline(always)]
-fn check_forgery<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
-    let header = F::Header::read(packet, ETHERNET).ok_or(Exit::NotOurs)?;
+fn check_forgery<F: Family>(packet: &Packet<'_>, header: &F::Header) -> Answer<Outcome> {
     // This holds for a packet to a container of the same bridge, too: overlay_track would record its connection, and the other
     // host's real answers to that container would have to take the stack.
     if header.source().is_another_hosts() {

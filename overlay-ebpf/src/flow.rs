@@ -28,6 +28,8 @@ const SCTP_INIT: u8 = 1;
 /// A packet's connection.
 struct Connection<F: Family> {
     key: FlowKey<F::Address>,
+    /// The key's bucket, computed where the key is made: there its parts are in registers.
+    bucket: u32,
     /// The packet is an ICMP error about the connection, which anybody on the way can have sent.
     is_error: bool,
     /// The packet is an echo request. Only who has begun the connection may send one: for the stack's connection tracking, one
@@ -42,24 +44,26 @@ struct Connection<F: Family> {
 #[inline(always)]
 fn connection<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> Connection<F> {
     let transport = offset + F::HEADER;
-    let of = |ports| Connection {
-        key: FlowKey::new(ip.source(), ip.destination(), ports, ip.protocol()),
-        is_error: false,
-        is_request: false,
-        is_told_apart: true,
+    let of = |ports| {
+        let key = FlowKey::new(ip.source(), ip.destination(), ports, ip.protocol());
+        Connection { key, bucket: key.bucket(), is_error: false, is_request: false, is_told_apart: true }
     };
     let of_any = || Connection { is_told_apart: false, ..of([[0; 2]; 2]) };
     match ip.protocol() {
-        protocol::TCP | protocol::UDP | protocol::SCTP => {
-            of(split(anywhere(frame, transport).unwrap_or([0; 4])))
-        }
+        protocol::TCP | protocol::UDP | protocol::SCTP => of(read_ports(frame, transport)),
         protocol if protocol == F::ICMP => match frame.load::<ICMP_HEADER>(transport) {
             // The identifier is what tells two connections apart (RFC 792).
             Some([kind, _, _, _, high, low, _, _]) if F::is_echo(kind) => {
                 Connection { is_request: F::is_echo_request(kind), ..of([[high, low]; 2]) }
             }
             Some([kind, ..]) if F::is_error(kind) => match quoted::<F>(frame, transport + ICMP_HEADER) {
-                Some(key) => Connection { key, is_error: true, is_request: false, is_told_apart: true },
+                Some(key) => Connection {
+                    key,
+                    bucket: key.bucket(),
+                    is_error: true,
+                    is_request: false,
+                    is_told_apart: true,
+                },
                 None => of_any(),
             },
             _ => of_any(),
@@ -68,10 +72,34 @@ fn connection<F: Family>(frame: &impl Frame, offset: usize, ip: &F::Header) -> C
     }
 }
 
-/// Bytes of a transport header. They lie in the linear part, but for odd drivers; reading them there needs no helper's call.
+/// Whether the packet's own ports are in [`Connection::key`]. In a fragment that is not the first there are none, and the others of
+/// its datagram must not be told from it.
 #[inline(always)]
-fn anywhere<const N: usize>(frame: &impl Frame, offset: usize) -> Option<[u8; N]> {
-    frame.read(offset).or_else(|| frame.load(offset))
+pub(crate) fn has_ports<F: Family>(ip: &F::Header) -> bool {
+    matches!(ip.protocol(), protocol::TCP | protocol::UDP | protocol::SCTP)
+        && ip.is_without_options()
+        && !ip.is_fragment()
+}
+
+/// The key of a packet's connection by its ports, if it has any. Of anything else the key means nothing.
+#[inline(always)]
+pub(crate) fn key_by_ports<F: Family>(
+    frame: &impl Frame,
+    offset: usize,
+    ip: &F::Header,
+) -> FlowKey<F::Address> {
+    let ports = if has_ports::<F>(ip) { read_ports(frame, offset + F::HEADER) } else { [[0; 2]; 2] };
+    FlowKey::new(ip.source(), ip.destination(), ports, ip.protocol())
+}
+
+/// The ports at the beginning of a transport header, or zeros if there are none. They lie in the linear part, but for odd
+/// drivers; reading them there needs no helper's call.
+#[inline(always)]
+fn read_ports(frame: &impl Frame, offset: usize) -> [[u8; 2]; 2] {
+    match frame.read::<[u16; 2]>(offset) {
+        Some(ports) => ports.map(u16::to_ne_bytes),
+        None => split(frame.load(offset).unwrap_or([0; 4])),
+    }
 }
 
 /// The connection of the packet that an ICMP error quotes at `offset`.
@@ -94,32 +122,32 @@ fn split([a, b, c, d]: [u8; 4]) -> [[u8; 2]; 2] {
     [[a, b], [c, d]]
 }
 
-/// Why the packet's connection keeps to the stack, if it does. Traffic keeps its stack flow alive. `fast_path` is what the fast
-/// path carries, a `FAST_PATH_*`.
+/// The key of the packet's connection, or why that keeps to the stack. Traffic keeps its stack flow alive. `fast_path` is what the
+/// fast path carries, a `FAST_PATH_*`.
 #[inline(always)]
 pub(crate) fn keeps_to_stack<F: Family>(
     frame: &impl Frame,
     offset: usize,
     ip: &F::Header,
     fast_path: u32,
-) -> Result<(), Reason> {
-    let Connection { key, is_error, is_request, is_told_apart } = connection::<F>(frame, offset, ip);
+) -> Result<FlowKey<F::Address>, Reason> {
+    let Connection { key, bucket, is_error, is_request, is_told_apart } = connection::<F>(frame, offset, ip);
     // Where the stack decides on every connection, nearly every one is a stack flow, so that a mark would tell nothing.
     let is_for_stack = fast_path == FAST_PATH_ESTABLISHED;
     // What the stack accepted is the connection, and neither an error about it nor all that looks like it.
     if is_for_stack && (is_error || !is_told_apart) {
         return Err(Reason::NotEstablished);
     }
-    let known = is_for_stack || F::Address::may_be_stack_flow(&key);
+    let known = is_for_stack || F::Address::may_be_stack_flow(bucket);
     let Some(flow) = known.then(|| F::Address::stack_flow(&key)).flatten() else {
-        return if is_for_stack { Err(Reason::NotEstablished) } else { Ok(()) };
+        return if is_for_stack { Err(Reason::NotEstablished) } else { Ok(key) };
     };
     let state = next_state::<F>(frame, offset, ip, &key, flow.state);
     refresh(flow, state);
     let is_from_other_side =
         is_request && (direction::<F>(&key, ip) == FLOW_BACKWARD) != (state & FLOW_BEGUN_BACKWARD != 0);
     let is_carried = is_promoted(state, promotion_epoch()) && !(is_for_stack && is_from_other_side);
-    if is_carried { Ok(()) } else { Err(Reason::StackFlow) }
+    if is_carried { Ok(key) } else { Err(Reason::StackFlow) }
 }
 
 /// Never promotes the connection of a packet that the fast path cannot carry, and takes a promotion back. The host's connection
@@ -228,7 +256,7 @@ fn next_state<F: Family>(
     let is_first = state & (FLOW_FORWARD | FLOW_BACKWARD) == 0;
     let mut state = state | direction | if is_first { begun } else { 0 };
     if ip.protocol() == protocol::TCP
-        && let Some([flags]) = anywhere::<1>(frame, offset + F::HEADER + tcp::offset::FLAGS)
+        && let Some([flags]) = read_flags(frame, offset + F::HEADER)
     {
         if flags & tcp::SYN != 0 {
             // Ports are used again: the end of an earlier connection is not the end of this one.
@@ -246,6 +274,13 @@ fn next_state<F: Family>(
         state = begun_anew(state, begun);
     }
     state
+}
+
+/// TCP's flags. Where they lie is as in [`read_ports`].
+#[inline(always)]
+fn read_flags(frame: &impl Frame, transport: usize) -> Option<[u8; 1]> {
+    let at = transport + tcp::offset::FLAGS;
+    frame.read(at).or_else(|| frame.load(at))
 }
 
 /// The state of a connection that begins with the ports of another: what the stack accepted of that one says nothing about this.

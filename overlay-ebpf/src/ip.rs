@@ -119,9 +119,17 @@ pub(crate) trait Header: Copy {
     /// Reads the header at `offset`, which must be in the linear part. Nothing about it is checked.
     fn read(frame: &impl Frame, offset: usize) -> Option<Self>;
 
-    /// Reads the header at `offset`, and checks it in every way there is: it has no options, its checksum (where it has one) is
+    /// Checks the header, which is at `offset`, in every way there is: it has no options, its checksum (where it has one) is
     /// right, and its packet ends where the frame ends.
-    fn checked(frame: &impl Frame, offset: usize) -> Result<Self, BadHeader>;
+    fn check(&self, frame: &impl Frame, offset: usize) -> Result<(), BadHeader>;
+
+    /// Reads the header at `offset`, and checks it.
+    #[inline(always)]
+    fn checked(frame: &impl Frame, offset: usize) -> Result<Self, BadHeader> {
+        let header = Self::read(frame, offset).ok_or(BadHeader::Malformed)?;
+        header.check(frame, offset)?;
+        Ok(header)
+    }
 
     /// Reads the header that an ICMP error quotes at `offset`, and the 8 bytes behind it. Nothing about it is checked.
     fn quoted(frame: &impl Frame, offset: usize) -> Option<(Self, [u8; 8])>;

@@ -26,7 +26,7 @@ impl Family for V4 {
     type Address = Addr4;
     type Header = Ipv4;
     type Datagram = [u8; DATAGRAM];
-    type Forwarded = [u8; FORWARDED];
+    type Forwarded = [u16; FORWARDED];
 
     const HEADER: usize = IPV4;
     const PROTOCOL: usize = offset::PROTOCOL;

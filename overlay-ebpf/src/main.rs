@@ -46,6 +46,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod packet;
 #[cfg(target_arch = "bpf")]
+mod same_host;
+#[cfg(target_arch = "bpf")]
 mod settings;
 #[cfg(target_arch = "bpf")]
 mod stack;
@@ -77,10 +79,11 @@ mod programs {
 
     /// From a container to the underlay, at the container's own port.
     #[classifier]
+    #[inline(always)]
     fn overlay_encap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let size = packet.size(ETHERNET);
-        let answer = encap::encap::<V4>(&packet);
+        let answer = encap::encap::<V4>(&packet, size);
         conclude(&packet, Hook::Encap, size, answer)
     }
 
@@ -95,6 +98,7 @@ mod programs {
 
     /// From the underlay to a container.
     #[classifier]
+    #[inline(always)]
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
         let stripped = packet.stripped::<V4>();
@@ -104,8 +108,8 @@ mod programs {
         };
         let size = packet.size(ETHERNET + outer_length);
         let answer = match stripped {
-            Some(slot) => decap::deliver::<V4>(&packet, slot),
-            None => decap::decap::<V4>(&packet),
+            Some(slot) => decap::deliver::<V4>(&packet, slot, size),
+            None => decap::decap::<V4>(&packet, size),
         };
         // What the tunnel does not know is looked at once more: what comes by the tunnel must not pay for it.
         if matches!(answer, Err(Exit::NotOurs)) && decap::is_forged::<V4>(&packet) {

@@ -5,8 +5,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use overlay_common::{
-    Addr4, Count, EndpointEntry, FAST_PATH_OFF, Flow, FlowKey, MARK_BUCKETS, MAX_ENDPOINTS, MAX_FLOWS,
-    MAX_PEERS, MAX_XDP_TARGETS, PeerCount, PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep,
+    Addr4, Address, Count, EndpointEntry, FAST_PATH_OFF, Flow, FlowKey, KeptNextHop, KeptPort, MARK_BUCKETS,
+    MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_XDP_TARGETS, NEXT_HOPS_PLACES, PORTS_PLACES, PeerCount,
+    PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep, next_hop_place,
     reason::{COUNTERS as COUNTERS_LENGTH, REASONS},
 };
 
@@ -63,6 +64,16 @@ static FAST_PATH: Array<u32, 1> = Array::new();
 #[btf_map]
 static LEFT: PerCpuArray<FlowKey, 1> = PerCpuArray::new();
 
+/// Per CPU: next hops that the kernel has just named. Each has one place where it can be, which it shares with others. They are not
+/// pinned: new programs start with none.
+#[btf_map]
+static NEXT_HOPS: PerCpuArray<KeptNextHop, { NEXT_HOPS_PLACES as usize }> = PerCpuArray::new();
+
+/// Per CPU: interfaces that the kernel has just been asked for, by the last bits of their index. They are not pinned: new programs
+/// start with none.
+#[btf_map]
+static PORTS: PerCpuArray<KeptPort, { PORTS_PLACES as usize }> = PerCpuArray::new();
+
 /// Interfaces, by their index, to which XDP may redirect: veths whose other end takes such frames. The kernel removes an
 /// interface that goes.
 #[btf_map]
@@ -80,6 +91,60 @@ static PEER_COUNTERS: PerCpuArray<PeerCount, { MAX_PEERS as usize }> = PerCpuArr
 /// new programs start with new buckets.
 #[btf_map]
 static PACE: PerCpuArray<Pace, { REASONS as usize + 1 }> = PerCpuArray::new();
+
+/// A place for a next hop.
+pub(crate) struct NextHopPlace<A>(*mut KeptNextHop<A>);
+
+impl<A: Address> NextHopPlace<A> {
+    /// What is here. Its stamps are equal only if it is the answer to one question: they are read first and last, as they are written.
+    #[inline(always)]
+    pub(crate) fn read(&self) -> KeptNextHop<A> {
+        let place = self.0;
+        // SAFETY: an entry of a map that is never freed while the program runs; every bit pattern is valid. Volatile, so that the
+        // compiler keeps the order, which is all that counts between programs of one CPU.
+        unsafe {
+            KeptNextHop {
+                begun: (&raw const (*place).begun).read_volatile(),
+                jiffies: (&raw const (*place).jiffies).read_volatile(),
+                peer: (&raw const (*place).peer).read_volatile(),
+                source_port: (&raw const (*place).source_port).read_volatile(),
+                ifindex: (&raw const (*place).ifindex).read_volatile(),
+                address: (&raw const (*place).address).read_volatile(),
+                fits: (&raw const (*place).fits).read_volatile(),
+                uses: (&raw const (*place).uses).read_volatile(),
+                macs: (&raw const (*place).macs).read_volatile(),
+                reserved: 0,
+                ended: (&raw const (*place).ended).read_volatile(),
+            }
+        }
+    }
+
+    /// Puts this here.
+    #[inline(always)]
+    pub(crate) fn write(&self, next_hop: &KeptNextHop<A>) {
+        let place = self.0;
+        // SAFETY: as in `read`.
+        unsafe {
+            (&raw mut (*place).begun).write_volatile(next_hop.begun);
+            (&raw mut (*place).jiffies).write_volatile(next_hop.jiffies);
+            (&raw mut (*place).peer).write_volatile(next_hop.peer);
+            (&raw mut (*place).source_port).write_volatile(next_hop.source_port);
+            (&raw mut (*place).ifindex).write_volatile(next_hop.ifindex);
+            (&raw mut (*place).address).write_volatile(next_hop.address);
+            (&raw mut (*place).fits).write_volatile(next_hop.fits);
+            (&raw mut (*place).uses).write_volatile(next_hop.uses);
+            (&raw mut (*place).macs).write_volatile(next_hop.macs);
+            (&raw mut (*place).ended).write_volatile(next_hop.ended);
+        }
+    }
+
+    /// Says for how many more packets this holds.
+    #[inline(always)]
+    pub(crate) fn spend(&self, uses: u32) {
+        // SAFETY: as in `read`.
+        unsafe { (&raw mut (*self.0).uses).write_volatile(uses) };
+    }
+}
 
 /// A token bucket.
 #[repr(C)]
@@ -116,7 +181,7 @@ pub(crate) trait Lookups: Prefixes {
     fn endpoint(self) -> Option<EndpointEntry>;
 
     /// Whether a connection may be a stack flow. False is certain. The mark answers without a look-up in the table of stack flows.
-    fn may_be_stack_flow(key: &FlowKey<Self>) -> bool;
+    fn may_be_stack_flow(bucket: u32) -> bool;
 
     /// The stack flow of a connection, if it is one.
     fn stack_flow(key: &FlowKey<Self>) -> Option<&'static mut Flow>;
@@ -126,6 +191,9 @@ pub(crate) trait Lookups: Prefixes {
 
     /// The connection of the packet that this CPU has just left to the stack, or zeros.
     fn left() -> Option<&'static mut FlowKey<Self>>;
+
+    /// Where this CPU keeps the next hop to the peer at this underlay address, for this source port.
+    fn next_hop_place(self, source_port: u16) -> Option<NextHopPlace<Self>>;
 }
 
 impl Lookups for Addr4 {
@@ -160,8 +228,8 @@ impl Lookups for Addr4 {
     }
 
     #[inline(always)]
-    fn may_be_stack_flow(key: &FlowKey) -> bool {
-        is_marked(key.bucket())
+    fn may_be_stack_flow(bucket: u32) -> bool {
+        is_marked(bucket)
     }
 
     #[inline(always)]
@@ -187,6 +255,19 @@ impl Lookups for Addr4 {
         // SAFETY: as in `counter`; a key that is torn equals none, or a connection that is promoted one packet later.
         LEFT.get_ptr_mut(0).map(|key| unsafe { &mut *key })
     }
+
+    #[inline(always)]
+    fn next_hop_place(self, source_port: u16) -> Option<NextHopPlace<Self>> {
+        NEXT_HOPS.get_ptr_mut(next_hop_place(self, source_port)).map(NextHopPlace)
+    }
+}
+
+/// Where this CPU keeps what it knows of an interface, which it shares with others.
+#[inline(always)]
+pub(crate) fn port(ifindex: u32) -> Option<&'static mut KeptPort> {
+    // SAFETY: as in `counter`. Where one run interrupts another (PREEMPT_RT), an answer may be taken for one of this tick that is of
+    // an earlier one.
+    PORTS.get_ptr_mut(ifindex % PORTS_PLACES).map(|port| unsafe { &mut *port })
 }
 
 /// Verdict of an XDP program that hands the frame, as it is when the program ends, to interface `ifindex`. None if that is

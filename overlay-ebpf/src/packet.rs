@@ -14,9 +14,9 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use overlay_common::{Reason, StripMark, checksum};
+use overlay_common::{KeptPort, Reason, StripMark, checksum, wire::ETHERNET};
 
-use crate::{count::Size, frame::Frame, ip::Family, settings};
+use crate::{count::Size, frame::Frame, helpers::jiffies, ip::Family, maps, settings};
 
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
@@ -25,16 +25,25 @@ const PACKET_OTHERHOST: u32 = 3;
 /// The bits of a VLAN tag that name the VLAN.
 const VLAN_ID: u32 = 0x0fff;
 
-/// Copies a value out of the frame between `data` and `data_end`. `T` must be made of bytes.
+/// Copies a value out of the frame between `data` and `data_end`. `T` must be made of bytes, or of 16-bit words if `offset` is
+/// even.
+///
+/// The compiler reads what may begin anywhere byte by byte, and puts the bytes together. Words of a header it reads whole.
 #[inline(always)]
 pub(crate) fn read<T: Copy>(data: usize, data_end: usize, offset: usize) -> Option<T> {
     let start = data + offset;
     if start + size_of::<T>() > data_end {
         return None;
     }
-    // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); callers read byte
-    // arrays only, for which every bit pattern is valid.
-    Some(unsafe { (start as *const T).read_unaligned() })
+    // SAFETY: between data and data_end (checked above, which is what the verifier needs to see); every bit pattern is valid
+    // for bytes and for words. A word is read by one instruction of BPF, which the verifier admits by its offset: on machines that read
+    // no odd address it knows of NET_IP_ALIGN. A frame at an odd address costs what it costs the kernel's own reads of headers.
+    Some(unsafe {
+        match align_of::<T>() {
+            2 => (start as *const T).read(),
+            _ => (start as *const T).read_unaligned(),
+        }
+    })
 }
 
 /// A frame at a TC hook. Its Ethernet header is at offset 0; at a TUN, the IP header is.
@@ -166,9 +175,26 @@ impl<'a> Packet<'a> {
         Some(checksum::from_native(sum.into()))
     }
 
+    /// Writes the Ethernet header's two addresses in place, which spares a helper's call. A frame that somebody else has a clone of,
+    /// such as a capture, is copied for the program that writes in place before the program begins (`tc_cls_act_prologue`); the helpers
+    /// that take headers off would copy it as well.
+    #[inline(always)]
+    pub(crate) fn write_addresses(&self, addresses: &[u16; 6]) -> Result<(), Reason> {
+        let start = self.ctx.data();
+        if start + size_of_val(addresses) > self.ctx.data_end() {
+            return Err(Reason::Failed);
+        }
+        // SAFETY: between data and data_end (checked above, which is what the verifier needs to see). Where the address is odd, it is
+        // as in `read`.
+        unsafe { (start as *mut [u16; 6]).write(*addresses) };
+        Ok(())
+    }
+
     /// Writes bytes that exist already, with flags of the helper.
     #[inline(always)]
     fn store_with<T: Copy>(&self, offset: usize, value: &T, flags: u64) -> Result<(), Reason> {
+        // What is inside `InWords` is to be written, without the bytes that fill up its last word.
+        const { assert!(align_of::<T>() <= 2) };
         let bytes = core::ptr::from_ref(value).cast();
         // SAFETY: the value is made of that many bytes; no pointer into the frame is held across the call.
         let result =
@@ -176,7 +202,15 @@ impl<'a> Packet<'a> {
         if result == 0 { Ok(()) } else { Err(Reason::Failed) }
     }
 
-    /// Hash of the inner connection, which the kernel computes if nobody has yet.
+    /// The packet's hash, if it has one: a socket's, which is the same for all of its packets, one that a device has told, or one that
+    /// the kernel has computed before. Zero means that there is none.
+    #[inline(always)]
+    pub(crate) fn known_hash(&self) -> u32 {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).hash }
+    }
+
+    /// The packet's hash, which the kernel computes if nobody has yet: it dissects the headers, those of tunnels too.
     #[inline(always)]
     pub(crate) fn hash(&self) -> u32 {
         // SAFETY: the context pointer the kernel gave.
@@ -214,9 +248,23 @@ impl<'a> Packet<'a> {
     }
 
     /// Whether interface `ifindex` exists, and takes this frame once `outer_length` bytes are gone from it.
+    ///
+    /// The kernel is asked once in a tick (1 to 10 ms). A veth does not go and come back under the same address in less, and of what is
+    /// on its way to one that goes, the container gets nothing by any path. One whose MTU shrinks drops what is too long
+    /// (`is_skb_forwardable`) for the rest of the tick.
     #[inline(always)]
     pub(crate) fn fits_without(&self, ifindex: u32, outer_length: usize) -> bool {
-        self.check_mtu(ifindex, -(outer_length as i32)).0 == 0
+        let now = jiffies();
+        let length = self.len().wrapping_sub(ETHERNET as u32 + outer_length as u32);
+        let Some(kept) = maps::port(ifindex) else { return false };
+        if kept.jiffies == now && kept.ifindex == ifindex && length <= kept.mtu {
+            return true;
+        }
+        let (result, mtu) = self.check_mtu(ifindex, -(outer_length as i32));
+        if result == 0 {
+            *kept = KeptPort { jiffies: now, ifindex, mtu };
+        }
+        result == 0
     }
 
     /// MTU of interface `ifindex` in bytes, zero if there is none. The helper's verdict would say that it takes any GSO frame.

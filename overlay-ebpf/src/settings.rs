@@ -51,6 +51,21 @@ macro_rules! word {
     };
 }
 
+macro_rules! words {
+    ($(#[doc = $doc:literal])* $name:ident as $as:ident: $count:literal) => {
+        $(#[doc = $doc])*
+        #[inline(always)]
+        pub(crate) fn $as() -> [u16; $count] {
+            const {
+                assert!(core::mem::offset_of!(Settings, $name) % 2 == 0);
+                assert!(size_of_val(&SETTINGS.$name) == 2 * $count);
+            }
+            // SAFETY: a field of a static whose type is aligned to 4, at an even offset (asserted above).
+            unsafe { addr_of!(SETTINGS.$name).cast::<[u16; $count]>().read_volatile() }
+        }
+    };
+}
+
 word!(network);
 word!(network_mask);
 word!(subnet);
@@ -61,8 +76,8 @@ field!(underlay: u32);
 field!(device: u32);
 field!(encapsulation: u8);
 field!(vni: u32);
-field!(port: [u8; 2]);
-field!(vtep_mac: [u8; 6]);
+words!(port as port_words: 1);
+words!(vtep_mac as vtep_mac_words: 3);
 field!(underlay_mac: [u8; 6]);
 field!(flags: u32);
 field!(port_min: u16);
@@ -70,6 +85,20 @@ field!(port_count: u16);
 field!(host_bits: u8);
 field!(leasable_first: u32);
 field!(leasable_last: u32);
+
+/// UDP port of the tunnel, network order.
+#[inline(always)]
+pub(crate) fn port() -> [u8; 2] {
+    let [port] = port_words();
+    port.to_ne_bytes()
+}
+
+/// MAC address of overlay0.
+#[inline(always)]
+pub(crate) fn vtep_mac() -> [u8; 6] {
+    let [[a, b], [c, d], [e, f]] = vtep_mac_words().map(u16::to_ne_bytes);
+    [a, b, c, d, e, f]
+}
 
 /// How an address relates to the network's and the host's own, in its family.
 pub(crate) trait Prefixes: Address {

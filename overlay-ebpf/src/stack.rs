@@ -58,7 +58,7 @@ pub(crate) fn send<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
         flow::record::<F>(packet, Hook::Send, at, &ip);
     }
     match tunnel::format() {
-        Format::Vxlan => vxlan_device::send::<F>(packet, &peer),
+        Format::Vxlan => vxlan_device::send::<F>(packet, &header, &peer),
         Format::Datagram => tun::send::<F>(packet, &header, &peer),
     }
 }

@@ -4,9 +4,16 @@ pub(crate) mod datagram;
 mod outer;
 mod vxlan;
 
-use overlay_common::{ENCAPSULATION_UDP, PeerEntry, Reason, wire};
+use overlay_common::{ENCAPSULATION_UDP, FlowKey, PeerEntry, Reason, header::protocol, wire};
 
-use crate::{frame::Frame, ip::Family, packet::Packet, settings, verdict::Answer};
+use crate::{
+    flow,
+    frame::Frame,
+    ip::{Family, Header as _},
+    packet::Packet,
+    settings,
+    verdict::Answer,
+};
 
 /// How packets are encapsulated.
 pub(crate) enum Format {
@@ -61,16 +68,43 @@ pub(crate) fn encapsulate<F: Family>(
     inner: &F::Header,
     peer: &PeerEntry<F::Address>,
     source_port: u16,
+    macs: [u16; 6],
 ) -> Result<(), Reason> {
     match format() {
-        Format::Vxlan => vxlan::encapsulate::<F>(packet, inner, peer, source_port),
-        Format::Datagram => datagram::encapsulate::<F>(packet, inner, peer, source_port),
+        Format::Vxlan => vxlan::encapsulate::<F>(packet, inner, peer, source_port, macs),
+        Format::Datagram => datagram::encapsulate::<F>(packet, inner, peer, source_port, macs),
     }
 }
 
 /// Source port of the outer UDP header: a hash of the inner connection, so that its packets stay in order and connections
-/// spread.
+/// spread. `key` is the connection's, of a packet whose IP header is `ip`, whole or with its ports at least.
+///
+/// The packet keeps the hash, by which the underlay device chooses a queue.
 #[inline(always)]
-pub(crate) fn source_port(packet: &Packet<'_>) -> u16 {
-    wire::source_port(packet.hash(), settings::port_min(), settings::port_count())
+pub(crate) fn source_port<F: Family>(packet: &Packet<'_>, ip: &F::Header, key: &FlowKey<F::Address>) -> u16 {
+    let hash = if flow::has_ports::<F>(ip) { hash::<F>(packet, ip, key) } else { packet.hash() };
+    wire::source_port(hash, settings::port_min(), settings::port_count())
+}
+
+/// The hash of a packet with ports. One of any other is left to the kernel, which looks into tunnels.
+#[inline(always)]
+fn hash<F: Family>(packet: &Packet<'_>, ip: &F::Header, key: &FlowKey<F::Address>) -> u32 {
+    match packet.known_hash() {
+        // A TCP socket has a hash, which all of its packets have, and takes another one when they do not get through, and so another
+        // path. What a queueing discipline or a receive queue has computed for some packets of a connection and not for others
+        // (fq_codel computes none while it is empty) must not count: the connection would have two source ports. Of TCP it
+        // does count, where a container forwards what has no socket here: nobody can tell the two kinds apart.
+        known if known != 0 && ip.protocol() == protocol::TCP => known,
+        _ => {
+            let hash = key.hash();
+            packet.set_hash(hash);
+            hash
+        }
+    }
+}
+
+/// The same of a packet whose IP header is at `offset`, and whose connection nobody has asked for yet.
+#[inline(always)]
+pub(crate) fn source_port_of<F: Family>(packet: &Packet<'_>, offset: usize, ip: &F::Header) -> u16 {
+    source_port::<F>(packet, ip, &flow::key_by_ports::<F>(packet, offset, ip))
 }

@@ -38,6 +38,7 @@ fn request(host: u8) -> LeaseRequest {
         backend: Backend::DEFAULT,
         vtep_mac: None,
         preferred: None,
+        ipv6: None,
         time_to_live: acquire::TIME_TO_LIVE,
     }
 }

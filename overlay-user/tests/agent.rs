@@ -59,7 +59,7 @@ fn key(n: u8) -> String {
 }
 
 fn peer(n: u8) -> Peer {
-    Peer { public_ip: [10, 99, 0, n].into(), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
+    Peer { public_ip: [10, 99, 0, n].into(), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])), ipv6: None }
 }
 
 fn lease_of(subnet: u8, peer: Peer) -> Lease {
@@ -67,6 +67,7 @@ fn lease_of(subnet: u8, peer: Peer) -> Lease {
         subnet: net(subnet),
         public_ip: peer.public_ip,
         backend: LeaseBackend::Vxlan { vni: 1, vtep_mac: peer.vtep_mac.unwrap() },
+        ipv6: None,
     }
 }
 
@@ -79,7 +80,14 @@ fn held(lease: Lease, modified: Revision) -> LocalLease {
 }
 
 fn endpoint(port: u32, pinned: bool) -> Endpoint {
-    Endpoint { port, mac: Mac([2; 6]), gateway_mac: Mac([4; 6]), pinned, foreign_tc: ForeignTc::default() }
+    Endpoint {
+        port,
+        mac: Mac([2; 6]),
+        gateway_mac: Mac([4; 6]),
+        pinned,
+        foreign_tc: ForeignTc::default(),
+        bridge: None,
+    }
 }
 
 /// A channel on which no XDP targets are announced.
@@ -106,6 +114,7 @@ fn scope_of(own: &Lease) -> Scope {
         backend: Backend::DEFAULT,
         own_ip: own.public_ip,
         own_subnet: own.subnet,
+        ipv6: None,
     }
 }
 

@@ -9,9 +9,12 @@ mod kernel {
     mod encap;
     mod foreign_tc;
     mod frames;
+    mod kept_ports;
+    mod next_hops;
     mod overlay0;
     mod promotion;
     mod range;
+    mod same_host;
     mod stack;
     mod tun_receive;
     mod tun_send;

@@ -512,12 +512,45 @@ async fn one_revision_of_etcd_is_one_batch() {
     assert_eq!(put_of(&next(&mut late).await.unwrap()).0, KEY);
 }
 
+/// How soon the kernel will probe this process's idle connection to etcd: the timer of keepalive, as proc(5) has it.
+async fn probed_after(etcd: &Etcd) -> Duration {
+    let url = etcd.client_url();
+    let port: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
+    // etcd has a connection to itself, too.
+    let is_ours = |inode: &str| {
+        let mut open = fs::read_dir("/proc/self/fd").unwrap();
+        let name = format!("socket:[{inode}]");
+        open.any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|to| to == Path::new(&name)))
+    };
+    for _ in 0..100 {
+        let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+        for socket in sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
+            let (to, state, timer, inode) = (socket[2], socket[3], socket[5].split_once(':'), socket[9]);
+            // State 01 is an established connection, and timer 02 is keepalive's. It counts hundredths of seconds.
+            if let (true, "01", Some(("02", left))) = (to.ends_with(&format!(":{port:04X}")), state, timer)
+                && is_ours(inode)
+            {
+                return Duration::from_millis(10 * u64::from_str_radix(left, 16).unwrap());
+            }
+        }
+        // What was sent last is not acknowledged yet.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the kernel does not probe the connection");
+}
+
 #[tokio::test]
 async fn etcd_hangs_stops_and_comes_back() {
     let (folder, mut etcd) = etcd();
     let mut store = EtcdStore::new(&options(&etcd)).unwrap();
     let made = at(store.claim(KEY, Bytes::new(), HOUR).await.unwrap());
     let mut follow = store.follow(made).await.unwrap();
+
+    // A silent watch costs etcd nothing but a sign of life now and then; its kernel shows that its machine is there.
+    let probed = probed_after(&etcd).await;
+    assert!(probed <= Duration::from_secs(10), "{probed:?}");
+    let life = tokio::time::timeout(Duration::from_secs(60), follow.next()).await.expect("a sign of life");
+    assert_eq!(life.unwrap(), Batch { revision: made, changes: Vec::new() });
 
     etcd.pause().unwrap();
     let start = Instant::now();

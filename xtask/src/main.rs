@@ -43,15 +43,22 @@ enum Command {
     /// How fast and how large the agent is with many peers: cold start, single changes, memory, CPU.
     #[command(disable_help_flag = true)]
     BenchAgent(Given),
-    /// Measures ours beside a bare route, the kernel's VXLAN device and a userspace relay; and the agent with 10,000 peers.
+    /// Measures ours beside a bare route, the kernel's VXLAN device, a userspace relay and the least that programs at TC can
+    /// do; and the agent with 10,000 peers.
     #[command(disable_help_flag = true)]
     Bench(Given),
+    /// Control loops of thousands of hosts beside a real etcd: what they cost it, and how soon all agree.
+    #[command(disable_help_flag = true)]
+    Scale(Given),
     /// Hostile frames to our decapsulation and to the kernel's VXLAN device, compared byte for byte.
     #[command(disable_help_flag = true)]
     Fuzz(Given),
-    /// Agents that come and go under packets: counts what is lost.
+    /// Agents that come and go under packets, and faults between that: counts what is lost.
     #[command(disable_help_flag = true)]
     Endure(Given),
+    /// Whether anything grows while containers and peers come and go for hours: memory, descriptors, maps, tracked connections.
+    #[command(disable_help_flag = true)]
+    Soak(Given),
     /// Before a push: format and lints, then what CI runs, all tests.
     Ci,
     /// What the rung `fresh` starts in its namespaces.
@@ -102,8 +109,14 @@ fn main() -> ExitCode {
         Command::Demo(given) => tool::LAB.take_over("demo", &given.arguments, given.demo()),
         Command::Lab(given) => tool::LAB.take_over("lab", &given.arguments, given.lab()),
         Command::Endure(given) => tool::LAB.take_over("endure", &given.arguments, For::Endure),
+        Command::Soak(given) => tool::BENCH.take_over("soak", &given.arguments, For::Bench),
         Command::Fuzz(given) => tool::FUZZ.take_over("fuzz", &given.arguments, For::Fuzz),
         Command::Bench(given) => tool::BENCH.take_over("bench", &given.arguments, For::Bench),
+        Command::Scale(given) => {
+            let draws = |word: &OsString| word.as_encoded_bytes().starts_with(b"--draw");
+            let what = if given.arguments.iter().any(draws) { For::Draw } else { For::Scale };
+            tool::SCALE.take_over("scale", &given.arguments, what)
+        }
         Command::BenchAgent(given) => tool::BENCH.take_over("bench-agent", &given.arguments, For::Bench),
     };
     exit_code(done)

@@ -33,6 +33,9 @@ pub(crate) enum For {
     Lab,
     Run,
     Bench,
+    Scale,
+    /// To draw again what such a run has found.
+    Draw,
     Fuzz,
     Endure,
     Lints,
@@ -56,6 +59,8 @@ impl For {
         Self::Lab,
         Self::Run,
         Self::Bench,
+        Self::Scale,
+        Self::Draw,
         Self::Fuzz,
         Self::Endure,
         Self::Lints,
@@ -107,6 +112,8 @@ const AGENT: &[For] = &[
     For::Lab,
     For::Run,
     For::Bench,
+    For::Scale,
+    For::Draw,
     For::Fuzz,
     For::Endure,
     For::Lints,
@@ -126,7 +133,7 @@ const LAB: &[For] = &[
     For::Endure,
 ];
 /// Who starts an etcd.
-const ETCD: &[For] = &[For::Units, For::Hosts, For::DemoEtcd, For::Bench, For::Endure];
+const ETCD: &[For] = &[For::Units, For::Hosts, For::DemoEtcd, For::Bench, For::Scale, For::Endure];
 
 const NEEDS: &[Need] = &[
     need("gcc", &["cc"], "links every Rust program", For::ALL),
@@ -142,15 +149,15 @@ const NEEDS: &[Need] = &[
     need(
         "fonts-dejavu-core",
         &["/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"],
-        "text in the benchmark's plots",
-        &[For::Units, For::Hosts, For::Bench],
+        "text in the plots of measurements",
+        &[For::Units, For::Hosts, For::Bench, For::Scale, For::Draw],
     ),
     need("iperf3", &["iperf3"], "TCP streams of the lab", LAB),
     need(
         "bpftool",
         &["bpftool"],
-        "reads pinned maps in the tests, programs' run times in the benchmark",
-        &[For::Kernel, For::Hosts, For::Bench],
+        "reads pinned maps in the tests, programs' run times in the benchmark; detaches programs in endure",
+        &[For::Kernel, For::Hosts, For::Bench, For::Endure],
     ),
     need("etcd-server", &["etcd"], "the store of the demo and the tests", ETCD),
     need("etcd-client", &["etcdctl"], "looks at that store from outside", ETCD),

@@ -29,7 +29,7 @@ pub struct EndpointEntry {
     /// MAC address of the gateway the container talks to (the bridge's, or the veth's): source of delivered frames, and
     /// destination of the frames that the fast path takes from the container.
     pub gateway_mac: [u8; 6],
-    /// See the `ENDPOINT_*` bits.
+    /// See the `ENDPOINT_*` bits, and `ENDPOINT_BRIDGE` for the index that lies above them.
     pub flags: u32,
 }
 

@@ -10,49 +10,36 @@ use crate::{
     ip::{BadHeader, Header},
 };
 
-/// How many bytes of a header a router changes, or stand before the last that it changes.
-pub(super) const FORWARDED: usize = offset::CHECKSUM + 2;
+/// How many words of a header a router changes, or stand before the last that it changes.
+pub(super) const FORWARDED: usize = offset::CHECKSUM / 2 + 1;
 
-/// An IPv4 header without its options.
+/// An IPv4 header without its options: the 16-bit words that it is made of, in network order.
 #[derive(Clone, Copy)]
-pub(crate) struct Ipv4 {
-    /// Version and header length.
-    first: u8,
-    tos: u8,
-    length: u16,
-    identification: u16,
-    /// Flags and fragment offset.
-    fragment: u16,
-    ttl: u8,
-    protocol: u8,
-    checksum: u16,
-    source: Addr4,
-    destination: Addr4,
-}
+pub(crate) struct Ipv4([u16; IPV4 / 2]);
 
 impl Ipv4 {
-    /// A header of these bytes. Nothing about it is checked.
+    /// The byte at this offset.
     #[inline(always)]
-    fn new(bytes: &[u8; IPV4]) -> Self {
-        let word = |at| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-        let address = |at| Addr4::new([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        Self {
-            first: bytes[offset::VERSION],
-            tos: bytes[offset::TOS],
-            length: word(offset::LENGTH),
-            identification: word(offset::IDENTIFICATION),
-            fragment: word(offset::FRAGMENT),
-            ttl: bytes[offset::TTL],
-            protocol: bytes[offset::PROTOCOL],
-            checksum: word(offset::CHECKSUM),
-            source: address(offset::SOURCE),
-            destination: address(offset::DESTINATION),
-        }
+    fn byte(&self, at: usize) -> u8 {
+        self.0[at / 2].to_ne_bytes()[at % 2]
+    }
+
+    /// The word at this offset, in the machine's order.
+    #[inline(always)]
+    fn word(&self, at: usize) -> u16 {
+        u16::from_be(self.0[at / 2])
+    }
+
+    /// The address at this offset.
+    #[inline(always)]
+    fn address(&self, at: usize) -> Addr4 {
+        let [[a, b], [c, d]] = [self.0[at / 2], self.0[at / 2 + 1]].map(u16::to_ne_bytes);
+        Addr4::new([a, b, c, d])
     }
 
     #[inline(always)]
     fn check_version(&self) -> Result<(), BadHeader> {
-        match self.first {
+        match self.byte(offset::VERSION) {
             WITHOUT_OPTIONS => Ok(()),
             0x46..=0x4f => Err(BadHeader::Options),
             _ => Err(BadHeader::Malformed),
@@ -79,23 +66,24 @@ impl Ipv4 {
         if u32::from(self.length()) < available { Err(BadHeader::Trailing) } else { Ok(()) }
     }
 
+    /// What a router drops is not to be forwarded past it (RFC 1812 section 5.2.2). In GSO and GRO frames the kernel itself has
+    /// written or checked the sum.
+    #[inline(always)]
+    fn check_sum(&self, gso_size: u32) -> Result<(), BadHeader> {
+        if gso_size == 0 && checksum::finish(checksum::sum(&self.0)) != 0 {
+            return Err(BadHeader::Malformed);
+        }
+        Ok(())
+    }
+
     /// The part of the header that a router changes, with what stands before it, once this host has forwarded the packet: a
     /// router takes one from the TTL (RFC 1812 section 5.3.1).
     #[inline(always)]
-    pub(super) fn forwarded(&self) -> [u8; FORWARDED] {
-        let ttl = self.ttl - 1;
-        let [before, after] = [self.ttl, ttl].map(|ttl| u16::from_be_bytes([ttl, self.protocol]));
-        let sum = checksum::update(self.checksum, before, after);
-        let mut bytes = [0; FORWARDED];
-        bytes[offset::VERSION] = self.first;
-        bytes[offset::TOS] = self.tos;
-        bytes[offset::LENGTH..offset::IDENTIFICATION].copy_from_slice(&self.length.to_be_bytes());
-        bytes[offset::IDENTIFICATION..offset::FRAGMENT].copy_from_slice(&self.identification.to_be_bytes());
-        bytes[offset::FRAGMENT..offset::TTL].copy_from_slice(&self.fragment.to_be_bytes());
-        bytes[offset::TTL] = ttl;
-        bytes[offset::PROTOCOL] = self.protocol;
-        bytes[offset::CHECKSUM..].copy_from_slice(&sum.to_be_bytes());
-        bytes
+    pub(super) fn forwarded(&self) -> [u16; FORWARDED] {
+        let [first, length, identification, fragment, before, sum, ..] = self.0;
+        let [ttl, protocol] = before.to_ne_bytes();
+        let after = u16::from_ne_bytes([ttl - 1, protocol]);
+        [first, length, identification, fragment, after, checksum::update(sum, before, after)]
     }
 }
 
@@ -104,127 +92,122 @@ impl Header for Ipv4 {
 
     #[inline(always)]
     fn read(frame: &impl Frame, offset: usize) -> Option<Self> {
-        frame.read(offset).map(|bytes| Self::new(&bytes))
+        frame.read(offset).map(Self)
     }
 
     #[inline(always)]
-    fn checked(frame: &impl Frame, offset: usize) -> Result<Self, BadHeader> {
-        let bytes = frame.read(offset).ok_or(BadHeader::Malformed)?;
-        let (header, gso_size) = (Self::new(&bytes), frame.gso_size());
+    fn check(&self, frame: &impl Frame, offset: usize) -> Result<(), BadHeader> {
+        let gso_size = frame.gso_size();
         let available = frame.len().saturating_sub(offset as u32);
-        header.check_version()?;
-        header.check_length(available, gso_size)?;
-        check_sum(&bytes, gso_size)?;
-        header.check_end(available)?;
-        Ok(header)
+        self.check_version()?;
+        self.check_length(available, gso_size)?;
+        self.check_sum(gso_size)?;
+        self.check_end(available)
     }
 
     #[inline(always)]
     fn quoted(frame: &impl Frame, offset: usize) -> Option<(Self, [u8; 8])> {
         let bytes: [u8; IPV4 + 8] = frame.load(offset)?;
-        Some((Self::new(bytes.first_chunk()?), *bytes.last_chunk()?))
+        let mut words = [0; IPV4 / 2];
+        let mut at = 0;
+        while at < words.len() {
+            words[at] = u16::from_ne_bytes([bytes[2 * at], bytes[2 * at + 1]]);
+            at += 1;
+        }
+        Some((Self(words), *bytes.last_chunk()?))
     }
 
     #[inline(always)]
     fn is_whole(&self, available: usize, gso_size: u32) -> bool {
-        let length = usize::from(self.length);
+        let length = usize::from(self.length());
         // What a GSO frame has behind its packet are other packets. Of one beyond 65,535 bytes the length is zero (BIG TCP).
         let fits = match gso_size {
             0 => length >= self.header_length() && length <= available,
             _ => length == available || length == 0,
         };
-        self.first >> 4 == 4 && self.header_length() >= IPV4 && fits
+        self.byte(offset::VERSION) >> 4 == 4 && self.header_length() >= IPV4 && fits
     }
 
     #[inline(always)]
     fn is_without_options(&self) -> bool {
-        self.first == WITHOUT_OPTIONS
+        self.byte(offset::VERSION) == WITHOUT_OPTIONS
     }
 
     #[inline(always)]
     fn header_length(&self) -> usize {
-        usize::from(self.first & 0x0f) * 4
+        usize::from(self.byte(offset::VERSION) & 0x0f) * 4
     }
 
     #[inline(always)]
     fn tos(&self) -> u8 {
-        self.tos
+        self.byte(offset::TOS)
     }
 
     #[inline(always)]
     fn length(&self) -> u16 {
-        self.length
+        self.word(offset::LENGTH)
     }
 
     #[inline(always)]
     fn ttl(&self) -> u8 {
-        self.ttl
+        self.byte(offset::TTL)
     }
 
     #[inline(always)]
     fn protocol(&self) -> u8 {
-        self.protocol
+        self.byte(offset::PROTOCOL)
     }
 
     #[inline(always)]
     fn source(&self) -> Addr4 {
-        self.source
+        self.address(offset::SOURCE)
     }
 
     #[inline(always)]
     fn destination(&self) -> Addr4 {
-        self.destination
+        self.address(offset::DESTINATION)
     }
 
     // Part of a datagram: more fragments follow, or the offset is not zero (RFC 791 section 3.1).
     #[inline(always)]
     fn is_fragment(&self) -> bool {
-        self.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0
+        self.word(offset::FRAGMENT) & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0
     }
 
     #[inline(always)]
     fn is_later_fragment(&self) -> bool {
-        self.fragment & FRAGMENT_OFFSET != 0
+        self.word(offset::FRAGMENT) & FRAGMENT_OFFSET != 0
     }
 
     // DF: "an internet datagram so marked is not to be internet fragmented under any circumstances" (RFC 791 section 2.3).
     #[inline(always)]
     fn dont_fragment(&self) -> bool {
-        self.fragment & DONT_FRAGMENT != 0
+        self.word(offset::FRAGMENT) & DONT_FRAGMENT != 0
     }
 
     #[inline(always)]
     fn pseudo_header(&self, length: u16) -> u32 {
-        match self.protocol {
+        match self.protocol() {
             // RFC 792 sums the message alone.
             protocol::ICMP => 0,
             protocol => {
-                checksum::pseudo_header(self.source.octets, self.destination.octets, protocol, length)
+                checksum::pseudo_header(self.source().octets, self.destination().octets, protocol, length)
             }
         }
     }
 
     #[inline(always)]
     fn store_forwarded(&self, frame: &impl Frame, at: usize) -> Result<(), Reason> {
-        let [.., ttl, protocol, sum_high, sum_low] = self.forwarded();
-        frame.store(at + offset::TTL, &[ttl, protocol, sum_high, sum_low])
+        let [.., ttl_and_protocol, sum] = self.forwarded();
+        frame.store(at + offset::TTL, &[ttl_and_protocol, sum])
     }
 
     #[inline(always)]
     fn store_tos(&self, frame: &impl Frame, at: usize, tos: u8) -> Result<(), Reason> {
-        let [before, after] = [self.tos, tos].map(|tos| u16::from_be_bytes([self.first, tos]));
-        let sum = checksum::update(self.checksum, before, after);
+        let before = self.0[offset::TOS / 2];
+        let after = u16::from_ne_bytes([self.byte(offset::VERSION), tos]);
+        let sum = checksum::update(self.0[offset::CHECKSUM / 2], before, after);
         frame.store(at + offset::TOS, &tos)?;
-        frame.store(at + offset::CHECKSUM, &sum.to_be_bytes())
+        frame.store(at + offset::CHECKSUM, &sum)
     }
-}
-
-/// What a router drops is not to be forwarded past it (RFC 1812 section 5.2.2). In GSO and GRO frames the kernel itself has
-/// written or checked the sum.
-#[inline(always)]
-fn check_sum(bytes: &[u8; IPV4], gso_size: u32) -> Result<(), BadHeader> {
-    if gso_size == 0 && checksum::finish(checksum::sum_words(bytes, 0, IPV4)) != 0 {
-        return Err(BadHeader::Malformed);
-    }
-    Ok(())
 }

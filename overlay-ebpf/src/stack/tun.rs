@@ -31,7 +31,7 @@ pub(super) fn send<F: Family>(
     if is_own_datagram::<F>(packet, header) {
         return Err(Reason::ForgedTunnel.into());
     }
-    let source_port = tunnel::source_port(packet);
+    let source_port = tunnel::source_port_of::<F>(packet, 0, header);
     let length = longest_segment::<F>(packet, header);
     if let Some(next_hop) = fib::on_link(packet, peer, source_port)
         && length <= packet.mtu_of(next_hop.ifindex)

@@ -26,9 +26,14 @@ const SOURCE_PORTS: u32 = 256;
 
 /// Tells the device to which peer the packet goes. Route, path MTU, fragments and source port are the kernel's.
 #[inline(always)]
-pub(super) fn send<F: Family>(packet: &Packet<'_>, peer: &PeerEntry<F::Address>) -> Answer<Outcome> {
+pub(super) fn send<F: Family>(
+    packet: &Packet<'_>,
+    header: &F::Header,
+    peer: &PeerEntry<F::Address>,
+) -> Answer<Outcome> {
     if settings::has(SETTING_DIRECT)
-        && let Some(next_hop) = fib::on_link(packet, peer, tunnel::source_port(packet))
+        && let Some(next_hop) =
+            fib::on_link(packet, peer, tunnel::source_port_of::<F>(packet, ETHERNET, header))
     {
         // The packet has a link header, the device's own, and the stack has taken one from its TTL.
         return leave_by(packet, &next_hop);
@@ -54,7 +59,8 @@ const fn spread(hash: u32) -> u32 {
 fn fits<F: Family>(packet: &Packet<'_>, peer: &PeerEntry<F::Address>) -> bool {
     let Ok(ip) = F::Header::checked(packet, ETHERNET) else { return false };
     let length = segment_length::<F>(packet, ETHERNET, &ip);
-    fib::path::<F>(packet, peer, tunnel::source_port(packet), length).is_ok()
+    let source_port = tunnel::source_port_of::<F>(packet, ETHERNET, &ip);
+    fib::path::<F>(packet, peer, source_port, length).is_ok()
 }
 
 /// Checks what the device has decapsulated.

@@ -4,19 +4,20 @@ use overlay_common::{
     wire::{ETHERNET, UDP},
 };
 
-use super::outer::outer;
+use super::outer::{ethernet, outer};
 use crate::{
     check,
-    frame::Frame,
+    frame::{Frame, InWords},
     ip::{Family, Header as _},
     packet::Packet,
     verdict::{Answer, Exit},
 };
 
-/// All that is written of a frame behind its Ethernet header.
+/// All that is written of a frame, from its beginning.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Headers<F: Family> {
+    ethernet: [u16; ETHERNET / 2],
     outer: F::Datagram,
     inner: F::Forwarded,
 }
@@ -57,12 +58,17 @@ pub(super) fn encapsulate<F: Family>(
     inner: &F::Header,
     peer: &PeerEntry<F::Address>,
     source_port: u16,
+    macs: [u16; 6],
 ) -> Result<(), Reason> {
     let outer = outer::<F>(inner, peer, source_port, 0);
     packet.make_datagram_headroom::<F>(length::<F>())?;
-    let mut headers = Headers::<F> { outer: F::BLANK_DATAGRAM, inner: F::forwarded(inner) };
-    F::write_datagram(&outer, &mut headers.outer);
-    packet.store(ETHERNET, &headers)
+    let mut headers = InWords(Headers::<F> {
+        ethernet: ethernet::<F>(macs),
+        outer: F::BLANK_DATAGRAM,
+        inner: F::forwarded(inner),
+    });
+    F::write_datagram(&outer, &mut headers.0.outer);
+    packet.store(0, &headers.0)
 }
 
 /// Encapsulates a packet without link header, which gets one. The packet in the datagram stays as it is, since the stack has
@@ -79,8 +85,8 @@ pub(crate) fn encapsulate_forwarded<F: Family>(
     if packet.make_datagram_headroom::<F>(length::<F>()).is_err() {
         packet.make_headroom_again(length::<F>())?;
     }
-    let mut headers = F::BLANK_DATAGRAM;
-    F::write_datagram(&outer::<F>(inner, peer, source_port, 0), &mut headers);
+    let mut headers = InWords(F::BLANK_DATAGRAM);
+    F::write_datagram(&outer::<F>(inner, peer, source_port, 0), &mut headers.0);
     packet.make_link_header()?;
-    packet.store(ETHERNET, &headers)
+    packet.store(ETHERNET, &headers.0)
 }

@@ -1,5 +1,8 @@
 //! The outer IP and UDP headers, which both formats have.
-use overlay_common::{PeerEntry, SETTING_OUTER_DF, wire::Outer};
+use overlay_common::{
+    PeerEntry, SETTING_OUTER_DF,
+    wire::{ETHERNET, Outer},
+};
 
 use crate::{
     helpers,
@@ -26,4 +29,10 @@ pub(super) fn outer<F: Family>(
         port: settings::port(),
         payload: u32::from(inner.length()) + between as u32,
     }
+}
+
+/// The outer Ethernet header with these addresses.
+#[inline(always)]
+pub(super) fn ethernet<F: Family>([a, b, c, d, e, f]: [u16; 6]) -> [u16; ETHERNET / 2] {
+    [a, b, c, d, e, f, u16::from_ne_bytes(F::ETHERTYPE)]
 }

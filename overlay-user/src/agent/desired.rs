@@ -88,6 +88,7 @@ mod tests {
             gateway_mac: Mac([4; 6]),
             pinned: false,
             foreign_tc: ForeignTc::default(),
+            bridge: None,
         }
     }
 

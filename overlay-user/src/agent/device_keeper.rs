@@ -207,24 +207,11 @@ fn usable(name: &str, address: IpAddr, link: Option<Link>, addresses: &[Address]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::{LinkKind, LinkType};
+    use crate::host::netlink::LinkKind;
 
     #[test]
     fn a_missing_underlay_is_told_in_the_words_of_the_status() {
-        let link = || Link {
-            index: 2,
-            name: "eth0".into(),
-            kind: LinkKind::Veth,
-            link_type: LinkType::ETHERNET,
-            master: None,
-            mac: None,
-            mtu: 1500,
-            up: false,
-            carrier: false,
-            noarp: false,
-            peer: None,
-            peer_netns: None,
-        };
+        let link = || Link { up: false, carrier: false, ..Link::example(2, "eth0", LinkKind::Veth) };
         let on = |link, last| Address::alone(link, [10, 99, 0, last].into());
         let ours = IpAddr::from([10, 99, 0, 1]);
         let usable = |link, addresses: &[Address]| usable("eth0", ours, link, addresses);

@@ -15,6 +15,9 @@ use crate::{
     model::fast_path::{AskedFastPath, FastPath, FastPathStatus},
 };
 
+/// What keeps frames to their bridge while the fast path is off.
+const OFF: &str = "the fast path is off";
+
 /// Decides, and decides again when something has changed. A clone knows what the original has found, so that it need not read the
 /// rules again before they change.
 #[derive(Clone)]
@@ -38,9 +41,9 @@ impl Decider {
         Self { asked, site, netlink, last: None, logged: None, complaint: None }
     }
 
-    /// Whether the rules of the packet filter make a difference.
+    /// Whether the rules of the packet filter make a difference, if only to frames between containers behind one bridge.
     pub(crate) fn is_bound_to_rules(&self) -> bool {
-        matches!(self.asked, AskedFastPath::Auto | AskedFastPath::Established)
+        self.asked != AskedFastPath::Off
     }
 
     /// Decides by what is so now. What cannot be read counts as something that could refuse packets.
@@ -64,27 +67,33 @@ impl Decider {
 
     async fn look(&mut self) -> FastPathStatus {
         let asked = self.asked;
-        let decided =
-            |effective, why: &str, rules| FastPathStatus { asked, effective, why: why.to_owned(), rules };
-        if let Some(why) = self.policy().filter(|_| asked != AskedFastPath::Off) {
-            return decided(FastPath::Off, &why, 0);
+        let decided = |effective, why: &str, rules, at_bridges| FastPathStatus {
+            asked,
+            effective,
+            why: why.to_owned(),
+            rules,
+            // Endpoints are told later than the fast path is switched on. They must not have been told before that bridges only
+            // forward, because by then it may be so no longer.
+            at_bridges: if effective == FastPath::Off { Some(OFF.to_owned()) } else { at_bridges },
+        };
+        if asked == AskedFastPath::Off {
+            return decided(FastPath::Off, "--fast-path off", 0, None);
         }
-        match asked {
-            AskedFastPath::Off => return decided(FastPath::Off, "--fast-path off", 0),
-            AskedFastPath::On => return decided(FastPath::On, "", 0),
-            AskedFastPath::Established | AskedFastPath::Auto => {}
+        if let Some(why) = self.policy() {
+            return decided(FastPath::Off, &why, 0, None);
         }
         // The number is taken before the rules are read, so that a change meanwhile is seen at the next look.
         let rules = match fingerprint().await {
             Ok(rules) => rules,
             Err(error) => {
-                let why = format!("whether the packet filter changes cannot be told: {error:#}");
-                return decided(FastPath::Established, &why, 0);
+                let unknown = format!("whether the packet filter changes cannot be told: {error:#}");
+                let at_bridges = Some(unknown.clone());
+                return match asked {
+                    AskedFastPath::On => decided(FastPath::On, "", 0, at_bridges),
+                    _ => decided(FastPath::Established, &unknown, 0, at_bridges),
+                };
             }
         };
-        if asked == AskedFastPath::Established {
-            return decided(FastPath::Established, "--fast-path established", rules);
-        }
         let names = self.names().await;
         if let Some(status) = self.remembered(rules, &names) {
             return status.clone();
@@ -92,9 +101,17 @@ impl Decider {
         self.site.names.clone_from(&names);
         debug!("reading the packet filter's rules");
         let analysis = analyse(&self.site).await;
-        let status = match analysis.worst().await {
-            Some(Harm { at_most, quote, .. }) => decided(at_most, &quote, rules),
-            None => decided(FastPath::On, "", rules),
+        let at_bridges = analysis.at_bridges().await;
+        let status = match asked {
+            // Between hosts the rules make no difference.
+            AskedFastPath::On => decided(FastPath::On, "", 0, at_bridges),
+            AskedFastPath::Established => {
+                decided(FastPath::Established, "--fast-path established", rules, at_bridges)
+            }
+            AskedFastPath::Auto | AskedFastPath::Off => match analysis.worst().await {
+                Some(Harm { at_most, quote, .. }) => decided(at_most, &quote, rules, at_bridges),
+                None => decided(FastPath::On, "", rules, at_bridges),
+            },
         };
         self.last = analysis.is_whole().then(|| (rules, names, status.clone()));
         status
@@ -136,6 +153,13 @@ impl Decider {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn endpoints_are_told_nothing_of_bridges_while_the_fast_path_is_off() {
+        let mut decider = Decider::new(AskedFastPath::Off, Site::example(), Netlink::open().unwrap());
+        let decided = decider.decide().await;
+        assert_eq!((decided.effective, decided.at_bridges.as_deref()), (FastPath::Off, Some(OFF)));
+    }
 
     #[tokio::test]
     async fn a_clone_need_not_read_the_rules_that_the_first_has_read() {

@@ -110,8 +110,7 @@ impl Guard {
     /// Takes the deletion of a single key as confirmation of the removal that was held back for it. Returns the subnet that is
     /// to be removed now.
     pub fn confirm(&mut self, key: &str) -> Option<IpNet> {
-        let subnet = *self.held.iter().find(|subnet| lease::key_of(**subnet) == key)?;
-        self.held.take(&subnet)
+        self.held.take(&lease::subnets_of(key).ok()?.subnet)
     }
 
     /// Lets all held removals go, because the operator accepts them. Returns the subnets that are to be removed now.

@@ -27,7 +27,6 @@ use crate::{
     agent::status::Status,
     datapath::losses::{self, Loss},
     host::netlink::Netlink,
-    model::clock::unix_now,
     store::local_lease::LeaseState,
 };
 
@@ -152,10 +151,14 @@ pub fn not_ready(status: &Status) -> Vec<String> {
     }
     let lease = &status.lease;
     match &lease.state {
-        LeaseState::Held if lease.expires.is_some_and(|end| end <= unix_now()) => {
+        LeaseState::Held if lease.ends.is_some_and(|end| end <= Instant::now()) => {
             reasons.push(format!("lease: {} has expired", lease.key));
         }
-        LeaseState::Held => {}
+        LeaseState::Held => {
+            if let Some(alteration) = lease.alteration.as_ref().filter(|alteration| alteration.stands) {
+                reasons.push(format!("lease: {} was altered from outside ({})", lease.key, alteration.what));
+            }
+        }
         LeaseState::Missing => reasons.push(format!("lease: {} is gone from the store", lease.key)),
         LeaseState::Lost { to } => reasons.push(format!("lease: {} is held by {to}", lease.key)),
     }
@@ -204,7 +207,7 @@ mod tests {
         status.store.following = true;
         status.datapath.attached = true;
         status.lease.key = "10.244.1.0-24".to_owned();
-        status.lease.expires = Some(unix_now() + 60);
+        status.lease.ends = Some(Instant::now() + Duration::from_secs(60));
         status
     }
 
@@ -296,12 +299,14 @@ mod tests {
         assert_eq!(not_ready(&status), ["store: no answer yet"]);
     }
 
-    #[test]
-    fn an_expired_lease_is_not_ready() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let _entered = runtime.enter();
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_lease_is_not_ready_and_the_time_of_day_ends_none() {
         let mut status = status();
-        status.lease.expires = Some(unix_now() - 1);
+        status.beat = Instant::now() + Duration::from_secs(60);
+        // As after the host's clock was set a day ahead.
+        status.lease.expires = Some(1);
+        assert_eq!(not_ready(&status), [""; 0]);
+        tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(not_ready(&status), ["lease: 10.244.1.0-24 has expired"]);
         status.lease.state = LeaseState::Missing;
         assert_eq!(not_ready(&status), ["lease: 10.244.1.0-24 is gone from the store"]);

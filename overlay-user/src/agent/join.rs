@@ -1,5 +1,7 @@
 //! How a host joins the network when its agent starts. It finds the underlay interface, takes the lock, reads the config,
 //! acquires the lease and writes the record; then come the device and the programs.
+mod families;
+mod ipv6;
 pub(super) mod patience;
 mod settings;
 
@@ -8,6 +10,7 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use log::{info, warn};
+use overlay_common::{SETTING_DEVICE_DOWN, Settings};
 
 use self::patience::{config, lease};
 use crate::{
@@ -20,7 +23,7 @@ use crate::{
         ebpf::EbpfDatapath,
         layouts::Older,
         links::{AttachMethod, Links},
-        load,
+        load::{self, Attached},
         state::{Adoption, Lock, Paths, Record},
         xdp::XdpLink,
         xdp_fitness,
@@ -40,7 +43,7 @@ use crate::{
         ingress::Ingress,
         lease::LeaseBackend,
         mac::Mac,
-        network::NetworkConfig,
+        network::{AddressPlan, NetworkConfig},
     },
     store::{
         Store,
@@ -57,6 +60,8 @@ pub(crate) struct Joined {
     pub(crate) network: NetworkConfig,
     pub(crate) backend: Backend,
     pub(crate) local_lease: LocalLease,
+    /// Why this host takes part with IPv4 alone, in a network of both families.
+    pub(crate) no_ipv6: Option<String>,
     /// Which history the store told when the lease was acquired, and what an earlier agent's guard has noted.
     pub(crate) origin: Noted,
     /// What the record says.
@@ -66,25 +71,37 @@ pub(crate) struct Joined {
     adoption: Adoption,
     older: Vec<Older>,
     tc: AttachMethod,
+    /// What this process has attached already.
+    attached: Option<Attached>,
     /// Which packets the fast path was found to be allowed to carry, and by whom.
     pub(crate) fast_path: FastPathStatus,
     pub(crate) decider: Decider,
 }
 
-/// Locks the network for this process, and leases a subnet for this host. `private` is the folder of a store that is meant for
-/// this host alone.
+/// What this process holds of a network that this host has joined before.
+pub(crate) struct Former {
+    pub(crate) lock: Arc<Lock>,
+    pub(crate) attached: Attached,
+}
+
+/// Locks the network for this process unless a `former` join has, and leases a subnet for this host. `private` is the folder of a
+/// store that is meant for this host alone.
 pub(crate) async fn join(
     store: &mut impl Store,
     private: Option<&Path>,
     options: &Options,
+    former: Option<Former>,
 ) -> Result<Joined> {
     let netlink = Netlink::open()?;
     let paths = options.paths.clone();
     paths.create()?;
-    let lock = Arc::new(paths.lock()?);
+    let (lock, attached) = match former {
+        Some(Former { lock, attached }) => (lock, Some(attached)),
+        None => (Arc::new(paths.lock()?), None),
+    };
     paths.refuse_shared_device(&options.device)?;
     paths.refuse_shared_file(&options.subnet_file)?;
-    let underlay = underlay::choose(&netlink, &options.underlay).await?;
+    let underlay = underlay::choose(&netlink, &options.underlay).await?.remarked();
     let public_ip = options.underlay.public_ip(&underlay);
     info!("underlay {} with {}, public ip {public_ip}", underlay.name, underlay.address);
     let former_ip = former_ip(&paths, options, public_ip)?;
@@ -97,7 +114,8 @@ pub(crate) async fn join(
 
     let network = config(store, options.net_config.as_deref()).await?;
     paths.refuse_moved(former_ip.unwrap_or(public_ip), &network)?;
-    refuse_own_network(&underlay, &network, former_ip.is_none() && paths.record()?.is_some())?;
+    let is_member = former_ip.is_none() && paths.record()?.is_some();
+    refuse_own_network(&underlay.name, underlay.address, &network.plan, is_member)?;
     let backend = Backend::of(&network)?;
     if backend == Backend::HostGw && public_ip != underlay.address {
         bail!(
@@ -107,6 +125,16 @@ pub(crate) async fn join(
             underlay.address
         );
     }
+    let (ipv6, no_ipv6) = match &network.ipv6 {
+        None => (None, None),
+        Some(plan) => match ipv6::underlay(&netlink, options, &underlay, backend).await? {
+            Ok(ipv6) => {
+                refuse_own_network(&underlay.name, ipv6.address, plan, is_member)?;
+                (Some(ipv6::request(&paths, &options.subnet_file, ipv6)?), None)
+            }
+            Err(why) => (None, Some(why)),
+        },
+    };
     let request = LeaseRequest {
         public_ip,
         former_ip,
@@ -116,11 +144,14 @@ pub(crate) async fn join(
             .record()?
             .map(|record| record.subnet)
             .or(subnet_env::read(&options.subnet_file).subnet),
+        ipv6,
         time_to_live: TIME_TO_LIVE,
     };
     let (local_lease, origin) = lease(store, private, &network, &request).await?;
     let subnet = local_lease.lease.subnet;
-    info!("subnet {subnet} is leased to this host, backend {backend}");
+    let ipv6_subnet = local_lease.lease.ipv6.as_ref().map(|half| half.subnet);
+    let both = ipv6_subnet.map(|ipv6| format!(" with {ipv6}")).unwrap_or_default();
+    info!("subnet {subnet}{both} is leased to this host, backend {backend}");
 
     if former_ip.is_some() {
         paths.follow(public_ip)?;
@@ -131,6 +162,8 @@ pub(crate) async fn join(
         subnet_file: Some(options.subnet_file.clone()),
         underlay: Some(underlay.name.clone()),
         underlay_address: Some(underlay.address),
+        // A host without an IPv6 address now may have one again, and its containers still have theirs.
+        ipv6_subnet: ipv6_subnet.or(paths.record()?.and_then(|record| record.ipv6_subnet)),
         bpffs: paths.bpffs(),
         ..Record::current(public_ip, subnet)?.with_fast_path(options.fast_path)
     };
@@ -147,7 +180,7 @@ pub(crate) async fn join(
     let spec = DeviceSpec {
         name: options.device.clone(),
         kind: DeviceKind::of(backend, vtep_mac),
-        mtu: backend.overlay_mtu(underlay.mtu),
+        mtu: backend.mtu_of(underlay.mtu, ipv6_subnet.is_some()),
         subnet,
         network: network.plan.network,
         prefixes: network.plan.prefixes(),
@@ -175,6 +208,7 @@ pub(crate) async fn join(
         network,
         backend,
         local_lease,
+        no_ipv6,
         origin,
         record,
         spec,
@@ -182,6 +216,7 @@ pub(crate) async fn join(
         adoption,
         older,
         tc,
+        attached,
         fast_path: decider.decide().await,
         decider,
     })
@@ -199,10 +234,9 @@ fn former_ip(paths: &Paths, options: &Options, public_ip: IpAddr) -> Result<Opti
 /// Refuses a network from which a container may get this host's own address, since hosts may lease any address of the leasable
 /// range. A host that is part of the network with this address already (`is_member`) is only warned, because an agent that refused
 /// to start would leave it without one. It never takes such an address in another's place: that may be a container bridge's.
-fn refuse_own_network(underlay: &Underlay, network: &NetworkConfig, is_member: bool) -> Result<()> {
-    let Underlay { name, address, .. } = underlay;
-    let (first, last) = network.plan.leasable();
-    if (first..=last).contains(address) {
+fn refuse_own_network(name: &str, address: IpAddr, plan: &AddressPlan, is_member: bool) -> Result<()> {
+    let (first, last) = plan.leasable();
+    if (first..=last).contains(&address) {
         let why = format!(
             "{address}, this host's own address on {name}, is inside the addresses that hosts may lease ({first} to {last}): \
              {REMEDY}"
@@ -285,8 +319,30 @@ impl Joined {
         device: &Prepared,
         peers: &[(IpNet, Peer)],
     ) -> Result<EbpfDatapath> {
+        self.load_with(options, self.settings(options, device.ifindex)?, peers)
+    }
+
+    /// Does the same as [`Self::load_knowing`] while the tunnel device is down, because flannel's device has the port.
+    /// [`EbpfDatapath::device_is_up`] ends this.
+    pub(crate) fn load_beside(
+        &self,
+        options: &Options,
+        device: &Prepared,
+        peers: &[(IpNet, Peer)],
+    ) -> Result<EbpfDatapath> {
+        let mut settings = self.settings(options, device.ifindex)?;
+        settings.flags |= SETTING_DEVICE_DOWN;
+        self.load_with(options, settings, peers)
+    }
+
+    fn load_with(
+        &self,
+        options: &Options,
+        settings: Settings,
+        peers: &[(IpNet, Peer)],
+    ) -> Result<EbpfDatapath> {
         let options = load::LoadOptions {
-            settings: self.settings(options, device.ifindex)?,
+            settings,
             pins: self.paths.pins.clone(),
             fast_path: self.fast_path.effective,
             tc: self.tc,
@@ -296,6 +352,7 @@ impl Joined {
             older: self.older.clone(),
             filling: self.paths.filling.clone(),
             lock: Some(self.lock.clone()),
+            attached: self.attached.clone(),
         };
         let datapath = EbpfDatapath::load_knowing(options, peers)?;
         self.paths.forget_older(&self.older)?;
@@ -318,7 +375,7 @@ impl Joined {
     }
 
     pub(crate) fn undo(&self) {
-        if self.adoption == Adoption::Fresh {
+        if self.adoption == Adoption::Fresh && self.attached.is_none() {
             if let Err(error) = Links::detach_all(&self.paths.pins) {
                 warn!("{error}");
             }

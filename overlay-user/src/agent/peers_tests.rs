@@ -1,9 +1,11 @@
 //! Tests of the peer table: every reason to skip a lease, subnets with two claims, leases that expand into several entries, and
 //! the difference in both directions.
+use std::net::IpAddr;
+
 use bytes::Bytes;
 
 use super::*;
-use crate::model::mac::Mac;
+use crate::model::{backend::Backend, mac::Mac};
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -16,11 +18,12 @@ fn scope() -> Scope {
         backend: Backend::DEFAULT,
         own_ip: IpAddr::from([10, 99, 0, 1]),
         own_subnet: net("10.244.1.0/24"),
+        ipv6: None,
     }
 }
 
 fn peer(n: u8) -> Peer {
-    Peer { public_ip: IpAddr::from([10, 99, 0, n]), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])) }
+    Peer { public_ip: IpAddr::from([10, 99, 0, n]), vtep_mac: Some(Mac([2, 0, 0, 0, 0, n])), ipv6: None }
 }
 
 fn entry(key: &str, value: &str, modified: i64) -> LeaseEntry {
@@ -97,10 +100,10 @@ fn the_last_writer_holds_a_subnet_and_the_loser_comes_back_when_it_goes() {
     let subnet = net("10.244.2.0/24");
     put(&mut table, lease("10.244.2.0-24&fd00::-64", 3, 7));
     put(&mut table, lease("10.244.2.0-24", 2, 5));
-    assert_eq!(table.get(&subnet), Some(&peer(3)));
+    assert_eq!(table.get(&subnet), Some(peer(3)));
     assert_eq!(table.skipped()[0].key, "10.244.2.0-24");
     assert_eq!(delete(&mut table, "10.244.2.0-24&fd00::-64"), BTreeSet::from([subnet]));
-    assert_eq!(table.get(&subnet), Some(&peer(2)));
+    assert_eq!(table.get(&subnet), Some(peer(2)));
     assert!(table.skipped().is_empty());
 }
 

@@ -43,11 +43,16 @@ const SHARE: u32 = 20;
 /// meanwhile. Otherwise rules that change all the time would keep the agent busy.
 const PAUSE: u32 = 4;
 
-/// Keeps promotions in step with the host until the agent ends.
+/// Keeps promotions in step with the host until the agent ends. `at_bridges` is told which rules see bridged frames.
 ///
 /// # Errors
 /// When the pinned maps cannot be read.
-pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sender<Status>) -> Result<()> {
+pub(crate) async fn keep(
+    pins: PathBuf,
+    mut decider: Decider,
+    status: watch::Sender<Status>,
+    at_bridges: watch::Sender<Option<String>>,
+) -> Result<()> {
     let mut keeper = Keeper { tables: Tables::open(&pins)?, upheld: HashMap::new() };
     let mut changes = None;
     if decider.is_bound_to_rules() {
@@ -60,6 +65,11 @@ pub(crate) async fn keep(pins: PathBuf, mut decider: Decider, status: watch::Sen
     loop {
         let started = Instant::now();
         let decided = decider.decide().await;
+        at_bridges.send_if_modified(|known| {
+            let is_new = *known != decided.at_bridges;
+            known.clone_from(&decided.at_bridges);
+            is_new
+        });
         keeper.tables.set_fast_path(decided.effective)?;
         let epoch = keeper.tables.stack_flows.epoch()?;
         let wanted_epoch = wanted_epoch(&decided, epoch);

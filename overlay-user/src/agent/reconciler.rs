@@ -12,7 +12,10 @@ use anyhow::Context as _;
 use log::{info, warn};
 use tokio::time::{Instant, sleep_until};
 
-pub use self::inputs::{Exit, Inputs};
+pub use self::{
+    inputs::{Exit, Inputs},
+    schedule::{longest as longest_pause, rhythm},
+};
 use self::{
     schedule::{Pauses, Unread, longest},
     state::ReconcilerState,

@@ -24,6 +24,9 @@ pub struct Status {
     pub subnet: IpNet,
     /// The whole overlay.
     pub network: IpNet,
+    /// What this host has of IPv6, in a network of both families.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Status>,
     /// flannel's name of the backend, which says how packets travel between hosts.
     #[serde(default, rename = "mode")]
     pub backend: String,
@@ -76,6 +79,7 @@ impl Status {
             public_ip,
             subnet,
             network,
+            ipv6: None,
             backend: backend.to_string(),
             vni: backend.vni().unwrap_or_default(),
             started: now,
@@ -94,6 +98,19 @@ impl Status {
             answered: None,
         }
     }
+}
+
+/// What a host has of IPv6, in a network of both families.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Status {
+    /// The whole overlay's addresses of IPv6.
+    pub network: IpNet,
+    /// This host's IPv6 subnet; `None` for a host that takes part with IPv4 alone.
+    pub subnet: Option<IpNet>,
+    /// This host's IPv6 address on the underlay.
+    pub public_ip: Option<IpAddr>,
+    /// Why the host takes part with IPv4 alone.
+    pub why: Option<String>,
 }
 
 /// The store, as last heard.

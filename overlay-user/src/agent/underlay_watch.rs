@@ -36,40 +36,25 @@ pub async fn watch(
 ) -> Result<Underlay, NetlinkError> {
     let mut monitor = netlink.monitor()?;
     let may_follow = may_follow(&choice, underlay.address);
-    let mut gone: Option<Instant> = None;
-    let mut next: Option<(IpAddr, Instant)> = None;
+    let mut succession = Succession::of(underlay.address, leasable);
     loop {
         let trouble = look(&netlink, &underlay).await;
-        gone = match &trouble {
-            Some(Trouble { is_address_gone: true, .. }) => gone.or_else(|| Some(Instant::now())),
-            _ => None,
-        };
+        let is_gone = trouble.as_ref().is_some_and(|trouble| trouble.is_address_gone);
         let mut stays = None;
-        let is_settled = gone.is_some_and(|since| since.elapsed() >= SETTLED);
-        if is_settled && !may_follow {
-            stays = Some("--public-ip names it".to_owned());
-        } else if is_settled {
-            match underlay::choose_again(&netlink, &choice).await {
-                // A host whose DHCP server is away gives itself such an address until it is back.
-                Ok(found) if is_link_local(found.address) && !is_link_local(underlay.address) => {
-                    stays = Some(format!("{} is an address of the link alone", found.address));
-                }
-                Ok(found) if leasable.contains(&found.address) => {
-                    stays = Some(format!("{} is among the addresses that hosts may lease", found.address));
-                }
-                Ok(found) if found.address != underlay.address => {
-                    let since = match next {
-                        Some((address, since)) if address == found.address => since,
-                        _ => Instant::now(),
-                    };
-                    if since.elapsed() >= SETTLED {
-                        return Ok(found);
-                    }
-                    next = Some((found.address, since));
-                }
-                Ok(_) => {}
-                Err(error) => stays = Some(error.to_string()),
+        if is_gone {
+            let found = if may_follow {
+                let chosen = underlay::choose(&netlink, &choice).await;
+                chosen.map(|chosen| chosen.underlay).map_err(|error| error.to_string())
+            } else {
+                Err("--public-ip names it".to_owned())
+            };
+            match succession.decide(found, Instant::now()) {
+                Decision::Moves(next) => return Ok(next),
+                Decision::Stays(why) => stays = Some(why),
+                Decision::Waits => {}
             }
+        } else {
+            succession.address_is_there();
         }
         let error = trouble.map(|trouble| match stays {
             Some(stays) => format!("{}; no other takes its place: {stays}", trouble.why),
@@ -90,6 +75,71 @@ pub async fn watch(
                 Ok(_) => {}
             }
         }
+    }
+}
+
+/// What is to be done about an address that is gone.
+#[derive(Debug, PartialEq, Eq)]
+enum Decision {
+    /// Nothing yet.
+    Waits,
+    /// Nothing, although the address has been gone for long, and why.
+    Stays(String),
+    /// Another underlay is to be used.
+    Moves(Underlay),
+}
+
+/// How long the address has been gone, and which other could take its place.
+#[derive(Debug)]
+struct Succession {
+    address: IpAddr,
+    leasable: RangeInclusive<IpAddr>,
+    gone: Option<Instant>,
+    next: Option<(IpAddr, Instant)>,
+}
+
+impl Succession {
+    fn of(address: IpAddr, leasable: RangeInclusive<IpAddr>) -> Self {
+        Self { address, leasable, gone: None, next: None }
+    }
+
+    /// The address is there. If it goes later, that has nothing to do with an earlier time.
+    fn address_is_there(&mut self) {
+        (self.gone, self.next) = (None, None);
+    }
+
+    /// Decides about the address, which is gone. `found` is what would be chosen now, or why nothing.
+    fn decide(&mut self, found: Result<Underlay, String>, now: Instant) -> Decision {
+        let is_settled = |since: Instant| now.duration_since(since) >= SETTLED;
+        let gone = *self.gone.get_or_insert(now);
+        match found.and_then(|found| self.fit(found)) {
+            // It has come back since it was looked for.
+            Ok(found) if found.address == self.address => {
+                self.address_is_there();
+                Decision::Waits
+            }
+            Ok(found) => {
+                let known = self.next.filter(|(address, _)| *address == found.address);
+                let since = known.map_or(now, |(_, since)| since);
+                self.next = Some((found.address, since));
+                if is_settled(since) { Decision::Moves(found) } else { Decision::Waits }
+            }
+            Err(why) => {
+                self.next = None;
+                if is_settled(gone) { Decision::Stays(why) } else { Decision::Waits }
+            }
+        }
+    }
+
+    fn fit(&self, found: Underlay) -> Result<Underlay, String> {
+        // A host whose DHCP server is away gives itself such an address until it is back.
+        if is_link_local(found.address) && !is_link_local(self.address) {
+            return Err(format!("{} is an address of the link alone", found.address));
+        }
+        if self.leasable.contains(&found.address) {
+            return Err(format!("{} is among the addresses that hosts may lease", found.address));
+        }
+        Ok(found)
     }
 }
 
@@ -139,6 +189,80 @@ fn publish(status: &watch::Sender<Status>, error: Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ip(last: u8) -> IpAddr {
+        [10, 99, 0, last].into()
+    }
+
+    fn succession() -> Succession {
+        Succession::of(ip(1), [10, 244, 0, 0].into()..=[10, 244, 255, 255].into())
+    }
+
+    fn underlay(address: IpAddr) -> Underlay {
+        Underlay { name: "eth0".into(), ifindex: 2, mac: None, mtu: 1500, address }
+    }
+
+    #[test]
+    fn another_address_takes_the_place_when_it_has_been_there_for_two_seconds() {
+        let begin = Instant::now();
+        let mut succession = succession();
+        let mut seen = |after: f32, found: Result<IpAddr, &str>| {
+            let now = begin + Duration::from_secs_f32(after);
+            succession.decide(found.map(underlay).map_err(str::to_owned), now)
+        };
+        // For a moment there is no address at all; then another comes, which has to be there for as long as any other.
+        assert_eq!(seen(0.0, Err("eth0 has none")), Decision::Waits);
+        assert_eq!(seen(1.9, Err("eth0 has none")), Decision::Waits);
+        assert_eq!(seen(2.0, Err("eth0 has none")), Decision::Stays("eth0 has none".into()));
+        assert_eq!(seen(3.0, Ok(ip(77))), Decision::Waits);
+        assert_eq!(seen(4.0, Ok(ip(78))), Decision::Waits, "another one than before");
+        assert_eq!(seen(4.5, Err("eth0 has none")), Decision::Stays("eth0 has none".into()));
+        assert_eq!(seen(5.0, Ok(ip(78))), Decision::Waits);
+        assert_eq!(seen(6.9, Ok(ip(78))), Decision::Waits);
+        assert_eq!(seen(7.0, Ok(ip(78))), Decision::Moves(underlay(ip(78))));
+    }
+
+    #[test]
+    fn what_was_there_while_the_address_was_gone_before_does_not_count() {
+        let begin = Instant::now();
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        // It was seen to be back, or came back between two looks.
+        for looked in [true, false] {
+            let mut succession = succession();
+            assert_eq!(succession.decide(Ok(underlay(ip(77))), begin), Decision::Waits);
+            if looked {
+                succession.address_is_there();
+            } else {
+                assert_eq!(succession.decide(Ok(underlay(ip(1))), after(1)), Decision::Waits);
+            }
+            assert_eq!(succession.decide(Ok(underlay(ip(77))), after(60)), Decision::Waits, "{looked}");
+            assert_eq!(succession.decide(Ok(underlay(ip(77))), after(61)), Decision::Waits, "{looked}");
+            let decided = succession.decide(Ok(underlay(ip(77))), after(62));
+            assert_eq!(decided, Decision::Moves(underlay(ip(77))), "{looked}");
+        }
+    }
+
+    #[test]
+    fn some_addresses_never_take_the_place_of_another() {
+        let begin = Instant::now();
+        for (address, why) in [
+            ([169, 254, 7, 7], "169.254.7.7 is an address of the link alone"),
+            ([10, 244, 3, 1], "10.244.3.1 is among the addresses that hosts may lease"),
+        ] {
+            let mut succession = succession();
+            let mut seen = |after| {
+                let found = Ok(underlay(address.into()));
+                succession.decide(found, begin + Duration::from_secs(after))
+            };
+            assert_eq!(seen(0), Decision::Waits);
+            assert_eq!(seen(60), Decision::Stays(why.to_owned()));
+        }
+        // Where the link has no others, one of its own is as good as the one before.
+        let mut succession = Succession::of([169, 254, 1, 1].into(), ip(0)..=ip(0));
+        let next = || Ok(underlay([169, 254, 7, 7].into()));
+        assert_eq!(succession.decide(next(), begin), Decision::Waits);
+        assert!(matches!(succession.decide(next(), begin + SETTLED), Decision::Moves(_)));
+    }
 
     #[test]
     fn an_address_that_the_operator_named_is_not_replaced() {

@@ -1,6 +1,7 @@
 //! `overlay check` looks which of this host's kernel features, rights, settings and firewall rules suit the overlay, and says
 //! what to do about the others.
 mod datagrams;
+pub mod families;
 pub mod features;
 mod finding;
 mod firewall;
@@ -13,6 +14,7 @@ mod packet_filter;
 mod path_mtu;
 mod policies;
 mod port;
+mod same_host;
 mod spec;
 mod sysctls;
 mod tc;
@@ -77,7 +79,9 @@ pub async fn check(netlink: &Netlink, spec: &CheckSpec) -> Result<Vec<Finding>, 
     findings.extend(tc::findings(&spec.pins, &links));
     let widest = prefixes.iter().copied().min_by_key(IpNet::prefix_len);
     let site = site(netlink, spec, spec.network.or(widest), &prefixes).await?;
-    findings.extend(firewall::findings(&site, spec.fast_path).await);
+    let (filter, at_bridges) = firewall::findings(&site, spec.fast_path).await;
+    findings.push(same_host::finding(spec.fast_path, &links, &bridges, at_bridges.as_ref()));
+    findings.extend(filter);
     findings.push(ipsec::finding(&site));
     Ok(findings)
 }

@@ -12,6 +12,8 @@ mod endpoints;
 mod losses;
 mod opened;
 mod output;
+mod peers;
+mod same_host;
 mod show;
 
 use anyhow::Result;
@@ -27,7 +29,7 @@ pub async fn run(cli: Cli) -> Result<Completion> {
     match cli.command {
         Command::Agent(options) => agent::agent(*options).await?,
         Command::Status(options) => show::status(&options).await?,
-        Command::Peers(options) => show::peers(&options).await?,
+        Command::Peers(options) => peers::peers(&options).await?,
         Command::Endpoints(options) => endpoints::endpoints(&options).await?,
         Command::Config(options) => config::config(options).await?,
         Command::Attach(options) => endpoint::attach(&options).await?,

@@ -42,6 +42,7 @@ fn check(cli: &Cli) -> Result<()> {
         }
         options::Command::AdoptFlannel(adopt) => Some(&adopt.agent.store),
         options::Command::Config(Config::Show { store, .. } | Config::Set { store, .. }) => Some(store),
+        options::Command::Check(check) => Some(&check.store),
         _ => None,
     };
     store.map_or(Ok(()), |store| store.choice().map(|_| ()))
@@ -110,8 +111,7 @@ pub fn ignored_variables(names: impl IntoIterator<Item = OsString>) -> Vec<Strin
 }
 
 /// Options that flanneld has and the agent has not, by the names of their variables, and why they would do nothing here.
-const FLANNELS_OWN: [(&str, &str); 10] = [
-    ("PUBLIC_IPV6", "the overlay carries IPv4 alone"),
+const FLANNELS_OWN: [(&str, &str); 9] = [
     ("KUBE_API_URL", "leases come from etcd or a folder, not from Kubernetes"),
     ("KUBE_ANNOTATION_PREFIX", "leases come from etcd or a folder, not from Kubernetes"),
     ("KUBECONFIG_FILE", "leases come from etcd or a folder, not from Kubernetes"),

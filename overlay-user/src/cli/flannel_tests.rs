@@ -57,6 +57,7 @@ fn values(agent: &Agent) -> Vec<String> {
         format!("iface-regex={:?}", choice.patterns),
         format!("iface-can-reach={:?}", choice.can_reach),
         format!("public-ip={:?}", choice.public_ip),
+        format!("public-ipv6={:?}", choice.public_ipv6),
         format!("subnet-file={}", options.subnet_file.display()),
         format!("margin={}", options.renew_margin.as_secs() / 60),
         format!("ip-masq={}", options.ip_masq),
@@ -110,6 +111,13 @@ fn flags_are_taken_as_flanneld_takes_them() {
         ("--public-ip 203.0.113.9", "public-ip=Some(203.0.113.9)", Same),
         ("--public-ip 010.0.0.1", REFUSED, Same),
         ("--public-ip x", REFUSED, Same),
+        ("--public-ipv6 2001:db8::9", "public-ipv6=Some(2001:db8::9)", Same),
+        (
+            "--public-ipv6 fe80::9",
+            "public-ipv6=Some(fe80::9)",
+            But(REFUSED, "no other host can be reached at an address of the link, or within this host"),
+        ),
+        ("--public-ipv6 10.0.0.9", "public-ipv6=Some(10.0.0.9)", But(REFUSED, "it is no IPv6 address")),
         ("--subnet-file /x", "subnet-file=/x", Same),
         ("--subnet-lease-renew-margin 30", "margin=30", Same),
         ("--subnet-lease-renew-margin 0", REFUSED, Same),
@@ -150,6 +158,7 @@ fn variables_are_taken_as_flanneld_takes_them() {
         ("FLANNELD_IFACE_REGEX", r"^10\.0\.\d{1,3}$", r#"iface-regex=["^10\\.0\\.\\d{1,3}$"]"#, Same),
         ("FLANNELD_IFACE_CAN_REACH", "10.0.0.9", "iface-can-reach=Some(10.0.0.9)", Same),
         ("FLANNELD_PUBLIC_IP", "10.0.0.1", "public-ip=Some(10.0.0.1)", Same),
+        ("FLANNELD_PUBLIC_IPV6", "fd99::1", "public-ipv6=Some(fd99::1)", Same),
         ("FLANNELD_SUBNET_FILE", "/x", "subnet-file=/x", Same),
         ("FLANNELD_SUBNET_LEASE_RENEW_MARGIN", "30", "margin=30", Same),
         ("FLANNELD_IP_MASQ", "true", "ip-masq=true", Same),
@@ -177,7 +186,6 @@ fn variables_are_taken_as_flanneld_takes_them() {
 #[test]
 fn variables_that_mean_nothing_here_are_named_once() {
     for (name, says) in [
-        ("FLANNELD_PUBLIC_IPV6", "IPv4 alone"),
         ("FLANNELD_KUBE_API_URL", "not from Kubernetes"),
         ("FLANNELD_KUBE_ANNOTATION_PREFIX", "not from Kubernetes"),
         ("FLANNELD_KUBECONFIG_FILE", "not from Kubernetes"),

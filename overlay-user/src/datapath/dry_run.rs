@@ -57,7 +57,8 @@ mod tests {
         let real = Memory::default();
         let mut out = Vec::new();
         let subnet = "10.244.2.0/24".parse().unwrap();
-        let peer = Peer { public_ip: [10, 99, 0, 2].into(), vtep_mac: "02:00:00:00:00:02".parse().ok() };
+        let peer =
+            Peer { public_ip: [10, 99, 0, 2].into(), vtep_mac: "02:00:00:00:00:02".parse().ok(), ipv6: None };
         let mut dry = DryRun::new(real.clone(), &mut out);
         dry.apply(&PeerChange::Put(subnet, peer).into()).unwrap();
         assert_eq!(dry.installed().unwrap().peers.get(&subnet), Some(&peer));

@@ -12,7 +12,7 @@ use aya::{Ebpf, maps::MapError};
 use ipnet::IpNet;
 use log::{info, warn};
 use nix::{errno::Errno, ifaddrs::getifaddrs, net::if_::if_nameindex};
-use overlay_common::Settings;
+use overlay_common::{SETTING_DEVICE_DOWN, Settings};
 use tokio::sync::watch;
 
 pub use self::peers::MANY_OUTLYING;
@@ -24,7 +24,7 @@ use super::{
     layouts,
     lifetimes::Lifetimes,
     links::{Attachment, Links},
-    load::{LoadOptions, endpoint_capacity, load_object, take_over},
+    load::{Attached, LoadOptions, endpoint_capacity, load_object, take_over},
     newcomers::Newcomers,
     pin_keeper::PinKeeper,
     programs_log::ProgramsLog,
@@ -92,7 +92,7 @@ impl EbpfDatapath {
         };
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
         let pins = PinKeeper::open(&options.pins, options.lock.clone())?;
-        let (links, xdp_link) = (Links::new(&options.pins, options.tc)?, XdpLink::new(&options.pins));
+        let Attached { links, xdp: xdp_link } = Attached::of(&options)?;
         for older in &options.older {
             layouts::move_links(older, &options.pins)?;
         }
@@ -138,6 +138,11 @@ impl EbpfDatapath {
         Ok(datapath)
     }
 
+    /// What is attached, for a data path that is loaded anew while this one is kept.
+    pub fn attached(&self) -> Attached {
+        Attached { links: self.links.clone(), xdp: self.xdp_link.clone() }
+    }
+
     /// The log of the programs. It stays the same when they are loaded anew.
     pub fn log(&self) -> ProgramsLog {
         self.log.clone()
@@ -146,6 +151,33 @@ impl EbpfDatapath {
     /// Index of the tunnel device whose programs are attached. Before that, no frame may come in there.
     pub fn device(&self) -> watch::Receiver<u32> {
         self.device.subscribe()
+    }
+
+    /// Ends what [`SETTING_DEVICE_DOWN`] says. Each program is replaced in place.
+    ///
+    /// # Errors
+    /// As [`EbpfDatapath::load`].
+    pub fn device_is_up(&mut self) -> Result<(), DatapathError> {
+        let settings = self.options.settings;
+        if settings.flags & SETTING_DEVICE_DOWN == 0 {
+            return Ok(());
+        }
+        self.load_anew(Settings { flags: settings.flags & !SETTING_DEVICE_DOWN, ..settings })
+    }
+
+    /// Attaches `overlay_encap` alone to a container's veth whose address is not an endpoint yet. Without an endpoint the program
+    /// leaves everything to the stack, so that the endpoint, once it is put, begins the fast path in both directions at once.
+    /// `overlay_track` has to come later ([`LocalChange::Attach`]): it would take what the stack delivers meanwhile for connections
+    /// that keep to the stack.
+    ///
+    /// # Errors
+    /// [`DatapathError::Gone`] if there is no such interface.
+    pub fn attach_sender(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.pins.check_owner()?;
+        if self.links.takes_a_qdisc(ifindex)? {
+            self.newcomers.admit(ifindex)?;
+        }
+        self.links.attach(&mut self.ebpf, Attachment::Encap, ifindex)
     }
 
     fn adopt(&mut self) -> Result<(), DatapathError> {

@@ -85,13 +85,21 @@ pub struct Links {
 impl Links {
     /// Makes the folders below `pins` if they are not there.
     pub fn new(pins: &Path, chosen: AttachMethod) -> Result<Self, DatapathError> {
-        let links = Self::open(pins, chosen);
-        for folder in [links.tcx.0.folder(), links.clsact.marks()] {
+        Self::open(pins, chosen).with_folders()
+    }
+
+    /// The links of the same network for a data path that is loaded anew. Both share what is held.
+    pub(super) fn again(&self, chosen: AttachMethod) -> Result<Self, DatapathError> {
+        Self { chosen, ..self.clone() }.with_folders()
+    }
+
+    fn with_folders(self) -> Result<Self, DatapathError> {
+        for folder in [self.tcx.0.folder(), self.clsact.marks()] {
             fs::create_dir_all(folder).map_err(|error| {
                 DatapathError::failed(format!("make the folder {}", folder.display()), &error)
             })?;
         }
-        Ok(links)
+        Ok(self)
     }
 
     fn open(pins: &Path, chosen: AttachMethod) -> Self {

@@ -11,10 +11,10 @@ use overlay_common::Settings;
 use super::{
     DatapathError, index,
     layouts::{self, Older},
-    links::{AttachMethod, Attachment},
+    links::{AttachMethod, Attachment, Links},
     state::Lock,
     tables::{MAPS, Tables},
-    xdp::{self, XdpTargets},
+    xdp::{self, XdpLink, XdpTargets},
 };
 use crate::model::{
     fast_path::FastPath,
@@ -47,6 +47,28 @@ pub struct LoadOptions {
     pub filling: PathBuf,
     /// The lock by which this process owns what is pinned.
     pub lock: Option<Arc<Lock>>,
+    /// What an earlier data path of this process has attached and still holds.
+    pub attached: Option<Attached>,
+}
+
+/// What one network has attached on this host, and this process's descriptors of it. Clones share them: what a data path that is
+/// loaded anew detaches must not stay attached by the hand of the one before, and what it attaches must be in that one's hand, too,
+/// if the new one does not last.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    pub(super) links: Links,
+    pub(super) xdp: XdpLink,
+}
+
+impl Attached {
+    /// With these options.
+    pub(super) fn of(options: &LoadOptions) -> Result<Self, DatapathError> {
+        let Some(Self { links, xdp }) = &options.attached else {
+            let links = Links::new(&options.pins, options.tc)?;
+            return Ok(Self { links, xdp: XdpLink::new(&options.pins) });
+        };
+        Ok(Self { links: links.again(options.tc)?, xdp: xdp.clone() })
+    }
 }
 
 impl LoadOptions {

@@ -120,3 +120,26 @@ pub trait Datapath: Send {
     /// Forgets stack flows that the stack's connection tracking has forgotten too; returns how many went and how many stay.
     fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError>;
 }
+
+/// The data path of an owner who goes on with it afterwards.
+impl<D: Datapath> Datapath for &mut D {
+    fn mend(&mut self) -> Result<usize, DatapathError> {
+        D::mend(self)
+    }
+
+    fn installed(&self) -> Result<Installed, DatapathError> {
+        D::installed(self)
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<(), DatapathError> {
+        D::apply(self, change)
+    }
+
+    fn keep_pins(&mut self) -> Result<PinsKept, DatapathError> {
+        D::keep_pins(self)
+    }
+
+    fn expire_flows(&mut self) -> Result<(usize, usize), DatapathError> {
+        D::expire_flows(self)
+    }
+}

@@ -15,7 +15,8 @@ use log::warn;
 
 use super::{DatapathError, bpffs::is_bpffs};
 
-/// The links of one network by the names of their pins. Clones share the descriptors.
+/// The links of one network by the names of their pins. Clones share the descriptors, so that a link which one of them removes
+/// is gone: it would stay attached for as long as another still held it.
 #[derive(Clone, Debug)]
 pub(super) struct PinnedLinks {
     folder: PathBuf,
@@ -91,7 +92,7 @@ impl PinnedLinks {
         Ok(())
     }
 
-    /// Removes a pin, and with it the link, which nobody else holds. It is no error if there is none.
+    /// Removes a pin and closes the descriptor. That ends the link, since this agent has no other. It is no error if there is none.
     pub(super) fn remove(&self, name: &str) -> Result<(), DatapathError> {
         let path = self.path(name);
         self.held().remove(name);

@@ -9,7 +9,8 @@ use aya::{
 };
 use overlay_common::{
     ABI, Addr4, Count, ENDPOINT_FOREIGN_EGRESS, ENDPOINT_FOREIGN_INGRESS, ENDPOINT_PINNED, EndpointEntry,
-    Flow, FlowKey, Hook, PeerCount, PeerEntry, Reason, Settings, Verdict, Vtep,
+    Flow, FlowKey, Hook, PeerCount, PeerEntry, Reason, Settings, Verdict, Vtep, endpoint_bridge,
+    endpoint_bridge_flags,
     reason::{HOOKS, REASONS},
 };
 use serde::Serialize;
@@ -242,7 +243,7 @@ const NO_MAC: Mac = Mac([0; 6]);
 /// A peer of `PEERS` in the agent's words.
 pub fn peer_of(entry: &PeerEntry) -> Peer {
     let vtep_mac = Some(Mac(entry.vtep_mac)).filter(|mac| *mac != NO_MAC);
-    Peer { public_ip: entry.outer.into(), vtep_mac }
+    Peer { public_ip: entry.outer.into(), vtep_mac, ipv6: None }
 }
 
 /// An endpoint as `ENDPOINTS` holds it.
@@ -258,7 +259,7 @@ pub(super) fn endpoint_entry(endpoint: &Endpoint) -> EndpointEntry {
         ]
         .into_iter()
         .filter(|(is_set, _)| *is_set)
-        .fold(0, |flags, (_, flag)| flags | flag),
+        .fold(endpoint_bridge_flags(endpoint.bridge.unwrap_or(0)), |flags, (_, flag)| flags | flag),
     }
 }
 
@@ -274,6 +275,7 @@ pub fn endpoint_of(entry: &EndpointEntry) -> Endpoint {
             egress: has(ENDPOINT_FOREIGN_EGRESS),
             ingress: has(ENDPOINT_FOREIGN_INGRESS),
         },
+        bridge: Some(endpoint_bridge(entry.flags)).filter(|bridge| *bridge != 0),
     }
 }
 

@@ -123,7 +123,7 @@ impl XdpLink {
         self.0.put(&name(ifindex), link)
     }
 
-    /// Removes the pin, and with it the link, which nobody else holds. It is no error if there is none.
+    /// Removes the pin, closes the descriptor, and so ends the link. It is no error if there is none.
     pub fn detach(&self, ifindex: u32) -> Result<(), DatapathError> {
         self.0.remove(&name(ifindex))
     }

@@ -54,23 +54,9 @@ fn unfit_kind(link: &Link, links: &[Link]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::LinkType;
 
     fn link(index: u32, name: &str, kind: LinkKind, below: Option<u32>) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            kind,
-            link_type: LinkType::ETHERNET,
-            master: None,
-            mac: None,
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            noarp: false,
-            peer: below,
-            peer_netns: None,
-        }
+        Link { peer: below, ..Link::example(index, name, kind) }
     }
 
     #[test]

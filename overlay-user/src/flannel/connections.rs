@@ -6,7 +6,15 @@
 //! what it saw before the fast path took over: a TCP connection has gone on since then, so its packets would count as INVALID,
 //! and many hosts drop those. Connection tracking picks up an unknown connection in the middle (`nf_conntrack_tcp_loose`, which
 //! is on unless somebody has switched it off).
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
 use ipnet::IpNet;
+use overlay_common::header::protocol::{TCP, UDP};
 
 use crate::{
     datapath::{DatapathError, tables::Tables},
@@ -35,6 +43,124 @@ pub fn note(tables: &mut Tables, tracked: &[Tracked], network: IpNet) -> Result<
     Ok(noted)
 }
 
+/// Prepares connection tracking for a time in which it sees only a part of the packets: what belongs to a TCP connection within the
+/// overlay that it does not translate is never INVALID any more, which many hosts drop.
+///
+/// # Errors
+/// When connection tracking does not take it.
+pub fn loosen_plain(tracked: &[Tracked], network: IpNet) -> Result<(), NetlinkError> {
+    conntrack::loosen(tracked.iter().filter(|it| is_plain(it, network)).map(|it| &it.original))
+}
+
+/// Makes connection tracking forget those plain TCP connections of which it has seen only the beginning, and the rest of which the
+/// fast path carries, because an end is one of these addresses. A packet from their middle would be INVALID to it; of an unknown
+/// connection it takes one.
+///
+/// # Errors
+/// When connection tracking does not forget them.
+pub fn forget_begun(
+    tracked: &[Tracked],
+    network: IpNet,
+    carried: &BTreeSet<IpAddr>,
+) -> Result<(), NetlinkError> {
+    conntrack::forget(begun(tracked, network, carried))
+}
+
+fn begun<'a>(
+    tracked: &'a [Tracked],
+    network: IpNet,
+    carried: &BTreeSet<IpAddr>,
+) -> impl Iterator<Item = &'a Tuple> {
+    let is_carried = |of: &Tuple| carried.contains(&of.source) || carried.contains(&of.destination);
+    tracked
+        .iter()
+        .filter(move |it| it.is_beginning() && is_plain(it, network) && is_carried(&it.original))
+        .map(|it| &it.original)
+}
+
+/// How long connection tracking keeps a TCP connection that it is told of without hearing of it: as long as it keeps any established
+/// one, unless somebody has set `nf_conntrack_tcp_timeout_established`.
+const LIFETIME: Duration = Duration::from_secs(5 * 24 * 60 * 60);
+
+/// The connections from outside the overlay, this host's own among them, that this host sends to other hosts' containers under
+/// another address of its own (`--ip-masq`), as far as they are alive. The kernel would drop them as soon as they leave by another
+/// interface. Those in zones are left out, since connection tracking is told of none here.
+pub fn masqueraded(tracked: &[Tracked], network: IpNet, subnet: IpNet) -> Vec<Tracked> {
+    let is_masqueraded = |it: &&Tracked| {
+        let is_translated =
+            (it.reply.destination, it.reply.ports.1) != (it.original.source, it.original.ports.0);
+        let to = it.reply.source;
+        matches!(it.original.protocol, TCP | UDP)
+            && it.is_alive()
+            && !it.is_zoned
+            && is_translated
+            && !network.contains(&it.original.source)
+            && network.contains(&to)
+            && !subnet.contains(&to)
+    };
+    tracked.iter().filter(is_masqueraded).copied().collect()
+}
+
+/// Keeps the translation of these connections, whichever interface they leave by from now on. Returns how many it could not keep.
+///
+/// # Errors
+/// When connection tracking does not answer.
+pub fn keep_masqueraded(connections: &[Tracked]) -> Result<usize, NetlinkError> {
+    conntrack::translate_for_good(connections)
+}
+
+/// Has connection tracking know the TCP connections of this host's own processes to other hosts' containers that it does not know
+/// yet, because nothing needed it. Otherwise the first rule that masquerades would take their next packet for the first of a new
+/// connection, and give it another address. Returns how many it refused.
+///
+/// # Errors
+/// When connection tracking does not answer.
+pub fn have_tracked(tracked: &[Tracked], network: IpNet, subnet: IpNet) -> Result<usize, NetlinkError> {
+    conntrack::uphold(&untracked(&tcp_table(), tracked, network, subnet), LIFETIME)
+}
+
+/// Those of the connections in `table` that would be masqueraded if they were new, each by the direction away from this host.
+fn untracked(table: &str, tracked: &[Tracked], network: IpNet, subnet: IpNet) -> Vec<Tuple> {
+    let would_be = established(table).filter(|(local, other)| {
+        !network.contains(&local.ip()) && network.contains(&other.ip()) && !subnet.contains(&other.ip())
+    });
+    let tuple = |(local, other): Ends| Tuple {
+        source: local.ip(),
+        destination: other.ip(),
+        ports: (local.port(), other.port()),
+        protocol: TCP,
+    };
+    let known: HashSet<Tuple> = tracked.iter().flat_map(|it| [it.original, it.reply]).collect();
+    would_be.map(tuple).filter(|it| !known.contains(it)).collect()
+}
+
+fn tcp_table() -> String {
+    fs::read_to_string("/proc/thread-self/net/tcp").unwrap_or_default()
+}
+
+/// The established TCP connections of this host's own processes whose end here is `address`.
+pub fn of_this_host(address: IpAddr) -> Vec<Ends> {
+    established(&tcp_table()).filter(|(local, _)| local.ip() == address).collect()
+}
+
+/// This host's end of a connection, and the other.
+type Ends = (SocketAddr, SocketAddr);
+
+/// The established connections in the text of /proc/net/tcp, where addresses stand in hexadecimal and in the machine's order.
+fn established(table: &str) -> impl Iterator<Item = Ends> {
+    const ESTABLISHED: &str = "01";
+    let end = |text: &str| {
+        let (address, port) = text.split_once(':')?;
+        let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+        Some(SocketAddr::from((address, u16::from_str_radix(port, 16).ok()?)))
+    };
+    table.lines().filter_map(move |line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (local, other) = (end(words.next()?)?, end(words.next()?)?);
+        (words.next()? == ESTABLISHED).then_some((local, other))
+    })
+}
+
 /// Makes connection tracking forget those TCP connections within the overlay that it does not translate.
 ///
 /// # Errors
@@ -44,11 +170,11 @@ pub fn forget_plain(tracked: &[Tracked], network: IpNet) -> Result<(), NetlinkEr
 }
 
 fn is_plain(connection: &Tracked, network: IpNet) -> bool {
-    const TCP: u8 = 6;
     let Tuple { source, destination, protocol, .. } = &connection.original;
     // For other protocols, connection tracking never finds a packet to be out of turn.
     *protocol == TCP
         && !connection.is_translated()
+        && !connection.is_zoned
         && network.contains(source)
         && network.contains(destination)
 }
@@ -64,6 +190,7 @@ fn of_overlay(tracked: &[Tracked], network: IpNet) -> impl Iterator<Item = (Tupl
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::netlink::conntrack::TcpState;
 
     fn tuple(source: [u8; 4], destination: [u8; 4]) -> Tuple {
         Tuple { source: source.into(), destination: destination.into(), ports: (1, 2), protocol: 6 }
@@ -75,7 +202,7 @@ mod tests {
         let (a, service, b) = ([10, 244, 1, 2], [10, 96, 0, 1], [10, 244, 2, 2]);
         let own = [10, 244, 1, 1];
         let turned = |of: Tuple| Tuple { ports: (of.ports.1, of.ports.0), ..of };
-        let connection = |original, reply| Tracked { original, reply: turned(reply), answered: true };
+        let connection = |original, reply| Tracked::example(original, turned(reply));
         // A container here asks a service whose backend is on another host.
         let asked = connection(tuple(a, service), tuple(b, a));
         // A container on another host asks a port that is published here.
@@ -87,5 +214,65 @@ mod tests {
         assert_eq!(plains, [false, false, true]);
         let outside = connection(tuple(a, [192, 0, 2, 1]), tuple([192, 0, 2, 1], a));
         assert!(!is_plain(&outside, network));
+    }
+
+    #[test]
+    fn what_began_on_the_stack_and_went_over_to_the_fast_path_is_found() {
+        let network = "10.244.0.0/16".parse().unwrap();
+        let (a, b, unknown) = ([10, 244, 1, 2], [10, 244, 2, 2], [10, 244, 1, 3]);
+        let plain = |from, to| Tracked::example(tuple(from, to), Tuple { ports: (2, 1), ..tuple(to, from) });
+        let beginning = |it| Tracked { tcp_state: TcpState::SYN_SENT, answered: false, ..it };
+        let outwards = beginning(plain(a, b));
+        let inwards = Tracked { tcp_state: TcpState::SYN_RECV, ..plain(b, a) };
+        let others = [
+            plain(a, b),
+            beginning(plain(unknown, b)),
+            Tracked { is_zoned: true, ..outwards },
+            Tracked { tcp_state: TcpState::TIME_WAIT, ..outwards },
+        ];
+        let all = [&[outwards, inwards], &others[..]].concat();
+        let found: Vec<_> = begun(&all, network, &BTreeSet::from([a.into()])).copied().collect();
+        assert_eq!(found, [outwards.original, inwards.original]);
+    }
+
+    #[test]
+    fn masqueraded_connections_to_other_hosts_containers_are_found() {
+        let (network, subnet) = ("10.244.0.0/16".parse().unwrap(), "10.244.1.0/24".parse().unwrap());
+        let (host, here, there, outside) = ([10, 99, 0, 1], [10, 244, 1, 2], [10, 244, 2, 2], [192, 0, 2, 1]);
+        let tuple = |source: [u8; 4], from, destination: [u8; 4], to| Tuple {
+            source: source.into(),
+            destination: destination.into(),
+            ports: (from, to),
+            protocol: TCP,
+        };
+        let connection = Tracked::example;
+        // This host's address stays, and the port changes, as MASQUERADE --random-fully has it.
+        let own = connection(tuple(host, 1, there, 80), tuple(there, 80, host, 2));
+        let passing = connection(tuple(outside, 1, host, 81), tuple(there, 80, [10, 244, 1, 0], 2));
+        let plain = connection(tuple(host, 1, there, 80), tuple(there, 80, host, 1));
+        let to_here = connection(tuple(host, 1, here, 80), tuple(here, 80, host, 2));
+        let from_here = connection(tuple(here, 1, outside, 80), tuple(outside, 80, host, 2));
+        // These have ended, or their tuples do not say which connection they are.
+        let ended = Tracked { tcp_state: TcpState::TIME_WAIT, ..own };
+        let broken_off = Tracked { tcp_state: TcpState::CLOSE, ..passing };
+        let zoned = Tracked { is_zoned: true, ..own };
+        let all = [own, passing, plain, to_here, from_here, ended, broken_off, zoned];
+        assert_eq!(masqueraded(&all, network, subnet), [own, passing]);
+    }
+
+    #[test]
+    fn the_kernels_table_of_tcp_is_read() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n   \
+            0: 0001F40A:9C40 0202F40A:0050 01 00000000:00000000 00:00000000 00000000     0        0 1 1\n   \
+            1: 0100007F:0035 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 2 1\n";
+        let expected: Ends = ("10.244.1.0:40000".parse().unwrap(), "10.244.2.2:80".parse().unwrap());
+        assert_eq!(established(table).collect::<Vec<_>>(), [expected]);
+        let (network, subnet) = ("10.244.2.0/23".parse().unwrap(), "10.244.3.0/24".parse().unwrap());
+        let found = untracked(table, &[], network, subnet);
+        assert_eq!(found, [Tuple { ports: (40000, 80), ..tuple([10, 244, 1, 0], [10, 244, 2, 2]) }]);
+        let original = found[0];
+        let known = Tracked::example(original, original);
+        assert_eq!(untracked(table, &[known], network, subnet), []);
+        assert_eq!(untracked(table, &[], "10.244.0.0/16".parse().unwrap(), subnet), []);
     }
 }

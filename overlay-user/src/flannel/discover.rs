@@ -10,7 +10,9 @@ use ipnet::IpNet;
 use super::{Flannel, rules::Rules};
 use crate::{
     host::{
-        netlink::{ClassicTunnel, Forwarding, GatewayRoute, Netlink, NetlinkError, StaticNeighbour},
+        netlink::{
+            BlackholeRoute, ClassicTunnel, Forwarding, GatewayRoute, Netlink, NetlinkError, StaticNeighbour,
+        },
         subnet_env,
         underlay::Underlay,
     },
@@ -34,6 +36,8 @@ pub struct Sight {
     pub forwarding: Vec<Forwarding>,
     /// Routes with a gateway.
     pub routes: Vec<GatewayRoute>,
+    /// Routes by which the kernel discards packets.
+    pub blackholes: Vec<BlackholeRoute>,
     /// flannel's rules.
     pub rules: Rules,
     /// The text of subnet.env.
@@ -107,6 +111,7 @@ impl Sight {
                 .filter_map(|address| Some((address.link, net(address.address, address.prefix_len)?)))
                 .collect(),
             routes: netlink.gateway_routes().await?,
+            blackholes: netlink.blackhole_routes().await?,
             tunnels,
             rules,
             subnet_env,
@@ -188,8 +193,9 @@ pub fn discover(sight: Sight, expected: &Expected) -> Result<Discovered, Discove
         return Err(DiscoverError::Inconsistent(problems));
     }
     let notes = differences(&sight, &routes, device.as_ref(), &peers);
-    let Sight { neighbours, forwarding, rules, subnet_env, .. } = sight;
-    let flannel = Flannel { device, addresses, neighbours, forwarding, routes, rules, subnet_env };
+    let Sight { neighbours, forwarding, blackholes, rules, subnet_env, .. } = sight;
+    let blackhole = blackholes.into_iter().find(|route| route.destination == lease.subnet);
+    let flannel = Flannel { device, addresses, neighbours, forwarding, routes, blackhole, rules, subnet_env };
     Ok(Discovered { flannel, link, lease, mac, notes })
 }
 

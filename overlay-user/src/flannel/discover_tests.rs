@@ -17,7 +17,12 @@ fn public_ip(host: usize) -> IpAddr {
 
 fn lease(host: usize) -> (String, Lease) {
     let backend = LeaseBackend::Vxlan { vni: 1, vtep_mac: mac(host) };
-    let lease = Lease { subnet: net(&format!("10.244.{host}.0/24")), public_ip: public_ip(host), backend };
+    let lease = Lease {
+        subnet: net(&format!("10.244.{host}.0/24")),
+        public_ip: public_ip(host),
+        backend,
+        ipv6: None,
+    };
     (lease.key(), lease)
 }
 
@@ -33,18 +38,9 @@ fn expected() -> Expected {
 
 fn tunnel(name: &str, vni: u32, port: u16) -> ClassicTunnel {
     ClassicTunnel {
-        name: name.into(),
-        vni,
-        port,
         local: Some(public_ip(1)),
         underlay: Some("eth0".into()),
-        mac: mac(1),
-        mtu: 1450,
-        queue_length: 1000,
-        learning: false,
-        udp_checksum: true,
-        group_policy: false,
-        source_ports: (0, 0),
+        ..ClassicTunnel::example(name, vni, port)
     }
 }
 
@@ -66,6 +62,7 @@ fn sight() -> Sight {
             route("10.244.2.0/24", [10, 244, 2, 0], "flannel.1"),
             route("10.244.3.0/24", [10, 99, 0, 3], "eth0"),
         ],
+        blackholes: vec![BlackholeRoute { destination: net("10.99.7.0/24"), protocol: 3 }],
         rules: Rules::default(),
         subnet_env: Some("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n".into()),
     }
@@ -95,6 +92,15 @@ fn a_host_of_one_piece_is_taken_over_whole() {
     });
     let subnet_env = sight().subnet_env;
     assert_eq!(Flannel { subnet_env, ..made }, found.flannel);
+}
+
+#[test]
+fn the_blackhole_route_to_the_own_subnet_is_flannels() {
+    assert_eq!(discover(sight(), &expected()).unwrap().flannel.blackhole, None);
+    let mut with = sight();
+    let route = BlackholeRoute { destination: net("10.244.1.0/24"), protocol: 3 };
+    with.blackholes.push(route);
+    assert_eq!(discover(with, &expected()).unwrap().flannel.blackhole, Some(route));
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! While neither device holds the port, the fast path goes on, but what needs the kernel's stack is lost. The programs count
 //! each packet that they leave to the stack. The difference over that time is therefore the most that was lost of containers'
-//! and peers' packets: those at its very beginning and end may have got through. What the host's own processes send meanwhile
-//! is not counted.
+//! and peers' packets: those at its very beginning and end may have got through. Of what the host's own processes send meanwhile,
+//! the kernel counts what found no route, and what the device dropped that was on its way down.
 use std::{
     fmt::{self, Write as _},
     fs,
@@ -27,6 +27,8 @@ pub struct Meter {
     from_peers: u64,
     /// UDP packets to this host that found no socket, whoever sent them.
     without_socket: u64,
+    /// Packets of this host's own processes for which there was no route, wherever they were sent.
+    without_route: u64,
     /// Packets that the programs dropped or answered.
     refused: u64,
 }
@@ -40,7 +42,10 @@ pub struct Disruption {
     pub from_containers: u64,
     /// Packets of other hosts that may be lost.
     pub from_peers: u64,
-    /// The sum of the two.
+    /// Packets of this host's own processes that may be lost. What the old device dropped of containers' packets is among them a
+    /// second time.
+    pub from_host: u64,
+    /// The sum of the three.
     pub lost_at_most: u64,
     /// Packets that the programs' checks refused during the whole move.
     pub refused: u64,
@@ -71,11 +76,12 @@ impl Meter {
             }
             Ok(packets)
         };
-        let udp = fs::read_to_string("/proc/thread-self/net/snmp").unwrap_or_default();
+        let snmp = fs::read_to_string("/proc/thread-self/net/snmp").unwrap_or_default();
         Ok(Self {
             from_containers: sum(&[Hook::Encap], &[Verdict::Stack])?,
             from_peers: sum(&[Hook::Decap], &[Verdict::Stack])?,
-            without_socket: no_ports(&udp).unwrap_or_default(),
+            without_socket: counter(&snmp, "Udp: ", "NoPorts").unwrap_or_default(),
+            without_route: counter(&snmp, "Ip: ", "OutNoRoutes").unwrap_or_default(),
             refused: sum(&[Hook::Encap, Hook::Decap], &[Verdict::Drop, Verdict::Answered])?,
         })
     }
@@ -89,27 +95,35 @@ impl Disruption {
         let from_containers = since(after.from_containers, before.from_containers);
         let from_peers = since(after.from_peers, before.from_peers)
             .max(since(after.without_socket, before.without_socket));
+        let from_host = since(after.without_route, before.without_route);
         Self {
             interruption_us: interruption.as_micros().try_into().unwrap_or(u64::MAX),
             from_containers,
             from_peers,
-            lost_at_most: from_containers + from_peers,
+            from_host,
+            lost_at_most: from_containers + from_peers + from_host,
             refused: 0,
             devices: Vec::new(),
         }
     }
 
-    /// Adds what was lost elsewhere since the move began.
+    /// Adds what was lost elsewhere since the move began. `old` is the index of the device that went down.
     pub fn with_whole_move(
         mut self,
         begun: Meter,
         ended: Meter,
         before: &[DeviceLosses],
         after: &[DeviceLosses],
+        old: Option<u32>,
     ) -> Self {
         self.refused = ended.refused.saturating_sub(begun.refused);
         for now in after {
             let then = before.iter().find(|then| then.index == now.index).cloned().unwrap_or_default();
+            if Some(now.index) == old {
+                let dropped = now.tx_dropped.saturating_sub(then.tx_dropped);
+                self.from_host += dropped;
+                self.lost_at_most += dropped;
+            }
             for (counter, now_lost, then_lost) in [
                 ("rx_errors", now.rx_errors, then.rx_errors),
                 ("rx_dropped", now.rx_dropped, then.rx_dropped),
@@ -138,7 +152,7 @@ impl fmt::Display for Disruption {
         write!(
             f,
             "interruption  {}.{:03} ms for what the kernel's stack carries; none for the fast path\n\
-             packets lost  at most {}: {} from containers here, {} from other hosts\n\
+             packets lost  at most {}: {} from containers here, {} from other hosts, {} from this host itself\n\
              refused       {} by the programs' checks\n\
              device losses {devices}",
             self.interruption_us / 1000,
@@ -146,16 +160,17 @@ impl fmt::Display for Disruption {
             self.lost_at_most,
             self.from_containers,
             self.from_peers,
+            self.from_host,
             self.refused,
         )
     }
 }
 
-/// Reads the UDP counter `NoPorts` from the text of /proc/net/snmp, which has a line of names and a line of numbers for each
-/// protocol.
-fn no_ports(text: &str) -> Option<u64> {
-    let mut lines = text.lines().filter(|line| line.starts_with("Udp: "));
-    let at = lines.next()?.split(' ').position(|name| name == "NoPorts")?;
+/// Reads a counter from the text of /proc/net/snmp, which has a line of names and a line of numbers for each protocol. Both lines
+/// begin with the protocol's name.
+fn counter(text: &str, protocol: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter(|line| line.starts_with(protocol));
+    let at = lines.next()?.split(' ').position(|it| it == name)?;
     lines.next()?.split(' ').nth(at)?.parse().ok()
 }
 
@@ -165,8 +180,10 @@ mod tests {
 
     #[test]
     fn what_was_left_to_the_stack_meanwhile_is_what_may_be_lost() {
-        let before = Meter { from_containers: 5, from_peers: 10, without_socket: 0, refused: 1 };
-        let after = Meter { from_containers: 7, from_peers: 13, without_socket: 4, refused: 2 };
+        let before =
+            Meter { from_containers: 5, from_peers: 10, without_socket: 0, without_route: 1, refused: 1 };
+        let after =
+            Meter { from_containers: 7, from_peers: 13, without_socket: 4, without_route: 2, refused: 2 };
         let device = |name: &str, dropped| DeviceLosses {
             index: 3,
             name: name.into(),
@@ -178,15 +195,14 @@ mod tests {
             after,
             &[device("va", 2)],
             &[device("va", 5)],
+            Some(3),
         );
-        assert_eq!(
-            (disruption.from_containers, disruption.from_peers, disruption.lost_at_most, disruption.refused),
-            (2, 4, 6, 2)
-        );
+        let &Disruption { from_containers, from_peers, from_host, lost_at_most, refused, .. } = &disruption;
+        assert_eq!((from_containers, from_peers, from_host, lost_at_most, refused), (2, 4, 4, 10, 2));
         assert_eq!(
             disruption.to_string(),
             "interruption  1.234 ms for what the kernel's stack carries; none for the fast path\n\
-             packets lost  at most 6: 2 from containers here, 4 from other hosts\n\
+             packets lost  at most 10: 2 from containers here, 4 from other hosts, 4 from this host itself\n\
              refused       2 by the programs' checks\n\
              device losses va tx_dropped 3"
         );
@@ -195,8 +211,10 @@ mod tests {
     #[test]
     fn the_kernels_table_is_understood() {
         let text = "Icmp: InMsgs\nIcmp: 3\nUdp: InDatagrams NoPorts InErrors\nUdp: 12 34 0\nUdpLite: InDatagrams NoPorts\nUdpLite: 0 9\n";
+        let no_ports = |text: &str| counter(text, "Udp: ", "NoPorts");
         assert_eq!(no_ports(text), Some(34));
         assert_eq!(no_ports("Udp: InDatagrams\n"), None);
-        assert!(no_ports(&fs::read_to_string("/proc/thread-self/net/snmp").unwrap()).is_some());
+        let here = fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+        assert!(no_ports(&here).is_some() && counter(&here, "Ip: ", "OutNoRoutes").is_some());
     }
 }

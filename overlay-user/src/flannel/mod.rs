@@ -1,6 +1,7 @@
 //! Moving a host from flannel to the overlay in place, and back: what flannel left on the host is found and recorded, so that
 //! it can be put back.
 pub mod connections;
+pub mod containers;
 pub mod daemon;
 pub mod discover;
 pub mod disruption;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use self::rules::Rules;
 use crate::{
-    host::netlink::{ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour},
+    host::netlink::{BlackholeRoute, ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour},
     model::lease::{Lease, LeaseBackend},
 };
 
@@ -36,6 +37,9 @@ pub struct Flannel {
     pub forwarding: Vec<Forwarding>,
     /// Routes to peers' subnets. They lead through the device, or are plain ones (`DirectRouting`, host-gw).
     pub routes: Vec<GatewayRoute>,
+    /// The route by which the kernel discards packets to the own subnet that no other route takes (`--ip-blackhole-route`).
+    #[serde(default)]
+    pub blackhole: Option<BlackholeRoute>,
     /// flannel's rules in the packet filter.
     pub rules: Rules,
     /// The text of subnet.env, if there was one.
@@ -57,6 +61,7 @@ impl Flannel {
             neighbours: Vec::new(),
             forwarding: Vec::new(),
             routes: Vec::new(),
+            blackhole: None,
             rules: Rules::default(),
             subnet_env: None,
             device,

@@ -34,6 +34,8 @@ pub struct PlanInput {
     pub ports: usize,
     /// Containers' addresses here.
     pub endpoints: usize,
+    /// Connections from outside the overlay to other hosts' containers that this host translates.
+    pub masqueraded: usize,
     /// Whether flannel masquerades, or the agent is to.
     pub masquerade: bool,
     /// Whether the agent is to accept the overlay's packets where FORWARD drops.
@@ -77,8 +79,16 @@ impl Plan {
             (means.masquerade, "masquerade by a table of nftables of our own"),
             (means.forward, "accept the overlay's packets where iptables' FORWARD drops"),
         ];
+        let kept_translations = match means.masqueraded {
+            0 => None,
+            one_or_more => Some(format!(
+                "keep the translation of {one_or_more} masqueraded connections to containers of other hosts, this host's own \
+                 among them"
+            )),
+        };
         let rules_of_ours =
             rules_of_ours.iter().filter(|(wanted, _)| *wanted).map(|(_, step)| (*step).to_owned());
+        let rules_of_ours = rules_of_ours.chain(kept_translations);
         let mut steps = vec![
             format!("renew lease {} as it stands", found.lease.key()),
             format!("note what flannel is here in {}, for the way back", means.record),
@@ -103,6 +113,10 @@ impl Plan {
             steps.extend(plain);
             steps.push(attaching);
             steps.extend(rules_of_ours);
+        }
+        if let Some(route) = &flannel.blackhole {
+            steps
+                .push(format!("replace flannel's blackhole route to {} by the overlay's", route.destination));
         }
         if !rules.is_empty() {
             steps.push(format!("remove flannel's rules: {}", list(&rules)));
@@ -130,6 +144,9 @@ impl Plan {
             steps.push(format!("put back flannel's rules: {}", list(&rules)));
         }
         steps.push(format!("remove what carries {network} now: {tunnel}, programs, maps, rules"));
+        if let Some(route) = &flannel.blackhole {
+            steps.push(format!("put back flannel's blackhole route to {}", route.destination));
+        }
         Self { kept: vec!["subnet, VtepMAC, public IP".to_owned()], steps, notes: Vec::new() }
     }
 }

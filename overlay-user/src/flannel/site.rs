@@ -41,7 +41,7 @@ impl<S: Store> Site<S> {
     /// Looks at the host, and asks the store.
     pub async fn look(mut store: S, options: &Options) -> Result<Self> {
         let netlink = Netlink::open()?;
-        let underlay = underlay::choose(&netlink, &options.underlay).await?;
+        let underlay = underlay::choose(&netlink, &options.underlay).await?.remarked();
         let public_ip = options.underlay.public_ip(&underlay);
         let text =
             store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
@@ -76,6 +76,16 @@ impl<S: Store> Site<S> {
         Ok(Sight::look(&self.netlink, self.device_name().as_deref(), rules, subnet_env).await?)
     }
 
+    /// flannel's device, if it is there and cannot carry anything, because ours is up.
+    pub async fn leftover(&self, sight: &Sight, ours: &str) -> Result<Option<String>> {
+        let ours = self.netlink.link_named(ours).await?;
+        if !ours.is_some_and(|link| link.up && switch::is_ours(&link)) {
+            return Ok(None);
+        }
+        let named = |name: &String| sight.tunnels.iter().any(|(_, tunnel)| tunnel.name == *name);
+        Ok(self.device_name().filter(named))
+    }
+
     /// flannel's device, if its backend has one.
     pub(super) fn device_name(&self) -> Option<String> {
         self.backend.vni().map(device_name)
@@ -93,8 +103,8 @@ pub fn obstacle() -> Result<Option<String>> {
     let daemons = daemon::running().context("look for flanneld among the processes")?;
     Ok(daemons.first().map(|pid| {
         format!(
-            "flanneld runs here (pid {pid}) and would put back what is removed: end it first (`systemctl stop flanneld`, or \
-             whatever starts it); traffic goes on without it"
+            "flanneld runs here (pid {pid}) and would put back what is removed: end it first (`systemctl disable --now \
+             flanneld`, or whatever starts it); traffic goes on without it"
         )
     }))
 }

@@ -193,13 +193,27 @@ async fn present(netlink: &Netlink, wanted: &ClassicTunnel) -> Result<u32> {
     };
     match find().await? {
         Some((link, found)) if found == *wanted => return Ok(link),
-        Some((_, found)) => bail!(
-            "there is a {} already, and it is not as it was (vni {}, port {}, {}): delete it, and try again",
-            found.name,
-            found.vni,
-            found.port,
-            found.mac
-        ),
+        Some((link, found)) => {
+            // A device that went away meanwhile is no longer up.
+            let is_up = netlink.link_named(&found.name).await?.is_some_and(|link| link.up);
+            if !is_leftover(&found, wanted, is_up) {
+                bail!(
+                    "there is a {} already, and it is not as it was (vni {}, port {}, {}, {}): delete it, and try again",
+                    found.name,
+                    found.vni,
+                    found.port,
+                    found.mac,
+                    if is_up { "up" } else { "down" }
+                );
+            }
+            log::warn!(
+                "{} was made anew since the move, with MAC address {}: making it as it was, with {}",
+                found.name,
+                found.mac,
+                wanted.mac
+            );
+            netlink.remove_link(link).await?;
+        }
         None => {}
     }
     netlink.create_classic(wanted).await?;
@@ -210,7 +224,30 @@ async fn present(netlink: &Netlink, wanted: &ClassicTunnel) -> Result<u32> {
     Ok(link)
 }
 
+/// Whether a device that is not as it was is what a flanneld has left that was started while the host was the overlay's: it made
+/// its device with a MAC address of its own, and ended because overlay0 has the port. Such a device is down for the same reason. One
+/// that is up carries traffic, so somebody uses it.
+fn is_leftover(found: &ClassicTunnel, wanted: &ClassicTunnel, is_up: bool) -> bool {
+    !is_up && (found.vni, found.port) == (wanted.vni, wanted.port)
+}
+
 /// Whether a host is reached without a router, which is the condition of flannel's `DirectRouting`.
 pub async fn is_neighbour(netlink: &Netlink, host: IpAddr) -> bool {
     netlink.route_to(host).await.is_ok_and(|route| route.gateway.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::mac::Mac;
+
+    #[test]
+    fn a_device_that_is_up_or_another_one_is_nothing_left_over() {
+        let wanted = ClassicTunnel::example("flannel.1", 1, 8472);
+        let anew = ClassicTunnel { mac: Mac([2, 0, 0, 0, 0, 2]), ..wanted.clone() };
+        assert!(is_leftover(&anew, &wanted, false));
+        assert!(!is_leftover(&anew, &wanted, true));
+        assert!(!is_leftover(&ClassicTunnel { port: 4789, ..anew.clone() }, &wanted, false));
+        assert!(!is_leftover(&ClassicTunnel { vni: 2, ..anew }, &wanted, false));
+    }
 }

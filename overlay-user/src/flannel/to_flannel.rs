@@ -45,6 +45,9 @@ pub async fn put_back(
         warn!("{} is not of the overlay's making: it stays as it is", record.tunnel);
     }
     let ours = there.filter(|_| !is_foreign).map(|link| link.index);
+    if let Err(error) = keep_translations(paths, record) {
+        warn!("{error:#}: masqueraded connections to other hosts' containers may end");
+    }
     let mut edges = Vec::with_capacity(2);
     let switched = switch::to_flannel(netlink, flannel, ours, record.network, || {
         edges.push(meter()?);
@@ -69,6 +72,12 @@ pub async fn put_back(
             failures.join("; ")
         ));
     }
+    if let Some(route) = &flannel.blackhole
+        // It comes behind the bridge's route: the kernel follows whichever of the two is first.
+        && let Err(error) = netlink.append_blackhole_route(route)
+    {
+        warn!("{error}; flanneld makes it anew when it starts");
+    }
     FlannelRecord::remove(paths)?;
     let after = edges.last().copied().unwrap_or_default();
     Ok(Disruption::new(switched.interruption, begun, after).with_whole_move(
@@ -76,7 +85,38 @@ pub async fn put_back(
         ended,
         &lost_before,
         &lost_after,
+        ours,
     ))
+}
+
+/// Keeps the translation of the connections that our own rules masquerade, because overlay0 goes.
+fn keep_translations(paths: &Paths, record: &FlannelRecord) -> Result<()> {
+    let Some(subnet) = paths.record()?.map(|record| record.subnet) else { return Ok(()) };
+    let masqueraded = connections::masqueraded(&conntrack::connections()?, record.network, subnet);
+    match connections::keep_masqueraded(&masqueraded)? {
+        0 => Ok(()),
+        refused => bail!("{refused} connections could not be kept"),
+    }
+}
+
+/// What ends with overlay0, for the plan: connections of this host itself from an address that flannel does not have.
+pub async fn ending(netlink: &Netlink, record: &FlannelRecord) -> Result<Vec<String>> {
+    let Some(ours) = netlink.link_named(&record.tunnel).await?.filter(switch::is_ours) else {
+        return Ok(Vec::new());
+    };
+    let kept = |address| record.flannel.addresses.iter().any(|net| net.addr() == address);
+    let addresses = netlink.addresses().await?.into_iter();
+    let addresses = addresses.filter(|it| it.link == ours.index && !kept(it.address)).map(|it| it.address);
+    let note = |address| {
+        let ending = connections::of_this_host(address);
+        let (_, first) = ending.first()?;
+        Some(format!(
+            "{} connections of this host itself end, the first of them to {first}: they come from {address}, which goes with {}",
+            ending.len(),
+            record.tunnel
+        ))
+    };
+    Ok(addresses.filter_map(note).collect())
 }
 
 /// Makes a record from the leases alone, as flannel would. It contains no rules, since flanneld writes those when it starts.
@@ -88,7 +128,7 @@ pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Fl
     let [ref own] = own[..] else {
         bail!("there is no note of what flannel was here, and {} leases of {}", own.len(), site.public_ip);
     };
-    let mac = site.backend.peer_mac(own).map_err(|why| anyhow!("lease {}: {why}", own.key()))?;
+    let mac = site.backend.peer_mac(&own.backend).map_err(|why| anyhow!("lease {}: {why}", own.key()))?;
     let device = site.backend.vni().zip(mac).map(|(vni, mac)| ClassicTunnel {
         name: device_name(vni),
         vni,
@@ -97,7 +137,8 @@ pub async fn of_leases<S: Store>(site: &Site<S>, options: &Options) -> Result<Fl
         underlay: Some(site.underlay.name.clone()),
         mac,
         mtu: site.backend.overlay_mtu(site.underlay.mtu),
-        queue_length: 1000,
+        // flannel asks for no queue, as netlink's library for Go does unless it is told otherwise.
+        queue_length: 0,
         learning: false,
         udp_checksum: true,
         group_policy: false,

@@ -8,6 +8,7 @@ use log::warn;
 
 use super::{
     connections,
+    containers::{Containers, begin_fast_path, learned},
     discover::Discovered,
     disruption::{Disruption, Meter},
     plan::{Plan, PlanInput},
@@ -21,15 +22,17 @@ use crate::{
         options::Options,
         peers::{PeerTable, Scope},
     },
-    datapath::{Datapath as _, DatapathError, Installed, tables::Tables},
+    datapath::tables::Tables,
     host::{
         device::{self, DeviceKind, DeviceSpec},
         firewall::{self, FirewallKeeper, RuleState, Wanted},
-        netlink::{Netlink, conntrack},
+        netlink::conntrack,
     },
-    learn::learner::{self, Learner},
-    model::change::LocalChange,
-    model::entries::{Peer, PortKind},
+    model::{
+        change::LocalChange,
+        entries::{Peer, PortKind},
+        fast_path::FastPath,
+    },
     store::Store,
 };
 
@@ -39,6 +42,9 @@ pub struct PreparedMove {
     pub plan: Plan,
     /// Whether the agent is to masquerade, because it is told to or because flannel did.
     pub masquerade: bool,
+    /// Whether the kernel is to discard packets to containers that are not there, because the agent is told so or because flannel
+    /// had it so.
+    pub blackhole: bool,
     found: Discovered,
     spec: DeviceSpec,
     peers: Vec<(IpNet, Peer)>,
@@ -62,6 +68,7 @@ impl PreparedMove {
             backend: site.backend,
             own_ip: site.public_ip,
             own_subnet: subnet,
+            ipv6: None,
         });
         table.snapshot(&site.snapshot);
         let skipped = table.skipped();
@@ -91,7 +98,17 @@ impl PreparedMove {
                 .notes
                 .push("flannel masquerades, and so will the overlay: start the agent with --ip-masq".into());
         }
-        let changes = learned(&site.netlink, subnet, options).await?;
+        let discards = found.flannel.blackhole;
+        let blackhole = options.blackhole || discards.is_some();
+        if let Some(route) = discards.filter(|_| !options.blackhole) {
+            found.notes.push(format!(
+                "flannel has a blackhole route to {}, and so will the overlay, behind a bridge's: start the agent with \
+                 --ip-blackhole-route",
+                route.destination
+            ));
+        }
+        let Containers { changes, notes } = learned(&site.netlink, subnet, options).await?;
+        found.notes.extend(notes);
         let count = |wanted: fn(&LocalChange) -> bool| changes.iter().filter(|change| wanted(change)).count();
         let means = PlanInput {
             spec: spec.clone(),
@@ -99,12 +116,18 @@ impl PreparedMove {
             peers: peers.len(),
             ports: count(|change| matches!(change, LocalChange::Attach(_, PortKind::Veth))),
             endpoints: count(|change| matches!(change, LocalChange::PutEndpoint(..))),
+            masqueraded: connections::masqueraded(
+                &conntrack::connections()?,
+                site.network.plan.network,
+                subnet,
+            )
+            .len(),
             masquerade,
             forward: options.forward_rules,
             fast_path: options.fast_path,
             record: site.paths.flannel_path().display().to_string(),
         };
-        Ok(Self { plan: Plan::new(&found, &means), masquerade, found, spec, peers })
+        Ok(Self { plan: Plan::new(&found, &means), masquerade, blackhole, found, spec, peers })
     }
 }
 
@@ -119,7 +142,7 @@ pub async fn carry_out<S: Store>(
     work: PreparedMove,
 ) -> Result<Disruption> {
     // Joining writes the lease again as it stands, and changes nothing in the kernel yet.
-    let joined = join::join(&mut site.store, private, options).await?;
+    let joined = join::join(&mut site.store, private, options, None).await?;
     if let Err(error) = refuse_changed(&site, &joined, &work).await {
         joined.undo();
         return Err(error);
@@ -173,7 +196,11 @@ async fn steps(joined: &Joined, options: &Options, work: &PreparedMove) -> Resul
         // else can send by this TUN, because only root may open it.
         joined.raise().await?;
     }
-    let mut datapath = joined.load_knowing(options, &prepared, &work.peers)?;
+    let mut datapath = if has_device {
+        joined.load_beside(options, &prepared, &work.peers)?
+    } else {
+        joined.load_knowing(options, &prepared, &work.peers)?
+    };
     if !has_device {
         // The plain routes are removed as soon as the programs can carry packets: a strict rp_filter would drop what comes by
         // overlay0 but would be answered by way of these routes.
@@ -184,15 +211,43 @@ async fn steps(joined: &Joined, options: &Options, work: &PreparedMove) -> Resul
 
     // The translated connections become stack flows before the fast path knows the containers, because it would take over one
     // direction of them.
-    connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
-    for change in learned(netlink, spec.subnet, options).await? {
-        match datapath.apply(&change.into()) {
-            // An interface that is gone left just now, and the agent will hear of it.
-            Ok(()) | Err(DatapathError::Gone(_)) => {}
-            Err(error) => warn!("{change}: {error}; its packets take the stack"),
+    let tracked = conntrack::connections()?;
+    connections::note(&mut tables, &tracked, spec.network)?;
+    if let Err(error) = connections::loosen_plain(&tracked, spec.network) {
+        warn!("{error}: where INVALID packets are dropped, connections may lose some");
+    }
+    if work.masquerade {
+        match connections::have_tracked(&tracked, spec.network, spec.subnet) {
+            Ok(0) => {}
+            Ok(refused) => warn!(
+                "connection tracking refused {refused} connections of this host itself to other hosts' containers, which may end"
+            ),
+            Err(error) => {
+                warn!("{error}: connections of this host itself to other hosts' containers may end")
+            }
         }
     }
+    let containers = learned(netlink, spec.subnet, options).await?;
+    let carried = begin_fast_path(&mut datapath, &containers.changes);
     enforce_rules(joined, options, work.masquerade).await?;
+    let tracked = conntrack::connections()?;
+    // These began after the first look, and the fast path may have taken them over since.
+    if let Err(error) = connections::loosen_plain(&tracked, spec.network) {
+        warn!("{error}: where INVALID packets are dropped, connections may lose some");
+    }
+    if tables.fast_path()? == FastPath::On
+        && let Err(error) = connections::forget_begun(&tracked, spec.network, &carried)
+    {
+        warn!("{error}: where INVALID packets are dropped, connections that begin now may lose some");
+    }
+    let masqueraded = connections::masqueraded(&tracked, spec.network, spec.subnet);
+    match connections::keep_masqueraded(&masqueraded) {
+        Ok(0) => {}
+        Ok(refused) => {
+            warn!("{refused} masqueraded connections to other hosts' containers could not be kept")
+        }
+        Err(error) => warn!("{error}: masqueraded connections to other hosts' containers may end"),
+    }
 
     let mut edges = Vec::with_capacity(2);
     let switched = switch::to_overlay(netlink, spec, prepared.ifindex, found.link, || {
@@ -203,9 +258,14 @@ async fn steps(joined: &Joined, options: &Options, work: &PreparedMove) -> Resul
     // This records connections that began meanwhile and that overlay0 has not seen yet.
     connections::note(&mut tables, &conntrack::connections()?, spec.network)?;
     if has_device {
+        datapath.device_is_up()?;
         remove_plain_routes(joined, found).await?;
     }
     let (ended, lost_after) = (Meter::read(&tables)?, netlink.losses().await?);
+    if let Some(route) = &found.flannel.blackhole {
+        joined.discard_strays(work.blackhole).await;
+        netlink.remove_blackhole_route(route).await?;
+    }
     found.flannel.rules.remove().await.context("remove flannel's rules")?;
     // flannel's device is removed last, so that a failure of an earlier step still finds it, with its forwarding entries.
     if let Some(link) = found.link {
@@ -217,6 +277,7 @@ async fn steps(joined: &Joined, options: &Options, work: &PreparedMove) -> Resul
         ended,
         &lost_before,
         &lost_after,
+        found.link,
     ))
 }
 
@@ -225,17 +286,6 @@ async fn remove_plain_routes(joined: &Joined, found: &Discovered) -> Result<()> 
         joined.netlink.remove_gateway_route(joined.underlay.ifindex, route).await?;
     }
     Ok(())
-}
-
-/// Which containers are here, as the agent learns them. Addresses come before ports: if a port had programs and its address
-/// were not known, its connections would become stack flows and stay on the stack.
-async fn learned(netlink: &Netlink, subnet: IpNet, options: &Options) -> Result<Vec<LocalChange>> {
-    let config = learner::LearnConfig { subnet, bridges: options.bridges.clone() };
-    let mut learner = Learner::new(config, &Installed::default());
-    learner.resync(netlink.snapshot().await?);
-    let mut changes = learner.take_changes();
-    changes.sort_by_key(|change| !matches!(change, LocalChange::PutEndpoint(..)));
-    Ok(changes)
 }
 
 /// Puts our rules in force. This happens before flannel's rules are removed.

@@ -5,7 +5,11 @@ use std::fs;
 /// and CAP_PERFMON as well; those alone are not enough.
 const NEEDED: [(u32, &str, &str); 3] = [
     (12, "CAP_NET_ADMIN", "makes devices, routes and rules, and attaches programs"),
-    (13, "CAP_NET_RAW", "asks containers by ARP whether they still have their addresses"),
+    (
+        13,
+        "CAP_NET_RAW",
+        "hears by ARP who takes an address over, and asks containers whether they still have theirs",
+    ),
     (
         21,
         "CAP_SYS_ADMIN",

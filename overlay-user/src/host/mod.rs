@@ -1,5 +1,6 @@
 //! This host's kernel and files, in the overlay's words: netlink, the tunnel device, the underlay, the packet filter, IPsec
 //! policies, what is known of the overlay here, and the files that other programs read.
+pub mod bridge_netfilter;
 pub mod capabilities;
 pub mod command;
 pub mod device;

@@ -1,5 +1,7 @@
 //! Links, addresses, routes and neighbours of the current network namespace, in domain words. The only place that
 //! knows rtnetlink.
+mod blackhole;
+mod bridging;
 mod change;
 mod changes;
 mod classic;
@@ -14,12 +16,14 @@ pub mod namespaces;
 mod nftables;
 mod raw;
 mod read;
+mod running;
 pub mod tc;
 mod tc_events;
 mod types;
 pub mod xfrm;
 
 pub use self::{
+    blackhole::BlackholeRoute,
     change::{LinkChange, NewTunnel},
     changes::told,
     classic::{ClassicTunnel, Forwarding, GatewayRoute, StaticNeighbour},
@@ -29,7 +33,7 @@ pub use self::{
     nftables::{NftablesEvents, generation},
     tc_events::TcEvents,
     types::{
-        Address, DeviceLosses, FdbEntry, FlaggedAddress, HostSnapshot, LAST_METRIC, Link, LinkKind, LinkType,
-        Neighbour, Route, TABLE_MAIN, Tun, Vxlan, Way,
+        Address, Bridging, DeviceLosses, FdbEntry, FlaggedAddress, HostSnapshot, Ipv6Address, LAST_METRIC,
+        Link, LinkKind, LinkType, Neighbour, Route, TABLE_MAIN, Tun, Vxlan, Way,
     },
 };

@@ -101,32 +101,10 @@ fn holds(nets: &[IpNet], address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        host::netlink::{LinkType, Vxlan},
-        model::network::NetworkConfig,
-    };
+    use crate::{host::netlink::Vxlan, model::network::NetworkConfig};
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
-    }
-
-    fn link(index: u32, name: &str, kind: LinkKind) -> Link {
-        let (master, mac, peer, peer_netns) = (None, None, None, None);
-        let name = name.to_owned();
-        Link {
-            index,
-            name,
-            kind,
-            link_type: LinkType::ETHERNET,
-            master,
-            mac,
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            noarp: false,
-            peer,
-            peer_netns,
-        }
     }
 
     fn route(destination: &str, link: Option<u32>, gateway: Option<[u8; 4]>) -> Route {
@@ -139,10 +117,10 @@ mod tests {
         let tunnel = LinkKind::Vxlan(Vxlan { vni: 0, port: 8472, collect_metadata: true, vnifilter: true });
         let other = || LinkKind::Other(String::new());
         let links = [
-            link(2, "eth0", other()),
-            link(3, "overlay0", tunnel),
-            link(4, "br0", LinkKind::Bridge),
-            link(5, "eth1", other()),
+            Link::example(2, "eth0", other()),
+            Link::example(3, "overlay0", tunnel),
+            Link::example(4, "br0", LinkKind::Bridge),
+            Link::example(5, "eth1", other()),
         ];
         let address =
             |link, octets: [u8; 4], prefix_len| Address { link, address: octets.into(), prefix_len };

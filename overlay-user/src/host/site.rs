@@ -115,24 +115,11 @@ impl Site {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::{Address, LinkKind, LinkType};
+    use crate::host::netlink::{Address, LinkKind};
 
     #[test]
     fn masquerading_gives_the_first_address_of_the_underlay_interface() {
-        let link = |index, name: &str| Link {
-            index,
-            name: name.into(),
-            kind: LinkKind::Other(String::new()),
-            link_type: LinkType::ETHERNET,
-            master: None,
-            mac: None,
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            noarp: false,
-            peer: None,
-            peer_netns: None,
-        };
+        let link = |index, name: &str| Link::example(index, name, LinkKind::Other(String::new()));
         let links = [link(1, "lo"), link(2, "eth0")];
         let has = |link, address: [u8; 4], is_secondary| FlaggedAddress {
             address: Address { link, address: address.into(), prefix_len: 24 },

@@ -3,7 +3,7 @@
 use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::Context as _;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::model::addr::gateway;
 
@@ -14,6 +14,8 @@ pub struct SubnetEnv {
     pub network: IpNet,
     /// This host's subnet.
     pub subnet: IpNet,
+    /// The whole overlay's addresses of IPv6, and this host's IPv6 subnet, if it has one.
+    pub ipv6: Option<(IpNet, IpNet)>,
     /// Size of the largest IP packet that fits into the overlay, in bytes.
     pub mtu: u32,
     /// Whether the agent masquerades. If it does, Docker and CNI must not.
@@ -27,16 +29,23 @@ pub struct Earlier {
     pub network: Option<IpNet>,
     /// This host's subnet at that time.
     pub subnet: Option<IpNet>,
+    /// This host's IPv6 subnet at that time.
+    pub ipv6_subnet: Option<IpNet>,
 }
 
 impl SubnetEnv {
-    /// The file's text. `FLANNEL_SUBNET` has the first address in the subnet, and not the subnet's base address.
+    /// The file's text. `FLANNEL_SUBNET` and `FLANNEL_IPV6_SUBNET` have the first address in the subnet, and not the subnet's base
+    /// address.
     pub fn text(&self) -> String {
-        let first = gateway(self.subnet);
+        let first = |subnet: IpNet| format!("{}/{}", gateway(subnet), subnet.prefix_len());
+        let ipv6 = self.ipv6.map(|(network, subnet)| {
+            format!("FLANNEL_IPV6_NETWORK={}\nFLANNEL_IPV6_SUBNET={}\n", network.trunc(), first(subnet))
+        });
         format!(
-            "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={first}/{}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n",
+            "FLANNEL_NETWORK={}\nFLANNEL_SUBNET={}\n{}FLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n",
             self.network.trunc(),
-            self.subnet.prefix_len(),
+            first(self.subnet),
+            ipv6.unwrap_or_default(),
             self.mtu,
             self.ip_masq
         )
@@ -77,10 +86,15 @@ pub fn read(path: &Path) -> Earlier {
 pub(crate) fn parse(text: &str) -> Earlier {
     let value = |name: &str| -> Option<IpNet> {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='))?;
-        let net: Ipv4Net = line.trim_matches('"').parse().ok()?;
-        Some(net.trunc().into())
+        let net: IpNet = line.trim_matches('"').parse().ok()?;
+        Some(net.trunc())
     };
-    Earlier { network: value("FLANNEL_NETWORK"), subnet: value("FLANNEL_SUBNET") }
+    let ipv4 = |name| value(name).filter(|net| net.addr().is_ipv4());
+    Earlier {
+        network: ipv4("FLANNEL_NETWORK"),
+        subnet: ipv4("FLANNEL_SUBNET"),
+        ipv6_subnet: value("FLANNEL_IPV6_SUBNET").filter(|net| net.addr().is_ipv6()),
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +105,7 @@ mod tests {
         SubnetEnv {
             network: "10.244.0.0/16".parse().unwrap(),
             subnet: "10.244.50.0/24".parse().unwrap(),
+            ipv6: None,
             mtu: 1450,
             ip_masq: false,
         }
@@ -109,13 +124,22 @@ mod tests {
         assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o755);
         sample().write(&path).unwrap();
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing but the file stays");
-        assert_eq!(read(&path), Earlier { network: Some(sample().network), subnet: Some(sample().subnet) });
+        assert_eq!(
+            read(&path),
+            Earlier { network: Some(sample().network), subnet: Some(sample().subnet), ipv6_subnet: None }
+        );
     }
 
     #[test]
     fn dual_stack_and_broken_files_say_what_they_can() {
+        // As flanneld's code writes it.
         let dual = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.50.1/24\nFLANNEL_IPV6_NETWORK=fd00:244::/48\nFLANNEL_IPV6_SUBNET=fd00:244:0:4b::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
-        assert_eq!(parse(dual).subnet, Some(sample().subnet));
+        let ipv6 = ("fd00:244::/48".parse().unwrap(), "fd00:244:0:4b::/64".parse().unwrap());
+        assert_eq!(SubnetEnv { ipv6: Some(ipv6), ..sample() }.text(), dual);
+        let found = parse(dual);
+        assert_eq!((found.network, found.subnet), (Some(sample().network), Some(sample().subnet)));
+        assert_eq!(found.ipv6_subnet, Some(ipv6.1));
+        assert_eq!(parse("FLANNEL_SUBNET=fd00::1/64\nFLANNEL_IPV6_SUBNET=10.0.0.1/24"), Earlier::default());
         assert_eq!(parse("FLANNEL_SUBNET=10.244\nFLANNEL_NETWORK"), Earlier::default());
         assert_eq!(read(Path::new("/nonexistent/subnet.env")), Earlier::default());
     }

@@ -4,9 +4,13 @@
 //! force. Entries that age out are removed from the picture, but no endpoint is removed for that: the frames of the fast path
 //! bypass the bridge, so its entries age although there is traffic. An endpoint is removed only when its port ends, when it
 //! is detached by name, or when it provably moved.
+mod announced;
+mod answers;
 mod claims;
 mod foreign_tc;
+mod neighbours;
 mod overview;
+mod same_host;
 #[cfg(test)]
 mod tests;
 
@@ -14,10 +18,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
     net::IpAddr,
+    time::Duration,
 };
 
 use ipnet::IpNet;
 
+use self::{announced::Announced, answers::Answers};
 use crate::{
     datapath::Installed,
     host::netlink::{Event, FdbEntry, HostSnapshot, Link, LinkKind, Neighbour, Route},
@@ -27,6 +33,9 @@ use crate::{
         mac::Mac,
     },
 };
+
+/// How often the holders of all addresses with refused claims are asked again.
+pub const RETRY: Duration = Duration::from_secs(10);
 
 /// What to learn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +58,9 @@ pub struct Probe {
     pub mac: Mac,
     /// The gateway's MAC address, which is the sender of the question.
     pub gateway_mac: Mac,
+    /// Another address of the same container, if one is known. When it answers for that one and not for `address`, nobody needs to
+    /// wait for longer.
+    pub sibling: Option<IpAddr>,
 }
 
 /// Why an endpoint could not be attached or detached by name.
@@ -97,7 +109,7 @@ enum Asked {
     NotYet,
     /// A probe is under way.
     Probing,
-    /// The holder answered, or is pinned. It is not asked again before [`Learner::retry`].
+    /// The holder answered, or is pinned. It is not asked again before [`Learner::ask_again`] or [`Learner::retry`].
     Refused,
 }
 
@@ -110,8 +122,10 @@ pub struct Learner {
     local: BTreeSet<(u32, IpAddr)>,
     /// The host routes to addresses inside the subnet: link by address.
     routes: BTreeMap<IpAddr, u32>,
-    /// The neighbours inside the subnet: MAC address by link and address.
+    /// The kernel's neighbours inside the subnet: MAC address by link and address.
     neighbours: BTreeMap<(u32, IpAddr), Mac>,
+    /// What was announced inside the subnet. It goes before what the kernel said earlier.
+    announced: Announced,
     /// The forwarding tables: port by bridge and MAC address.
     fdb: BTreeMap<(u32, Mac), u32>,
     /// Bridges that had an address of the subnet at any time. When the address goes for a moment, nothing is detached.
@@ -121,10 +135,12 @@ pub struct Learner {
     ports: BTreeMap<u32, PortKind>,
     /// What others have at the ports, as far as they were looked at.
     foreign_tc: BTreeMap<u32, ForeignTc>,
+    /// What of the host, if anything, sees the frames that bridges forward, in words. `None` until somebody has looked.
+    seen_by: Option<Option<String>>,
     endpoints: BTreeMap<IpAddr, Endpoint>,
     claims: BTreeMap<IpAddr, AddressClaim>,
-    /// Addresses whose holder answered since the last [`Self::retry`] or is pinned, and whether a claim to it was counted.
-    answered: BTreeMap<IpAddr, bool>,
+    /// Addresses whose holder answered or is pinned.
+    answers: Answers,
     conflicts_total: u64,
     moves_total: u64,
     changes: Vec<LocalChange>,
@@ -142,14 +158,16 @@ impl Learner {
             local: BTreeSet::new(),
             routes: BTreeMap::new(),
             neighbours: BTreeMap::new(),
+            announced: Announced::default(),
             fdb: BTreeMap::new(),
             bridges: BTreeSet::new(),
             bridged: BTreeSet::new(),
             ports: installed.ports.clone(),
             foreign_tc: BTreeMap::new(),
+            seen_by: None,
             endpoints: installed.endpoints.clone(),
             claims: BTreeMap::new(),
-            answered: BTreeMap::new(),
+            answers: Answers::default(),
             conflicts_total: 0,
             moves_total: 0,
             changes: Vec::new(),
@@ -163,7 +181,7 @@ impl Learner {
         self.links = snapshot.links.into_iter().map(|link| (link.index, link)).collect();
         self.local.clear();
         self.routes.clear();
-        self.neighbours.clear();
+        let before = mem::take(&mut self.neighbours);
         self.fdb.clear();
         self.bridges.retain(|index| self.links.contains_key(index));
         self.bridged.retain(|index| self.links.contains_key(index));
@@ -175,9 +193,15 @@ impl Learner {
         let events = events.chain(snapshot.routes.into_iter().map(Event::Route));
         let events = events.chain(snapshot.neighbours.into_iter().map(Event::Neighbour));
         let events = events.chain(snapshot.fdb.into_iter().map(Event::Fdb));
+        let announced = mem::take(&mut self.announced);
         for event in events {
             self.note(event);
         }
+        self.announced = announced;
+        self.announced.retain(|place, _| {
+            let (then, now) = (before.get(&place), self.neighbours.get(&place));
+            self.links.contains_key(&place.0) && (now.is_none() || now == then)
+        });
         self.find_bridges();
         let attached: Vec<u32> = self.ports.keys().copied().collect();
         for index in attached {
@@ -219,6 +243,7 @@ impl Learner {
             return;
         };
         if answered {
+            self.answers.given(probe.address, RETRY);
             self.refuse(probe.address);
         } else if held.mac == probe.mac {
             self.concede(probe.address);
@@ -229,10 +254,20 @@ impl Learner {
         self.settle();
     }
 
-    /// Makes refused claims be asked about again, so that a container that moved slowly is found. It is to be called every few
-    /// seconds.
+    /// Makes a refused claim to an address be asked about again. It is to be called after each pause of [`Self::take_pauses`].
+    pub fn ask_again(&mut self, address: IpAddr) {
+        self.answers.expire(address);
+        if let Some(claim) = self.claims.get_mut(&address).filter(|claim| claim.state == Asked::Refused) {
+            claim.state = Asked::NotYet;
+            self.settle();
+        }
+    }
+
+    /// Makes all refused claims be asked about again, so that a container that moved slowly is found, and lets announcements age.
+    /// It is to be called every [`RETRY`].
     pub fn retry(&mut self) {
-        self.answered.clear();
+        self.announced.age();
+        self.answers.renew(|address| self.claims.contains_key(address));
         for claim in self.claims.values_mut() {
             if claim.state == Asked::Refused {
                 claim.state = Asked::NotYet;
@@ -253,12 +288,10 @@ impl Learner {
         }
         let port = link.index;
         let segment = link.master.unwrap_or(port);
-        let mac = mac
-            .or_else(|| self.neighbours.get(&(segment, address)).copied())
-            .ok_or(ClaimError::NoMac(address))?;
+        let mac = mac.or_else(|| self.neighbour((segment, address))).ok_or(ClaimError::NoMac(address))?;
         let endpoint = Endpoint { pinned: true, ..self.learned(port, mac) };
         self.claims.remove(&address);
-        self.answered.remove(&address);
+        self.answers.forget(address);
         self.attach_port(port, PortKind::Veth);
         self.put(address, endpoint);
         self.settle();
@@ -270,6 +303,7 @@ impl Learner {
         let endpoint = self.endpoints.get(&address).ok_or(ClaimError::Unknown(address))?;
         let port = endpoint.port;
         self.neighbours.retain(|(_, other), _| *other != address);
+        self.announced.retain(|(_, other), _| other != address);
         self.forget(address);
         if self.wanted_kind(port).is_none() {
             self.end_port(port);
@@ -286,6 +320,12 @@ impl Learner {
     /// The probes that have come up since the last call.
     pub fn take_probes(&mut self) -> Vec<Probe> {
         mem::take(&mut self.probes)
+    }
+
+    /// The addresses whose holders are to be asked again ([`Self::ask_again`]), and after which pause, that have come up since the
+    /// last call.
+    pub fn take_pauses(&mut self) -> Vec<(IpAddr, Duration)> {
+        self.answers.take_pauses()
     }
 
     /// The name of an interface, which is needed to send a probe.
@@ -312,9 +352,17 @@ impl Learner {
                 self.local.retain(|(link, _)| *link != index);
                 self.routes.retain(|_, link| *link != index);
                 self.neighbours.retain(|(link, _), _| *link != index);
+                self.announced.retain(|(link, _), _| link != index);
                 self.fdb.retain(|(bridge, _), port| *bridge != index && *port != index);
                 true
             }
+            Event::BridgePort(index, bridging) => match self.links.get_mut(&index) {
+                Some(link) => {
+                    let bridging = Some(bridging);
+                    mem::replace(&mut link.bridging, bridging.clone()) != bridging
+                }
+                None => false,
+            },
             Event::Address(address) => {
                 self.config.subnet.contains(&address.address)
                     && self.local.insert((address.link, address.address))
@@ -330,8 +378,13 @@ impl Learner {
                 _ => false,
             },
             Event::Neighbour(Neighbour { link, address, mac }) => {
-                self.config.subnet.contains(&address)
-                    && self.neighbours.insert((link, address), mac) != Some(mac)
+                let place = (link, address);
+                let is_news =
+                    self.config.subnet.contains(&address) && self.neighbours.insert(place, mac) != Some(mac);
+                if is_news {
+                    self.announced.supersede(place);
+                }
+                is_news
             }
             Event::NeighbourGone(link, address) => self.neighbours.remove(&(link, address)).is_some(),
             Event::Fdb(FdbEntry { bridge, mac, port }) => self.fdb.insert((bridge, mac), port) != Some(port),

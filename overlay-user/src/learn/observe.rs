@@ -1,6 +1,6 @@
 //! Runs the learner: it feeds it with kernel events, commands and answers to probes, and passes on its changes and the
 //! overview for status.
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
 use nix::errno::Errno;
 use tokio::{
@@ -11,10 +11,14 @@ use tokio::{
 
 use crate::{
     datapath::{Installed, links::foreign},
-    host::netlink::{Event, Monitor, Netlink, NetlinkError, TcEvents},
+    host::{
+        bridge_netfilter,
+        netlink::{Event, Monitor, Netlink, NetlinkError, TcEvents},
+    },
     learn::{
-        learner::{ClaimError, LearnConfig, Learner, Probe},
-        probe::Prober,
+        announcements::Announcements,
+        learner::{ClaimError, LearnConfig, Learner, RETRY},
+        probes::Probes,
         view::View,
     },
     model::change::LocalChange,
@@ -44,22 +48,25 @@ pub enum EndpointCommand {
     },
 }
 
-/// How often the holders of addresses with refused claims are asked again.
-const RETRY: Duration = Duration::from_secs(10);
+/// How often the sysctl of bridge netfilter is read. The kernel does not tell when it changes.
+const SYSCTL: Duration = Duration::from_secs(1);
+
 /// Pause before another snapshot is tried after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Observes the host until `changes` or `commands` is closed. The first batch, which may be empty, is the difference between
-/// what is installed and what exists. After it, the endpoints are complete. This fails only if the kernel cannot be asked at
-/// all.
+/// what is installed and what exists. After it, the endpoints are complete. `at_bridges` tells which rule of the packet filter, if
+/// any, sees the frames that bridges forward. This fails only if the kernel cannot be asked at all.
 pub async fn observe(
     netlink: Netlink,
     config: LearnConfig,
     installed: Installed,
     changes: mpsc::Sender<Vec<LocalChange>>,
     mut commands: mpsc::Receiver<EndpointCommand>,
+    mut at_bridges: watch::Receiver<Option<String>>,
     view: watch::Sender<View>,
 ) -> Result<(), NetlinkError> {
+    let subnet = config.subnet;
     let mut learner = Learner::new(config, &installed);
     let mut monitor = loop {
         match start(&netlink, &mut learner).await {
@@ -71,14 +78,26 @@ pub async fn observe(
         sleep(PAUSE).await;
     };
     let mut tc = TcEvents::open()?;
+    let failed = |error: io::Error| NetlinkError::events(&error);
+    let mut announcements = Announcements::listen(subnet).map_err(failed)?;
     let mut probes = Probes::default();
+    let mut pauses: JoinSet<IpAddr> = JoinSet::new();
     let mut retry = interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sysctl = interval(SYSCTL);
+    sysctl.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut first = true;
     loop {
+        look_at_bridges(&mut learner, at_bridges.borrow_and_update().as_ref());
         let unseen = learner.unseen();
         look(&mut learner, unseen);
         probes.send(&mut learner);
+        for (address, pause) in learner.take_pauses() {
+            pauses.spawn(async move {
+                sleep(pause).await;
+                address
+            });
+        }
         let batch = learner.take_changes();
         if let Some(new) = learner.take_view() {
             view.send_if_modified(|view| {
@@ -101,17 +120,22 @@ pub async fn observe(
                 }
                 event => learner.event(event),
             },
+            announced = announcements.next() => learner.announced(announced.map_err(failed)?),
             Some((probe, answered)) = probes.answer() => learner.probed(probe, answered),
+            Some(Ok(address)) = pauses.join_next() => learner.ask_again(address),
             command = commands.recv() => match command {
                 Some(command) => obey(&mut learner, command),
                 None => return Ok(()),
             },
             changed = tc.next() => {
-                let changed = changed.map_err(|error| NetlinkError::events(&error))?;
+                let changed = changed.map_err(failed)?;
                 let mut veths = learner.veths();
                 veths.retain(|port| changed.as_ref().is_none_or(|changed| changed.contains(port)));
                 look(&mut learner, veths);
             }
+            // The rule has changed; when its sender is gone, the last one holds.
+            Ok(()) = at_bridges.changed() => {}
+            _ = sysctl.tick() => {}
             _ = retry.tick() => {
                 learner.retry();
                 // The kernel does not tell of programs that are attached by TCX.
@@ -139,6 +163,18 @@ async fn start_over(netlink: &Netlink, learner: &mut Learner) -> Monitor {
     }
 }
 
+/// Looks at what of the host sees the frames that bridges forward, besides `rule`.
+fn look_at_bridges(learner: &mut Learner, rule: Option<&String>) {
+    let seen_by = bridge_netfilter::seen_by(rule);
+    if !learner.bridged_frames_are_seen_by(seen_by.clone()) {
+        return;
+    }
+    match seen_by {
+        Some(what) => log::info!("frames between containers of this host are left to their bridge: {what}"),
+        None => log::info!("nothing but bridges sees the frames between containers of this host"),
+    }
+}
+
 /// Looks at what others have at these ports at TC.
 fn look(learner: &mut Learner, ports: Vec<u32>) {
     if ports.is_empty() {
@@ -156,14 +192,9 @@ fn look(learner: &mut Learner, ports: Vec<u32>) {
             continue;
         }
         let name = learner.interface_name(port).unwrap_or_default();
-        let named =
-            |all: &[foreign::Foreign]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        match (at.egress.is_empty(), at.ingress.is_empty()) {
-            (true, true) => log::info!("{name}: nobody else controls its traffic any more"),
-            (false, true) => log::info!("{name}: {} gets what is delivered there", named(&at.egress)),
-            (_, false) => {
-                log::info!("{name}: its packets take the stack, where {} sees them", named(&at.ingress));
-            }
+        match at.effect() {
+            Some(effect) => log::info!("{name}: {effect}"),
+            None => log::info!("{name}: nobody else controls its traffic any more"),
         }
     }
 }
@@ -175,39 +206,5 @@ fn obey(learner: &mut Learner, command: EndpointCommand) {
             drop(reply.send(learner.attach(address, &interface, mac)))
         }
         EndpointCommand::Detach { address, reply } => drop(reply.send(learner.detach(address))),
-    }
-}
-
-/// The probes that are under way, at most one for each address.
-#[derive(Default)]
-struct Probes {
-    tasks: JoinSet<(Probe, bool)>,
-    pending: BTreeSet<Probe>,
-}
-
-impl Probes {
-    fn send(&mut self, learner: &mut Learner) {
-        for probe in learner.take_probes() {
-            if !self.pending.insert(probe) {
-                continue;
-            }
-            let name = learner.interface_name(probe.port).unwrap_or_default().to_owned();
-            let prober = Prober::open(probe, &name);
-            self.tasks.spawn_blocking(move || {
-                // If the question cannot be asked, nothing is proven, so the address stays. If the port has gone, an event
-                // tells it.
-                let answered = prober.and_then(|prober| prober.ask()).unwrap_or_else(|error| {
-                    log::warn!("probe {} on {name}: {error}", probe.address);
-                    true
-                });
-                (probe, answered)
-            });
-        }
-    }
-
-    async fn answer(&mut self) -> Option<(Probe, bool)> {
-        let answer = self.tasks.join_next().await?.ok()?;
-        self.pending.remove(&answer.0);
-        Some(answer)
     }
 }

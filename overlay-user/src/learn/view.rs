@@ -1,5 +1,5 @@
 //! What `overlay status` shows about learning.
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,18 @@ pub struct Bridge {
     pub mtu: u32,
     /// Names of the ports that have programs.
     pub ports: Vec<String>,
+    /// What carries frames from one of its containers to another.
+    #[serde(default)]
+    pub same_host: SameHost,
+}
+
+/// Which frames between containers behind one bridge are left to that bridge, and why. The programs hand on all others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SameHost {
+    /// Why all of them are. `None` if they are not.
+    pub kept_by_bridge: Option<String>,
+    /// Ports whose frames are, by their names, and why.
+    pub kept_by_ports: BTreeMap<String, String>,
 }
 
 /// What `overlay status` shows about learning.

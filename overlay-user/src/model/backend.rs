@@ -6,10 +6,16 @@ use log::info;
 use overlay_common::{ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, wire};
 
 use crate::model::{
-    lease::{Lease, LeaseBackend},
+    lease::LeaseBackend,
     mac::Mac,
     network::{BackendConfig, NetworkConfig, UDP_PORT, VXLAN_PORT},
 };
+
+/// By how many bytes IPv6's fixed header (RFC 8200 section 3) is longer than IPv4's without options.
+const IPV6_LONGER: usize = 20;
+
+/// The smallest MTU of a link of IPv6, in bytes (RFC 8200 section 5).
+const IPV6_LEAST: u32 = 1280;
 
 /// How packets travel between hosts: the network's `Backend`, if it is one that this agent can carry out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,12 +118,38 @@ impl Backend {
     /// rule. With `DirectRouting` the outer headers are subtracted even though peers on the same link do not need them. With
     /// host-gw they are not, so packets to a peer behind a router must be 28 bytes shorter; their senders are told so by ICMP.
     pub fn overlay_mtu(self, interface: u32) -> u32 {
+        self.mtu_of(interface, false)
+    }
+
+    /// The same on a host that has an IPv6 subnet, too, if `has_ipv6`. It leaves space for an outer header of IPv6, which is
+    /// longer, or every container would have to be told so for each destination anew. (flannel does not.)
+    pub fn mtu_of(self, interface: u32, has_ipv6: bool) -> u32 {
         let (underlay, overhead) = match self {
-            Self::Vxlan { mtu, .. } => (mtu.unwrap_or(interface), wire::OVERHEAD),
+            Self::Vxlan { mtu, .. } => {
+                let longer = if has_ipv6 { IPV6_LONGER } else { 0 };
+                (mtu.unwrap_or(interface), wire::OVERHEAD + longer)
+            }
             Self::Udp { .. } => (interface, wire::DATAGRAM),
             Self::HostGw => (interface, 0),
         };
         underlay.saturating_sub(overhead as u32)
+    }
+
+    /// Why an underlay interface of this MTU carries no IPv6 inside the overlay, if it does not: every link of IPv6 carries at
+    /// least 1280 bytes (RFC 8200 section 5), and the kernel takes IPv6 from an interface with less.
+    pub fn too_small_for_ipv6(self, interface: u32) -> Option<String> {
+        let mtu = self.mtu_of(interface, true);
+        let (whose, of) = match self {
+            Self::Vxlan { mtu: Some(mtu), .. } => ("the config's", mtu),
+            _ => ("its", interface),
+        };
+        (mtu < IPV6_LEAST).then(|| {
+            let least = of - mtu + IPV6_LEAST;
+            format!(
+                "{whose} MTU of {of} leaves {mtu} bytes for packets inside the overlay, but IPv6 needs {IPV6_LEAST}: raise it to \
+                 {least} or more"
+            )
+        })
     }
 
     /// What this host's lease says about the backend. `vtep_mac` is only called for VXLAN.
@@ -130,14 +162,14 @@ impl Backend {
         }
     }
 
-    /// MAC address of a peer's tunnel device, if its lease is for this backend; `None` for a backend that needs no MAC
-    /// address.
+    /// MAC address of a peer's tunnel device, as one half of its lease says it, if the lease is for this backend; `None` for a
+    /// backend that needs no MAC address.
     ///
     /// # Errors
     /// Why the lease gives no peer, in words for the operator.
-    pub fn peer_mac(self, lease: &Lease) -> Result<Option<Mac>> {
+    pub fn peer_mac(self, theirs: &LeaseBackend) -> Result<Option<Mac>> {
         let wanted = self.name();
-        match (self, &lease.backend) {
+        match (self, theirs) {
             // A VNI of zero means that the lease does not name one, which flannel accepts.
             (Self::Vxlan { vni, .. }, LeaseBackend::Vxlan { vni: theirs, .. })
                 if *theirs != vni && *theirs != 0 =>
@@ -178,7 +210,7 @@ mod tests {
     fn peer_mac(backend: Backend, value: &str) -> Result<Option<Mac>, String> {
         let value = format!(r#"{{"PublicIP":"10.99.0.2","PublicIPv6":null{value}}}"#);
         let lease = crate::model::lease::decode("10.244.2.0-24", value.as_bytes()).unwrap();
-        backend.peer_mac(&lease).map_err(|why| why.to_string())
+        backend.peer_mac(&lease.backend).map_err(|why| why.to_string())
     }
 
     #[test]
@@ -189,14 +221,29 @@ mod tests {
         assert_eq!((vxlan.port(), vxlan.vni(), vxlan.overlay_mtu(1500)), (8472, Some(1), 1450));
         assert_eq!(backend(r#","Backend":{"Type":"vxlan","MTU":9000}"#).unwrap().overlay_mtu(1500), 8950);
         assert_eq!(vxlan.overlay_mtu(10), 0);
+        assert_eq!((vxlan.mtu_of(1500, true), udp.mtu_of(1500, true)), (1430, 1472));
         let host_gw = backend(r#","Backend":{"Type":"host-gw"}"#).unwrap();
-        assert_eq!(host_gw.overlay_mtu(1500), 1500);
+        assert_eq!((host_gw.overlay_mtu(1500), host_gw.mtu_of(1500, true)), (1500, 1500));
         assert!(host_gw.is_direct());
         let direct = backend(r#","Backend":{"Type":"vxlan","DirectRouting":true}"#).unwrap();
         assert_eq!((direct.is_direct(), direct.overlay_mtu(1500)), (true, 1450));
         assert_eq!(direct.to_string(), "vxlan with direct routing");
         let refused = backend(r#","Backend":{"Type":"wireguard"}"#).unwrap_err().to_string();
         assert!(refused.contains("backend is wireguard"), "{refused}");
+    }
+
+    #[test]
+    fn ipv6_needs_links_that_carry_1280_bytes() {
+        let vxlan = Backend::DEFAULT;
+        let why = vxlan.too_small_for_ipv6(1349).unwrap();
+        assert!(why.contains("1349 leaves 1279 bytes") && why.contains("raise it to 1350"), "{why}");
+        assert_eq!(vxlan.too_small_for_ipv6(1350), None);
+        assert_eq!(Backend::HostGw.too_small_for_ipv6(1280), None);
+        assert!(Backend::HostGw.too_small_for_ipv6(1279).is_some());
+        // An MTU of the config counts instead of the interface's.
+        let narrow = Backend::Vxlan { vni: 1, port: 8472, mtu: Some(1300), direct: false };
+        let why = narrow.too_small_for_ipv6(1500).unwrap();
+        assert!(why.contains("the config's MTU of 1300 leaves 1230"), "{why}");
     }
 
     #[test]
@@ -211,10 +258,11 @@ mod tests {
         ];
         for (backend, own, found) in backends {
             assert_eq!(peer_mac(backend, own), Ok(found));
-            let published = Lease {
+            let published = crate::model::lease::Lease {
                 subnet: "10.244.2.0/24".parse().unwrap(),
                 public_ip: [10, 99, 0, 2].into(),
                 backend: backend.published(|| mac),
+                ipv6: None,
             };
             let value = format!(r#"{{"PublicIP":"10.99.0.2","PublicIPv6":null{own}}}"#);
             assert_eq!(published.value(), value.as_bytes());

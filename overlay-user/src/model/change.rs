@@ -90,7 +90,10 @@ impl fmt::Display for PeerChange {
         match self {
             Self::Put(subnet, peer) => {
                 write!(f, "put peer {subnet} via {}", peer.public_ip)?;
-                peer.vtep_mac.map_or(Ok(()), |mac| write!(f, " ({mac})"))
+                peer.vtep_mac.map_or(Ok(()), |mac| write!(f, " ({mac})"))?;
+                let Some(ipv6) = peer.ipv6 else { return Ok(()) };
+                write!(f, " and {} via {}", ipv6.subnet, ipv6.public_ip)?;
+                ipv6.vtep_mac.map_or(Ok(()), |mac| write!(f, " ({mac})"))
             }
             Self::Remove(subnet) => write!(f, "remove peer {subnet}"),
         }

@@ -1,6 +1,7 @@
 //! What the data path holds: peers, endpoints, and the ports that programs are attached to.
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::mac::Mac;
@@ -11,6 +12,20 @@ pub struct Peer {
     /// Its address on the underlay.
     pub public_ip: IpAddr,
     /// MAC address of its tunnel device, where it has one.
+    pub vtep_mac: Option<Mac>,
+    /// What is known of it in IPv6, if its lease is one of both families and this host has an IPv6 subnet itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<PeerIpv6>,
+}
+
+/// The IPv6 half of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerIpv6 {
+    /// Its IPv6 subnet.
+    pub subnet: IpNet,
+    /// Its IPv6 address on the underlay.
+    pub public_ip: IpAddr,
+    /// MAC address of the tunnel device that takes its packets of IPv6, where it has one: flannel has another device for them.
     pub vtep_mac: Option<Mac>,
 }
 
@@ -28,6 +43,10 @@ pub struct Endpoint {
     /// What others have at its port.
     #[serde(default)]
     pub foreign_tc: ForeignTc,
+    /// Interface index of the bridge that its port belongs to, if the programs hand frames on between this port and others of the
+    /// same bridge. `None` where the bridge or the host would do more to such a frame than forward it.
+    #[serde(default)]
+    pub bridge: Option<u32>,
 }
 
 /// On which sides of a container's port somebody else controls the traffic, by queueing disciplines, filters or programs.

@@ -96,4 +96,8 @@ pub struct FastPathStatus {
     /// A number of the rules that were followed for it; see [`crate::host::firewall::fingerprint`]. It is zero where the rules
     /// make no difference, or where their number cannot be told.
     pub rules: u32,
+    /// What could refuse, alter or delay frames that a bridge forwards from one container of this host to another, whatever was asked
+    /// for; or that the fast path is off. `None` if nothing could.
+    #[serde(default)]
+    pub at_bridges: Option<String>,
 }

@@ -4,7 +4,10 @@ mod other_fields;
 mod plan;
 mod values;
 
-use serde::Serialize;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
 
 use self::values::{bad, switch};
 pub use self::{
@@ -14,36 +17,65 @@ pub use self::{
 };
 use crate::model::json::Fields;
 
+/// Whether this agent carries IPv6 between hosts. As long as it does not, it must not tell others that it would: it refuses a
+/// config with `EnableIPv6`, and so has no IPv6 subnet to lease. This is the only place that decides it; everything that
+/// follows from [`NetworkConfig::ipv6`] is there.
+pub const IPV6_CARRIED: bool = false;
+
 /// A checked config with every default filled in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NetworkConfig {
-    /// The addresses. IPv4 is the only family that there is yet; each has a plan of its own.
+    /// The addresses of IPv4, which every host has.
     #[serde(flatten)]
     pub plan: AddressPlan,
+    /// The addresses of IPv6, in a network of both families (`EnableIPv6`).
+    #[serde(flatten, serialize_with = "ipv6_fields")]
+    pub ipv6: Option<AddressPlan>,
     /// How packets travel between hosts.
     pub backend: BackendConfig,
 }
 
 impl NetworkConfig {
-    /// Reads the config's JSON, with field names in any case and unknown ones ignored, and checks it.
+    /// Reads the config's JSON, with field names in any case and unknown ones ignored, and checks it. A config with `EnableIPv6`
+    /// is an error unless [`IPV6_CARRIED`].
     pub fn parse(text: &[u8]) -> Result<Self, ConfigError> {
+        Self::read(text, IPV6_CARRIED)
+    }
+
+    /// Does the same for whoever only wants to know what the config says: IPv6 is read whether or not this agent carries it.
+    pub fn parse_both_families(text: &[u8]) -> Result<Self, ConfigError> {
+        Self::read(text, true)
+    }
+
+    fn read(text: &[u8], is_ipv6_carried: bool) -> Result<Self, ConfigError> {
         let fields = Fields::parse(text).map_err(|problem| {
             ConfigError(format!(
                 r#"the text {problem}; write one such as {{"Network":"10.244.0.0/16","Backend":{{"Type":"vxlan"}}}}"#
             ))
         })?;
-        for (field, default, only) in [("EnableIPv4", true, true), ("EnableIPv6", false, false)] {
-            let enabled = switch(&fields, field)?.unwrap_or(default);
-            if enabled != only {
-                return Err(bad(field, enabled, "only IPv4 overlays are supported: remove the field"));
-            }
+        if switch(&fields, "EnableIPv4")? == Some(false) {
+            let why = "a lease's key begins with an IPv4 subnet, so that a host without one cannot be written down: remove the \
+                       field, and have IPv6 beside IPv4";
+            return Err(bad("EnableIPv4", false, why));
+        }
+        let has_ipv6 = switch(&fields, "EnableIPv6")?.unwrap_or_default();
+        if has_ipv6 && !is_ipv6_carried {
+            return Err(bad("EnableIPv6", true, "only IPv4 overlays are supported: remove the field"));
         }
         // How flannel masquerades makes no difference here. But what flannel cannot read, nobody should take for well
         // written.
         switch(&fields, "EnableNFTables")?;
         other_fields::check(&fields)?;
-        Ok(Self { plan: AddressPlan::read_ipv4(&fields)?, backend: BackendConfig::read(&fields)? })
+        let plan = AddressPlan::read_ipv4(&fields)?;
+        let ipv6 = has_ipv6.then(|| AddressPlan::read_ipv6(&fields)).transpose()?;
+        let backend = BackendConfig::read(&fields)?;
+        if ipv6.is_some() && matches!(backend, BackendConfig::Udp { .. }) {
+            let why = "flannel's udp backend carries IPv4 alone, and a lease with an IPv6 subnet and no IPv6 address ends every \
+                       flanneld of both families: remove the field, or use the backend vxlan or host-gw";
+            return Err(bad("EnableIPv6", true, why));
+        }
+        Ok(Self { plan, ipv6, backend })
     }
 
     /// The config with every default written out, as one line of JSON that [`NetworkConfig::parse`] reads again.
@@ -51,6 +83,35 @@ impl NetworkConfig {
         serde_json::to_string(self).expect("strings and numbers alone always have a JSON form")
     }
 }
+
+/// The fields of IPv6's plan, or none.
+fn ipv6_fields<S: Serializer>(plan: &Option<AddressPlan>, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Ipv6Fields {
+        #[serde(rename = "EnableIPv6")]
+        enable: bool,
+        #[serde(rename = "IPv6Network")]
+        network: IpNet,
+        #[serde(rename = "IPv6SubnetLen")]
+        subnet_len: u8,
+        #[serde(rename = "IPv6SubnetMin")]
+        subnet_min: IpAddr,
+        #[serde(rename = "IPv6SubnetMax")]
+        subnet_max: IpAddr,
+    }
+    let fields = plan.map(|AddressPlan { network, subnet_len, subnet_min, subnet_max }| Ipv6Fields {
+        enable: true,
+        network,
+        subnet_len,
+        subnet_min,
+        subnet_max,
+    });
+    fields.serialize(serializer)
+}
+
+#[cfg(test)]
+#[path = "network/ipv6_tests.rs"]
+mod ipv6_tests;
 
 #[cfg(test)]
 mod tests {

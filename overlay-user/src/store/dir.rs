@@ -203,6 +203,25 @@ impl Store for DirStore {
             .await
     }
 
+    async fn replace(
+        &mut self,
+        old: &str,
+        modified: Revision,
+        key: &str,
+        value: Bytes,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        let term = self.term(time_to_live);
+        self.locked(|books| {
+            let written = books.ledger.replace(old, modified, key, value.clone(), term);
+            if written != Written::Lost {
+                books.replaced(old, key, &value)?;
+            }
+            Ok(written)
+        })
+        .await
+    }
+
     async fn prolong(
         &mut self,
         key: &str,

@@ -2,6 +2,7 @@
 mod connection;
 mod entries;
 mod errors;
+pub mod silence;
 mod watch;
 
 use std::time::Duration;
@@ -17,9 +18,11 @@ use self::{
     connection::Connection,
     entries::{end_of, entry},
     errors::unavailable,
+    watch::Start,
 };
 pub use self::{connection::EtcdOptions, watch::EtcdFollow};
 use super::{Origin, Revision, Snapshot, Store, StoreError, Tally, Written, prefix};
+use crate::model::lease;
 
 /// Keys in one page of a snapshot.
 const PAGE: i64 = 500;
@@ -31,6 +34,8 @@ pub struct EtcdStore {
     /// What stands in front of each key.
     folder: String,
     connection: Connection,
+    /// How many leases there were when they were last read or counted.
+    leases: usize,
 }
 
 impl EtcdStore {
@@ -41,7 +46,7 @@ impl EtcdStore {
         let folder = prefix::folder(&options.prefix);
         let name = format!("etcd at {} below {below}", options.endpoints.join(","));
         let connection = Connection::new(name.clone(), format!("{folder}config"), options.clone())?;
-        Ok(Self { name, folder, connection })
+        Ok(Self { name, folder, connection, leases: 0 })
     }
 
     fn config_key(&self) -> String {
@@ -80,6 +85,7 @@ impl EtcdStore {
                 _ => break,
             }
         }
+        self.leases = snapshot.entries.len();
         Ok(snapshot)
     }
 
@@ -130,18 +136,22 @@ impl EtcdStore {
         }
     }
 
-    /// Puts a key on a fresh etcd lease if the guard holds. The etcd lease that no key uses afterwards is revoked.
+    /// Puts a key on a fresh etcd lease if the guards hold, and deletes another one before, if one is named. The etcd lease that
+    /// no key uses afterwards is revoked.
     async fn guarded_put(
         &mut self,
         key: String,
-        guard: Compare,
+        instead_of: Option<String>,
+        guards: Vec<Compare>,
         value: Bytes,
         time_to_live: Option<Duration>,
     ) -> Result<Written, StoreError> {
         let lease = self.grant(time_to_live).await?;
         let options = PutOptions::new().with_lease(lease).with_prev_key();
-        let put = TxnOp::put(key, value, Some(options));
-        let result = self.guarded(guard, put).await;
+        let delete = instead_of.map(|old| TxnOp::delete(old, Some(DeleteOptions::new().with_prev_key())));
+        let mut writes = Vec::from_iter(delete);
+        writes.push(TxnOp::put(key, value, Some(options)));
+        let result = self.guarded(guards, writes).await;
         let unused = match result {
             Ok((Written::At(_), old)) => old,
             Ok((Written::Lost, _)) | Err(_) => lease,
@@ -150,10 +160,14 @@ impl EtcdStore {
         result.map(|(written, _)| written)
     }
 
-    /// Writes if the guard holds. Also returns the etcd lease that the key was on before, or 0.
-    async fn guarded(&mut self, guard: Compare, write: TxnOp) -> Result<(Written, i64), StoreError> {
+    /// Writes if the guards hold. Also returns the etcd lease that the first key was on before, or 0.
+    async fn guarded(
+        &mut self,
+        guards: Vec<Compare>,
+        writes: Vec<TxnOp>,
+    ) -> Result<(Written, i64), StoreError> {
         let mut client = self.connection.client().await?;
-        let txn = Txn::new().when([guard]).and_then([write]);
+        let txn = Txn::new().when(guards).and_then(writes);
         let answer = self.connection.ask(client.txn(txn)).await?;
         if !answer.succeeded() {
             return Ok((Written::Lost, 0));
@@ -216,14 +230,16 @@ impl Store for EtcdStore {
         let count = reads.clone().next_back().map_or(0, GetResponse::count);
         let entries =
             reads.take(keys.len()).map(|read| read.kvs().first().map(|kv| entry(kv, &subnets))).collect();
-        Ok(Tally { origin, count: usize::try_from(count).unwrap_or_default(), entries })
+        self.leases = usize::try_from(count).unwrap_or_default();
+        Ok(Tally { origin, count: self.leases, entries })
     }
 
     async fn follow(&mut self, revision: Revision) -> Result<EtcdFollow, StoreError> {
         let client = self.connection.client().await?;
-        let names = (self.name.clone(), self.subnets());
-        let (follow, created) = self.connection.ask(EtcdFollow::open(client, names, revision)).await?;
-        follow.confirm(created, revision)
+        let (name, subnets) = (self.name.clone(), self.subnets());
+        let start = Start { name, subnets, revision, leases: self.leases };
+        let (follow, created) = self.connection.ask(EtcdFollow::open(client, start)).await?;
+        follow.confirm(created)
     }
 
     async fn claim(
@@ -232,9 +248,9 @@ impl Store for EtcdStore {
         value: Bytes,
         time_to_live: Option<Duration>,
     ) -> Result<Written, StoreError> {
-        let key = self.subnets() + key;
-        let absent = Compare::version(key.clone(), CompareOp::Equal, 0);
-        self.guarded_put(key, absent, value, time_to_live).await
+        let guards =
+            vec![none_in(self.subnets() + lease::ipv4_part(key), end_of_alike(&self.subnets(), key))];
+        self.guarded_put(self.subnets() + key, None, guards, value, time_to_live).await
     }
 
     async fn renew(
@@ -246,7 +262,31 @@ impl Store for EtcdStore {
     ) -> Result<Written, StoreError> {
         let key = self.subnets() + key;
         let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, modified.0);
-        self.guarded_put(key, unchanged, value, time_to_live).await
+        self.guarded_put(key, None, vec![unchanged], value, time_to_live).await
+    }
+
+    async fn replace(
+        &mut self,
+        old: &str,
+        modified: Revision,
+        key: &str,
+        value: Bytes,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        let subnets = self.subnets();
+        let (part, end) = (subnets.clone() + lease::ipv4_part(key), end_of_alike(&subnets, key));
+        let (old, key) = (subnets.clone() + old, subnets + key);
+        let mut guards = vec![Compare::mod_revision(old.clone(), CompareOp::Equal, modified.0)];
+        if (part.as_bytes()..end.as_slice()).contains(&old.as_bytes()) {
+            // All keys of this IPv4 subnet but the old one: those before it, and those behind it.
+            if part != old {
+                guards.push(none_in(part, old.clone().into_bytes()));
+            }
+            guards.push(none_in(old.clone() + "\0", end));
+        } else {
+            guards.push(none_in(part, end));
+        }
+        self.guarded_put(key, Some(old), guards, value, time_to_live).await
     }
 
     async fn prolong(
@@ -270,10 +310,20 @@ impl Store for EtcdStore {
         let key = self.subnets() + key;
         let unchanged = Compare::mod_revision(key.clone(), CompareOp::Equal, modified.0);
         let delete = TxnOp::delete(key, Some(DeleteOptions::new().with_prev_key()));
-        let (written, old) = self.guarded(unchanged, delete).await?;
+        let (written, old) = self.guarded(vec![unchanged], vec![delete]).await?;
         self.revoke_unused(old).await;
         Ok(written)
     }
+}
+
+/// The end of the range of all keys with the same IPv4 subnet: `'` comes right behind `&`, by which the IPv6 subnet follows.
+fn end_of_alike(subnets: &str, key: &str) -> Vec<u8> {
+    format!("{subnets}{}'", lease::ipv4_part(key)).into_bytes()
+}
+
+/// Holds if there is no key in a range.
+fn none_in(start: String, end: Vec<u8>) -> Compare {
+    Compare::version(start, CompareOp::Equal, 0).with_range(end)
 }
 
 /// Whole seconds, which etcd counts in: more rather than less, and never none.

@@ -1,11 +1,15 @@
 //! The rules of a store as plain data: keys with revisions, expiry and a bounded history. The store in memory and the
 //! folder each keep a ledger, and have no rules of their own.
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Bound,
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Batch, LeaseChange, LeaseEntry, Lifetime, Origin, Revision, Snapshot, Tally, Written};
+use crate::model::lease;
 
 /// How many revisions are kept for followers. A follower that is further behind must take a snapshot.
 const HISTORY: usize = 1000;
@@ -129,10 +133,36 @@ impl Ledger {
     }
 
     pub(super) fn claim(&mut self, key: &str, value: Bytes, term: Option<Term>) -> Written {
-        if self.records.contains_key(key) {
+        if self.is_leased(key, None) {
             return Written::Lost;
         }
         Written::At(self.put(key, value, term))
+    }
+
+    /// Whether there is a key of the same IPv4 subnet, other than `except`.
+    fn is_leased(&self, key: &str, except: Option<&str>) -> bool {
+        let part = lease::ipv4_part(key);
+        let from =
+            self.records.range::<str, _>((Bound::Included(part), Bound::Unbounded)).map(|(key, _)| &**key);
+        let mut alike = from.take_while(|key| key.starts_with(part));
+        alike.any(|other| lease::ipv4_part(other) == part && Some(other) != except)
+    }
+
+    /// Creates a key in place of another one, whose deletion comes first.
+    pub(super) fn replace(
+        &mut self,
+        old: &str,
+        modified: Revision,
+        key: &str,
+        value: Bytes,
+        term: Option<Term>,
+    ) -> Written {
+        if !self.is_at(old, modified) || self.is_leased(key, Some(old)) {
+            return Written::Lost;
+        }
+        let deletion = Edit { key: old.to_owned(), to: None };
+        let creation = Edit { key: key.to_owned(), to: Some(Value { value, term }) };
+        Written::At(self.commit(vec![deletion, creation]))
     }
 
     pub(super) fn renew(

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use log::{error, info, warn};
 use tokio::time::Instant;
 
-pub use self::status::{LeaseState, LeaseStatus};
+pub use self::status::{Alteration, LeaseState, LeaseStatus};
 use crate::{
     model::{clock::unix_at, lease},
     store::{
@@ -18,6 +18,12 @@ use crate::{
 
 /// How long to wait after a failed write.
 const RETRY: Duration = Duration::from_secs(60);
+/// How often a value that somebody else has altered is written again at once, as a flanneld needs that is started on this host
+/// several times in a row, before each write waits for its turn.
+const AT_ONCE: u32 = 6;
+/// A turn comes after each such time. Two hosts with the same public IP and different values would otherwise answer each other as
+/// fast as the store can write.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Keeps this host's local lease.
 #[derive(Debug)]
@@ -32,12 +38,14 @@ pub struct LeaseKeeper {
     error: Option<String>,
     /// Whether the last write failed. It may have been made all the same.
     unsure: bool,
-    /// Whether somebody else has altered the value since our last write.
-    altered: bool,
     /// Whether somebody else has written our own value since our last write, and must hear of us.
     imitated: bool,
-    /// When a value that somebody else had altered was last written again.
-    answered: Option<Instant>,
+    /// Whether the last claim was lost, although nobody has written this host's key as far as is known.
+    refused: bool,
+    /// When the turns are used up that were taken for writing an altered value again.
+    turns_until: Option<Instant>,
+    /// The alterations so far.
+    alteration: Option<Alteration>,
 }
 
 /// What came of writing the key.
@@ -61,9 +69,10 @@ impl LeaseKeeper {
             state: LeaseState::Held,
             error: None,
             unsure: false,
-            altered: false,
             imitated: false,
-            answered: None,
+            refused: false,
+            turns_until: None,
+            alteration: None,
         }
     }
 
@@ -88,8 +97,10 @@ impl LeaseKeeper {
             key: self.key.clone(),
             state: self.state.clone(),
             expires: self.current.ends_at().map(unix_at),
+            ends: self.current.ends_at(),
             renews: self.due.map(unix_at),
             error: self.error.clone(),
+            alteration: self.alteration.clone(),
         }
     }
 
@@ -128,12 +139,13 @@ impl LeaseKeeper {
 
     /// Renews the lease, or claims the key if it is missing.
     pub async fn keep(&mut self, store: &mut impl Store) -> LeaseWrite {
-        if self.altered {
-            self.answered = Some(Instant::now());
+        if self.is_altered() {
+            let now = Instant::now();
+            self.turns_until = Some(self.turns_until.map_or(now, |until| until.max(now)) + TURN);
         }
         let (verb, done) = if self.state == LeaseState::Missing {
             ("claim", self.claim(store).await)
-        } else if self.altered || self.imitated {
+        } else if self.is_altered() || self.imitated {
             ("write", acquire::rewrite(store, &mut self.current).await)
         } else {
             ("renew", acquire::renew(store, &mut self.current).await)
@@ -143,11 +155,13 @@ impl LeaseKeeper {
                 info!("{verb} lease {}: done at revision {}", self.key, self.current.modified);
                 self.state = LeaseState::Held;
                 self.error = None;
-                (self.unsure, self.altered, self.imitated) = (false, false, false);
+                self.stands();
+                (self.unsure, self.imitated, self.refused) = (false, false, false);
                 self.due = Some(self.current.draw_renewal(self.margin));
                 LeaseWrite::Settled
             }
             Err(RenewError::Lost { .. }) => {
+                self.refused = self.state == LeaseState::Missing;
                 self.due = Some(Instant::now() + RETRY);
                 LeaseWrite::Outrun
             }
@@ -182,6 +196,7 @@ impl LeaseKeeper {
     fn imitated(&mut self, entry: &LeaseEntry) {
         self.current.modified = entry.modified;
         self.state = LeaseState::Held;
+        self.stands();
         if self.heed(entry) {
             self.due = Some(self.current.draw_renewal(self.margin));
             return;
@@ -197,6 +212,18 @@ impl LeaseKeeper {
         self.due = Some(Instant::now() + RETRY);
     }
 
+    /// Whether somebody else has altered the value since our last write, and it stands.
+    fn is_altered(&self) -> bool {
+        self.alteration.as_ref().is_some_and(|alteration| alteration.stands)
+    }
+
+    /// Takes in that the store has our value, whoever wrote it.
+    fn stands(&mut self) {
+        if let Some(alteration) = &mut self.alteration {
+            alteration.stands = false;
+        }
+    }
+
     /// Takes in whether the key is a reservation, which an operator may make of a running host's lease. Returns whether that
     /// is news.
     fn heed(&mut self, entry: &LeaseEntry) -> bool {
@@ -208,8 +235,9 @@ impl LeaseKeeper {
     }
 
     fn seen(&mut self, entry: &LeaseEntry) {
+        self.refused = false;
         if entry.value == self.value {
-            self.altered = false;
+            self.stands();
             self.heed(entry);
             if entry.modified != self.current.modified || self.unsure {
                 // The value is ours, but we do not know of the write, so its time to live may be another. Or our last
@@ -222,15 +250,27 @@ impl LeaseKeeper {
         }
         self.current.modified = entry.modified;
         let lease = lease::decode(&entry.key, &entry.value);
-        if lease.as_ref().is_ok_and(|lease| lease.public_ip == self.current.lease.public_ip) {
+        if let Ok(lease) = &lease
+            && lease.public_ip == self.current.lease.public_ip
+        {
             self.heed(entry);
-            // The value is written again at once, but at most once a minute. Otherwise two hosts with the same public IP and
-            // different values would answer each other as fast as the store can write.
             let now = Instant::now();
-            let due = self.answered.map_or(now, |last| now.max(last + RETRY));
-            warn!("lease {} was altered from outside: writing it again in {:?}", self.key, due - now);
+            let turn = self.turns_until.and_then(|until| until.checked_sub(TURN * (AT_ONCE - 1)));
+            let due = turn.map_or(now, |turn| turn.max(now));
+            let what = self.current.lease.difference(lease, &entry.value);
+            // The same value may be looked at several times before it is written again.
+            let is_news = !self.is_altered();
+            if is_news {
+                warn!(
+                    "lease {} was altered from outside ({what}): writing it again in {:?}",
+                    self.key,
+                    due - now
+                );
+            }
+            let times = self.alteration.as_ref().map_or(0, |alteration| alteration.times);
+            let times = times + u64::from(is_news);
+            self.alteration = Some(Alteration { what, times, last: unix_at(now), stands: true });
             self.state = LeaseState::Held;
-            self.altered = true;
             self.due = Some(due);
             return;
         }
@@ -262,6 +302,15 @@ impl LeaseKeeper {
         } else if self.unsure {
             // Our claim failed, and now the store answers again.
             self.due = Some(Instant::now());
+        } else if self.refused {
+            let why = format!(
+                "the IPv4 subnet of lease {} is leased by a key of another form: delete the wrong one",
+                self.key
+            );
+            if self.error.as_ref() != Some(&why) {
+                error!("{why}; traffic goes on, next try in {RETRY:?}");
+            }
+            self.error = Some(why);
         }
     }
 }

@@ -274,6 +274,21 @@ impl Store for MemoryStore {
         .await
     }
 
+    async fn replace(
+        &mut self,
+        old: &str,
+        modified: Revision,
+        key: &str,
+        value: Bytes,
+        time_to_live: Option<Duration>,
+    ) -> Result<Written, StoreError> {
+        self.write(|shared| {
+            let term = shared.term(time_to_live);
+            shared.ledger.replace(old, modified, key, value, term)
+        })
+        .await
+    }
+
     async fn prolong(
         &mut self,
         key: &str,

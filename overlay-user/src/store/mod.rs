@@ -36,7 +36,7 @@ pub enum Lifetime {
 /// One key below `<prefix>/subnets/`, and its value as bytes. A value that cannot be read is not the store's concern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseEntry {
-    /// The key without `<prefix>/subnets/`: `10.244.61.0-24`.
+    /// The key without `<prefix>/subnets/`: `10.244.61.0-24`, or `10.244.50.0-24&fd00:244:0:4b::-64`.
     pub key: String,
     /// The value, byte for byte.
     pub value: Bytes,
@@ -203,7 +203,8 @@ pub trait Store: Send {
     /// Follows every change after `revision`, in order and without a gap.
     fn follow(&mut self, revision: Revision)
     -> impl Future<Output = Result<Self::Follow, StoreError>> + Send;
-    /// Creates `key` if it is not there. `time_to_live` of `None` means no end.
+    /// Creates `key` if neither it nor another key of the same IPv4 subnet is there: a lease of both families has another key
+    /// than one of IPv4 alone. `time_to_live` of `None` means no end.
     fn claim(
         &mut self,
         key: &str,
@@ -216,6 +217,17 @@ pub trait Store: Send {
         key: &str,
         value: Bytes,
         modified: Revision,
+        time_to_live: Option<Duration>,
+    ) -> impl Future<Output = Result<Written, StoreError>> + Send;
+    /// Creates `key` in place of `old` at one revision, so that at no moment both or neither are there. It is lost if `old` was
+    /// not last written at `modified`, or if there is another key of the same IPv4 subnet as `key`. Followers hear of the
+    /// deletion first: a flanneld tells leases apart by their subnets, and would remove the new one with the old.
+    fn replace(
+        &mut self,
+        old: &str,
+        modified: Revision,
+        key: &str,
+        value: Bytes,
         time_to_live: Option<Duration>,
     ) -> impl Future<Output = Result<Written, StoreError>> + Send;
     /// Has `key` live for its time to live from now on without writing it, so that no follower hears of it. It is lost if the

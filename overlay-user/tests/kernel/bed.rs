@@ -2,10 +2,13 @@
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use aya::{
     Ebpf, Pod, TestRunResult,
+    maps::{MapData, PerCpuArray},
     programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, tc},
 };
 use nix::{
@@ -13,8 +16,8 @@ use nix::{
     unistd::Pid,
 };
 use overlay_common::{
-    Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, EndpointEntry, Flow, FlowKey, Hook, PeerEntry, Reason,
-    SETTING_DIRECT, Settings, Vtep,
+    Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, EndpointEntry, Flow, FlowKey, Hook, KeptNextHop, KeptPort,
+    PeerEntry, Reason, SETTING_DIRECT, Settings, Vtep,
 };
 use overlay_user::datapath::{load, tables::Tables, xdp::XdpTargets};
 pub use overlay_user::model::fast_path::FastPath;
@@ -22,6 +25,8 @@ pub use overlay_user::model::fast_path::FastPath;
 pub use super::{frames::*, world::*};
 use crate::support::{in_own_namespace, ip, ip_lines, sysctl};
 
+/// The Ethernet header of an encapsulated packet whose next hop the kernel is to resolve: it writes the addresses itself.
+pub const TO_BE_RESOLVED: [u8; 14] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x08, 0x00];
 pub const SHOT: i32 = 2;
 pub const NEXT: i32 = -1;
 pub const REDIRECT: i32 = 7;
@@ -268,6 +273,22 @@ impl Bed {
         test_run(frame, &skb.bytes(), |options| program.test_run(options))
     }
 
+    /// Runs `program` so many times on one frame, each time as the run before has left it: far faster than one run after the other.
+    pub fn run_in_a_row(&mut self, program: &str, skb: Skb, frame: &[u8], repeat: u32) -> (i32, Vec<u8>) {
+        let program = self.at_tc(program);
+        test_run(frame, &skb.bytes(), |options| program.test_run(TestRunOptions { repeat, ..options }))
+    }
+
+    /// The next hops that each CPU keeps.
+    pub fn next_hops(&mut self) -> PerCpuArray<&mut MapData, KeptNextHop> {
+        self.ebpf.map_mut("NEXT_HOPS").unwrap().try_into().unwrap()
+    }
+
+    /// The ports that each CPU keeps.
+    pub fn ports(&mut self) -> PerCpuArray<&mut MapData, KeptPort> {
+        self.ebpf.map_mut("PORTS").unwrap().try_into().unwrap()
+    }
+
     /// The verdict about `frame`, and what the program leaves in `cb`.
     pub fn run_for_cb(&mut self, program: &str, skb: Skb, frame: &[u8]) -> (i32, [u32; 5]) {
         let program = self.at_tc(program);
@@ -474,7 +495,18 @@ pub fn with_direct(flags: u32, test: fn(&mut Bed, Fallback)) {
     }
 }
 
+/// Changes what the programs keep an answer about: they do not believe it any longer.
+pub fn change(words: &str) {
+    ip(words);
+    wait_a_tick();
+}
+
+/// Waits until the kernel's clock has ticked, which it does 100 times a second at least: what was kept is not believed then.
+pub fn wait_a_tick() {
+    thread::sleep(Duration::from_millis(20));
+}
+
 /// Moves the second peer, whose container is [`FAR`], away from the link.
 pub fn behind_a_gateway() {
-    ip("route add 10.99.0.3/32 via 10.99.0.2 dev eth0");
+    change("route add 10.99.0.3/32 via 10.99.0.2 dev eth0");
 }

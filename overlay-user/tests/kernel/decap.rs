@@ -207,12 +207,12 @@ fn what_the_stack_must_see_goes_there_in_its_wrapping() {
 fn a_veth_that_is_gone_or_too_small_is_the_stacks_business() {
     with_bed(|bed| {
         let packet = udp(REMOTE, CONTAINER, [1, 2], 500);
-        ip("link set c1 mtu 500");
+        change("link set c1 mtu 500");
         let outcome = received(bed, &packet);
         outcome.assert(NEXT, &[(Decap, Reason::EndpointGone)]);
         ip("link set c1 mtu 1500");
         received(bed, &packet).assert(REDIRECT, &[CARRIED]);
-        ip("link del c1");
+        change("link del c1");
         let outcome = received(bed, &packet);
         outcome.assert(NEXT, &[(Decap, Reason::EndpointGone)]);
         assert_eq!(outcome.frame, Tunnel::default().encapsulate(&packet));

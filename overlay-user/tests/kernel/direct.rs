@@ -2,7 +2,6 @@
 use overlay_common::{Hook::Encap, Reason};
 
 use super::{bed::*, encap::assert_answer};
-use crate::support::ip;
 
 const SENT: (overlay_common::Hook, Reason) = (Encap, Reason::Carried);
 
@@ -31,10 +30,10 @@ fn to_a_peer_on_the_link_a_packet_leaves_as_it_is() {
         // What is not learned yet, and the like, is the stack's all the same.
         encap(bed, &udp(UNLEARNED, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::Unlearned)]);
         // Such a next hop is no neighbour of ours to name (RFC 5549).
-        ip("route add 10.99.0.2/32 via inet6 fe80::2 dev eth0");
+        change("route add 10.99.0.2/32 via inet6 fe80::2 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
-        ip("route del 10.99.0.2/32");
-        ip("addr del 10.99.0.1/24 dev eth0");
+        change("route del 10.99.0.2/32");
+        change("addr del 10.99.0.1/24 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
     });
 }
@@ -73,7 +72,7 @@ fn on_the_link_packets_may_be_as_large_as_its_mtu() {
             assert_eq!(outcome.frame, from_container(&packet));
         }
         // A path MTU that the kernel knows of, to the peer itself.
-        ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
+        change("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
         let packet = udp(CONTAINER, REMOTE, [1, 2], 1401 - 28);
         assert_answer(&encap(bed, &packet).frame, &packet, 40, 4, 1400);
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 1400 - 28)).assert(REDIRECT, &[SENT]);

@@ -136,11 +136,11 @@ fn unencapsulated_packets_that_the_stack_must_see_are_handed_over() {
         bed.take_in_unencapsulated(&arriving(&udp(REMOTE, CONTAINER, [5000, 4001], 10)))
             .assert(REDIRECT, &[DELIVERED]);
         let packet = udp(REMOTE, CONTAINER, [1, 2], 500);
-        ip("link set c1 mtu 527");
+        change("link set c1 mtu 527");
         handed_over(bed, &packet, Reason::EndpointGone);
         ip("link set c1 mtu 528");
         bed.take_in_unencapsulated(&arriving(&packet)).assert(REDIRECT, &[DELIVERED]);
-        ip("link del c1");
+        change("link del c1");
         handed_over(bed, &packet, Reason::EndpointGone);
     });
     with_direct(0, |bed, fallback| {

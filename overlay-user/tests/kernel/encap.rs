@@ -1,13 +1,12 @@
 //! Container to underlay: every branch of `overlay_encap` and `overlay_bridge`.
 use overlay_common::{
-    Addr4, FLOW_CLOSING,
+    Addr4, FLOW_CLOSING, FlowKey,
     Hook::Encap,
     Reason, SETTING_OUTER_DF,
-    wire::{DATAGRAM, ETHERNET, ETHERTYPE_IPV4, INNER, OVERHEAD, Outer, Vxlan},
+    wire::{self, DATAGRAM, ETHERNET, ETHERTYPE_IPV4, INNER, OVERHEAD, Outer, Vxlan},
 };
 
 use super::bed::*;
-use crate::support::ip;
 
 const CARRIED: (overlay_common::Hook, Reason) = (Encap, Reason::Carried);
 
@@ -47,8 +46,8 @@ fn a_packet_to_a_peer_leaves_in_the_headers_of_the_oracle() {
         let mut headers = [0xa5; OVERHEAD];
         expected.write(headers.first_chunk_mut().unwrap());
         vxlan.write(headers.last_chunk_mut().unwrap());
-        // The Ethernet header is the container's still: the neighbour subsystem writes the underlay's on the way out.
-        assert_eq!(frame[..ETHERNET], from_container(&packet)[..ETHERNET]);
+        // The first packet's Ethernet header is left to the kernel's neighbours, which write it on the way out.
+        assert_eq!(frame[..ETHERNET], TO_BE_RESOLVED);
         assert_eq!(frame[ETHERNET..INNER], headers);
         assert_eq!(checksum(&frame[14..34]), 0, "outer header checksum");
         let mut inner = packet;
@@ -73,17 +72,68 @@ fn outer_packets_of_one_connection_have_identifications_of_their_own() {
     with_udp(0, |bed| assert!(ids(bed) > 56, "bare IPv4 in UDP"));
 }
 
+/// The outer source port of a frame.
+fn source_port(frame: &[u8]) -> u16 {
+    u16::from_be_bytes([frame[34], frame[35]])
+}
+
 #[test]
 fn every_connection_has_its_own_source_port_and_keeps_it() {
     with_bed(|bed| {
         let mut ports = std::collections::HashSet::new();
         for flow in 0..32 {
-            let frame = || udp(CONTAINER, REMOTE, [4000 + flow, 5000], 10);
-            let first = encap(bed, &frame()).frame[34..36].to_vec();
-            assert_eq!(first, encap(bed, &frame()).frame[34..36]);
-            ports.insert(first);
+            let both = [4000 + flow, 5000];
+            let key = |protocol| {
+                FlowKey::new(Addr4::new(CONTAINER), Addr4::new(REMOTE), both.map(u16::to_be_bytes), protocol)
+            };
+            for (protocol, length) in [(17, 10), (17, 1000), (6, 10), (6, 1000), (132, 10)] {
+                let packet = match protocol {
+                    17 => udp(CONTAINER, REMOTE, both, length),
+                    6 => tcp(CONTAINER, REMOTE, both, 0x10, length),
+                    // SCTP's ports are where UDP's are. The chunk behind its header is none that begins a connection.
+                    _ => {
+                        let mut packet = udp(CONTAINER, REMOTE, both, length);
+                        packet[9] = protocol;
+                        packet[28..].fill(0);
+                        seal(&mut packet);
+                        packet
+                    }
+                };
+                let outcome = encap(bed, &packet);
+                outcome.assert(REDIRECT, &[CARRIED]);
+                let expected = wire::source_port(key(protocol).hash(), 49152, 16384);
+                assert_eq!(source_port(&outcome.frame), expected, "protocol {protocol}, {length} bytes");
+                ports.insert(expected);
+            }
+        }
+        assert!(ports.len() > 84, "{} of 96 differ", ports.len());
+    });
+}
+
+/// The kernel's hash sees what is inside a container's own tunnel. The program's own would give all of that one port.
+#[test]
+fn what_has_no_ports_has_a_source_port_by_the_kernels_hash() {
+    with_bed(|bed| {
+        let in_ip = |port| {
+            let inner = udp([192, 0, 2, 1], [192, 0, 2, 2], [port, 53], 10);
+            let mut packet = udp(CONTAINER, REMOTE, [0, 0], inner.len() - 8);
+            packet[9] = 4;
+            packet[20..].copy_from_slice(&inner);
+            seal(&mut packet);
+            packet
+        };
+        let mut ports = std::collections::HashSet::new();
+        for port in 4000..4032 {
+            let [first, again] = [(); 2].map(|()| encap(bed, &in_ip(port)));
+            first.assert(REDIRECT, &[CARRIED]);
+            assert_eq!(source_port(&first.frame), source_port(&again.frame));
+            ports.insert(source_port(&first.frame));
         }
         assert!(ports.len() > 24, "{} of 32 differ", ports.len());
+        // An error has no ports of its own, though it belongs to a connection that has some.
+        let quoting = |port| icmp(CONTAINER, REMOTE, 3, &udp(REMOTE, CONTAINER, [port, 8000], 0));
+        let [one, other] = [4000, 4001].map(|port| source_port(&encap(bed, &quoting(port)).frame));
+        assert_eq!(one, other);
     });
 }
 
@@ -287,13 +337,13 @@ fn what_the_stack_does_better_goes_to_the_stack_untouched() {
             assert_eq!(outcome.frame, from_container(&packet), "{reason:?}");
         }
         // A neighbour that is not resolved yet is resolved by the fast path itself.
-        ip("neigh del 10.99.0.2 dev eth0");
+        change("neigh del 10.99.0.2 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(REDIRECT, &[CARRIED]);
         // A next hop with an IPv6 address (RFC 5549) is the kernel's to reach.
-        ip("route add 10.99.0.2/32 via inet6 fe80::2 dev eth0");
+        change("route add 10.99.0.2/32 via inet6 fe80::2 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
-        ip("route del 10.99.0.2/32");
-        ip("addr del 10.99.0.1/24 dev eth0");
+        change("route del 10.99.0.2/32");
+        change("addr del 10.99.0.1/24 dev eth0");
         encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10)).assert(NEXT, &[(Encap, Reason::NoNextHop)]);
     });
 }
@@ -302,13 +352,13 @@ fn what_the_stack_does_better_goes_to_the_stack_untouched() {
 fn policies_for_what_the_host_itself_sends_decide_on_the_path() {
     with_bed(|bed| {
         let mut reason = |rule: &str| {
-            ip(&format!("rule add {rule}"));
+            change(&format!("rule add {rule}"));
             let outcome = encap(bed, &udp(CONTAINER, REMOTE, [1, 2], 10));
-            ip(&format!("rule del {rule}"));
+            change(&format!("rule del {rule}"));
             outcome.counted
         };
         // The tunnel's outer packets are the host's own: for the kernel they come from the loopback device.
-        ip("route add unreachable default table 100");
+        change("route add unreachable default table 100");
         assert_eq!(reason("iif lo to 10.99.0.2 lookup 100"), [(Encap, Reason::NoNextHop)]);
         assert_eq!(reason("iif lo to 10.99.0.2 prohibit"), [(Encap, Reason::NoNextHop)]);
         assert_eq!(reason("to 10.99.0.2 ipproto 17 dport 8472 blackhole"), [(Encap, Reason::NoNextHop)]);
@@ -347,7 +397,7 @@ fn the_exact_mtu_passes_and_one_more_is_answered() {
         outcome.assert(REDIRECT, &[(Encap, Reason::TooBig)]);
         assert_answer(&outcome.frame, &packet, 40, 4, 1450);
         // A path with a smaller MTU. The kernel heeds a route's only when it is locked (ip_mtu_from_fib_result).
-        ip("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
+        change("route add 10.99.0.2/32 dev eth0 mtu lock 1400");
         let packet = udp(CONTAINER, REMOTE, [1, 2], 1350 - 28 + 1);
         assert_answer(&encap(bed, &packet).frame, &packet, 40, 4, 1350);
         // TCP is quoted through its checksum.

@@ -129,7 +129,7 @@ fn a_destination_without_a_peer_is_the_hosts_if_its_routes_do_not_lead_into_over
         // Tunnel packets to a peer are a forgery, wherever they lead.
         let vtep = overlay_common::Vtep { slot: 0 };
         bed.tables.vteps.insert(Addr4::new([10, 244, 77, 9]), vtep, 0).unwrap();
-        ip("route add 10.244.77.0/24 via 10.99.0.66");
+        change("route add 10.244.77.0/24 via 10.99.0.66");
         encap(bed, &udp(CONTAINER, [10, 244, 77, 9], [1, PORT], 10))
             .assert(SHOT, &[(Encap, Reason::ForgedTunnel)]);
     });

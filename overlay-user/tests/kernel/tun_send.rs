@@ -1,6 +1,15 @@
 //! `overlay_send` at a real overlay0: where the stack's packets leave, and in what.
-use nix::sys::socket::SockProtocol;
-use overlay_common::{Hook::Send, Reason, SETTING_DIRECT, SETTING_OUTER_DF, wire::DATAGRAM};
+use std::{collections::HashSet, os::fd::AsRawFd as _};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, connect, send, socket,
+};
+use overlay_common::{
+    Addr4, FlowKey,
+    Hook::{Encap, Send},
+    Reason, SETTING_DIRECT, SETTING_OUTER_DF,
+    wire::{self, DATAGRAM},
+};
 
 use super::{bed::*, overlay0::*};
 use crate::support::ip;
@@ -62,6 +71,51 @@ fn the_stacks_packets_leave_wrapped_and_are_noted() {
         let packet = with_options(CONTAINER, REMOTE, 10);
         assert_eq!(host.route(&packet), [(Send, Reason::Carried)]);
         assert_eq!(decapsulated(&host.wire.next(), PEER, 0, false), packet);
+    });
+}
+
+/// A receiver's queues, and routers that spread connections over paths, go by the source port: packets of one connection with two
+/// of them would overtake each other.
+#[test]
+fn a_connection_has_the_same_source_port_in_both_tiers_and_a_sockets_own_hash_is_heeded() {
+    fn packet(number: u16) -> Vec<u8> {
+        udp_with(CONTAINER, REMOTE, [4000 + number, 5000], 10, |ip| ip[5] = 0x99)
+    }
+    with_tun(0, |host| {
+        for number in 0..8 {
+            let frame = from_container(&packet(number));
+            let fast = host.bed.run("overlay_encap", host.bed.container, &frame);
+            fast.assert(REDIRECT, &[(Encap, Reason::Carried)]);
+            assert_eq!(host.route(&packet(number)), [(Send, Reason::Carried)]);
+            assert_eq!(host.wire.next()[34..36], fast.frame[34..36]);
+        }
+    });
+    with_tun(0, |host| {
+        // A connected socket has a hash, which is all of its packets' (sk_set_txhash), and which TCP changes to get another path. Of
+        // UDP, others compute hashes too, for some packets of a connection and not for others.
+        let socket =
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw).unwrap();
+        let [a, b, c, d] = REMOTE;
+        connect(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0)).unwrap();
+        let source_port = |packet: &[u8]| {
+            send(socket.as_raw_fd(), packet, MsgFlags::empty()).unwrap();
+            host.wire.next()[34..36].to_vec()
+        };
+        let of_tcp: HashSet<_> = (0..8)
+            .map(|number| {
+                let mut packet = tcp(CONTAINER, REMOTE, [4000 + number, 5000], 0x10, 10);
+                packet[5] = 0x99;
+                seal(&mut packet);
+                source_port(&packet)
+            })
+            .collect();
+        assert_eq!(of_tcp.len(), 1, "{of_tcp:?}");
+        for number in 0..8 {
+            let ports = [4000 + number, 5000].map(u16::to_be_bytes);
+            let hash = FlowKey::new(Addr4::new(CONTAINER), Addr4::new(REMOTE), ports, 17).hash();
+            let expected = wire::source_port(hash, 49152, 16384).to_be_bytes();
+            assert_eq!(source_port(&packet(number)), expected);
+        }
     });
 }
 

@@ -212,11 +212,11 @@ fn what_the_stack_must_see_is_handed_over_in_its_wrapping() {
         assert_eq!(bed.tables.counter(Decap, Reason::HeadroomRefused).unwrap().packets, 4, "segments");
 
         let packet = udp(REMOTE, CONTAINER, [1, 2], 500);
-        ip("link set c1 mtu 527");
+        change("link set c1 mtu 527");
         is_handed_over(bed, OURS, &packet, Reason::EndpointGone);
         ip("link set c1 mtu 528");
         bed.take_in(&OURS.encapsulate(&packet)).assert(REDIRECT, &[CARRIED]);
-        ip("link del c1");
+        change("link del c1");
         is_handed_over(bed, OURS, &packet, Reason::EndpointGone);
     });
     with_udp(0, |bed| {

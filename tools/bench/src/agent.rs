@@ -15,6 +15,7 @@ use overlay_lab::{self as lab, Agent, Lab, Store};
 use leases::{Latencies, Leases};
 pub use map::MapSize;
 use map::Peers;
+pub(crate) use map::memlock;
 pub use process::Memory;
 use process::cpu_time;
 use samples::{Percentiles, milliseconds};

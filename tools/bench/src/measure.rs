@@ -28,8 +28,10 @@ mod frame;
 mod jobs;
 mod network;
 mod options;
+mod others;
 mod packets;
 mod peers;
+mod plain_bridges;
 mod plots;
 mod program;
 mod programs;
@@ -51,6 +53,9 @@ pub fn bench(options: &BenchOptions) -> Result<()> {
     }
     // A file that cannot be read must be noticed before half an hour of measuring.
     let old = options.compare.as_deref().map(Results::read).transpose()?;
+    if let Some(other) = &options.beside {
+        ensure!(other.is_file(), "--beside names no program: {}", other.display());
+    }
     let program = build_program()?;
     let agent = options.groups().contains(&Group::Agent).then(project::build_release).transpose()?;
     let default = if options.quick { vec![Underlay::Veth] } else { vec![Underlay::Veth, Underlay::WireLike] };

@@ -1,6 +1,7 @@
 //! Frames that are sent by live test runs of an XDP program, as fast as one CPU can, and counted where they arrive.
 use std::{
     fs::File,
+    io,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -53,6 +54,12 @@ pub(crate) struct Specification {
     /// Whether the kernel counts the runs and the time of all programs meanwhile (BPF_ENABLE_STATS, Linux 5.8).
     #[serde(default)]
     statistics: bool,
+    /// The CPU that sends them, and in the kernel carries them to where they are counted.
+    #[serde(default)]
+    cpu: usize,
+    /// Whether to say `ready`, and to send only when standard input has a line or ends: for two programs that are to send at once.
+    #[serde(default)]
+    waits: bool,
     /// How long frames are sent. Another go is begun until this time is over.
     milliseconds: u64,
 }
@@ -109,8 +116,9 @@ pub(crate) fn send(specification: &Specification) -> Result<Report> {
     let mut frame = vec![0; specification.length];
     frame[..specification.head.len()].copy_from_slice(&specification.head);
     let mut cpus = CpuSet::new();
-    cpus.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus).context("pin to CPU 0")?;
+    cpus.set(specification.cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus)
+        .with_context(|| format!("pin to CPU {}", specification.cpu))?;
 
     // The kernel ends this with the process, however that ends.
     let _statistics = specification
@@ -118,6 +126,10 @@ pub(crate) fn send(specification: &Specification) -> Result<Report> {
         .then(|| enable_stats(Stats::RunTime))
         .transpose()
         .context("have the kernel count programs' time")?;
+    if specification.waits {
+        println!("ready");
+        io::stdin().read_line(&mut String::new()).context("wait for the word to begin")?;
+    }
     let (mut sent, started) = (0, Instant::now());
     let counted = loop {
         sender

@@ -3,13 +3,16 @@
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
+mod floor;
 mod frames;
+mod lasting;
 mod peers;
 mod wire;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Specification {
+    Floor(floor::Specification),
     Frames(frames::Specification),
     Peers(peers::Specification),
     Wire(wire::Specification),
@@ -20,6 +23,7 @@ fn main() -> Result<()> {
         bail!("overlay-frames takes one argument, JSON: `cargo xtask bench` knows it");
     };
     let answer = match serde_json::from_str(&specification).context("read the specification")? {
+        Specification::Floor(specification) => serde_json::to_string(&floor::lay(&specification)?)?,
         Specification::Frames(specification) => serde_json::to_string(&frames::send(&specification)?)?,
         Specification::Peers(specification) => serde_json::to_string(&peers::fill(&specification)?)?,
         Specification::Wire(specification) => serde_json::to_string(&wire::lay(&specification)?)?,

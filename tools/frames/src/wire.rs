@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use aya::{
-    EbpfLoader, include_bytes_aligned,
-    programs::{SchedClassifier, TcAttachType, links::FdLink},
-};
+use aya::{EbpfLoader, include_bytes_aligned};
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
+
+use crate::lasting;
 
 #[derive(Deserialize)]
 pub(crate) struct Specification {
@@ -31,15 +30,6 @@ pub(crate) fn lay(specification: &Specification) -> Result<Laid> {
         .override_global("WIRE", &ends, true)
         .load(include_bytes_aligned!(concat!(env!("OUT_DIR"), "/overlay-bench")))
         .context("load the benchmark's programs")?;
-    let program: &mut SchedClassifier = ebpf.program_mut("wire").context("no program wire")?.try_into()?;
-    program.load().context("load the wire's program")?;
-    for interface in interfaces {
-        let id = program
-            .attach(interface, TcAttachType::Ingress)
-            .with_context(|| format!("attach the wire to {interface}"))?;
-        let link: FdLink = program.take_link(id)?.try_into().context("the wire takes TCX (Linux 6.6)")?;
-        link.pin(pins.join(format!("wire-{interface}")))
-            .with_context(|| format!("pin the wire in {}", pins.display()))?;
-    }
+    lasting::attach(&mut ebpf, "wire", interfaces.iter().map(String::as_str), pins, "wire")?;
     Ok(Laid { ends: interfaces.len() })
 }

@@ -117,9 +117,10 @@ impl Account {
                 0,
             ),
             (
-                // The kernel takes the outer packet and, behind overlay0, the inner one.
+                // The kernel takes the outer packet and, behind overlay0, the inner one. An ICMP error to a packet in the name of
+                // the host itself comes through lo, unless the limit of such errors per second has been reached.
                 "IPv4 packets that the kernel took",
-                is("Ip.InReceives") - 2 * marks,
+                is("Ip.InReceives") - 2 * marks - is("lo.rx_packets"),
                 sent.sent as i64 - decapped - ends(End::OtherProtocol)
                     + counted(Hook::Receive, Reason::Carried)
                     - marks,

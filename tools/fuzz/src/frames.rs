@@ -80,6 +80,9 @@ pub struct Frame {
     pub train: Option<(Train, usize)>,
 }
 
+/// Where the outer identification is in a frame without a VLAN tag.
+const IDENTIFICATION: std::ops::Range<usize> = 18..20;
+
 impl Frame {
     /// A valid frame from the first peer's container to ours. `number` shows in both identifications and in the payload.
     pub fn valid(number: u32, transport: Transport, length: usize) -> Self {
@@ -146,7 +149,11 @@ impl Frame {
             }
             let length = frame.len();
             for (at, mask) in &self.flips {
-                frame[at % length] ^= mask;
+                // With another identification a fragment could meet those of another case, and which of them the host puts together is
+                // its choice.
+                if !IDENTIFICATION.contains(&(at % length)) {
+                    frame[at % length] ^= mask;
+                }
             }
         }
         frames
@@ -246,5 +253,15 @@ mod tests {
         let ours: String =
             Frame::valid(7, Transport::Udp, 9).frames()[0].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(ours, scapy.trim());
+    }
+
+    #[test]
+    fn flips_leave_the_outer_identification_alone() {
+        let mut frame = Frame::valid(7, Transport::Udp, 9);
+        let [whole] = frame.frames().try_into().unwrap();
+        frame.flips = (17..21).map(|at| (at, 1)).collect();
+        let [flipped] = frame.frames().try_into().unwrap();
+        let changed: Vec<_> = (0..whole.len()).filter(|&at| whole[at] != flipped[at]).collect();
+        assert_eq!(changed, [17, 20]);
     }
 }

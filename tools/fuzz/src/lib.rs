@@ -4,7 +4,7 @@
 //! somewhere.
 use std::{path::Path, time::Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use self::{
     mutations::{Case, Cases},
@@ -31,7 +31,6 @@ mod kernel_counters;
 mod mutations;
 mod options;
 mod pinned;
-mod random;
 mod report;
 pub mod rows;
 mod rules;
@@ -48,7 +47,7 @@ const BATCH: usize = 4096;
 pub fn fuzz(options: &FuzzOptions, overlay: &Path) -> Result<Report> {
     let started = Instant::now();
     let _pinned = Pinned::new()?;
-    let seed = options.seed.map_or_else(clock, Ok)?;
+    let seed = options.seed.unwrap_or_else(overlay_lab::random::seed);
     let mut run = Run::new(overlay, options.setup(), seed)?;
     let mut cases = Cases::new(seed);
     while run.report.frames < options.frames && run.report.differences.len() < MOST_FINDINGS {
@@ -76,9 +75,4 @@ pub fn replay(rows: &[rows::Row], setup: Setup, overlay: &Path) -> Result<Report
         run.batch(&[(fate, case)])?;
     }
     Ok(run.report)
-}
-
-fn clock() -> Result<u64> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    Ok(now.context("the clock is before 1970")?.as_nanos() as u64)
 }

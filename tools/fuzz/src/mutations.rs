@@ -1,8 +1,9 @@
 //! What can be wrong with a frame, by name, and the cases that are made from it.
+use overlay_lab::random::Random;
+
 use crate::{
     frames::{Frame, Train, Transport},
     headers::Sum,
-    random::Random,
     twins::Nic,
     world::{CONTAINER, LOCAL, PEERS, REMOTE, SUBNET, VTEP_MAC},
 };
@@ -166,7 +167,7 @@ const MUTATIONS: &[Mutation] = &[
         frame.instead = Some(packet);
     }),
     ("double encapsulation", |frame, random| {
-        let inside = Frame::valid(random.next() as u32, Transport::Udp, 8).frames().remove(0);
+        let inside = Frame::valid(random.number() as u32, Transport::Udp, 8).frames().remove(0);
         frame.instead = Some(inside[14..].to_vec());
         if random.below(2) == 0 {
             // The packet is as it would come back to a container's own tunnel.

@@ -76,6 +76,8 @@ impl Run {
         let mut found = false;
         let (first, second) = cases.split_at(cases.len() / 2);
         for half in [first, second] {
+            // The same fragments come again, and must not meet those that the run before has left.
+            self.twins.forget_fragments()?;
             let outcome = self.run(half)?;
             if !outcome.why.is_empty() {
                 found = true;

@@ -78,6 +78,18 @@ impl Twins {
         self.labs[0].switch()
     }
 
+    /// Waits until neither host keeps fragments of a datagram that was not whole.
+    pub(crate) fn forget_fragments(&self) -> Result<()> {
+        for twin in [&self.ours, &self.kernel] {
+            wait_until(
+                "the end of incomplete datagrams",
+                PATIENCE,
+                || Ok(twin.incomplete_datagrams()? == 0),
+            )?;
+        }
+        Ok(())
+    }
+
     /// What our programs have counted until now. At the underlay device two programs may classify a frame, but only one
     /// counts it. Both are [`Hook::Decap`] here.
     pub(crate) fn counted(&self) -> Result<Counted> {
@@ -216,10 +228,24 @@ impl Twin {
         bail!("{}: mark {} did not arrive within {PATIENCE:?}", self.host.namespace().name(), self.marks)
     }
 
+    /// How many datagrams the host's kernel is putting together.
+    fn incomplete_datagrams(&self) -> Result<u64> {
+        // The file shows what the calling thread's namespace has.
+        let read = || Ok(fs::read_to_string("/proc/thread-self/net/sockstat")?);
+        incomplete_datagrams(&self.host.namespace().enter(read)?)
+    }
+
     /// Counters of the host's own kernel.
     pub(crate) fn kernel_counters(&self) -> Result<KernelCounters> {
         KernelCounters::read(self.host.namespace())
     }
+}
+
+/// The number of IPv4 datagrams of which some fragments are there, in the text of /proc/net/sockstat.
+fn incomplete_datagrams(sockstat: &str) -> Result<u64> {
+    let line = sockstat.lines().find_map(|line| line.strip_prefix("FRAG: inuse "));
+    let number = line.and_then(|rest| rest.split(' ').next()).context("sockstat has no line of fragments")?;
+    number.parse().context("read the number of incomplete datagrams")
 }
 
 /// What the container received.
@@ -243,4 +269,16 @@ fn is_local(frame: &[u8]) -> bool {
 
 fn mark_of(number: u32) -> Vec<u8> {
     [b"everything before has gone its way".as_slice(), &number.to_be_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn incomplete_datagrams_are_counted_by_their_line() {
+        let text = "sockets: used 5\nTCP: inuse 1 orphan 0 tw 0 alloc 2 mem 0\nFRAG: inuse 7 memory 9\n";
+        assert_eq!(incomplete_datagrams(text).unwrap(), 7);
+        incomplete_datagrams("RAW: inuse 7\n").unwrap_err();
+    }
 }

@@ -80,11 +80,11 @@ pub fn status(host: &Host) -> serde_json::Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Packets that a hook of a host, such as `encap`, counted as carried.
+/// Packets that a hook of a host, such as `encap`, counted as carried to or from peers.
 pub fn carried(host: &Host, hook: &str) -> u64 {
     let status = status(host);
     let counters = status["counters"].as_array().unwrap().iter();
-    let of_hook = counters.filter(|counter| counter["hook"] == hook && counter["verdict"] == "carried");
+    let of_hook = counters.filter(|counter| counter["hook"] == hook && counter["reason"] == "carried");
     of_hook.map(|counter| counter["packets"].as_u64().unwrap()).sum()
 }
 

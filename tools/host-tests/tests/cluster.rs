@@ -20,6 +20,7 @@ mod cluster {
     mod ports;
     mod race;
     mod restart;
+    mod same_host;
     mod store;
     mod storm;
     mod tc;

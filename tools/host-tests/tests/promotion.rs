@@ -12,7 +12,9 @@ mod traffic;
 mod promotion {
     mod established;
     mod first;
+    mod losses;
     mod many;
+    mod overflows;
     mod tracking;
     mod translated;
 }

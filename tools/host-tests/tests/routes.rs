@@ -6,6 +6,7 @@
 mod bed;
 
 mod routes {
+    mod moving;
     mod narrow;
     mod overlaps;
     mod policies;

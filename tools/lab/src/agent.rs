@@ -27,6 +27,16 @@ impl Host {
     /// Starts `overlay agent` with the host's own folders and interface, and with further `arguments` (such as the
     /// store's).
     pub fn start_agent(&self, binary: &Path, arguments: &[&str]) -> Result<Agent> {
+        self.start_agent_with(binary, arguments, &[])
+    }
+
+    /// Does the same with further variables in the agent's environment.
+    pub(crate) fn start_agent_with(
+        &self,
+        binary: &Path,
+        arguments: &[&str],
+        environment: &[(String, PathBuf)],
+    ) -> Result<Agent> {
         let log = self.agent_log();
         let file = fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let mut command = self.overlay_command(binary, &["agent"])?;
@@ -36,6 +46,7 @@ impl Host {
             .arg("--subnet-file")
             .arg(self.subnet_file())
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(file.try_clone()?)
             .stderr(file);
         Ok(Agent { host: self.clone(), process: Some(Running::start(&mut command)?), log })
@@ -90,6 +101,11 @@ impl Agent {
             Ok(host.http_get(HEALTH_PORT, "/readyz").is_ok_and(|(code, _)| code == 200))
         })
         .with_context(|| format!("last lines of {}:\n{}", self.log.display(), self.host.agent_log_tail()))
+    }
+
+    /// What /readyz answers now: its code, and why.
+    pub fn readiness(&self) -> Result<(u16, String)> {
+        self.host.http_get(HEALTH_PORT, "/readyz")
     }
 
     /// Variables of subnet.env: `FLANNEL_SUBNET`, `FLANNEL_MTU`, ...

@@ -44,6 +44,10 @@ impl Capture {
         let mut command: Command = namespace.command(&[
             "tcpdump",
             "--immediate-mode",
+            // The kernel keeps 64 MiB for what tcpdump has not read yet. With the usual 2 MiB, which hold a few dozen of
+            // the largest frames, most of a transfer is missing on a busy machine.
+            "-B",
+            "65536",
             "-U",
             "-Z",
             "root",

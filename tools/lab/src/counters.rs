@@ -67,6 +67,8 @@ impl Counters {
         let mut carried = Carried::default();
         for (hook, reason, packets, _) in &self.0 {
             match (hook, reason.verdict()) {
+                // It stays on its host, so no peer is part of it.
+                (Hook::Encap, Verdict::Carried) if *reason == Reason::SameHost => {}
                 (Hook::Encap, Verdict::Carried) => carried.fast_out += packets,
                 (Hook::Decap | Hook::Xdp, Verdict::Carried) => carried.fast_in += packets,
                 (Hook::Send, Verdict::Carried) => carried.stack_out += packets,
@@ -88,6 +90,7 @@ mod tests {
     fn counters_add_up_by_tier() {
         let answer = r#"{"counters":[{"hook":"encap","reason":"carried","packets":5,"bytes":500},
             {"hook":"encap","reason":"unlearned-endpoint","packets":2,"bytes":200},
+            {"hook":"encap","reason":"same-host","packets":9,"bytes":900},
             {"hook":"send","reason":"carried","packets":2,"bytes":200},
             {"hook":"decap","reason":"carried","packets":4,"bytes":400},
             {"hook":"receive","reason":"carried","packets":3,"bytes":400},

@@ -1,5 +1,5 @@
-//! Agents that are killed, ended, replaced and started while packets are under way. `cargo xtask endure` does this for
-//! long, and tests do it briefly.
+//! Agents that are killed, ended, replaced and started while packets are under way, and faults between that. `cargo xtask endure`
+//! does this for long, and tests do it briefly.
 use std::{
     path::PathBuf,
     thread,
@@ -7,18 +7,31 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Serialize;
 
+pub use self::{
+    fault::{Deck, Fault},
+    figures::{Direction, Harm, Round, Struck, Sum},
+};
+use self::{
+    look::{is_on_stack, learn},
+    strike::{Blow, Interval, Target},
+};
 use crate::{
-    container::{Container, PingOptions},
+    container::Container,
     lab::Lab,
     member::{Member, Store, populate},
-    numbered::{Numbered, NumberedReport, queue_overflows},
+    numbered::{Numbered, queue_overflows},
     options::Options,
     project::{self, Next},
     steady::{Steady, SteadyReport},
     wait::wait_until,
 };
+
+mod clock;
+mod fault;
+mod figures;
+mod look;
+mod strike;
 
 /// The agents that take turns.
 #[derive(Clone, Debug)]
@@ -43,54 +56,46 @@ impl Binaries {
 pub struct Endurance {
     binaries: Binaries,
     rate: u32,
+    deck: Deck,
+    /// Whether the agents have no options, so that the fast path must carry everything.
+    is_default: bool,
     connection: Steady,
     members: Vec<Member>,
-    _store: Store,
+    store: Store,
     _lab: Lab,
 }
 
-/// What became of the packets of one direction, in one round or in all rounds together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Direction {
-    /// Packets sent.
-    pub sent: u64,
-    /// Packets that arrived.
-    pub delivered: u64,
-    /// Packets that never arrived.
-    pub lost: u64,
-    /// Packets that arrived again after their number had arrived already.
-    pub duplicated: u64,
-    /// Packets per second as they were sent. In a sum it is the rate of the slowest round.
-    pub rate: u64,
-    /// The longest time without any packet, in milliseconds.
-    pub longest_gap_ms: u128,
-}
-
-/// The figures of one round, or of all rounds together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Round {
-    /// From the first host to the second, and back.
-    pub directions: [Direction; 2],
-    /// Packets that the hosts' programs dropped or answered meanwhile, by their counters, which outlive every agent.
-    pub dropped: u64,
-    /// Frames that this machine's CPUs threw away meanwhile because their queues were full, whoever sent them.
-    pub machine_overflows: u64,
-}
-
 impl Endurance {
-    /// Starts the hosts, their agents with `options`, and the connection.
-    pub fn start(lab: Options, binaries: Binaries, options: &[&str], rate: u32) -> Result<Self> {
+    /// Starts the hosts, their agents with `options`, and the connection. Each round takes faults from `deck`.
+    pub fn start(lab: Options, binaries: Binaries, options: &[&str], rate: u32, deck: Deck) -> Result<Self> {
         let lab = Lab::new(lab)?;
         let store = Store::etcd(&lab)?;
-        let members = populate(&lab, &binaries.present, &store, options)?;
+        let mut members = populate(&lab, &binaries.present, &store, options)?;
+        if deck.has(Fault::Clock) {
+            clock::give(&mut members, &lab.folder())?;
+            for member in &mut members {
+                member.kill_agent()?;
+                member.restart_agent()?;
+            }
+        }
         learn(&members)?;
         let connection = Steady::start(&members[0].containers[1], &members[1].containers[1])?;
-        Ok(Self { binaries, rate, connection, members, _store: store, _lab: lab })
+        Ok(Self {
+            binaries,
+            rate,
+            deck,
+            is_default: options.is_empty(),
+            connection,
+            members,
+            store,
+            _lab: lab,
+        })
     }
 
-    /// Sends numbered packets in both directions, at least `least` in each. Meanwhile both hosts' agents are killed,
-    /// ended and started; they are replaced by agents with other programs, and these by the present ones again; at last
-    /// they are replaced by agents with another map layout, whose maps the present agent must refuse.
+    /// Sends numbered packets in both directions, at least `least` in each if the machine sends them soon enough; the figures tell by
+    /// how much that was missed. Meanwhile both hosts' agents are killed, ended and started; they are replaced by agents with other
+    /// programs, and these by the present ones again; at last they are replaced by agents with another map layout, whose maps the
+    /// present agent must refuse. Before each of these, and at the end, the deck's next fault is struck.
     ///
     /// The return to the present layout is `overlay down` and a fresh start. No packets are counted during it, but the
     /// connection survives it too.
@@ -100,15 +105,26 @@ impl Endurance {
         let streams = [Numbered::start(&a, &b, self.rate)?, Numbered::start(&b, &a, self.rate)?];
         thread::sleep(Duration::from_millis(300));
         let Binaries { present, program, layout } = self.binaries.clone();
+        let mut blows: Vec<Blow> = Vec::new();
+        let mut fault = |endurance: &mut Self, said: &mut dyn FnMut(&str)| -> Result<()> {
+            let must_be_fast = endurance.is_default && !blows.iter().any(|blow| blow.fault.leaves_to_stack());
+            blows.extend(endurance.fault(&streams, must_be_fast, said)?);
+            Ok(())
+        };
 
+        fault(self, &mut said)?;
         said("kill -9");
         self.replace(&present, Member::kill_agent)?;
+        fault(self, &mut said)?;
         said("SIGTERM");
         self.replace(&present, end)?;
+        fault(self, &mut said)?;
         said("other programs");
         self.replace(&program, end)?;
+        fault(self, &mut said)?;
         said("back");
         self.replace(&present, Member::kill_agent)?;
+        fault(self, &mut said)?;
         said("another map layout");
         self.replace(&layout, end)?;
         said("the older agent refuses");
@@ -122,16 +138,16 @@ impl Endurance {
         for member in &mut self.members {
             member.wait_ready()?;
         }
+        fault(self, &mut said)?;
 
         let started = Instant::now();
         while streams.iter().any(|stream| stream.sent() < least) && started.elapsed() < PATIENCE {
             thread::sleep(Duration::from_millis(50));
         }
         thread::sleep(Duration::from_millis(300));
-        let [out, back] = streams.map(Numbered::finish);
-        let directions = [Direction::from(out?), Direction::from(back?)];
-        let dropped = self.dropped()?.checked_sub(dropped).context("counters went back")?;
-        let round = Round { directions, dropped, machine_overflows: queue_overflows()? - overflows };
+        let mut round = count(streams, blows, least)?;
+        round.dropped = self.dropped()?.checked_sub(dropped).context("counters went back")?;
+        round.machine_overflows = queue_overflows()? - overflows;
 
         said("back to the present layout");
         for member in &mut self.members {
@@ -145,6 +161,44 @@ impl Endurance {
         }
         learn(&self.members)?;
         Ok(round)
+    }
+
+    /// Strikes the next fault, if there is one.
+    fn fault(
+        &mut self,
+        streams: &[Numbered; 2],
+        must_be_fast: bool,
+        said: &mut dyn FnMut(&str),
+    ) -> Result<Option<Blow>> {
+        let Some(fault) = self.deck.draw() else { return Ok(None) };
+        said(&format!("fault: {fault:?}"));
+        let on_stack = is_on_stack(&self.members)?;
+        // Losses are excused where overlay0 is harmed and the stack carries the packets. A fast path that carries nothing would get
+        // that excuse for what it is there to prevent.
+        ensure!(
+            !(on_stack && must_be_fast),
+            "the stack carries the packets, though nothing kept the fast path"
+        );
+        let Self { members, store, deck, .. } = self;
+        let random = &mut deck.random;
+        let target = Target { members, store, streams, random, on_stack, harms: Vec::new() };
+        let blow = target.strike(fault).with_context(|| {
+            let logs = self
+                .members
+                .iter()
+                .map(|member| format!("{}:\n{}", member.host.name(), member.host.agent_log_tail()));
+            format!(
+                "after the fault {fault:?}; the agents' last lines:\n{}",
+                logs.collect::<Vec<_>>().join("\n")
+            )
+        })?;
+        let carrier = if on_stack { "the stack" } else { "the fast path" };
+        let mended = blow.mended.as_secs_f32();
+        said(&format!(
+            "{} while {carrier} carried the packets; all is well again after {mended:.1} s",
+            blow.what
+        ));
+        Ok(Some(blow))
     }
 
     /// Ends the connection and says what it carried.
@@ -174,7 +228,39 @@ impl Endurance {
     }
 }
 
-/// How long a round may wait for its packets on a busy machine.
+/// Ends the streams, and counts what is missing: apart what was sent while a fault cut the path.
+fn count(streams: [Numbered; 2], blows: Vec<Blow>, least: u64) -> Result<Round> {
+    let cuts: Vec<&Interval> =
+        blows.iter().flat_map(|blow| &blow.harms).filter(|harm| harm.cuts_path).collect();
+    let mut missing = Vec::new();
+    let mut round = Round::default();
+    for (at, stream) in streams.into_iter().enumerate() {
+        let numbers: Vec<_> = cuts.iter().map(|cut| cut.from[at]..cut.to[at]).collect();
+        let (report, lost) = stream.finish_apart(&numbers)?;
+        round.directions[at] = Direction::new(report, lost.iter().sum(), least);
+        missing.push(lost);
+    }
+    let mut lost = (0..cuts.len()).map(|index| [missing[0][index], missing[1][index]]);
+    for blow in &blows {
+        let harms = blow.harms.iter().map(|harm| Harm {
+            what: harm.what,
+            lasted_ms: harm.lasted.as_millis(),
+            limit_ms: harm.limit.as_millis(),
+            cuts_path: harm.cuts_path,
+            lost: if harm.cuts_path { lost.next().unwrap_or_default() } else { [0; 2] },
+        });
+        round.faults.push(Struck {
+            fault: blow.fault,
+            what: blow.what.clone(),
+            on_stack: blow.on_stack,
+            mended_ms: blow.mended.as_millis(),
+            harms: harms.collect(),
+        });
+    }
+    Ok(round)
+}
+
+/// How long a round may wait for its packets on a busy machine. What is missing then is in its figures.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn end(member: &mut Member) -> Result<()> {
@@ -197,65 +283,4 @@ fn refuses(member: &mut Member) -> Result<()> {
         "the older agent ended with {status}:\n{log}"
     );
     Ok(())
-}
-
-/// Waits until every container reaches its counterpart on the other host, and until all endpoints are learned, so that
-/// the fast path carries what follows.
-fn learn(members: &[Member]) -> Result<()> {
-    let once = PingOptions { count: 1, timeout: 0.5, ..PingOptions::default() };
-    for (here, there) in [(0, 1), (1, 0)] {
-        for (from, to) in members[here].containers.iter().zip(&members[there].containers) {
-            wait_until("containers that answer", Duration::from_secs(20), || {
-                Ok(from.ping(to.address(), once)?.complete())
-            })?;
-        }
-    }
-    for member in members {
-        wait_until("endpoints that are learned", Duration::from_secs(20), || {
-            let listed = member.overlay(&["endpoints", "--json"])?;
-            Ok(member.containers.iter().all(|one| listed.contains(&format!("\"{}\"", one.address()))))
-        })?;
-    }
-    Ok(())
-}
-
-impl From<NumberedReport> for Direction {
-    fn from(report: NumberedReport) -> Self {
-        Self {
-            sent: report.sent,
-            delivered: report.received,
-            lost: report.lost,
-            duplicated: report.duplicated,
-            rate: report.rate,
-            longest_gap_ms: report.longest_gap.as_millis(),
-        }
-    }
-}
-
-impl Round {
-    /// Adds the figures of another round.
-    pub fn add(&mut self, other: &Self) {
-        for (sum, one) in self.directions.iter_mut().zip(&other.directions) {
-            *sum = Direction {
-                sent: sum.sent + one.sent,
-                delivered: sum.delivered + one.delivered,
-                lost: sum.lost + one.lost,
-                duplicated: sum.duplicated + one.duplicated,
-                rate: if sum.rate == 0 { one.rate } else { sum.rate.min(one.rate) },
-                longest_gap_ms: sum.longest_gap_ms.max(one.longest_gap_ms),
-            };
-        }
-        self.dropped += other.dropped;
-        self.machine_overflows += other.machine_overflows;
-    }
-
-    /// Packets lost in both directions.
-    pub fn lost(&self) -> u64 {
-        self.directions.iter().map(|direction| direction.lost).sum()
-    }
-
-    /// Packets sent in both directions.
-    pub fn sent(&self) -> u64 {
-        self.directions.iter().map(|direction| direction.sent).sum()
-    }
 }

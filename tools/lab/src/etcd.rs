@@ -1,5 +1,7 @@
-//! A real etcd for tests and the demo. It has one member, its own ports and its own folder, and it ends when it is
-//! dropped.
+//! A real etcd for tests and the demo. It has one member, or is a member of a cluster, its own ports and its own folder, and it
+//! ends when it is dropped.
+mod cluster;
+
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -35,7 +37,11 @@ pub struct Etcd {
 /// Where an etcd runs. It is the same after a restart.
 #[derive(Debug)]
 struct Place {
+    /// The member's name.
+    name: String,
     folder: PathBuf,
+    /// All members, as `--initial-cluster` names them; `None` if there is no other.
+    members: Option<String>,
     /// Name of the network namespace it runs in.
     netns: Option<String>,
     address: Ipv4Addr,
@@ -95,8 +101,9 @@ impl Etcd {
         (client_port, peer_port): (u16, u16),
         tls: Option<Tls>,
     ) -> Result<Self> {
+        let (name, folder) = ("overlay".to_owned(), folder.to_owned());
         let place =
-            Place { folder: folder.to_owned(), netns, address, client_port, peer_port, tls, token: 0 };
+            Place { name, folder, members: None, netns, address, client_port, peer_port, tls, token: 0 };
         let mut etcd = Self { child: place.spawn()?, place };
         etcd.wait_until_it_answers()?;
         Ok(etcd)
@@ -237,7 +244,8 @@ impl Drop for Etcd {
 impl Place {
     fn spawn(&self) -> Result<Child> {
         let client = self.client_url();
-        let peer = format!("http://{}:{}", self.address, self.peer_port);
+        let peer = self.peer_url();
+        let members = self.members.clone().unwrap_or_else(|| format!("{}={peer}", self.name));
         let log = File::options()
             .create(true)
             .append(true)
@@ -249,12 +257,12 @@ impl Place {
         // setpriv has the kernel end etcd when we end, even if we are killed.
         let mut command = in_netns(self.netns.as_deref(), "setpriv");
         command
-            .args(["--pdeathsig", "KILL", "etcd", "--name", "overlay"])
+            .args(["--pdeathsig", "KILL", "etcd", "--name", &self.name])
             .arg("--data-dir")
             .arg(self.folder.join("etcd"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("overlay={peer}")])
+            .args(["--initial-cluster", &members])
             .args(["--initial-cluster-token", &format!("overlay-{}", self.token)])
             .args(["--logger", "zap", "--log-level", "warn"]);
         if let Some(Tls { ca, cert, key }) = &self.tls {
@@ -268,6 +276,10 @@ impl Place {
     fn client_url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.address, self.client_port)
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://{}:{}", self.address, self.peer_port)
     }
 
     fn log(&self) -> PathBuf {

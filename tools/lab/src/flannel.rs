@@ -34,13 +34,13 @@ impl FlannelDevice {
         Self { name: format!("flannel.{vni}"), vni, port, mtu: underlay_mtu - 50 }
     }
 
-    /// Makes the device on a host whose interface `underlay` has the address `local` and which owns `subnet`.
+    /// Makes the device, without a queue as netlink's library for Go does, on a host whose interface `underlay` has the address `local` and which owns `subnet`.
     pub fn make(&self, mac: &str, local: Ipv4Addr, underlay: &str, subnet: &str) -> Result<Vec<String>> {
         let Self { name, vni, port, mtu } = self;
         let base = address_in(subnet, 0)?;
         Ok(vec![
             format!(
-                "ip link add {name} address {mac} mtu {mtu} type vxlan id {vni} local {local} dev {underlay} dstport {port} \
+                "ip link add {name} txqueuelen 0 address {mac} mtu {mtu} type vxlan id {vni} local {local} dev {underlay} dstport {port} \
                  srcport 0 0 nolearning udpcsum"
             ),
             format!("ip address add {base}/32 dev {name}"),

@@ -165,10 +165,12 @@ impl Accounts {
         let carried = |hook| self.at(hook, &[Carried]);
         // The answers that `send` gives itself: they come to `receive` of the host that gave them, and from there to who sent.
         let answers = self.packets(Hook::Send, Reason::TooBig);
+        // What stays on its host is part of none of the gaps.
+        let near = self.packets(Hook::Encap, Reason::SameHost);
         [
-            minus(traffic.sent, ended(Hook::Encap) + seen(Hook::Send)),
+            minus(traffic.sent, ended(Hook::Encap) - near + seen(Hook::Send)),
             minus(
-                carried(Hook::Encap) + carried(Hook::Send) + answers,
+                carried(Hook::Encap) - near + carried(Hook::Send) + answers,
                 ended(Hook::Xdp) + ended(Hook::Decap) + seen(Hook::Receive),
             ),
             minus(
@@ -237,6 +239,7 @@ mod tests {
     fn good() -> Accounts {
         accounts(&[
             (Hook::Encap, Reason::Carried, 90),
+            (Hook::Encap, Reason::SameHost, 40),
             (Hook::Encap, Reason::Unlearned, 8),
             (Hook::Encap, Reason::NoPeer, 2),
             (Hook::Send, Reason::Carried, 8),

@@ -13,7 +13,7 @@
 //! Everything a lab makes carries its name: namespaces, one folder with a bpffs mounted inside, the control groups of
 //! containers, and the environment of every process. Cleaning up is therefore one function ([`sweep()`]) that needs no list of what was made, used by
 //! `Drop` (a panic unwinds through it), by Ctrl-C, and by `cargo xtask lab down` for what a killed process left.
-pub use overlay_project::{command, cpu, project};
+pub use overlay_project::{command, cpu, line, project, random};
 
 pub use self::{
     agent::Agent,
@@ -52,7 +52,7 @@ pub mod etcd;
 mod flannel;
 mod foreign;
 mod host;
-mod http;
+pub mod http;
 mod interrupt;
 mod lab;
 mod latency;

@@ -23,7 +23,7 @@ enum Command {
     /// Makes hosts to play with, and removes them.
     #[command(subcommand)]
     Lab(play::LabCommand),
-    /// Kills, ends and upgrades agents under traffic, and counts lost packets.
+    /// Kills, ends and upgrades agents under traffic, strikes faults between that, and counts lost packets.
     Endure(endure::EndureOptions),
 }
 

@@ -31,6 +31,7 @@ pub struct Member {
     agent: Option<Agent>,
     binary: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(String, PathBuf)>,
 }
 
 /// How packets travel between hosts: the network's backend, configured with flannel's defaults.
@@ -154,6 +155,7 @@ impl Member {
             agent: None,
             binary: binary.to_owned(),
             arguments: store.arguments().iter().cloned().chain(options).collect(),
+            environment: Vec::new(),
         };
         member.start_agent()?;
         Ok(member)
@@ -196,8 +198,13 @@ impl Member {
     /// Starts an agent with the arguments of the one before, and does not wait for it.
     pub fn start_agent(&mut self) -> Result<()> {
         let arguments: Vec<_> = words(&self.arguments).collect();
-        self.agent = Some(self.host.start_agent(&self.binary, &arguments)?);
+        self.agent = Some(self.host.start_agent_with(&self.binary, &arguments, &self.environment)?);
         Ok(())
+    }
+
+    /// Has every agent that is started from now on have this variable in its environment.
+    pub(crate) fn set_variable(&mut self, name: &str, value: PathBuf) {
+        self.environment.push((name.to_owned(), value));
     }
 
     /// Has every agent that is started from now on run this binary.

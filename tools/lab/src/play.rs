@@ -16,7 +16,14 @@ pub(crate) enum LabCommand {
     },
     /// Fails if there is anything that `lab down` would remove, and lists it.
     #[command(hide = true)]
-    Leaks,
+    Leaks {
+        /// Says nothing of these labs.
+        #[arg(long, value_delimiter = ',')]
+        except: Vec<String>,
+    },
+    /// Lists the labs whose process no longer runs, one in a line.
+    #[command(hide = true)]
+    Orphans,
 }
 
 #[derive(Args)]
@@ -37,8 +44,13 @@ pub(crate) fn play(command: &LabCommand) -> Result<()> {
             Ok(())
         }
         LabCommand::Down { name } => down(name.as_deref()),
-        LabCommand::Leaks => {
-            let leaks = lab::leaks(None);
+        LabCommand::Orphans => {
+            lab::orphans().iter().for_each(|name| println!("{name}"));
+            Ok(())
+        }
+        LabCommand::Leaks { except } => {
+            let labs = lab::orphans().into_iter().filter(|name| !except.contains(name));
+            let leaks: Vec<_> = labs.flat_map(|name| lab::leaks(&name)).collect();
             ensure!(
                 leaks.is_empty(),
                 "left behind: {} (`cargo xtask lab down` removes it)",

@@ -58,13 +58,9 @@ pub fn sweep(name: &str) -> Result<()> {
     bail!("lab {name} does not go away: {}", Leftovers::of(name).list().join(", "))
 }
 
-/// What is left of labs whose process is gone: namespaces, control groups, mounts (and so pins), folders and processes.
-/// With `name`, it is all there is of that lab, whether its process runs or not.
-pub fn leaks(name: Option<&str>) -> Vec<String> {
-    match name {
-        Some(name) => Leftovers::of(name).list(),
-        None => orphans().iter().flat_map(|name| Leftovers::of(name).list()).collect(),
-    }
+/// All there is of a lab, whether its process runs or not: namespaces, control groups, mounts (and so pins), folders and processes.
+pub fn leaks(name: &str) -> Vec<String> {
+    Leftovers::of(name).list()
 }
 
 /// Names of the labs whose process is gone, because they were kept on purpose or because the process was killed.

@@ -142,14 +142,14 @@ fn nothing_is_left_behind_even_when_a_test_panics() {
         let (lab, [a, _], _) = two_foreign_hosts(Options::default());
         let name = lab.name().to_owned();
         std::mem::forget(a.namespace().spawn("sleep 600").unwrap());
-        assert!(leaks(Some(&name)).len() >= 7, "{:?}", leaks(Some(&name)));
+        assert!(leaks(&name).len() >= 7, "{:?}", leaks(&name));
         let _lab = lab;
         std::panic::panic_any(name);
     })
     .join()
     .unwrap_err();
     let name = name.downcast::<String>().unwrap();
-    assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+    assert_eq!(leaks(&name), Vec::<String>::new());
 }
 
 /// Starts Docker on the first host, with a container whose port is published. The daemon brings processes, mounts and
@@ -171,7 +171,7 @@ fn a_docker_daemon_stops_and_starts_with_its_containers_and_goes_with_the_lab() 
         let docker = lab.host(0).start_docker(&[]).unwrap();
         container.start().unwrap();
         assert_eq!(container.fetch("127.0.0.1").unwrap(), "a page\n");
-        let left = leaks(Some(&name));
+        let left = leaks(&name);
         assert!(left.iter().any(|left| left.starts_with("control group")), "{left:?}");
         // There are the daemon, its init and the process that waits for it, containerd, two proxies, and two processes
         // of the container.
@@ -184,7 +184,7 @@ fn a_docker_daemon_stops_and_starts_with_its_containers_and_goes_with_the_lab() 
     .join()
     .unwrap_err();
     let name = name.downcast::<String>().unwrap();
-    assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+    assert_eq!(leaks(&name), Vec::<String>::new());
 }
 
 #[test]
@@ -226,10 +226,10 @@ fn hold_a_lab() -> (std::process::Child, String) {
 #[test]
 fn ctrl_c_cleans_up_before_the_process_ends() {
     let (mut process, name) = hold_a_lab();
-    assert!(!leaks(Some(&name)).is_empty());
+    assert!(!leaks(&name).is_empty());
     kill(Pid::from_raw(process.id() as i32), Signal::SIGINT).unwrap();
     assert_eq!(process.wait().unwrap().code(), Some(130));
-    assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+    assert_eq!(leaks(&name), Vec::<String>::new());
 }
 
 #[test]
@@ -238,9 +238,9 @@ fn what_a_killed_process_leaves_is_found_and_removed() {
     process.kill().unwrap();
     process.wait().unwrap();
     assert!(orphans().contains(&name));
-    assert!(leaks(Some(&name)).iter().any(|left| left.starts_with("namespace")));
+    assert!(leaks(&name).iter().any(|left| left.starts_with("namespace")));
     sweep(&name).unwrap();
-    assert_eq!(leaks(Some(&name)), Vec::<String>::new());
+    assert_eq!(leaks(&name), Vec::<String>::new());
 }
 
 /// Makes a program that takes the place of the overlay's binary, so that the lab's handling of agents is seen without

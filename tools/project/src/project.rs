@@ -81,15 +81,13 @@ pub fn build_overlay() -> Result<PathBuf> {
 
 /// Builds the `overlay` binary as users have it, optimised, and returns its path. The benchmark measures this one.
 pub fn build_release() -> Result<PathBuf> {
-    command::pass_through(&mut cargo(&[
-        "build",
-        "--release",
-        "--package",
-        "overlay-user",
-        "--bin",
-        "overlay",
-    ]))?;
-    Ok(target().join("release/overlay"))
+    build_optimised("overlay-user", "overlay")
+}
+
+/// Builds a package's program optimised, and returns its path.
+pub fn build_optimised(package: &str, program: &str) -> Result<PathBuf> {
+    command::pass_through(&mut cargo(&["build", "--release", "--package", package, "--bin", program]))?;
+    Ok(target().join("release").join(program))
 }
 
 /// An agent that stands for a later version, for tests of upgrades.

@@ -4,32 +4,45 @@ use super::{
     programs::TestProgram,
 };
 
-/// Files of tests that send few packets and compare them without looking at the time, so that they may run beside others; and how
-/// many tests of such a file run at once, as most of them wait for agents half of the time. They do wait for things to happen, but
-/// for as long as a busy machine may need.
-const BESIDE_HOSTS: &[(&str, usize)] = &[("rules", 2), ("docker", 1), ("kernels", 1), ("routes", 1)];
+/// A file of tests that send few packets and compare them without looking at the time, so that they may run beside others. They do
+/// wait for things to happen, but for as long as a busy machine may need.
+struct Beside {
+    file: &'static str,
+    /// How many of its tests run at once, as most of them wait for agents half of the time.
+    at_a_time: usize,
+    /// Those of its modules whose tests do look at the time, or send so much that others would notice. They are a job of their own, of
+    /// a kind of which few run at once.
+    timed: &'static [&'static str],
+}
 
-/// The modules of such files whose tests do look at the time. Each is a job of its own, which runs beside no other such job.
-const TIMED_PARTS: &[(&str, &str)] = &[("rules", "troubled")];
+const BESIDE_HOSTS: &[Beside] = &[
+    Beside { file: "rules", at_a_time: 2, timed: &["troubled"] },
+    Beside { file: "docker", at_a_time: 1, timed: &[] },
+    Beside { file: "kernels", at_a_time: 1, timed: &[] },
+    Beside { file: "routes", at_a_time: 1, timed: &["moving"] },
+];
 
 /// The jobs of a file of tests with hosts. Together they run each of its tests once.
 pub(super) fn jobs(program: &TestProgram) -> Vec<Job> {
     let file = program.name.as_str();
-    let beside = BESIDE_HOSTS.iter().find(|(beside, _)| *beside == file);
-    // Otherwise one after the other: hosts under load on few cores disturb each other's timing.
-    let (kind, at_a_time) = beside.map_or((Kind::Timed, 1), |(_, at_a_time)| (Kind::Other, *at_a_time));
-    let mut rest = program.command(Some(at_a_time));
-    let mut parts = Vec::new();
-    for (_, module) in TIMED_PARTS.iter().filter(|(of, _)| *of == file) {
+    let job = |name: String, kind, command| Job { name, kind, commands: vec![command] };
+    let Some(beside) = BESIDE_HOSTS.iter().find(|beside| beside.file == file) else {
+        // One after the other: hosts under load on few cores disturb each other's timing.
+        return vec![job(format!("hosts/{file}"), Kind::Timed, program.command(Some(1)))];
+    };
+    let mut rest = program.command(Some(beside.at_a_time));
+    let mut timed = program.command(Some(1));
+    for module in beside.timed {
         // What the names of the module's tests begin with.
         let tests = format!("{file}::{module}::");
         rest.args(["--skip", &tests]);
-        let mut part = program.command(Some(1));
-        part.arg(tests);
-        parts.push(Job { name: format!("hosts/{file}-{module}"), kind: Kind::Timed, commands: vec![part] });
+        timed.arg(tests);
     }
-    parts.insert(0, Job { name: format!("hosts/{file}"), kind, commands: vec![rest] });
-    parts
+    let mut jobs = vec![job(format!("hosts/{file}"), Kind::Other, rest)];
+    if !beside.timed.is_empty() {
+        jobs.push(job(format!("hosts/{file}-timed"), Kind::Timed, timed));
+    }
+    jobs
 }
 
 #[cfg(test)]
@@ -70,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_at_the_time_runs_beside_no_other_such_job_and_one_test_after_the_other() {
+    fn what_looks_at_the_time_is_a_job_of_that_kind_and_runs_one_test_after_the_other() {
         let of = |file, test| {
             let jobs = jobs(&TestProgram::named(file)).into_iter();
             let mut running = jobs.filter(|job| runs(&job.commands[0], test));
@@ -81,7 +94,7 @@ mod tests {
         let expected = |name: &str, kind, threads: usize| {
             (format!("hosts/{name}"), kind, format!("--test-threads={threads}"))
         };
-        assert_eq!(of("rules", "rules::troubled::many"), expected("rules-troubled", Kind::Timed, 1));
+        assert_eq!(of("rules", "rules::troubled::many"), expected("rules-timed", Kind::Timed, 1));
         assert_eq!(of("rules", "rules::compare::rows"), expected("rules", Kind::Other, 2));
         assert_eq!(of("routes", "routes::wide::x"), expected("routes", Kind::Other, 1));
         assert_eq!(of("cluster", "tc::x"), expected("cluster", Kind::Timed, 1));
@@ -90,10 +103,11 @@ mod tests {
     /// A job for a module that has another name now would run nothing, and succeed.
     #[test]
     fn the_parts_that_look_at_the_time_are_there() {
-        for (file, module) in TIMED_PARTS {
-            let path = root().join(format!("tools/host-tests/tests/{file}/{module}.rs"));
-            assert!(path.exists(), "{}", path.display());
-            assert!(BESIDE_HOSTS.iter().any(|(beside, _)| beside == file), "{file} is timed as a whole");
+        for Beside { file, timed, .. } in BESIDE_HOSTS {
+            for module in *timed {
+                let path = root().join(format!("tools/host-tests/tests/{file}/{module}.rs"));
+                assert!(path.exists(), "{}", path.display());
+            }
         }
     }
 }

@@ -29,13 +29,15 @@ const LANES: usize = 3;
 /// How long what was told to end may take to clean up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a job does to those that run beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a job does to those that run beside it. Jobs start in this order: the longest first, then those of which few may run at once,
+/// then the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
-    /// It makes hosts under load, whose timing another such job would disturb: only one of these runs at a time.
-    Timed,
     /// It computes without a pause, as compilers and an emulated CPU do. Whatever else runs goes first.
     Computing,
+    /// It makes hosts under load, whose timing others would disturb: beside jobs that compute only one of these runs at a time, and
+    /// two when there are none.
+    Timed,
     /// It neither disturbs others nor minds them.
     Other,
 }
@@ -62,8 +64,16 @@ struct Ended {
 
 struct Board {
     waiting: VecDeque<Job>,
-    is_timed: bool,
+    running: Vec<Kind>,
     ended: Vec<Ended>,
+}
+
+impl Board {
+    /// Whether a job of this kind may begin beside those that run. Tests of hosts need about half of a core.
+    fn may_begin(&self, kind: Kind) -> bool {
+        let running = |kind| self.running.iter().filter(|running| **running == kind).count();
+        kind != Kind::Timed || running(Kind::Timed) < if running(Kind::Computing) == 0 { 2 } else { 1 }
+    }
 }
 
 /// Runs all jobs, each output of theirs going through a file in `folder`. Those in front start first. An error names every job
@@ -72,7 +82,7 @@ pub(super) fn run(jobs: Vec<Job>, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let started = Instant::now();
     let lanes = Lanes {
-        board: Mutex::new(Board { waiting: jobs.into(), is_timed: false, ended: Vec::new() }),
+        board: Mutex::new(Board { waiting: jobs.into(), running: Vec::new(), ended: Vec::new() }),
         changed: Condvar::new(),
         folder: folder.to_owned(),
     };
@@ -123,7 +133,9 @@ impl Lanes {
             if let Err(error) = &result {
                 println!("== {} failed: {error:#}", job.name);
             }
-            board.is_timed &= job.kind != Kind::Timed;
+            if let Some(place) = board.running.iter().position(|running| *running == job.kind) {
+                board.running.remove(place);
+            }
             board.ended.push(Ended { name: job.name, time, cpu, result });
             self.changed.notify_all();
         }
@@ -139,10 +151,9 @@ impl Lanes {
             if board.waiting.is_empty() {
                 return None;
             }
-            let is_timed = board.is_timed;
-            if let Some(place) = board.waiting.iter().position(|job| !(job.kind == Kind::Timed && is_timed)) {
+            if let Some(place) = board.waiting.iter().position(|job| board.may_begin(job.kind)) {
                 let job = board.waiting.remove(place)?;
-                board.is_timed |= job.kind == Kind::Timed;
+                board.running.push(job.kind);
                 println!("== {} begins", job.name);
                 return Some(job);
             }
@@ -236,76 +247,5 @@ fn table(ended: &[Ended], all: Duration) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn job(name: &str, kind: Kind, script: &str) -> Job {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        Job { name: name.to_owned(), kind, commands: vec![command] }
-    }
-
-    #[test]
-    fn all_run_and_every_failure_is_named_the_first_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let jobs = vec![
-            job("a/one", Kind::Other, "echo out; echo err >&2"),
-            job("late", Kind::Other, "sleep 0.2; exit 4"),
-            job("early", Kind::Other, "exit 3"),
-            job("ended", Kind::Other, "true"),
-        ];
-        let error = run(jobs, folder.path()).unwrap_err().to_string();
-        let (first, second) = (error.find("early").unwrap(), error.find("late").unwrap());
-        assert!(first < second && error.starts_with("2 of 4 jobs failed"), "{error}");
-        assert!(fs::read_to_string(folder.path().join("a-one.txt")).unwrap().ends_with("\nout\nerr\n"));
-    }
-
-    #[test]
-    fn jobs_that_look_at_the_time_never_run_beside_each_other() {
-        let folder = tempfile::tempdir().unwrap();
-        // Each makes a folder that must not be there, and takes it away again.
-        let mark = folder.path().join("mark");
-        let script = format!("mkdir '{0}' && sleep 0.05 && rmdir '{0}'", mark.display());
-        let jobs = (0..6).map(|number| job(&number.to_string(), Kind::Timed, &script)).collect();
-        run(jobs, folder.path()).unwrap();
-    }
-
-    #[test]
-    fn a_job_that_computes_is_nice_and_what_it_spends_is_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut computing = job(
-            "computing",
-            Kind::Computing,
-            "nice; echo $WORD; pwd; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done",
-        );
-        computing.commands[0].env("WORD", "kept").current_dir(folder.path());
-        let mut cpu = Duration::ZERO;
-        let file = folder.path().join("out");
-        carry_out(computing.kind, computing.commands, &file, &mut cpu).unwrap();
-        let said = fs::read_to_string(&file).unwrap();
-        // These tests may run in a job that is nice itself; 19 is the most.
-        let own = Command::new("nice").output().unwrap().stdout;
-        let own: u32 = String::from_utf8(own).unwrap().trim().parse().unwrap();
-        let niceness = (own + NICENESS.parse::<u32>().unwrap()).min(19);
-        let place = folder.path().canonicalize().unwrap();
-        assert!(said.ends_with(&format!("\n{niceness}\nkept\n{}\n", place.display())), "{said}");
-        assert!(cpu > Duration::ZERO);
-        let ended = Ended {
-            name: "computing".into(),
-            time: Duration::from_secs(60),
-            cpu: Duration::from_secs(30),
-            result: Ok(()),
-        };
-        let table = table(&[ended], Duration::from_secs(90));
-        assert!(table.contains("1.0 min   0.5 min\n") && table.ends_with("1.5 min   0.5 min"), "{table}");
-    }
-
-    #[test]
-    fn a_command_that_fails_is_its_jobs_last() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut first = job("x", Kind::Other, "exit 1");
-        first.commands.extend(job("x", Kind::Other, "echo never").commands);
-        run(vec![first], folder.path()).unwrap_err();
-        assert!(!fs::read_to_string(folder.path().join("x.txt")).unwrap().ends_with("never\n"));
-    }
-}
+#[path = "lanes_tests.rs"]
+mod tests;

@@ -14,7 +14,7 @@ use super::debian::Unpacked;
 
 /// A run takes two or three minutes on two idle cores, and many times as long on busy ones. One that prints nothing for so long
 /// hangs.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The outcome of a run.
 pub(super) struct Said {

@@ -159,8 +159,8 @@ impl<D: Datapath> ReconcilerState<D> {
         };
         let xdp_targets = self.installed.endpoints.values().filter(receives).count();
         self.inputs.status.send_modify(|status| {
-            for Skipped { key, why } in news(&status.peers.skipped, &skipped) {
-                warn!("lease {key} gives no peer: {why}");
+            for lease in news(&status.peers.skipped, &skipped) {
+                warn!("lease {} {}: {}", lease.key, lease.lacks(), lease.why);
             }
             status.peers.wanted = self.table.len();
             status.peers.installed = self.installed.peers.len();
@@ -193,7 +193,8 @@ mod tests {
 
     #[test]
     fn each_bad_lease_is_news_once_and_again_when_its_fault_changes() {
-        let skipped = |key: &str, why: &str| Skipped { key: key.to_owned(), why: why.to_owned() };
+        let skipped =
+            |key: &str, why: &str| Skipped { key: key.to_owned(), why: why.to_owned(), is_ipv6_only: false };
         let before = [skipped("a", "bad"), skipped("b", "bad")];
         let now = [skipped("a", "bad"), skipped("b", "worse"), skipped("c", "bad")];
         assert_eq!(news(&before, &now), [&now[1], &now[2]]);

@@ -169,7 +169,7 @@ impl<D: Datapath> ReconcilerState<D> {
 
     fn changes_of(&self, subnets: &BTreeSet<IpNet>) -> Vec<PeerChange> {
         let change = |subnet: &IpNet| {
-            peers::change_of(*subnet, self.table.get(subnet), self.installed.peers.get(subnet))
+            peers::change_of(*subnet, self.table.get(subnet).as_ref(), self.installed.peers.get(subnet))
         };
         subnets.iter().filter_map(change).collect()
     }

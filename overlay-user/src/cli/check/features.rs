@@ -70,7 +70,6 @@ pub(super) fn findings(features: &[Feature]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::LinkType;
 
     #[test]
     fn what_is_missing_is_named_with_its_replacement() {
@@ -95,20 +94,6 @@ mod tests {
     }
 
     fn vnifilter_of(kind: LinkKind) -> Vec<Finding> {
-        let link = Link {
-            index: 1,
-            name: "overlay0".into(),
-            kind,
-            link_type: LinkType::ETHERNET,
-            master: None,
-            mac: None,
-            mtu: 1450,
-            up: true,
-            carrier: true,
-            noarp: true,
-            peer: None,
-            peer_netns: None,
-        };
-        findings(&[vnifilter(Some(&link))])
+        findings(&[vnifilter(Some(&Link::example(1, "overlay0", kind)))])
     }
 }

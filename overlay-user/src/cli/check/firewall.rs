@@ -15,15 +15,15 @@ use crate::{
     model::fast_path::AskedFastPath,
 };
 
-/// Looks at all rules.
-pub(super) async fn findings(site: &Site, fast_path: AskedFastPath) -> Vec<Finding> {
+/// Looks at all rules. Returns what is found, and which of them sees the frames that bridges forward.
+pub(super) async fn findings(site: &Site, fast_path: AskedFastPath) -> (Vec<Finding>, Option<String>) {
     let analysis = analyse(site).await;
     let harms = analysis.harms().await;
     let mut findings = vec![packet_filter::finding(fast_path, &harms)];
     findings.extend(gates::findings(&analysis.gates().await, &analysis.variants, site.network, site.port));
     findings.extend([MASQUERADING, DIRECT_ACCESS].map(|advice| advice.finding(&harms, site.subnet)));
     findings.extend(analysis.unread.iter().map(not_inspected));
-    findings
+    (findings, analysis.at_bridges().await)
 }
 
 fn not_inspected(unread: &Unread) -> Finding {

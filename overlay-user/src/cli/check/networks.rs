@@ -80,7 +80,7 @@ pub(super) fn findings(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::{LinkKind, LinkType};
+    use crate::host::netlink::LinkKind;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -109,20 +109,7 @@ mod tests {
 
     #[test]
     fn a_bridge_in_another_hosts_subnet_is_named() {
-        let link = |index, name: &str| Link {
-            index,
-            name: name.into(),
-            kind: LinkKind::Bridge,
-            link_type: LinkType::ETHERNET,
-            master: None,
-            mac: None,
-            mtu: 1450,
-            up: true,
-            carrier: true,
-            noarp: false,
-            peer: None,
-            peer_netns: None,
-        };
+        let link = |index, name: &str| Link::example(index, name, LinkKind::Bridge);
         let links = [link(1, "flannel.1"), link(2, "docker0"), link(3, "br-7"), link(4, "br-8")];
         let address = |link, address: [u8; 4]| Address { link, address: address.into(), prefix_len: 24 };
         let mut addresses =

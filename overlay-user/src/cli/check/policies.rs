@@ -51,24 +51,11 @@ fn concerns_containers(rule: &str, prefixes: &[IpNet], bridges: &[Link]) -> bool
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::{LinkKind, LinkType};
+    use crate::host::netlink::LinkKind;
 
     #[test]
     fn policies_that_name_containers_are_quoted_and_those_for_the_hosts_own_packets_are_not() {
-        let bridge = Link {
-            index: 1,
-            name: "br0".into(),
-            kind: LinkKind::Bridge,
-            link_type: LinkType::ETHERNET,
-            master: None,
-            mac: None,
-            mtu: 1450,
-            up: true,
-            carrier: true,
-            noarp: false,
-            peer: None,
-            peer_netns: None,
-        };
+        let bridge = Link::example(1, "br0", LinkKind::Bridge);
         let prefixes: [IpNet; 1] = ["10.244.0.0/16".parse().unwrap()];
         let found = |rules: &str| assess(rules, &prefixes, std::slice::from_ref(&bridge));
         let usual =

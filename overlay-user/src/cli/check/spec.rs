@@ -33,7 +33,7 @@ pub struct CheckSpec {
 #[cfg(test)]
 pub(super) mod examples {
     use super::*;
-    use crate::host::netlink::{Link, LinkKind, LinkType};
+    use crate::host::netlink::{Link, LinkKind};
 
     pub(in super::super) fn spec() -> CheckSpec {
         CheckSpec {
@@ -50,19 +50,6 @@ pub(super) mod examples {
     }
 
     pub(in super::super) fn link(name: &str, kind: LinkKind, mtu: u32) -> Link {
-        Link {
-            index: 1,
-            name: name.into(),
-            kind,
-            link_type: LinkType::ETHERNET,
-            master: None,
-            mac: None,
-            mtu,
-            up: true,
-            carrier: true,
-            noarp: false,
-            peer: None,
-            peer_netns: None,
-        }
+        Link { mtu, ..Link::example(1, name, kind) }
     }
 }

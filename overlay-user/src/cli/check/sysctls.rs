@@ -2,6 +2,7 @@
 use std::fs;
 
 use super::finding::{Finding, Level, Sysctl};
+use crate::host::bridge_netfilter;
 
 /// The value of a sysctl below `net`, in the calling thread's network namespace.
 pub(super) fn read(name: &str) -> Option<String> {
@@ -48,7 +49,7 @@ pub(super) fn rp_filter(interface: &str, is_tunnel: bool, sysctl: Sysctl<'_>) ->
 }
 
 pub(super) fn bridge_netfilter(sysctl: Sysctl<'_>) -> Finding {
-    let detail = match sysctl("bridge/bridge-nf-call-iptables").as_deref() {
+    let detail = match sysctl(bridge_netfilter::SYSCTL).as_deref() {
         Some("1") => {
             "on: packets between containers of one bridge pass iptables; between hosts, only those that take the stack do"
         }

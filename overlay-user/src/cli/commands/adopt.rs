@@ -14,7 +14,7 @@ use crate::{
         plan::Plan,
         record::FlannelRecord,
         site::{Site, ignore_signals, obstacle},
-        to_flannel::{of_leases, put_back},
+        to_flannel::{ending, of_leases, put_back},
         to_overlay,
     },
     host::{capabilities, netlink::Netlink, subnet_env},
@@ -61,6 +61,14 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     let mut site = Site::look(store, &asked).await?;
     let expected = site.expected();
     let sight = site.sight(&asked).await?;
+    if let Some(record) = &record
+        && let Some(name) = site.leftover(&sight, &record.tunnel).await?
+    {
+        bail!(
+            "this host was moved from flannel before. {name} is what a flanneld has left that was started since then, and that \
+             could not have the port: `systemctl disable --now flanneld`, and `ip link delete {name}`"
+        );
+    }
     let found = match discover(sight, &expected) {
         Err(DiscoverError::Nothing(_)) if record.is_some() => {
             say(options, &MoveReport { moved: false, plan: None, disruption: None, next: None }, || {
@@ -86,10 +94,16 @@ async fn with_store(store: impl Store, private: Option<&Path>, options: &AdoptFl
     if !options.json {
         println!("{}", work.plan);
     }
-    let masquerade = work.masquerade;
+    let added: Vec<_> = [
+        ("--ip-masq", work.masquerade && !options.agent.ip_masq),
+        ("--ip-blackhole-route", work.blackhole && !options.agent.ip_blackhole_route),
+    ]
+    .into_iter()
+    .filter_map(|(option, is_missing)| is_missing.then_some(option))
+    .collect();
     let plan = work.plan.clone();
     let disruption = to_overlay::carry_out(site, private, &asked, work).await?;
-    let next = agent_line(std::env::args(), masquerade && !options.agent.ip_masq);
+    let next = agent_line(std::env::args(), &added);
     say(
         options,
         &MoveReport {
@@ -116,6 +130,7 @@ async fn back(store: impl Store, options: &AdoptFlannel, record: Option<FlannelR
     };
     let flannel = &record.flannel;
     let mut plan = Plan::back(&record);
+    plan.notes.extend(ending(&Netlink::open()?, &record).await?);
     let obstacle = obstacle()?;
     if options.agent.dry_run {
         plan.notes.extend(obstacle);
@@ -158,9 +173,9 @@ fn say(options: &AdoptFlannel, report: &MoveReport<'_>, text: impl FnOnce() -> S
     }
 }
 
-/// The command that starts the agent with the options that this command was given. `masquerade` adds --ip-masq, in place of an
-/// option that says otherwise.
-fn agent_line(arguments: impl Iterator<Item = String>, masquerade: bool) -> String {
+/// The command that starts the agent with the options that this command was given. Those in `added` are added, in place of options
+/// that say otherwise.
+fn agent_line(arguments: impl Iterator<Item = String>, added: &[&str]) -> String {
     const PASSWORD: &str = "--etcd-password";
     let mut words = vec!["overlay".to_owned(), "agent".to_owned()];
     let mut secret = false;
@@ -170,15 +185,13 @@ fn agent_line(arguments: impl Iterator<Item = String>, masquerade: bool) -> Stri
         match option {
             _ if secret => words.push("...".to_owned()),
             "adopt-flannel" | "--json" => {}
-            "--ip-masq" if masquerade => {}
+            _ if added.contains(&option) => {}
             PASSWORD if value.is_some() => words.push(format!("{PASSWORD}=...")),
             _ => words.push(word.clone()),
         }
         secret = !secret && word == PASSWORD;
     }
-    if masquerade {
-        words.push("--ip-masq".to_owned());
-    }
+    words.extend(added.iter().map(|option| (*option).to_owned()));
     words.join(" ")
 }
 
@@ -187,8 +200,8 @@ mod tests {
     use super::*;
     use crate::cli::environment;
 
-    fn line(given: &str, masquerade: bool) -> String {
-        let line = agent_line(given.split(' ').map(str::to_owned), masquerade);
+    fn line(given: &str, added: &[&str]) -> String {
+        let line = agent_line(given.split(' ').map(str::to_owned), added);
         let parsed = environment::parse(line.split(' ').map(Into::into), |_| None);
         assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
         line
@@ -198,14 +211,16 @@ mod tests {
     fn the_agents_command_line_has_the_same_options_and_no_password() {
         let given = "overlay adopt-flannel --json --iface eth0 --etcd-password secret --etcd-username me";
         let expected = "overlay agent --iface eth0 --etcd-password ... --etcd-username me";
-        assert_eq!(line(given, false), expected);
-        assert_eq!(line(given, true), format!("{expected} --ip-masq"));
+        assert_eq!(line(given, &[]), expected);
+        assert_eq!(line(given, &["--ip-masq"]), format!("{expected} --ip-masq"));
+        let both = ["--ip-masq", "--ip-blackhole-route"];
+        assert_eq!(line(given, &both), format!("{expected} --ip-masq --ip-blackhole-route"));
         let given = "overlay adopt-flannel --etcd-password=secret=1 --etcd-username=me";
-        assert_eq!(line(given, false), "overlay agent --etcd-password=... --etcd-username=me");
+        assert_eq!(line(given, &[]), "overlay agent --etcd-password=... --etcd-username=me");
         // The password may look like an option or a command.
         for secret in ["--json", "adopt-flannel", "--ip-masq", "--etcd-password"] {
             let given = format!("overlay adopt-flannel --etcd-password {secret} --etcd-username me");
-            let line = agent_line(given.split(' ').map(str::to_owned), false);
+            let line = agent_line(given.split(' ').map(str::to_owned), &[]);
             assert_eq!(line, "overlay agent --etcd-password ... --etcd-username me");
         }
     }
@@ -214,10 +229,10 @@ mod tests {
     fn masquerading_that_is_taken_over_is_said_once() {
         for no in ["--ip-masq=false", "--ip-masq=no"] {
             let given = format!("overlay adopt-flannel {no} --iface eth0");
-            assert_eq!(line(&given, true), "overlay agent --iface eth0 --ip-masq");
-            assert_eq!(line(&given, false), format!("overlay agent {no} --iface eth0"));
+            assert_eq!(line(&given, &["--ip-masq"]), "overlay agent --iface eth0 --ip-masq");
+            assert_eq!(line(&given, &[]), format!("overlay agent {no} --iface eth0"));
         }
         let given = "overlay adopt-flannel --ip-masq --iface eth0";
-        assert_eq!(line(given, false), "overlay agent --ip-masq --iface eth0");
+        assert_eq!(line(given, &[]), "overlay agent --ip-masq --iface eth0");
     }
 }

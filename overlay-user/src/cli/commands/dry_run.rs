@@ -3,7 +3,7 @@ use anyhow::{Context as _, Result};
 
 use super::opened::{Opened, open};
 use crate::{
-    agent::peers::{self, PeerTable, Scope},
+    agent::peers::{self, Ipv6Scope, PeerTable, Scope},
     cli::options::Agent,
     datapath::{
         Datapath as _, Installed,
@@ -11,8 +11,15 @@ use crate::{
         memory::Memory,
         tables::{Tables, peer_of},
     },
-    host::{netlink::Netlink, underlay},
-    model::{backend::Backend, lease, network::NetworkConfig},
+    host::{
+        netlink::Netlink,
+        underlay::{self, Choice, Underlay},
+    },
+    model::{
+        backend::Backend,
+        lease::{self, Lease},
+        network::{AddressPlan, NetworkConfig},
+    },
     store::Store,
 };
 
@@ -25,7 +32,7 @@ pub(super) async fn dry_run(options: &Agent) -> Result<()> {
 
 async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     let choice = options.underlay.choice();
-    let underlay = underlay::choose(&Netlink::open()?, &choice).await?;
+    let underlay = underlay::choose(&Netlink::open()?, &choice).await?.remarked();
     let own_ip = choice.public_ip(&underlay);
     let text = store.config().await?.with_context(|| format!("{} has no network config", store.name()))?;
     let network = NetworkConfig::parse(&text)?;
@@ -38,6 +45,10 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
         Some(own) => println!("would renew the lease of {} for {own_ip}", own.subnet),
         None => println!("would lease a free subnet of {} for {own_ip}", network.plan.network),
     }
+    let ipv6 = match network.ipv6 {
+        None => None,
+        Some(plan) => ipv6_scope(plan, own.as_ref(), &choice, &underlay).await,
+    };
     let scope = Scope {
         network: network.plan.network,
         subnet_len: network.plan.subnet_len,
@@ -45,6 +56,7 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
         own_ip,
         // Without a lease this host has no subnet. The whole of Network stands in for it, since that is nobody's subnet.
         own_subnet: own.map_or(network.plan.network, |own| own.subnet),
+        ipv6,
     };
     let mut table = PeerTable::new(scope);
     table.snapshot(&snapshot);
@@ -60,6 +72,30 @@ async fn with_store(mut store: impl Store, options: &Agent) -> Result<()> {
     }
     println!("{} changes to the peers in force", changes.len());
     Ok(())
+}
+
+/// What would be taken from leases of IPv6. This says what the host would lease, or why it would take part with IPv4 alone.
+async fn ipv6_scope(
+    plan: AddressPlan,
+    own: Option<&Lease>,
+    choice: &Choice,
+    underlay: &Underlay,
+) -> Option<Ipv6Scope> {
+    let chosen = async { underlay::choose_ipv6(&Netlink::open()?, choice, underlay).await };
+    let own_ip = match chosen.await {
+        Ok(chosen) => chosen.public_ip,
+        Err(why) => {
+            println!("would take part with IPv4 alone: {why}");
+            return None;
+        }
+    };
+    let held = own.and_then(|own| own.ipv6.as_ref()).filter(|half| plan.fits(half.subnet));
+    match held {
+        Some(half) => println!("would keep {} for {own_ip}", half.subnet),
+        None => println!("would lease a free subnet of {} for {own_ip}", plan.network),
+    }
+    let own_subnet = held.map_or(plan.network, |half| half.subnet);
+    Some(Ipv6Scope { network: plan.network, subnet_len: plan.subnet_len, own_ip, own_subnet })
 }
 
 /// The peers that an earlier agent has installed here, if one ran.

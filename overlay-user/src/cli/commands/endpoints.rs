@@ -26,6 +26,8 @@ struct Row {
     path: Path,
     /// Why the path is not the fast one; empty if it is.
     path_why: String,
+    /// Whether the programs hand frames on between it and other containers behind the same bridge, if these are handed on too.
+    same_host: bool,
 }
 
 /// Which path a container's packets take, as its entry tells the programs.
@@ -83,6 +85,7 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
                 pinned: endpoint.pinned,
                 path,
                 path_why,
+                same_host: endpoint.bridge.is_some() && fast_path != FastPath::Off,
             }
         })
         .collect();
@@ -98,10 +101,11 @@ pub(super) async fn endpoints(show: &Show) -> Result<()> {
             row.mac.to_string(),
             row.gateway_mac.to_string(),
             if row.pinned { "pinned" } else { "learned" }.into(),
+            if row.same_host { "fast" } else { "bridge" }.into(),
             format!("{}{why}", row.path.words()),
         ]
     });
-    say(table(&["address", "port", "mac", "gateway mac", "how known", "path"], cells))?;
+    say(table(&["address", "port", "mac", "gateway mac", "how known", "same host", "path"], cells))?;
     Ok(())
 }
 

@@ -1,33 +1,31 @@
-//! `overlay status` and `overlay peers`: they show what the agent says if it runs, and what the pinned maps say.
-use std::{collections::BTreeMap, net::IpAddr};
-
+//! `overlay status` shows what the agent says if it runs, and what the pinned maps say.
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use super::{endpoint::done, losses, output::say};
+use super::{losses, output::say, same_host};
 use crate::{
     agent::{
         control::{self, Request, Response},
-        status::{Resync, ResyncKind, StateStatus, Status, StoreStatus},
+        status::{Ipv6Status, Resync, ResyncKind, StateStatus, Status, StoreStatus},
     },
     cli::{
         check::features::{Feature, features},
-        options::{Peers, Show},
+        options::Show,
         table::table,
     },
     datapath::{
         links::{AttachMethod, InFront, Links},
         losses::{Loss, assess},
         state::Record,
-        tables::{Counter, PeerTraffic, Tables, peer_of},
+        tables::{Counter, Tables},
         xdp::XdpLink,
     },
     host::{
         firewall::{RuleState, RuleStatus},
         netlink::Netlink,
     },
-    model::{clock::unix_now, fast_path::FastPath, ingress::XdpMode, mac::Mac},
-    store::local_lease::LeaseState,
+    model::{clock::unix_now, fast_path::FastPath, ingress::XdpMode},
+    store::local_lease::{Alteration, LeaseState},
 };
 
 /// Everything that `overlay status` shows.
@@ -61,19 +59,6 @@ struct Tier {
     name: &'static str,
     in_use: bool,
     why: String,
-}
-
-#[derive(Serialize)]
-struct PeerRow {
-    /// Base address of the peer's subnet.
-    subnet: IpAddr,
-    public_ip: IpAddr,
-    vtep_mac: Option<Mac>,
-    /// `yes`, `no` (a lease asks for the peer, and it is not in force), or `held` (its lease is gone, and the mass-delete guard
-    /// keeps it).
-    installed: &'static str,
-    #[serde(flatten)]
-    traffic: PeerTraffic,
 }
 
 /// How many programs in front of ours a line names.
@@ -201,6 +186,9 @@ fn text(report: &StatusReport) -> String {
         let vni = |vni: u32| if vni == 0 { String::new() } else { format!(" (vni {vni})") };
         let of = report.agent.as_ref().map(|agent| format!(" of {}{}", agent.network, vni(agent.vni)));
         row("this host", format!("{}, subnet {}{}", record.public_ip, record.subnet, of.unwrap_or_default()));
+        if let Some(ipv6) = report.agent.as_ref().and_then(|agent| agent.ipv6.as_ref()) {
+            row("IPv6", ipv6_line(ipv6));
+        }
     }
     for tier in &report.tiers {
         row(
@@ -240,7 +228,8 @@ fn text(report: &StatusReport) -> String {
             row("underlay", underlay(agent));
             row("peers", peers_line(agent));
             for skipped in agent.peers.skipped.iter().take(10) {
-                row("lease skipped", format!("{}: {}", skipped.key, skipped.why));
+                let name = if skipped.is_ipv6_only { "lease without IPv6" } else { "lease skipped" };
+                row(name, format!("{}: {}", skipped.key, skipped.why));
             }
             for failed in agent.peers.failed.iter().take(10) {
                 row("peer failed", format!("{}: {}", failed.subnet, failed.why));
@@ -280,6 +269,8 @@ fn text(report: &StatusReport) -> String {
                     "bridge",
                     format!("{}, mtu {}, ports: {}", bridge.name, bridge.mtu, bridge.ports.join(" ")),
                 );
+                let is_used = report.tiers.iter().any(|tier| tier.name == "tc" && tier.in_use);
+                row("same host", same_host::line(bridge, is_used));
             }
         }
     }
@@ -340,6 +331,17 @@ fn rule_line(rule: &RuleStatus) -> String {
     format!("{state}{error}{restored}")
 }
 
+fn ipv6_line(ipv6: &Ipv6Status) -> String {
+    match (ipv6.public_ip, ipv6.subnet, &ipv6.why) {
+        (Some(public_ip), Some(subnet), _) => format!("{public_ip}, subnet {subnet} of {}", ipv6.network),
+        (_, _, why) => format!(
+            "NONE of {}, this host takes part with IPv4 alone: {}",
+            ipv6.network,
+            why.as_deref().unwrap_or("its lease has no IPv6 subnet")
+        ),
+    }
+}
+
 fn underlay(agent: &Status) -> String {
     let underlay = &agent.underlay;
     let address = underlay.address.map(|address| format!(" with {address}")).unwrap_or_default();
@@ -350,7 +352,11 @@ fn underlay(agent: &Status) -> String {
 
 fn lease(agent: &Status) -> String {
     let lease = &agent.lease;
+    let altered = lease.alteration.as_ref();
     let state = match &lease.state {
+        LeaseState::Held if altered.is_some_and(|it| it.stands) => {
+            "ALTERED by somebody else, being written again".into()
+        }
         LeaseState::Held => "held".into(),
         LeaseState::Missing => "MISSING, being claimed again".into(),
         LeaseState::Lost { to } => format!("LOST to {to}"),
@@ -360,7 +366,23 @@ fn lease(agent: &Status) -> String {
         Some(at) => format!("ends in {}", span(at.saturating_sub(unix_now()))),
     };
     let error = lease.error.as_ref().map(|error| format!("; {error}")).unwrap_or_default();
-    format!("{}, {state}, {ends}{error}", lease.key)
+    // What was put right long ago need not worry anybody any more.
+    let recent = altered.filter(|it| it.stands || unix_now().saturating_sub(it.last) < AN_HOUR);
+    let altered = recent.map(alteration).unwrap_or_default();
+    format!("{}, {state}, {ends}{error}{altered}", lease.key)
+}
+
+const AN_HOUR: u64 = 60 * 60;
+
+fn alteration(found: &Alteration) -> String {
+    let Alteration { what, times, last, stands } = found;
+    let often = if *times == 1 { "once".to_owned() } else { format!("{times} times") };
+    let written = if *stands { "" } else { ", and written again" };
+    format!(
+        "; altered from outside {often}, last {} ago ({what}){written}: a flanneld that is started here does this \
+         (`systemctl disable --now flanneld`), or another host with this public IP",
+        span(unix_now().saturating_sub(*last))
+    )
 }
 
 fn peers_line(agent: &Status) -> String {
@@ -382,68 +404,27 @@ fn span(seconds: u64) -> String {
     }
 }
 
-pub(super) async fn peers(options: &Peers) -> Result<()> {
-    let show = &options.show;
-    if options.accept_deletions {
-        return done(show, &Request::AcceptDeletions).await;
-    }
-    if options.resync {
-        return done(show, &Request::Resync).await;
-    }
-    let paths = show.place.paths();
-    let tables =
-        Tables::open(&paths.pins).with_context(|| format!("show the peers of network {}", paths.network))?;
-    let mut rows = BTreeMap::new();
-    for (subnet, peer) in tables.peers.entries()? {
-        let subnet = IpAddr::from(subnet);
-        let row = PeerRow {
-            subnet,
-            public_ip: IpAddr::from(peer.outer),
-            vtep_mac: peer_of(&peer).vtep_mac,
-            installed: "yes",
-            traffic: tables.traffic(peer.slot)?,
-        };
-        rows.insert(subnet, row);
-    }
-    if let Ok(Response::Peers(lines)) = ask(show, &Request::Peers).await {
-        for line in lines {
-            let subnet = line.subnet.network();
-            let installed = if line.held {
-                "held"
-            } else if line.installed {
-                "yes"
-            } else {
-                "no"
-            };
-            let row = rows.entry(subnet).or_insert(PeerRow {
-                subnet,
-                public_ip: line.peer.public_ip,
-                vtep_mac: line.peer.vtep_mac,
-                installed,
-                traffic: PeerTraffic::default(),
-            });
-            row.installed = installed;
-        }
-    }
-    let rows: Vec<_> = rows.into_values().collect();
-    if show.json {
-        say(serde_json::to_string_pretty(&rows)?)?;
-        return Ok(());
-    }
-    let cells = rows.iter().map(|row| {
-        vec![
-            row.subnet.to_string(),
-            row.public_ip.to_string(),
-            row.vtep_mac.map_or("-".to_owned(), |mac| mac.to_string()),
-            row.installed.into(),
-            row.traffic.sent_packets.to_string(),
-            row.traffic.received_packets.to_string(),
-        ]
-    });
-    say(table(&["subnet", "public ip", "vtep mac", "in force", "sent", "received"], cells))?;
-    Ok(())
-}
-
 pub(super) async fn ask(show: &Show, request: &Request) -> Result<Response> {
     control::ask(&control::socket_path(&show.place.paths()), request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_of_this_host_is_shown_or_why_there_is_none() {
+        let has = Ipv6Status {
+            network: "fd00:244::/48".parse().unwrap(),
+            subnet: "fd00:244:0:4b::/64".parse().ok(),
+            public_ip: "fd99::1".parse().ok(),
+            why: None,
+        };
+        assert_eq!(ipv6_line(&has), "fd99::1, subnet fd00:244:0:4b::/64 of fd00:244::/48");
+        let lacks = Ipv6Status { subnet: None, public_ip: None, why: Some("eth0 has none".into()), ..has };
+        assert_eq!(
+            ipv6_line(&lacks),
+            "NONE of fd00:244::/48, this host takes part with IPv4 alone: eth0 has none"
+        );
+    }
 }

@@ -91,6 +91,9 @@ pub struct Check {
     /// Name of the kernel's tunnel device
     #[arg(long, default_value = DEFAULT_DEVICE)]
     pub device: String,
+    /// Which store to look into as well; none unless one is named.
+    #[command(flatten)]
+    pub store: StoreOptions,
 }
 
 const AFTER_DOCKER_OPTS: &str = "\

@@ -91,6 +91,11 @@ impl StoreOptions {
         }))
     }
 
+    /// Whether any store is named.
+    pub fn is_given(&self) -> bool {
+        self.store_dir.is_some() || !self.etcd_options().is_empty()
+    }
+
     fn etcd_options(&self) -> Vec<&'static str> {
         let given = [
             ("--etcd-endpoints", !self.etcd_endpoints.is_empty()),

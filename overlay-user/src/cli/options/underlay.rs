@@ -1,9 +1,9 @@
 //! The options that say which interface and address the other hosts reach this one by.
-use std::net::{AddrParseError, IpAddr, Ipv4Addr};
+use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::Args;
 
-use crate::host::underlay::Choice;
+use crate::host::underlay::{Choice, is_global};
 
 /// Which interface reaches the other hosts.
 #[derive(Clone, Debug, Default, Args)]
@@ -20,6 +20,10 @@ pub struct UnderlayOptions {
     /// Address by which the other hosts reach this one, if it is not the interface's
     #[arg(long, value_name = "ADDRESS", value_parser = ipv4)]
     pub public_ip: Option<IpAddr>,
+    /// IPv6 address by which the other hosts reach this one, in a network of both families; without it, one of the same
+    /// interface that stays is chosen
+    #[arg(long, value_name = "ADDRESS", value_parser = ipv6)]
+    pub public_ipv6: Option<IpAddr>,
 }
 
 impl UnderlayOptions {
@@ -30,11 +34,22 @@ impl UnderlayOptions {
             patterns: self.iface_regex.clone(),
             can_reach: self.iface_can_reach,
             public_ip: self.public_ip,
+            public_ipv6: self.public_ipv6,
         }
     }
 }
 
-/// An address of the only family that there is yet.
+/// An IPv6 address by which hosts beyond the link may be reached.
+fn ipv6(text: &str) -> Result<IpAddr, String> {
+    let address = text.parse::<Ipv6Addr>().map_err(|error| error.to_string())?.into();
+    if is_global(address) {
+        Ok(address)
+    } else {
+        Err("no other host can be reached at this address".to_owned())
+    }
+}
+
+/// An IPv4 address.
 pub(super) fn ipv4(text: &str) -> Result<IpAddr, AddrParseError> {
     text.parse::<Ipv4Addr>().map(IpAddr::from)
 }

@@ -31,7 +31,7 @@ fn peers(folder: &Path) -> Result<Vec<(Ipv4Addr, Peer, u32)>, DatapathError> {
     let peer = |(base, value): ([u8; 4], [u8; 16])| {
         let public_ip = Ipv4Addr::from(part(&value, 0)).into();
         let vtep_mac = Some(Mac(part(&value, 4))).filter(|mac| mac.0 != [0; 6]);
-        (base.into(), Peer { public_ip, vtep_mac }, word(&value, 12))
+        (base.into(), Peer { public_ip, vtep_mac, ipv6: None }, word(&value, 12))
     };
     Ok(entries.into_iter().map(peer).collect())
 }
@@ -48,6 +48,7 @@ fn endpoints(folder: &Path) -> Result<Vec<(Ipv4Addr, Endpoint)>, DatapathError> 
             pinned: word(&value, 16) & 1 != 0,
             // The learner looks as soon as it has started.
             foreign_tc: ForeignTc::default(),
+            bridge: None,
         };
         (address.into(), endpoint)
     };

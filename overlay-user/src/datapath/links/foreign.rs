@@ -77,6 +77,18 @@ impl ForeignAt {
     pub fn sides(&self) -> ForeignTc {
         ForeignTc { egress: !self.egress.is_empty(), ingress: !self.ingress.is_empty() }
     }
+
+    /// What comes of it for the packets there, in words. `None` if there is nothing.
+    pub fn effect(&self) -> Option<String> {
+        let named = |all: &[Foreign]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match (self.egress.is_empty(), self.ingress.is_empty()) {
+            (true, true) => None,
+            (false, true) => Some(format!("{} gets what is delivered there", named(&self.egress))),
+            (_, false) => {
+                Some(format!("its packets take the stack, where {} sees them", named(&self.ingress)))
+            }
+        }
+    }
 }
 
 /// Looks at interfaces, by index. One that is gone has nothing.

@@ -53,7 +53,7 @@ impl Pins {
         self.0.put(&name(attachment, ifindex), link)
     }
 
-    /// Removes a pin, and with it the link, which nobody else holds. It is no error if there is none.
+    /// Removes the pin, closes the descriptor, and so ends the link. It is no error if there is none.
     pub(super) fn remove(&self, attachment: Attachment, ifindex: u32) -> Result<(), DatapathError> {
         self.0.remove(&name(attachment, ifindex))
     }

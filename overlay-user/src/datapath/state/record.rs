@@ -49,6 +49,9 @@ pub struct Record {
     /// The address that the agent's packets come from.
     #[serde(default)]
     pub underlay_address: Option<IpAddr>,
+    /// The IPv6 subnet that the host leased, in a network of both families. The host gets it again if it can be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6_subnet: Option<IpNet>,
     /// The number of the bpf file system that holds the pins. Another one may be mounted over it later. Agents of earlier
     /// versions do not write it.
     #[serde(default)]
@@ -84,6 +87,7 @@ impl Record {
             subnet_file: None,
             underlay: None,
             underlay_address: None,
+            ipv6_subnet: None,
             bpffs: None,
         })
     }

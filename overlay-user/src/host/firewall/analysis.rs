@@ -25,7 +25,7 @@ pub use self::{
     findings::{End, Gate, Harm, Kind},
     read::{Unread, Why},
 };
-use self::{quote::Quote, read::Read};
+use self::{probe::Scope, quote::Quote, read::Read};
 use crate::{host::site::Site, model::fast_path::FastPath};
 
 /// What the rules of the host do to packets between containers and to the tunnel's own.
@@ -33,6 +33,8 @@ use crate::{host::site::Site, model::fast_path::FastPath};
 pub struct Analysis {
     /// What could refuse, alter or delay packets between containers, the worst first.
     harms: Vec<Harm<Quote>>,
+    /// What could refuse, alter or delay frames between containers behind one bridge, or could not be read.
+    bridged: Option<Quote>,
     gates: Vec<Gate<Quote>>,
     /// The variants of iptables that were read.
     pub variants: Vec<&'static str>,
@@ -44,16 +46,30 @@ pub struct Analysis {
 pub async fn analyse(site: &Site) -> Analysis {
     let Read { tables, variants, unread } = Read::all().await;
     let site = site.clone();
-    let walked = spawn_blocking(move || walk::walk(&tables, &site)).await;
+    let walks =
+        move || [Scope::BetweenHosts, Scope::BehindBridge].map(|scope| walk::walk(&tables, &site, scope));
+    let walked = spawn_blocking(walks).await;
     let failed = walked.is_err().then(|| "the agent failed to follow the packet filter's rules".to_owned());
-    let walked = walked.unwrap_or_default();
+    let [walked, bridged] = walked.unwrap_or_default();
+    let bridged = seen_at_bridges(bridged, &unread, failed.as_deref());
     let hidden = unread.iter().filter(|unread| unread.may_be_rules).map(Unread::sentence);
     let cut_short =
         walked.is_cut_short.then(|| "the packet filter has more rules than are followed".to_owned());
     let harm = |why| Harm { at_most: FastPath::Established, kind: Kind::Other, quote: Quote::Text(why) };
     let mut harms: Vec<_> = hidden.chain(cut_short).chain(failed).map(harm).chain(walked.harms).collect();
     harms.sort_by_key(|harm| std::cmp::Reverse(harm.at_most));
-    Analysis { harms, gates: walked.gates, variants, unread }
+    Analysis { harms, bridged, gates: walked.gates, variants, unread }
+}
+
+/// What could refuse, alter or delay frames that a bridge forwards. Rules of iptables are not among it: without bridge netfilter,
+/// which is asked about elsewhere, such frames never meet them.
+fn seen_at_bridges(walked: walk::Found, unread: &[Unread], failed: Option<&str>) -> Option<Quote> {
+    let may_be_at_bridges = |unread: &&Unread| unread.may_be_rules && !unread.is_of_iptables();
+    let hidden = unread.iter().find(may_be_at_bridges).map(Unread::sentence);
+    let cut_short =
+        walked.is_cut_short.then(|| "the packet filter has more rules than are followed".to_owned());
+    let unknown = failed.map(str::to_owned).or(hidden).or(cut_short).map(Quote::Text);
+    walked.harms.into_iter().next().map(|harm| harm.quote).or(unknown)
 }
 
 impl Analysis {
@@ -66,6 +82,15 @@ impl Analysis {
     pub async fn worst(&self) -> Option<Harm<String>> {
         match self.harms.first() {
             Some(harm) => Some(read_out(harm).await),
+            None => None,
+        }
+    }
+
+    /// What could refuse, alter or delay frames between containers behind one bridge. There is nothing if nothing could, where
+    /// bridge netfilter is off.
+    pub async fn at_bridges(&self) -> Option<String> {
+        match &self.bridged {
+            Some(quote) => Some(quote.text().await),
             None => None,
         }
     }

@@ -7,7 +7,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::{RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{RouteFlags, RouteMessage, RouteProtocol},
 };
 use nix::errno::Errno;
 use rtnetlink::{LinkMessageBuilder, LinkVxlan, RouteMessageBuilder};
@@ -18,7 +18,7 @@ use super::{
     decode,
     dump::{dump, of_family},
     error::NetlinkError,
-    types::{LAST_METRIC, LinkKind, TABLE_MAIN},
+    types::{LinkKind, TABLE_MAIN},
 };
 use crate::model::mac::Mac;
 
@@ -49,6 +49,27 @@ pub struct ClassicTunnel {
     pub group_policy: bool,
     /// First and last outer source port. Zeros mean the kernel's range.
     pub source_ports: (u16, u16),
+}
+
+#[cfg(test)]
+impl ClassicTunnel {
+    /// A device as flannel makes it, for tests, which set what they are about.
+    pub(crate) fn example(name: &str, vni: u32, port: u16) -> Self {
+        Self {
+            name: name.into(),
+            vni,
+            port,
+            local: None,
+            underlay: None,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            mtu: 1450,
+            queue_length: 0,
+            learning: false,
+            udp_checksum: true,
+            group_policy: false,
+            source_ports: (0, 0),
+        }
+    }
 }
 
 /// A permanent neighbour entry.
@@ -225,19 +246,6 @@ impl Netlink {
         self.remove_route_message(gateway_route(link, route)?, route.destination).await
     }
 
-    /// Makes the kernel drop packets to `network`, without an answer to their sender, when no other route leads there.
-    /// While the overlay's routes are missing for a moment, its packets must not leave by the default route, and their
-    /// senders must not be told that there is no route.
-    pub async fn drop_unrouted(&self, network: IpNet) -> Result<(), NetlinkError> {
-        let added = self.handle.route().add(last_resort(network)?).replace().execute().await;
-        added.map_err(|error| NetlinkError::new(format!("add the blackhole route to {network}"), error))
-    }
-
-    /// Undoes [`Netlink::add_blackhole`]. It is no error if there is no such route.
-    pub async fn stop_dropping_unrouted(&self, network: IpNet) -> Result<(), NetlinkError> {
-        self.remove_route_message(last_resort(network)?, network).await
-    }
-
     /// Removes a route. It is no error if there is none.
     pub(super) async fn remove_route_message(
         &self,
@@ -265,14 +273,6 @@ fn gateway_route(link: u32, route: &GatewayRoute) -> Result<RouteMessage, Netlin
         .output_interface(link)
         .protocol(RouteProtocol::from(route.protocol));
     Ok(if route.onlink { builder.onlink().build() } else { builder.build() })
-}
-
-fn last_resort(network: IpNet) -> Result<RouteMessage, NetlinkError> {
-    let builder =
-        RouteMessageBuilder::<IpAddr>::new().destination_prefix(network.network(), network.prefix_len());
-    let builder = builder
-        .map_err(|error| NetlinkError::invalid(format!("name the blackhole route to {network}"), error))?;
-    Ok(builder.kind(RouteType::BlackHole).scope(RouteScope::Universe).priority(LAST_METRIC).build())
 }
 
 fn new_neighbour(message: &RouteNetlinkMessage) -> Option<&NeighbourMessage> {

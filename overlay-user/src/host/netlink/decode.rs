@@ -14,9 +14,12 @@ use netlink_packet_route::{
     tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
 };
 
-use super::types::{
-    Address, DeviceLosses, FdbEntry, FlaggedAddress, Link, LinkKind, LinkType, Neighbour, Route, TABLE_MAIN,
-    Tun, Vxlan, Way,
+use super::{
+    bridging,
+    types::{
+        Address, DeviceLosses, FdbEntry, FlaggedAddress, Ipv6Address, Link, LinkKind, LinkType, Neighbour,
+        Route, TABLE_MAIN, Tun, Vxlan, Way,
+    },
 };
 use crate::model::mac::Mac;
 
@@ -38,6 +41,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         noarp: message.header.flags.contains(LinkFlags::Noarp),
         peer: None,
         peer_netns: None,
+        bridging: bridging::of_link(message),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -177,6 +181,28 @@ pub(super) fn flagged_address(message: &AddressMessage) -> Option<FlaggedAddress
         is_deprecated: has(AddressHeaderFlags::Deprecated),
         is_permanent: has(AddressHeaderFlags::Permanent),
         is_secondary: has(AddressHeaderFlags::Secondary),
+    })
+}
+
+pub(super) fn ipv6_address(message: &AddressMessage) -> Option<Ipv6Address> {
+    // The kernel adds IFA_LOCAL on point-to-point links alone. There IFA_ADDRESS is the other end's address.
+    let of = |wants_local| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if wants_local && address.is_ipv6() => Some(*address),
+            AddressAttribute::Address(address) if !wants_local && address.is_ipv6() => Some(*address),
+            _ => None,
+        })
+    };
+    let has = |flag| message.header.flags.contains(flag);
+    Some(Ipv6Address {
+        link: message.header.index,
+        address: of(true).or_else(|| of(false))?,
+        is_tentative: has(AddressHeaderFlags::Tentative),
+        is_duplicate: has(AddressHeaderFlags::Dadfailed),
+        is_deprecated: has(AddressHeaderFlags::Deprecated),
+        // IFA_F_TEMPORARY is another name of IFA_F_SECONDARY.
+        is_temporary: has(AddressHeaderFlags::Secondary),
+        is_permanent: has(AddressHeaderFlags::Permanent),
     })
 }
 

@@ -8,11 +8,13 @@ use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
     sys::AsyncSocket,
 };
+use tokio::task::JoinSet;
 
 use super::{
-    decode,
+    bridging, decode,
     error::NetlinkError,
-    types::{Address, FdbEntry, Link, Neighbour, Route, TABLE_MAIN},
+    running::running,
+    types::{Address, Bridging, FdbEntry, Link, Neighbour, Route, TABLE_MAIN},
 };
 
 /// Something changed in this network namespace.
@@ -22,6 +24,8 @@ pub enum Event {
     Link(Link),
     /// A link went away, by its index.
     LinkGone(u32),
+    /// A bridge tells what it does at one of its ports, by the port's index.
+    BridgePort(u32, Bridging),
     /// An IPv4 address appeared.
     Address(Address),
     /// An IPv4 address went away.
@@ -49,6 +53,7 @@ const RECEIVE_BUFFER: i32 = 1 << 20;
 /// A subscription to links, addresses, routes, neighbours and bridge forwarding tables. It ends when this is dropped.
 pub struct Monitor {
     messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
+    _connection: JoinSet<()>,
 }
 
 impl Monitor {
@@ -64,8 +69,8 @@ impl Monitor {
         if let Err(error) = socket.set_rx_buf_sz(RECEIVE_BUFFER) {
             log::debug!("netlink receive buffer stays at its default: {error}");
         }
-        tokio::spawn(connection);
-        Ok(Self { messages: messages.map(|(message, _)| message).boxed() })
+        let messages = messages.map(|(message, _)| message).boxed();
+        Ok(Self { messages, _connection: running(connection) })
     }
 
     /// The next event that concerns the overlay. After [`Event::Lost`] the caller must subscribe and take a snapshot again.
@@ -89,7 +94,9 @@ impl Monitor {
 
 fn event(message: &RouteNetlinkMessage) -> Option<Event> {
     match message {
-        RouteNetlinkMessage::NewLink(message) => decode::link(message).map(Event::Link),
+        RouteNetlinkMessage::NewLink(message) => decode::link(message)
+            .map(Event::Link)
+            .or_else(|| bridging::of_news(message).map(|(port, bridging)| Event::BridgePort(port, bridging))),
         RouteNetlinkMessage::DelLink(message) => {
             decode::link(message).map(|link| Event::LinkGone(link.index))
         }

@@ -14,6 +14,8 @@ const NLM_F_REQUEST_ACK: u16 = 1 | 4;
 pub(super) const NLM_F_DUMP: u16 = 0x300;
 /// The flag of a request to make something that is not there, and to change it if it is (without `NLM_F_EXCL`).
 pub(super) const NLM_F_CREATE: u16 = 0x400;
+/// The flag of a request to add something behind others of its kind (`NLM_F_APPEND`).
+pub(super) const NLM_F_APPEND: u16 = 0x800;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;

@@ -16,8 +16,8 @@ use super::{
     dump::{dump, of_family},
     error::NetlinkError,
     types::{
-        Address, DeviceLosses, FdbEntry, FlaggedAddress, HostSnapshot, Link, Neighbour, Route, TABLE_MAIN,
-        Way,
+        Address, DeviceLosses, FdbEntry, FlaggedAddress, HostSnapshot, Ipv6Address, Link, Neighbour, Route,
+        TABLE_MAIN, Way,
     },
 };
 
@@ -86,6 +86,14 @@ impl Netlink {
         let messages = dump("list addresses", request).await?;
         let messages = messages.iter().filter_map(|message| is!(message, NewAddress));
         Ok(messages.filter_map(decode::flagged_address).collect())
+    }
+
+    /// All IPv6 addresses, with what the kernel says of their use. There are none where it has no IPv6.
+    pub async fn ipv6_addresses(&self) -> Result<Vec<Ipv6Address>, NetlinkError> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let messages = dump("list addresses", request).await?;
+        let messages = messages.iter().filter_map(|message| is!(message, NewAddress));
+        Ok(messages.filter_map(decode::ipv6_address).collect())
     }
 
     /// The IPv4 routes of table main that lead further than this host's own links, in the kernel's order.

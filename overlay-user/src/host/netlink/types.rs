@@ -112,6 +112,36 @@ pub struct Link {
     pub peer: Option<u32>,
     /// Namespace of a veth's other end, by the id it has in this namespace. `None` if it is this namespace.
     pub peer_netns: Option<i32>,
+    /// What a bridge does there, as far as it concerns the frames that it forwards. `None` if this is neither a bridge nor a port
+    /// of one, or if the kernel does not tell.
+    pub bridging: Option<Bridging>,
+}
+
+/// By which settings a bridge does more, or less, to unicast frames than to forward them from one port to another: those of the
+/// bridge itself, or those of one port. By the kernel's defaults there are none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bridging(pub Vec<&'static str>);
+
+impl Link {
+    /// A link for tests: Ethernet, up, without a master and without a MAC address.
+    #[cfg(test)]
+    pub(crate) fn example(index: u32, name: &str, kind: LinkKind) -> Self {
+        Self {
+            index,
+            name: name.to_owned(),
+            kind,
+            link_type: LinkType::ETHERNET,
+            master: None,
+            mac: None,
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            noarp: false,
+            peer: None,
+            peer_netns: None,
+            bridging: None,
+        }
+    }
 }
 
 /// An address of a link. Only those of IPv4 are listed yet.
@@ -143,6 +173,25 @@ pub struct FlaggedAddress {
     pub is_permanent: bool,
     /// Whether the link has an earlier address of the same prefix.
     pub is_secondary: bool,
+}
+
+/// An IPv6 address of a link, and what the kernel says of its use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Address {
+    /// Interface index.
+    pub link: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Whether the kernel is still finding out if another host has it, too.
+    pub is_tentative: bool,
+    /// Whether another host was found to have it, so that it is not used.
+    pub is_duplicate: bool,
+    /// Whether nothing new should use it (`preferred_lft 0`).
+    pub is_deprecated: bool,
+    /// Whether it is one of those that change for privacy (RFC 8981).
+    pub is_temporary: bool,
+    /// Whether it has no end: it was set by hand, not learned from a router or leased.
+    pub is_permanent: bool,
 }
 
 /// A route of table main that leads further than this host's own links: a default route, or one with a gateway.

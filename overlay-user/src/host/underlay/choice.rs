@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use regex::Regex;
 
 use crate::{
-    host::netlink::{FlaggedAddress, Link, LinkKind, LinkType, Route, Way},
+    host::netlink::{FlaggedAddress, Ipv6Address, Link, LinkKind, LinkType, Route, Way},
     model::mac::Mac,
 };
 
@@ -22,6 +22,8 @@ pub struct Choice {
     pub can_reach: Option<IpAddr>,
     /// `--public-ip`: the address that the lease tells the other hosts.
     pub public_ip: Option<IpAddr>,
+    /// `--public-ipv6`: the same of IPv6, in a network of both families.
+    pub public_ipv6: Option<IpAddr>,
 }
 
 impl Choice {
@@ -53,6 +55,8 @@ pub struct Sight {
     pub links: Vec<Link>,
     /// All IPv4 addresses.
     pub addresses: Vec<FlaggedAddress>,
+    /// All IPv6 addresses.
+    pub ipv6: Vec<Ipv6Address>,
     /// The routes that lead further than this host's own links.
     pub ways: Vec<Way>,
     /// The route to the address of `--iface-can-reach`, or why there is none.
@@ -118,7 +122,7 @@ fn found<'a>(choice: &Choice, sight: &'a Sight) -> Result<Found<'a>> {
     }
     if !absent.is_empty() {
         let absent = absent.join(", ");
-        useless.insert(0, format!("no interface matches {absent}: `ip -4 address` lists what there is"));
+        useless.insert(0, format!("no interface matches {absent}: `ip address` lists what there is"));
     }
     if !useless.is_empty() {
         bail!(useless.join("; "));
@@ -138,8 +142,9 @@ impl Sight {
 
     /// The interface that has this address.
     fn holder(&self, address: IpAddr) -> Option<&Link> {
-        let held = self.addresses.iter().find(|one| one.address.address == address)?;
-        self.link(held.address.link)
+        let ipv4 = self.addresses.iter().map(|one| (one.address.address, one.address.link));
+        let mut held = ipv4.chain(self.ipv6.iter().map(|one| (one.address, one.link)));
+        held.find(|(one, _)| *one == address).and_then(|(_, link)| self.link(link))
     }
 
     /// The addresses of a link that other hosts may reach, in the order in which flanneld prefers them: first those that are
@@ -180,6 +185,10 @@ impl Sight {
     fn named(&self, wanted: &str) -> Result<Found<'_>, Missed> {
         if let Ok(address) = wanted.parse::<IpAddr>() {
             let link = self.holder(address).ok_or(Missed::Absent)?;
+            if address.is_ipv6() {
+                // The interface is named by it, and IPv6's choice takes the address itself.
+                return self.first_of(link).map_err(Missed::Useless);
+            }
             return Ok(Found { link, address });
         }
         let link = self.links.iter().find(|link| link.name == wanted).ok_or(Missed::Absent)?;
@@ -266,7 +275,7 @@ pub fn unfit(link: &Link) -> Option<String> {
     ))
 }
 
-fn holds_addresses_only(link: &Link) -> bool {
+pub(super) fn holds_addresses_only(link: &Link) -> bool {
     link.link_type == LinkType::LOOPBACK || link.kind == LinkKind::Other("dummy".to_owned())
 }
 

@@ -3,20 +3,12 @@ use super::*;
 use crate::host::netlink::{Address, Tun};
 
 fn link(index: u32, name: &str) -> Link {
-    Link {
-        index,
-        name: name.into(),
-        kind: LinkKind::Other(String::new()),
-        link_type: if name == "lo" { LinkType::LOOPBACK } else { LinkType::ETHERNET },
-        master: None,
-        mac: Some(Mac([2, 0, 0, 0, 0, index as u8])),
-        mtu: if name == "lo" { 65536 } else { 1500 },
-        up: true,
-        carrier: true,
-        noarp: false,
-        peer: None,
-        peer_netns: None,
+    let mut link = Link::example(index, name, LinkKind::Other(String::new()));
+    link.mac = Some(Mac([2, 0, 0, 0, 0, index as u8]));
+    if name == "lo" {
+        (link.link_type, link.mtu) = (LinkType::LOOPBACK, 65536);
     }
+    link
 }
 
 /// An address: `d` in its flags is deprecated, `t` has an end, `s` is secondary.
@@ -26,6 +18,18 @@ fn held(link: u32, address: &str, flags: &str) -> FlaggedAddress {
         is_deprecated: flags.contains('d'),
         is_permanent: !flags.contains('t'),
         is_secondary: flags.contains('s'),
+    }
+}
+
+fn held6(link: u32, address: &str) -> Ipv6Address {
+    Ipv6Address {
+        link,
+        address: address.parse().unwrap(),
+        is_tentative: false,
+        is_duplicate: false,
+        is_deprecated: false,
+        is_temporary: false,
+        is_permanent: true,
     }
 }
 
@@ -59,6 +63,7 @@ fn host() -> Sight {
             held(6, "10.7.0.1", "d"),
             held(7, "169.254.1.1", ""),
         ],
+        ipv6: vec![held6(3, "fd99::3"), held6(4, "fd99::4")],
         ways: vec![way("0.0.0.0/0", &[2], 100), way("0.0.0.0/0", &[3], 200)],
         reached: None,
     }
@@ -188,7 +193,7 @@ fn refusals_name_what_was_asked_for() {
         ("--iface old0", "interface old0 has no IPv4 address but 10.7.0.1 (deprecated)"),
         (
             "--iface ens9 --iface 10.0.0.9 --iface-regex ^wg",
-            "no interface matches --iface ens9, --iface 10.0.0.9, --iface-regex ^wg: `ip -4 address`",
+            "no interface matches --iface ens9, --iface 10.0.0.9, --iface-regex ^wg: `ip address`",
         ),
         ("--iface ens9 --iface bare0", "lists what there is; interface bare0 has no IPv4 address"),
         ("--iface-regex (", "--iface-regex (: "),

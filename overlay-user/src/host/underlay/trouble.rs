@@ -46,24 +46,11 @@ pub fn trouble(name: &str, address: IpAddr, links: &[Link], addresses: &[Address
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::netlink::{LinkKind, LinkType};
+    use crate::host::netlink::LinkKind;
 
     #[test]
     fn what_peers_cannot_reach_is_named() {
-        let link = |name: &str, up, carrier| Link {
-            index: 2,
-            name: name.into(),
-            kind: LinkKind::Veth,
-            link_type: LinkType::ETHERNET,
-            master: None,
-            mac: None,
-            mtu: 1500,
-            up,
-            carrier,
-            noarp: false,
-            peer: None,
-            peer_netns: None,
-        };
+        let link = |name: &str, up, carrier| Link { up, carrier, ..Link::example(2, name, LinkKind::Veth) };
         let address = |link, last| Address { link, address: [10, 99, 0, last].into(), prefix_len: 24 };
         let well = link("eth0", true, true);
         for (links, addresses, expected) in [

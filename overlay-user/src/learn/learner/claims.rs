@@ -24,6 +24,7 @@ impl Learner {
         for (address, claims) in &claimed {
             self.weigh(*address, claims);
         }
+        self.follow_bridges();
         // An address that nobody claims any more needs no further question.
         self.claims.retain(|address, claim| claim.state == Asked::Probing || claimed.contains_key(address));
     }
@@ -159,7 +160,7 @@ impl Learner {
 
     pub(super) fn forget(&mut self, address: IpAddr) {
         self.claims.remove(&address);
-        self.answered.remove(&address);
+        self.answers.forget(address);
         if self.endpoints.remove(&address).is_some() {
             self.changes.push(LocalChange::RemoveEndpoint(address));
         }
@@ -193,10 +194,12 @@ impl Learner {
     }
 
     /// All claims in the picture: for each address the ports and MAC addresses that claim it.
-    fn claimed(&self) -> BTreeMap<IpAddr, Vec<(u32, Mac)>> {
+    pub(super) fn claimed(&self) -> BTreeMap<IpAddr, Vec<(u32, Mac)>> {
         let mut claims: BTreeMap<IpAddr, Vec<(u32, Mac)>> = BTreeMap::new();
-        for (&(link, address), &mac) in &self.neighbours {
-            if !self.is_container(address) || !mac.is_unicast() {
+        let besides = self.announced.places().filter(|place| !self.neighbours.contains_key(place));
+        for (link, address) in self.neighbours.keys().copied().chain(besides) {
+            let Some(mac) = self.neighbour((link, address)).filter(|mac| mac.is_unicast()) else { continue };
+            if !self.is_container(address) {
                 continue;
             }
             let port = if self.bridges.contains(&link) {
@@ -258,31 +261,46 @@ impl Learner {
             return;
         }
         let is_new = claim.state == Asked::NotYet;
-        let is_settled = held.pinned || self.answered.contains_key(&address);
+        let is_settled = held.pinned || self.answers.count(address);
         if is_new && !is_settled {
             claim.state = Asked::Probing;
             let Endpoint { port, mac, gateway_mac, .. } = held;
-            self.probes.push(Probe { port, address, mac, gateway_mac });
+            let sibling = self.sibling(address, &held);
+            self.probes.push(Probe { port, address, mac, gateway_mac, sibling });
         }
         self.claims.insert(address, claim);
         if is_new && is_settled {
+            if held.pinned {
+                self.answers.pinned(address);
+            }
             self.refuse(address);
         }
     }
 
-    pub(super) fn learned(&self, port: u32, mac: Mac) -> Endpoint {
-        let foreign_tc = self.foreign_tc.get(&port).copied().unwrap_or_default();
-        Endpoint { port, mac, gateway_mac: self.gateway_mac(port), pinned: false, foreign_tc }
+    /// Another address of the container that holds `address`, which nobody else claims.
+    fn sibling(&self, address: IpAddr, held: &Endpoint) -> Option<IpAddr> {
+        let mut others = self.endpoints.iter().filter(|(other, _)| **other != address);
+        others
+            .find(|(other, endpoint)| {
+                (endpoint.port, endpoint.mac) == (held.port, held.mac) && !self.claims.contains_key(other)
+            })
+            .map(|(other, _)| *other)
     }
 
-    /// Refuses a claim, because the holder answered or is pinned. The holder is not asked again before [`Learner::retry`],
-    /// whoever claims the address. Claims may alternate with every packet, so only one is counted until then.
+    pub(super) fn learned(&self, port: u32, mac: Mac) -> Endpoint {
+        let foreign_tc = self.foreign_tc.get(&port).copied().unwrap_or_default();
+        let gateway_mac = self.gateway_mac(port);
+        Endpoint { port, mac, gateway_mac, pinned: false, foreign_tc, bridge: self.hands_on_by(port, mac) }
+    }
+
+    /// Refuses a claim, because the holder answered or is pinned. The holder is not asked again before the pause after its answer is
+    /// over, whoever claims the address. Claims may alternate with every packet, so only one is counted until [`Learner::retry`].
     pub(super) fn refuse(&mut self, address: IpAddr) {
-        let counted = self.answered.entry(address).or_default();
         let Some(claim) = self.claims.get_mut(&address) else { return };
         claim.state = Asked::Refused;
-        let (claim_was, address_was) = (mem::replace(&mut claim.counted, true), mem::replace(counted, true));
-        self.conflicts_total += u64::from(!claim_was && !address_was);
+        let (is_first, was_counted) =
+            (self.answers.is_first_conflict(address), mem::replace(&mut claim.counted, true));
+        self.conflicts_total += u64::from(is_first && !was_counted);
     }
 
     /// The holder did not answer, so the claimant gets the address. If the claimant's port has no programs, the endpoint is
@@ -292,8 +310,8 @@ impl Learner {
             return;
         };
         self.moves_total += 1;
-        self.answered.remove(&address);
-        self.disprove(address, claim.port);
+        self.answers.forget(address);
+        self.disprove(address, &claim);
         if self.ports.get(&claim.port) == Some(&PortKind::Veth) {
             self.put(address, self.learned(claim.port, claim.mac));
         } else {
@@ -301,15 +319,21 @@ impl Learner {
         }
     }
 
-    /// Removes the former holder's neighbour entry from the picture. The kernel keeps such an entry for long. If it is on
-    /// another segment than the claimant's, it would be a claim at once, and two silent containers would take the address from
-    /// each other for ever.
-    fn disprove(&mut self, address: IpAddr, claimant: u32) {
+    /// Removes the former holder from the picture, where the claimant's entry is another one. The kernel keeps its entry for long.
+    /// It would be a claim, at once or when an announcement ends, and two silent containers would take the address from each other
+    /// for ever.
+    fn disprove(&mut self, address: IpAddr, claim: &AddressClaim) {
         let Some(held) = self.endpoints.get(&address) else { return };
         let segment = self.segment(held.port);
-        let key = (segment, address);
-        if segment != self.segment(claimant) && self.neighbours.get(&key) == Some(&held.mac) {
-            self.neighbours.remove(&key);
+        let place = (segment, address);
+        if segment == self.segment(claim.port) && held.mac == claim.mac {
+            return;
+        }
+        if self.neighbours.get(&place) == Some(&held.mac) {
+            self.neighbours.remove(&place);
+        }
+        if self.announced.get(place) == Some(held.mac) {
+            self.announced.supersede(place);
         }
     }
 }

@@ -21,6 +21,7 @@ impl Learner {
             ifindex: link.index,
             gateway: self.local.iter().find(|(index, _)| *index == link.index).map(|(_, address)| *address),
             mtu: link.mtu,
+            same_host: self.same_host(link),
             ports: self
                 .ports
                 .keys()

@@ -1,8 +1,11 @@
 //! Tests of what follows from sequences of kernel events.
+mod moves;
+mod same_host;
+
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::host::netlink::{Address, FdbEntry, LinkType, Neighbour, TABLE_MAIN};
+use crate::host::netlink::{Address, FdbEntry, Neighbour, TABLE_MAIN};
 
 const BRIDGE: u32 = 5;
 const A: Mac = mac(0xa);
@@ -17,20 +20,8 @@ const fn mac(last: u8) -> Mac {
 fn link(index: u32, kind: LinkKind, master: Option<u32>) -> Link {
     // The other end of a container's veth is in the container's namespace.
     let peer_netns = (kind == LinkKind::Veth).then_some(0);
-    Link {
-        index,
-        name: format!("if{index}"),
-        kind,
-        link_type: LinkType::ETHERNET,
-        master,
-        mac: Some(mac(0x80 | index as u8)),
-        mtu: 1450,
-        up: true,
-        carrier: true,
-        noarp: false,
-        peer: None,
-        peer_netns,
-    }
+    let mac = Some(mac(0x80 | index as u8));
+    Link { master, mac, peer_netns, ..Link::example(index, &format!("if{index}"), kind) }
 }
 
 fn bridge() -> Link {
@@ -60,6 +51,7 @@ fn on(port: u32, mac: Mac) -> Endpoint {
         gateway_mac: self::mac(0x80 | BRIDGE as u8),
         pinned: false,
         foreign_tc: ForeignTc::default(),
+        bridge: None,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Fields of flannel's config that mean nothing here. What flanneld cannot read, nobody should take for well written, since it
+//! Fields of flannel's config that mean nothing here: those of IPv6 in a network of IPv4 alone, and those that only Kubernetes has. What flanneld cannot read, nobody should take for well written, since it
 //! ends over such a config on every host that runs it.
 use std::net::IpAddr;
 

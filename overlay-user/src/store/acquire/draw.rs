@@ -5,31 +5,59 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use rand::seq::IteratorRandom as _;
 
-use crate::model::network::NetworkConfig;
+use crate::model::{
+    addr::{after, size},
+    network::AddressPlan,
+};
 
 /// Out of how many of the first free subnets one is drawn: at first, and after each race that was lost in a row. The last holds
 /// for all further draws. Few hosts that start together seldom draw the same of 100, and the network stays dense; of thousands
 /// that start together nearly all would draw the same ones again and again.
-const DRAWS: [usize; 3] = [100, 1000, usize::MAX];
+///
+/// The last is more than any network has hosts, and few enough to count: a network of IPv6 may have 2^64 free subnets.
+const DRAWS: [usize; 3] = [100, 1000, 1 << 20];
 
 /// Among how many free subnets one is drawn when this many races have been lost.
 pub(super) fn draw_of(lost: u32) -> usize {
     DRAWS[usize::try_from(lost).unwrap_or(usize::MAX).min(DRAWS.len() - 1)]
 }
 
-/// Draws one of the first free subnets, `among` of them at most.
-pub(super) fn draw(config: &NetworkConfig, taken: &Taken, among: usize) -> Result<IpNet> {
-    let free = config.plan.candidates().filter(|&subnet| taken.is_free(subnet)).take(among);
+/// Draws one of the first free subnets of a plan, `among` of them at most.
+pub(super) fn draw(plan: &AddressPlan, taken: &Taken, among: usize) -> Result<IpNet> {
     // Drawn in passing: a network may have millions of subnets, which are not gathered for this.
-    free.choose(&mut rand::rng()).with_context(|| {
+    let drawn = free(plan, taken).take(among).choose(&mut rand::rng());
+    drawn.with_context(|| {
+        let wider = match plan.network {
+            IpNet::V4(_) => "Network, SubnetMin or SubnetMax",
+            IpNet::V6(_) => "IPv6Network, IPv6SubnetMin or IPv6SubnetMax",
+        };
         format!(
-            "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen \
-             Network, SubnetMin or SubnetMax",
-            config.plan.network,
-            config.plan.candidates().count(),
-            config.plan.subnet_min,
-            config.plan.subnet_max
+            "no free subnet in {}: all {} subnets from {} to {} are leased; delete leases of hosts that are gone, or widen {wider}",
+            plan.network,
+            plan.count(),
+            plan.subnet_min,
+            plan.subnet_max
         )
+    })
+}
+
+/// The free subnets of a plan, in order. A range that is taken is passed over in one step, because a single lease of a short
+/// prefix may cover more subnets of IPv6 than can be counted.
+fn free(plan: &AddressPlan, taken: &Taken) -> impl Iterator<Item = IpNet> {
+    let (count, size) = (plan.count(), size(plan.subnet_min, plan.subnet_len));
+    let mut place = 0;
+    std::iter::from_fn(move || {
+        while place < count {
+            let subnet = IpNet::new_assert(after(plan.subnet_min, place * size), plan.subnet_len);
+            match taken.last_within(subnet) {
+                Some(last) => place = plan.place_behind(last),
+                None => {
+                    place += 1;
+                    return Some(subnet);
+                }
+            }
+        }
+        None
     })
 }
 
@@ -44,14 +72,42 @@ impl Taken {
     }
 
     pub(super) fn is_free(&self, subnet: IpNet) -> bool {
-        let before = self.0.range(..=subnet.broadcast()).next_back();
-        before.is_none_or(|(_, &last)| last < subnet.network())
+        self.last_within(subnet).is_none()
+    }
+
+    /// The end of the last range that has addresses of this subnet.
+    fn last_within(&self, subnet: IpNet) -> Option<IpAddr> {
+        let (_, &last) = self.0.range(..=subnet.broadcast()).next_back()?;
+        (last >= subnet.network()).then_some(last)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::network::NetworkConfig;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    /// One lease covers 2^63 subnets, and as many are free: neither are counted one by one.
+    #[test]
+    fn a_network_of_ipv6_is_drawn_from_at_once() {
+        let text = br#"{"Network":"10.0.0.0/8","EnableIPv6":true,"IPv6Network":"fd00::/60","IPv6SubnetLen":124,"Backend":{"Type":"vxlan"}}"#;
+        let plan = NetworkConfig::parse_both_families(text).unwrap().ipv6.unwrap();
+        assert_eq!(plan.count(), (1 << 64) - 1);
+        let taken = Taken::new([net("fd00::/61"), net("10.0.0.0/9"), net("fd00:0:0:8::/124")].into_iter());
+        for _ in 0..100 {
+            let drawn = draw(&plan, &taken, 100).unwrap();
+            let first_hundred: IpNet = net("fd00:0:0:8::/117");
+            assert!(first_hundred.contains(&drawn) && drawn != net("fd00:0:0:8::/124"), "{drawn}");
+            assert!(plan.fits(drawn));
+        }
+        assert!(plan.fits(draw(&plan, &taken, 5000).unwrap()));
+        let why = draw(&plan, &Taken::new([net("fc00::/7")].into_iter()), 100).unwrap_err().to_string();
+        assert!(why.starts_with("no free subnet in fd00::/60: all 18446744073709551615 subnets"), "{why}");
+    }
 
     #[test]
     fn each_lost_race_widens_the_draw() {
@@ -61,7 +117,7 @@ mod tests {
         // Every second subnet is taken.
         let taken = Taken::new(candidates.iter().copied().step_by(2));
         for (lost, among) in [(0, 100), (1, 1000), (2, candidates.len() / 2), (31, candidates.len() / 2)] {
-            let drawn = (0..2000).map(|_| draw(&config, &taken, draw_of(lost)).unwrap());
+            let drawn = (0..2000).map(|_| draw(&config.plan, &taken, draw_of(lost)).unwrap());
             let places = drawn.map(|subnet| candidates.binary_search(&subnet).unwrap());
             let (mut least, mut most) = (usize::MAX, 0);
             for place in places {

@@ -7,9 +7,14 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
+use etcd_client::{Certificate, Channel, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
+use hyper_util::client::legacy::connect::HttpConnector;
+use tonic::transport::Endpoint;
 
-use super::errors::{classify, unavailable};
+use super::{
+    errors::{classify, unavailable},
+    silence,
+};
 use crate::store::StoreError;
 
 /// How long one request may take, connecting and logging in included. After a request that took longer the next one may take
@@ -17,8 +22,6 @@ use crate::store::StoreError;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a request may take.
 const LONGEST: Duration = Duration::from_secs(30);
-/// A connection that is silent for this long is asked for a sign of life. etcd allows one such question in 5 s.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// Where etcd is, and how to log in: flannel's `--etcd-*` options.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,11 +104,12 @@ impl Connection {
     /// endpoint answers.
     async fn connect(&mut self) -> Result<Client, StoreError> {
         // The files are read for each connection, because certificates are renewed while agents run.
-        let connect =
-            connect_options(&self.options).map_err(|error| unavailable(&self.name, format!("{error:#}")))?;
+        let tls = tls(&self.options).map_err(|error| unavailable(&self.name, format!("{error:#}")))?;
+        let login = login(&self.options);
         let (mut failures, mut refusal) = (Vec::new(), None);
         for _ in 0..self.options.endpoints.len() {
-            let tried = try_endpoint(self.options.endpoints[0].clone(), self.probe.clone(), connect.clone());
+            let url = self.options.endpoints[0].clone();
+            let tried = try_endpoint(url, tls.clone(), login.clone(), self.probe.clone());
             match self.within(Box::pin(tried)).await {
                 Ok(client) => return Ok(client),
                 Err(StoreError::Unavailable { detail, .. }) => failures.push(detail),
@@ -118,28 +122,57 @@ impl Connection {
     }
 }
 
-async fn try_endpoint(endpoint: String, probe: String, connect: ConnectOptions) -> Result<Client, Error> {
-    let mut client = Client::connect([endpoint], Some(connect)).await?;
-    // Connecting does not talk to the endpoint yet. This request does.
-    let quietly = GetOptions::new().with_keys_only();
-    client.get(probe, Some(quietly)).await?;
+async fn try_endpoint(
+    url: String,
+    tls: Option<TlsOptions>,
+    login: ConnectOptions,
+    probe: String,
+) -> Result<Client, Error> {
+    let url = if url.contains("://") { url } else { format!("http://{url}") };
+    let endpoint = Endpoint::from_shared(url)?;
+    let endpoint = match tls {
+        Some(tls) => endpoint.tls_config(tls)?,
+        None => endpoint,
+    };
+    let channel = Channel::Tonic(endpoint.connect_with_connector_lazy(connector()));
+    let mut client = Client::from_channel(channel, Some(login)).await?;
+    // Without a login, nothing was said to the endpoint so far. Only a member that is in touch with its cluster answers this.
+    client.get(probe, Some(GetOptions::new().with_keys_only())).await?;
     Ok(client)
 }
 
-fn connect_options(options: &EtcdOptions) -> anyhow::Result<ConnectOptions> {
-    let mut connect = ConnectOptions::new()
-        .with_connect_timeout(TIMEOUT)
-        .with_keep_alive(SILENCE, TIMEOUT)
-        .with_keep_alive_while_idle(false)
-        .with_require_leader(true)
-        .with_auto_token_refresh(true);
-    if let Some(username) = &options.username {
-        connect = connect.with_user(username, options.password.as_deref().unwrap_or_default());
+/// Makes TCP connections. tonic speaks TLS on them. The client can make them by itself, but would leave it to the kernel for how long
+/// a peer that does not answer is asked, and Linux does that for more than ten minutes.
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    // It may be https, too.
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(TIMEOUT));
+    connector.set_keepalive(Some(silence::QUIET));
+    connector.set_keepalive_interval(Some(silence::PROBE));
+    connector.set_keepalive_retries(Some(silence::PROBES));
+    connector.set_tcp_user_timeout(Some(silence::UNACKNOWLEDGED));
+    connector
+}
+
+/// Asks for what a member can say by itself, and says to anybody. (A read would need a login, and etcd forgets a login after five
+/// silent minutes. Logging in costs it far more than any request: it compares a password by bcrypt.)
+pub(super) async fn sign_of_life(mut client: Client) -> Result<(), Error> {
+    // gRPC's status codes for a request that is refused to this client, is not known (to a proxy of etcd), or needs a login.
+    const REFUSALS: [i32; 3] = [7, 12, 16];
+    match client.status().await {
+        Err(Error::GRpcStatus(status)) if REFUSALS.contains(&i32::from(status.code())) => Ok(()),
+        answer => answer.map(drop),
     }
-    if let Some(tls) = tls(options)? {
-        connect = connect.with_tls(tls);
+}
+
+fn login(options: &EtcdOptions) -> ConnectOptions {
+    let connect = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+    match &options.username {
+        Some(username) => connect.with_user(username, options.password.as_deref().unwrap_or_default()),
+        None => connect,
     }
-    Ok(connect)
 }
 
 /// How to speak TLS, if the endpoints are `https://`.
@@ -171,4 +204,31 @@ fn tls(options: &EtcdOptions) -> anyhow::Result<Option<TlsOptions>> {
 
 fn read(path: &Path, flag: &str) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {flag} {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{
+        getsockopt,
+        sockopt::{KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout},
+    };
+    use tokio::net::TcpListener;
+    use tonic::codegen::Service as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_ends_a_connection_that_is_silent_and_one_whose_data_nobody_acknowledges() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: hyper::Uri = format!("https://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let socket = connector().call(url).await.unwrap().into_inner();
+        assert!(socket.nodelay().unwrap() && getsockopt(&socket, KeepAlive).unwrap());
+        let probes = [
+            getsockopt(&socket, TcpKeepIdle).unwrap(),
+            getsockopt(&socket, TcpKeepInterval).unwrap(),
+            getsockopt(&socket, TcpKeepCount).unwrap(),
+        ];
+        // It counts milliseconds.
+        assert_eq!((probes, getsockopt(&socket, TcpUserTimeout).unwrap()), ([10, 1, 5], 15_000));
+    }
 }

@@ -16,6 +16,7 @@ fn lease(mac: u8) -> Lease {
         subnet: "10.244.1.0/24".parse().unwrap(),
         public_ip: [10, 99, 0, 1].into(),
         backend: LeaseBackend::Vxlan { vni: 1, vtep_mac: crate::model::mac::Mac([2, 0, 0, 0, 0, mac]) },
+        ipv6: None,
     }
 }
 
@@ -54,20 +55,51 @@ async fn what_a_store_that_was_down_did_not_take_is_tried_as_soon_as_it_answers(
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_hosts_that_alter_each_others_value_write_once_a_minute() {
+async fn what_somebody_else_alters_is_written_again_at_once_and_a_fight_is_bounded() {
     let (mut store, mut keeper) = acquired().await;
-    for pause in [Duration::ZERO, RETRY] {
-        store.put(&keeper.key, lease(2).value(), Some(TIME_TO_LIVE));
-        let due = Instant::now() + pause;
+    let mut waits = Vec::new();
+    for times in 1..=AT_ONCE + 2 {
+        let revision = store.put(&keeper.key, lease(2).value(), Some(TIME_TO_LIVE));
+        let now = Instant::now();
         // However often the value is seen, the time of the next write stays the same.
-        for _ in 0..2 {
-            keeper.snapshot(&store.snapshot().await.unwrap());
-            assert_eq!(keeper.due(), Some(due));
-        }
+        let entry = store.snapshot().await.unwrap().entries.remove(0);
+        keeper.change(&Batch { revision, changes: vec![LeaseChange::Put(entry)] });
+        let due = keeper.due().unwrap();
+        keeper.snapshot(&store.snapshot().await.unwrap());
+        assert_eq!(keeper.due(), Some(due));
+        waits.push(due - now);
+        let told = keeper.status().alteration.unwrap();
+        assert_eq!((told.times, told.stands), (times.into(), true));
+        assert_eq!(told.what, "VtepMAC 02:00:00:00:00:02 instead of 02:00:00:00:00:01");
         tokio::time::sleep_until(due).await;
-        keeper.keep(&mut store).await;
+        assert_eq!(keeper.keep(&mut store).await, LeaseWrite::Settled);
         assert_eq!(store.snapshot().await.unwrap().entries[0].value, lease(1).value());
+        assert!(!keeper.status().alteration.unwrap().stands);
     }
+    let (at_once, later) = waits.split_at(AT_ONCE as usize);
+    assert_eq!((at_once, later), (&[Duration::ZERO; AT_ONCE as usize][..], &[TURN; 2][..]));
+    // Unused turns come back.
+    tokio::time::advance(TURN * AT_ONCE).await;
+    store.put(&keeper.key, lease(2).value(), Some(TIME_TO_LIVE));
+    keeper.snapshot(&store.snapshot().await.unwrap());
+    assert_eq!(keeper.due(), Some(Instant::now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_alteration_that_somebody_takes_back_stands_no_longer() {
+    let (mut store, mut keeper) = acquired().await;
+    for (mac, stands) in [(2, true), (1, false)] {
+        let revision = store.put(&keeper.key, lease(mac).value(), Some(TIME_TO_LIVE));
+        let entry = store.snapshot().await.unwrap().entries.remove(0);
+        keeper.change(&Batch { revision, changes: vec![LeaseChange::Put(entry)] });
+        let told = keeper.status().alteration.unwrap();
+        assert_eq!((told.times, told.stands), (1, stands));
+    }
+    // The next alteration is another one.
+    store.put(&keeper.key, lease(2).value(), Some(TIME_TO_LIVE));
+    keeper.snapshot(&store.snapshot().await.unwrap());
+    let told = keeper.status().alteration.unwrap();
+    assert_eq!((told.times, told.stands), (2, true));
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,7 +104,8 @@ fn size(pin: &Path) -> Result<MapSize> {
     Ok(MapSize { name, max_entries: map.info()?.max_entries(), bytes: memlock(&info)? })
 }
 
-fn memlock(info: &str) -> Result<u64> {
+/// The bytes of kernel memory that the fdinfo of a map's descriptor tells.
+pub(crate) fn memlock(info: &str) -> Result<u64> {
     let value = info.lines().find_map(|line| line.strip_prefix("memlock:"));
     value.and_then(|value| value.trim().parse().ok()).context("no memlock in its fdinfo")
 }

@@ -17,7 +17,7 @@ pub struct Memory {
 
 impl Memory {
     /// The memory of a process at this moment.
-    pub(super) fn of(pid: u32) -> Result<Self> {
+    pub fn of(pid: u32) -> Result<Self> {
         let path = format!("/proc/{pid}/status");
         Self::parse(&fs::read_to_string(&path).with_context(|| format!("read {path}"))?)
     }

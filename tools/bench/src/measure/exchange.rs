@@ -20,8 +20,8 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{network::Network, statistics::percentile};
-use overlay_lab::join;
+use super::statistics::percentile;
+use overlay_lab::{Container, join};
 
 /// The protocol of the exchanges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,17 +47,17 @@ pub(super) struct Exchanges {
 /// becomes an error.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Has `flows` connections exchange bytes for `time`. Everything is pinned to CPU 0, because placement alone changes
+/// Has `flows` connections between these containers exchange bytes for `time`. Everything is pinned to CPU 0, because placement alone changes
 /// the figure tenfold.
 pub(super) fn exchanges(
-    network: &Network,
+    ends: [&Container; 2],
     protocol: Protocol,
     flows: u32,
     time: Duration,
 ) -> Result<Exchanges> {
     let pairs = (0..flows).map(|_| match protocol {
-        Protocol::Tcp => by_tcp(network, time),
-        Protocol::Udp => by_udp(network, time),
+        Protocol::Tcp => by_tcp(ends, time),
+        Protocol::Udp => by_udp(ends, time),
     });
     let (mut times, mut failed) = (Vec::new(), None);
     // All threads are joined even after an error, because one that is left behind would disturb the next sample.
@@ -92,10 +92,10 @@ struct Pair {
     answering: JoinHandle<Result<u64>>,
 }
 
-fn by_udp(network: &Network, time: Duration) -> Result<Pair> {
-    let inbox = network.to.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
-    let target = (network.to.address(), inbox.local_addr()?.port());
-    let answering = network.to.namespace().thread(move || {
+fn by_udp([from, to]: [&Container; 2], time: Duration) -> Result<Pair> {
+    let inbox = to.namespace().enter(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    let target = (to.address(), inbox.local_addr()?.port());
+    let answering = to.namespace().thread(move || {
         pin(0)?;
         inbox.set_read_timeout(Some(PATIENCE))?;
         let mut requests = 0;
@@ -109,7 +109,7 @@ fn by_udp(network: &Network, time: Duration) -> Result<Pair> {
             inbox.send_to(&byte, sender)?;
         }
     });
-    let asking = network.from.namespace().thread(move || {
+    let asking = from.namespace().thread(move || {
         pin(0)?;
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(target)?;
@@ -127,9 +127,10 @@ fn by_udp(network: &Network, time: Duration) -> Result<Pair> {
 /// The byte that ends a UDP conversation.
 const LAST: u8 = 1;
 
-fn by_tcp(network: &Network, time: Duration) -> Result<Pair> {
-    let (mut client, mut server) = connected(network)?;
-    let answering = network.to.namespace().thread(move || {
+fn by_tcp(ends: [&Container; 2], time: Duration) -> Result<Pair> {
+    let [from, to] = ends;
+    let (mut client, mut server) = connected(ends)?;
+    let answering = to.namespace().thread(move || {
         pin(0)?;
         let mut requests = 0;
         let mut byte = [0];
@@ -139,7 +140,7 @@ fn by_tcp(network: &Network, time: Duration) -> Result<Pair> {
         }
         Ok(requests)
     });
-    let asking = network.from.namespace().thread(move || {
+    let asking = from.namespace().thread(move || {
         pin(0)?;
         repeat(time, || {
             client.write_all(&[0])?;
@@ -150,11 +151,10 @@ fn by_tcp(network: &Network, time: Duration) -> Result<Pair> {
 }
 
 /// Both ends of a TCP connection between the containers.
-pub(super) fn connected(network: &Network) -> Result<(TcpStream, TcpStream)> {
-    let listener = network.to.namespace().enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
-    let target = (network.to.address(), listener.local_addr()?.port());
-    let client = network
-        .from
+pub(super) fn connected([from, to]: [&Container; 2]) -> Result<(TcpStream, TcpStream)> {
+    let listener = to.namespace().enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
+    let target = (to.address(), listener.local_addr()?.port());
+    let client = from
         .namespace()
         .enter(move || TcpStream::connect_timeout(&target.into(), PATIENCE).context("connect"))?;
     // The connection exists already, so this does not wait.
@@ -178,13 +178,13 @@ fn repeat(time: Duration, mut exchange: impl FnMut() -> Result<()>) -> Result<Ve
 }
 
 /// Connects, requests and responds over and over for `time`, one connection at a time.
-pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges> {
-    let listener = network.to.namespace().enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
-    let target = (network.to.address(), listener.local_addr()?.port());
+pub(super) fn connections([from, to]: [&Container; 2], time: Duration) -> Result<Exchanges> {
+    let listener = to.namespace().enter(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
+    let target = (to.address(), listener.local_addr()?.port());
     // On a listener, this option limits how long `accept` waits.
     let patience = TimeVal::seconds(PATIENCE.as_secs().try_into()?);
     setsockopt(&listener.as_fd(), sockopt::ReceiveTimeout, &patience)?;
-    let answering = network.to.namespace().thread(move || {
+    let answering = to.namespace().thread(move || {
         pin(0)?;
         let mut requests = 0;
         loop {
@@ -200,7 +200,7 @@ pub(super) fn connections(network: &Network, time: Duration) -> Result<Exchanges
             stream.write_all(&byte)?;
         }
     });
-    let asking = network.from.namespace().thread(move || {
+    let asking = from.namespace().thread(move || {
         pin(0)?;
         let connect = || {
             let stream = TcpStream::connect_timeout(&target.into(), PATIENCE).context("connect")?;

@@ -1,11 +1,12 @@
-//! The share of a connection's bytes that the fast path carries if one of its ends is a container that nobody has heard of yet.
+//! A connection one of whose ends is a container that nobody has heard of yet: how fast it is, and which share of its bytes the fast
+//! path carries.
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_common::Hook;
 
 use super::network::Network;
-use overlay_lab::{Accounts, Container, Ledger, Traffic, transfer};
+use overlay_lab::{Accounts, Container, Ledger, Traffic, Transfer, transfer};
 
 /// Which end of the connection is new: made right before it, without having sent a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +31,11 @@ impl New {
 /// The figures of such a stream.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct First {
+    /// Payload that arrived, in megabits per second, from before the connection to its end.
+    pub(super) megabits_per_second: f64,
     /// Of all bytes of inner packets, in both directions, the part that the fast path carried, in percent. Of sending and receiving
-    /// hosts, the lesser counts.
-    pub(super) fast_percent: f64,
+    /// hosts, the lesser counts. None where our overlay does not run.
+    pub(super) fast_percent: Option<f64>,
     /// TCP segments that either end has sent again because the first one did not arrive.
     pub(super) lost: u64,
 }
@@ -54,7 +57,10 @@ pub(super) fn first(network: &Network, new: New) -> Result<First> {
     let container = network.newcomer(at)?;
     let streamed = stream(network, &container, new);
     container.remove()?;
-    let missing = streamed?;
+    let (megabits_per_second, missing) = streamed?;
+    if network.members().is_empty() {
+        return Ok(First { megabits_per_second, fast_percent: None, lost: missing });
+    }
     let accounts = ledger.close(network.members())?;
     let (dropped, [_, lost, _]) = (accounts.dropped(), accounts.gaps(Traffic::default()));
     ensure!(
@@ -65,19 +71,20 @@ pub(super) fn first(network: &Network, new: New) -> Result<First> {
         New::Client => 0,
         New::Server => FIRST_ROUND_TRIP,
     };
-    Ok(First { fast_percent: fast_percent(&accounts, first)?, lost: missing })
+    let fast_percent = Some(fast_percent(&accounts, first)?);
+    Ok(First { megabits_per_second, fast_percent, lost: missing })
 }
 
-/// Sends the stream. Returns how many of its segments had to be sent again.
-fn stream(network: &Network, newcomer: &Container, new: New) -> Result<u64> {
+/// Sends the stream. Returns its megabits per second, and how many of its segments had to be sent again.
+fn stream(network: &Network, newcomer: &Container, new: New) -> Result<(f64, u64)> {
     let ends = match new {
         New::Client => [newcomer, &network.to],
         New::Server => [&network.from, newcomer],
     };
     let before = ends.map(Repeats::of);
-    transfer(ends[0], ends[1], PAYLOAD)?;
+    let Transfer { bytes, time } = transfer(ends[0], ends[1], PAYLOAD)?;
     let lost = ends.into_iter().zip(before).map(|(end, before)| Ok(Repeats::of(end)?.lost_since(before?)));
-    lost.sum()
+    Ok((bytes as f64 * 8.0 / 1e6 / time.as_secs_f64(), lost.sum::<Result<_>>()?))
 }
 
 /// The part of the bytes that the fast path carried, out of a host and into one. `first` is how many bytes the first packets had

@@ -1,9 +1,11 @@
-//! The frames that are sent: their first bytes, and the places in them where connections differ.
+//! The frames that are sent: their first bytes, the places in them where connections differ, and the MAC addresses in them.
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 use overlay_common::checksum;
+use overlay_lab::Namespace;
 use serde::Serialize;
+use serde_json::Value;
 
 /// The headers, which are written anew for each frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -75,6 +77,15 @@ impl Head {
         bytes[40..42].fill(0);
         Ok(Self { bytes, length, ports })
     }
+}
+
+/// MAC address of an interface.
+pub(super) fn mac(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
+    let links: Value =
+        serde_json::from_str(&namespace.exec(&format!("ip -json link show dev {interface}"))?)?;
+    let text = links[0]["address"].as_str().with_context(|| format!("no MAC address of {interface}"))?;
+    let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<Vec<_>, _>>()?;
+    octets.try_into().ok().with_context(|| format!("the MAC address {text}"))
 }
 
 #[cfg(test)]

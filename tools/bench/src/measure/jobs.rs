@@ -8,9 +8,9 @@ use super::{
     exchange::{Protocol, connections, exchanges},
     first::{New, first},
     network::{Case, Network},
-    packets::{Load, Part, Until, send},
+    packets::{Load, Part, Until, send, send_both_ways},
     programs::nanoseconds,
-    streams::streams,
+    streams::{both_ways, streams},
 };
 
 /// Jobs that belong together. `--only` selects groups.
@@ -26,8 +26,12 @@ pub(super) enum Group {
     Connect,
     /// TCP streams, and CPU seconds per gigabyte.
     Streams,
-    /// The part of a TCP stream that the fast path carries if one of its ends is a new container.
+    /// Throughput of a TCP stream one of whose ends is a new container, and the part of it that the fast path carries.
     First,
+    /// Packets and TCP request/response between two containers of one host, beside one veth between them.
+    SameHost,
+    /// Packets, and TCP streams, in both directions at once on two CPUs.
+    BothWays,
     /// Packets per second by the number of connections.
     Flows,
     /// Packets per second by the number of peers.
@@ -45,10 +49,16 @@ pub(super) enum Job {
     Programs,
     /// Request and response by this protocol, with so many connections at once.
     Exchange(Protocol, u32),
+    /// TCP request and response between containers of one host, with so many connections at once.
+    NearExchange(u32),
     /// Connections one after the other.
     Connect,
     /// So many TCP streams at once.
     Streams(u32),
+    /// Packets per second in both directions at once, in frames of 64 bytes.
+    PacketsBothWays,
+    /// Two TCP streams at once, one in each direction.
+    StreamsBothWays,
     /// A TCP stream of which this end is a new container.
     First(New),
 }
@@ -97,6 +107,11 @@ impl Job {
             Group::Streams => some(&[1, 4, 16], &[1, 4]).into_iter().map(Self::Streams).collect(),
             Group::First if quick => vec![Self::First(New::Client)],
             Group::First => vec![Self::First(New::Client), Self::First(New::Server)],
+            Group::SameHost => {
+                let exchanges = some(&[1, 32], &[1]).into_iter().map(Self::NearExchange);
+                [Self::Packets(Part::Near, 64)].into_iter().chain(exchanges).collect()
+            }
+            Group::BothWays => vec![Self::PacketsBothWays, Self::StreamsBothWays],
             // These groups are compared with themselves, or with nothing.
             Group::Flows | Group::Peers | Group::Agent => Vec::new(),
         }
@@ -114,8 +129,13 @@ impl Job {
                 };
                 format!("{protocol} request/response, {}", counted(flows, "flow"))
             }
+            Self::NearExchange(flows) => {
+                format!("TCP request/response, {}, {}", counted(flows, "flow"), Part::Near.name())
+            }
             Self::Connect => "TCP connect/request/response".to_owned(),
             Self::Streams(count) => counted(count, "TCP stream"),
+            Self::PacketsBothWays => "packets of 64 bytes, both ways at once".to_owned(),
+            Self::StreamsBothWays => "TCP streams, one each way at once".to_owned(),
             Self::First(new) => new.name().to_owned(),
         }
     }
@@ -124,10 +144,20 @@ impl Job {
     pub(super) fn is_of(self, case: Case) -> bool {
         match self {
             Self::Packets(part, ..) => part.is_of(case),
-            Self::Programs => case.has_programs() && Part::Whole.is_of(case),
-            Self::First(_) => case.has_programs() && case != Case::Stack,
-            Self::Exchange(..) | Self::Connect | Self::Streams(_) => true,
+            Self::Programs => (case.is_ours() || case == Case::Floor) && Part::Whole.is_of(case),
+            // Nobody attaches the floor's programs to a new container.
+            Self::First(_) => !matches!(case, Case::Direct | Case::DirectAgain | Case::Floor | Case::Stack),
+            Self::NearExchange(_) => Part::Near.is_of(case),
+            Self::PacketsBothWays => Part::Whole.is_of(case),
+            Self::Exchange(..) | Self::Connect | Self::Streams(_) | Self::StreamsBothWays => {
+                case != Case::DirectAgain
+            }
         }
+    }
+
+    /// Whether the job is about two containers of one host.
+    pub(super) fn is_near(self) -> bool {
+        matches!(self, Self::NearExchange(_) | Self::Packets(Part::Near, _))
     }
 
     /// Whether the job hands frames to drivers.
@@ -140,14 +170,21 @@ impl Job {
     pub(super) fn figures(self) -> Vec<(String, &'static str, bool)> {
         let name = self.name();
         match self {
-            Self::Packets(..) => vec![(name, "10^3/s", true)],
+            Self::Packets(..) | Self::PacketsBothWays => vec![(name, "10^3/s", true)],
             Self::Programs => vec![(name, "ns", false)],
-            Self::Exchange(..) | Self::Connect => {
+            Self::Exchange(..) | Self::NearExchange(_) | Self::Connect => {
                 vec![(format!("{name}, p50"), "us", false), (format!("{name}, p99"), "us", false)]
             }
-            Self::Streams(_) => vec![(name.clone(), "Mbit/s", true), (format!("{name}, CPU"), "s/GB", false)],
+            Self::Streams(_) | Self::StreamsBothWays => {
+                vec![(name.clone(), "Mbit/s", true), (format!("{name}, CPU"), "s/GB", false)]
+            }
             Self::First(_) => {
-                vec![(format!("{name}, fast path"), "%", true), (format!("{name}, lost"), "segments", false)]
+                // The last one is of our cases alone.
+                vec![
+                    (name.clone(), "Mbit/s", true),
+                    (format!("{name}, lost"), "segments", false),
+                    (format!("{name}, fast path"), "%", true),
+                ]
             }
         }
     }
@@ -172,20 +209,30 @@ impl Job {
                 return Ok(sample.map(figure).collect());
             }
             Self::Exchange(protocol, flows) => {
-                let sample = exchanges(network, protocol, flows, time)?;
+                let sample = exchanges(network.ends(), protocol, flows, time)?;
+                vec![sample.p50_us, sample.p99_us]
+            }
+            Self::NearExchange(flows) => {
+                let sample = exchanges(network.near_ends()?, Protocol::Tcp, flows, time)?;
                 vec![sample.p50_us, sample.p99_us]
             }
             Self::Connect => {
-                let sample = connections(network, time)?;
+                let sample = connections(network.ends(), time)?;
                 vec![sample.p50_us, sample.p99_us]
             }
             Self::Streams(count) => {
                 let sample = streams(network, count, time * STREAMS_TAKE)?;
                 vec![sample.megabits_per_second, sample.cpu_seconds_per_gigabyte]
             }
+            Self::PacketsBothWays => vec![send_both_ways(network, program, load(64, false))? / 1e3],
+            Self::StreamsBothWays => {
+                let sample = both_ways(network, time * STREAMS_TAKE)?;
+                vec![sample.megabits_per_second, sample.cpu_seconds_per_gigabyte]
+            }
             Self::First(new) => {
                 let sample = first(network, new)?;
-                vec![sample.fast_percent, sample.lost as f64]
+                let all = [Some(sample.megabits_per_second), Some(sample.lost as f64), sample.fast_percent];
+                all.into_iter().flatten().collect()
             }
         };
         let figures = self.figures().into_iter().zip(values);

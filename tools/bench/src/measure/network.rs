@@ -10,12 +10,12 @@ use overlay_common::ABI;
 use serde_json::{Value, json};
 
 use super::{
+    others::{Containers, Home, bare, floor, kernel, relayed},
     program::ask,
-    results::{BASIS, TWIN},
+    results::{BASIS, FLOOR, TWIN},
 };
 use overlay_lab::{
-    self as lab, Backend, Carried, Container, ForeignVxlan, Host, Lab, Member, PingOptions, Relay, Store,
-    populate_with,
+    self as lab, Backend, Carried, Container, Host, Lab, Member, PingOptions, Relay, Store, populate_with,
 };
 
 /// What is between the containers.
@@ -23,6 +23,9 @@ use overlay_lab::{
 pub enum Case {
     /// One veth, which is the upper limit.
     Direct,
+    /// Another veth, whose ratio to the first shows the noise of what is measured between containers of one host.
+    #[value(skip)]
+    DirectAgain,
     /// Routes between the hosts without any overlay. Ratios are taken to it.
     Bare,
     /// Another bare route, whose ratio to the first shows the machine's noise.
@@ -31,6 +34,9 @@ pub enum Case {
     Kernel,
     /// A process that relays between a TUN and a UDP socket, as flannel's UDP mode does.
     Relay,
+    /// The least that programs at TC can do for VXLAN on this kernel: headers that are ready for each peer, and no checks.
+    /// Nobody could use such a network; it shows how far ours is from what is possible.
+    Floor,
     /// Our overlay with VXLAN, at TC. This case and those below have `--fast-path on` unless they name something else.
     Vxlan,
     /// Our overlay with VXLAN; XDP redirects into the containers.
@@ -47,6 +53,12 @@ pub enum Case {
     Established,
     /// Our overlay with VXLAN and `--fast-path off`.
     Stack,
+    /// [`Self::Vxlan`] by another build of our overlay, if one was named (`--beside`).
+    #[value(skip)]
+    Beside,
+    /// [`Self::Vxlan`] after a command that alters its hosts and containers, if one was given (`--altered`).
+    #[value(skip)]
+    Altered,
 }
 
 impl Case {
@@ -54,10 +66,12 @@ impl Case {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct veth",
+            Self::DirectAgain => "direct veth again",
             Self::Bare => BASIS,
             Self::BareAgain => TWIN,
             Self::Kernel => "kernel VXLAN",
             Self::Relay => "userspace relay",
+            Self::Floor => FLOOR,
             Self::Vxlan => "vxlan",
             Self::VxlanXdp => "vxlan, xdp",
             Self::VxlanStrip => "vxlan, xdp-strip",
@@ -66,18 +80,31 @@ impl Case {
             Self::HostGw => "host-gw",
             Self::Established => "vxlan, established",
             Self::Stack => "vxlan, fast path off",
+            Self::Beside => "vxlan, other build",
+            Self::Altered => "vxlan, altered",
         }
     }
 
-    /// Whether our programs run in this case.
-    pub const fn has_programs(self) -> bool {
+    /// Whether one veth connects the containers, without hosts.
+    const fn is_direct(self) -> bool {
+        matches!(self, Self::Direct | Self::DirectAgain)
+    }
+
+    /// Whether our overlay runs in this case.
+    pub const fn is_ours(self) -> bool {
         self.ours().is_some()
+    }
+
+    /// Whether our overlay runs in the case of this name.
+    pub(super) fn is_called_ours(name: &str) -> bool {
+        let all = Self::value_variants().iter().chain([&Self::Beside, &Self::Altered]);
+        all.into_iter().any(|case| case.name() == name && case.is_ours())
     }
 
     /// The backend and the agent's options, if our agent runs in this case.
     const fn ours(self) -> Option<(Backend, &'static [&'static str])> {
         Some(match self {
-            Self::Vxlan => (Backend::Vxlan, &ON),
+            Self::Vxlan | Self::Beside | Self::Altered => (Backend::Vxlan, &ON),
             Self::VxlanXdp => {
                 (Backend::Vxlan, &["--fast-path", "on", "--ingress", "xdp", "--endpoint-gro", "on"])
             }
@@ -87,7 +114,13 @@ impl Case {
             Self::HostGw => (Backend::HostGw, &ON),
             Self::Established => (Backend::Vxlan, &["--fast-path", "established"]),
             Self::Stack => (Backend::Vxlan, &["--fast-path", "off"]),
-            Self::Direct | Self::Bare | Self::BareAgain | Self::Kernel | Self::Relay => return None,
+            Self::Direct
+            | Self::DirectAgain
+            | Self::Bare
+            | Self::BareAgain
+            | Self::Kernel
+            | Self::Relay
+            | Self::Floor => return None,
         })
     }
 }
@@ -104,20 +137,16 @@ pub struct Network {
     pub from: Container,
     /// The container that answers them.
     pub to: Container,
+    /// Another container beside the one that sends requests, if there is one.
+    near: Option<Container>,
     /// Whether each frame on the underlay is one segment.
     pub wire_like: bool,
     members: Vec<Member>,
+    homes: Vec<Home>,
     newcomers: AtomicU8,
     _relays: Vec<Relay>,
     lab: Lab,
 }
-
-/// VXLAN's parameters and the UDP backend's port, with flannel's defaults.
-const VNI: u32 = 1;
-const PORT: u16 = 8472;
-const UDP_PORT: u16 = 8285;
-const NETWORK: &str = "10.244.0.0/16";
-const SUBNETS: [&str; 2] = ["10.244.1.0/24", "10.244.2.0/24"];
 
 /// Last byte of the first newcomer's address, behind those of the containers that are always there.
 const FIRST_NEWCOMER: u8 = 10;
@@ -150,9 +179,10 @@ impl Network {
         let lab = Lab::new(lab::Options { wire_like, ..lab::Options::default() })?;
         lay_wire(&lab, program)?;
         let members = populate_with(&lab, overlay, &Store::folder(&lab), config, options)?;
-        let (from, to) = (members[0].containers[0].clone(), members[1].containers[0].clone());
+        let Containers { from, to, near, homes } = of_members(&members);
         let (newcomers, _relays) = (AtomicU8::new(0), Vec::new());
-        let network = Self { case: Case::Vxlan, from, to, wire_like, members, newcomers, _relays, lab };
+        let network =
+            Self { case: Case::Vxlan, from, to, near, wire_like, members, homes, newcomers, _relays, lab };
         network.prove()?;
         Ok(network)
     }
@@ -164,22 +194,26 @@ impl Network {
 
     /// Builds the network, and checks that the containers' packets take the path that the case names.
     pub fn build(case: Case, overlay: &Path, program: &Path, wire_like: bool) -> Result<Self> {
-        let hosts = if case == Case::Direct { 0 } else { 2 };
+        let hosts = if case.is_direct() { 0 } else { 2 };
         let lab = Lab::new(lab::Options { hosts, wire_like, ..lab::Options::default() })?;
         if hosts > 0 {
             lay_wire(&lab, program)?;
         }
         let mut relays = Vec::new();
         let mut members = Vec::new();
-        let (from, to) = match (case, case.ours()) {
+        let Containers { from, to, near, homes } = match (case, case.ours()) {
             (_, Some((backend, options))) => {
                 let store = Store::folder(&lab);
                 members = populate_with(&lab, overlay, &store, backend.config(), options)?;
-                (members[0].containers[0].clone(), members[1].containers[0].clone())
+                of_members(&members)
             }
-            (Case::Direct, None) => lab.connect_directly()?.into(),
+            (Case::Direct | Case::DirectAgain, None) => {
+                let [from, to] = lab.connect_directly()?;
+                Containers { from, near: Some(to.clone()), to, homes: Vec::new() }
+            }
             (Case::Kernel, None) => kernel(&lab)?,
             (Case::Relay, None) => relayed(&lab, &mut relays)?,
+            (Case::Floor, None) => floor(&lab, program)?,
             (_, None) => bare(&lab)?,
         };
         for host in lab.hosts() {
@@ -189,9 +223,22 @@ impl Network {
                 .context("load the hosts' packet filter")?;
         }
         let newcomers = AtomicU8::new(0);
-        let network = Self { case, from, to, wire_like, members, newcomers, _relays: relays, lab };
+        let network =
+            Self { case, from, to, near, wire_like, members, homes, newcomers, _relays: relays, lab };
         network.prove().with_context(|| network.case.name())?;
         Ok(network)
+    }
+
+    /// Runs a command of the shell in every host and container. The variable `PLACE` says which of the two it is.
+    pub(super) fn alter(&self, command: &str) -> Result<()> {
+        let hosts = self.lab.hosts().iter().map(|host| ("host", host.namespace()));
+        let containers = [&self.from, &self.to].into_iter().chain(&self.near);
+        for (place, namespace) in hosts.chain(containers.map(|end| ("container", end.namespace()))) {
+            let mut shell = namespace.command(&["sh", "-e", "-c", command])?;
+            overlay_lab::command::output(shell.env("PLACE", place))
+                .with_context(|| format!("--altered in a {place}"))?;
+        }
+        self.prove()
     }
 
     /// The host of the sending container, if the case has hosts.
@@ -204,6 +251,17 @@ impl Network {
         self.lab.hosts().get(1)
     }
 
+    /// The container that sends requests, and the one that answers them.
+    pub(super) fn ends(&self) -> [&Container; 2] {
+        [&self.from, &self.to]
+    }
+
+    /// The same with the container that is beside the first one, on the same bridge.
+    pub(super) fn near_ends(&self) -> Result<[&Container; 2]> {
+        let near = self.near.as_ref();
+        Ok([&self.from, near.with_context(|| format!("{}: no other container there", self.case.name()))?])
+    }
+
     /// The lab that the network is in.
     pub fn lab(&self) -> &Lab {
         &self.lab
@@ -214,12 +272,19 @@ impl Network {
         &self.members
     }
 
-    /// Makes a container on one of our hosts, which the caller removes. Its address is one that none had lately, since the agent may
+    /// Makes a container on one of the hosts, which the caller removes. Its address is one that none had lately, since the agent may
     /// still know who had it.
     pub(super) fn newcomer(&self, host: usize) -> Result<Container> {
-        let Member { host, subnet, mtu, .. } = self.members.get(host).context("a host with an agent")?;
+        let (host, home) = (self.lab.hosts().get(host), self.homes.get(host));
+        let (host, Home { subnet, mtu }) = host.zip(home).context("a host with a bridge")?;
         let number = self.newcomers.fetch_add(1, Ordering::Relaxed);
         host.add_container("new", subnet, FIRST_NEWCOMER + number % NEWCOMERS, *mtu)
+    }
+
+    /// The folders below which the network's maps and links are pinned on both hosts, by whichever build: another one may have
+    /// another layout of the maps, and so another folder.
+    pub(super) fn pinned(&self) -> Vec<std::path::PathBuf> {
+        self.lab.hosts().iter().map(Host::bpf_root).collect()
     }
 
     /// Where our network's maps and links are pinned on both hosts.
@@ -230,16 +295,16 @@ impl Network {
     /// Resolves neighbours and lets agents learn the containers. Then it checks that packets take the tier which the
     /// case is named after, because figures of another tier would be worse than none.
     fn prove(&self) -> Result<()> {
-        let ping = |count| {
-            let ping = self
-                .from
-                .ping(self.to.address(), PingOptions { count, interval: 0.02, ..PingOptions::default() })?;
+        let ping = |to: &Container, count| {
+            let options = PingOptions { count, interval: 0.02, ..PingOptions::default() };
+            let ping = self.from.ping(to.address(), options)?;
             ensure!(ping.complete(), "pings are lost: {}", ping.output);
             Ok(())
         };
-        ping(5)?;
+        self.near.as_ref().map_or(Ok(()), |near| ping(near, 5))?;
+        ping(&self.to, 5)?;
         let before = self.carried()?;
-        ping(10)?;
+        ping(&self.to, 10)?;
         for (index, (before, after)) in before.iter().zip(self.carried()?).enumerate() {
             let fast = (after.fast_out - before.fast_out, after.fast_in - before.fast_in);
             let stack = (after.stack_out - before.stack_out, after.stack_in - before.stack_in);
@@ -280,49 +345,9 @@ pub(super) fn pins(host: &Host) -> std::path::PathBuf {
     host.bpf_root().join("overlay").join(format!("v{ABI}")).join("default")
 }
 
-/// Adds routes between the hosts, without any overlay.
-fn bare(lab: &Lab) -> Result<(Container, Container)> {
-    let mut containers = Vec::new();
-    for (host, (own, other)) in lab.hosts().iter().zip([(0, 1), (1, 0)]) {
-        host.add_bridge(SUBNETS[own], 1500)?;
-        containers.push(host.add_container("a", SUBNETS[own], 2, 1500)?);
-        let peer = lab.host(other).address();
-        host.namespace().ip(&format!("route add {} via {peer} dev eth0", SUBNETS[other]))?;
-    }
-    both(containers)
-}
-
-/// The kernel's VXLAN device on both hosts, as flannel sets it up.
-fn kernel(lab: &Lab) -> Result<(Container, Container)> {
-    let mut containers = Vec::new();
-    let mut devices = Vec::new();
-    for (host, subnet) in lab.hosts().iter().zip(SUBNETS) {
-        devices.push(ForeignVxlan::new(host, subnet, VNI, PORT)?);
-        host.add_bridge(subnet, 1450)?;
-        containers.push(host.add_container("a", subnet, 2, 1450)?);
-    }
-    for (here, there) in [(0, 1), (1, 0)] {
-        devices[here].put_peer(SUBNETS[there], devices[there].mac(), lab.host(there).address())?;
-    }
-    both(containers)
-}
-
-/// Starts a userspace relay on both hosts, as flannel's UDP mode does.
-fn relayed(lab: &Lab, relays: &mut Vec<Relay>) -> Result<(Container, Container)> {
-    let mut containers = Vec::new();
-    for (host, subnet) in lab.hosts().iter().zip(SUBNETS) {
-        let mtu = host.mtu()? - Relay::OVERHEAD;
-        relays.push(host.start_relay(subnet, NETWORK, UDP_PORT)?);
-        host.add_bridge(subnet, mtu)?;
-        containers.push(host.add_container("a", subnet, 2, mtu)?);
-    }
-    for (here, there) in [(0, 1), (1, 0)] {
-        relays[here].put_route(SUBNETS[there], lab.host(there).address())?;
-    }
-    both(containers)
-}
-
-fn both(containers: Vec<Container>) -> Result<(Container, Container)> {
-    let [from, to] = containers.try_into().ok().context("two containers")?;
-    Ok((from, to))
+fn of_members(members: &[Member]) -> Containers {
+    let [from, near] = [0, 1].map(|index| members[0].containers[index].clone());
+    let home = |member: &Member| Home { subnet: member.subnet.clone(), mtu: member.mtu };
+    let homes = members.iter().map(home).collect();
+    Containers { from, to: members[1].containers[0].clone(), near: Some(near), homes }
 }

@@ -30,6 +30,16 @@ pub struct BenchOptions {
     /// Numbers of peers to compare; 1 is always among them [default with --quick: 100000].
     #[arg(long, value_delimiter = ',', default_value = "1,1000,10000,100000")]
     pub(super) peers: Vec<u32>,
+    /// Compares with another build of `overlay` too: this program. Its hosts, with VXLAN, take turns with the other
+    /// networks, and what the kernel says of our programs' time is given as a ratio to its. Numbers of peers are not compared with it. It may be an older version, as long as the networks can be built
+    /// with it.
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) beside: Option<PathBuf>,
+    /// Compares with the same network after this command too. A shell runs it in the network namespace of each of its hosts and
+    /// containers; the variable PLACE says `host` or `container`. So a setting's worth can be measured, such as
+    /// 'ethtool -K eth0 gro on' in containers.
+    #[arg(long, value_name = "COMMAND")]
+    pub(super) altered: Option<String>,
     /// Compares the ratios with those of the run that wrote this file.
     #[arg(long, value_name = "OLD.json")]
     pub(super) compare: Option<PathBuf>,

@@ -1,16 +1,16 @@
 //! Packets per second by live XDP frames on one CPU: from container to container, and each half of the path alone.
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    frame::Head,
+    frame::{Head, mac},
     network::{Case, Network},
-    program::ask,
+    program::{ask, ask_at_once},
 };
-use overlay_lab::{Container, Namespace};
+use overlay_lab::{Container, Host, Namespace};
 
 /// A part of the path between the containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Part {
     Out,
     /// From the wire, where the receiving host's driver gets frames as they were captured there, into the container.
     In,
+    /// From the sending container's veth, as above, into another container on the same bridge.
+    Near,
 }
 
 impl Part {
@@ -30,15 +32,19 @@ impl Part {
             Self::Whole => "container to container",
             Self::Out => "encapsulation alone",
             Self::In => "decapsulation alone",
+            Self::Near => "same host",
         }
     }
 
     /// Whether a case has this part.
     pub fn is_of(self, case: Case) -> bool {
         match case {
-            Case::Direct => self == Self::Whole,
+            Case::Direct => matches!(self, Self::Whole | Self::Near),
+            Case::DirectAgain => self == Self::Near,
+            // Between containers of one host there is a bridge, as on the bare route.
+            Case::BareAgain | Case::Kernel | Case::Relay if self == Self::Near => false,
             // These frames have one direction only, and what nobody answers keeps to the stack there.
-            Case::Established => false,
+            Case::Established => self == Self::Near,
             _ => true,
         }
     }
@@ -105,39 +111,86 @@ const FIRST_PORT: u16 = 20_000;
 
 /// Sends frames, and checks that each arrived exactly once.
 pub fn send(network: &Network, program: &Path, part: Part, load: Load<'_>) -> Result<Sent> {
-    let inner = inner_frame(network, load.size - 4)?;
-    match part {
-        Part::Whole | Part::Out => out(network, program, part, &inner, load),
+    let way = Way::of(network, part)?;
+    let inner = way.frame(load.size - 4)?;
+    let (at, specification) = match part {
+        Part::Whole | Part::Near => way.specification(way.end(), &inner, network.case, load)?,
+        Part::Out => way.specification((network.lab().switch(), "h1"), &inner, network.case, load)?,
         Part::In => {
             let one = Load { flows: 1, peers: None, until: Until::OneFrame, ..load };
-            let seen = out(network, program, Part::Out, &inner, one).context("see a frame on the wire")?;
+            let seen = send(network, program, Part::Out, one)?;
             let head = Head::seen(&seen.first, seen.first_length, inner.length)?;
-            let interface = "h2";
-            run(
-                program,
-                network.lab().switch(),
-                json!({ "from": interface, "way": "send" }),
-                &head,
-                (network.to.namespace(), "eth0"),
-                window(network.case),
-                load,
-            )
+            let from = json!({ "from": "h2", "way": "send" });
+            (network.lab().switch(), specification(from, way.end(), &head, network.case, load)?)
         }
-    }
+    };
+    checked(ask(program, at, &specification)?)
 }
 
-fn out(network: &Network, program: &Path, part: Part, head: &Head, load: Load<'_>) -> Result<Sent> {
-    let (at, from) = match network.sender() {
-        Some(host) => (host.namespace(), network.from.port()),
-        // In the limit case, the frame is injected where it would be received.
-        None => (network.to.namespace(), "eth0"),
+/// Sends frames both ways at once, each way on a CPU of its own, and checks the same. Returns the frames per second of both ways
+/// together.
+pub(super) fn send_both_ways(network: &Network, program: &Path, load: Load<'_>) -> Result<f64> {
+    let there = Way::of(network, Part::Whole)?;
+    let back = Way { from: there.to, host: network.receiver(), to: there.from, is_near: false };
+    let ask_for = |way: &Way<'_>, cpu| {
+        let head = way.frame(load.size - 4)?;
+        let (at, mut asked) = way.specification(way.end(), &head, network.case, load)?;
+        asked["frames"]["cpu"] = json!(cpu);
+        asked["frames"]["waits"] = json!(true);
+        Ok::<_, anyhow::Error>((at.clone(), asked))
     };
-    let to = match part {
-        Part::Out => (network.lab().switch(), "h1"),
-        Part::Whole | Part::In => (network.to.namespace(), "eth0"),
-    };
-    let from = json!({ "from": from, "way": "receive" });
-    run(program, at, from, head, to, window(network.case), load)
+    let [(here, there), (far, back)] = [ask_for(&there, 0)?, ask_for(&back, 1)?];
+    let [there, back]: [Sent; 2] = ask_at_once(program, [(&here, there), (&far, back)])?;
+    Ok(checked(there)?.rate() + checked(back)?.rate())
+}
+
+/// The way of frames from one container to another.
+struct Way<'a> {
+    from: &'a Container,
+    /// The host of the container that sends, if there is one.
+    host: Option<&'a Host>,
+    to: &'a Container,
+    /// Whether the frames are sent to the other container itself rather than to a gateway.
+    is_near: bool,
+}
+
+impl<'a> Way<'a> {
+    fn of(network: &'a Network, part: Part) -> Result<Self> {
+        let is_near = part == Part::Near;
+        let [from, to] = if is_near { network.near_ends()? } else { network.ends() };
+        Ok(Self { from, host: network.sender(), to, is_near })
+    }
+
+    /// Where the receiving container gets the frames.
+    fn end(&self) -> (&'a Namespace, &'static str) {
+        (self.to.namespace(), "eth0")
+    }
+
+    /// The frame that the sending container would send.
+    fn frame(&self, length: usize) -> Result<Head> {
+        let source = mac(self.from.namespace(), "eth0")?;
+        let next_hop = match self.host {
+            Some(host) if !self.is_near => mac(host.namespace(), "br0")?,
+            _ => mac(self.to.namespace(), "eth0")?,
+        };
+        Head::inner([next_hop, source], self.from.address(), self.to.address(), length)
+    }
+
+    /// Where overlay-frames is to send them, and what is asked of it. `end` is where they are counted.
+    fn specification(
+        &self,
+        end: (&Namespace, &str),
+        head: &Head,
+        case: Case,
+        load: Load<'_>,
+    ) -> Result<(&'a Namespace, Value)> {
+        let (at, from) = match self.host {
+            Some(host) => (host.namespace(), self.from.port()),
+            // In the limit case, the frame is injected where it would be received.
+            None => (self.to.namespace(), "eth0"),
+        };
+        Ok((at, specification(json!({ "from": from, "way": "receive" }), end, head, case, load)?))
+    }
 }
 
 /// How many frames are sent in one go. A relay gets as many as its socket takes (frames of a page each, in 208 KiB). In
@@ -146,18 +199,17 @@ fn window(case: Case) -> u32 {
     if case == Case::Relay { 32 } else { 1 << 15 }
 }
 
-fn run(
-    program: &Path,
-    at: &Namespace,
-    mut specification: Value,
-    head: &Head,
+/// What overlay-frames is asked for: `from` says where the frames come from.
+fn specification(
+    mut from: Value,
     (namespace, interface): (&Namespace, &str),
-    window: u32,
+    head: &Head,
+    case: Case,
     load: Load<'_>,
-) -> Result<Sent> {
+) -> Result<Value> {
     let (window, time) = match load.until {
         Until::OneFrame => (1, Duration::ZERO),
-        Until::Time(time) => (window, time),
+        Until::Time(time) => (window(case), time),
     };
     let (peers, varied) = load.peers.unwrap_or((0, &[]));
     let more = json!({
@@ -167,11 +219,15 @@ fn run(
         "to": interface, "to_namespace": format!("/run/netns/{}", namespace.name()),
         "window": window, "milliseconds": u64::try_from(time.as_millis())?,
     });
-    let (Some(all), Value::Object(more)) = (specification.as_object_mut(), more) else {
+    let (Some(all), Value::Object(more)) = (from.as_object_mut(), more) else {
         anyhow::bail!("a specification that is no object");
     };
     all.extend(more);
-    let sent: Sent = ask(program, at, &json!({ "frames": specification }))?;
+    Ok(json!({ "frames": from }))
+}
+
+/// The answer, if each frame arrived exactly once.
+fn checked(sent: Sent) -> Result<Sent> {
     ensure!(
         sent.each_once,
         "{} frames were sent, {} arrived{}",
@@ -181,26 +237,4 @@ fn run(
     );
     ensure!(sent.sent > 0, "not one frame was sent");
     Ok(sent)
-}
-
-/// The frame that the sending container would send.
-fn inner_frame(network: &Network, length: usize) -> Result<Head> {
-    let source = mac(network.from.namespace(), "eth0")?;
-    let next_hop = match network.sender() {
-        Some(host) => mac(host.namespace(), "br0")?,
-        None => mac(network.to.namespace(), "eth0")?,
-    };
-    Head::inner([next_hop, source], address(&network.from), address(&network.to), length)
-}
-
-fn address(container: &Container) -> Ipv4Addr {
-    container.address()
-}
-
-fn mac(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
-    let links: Value =
-        serde_json::from_str(&namespace.exec(&format!("ip -json link show dev {interface}"))?)?;
-    let text = links[0]["address"].as_str().with_context(|| format!("no MAC address of {interface}"))?;
-    let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<Vec<_>, _>>()?;
-    octets.try_into().ok().with_context(|| format!("the MAC address {text}"))
 }

@@ -41,7 +41,7 @@ fn per_run(before: &Runs, after: &Runs) -> Vec<(String, f64)> {
 /// Ids of the programs behind the network's pinned links.
 fn attached(network: &Network) -> Result<Vec<u64>> {
     let mut ids = Vec::new();
-    for pins in network.pins() {
+    for pins in network.pinned() {
         for pin in files(&pins)? {
             // Maps are pinned in the folder, too.
             let Ok(link) = command::run("bpftool", ["-j", "link", "show", "pinned", &pin]) else { continue };

@@ -3,6 +3,7 @@ use std::fmt::Write as _;
 
 use super::{
     compare::{Absolute, Change},
+    network::Case,
     results::{Measured, Results, Samples},
     statistics::Summary,
 };
@@ -30,6 +31,7 @@ pub(super) fn markdown(results: &Results) -> String {
                 table(&mut text, underlay, same);
             }
         }
+        distances(&mut text, underlay, &measures);
     }
     let errors = results.errors();
     if !errors.is_empty() {
@@ -63,9 +65,35 @@ fn table(text: &mut String, underlay: &str, measures: &[&Measured]) {
     for measured in measures {
         let cells: Vec<_> =
             columns.iter().map(|case| measured.case(case).map_or(String::new(), cell)).collect();
-        let noise = measured.noise().map_or("-".to_owned(), |noise| format!("±{:.1} %", noise * 100.0));
-        let _ = writeln!(text, "| {} | {} | {noise} |", heading(measured), cells.join(" | "));
+        let _ = writeln!(text, "| {} | {} | {} |", heading(measured), cells.join(" | "), noise(measured));
     }
+}
+
+/// How far our cases are from the floor, in all measures that it has.
+fn distances(text: &mut String, underlay: &str, measures: &[&Measured]) {
+    let is_shown = |case: &Samples| case.to_floor.is_some() && Case::is_called_ours(&case.case);
+    let shown = |measured: &&&Measured| measured.cases.iter().any(is_shown);
+    let measures: Vec<_> = measures.iter().filter(shown).copied().collect();
+    if measures.is_empty() {
+        return;
+    }
+    let columns: Vec<_> = columns(&measures).into_iter().filter(|case| Case::is_called_ours(case)).collect();
+    let _ = writeln!(text, "\n## {underlay}, ours to the floor\n");
+    let _ = writeln!(text, "| measure | {} | noise |", columns.join(" | "));
+    let _ = writeln!(text, "|---|{}---|", "---|".repeat(columns.len()));
+    for measured in measures {
+        let cell = |case: &&str| measured.case(case)?.to_floor.map(ratio);
+        let cells: Vec<_> = columns.iter().map(|case| cell(case).unwrap_or_default()).collect();
+        let _ = writeln!(text, "| {} | {} | {} |", heading(measured), cells.join(" | "), noise(measured));
+    }
+}
+
+fn noise(measured: &Measured) -> String {
+    measured.noise().map_or("-".to_owned(), |noise| format!("±{:.1} %", noise * 100.0))
+}
+
+fn ratio(Summary { lower_quartile, median, upper_quartile, .. }: Summary) -> String {
+    format!("**{median:.2}** ({lower_quartile:.2}-{upper_quartile:.2})")
 }
 
 fn heading(Measured { name, unit, more_is_better, .. }: &Measured) -> String {
@@ -87,9 +115,7 @@ fn cell(samples: &Samples) -> String {
     let median = samples.summary.map(|Summary { median, .. }| short(median));
     match (median, samples.ratio) {
         _ if !samples.errors.is_empty() => "error".to_owned(),
-        (Some(median), Some(Summary { lower_quartile, median: ratio, upper_quartile, .. })) => {
-            format!("**{ratio:.2}** ({lower_quartile:.2}-{upper_quartile:.2}) {median}")
-        }
+        (Some(median), Some(to_basis)) => format!("{} {median}", ratio(to_basis)),
         (Some(median), None) => median,
         (None, _) => String::new(),
     }
@@ -149,7 +175,7 @@ pub(super) fn absolutes(figures: &[Absolute], name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::results::{BASIS, TWIN};
+    use crate::measure::results::{BASIS, FLOOR, TWIN};
 
     #[test]
     fn a_table_has_a_cell_for_each_case() {
@@ -171,6 +197,24 @@ mod tests {
         assert!(text.contains(" | **1.23** (1.23-1.23) 123 | error | ±2.0 % |"), "{text}");
         assert!(text.contains("ns (less is better) |  |  | 99.9 |  | - |"), "{text}");
         assert!(text.contains("- veth, packets, relay: 3 of 4 arrived"), "{text}");
+    }
+
+    #[test]
+    fn ours_are_beside_the_floor_where_that_was_measured() {
+        let mut results = Results::default();
+        let packets = results.measured("veth", "packets", "10^3/s", true);
+        for (case, sample) in [(BASIS, 100.0), (TWIN, 98.0), (FLOOR, 250.0), ("vxlan", 200.0)] {
+            packets.add(case, Ok(sample));
+        }
+        packets.conclude();
+        let streams = results.measured("veth", "streams", "Mbit/s", true);
+        streams.add("vxlan", Ok(1.0));
+        streams.conclude();
+        let text = markdown(&results);
+        let (_, table) = text.split_once("## veth, ours to the floor\n\n").unwrap();
+        assert!(table.starts_with("| measure | vxlan | noise |\n"), "{text}");
+        assert!(table.contains("| **0.80** (0.80-0.80) | ±2.0 % |"), "{text}");
+        assert!(!table.contains("streams"), "{text}");
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(super) struct Measured {
 }
 
 /// One quantity of one case.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Samples {
     /// The case's name.
     pub(super) case: String,
@@ -57,12 +57,18 @@ pub(super) struct Samples {
     /// The summary of the ratios to the basis, round by round.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ratio: Option<Summary>,
+    /// The summary of the ratios to the floor, round by round, where that was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) to_floor: Option<Summary>,
 }
 
 /// The case that ratios are taken to, except for numbers of peers.
 pub(super) const BASIS: &str = "bare route";
 /// The twin of the basis.
 pub(super) const TWIN: &str = "bare route again";
+
+/// The case that shows what is possible.
+pub(super) const FLOOR: &str = "floor";
 
 /// Name of a case's twin.
 pub(super) fn twin(case: &str) -> String {
@@ -78,8 +84,7 @@ impl Measured {
     /// Adds a sample, or the error that came in its place.
     pub(super) fn add(&mut self, case: &str, sample: Result<f64, String>) {
         let at = self.cases.iter().position(|known| known.case == case).unwrap_or_else(|| {
-            let case = case.to_owned();
-            self.cases.push(Samples { case, samples: vec![], errors: vec![], summary: None, ratio: None });
+            self.cases.push(Samples { case: case.to_owned(), ..Samples::default() });
             self.cases.len() - 1
         });
         match sample {
@@ -90,11 +95,14 @@ impl Measured {
 
     /// Computes medians and ratios. A case with an error gets neither.
     pub(super) fn conclude(&mut self) {
-        let basis =
-            self.case(&self.basis).filter(|case| case.errors.is_empty()).map(|case| case.samples.clone());
+        let samples = |name: &str| {
+            self.case(name).filter(|case| case.errors.is_empty()).map(|case| case.samples.clone())
+        };
+        let (basis, floor) = (samples(&self.basis), samples(FLOOR));
         for case in self.cases.iter_mut().filter(|case| case.errors.is_empty()) {
+            let to = |other: &Option<Vec<f64>>| Summary::of_ratios(&case.samples, other.as_ref()?);
+            (case.ratio, case.to_floor) = (to(&basis), to(&floor));
             case.summary = Summary::of(&case.samples);
-            case.ratio = basis.as_ref().and_then(|basis| Summary::of_ratios(&case.samples, basis));
         }
     }
 
@@ -177,13 +185,16 @@ mod tests {
     fn a_case_with_an_error_has_no_figure() {
         let mut results = Results::default();
         let measured = results.measured("veth", "packets", "1/s", true);
-        for (case, samples) in [(BASIS, [10.0, 20.0]), (TWIN, [11.0, 19.0]), ("ours", [20.0, 40.0])] {
+        let all =
+            [(BASIS, [10.0, 20.0]), (TWIN, [11.0, 19.0]), ("ours", [20.0, 40.0]), (FLOOR, [25.0, 50.0])];
+        for (case, samples) in all {
             samples.into_iter().for_each(|sample| measured.add(case, Ok(sample)));
         }
         measured.add("broken", Ok(10.0));
         measured.add("broken", Err("5 of 10 arrived".into()));
         measured.conclude();
-        assert_eq!(measured.case("ours").unwrap().ratio.unwrap().median, 2.0);
+        let ours = measured.case("ours").unwrap();
+        assert_eq!([ours.ratio, ours.to_floor].map(|ratio| ratio.unwrap().median), [2.0, 0.8]);
         assert_eq!(measured.case("broken").unwrap().summary, None);
         assert_eq!(measured.case("broken").unwrap().ratio, None);
         // The ratios 1.1 and 0.95 have the quartiles 0.9875 and 1.0625.

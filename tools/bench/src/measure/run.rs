@@ -1,15 +1,16 @@
 //! A run: every network and every measure, by turns.
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 
 use super::{
-    jobs::{Group, Job},
+    jobs::{Figure, Group, Job},
     network::{Case, Network},
     options::{BenchOptions, Underlay, chosen},
     packets::{Load, Part, Until, send},
     peers::Crowd,
+    plain_bridges::PlainBridges,
     progress::Progress,
     results::{Results, twin},
 };
@@ -68,8 +69,21 @@ impl<'a> Run<'a> {
 
     fn cases(&self) -> Vec<Case> {
         let asked = chosen(&self.options.networks, Case::value_variants().to_vec());
-        let wanted = |case: &Case| asked.contains(case) || [Case::Bare, Case::BareAgain].contains(case);
-        Case::value_variants().iter().copied().filter(wanted).collect()
+        let near = self.options.groups().contains(&Group::SameHost);
+        let basis: &[_] =
+            if near { &[Case::Bare, Case::BareAgain, Case::Direct] } else { &[Case::Bare, Case::BareAgain] };
+        let wanted = |case: &Case| asked.contains(case) || basis.contains(case);
+        let beside = self.options.beside.is_some().then_some(Case::Beside);
+        let twin = near.then_some(Case::DirectAgain);
+        let altered = self.options.altered.is_some().then_some(Case::Altered);
+        Case::value_variants()
+            .iter()
+            .copied()
+            .filter(wanted)
+            .chain(twin)
+            .chain(beside)
+            .chain(altered)
+            .collect()
     }
 
     fn jobs(&self) -> Vec<Job> {
@@ -106,15 +120,19 @@ impl<'a> Run<'a> {
         let mut networks = Vec::new();
         for case in self.cases() {
             eprintln!("{}: building {}", underlay.name(), case.name());
-            networks.push(Network::build(
-                case,
-                &self.overlay,
-                &self.program,
-                underlay == Underlay::WireLike,
-            )?);
+            let other = self.options.beside.as_ref().filter(|_| case == Case::Beside);
+            // Without a slash in its name, a program would be looked for elsewhere.
+            let other = other.map(|program| program.canonicalize()).transpose().context("--beside")?;
+            let overlay = other.as_ref().unwrap_or(&self.overlay);
+            let network = Network::build(case, overlay, &self.program, underlay == Underlay::WireLike)?;
+            if let Some(command) = self.options.altered.as_ref().filter(|_| case == Case::Altered) {
+                network.alter(command)?;
+            }
+            networks.push(network);
         }
         let (rounds, time) = (self.results.rounds, self.time());
         for job in jobs {
+            let _bridges = job.is_near().then(|| PlainBridges::on(networks.iter())).transpose()?;
             let _napi = job.takes_frames_from_drivers().then(|| Napi::on(networks.iter())).transpose()?;
             for round in 1..=rounds {
                 let what = format!("{}: {}, round {round}", underlay.name(), job.name());
@@ -134,7 +152,7 @@ impl<'a> Run<'a> {
         }
         let loads = self.flows();
         let (rounds, until) = (self.results.rounds, Until::Time(self.time()));
-        for network in networks {
+        for network in networks.iter().filter(|network| network.case != Case::DirectAgain) {
             let measure = format!("packets of 64 bytes by flows, {}", network.case.name());
             for round in 1..=rounds {
                 let what = format!("{}: {measure}, round {round}", underlay.name());
@@ -152,23 +170,37 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// What the ratios of a job are taken to, if not to the bare route.
+    fn basis(&self, job: Job) -> Option<Case> {
+        match job {
+            // None of these programs runs on the bare route.
+            Job::Programs if self.options.beside.is_some() => Some(Case::Beside),
+            Job::Programs => self.cases().contains(&Case::Floor).then_some(Case::Floor),
+            _ if job.is_near() => Some(Case::Direct),
+            _ => None,
+        }
+    }
+
     fn sample(&mut self, underlay: Underlay, job: Job, network: &Network, time: Duration) {
-        let case = network.case.name();
+        let (case, basis) = (network.case.name(), self.basis(job));
+        let mut add = |name: &str, unit, more_is_better, sample| {
+            let measured = self.results.measured(underlay.name(), name, unit, more_is_better);
+            if let Some(basis) = basis {
+                basis.name().clone_into(&mut measured.basis);
+            }
+            measured.add(case, sample);
+        };
         match job.run(network, &self.program, time) {
             Ok(figures) => {
-                for figure in figures {
-                    self.results
-                        .measured(underlay.name(), &figure.name, figure.unit, figure.more_is_better)
-                        .add(case, Ok(figure.value));
+                for Figure { name, unit, more_is_better, value } in figures {
+                    add(&name, unit, more_is_better, Ok(value));
                 }
             }
             Err(error) => {
                 eprintln!("{case}: {error:#}");
                 // Every figure of the job lacks this sample.
                 for (name, unit, more_is_better) in job.figures() {
-                    self.results
-                        .measured(underlay.name(), &name, unit, more_is_better)
-                        .add(case, Err(format!("{error:#}")));
+                    add(&name, unit, more_is_better, Err(format!("{error:#}")));
                 }
             }
         }

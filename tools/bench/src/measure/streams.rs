@@ -26,10 +26,21 @@ pub(super) struct Streams {
 
 const BLOCK: usize = 128 * 1024;
 
-/// Sends `count` streams for `time`, and checks that every byte has arrived. The two ends of a stream are pinned to two
-/// CPUs, by turns, because placement alone changes a single stream by a tenth.
+/// Sends `count` streams for `time`, and checks that every byte has arrived.
 pub(super) fn streams(network: &Network, count: u32, time: Duration) -> Result<Streams> {
-    let connected = (0..count).map(|_| connected(network)).collect::<Result<Vec<_>>>()?;
+    measured((0..count).map(|_| connected(network.ends())).collect::<Result<_>>()?, time)
+}
+
+/// Does the same with two streams, one each way. Each container's threads have a CPU for themselves.
+pub(super) fn both_ways(network: &Network, time: Duration) -> Result<Streams> {
+    let there = connected(network.ends())?;
+    let (receiver, sender) = connected(network.ends())?;
+    measured(vec![there, (sender, receiver)], time)
+}
+
+/// Sends by the first socket of each pair, and receives by the second. The two ends of a stream are pinned to two CPUs, by turns,
+/// because placement alone changes a single stream by a tenth.
+fn measured(connected: Vec<(TcpStream, TcpStream)>, time: Duration) -> Result<Streams> {
     let (started, before) = (Instant::now(), busy()?);
     let cpus = thread::available_parallelism().context("how many CPUs are there")?.get();
     let ends = |index| [index % cpus, (index + 1) % cpus];

@@ -1,8 +1,17 @@
 //! Containers come, go, are replaced and move, and some try to use addresses of others.
-use std::{thread, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    os::fd::AsRawFd as _,
+    thread,
+    time::{Duration, Instant},
+};
 
+use nix::{
+    ifaddrs::getifaddrs,
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, sendto, socket},
+};
 use overlay_common::{Hook, Reason};
-use overlay_lab::{Container, Ledger, Member, Numbered, Traffic, wait_until};
+use overlay_lab::{Container, Ledger, Member, Numbered, PingOptions, Traffic, wait_until};
 use serde_json::Value;
 
 use super::bed::{Bed, Kind, assert_reaches, endpoint, json, pings, wait_for};
@@ -158,4 +167,73 @@ fn an_address_cannot_be_stolen_by_claiming_it() {
     assert!(after >= before + 3, "{before} {after}");
     thief.exec(&format!("ip address delete {}/24 dev eth0", victim.address())).unwrap();
     assert!(other.ping(victim.address(), pings(3)).unwrap().complete());
+}
+
+/// Announces an address as a container's own, by one gratuitous ARP packet and nothing else.
+fn announce(container: &Container, address: Ipv4Addr) {
+    let sent = container.namespace().enter(move || {
+        let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, protocol)?;
+        let eth0 = getifaddrs()?.find_map(|entry| {
+            let address = entry.address.filter(|_| entry.interface_name == "eth0")?;
+            address.as_link_addr().copied()
+        });
+        let eth0 = eth0.unwrap();
+        let (mac, address) = (eth0.addr().unwrap(), address.octets());
+        let head = [&[0xff; 6], &mac[..], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+        let frame = [&head, &mac[..], &address, &[0; 6], &address].concat();
+        sendto(socket.as_raw_fd(), &frame, &eth0, MsgFlags::empty())?;
+        Ok(())
+    });
+    sent.unwrap();
+}
+
+/// A virtual IP has a new holder, which announces it, before the former one gives it up.
+#[test]
+fn a_virtual_ip_that_moves_is_followed_within_a_second() {
+    let bed = Bed::new(Kind::Folder, 2);
+    bed.learn_all();
+    let (host, other) = (&bed[0], &bed[1].containers[0]);
+    let address: Ipv4Addr = host.subnet.replace(".0/24", ".100").parse().unwrap();
+    let takes = |container: &Container| {
+        container.exec(&format!("ip address add {address}/32 dev eth0")).unwrap();
+        announce(container, address);
+    };
+    let is_at = |container: &Container| {
+        wait_for("the endpoint", || {
+            endpoint(host, address).is_some_and(|row| row["port"] == container.port())
+        });
+    };
+    let (mut old, mut new) = (&host.containers[0], &host.containers[1]);
+    takes(old);
+    assert_reaches(other, address);
+    is_at(old);
+    // The kernel forgets neighbours with which it does not speak itself. Then only the announcement tells of the move.
+    for is_forgotten in [false, false, true] {
+        if is_forgotten {
+            host.host.exec("ip neigh flush dev br0").unwrap();
+        }
+        let (ping, both) = thread::scope(|scope| {
+            let arrived = || host.counters().unwrap().carried().fast_in;
+            let before = arrived();
+            let numbered = PingOptions { count: 3000, interval: 0.001, ..PingOptions::default() };
+            let ping = scope.spawn(move || other.ping(address, numbered).unwrap());
+            wait_for("packets", || arrived() > before + 50);
+            let since = Instant::now();
+            takes(new);
+            old.exec(&format!("ip address delete {address}/32 dev eth0")).unwrap();
+            let both = since.elapsed();
+            (ping.join().unwrap(), both)
+        });
+        // At most one is sent in a millisecond. The agent looks again after half of the time in which both had the address at the
+        // latest. The rest is for questions that a busy CPU delays: the pauses after which it looks grow with each.
+        let lost = u128::from(ping.sent - ping.received);
+        println!("{lost} of {} were lost; both had the address for {both:?}", ping.sent);
+        assert!(lost < both.as_millis() / 2 + 500, "both had it for {both:?}\n{}", ping.output);
+        is_at(new);
+        (old, new) = (new, old);
+    }
+    assert_reaches(other, address);
+    let learned = json(host, &["status"])["agent"]["learned"]["moves_total"].clone();
+    assert_eq!(learned, 3);
 }

@@ -4,7 +4,7 @@ use std::{thread, time::Duration};
 use overlay_common::Hook;
 use overlay_lab::{
     Container, Ledger, Numbered, NumberedReport, Options, Traffic,
-    endurance::{Binaries, Endurance},
+    endurance::{Binaries, Deck, Endurance},
     queue_overflows, transfer,
 };
 
@@ -166,7 +166,7 @@ fn nor_when_the_stack_decides_on_connections() {
 /// Runs rounds of `cargo xtask endure`.
 fn endure(rounds: u32, agent: &[&str]) {
     let binaries = Binaries::beside(overlay().to_owned()).unwrap();
-    let mut endurance = Endurance::start(Options::default(), binaries, agent, RATE).unwrap();
+    let mut endurance = Endurance::start(Options::default(), binaries, agent, RATE, Deck::empty()).unwrap();
     for number in 0..rounds {
         let round = endurance.round(100_000, |step| println!("round {number}: {step}")).unwrap();
         println!("round {number}: {round:?}");

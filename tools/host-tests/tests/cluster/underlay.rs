@@ -1,10 +1,11 @@
 //! The address by which the other hosts reach a host: which one packets come from, and what happens when it changes.
 use std::{fs, os::unix::net::UnixDatagram};
 
-use overlay_host_tests::hosts::{
-    CONFIG, JoinedHost, SOON, lab, logged, overlay, program, start_logged, status, until,
+use overlay_host_tests::{
+    hosts::{CONFIG, JoinedHost, SOON, lab, logged, overlay, program, start_logged, status, until},
+    pins,
 };
-use overlay_lab::{Backend, Host, wait_until};
+use overlay_lab::{Backend, Host, Numbered, wait_until};
 use serde_json::Value;
 
 /// The port on which the lab's agents answer.
@@ -59,7 +60,12 @@ fn a_host_whose_address_changes_is_followed_and_keeps_its_subnet() {
         ip("address add 10.99.0.77/24 dev eth0");
         logged(lab.host(0), "joins with its new address when that is mended");
         overlay(lab.host(0), &["status"]).is(0, &["NOT reached by other hosts"]);
-        fs::rename(&aside, &present).unwrap();
+        let mended = || fs::rename(&aside, &present).unwrap();
+        if config == CONFIG {
+            joining_fails_for_a_while(&a, &b, mended);
+        } else {
+            mended();
+        }
         logged(lab.host(0), "eth0 with 10.99.0.77 is the underlay now");
         a.agent.wait_ready(SOON).unwrap();
         wait_until("the new address", SOON, || Ok(public_ips(lab.host(1)) == ["10.99.0.77"])).unwrap();
@@ -72,11 +78,53 @@ fn a_host_whose_address_changes_is_followed_and_keeps_its_subnet() {
         let has = |address: &str| leases.iter().filter(|lease| lease.contains(address)).count();
         assert_eq!((leases.len(), has("\"10.99.0.77\""), has("\"10.99.0.1\"")), (2, 1, 0), "{leases:?}");
 
+        // Nobody speaks of requests whose answers nobody waits for any more.
+        assert!(!a.agent.log().contains("netlink_proto"), "{}", a.agent.log());
         // The record follows too: the next agent adopts what is there.
         let a = a.restarted(&arguments);
         a.reaches(&b);
         assert_eq!(a.agent.terminate().unwrap().code(), Some(0));
     }
+}
+
+/// A host whose store is `mended` cannot join again, because there is no place for its subnet.env. Meanwhile somebody removes its
+/// pins.
+fn joining_fails_for_a_while(a: &JoinedHost, b: &JoinedHost, mended: impl Fn()) {
+    let (host, file) = (&a.host, a.host.subnet_file());
+    wait_until("a folder in the place of subnet.env", SOON, || {
+        // The agent may write the file anew in between.
+        let _ = fs::remove_file(&file);
+        Ok(fs::create_dir(&file).is_ok())
+    })
+    .unwrap();
+    mended();
+    logged(host, "join again: ");
+    // The peers have heard of the new address by now.
+    a.reaches(b);
+    let traffic = Numbered::start(&a.container, &b.container, 2000).unwrap();
+    // The pins go in a pause, as they would during the rest of the agent's life. It is seen when it begins, and long enough.
+    let failures = || -> Vec<String> {
+        let log = fs::read_to_string(host.agent_log()).unwrap();
+        log.lines().filter(|line| line.contains("join again: ")).map(str::to_owned).collect()
+    };
+    let before = failures().len();
+    wait_until("a pause of seconds", SOON, || {
+        let failures = failures();
+        let pause =
+            failures.last().and_then(|line| line.split("trying again in ").nth(1)).unwrap_or_default();
+        let is_long = pause.strip_suffix('s').is_some_and(|pause| pause.parse::<f32>().is_ok());
+        Ok(failures.len() > before && is_long)
+    })
+    .unwrap();
+    fs::remove_dir_all(pins(host)).unwrap();
+    overlay(host, &["down"]).is(1, &["another agent (pid"]);
+    wait_until("the pins", SOON, || {
+        Ok(fs::read_dir(pins(host).join("links")).is_ok_and(|links| links.count() > 0))
+    })
+    .unwrap();
+    let report = traffic.finish().unwrap();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+    fs::remove_dir(&file).unwrap();
 }
 
 #[test]

@@ -90,6 +90,12 @@ impl FlannelHost {
         assert_eq!(told(&self.host).0, self.subnet);
     }
 
+    /// Starts flanneld on a host that is no longer flannel's, where it writes its lease and then fails.
+    pub fn start_in_vain(&self) {
+        let words: Vec<_> = self.flannel.words.iter().map(String::as_str).collect();
+        assert!(self.host.start_flanneld(&words, &self.etcd).is_err());
+    }
+
     /// Does what a reboot does to the host: it gets another device, with another MAC address if the backend has one.
     pub fn restart_with_a_new_device(&mut self) {
         let before = self.mac();

@@ -58,7 +58,10 @@ fn flannels_own_hosts_send_bare_ipv4_and_each_relay_takes_a_hop_in_silence() {
         // Nobody has leased the destination's subnet. The relay answers TCP, but not ping. Its answer comes from an
         // address of the host itself, and by default a kernel discards packets from outside with a local source.
         let nobody = Ipv4Addr::new(10, 244, 255, 2);
-        let capture = a.host.capture("flannel0", "icmp[icmptype] == icmp-unreach").unwrap();
+        // Other answers of the relay may be on their way. This one quotes a TCP packet to `nobody`.
+        let quoted = u32::from(nobody);
+        let filter = format!("icmp[icmptype] == icmp-unreach and icmp[17] == 6 and icmp[24:4] == {quoted}");
+        let capture = a.host.capture("flannel0", &filter).unwrap();
         assert_eq!(connect(from, nobody), ErrorKind::TimedOut);
         let answer = first_packet(&capture.finish().unwrap());
         assert_eq!(answer[..10], [0x45, 0, 0, 56, 0, 0, 0, 0, 8, 1]);

@@ -37,9 +37,10 @@ impl Observer {
         let (to_us, changes) = mpsc::channel(16);
         let (commands, to_it) = mpsc::channel(1);
         let (show, view) = watch::channel(View::default());
+        let (_, rule) = watch::channel(None);
         let config = LearnConfig { subnet: "10.244.1.0/24".parse().unwrap(), bridges: vec![] };
         let netlink = Netlink::open().unwrap();
-        tokio::spawn(observe(netlink, config, installed, to_us, to_it, show));
+        tokio::spawn(observe(netlink, config, installed, to_us, to_it, rule, show));
         let mut observer = Self { changes, commands, view, seen: Vec::new() };
         let first = timeout(Duration::from_secs(5), observer.changes.recv()).await;
         observer.seen = first.unwrap().unwrap();
@@ -219,6 +220,50 @@ fn an_address_moves_only_when_its_holder_is_silent() {
     });
 }
 
+/// How many packets the host has sent to a port.
+fn sent(port: &str) -> u64 {
+    let links: serde_json::Value =
+        serde_json::from_str(&run(&format!("ip -json -statistics link show {port}"))).unwrap();
+    links[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
+}
+
+#[test]
+fn a_container_that_answers_for_its_other_address_alone_has_the_first_no_more() {
+    in_namespace(|| async {
+        // IPv6 would send packets of its own.
+        for which in ["all", "default"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1").unwrap();
+        }
+        bridge();
+        let holder = Container::start("veth1", C1);
+        let other = IpAddr::from([10, 244, 1, 9]);
+        holder.run(&format!("ip address add {other}/32 dev eth0"));
+        holder.run("ip link set eth0 address 02:00:00:00:00:0a");
+        let probe = Probe {
+            port: index("veth1").await,
+            address: C1,
+            mac: Mac([2, 0, 0, 0, 0, 0xa]),
+            gateway_mac: Mac([2, 0, 0xa, 0xf4, 1, 1]),
+            sibling: Some(other),
+        };
+        // Whether there was an answer, and whether four questions about each address were sent before that. The kernel may send a
+        // packet or two of its own.
+        let asked = |sibling| {
+            let before = sent("veth1");
+            let answered = Prober::open(Probe { sibling, ..probe }, "veth1").unwrap().ask().unwrap();
+            (answered, sent("veth1") - before >= 8)
+        };
+        assert_eq!([asked(Some(other)), asked(None)], [(true, false); 2]);
+        holder.run("ip address delete 10.244.1.2/24 dev eth0");
+        // Four times it says no, for which nobody waits.
+        assert_eq!(asked(Some(other)), (false, true));
+        // Who has nothing to answer for is given its time, twice.
+        assert_eq!(asked(None), (false, false));
+        holder.run(&format!("ip address delete {other}/32 dev eth0"));
+        assert_eq!(asked(Some(other)), (false, false));
+    });
+}
+
 #[test]
 fn what_is_flooded_to_a_port_proves_nothing_about_who_is_behind_it() {
     in_namespace(|| async {
@@ -231,11 +276,7 @@ fn what_is_flooded_to_a_port_proves_nothing_about_who_is_behind_it() {
         }
         // The address moves together with its MAC address, and the container broadcasts.
         holder.run("ip address delete 10.244.1.2/24 dev eth0");
-        let sent = || {
-            let links: serde_json::Value =
-                serde_json::from_str(&run("ip -json -statistics link show veth1")).unwrap();
-            links[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
-        };
+        let sent = || sent("veth1");
         let mut broadcasts = Command::new("nsenter")
             .args(["--target", &claimant.process.id().to_string(), "--net"])
             .args(["ping", "-b", "-q", "-i", "0.01", "-w", "20", "10.244.1.255"])
@@ -252,6 +293,7 @@ fn what_is_flooded_to_a_port_proves_nothing_about_who_is_behind_it() {
             address: C1,
             mac: mac.parse().unwrap(),
             gateway_mac: Mac([2, 0, 0, 0, 0, 1]),
+            sibling: None,
         };
         let before = sent();
         let answered = Prober::open(probe, "veth1").unwrap().ask();

@@ -41,8 +41,8 @@ fn a_container_is_not_spoken_for_without_encapsulation() {
             for source in [REMOTE, [10, 244, 3, 7], [10, 244, 33, 7], [10, 244, 1, 3]] {
                 number += 1;
                 let seen = bench.receive(Nic::Underlay, &bare(number, source, *alter)).unwrap();
-                assert_eq!(seen.counted, [(Decap, NotEncapsulated, 1)], "{setup:?}: {name}, {source:?}");
                 assert_eq!((seen.ours.len(), seen.kernel.len()), (0, 1), "{setup:?}: {name}, {source:?}");
+                assert_eq!(seen.counted, [(Decap, NotEncapsulated, 1)], "{setup:?}: {name}, {source:?}");
             }
             // The underlay's own machines, one of which is a peer.
             for source in [[10, 99, 0, 66], [10, 99, 0, 2], [192, 0, 2, 1]] {

@@ -34,7 +34,7 @@ fn a_policy_for_the_hosts_own_packets_sends_the_tunnel_by_another_path() {
 }
 
 /// Packets that an interface of the first host has sent.
-fn sent(bed: &Bed, device: &str) -> u64 {
+pub(super) fn sent(bed: &Bed, device: &str) -> u64 {
     let link = bed[0].host.exec(&format!("ip -j -s link show dev {device}")).unwrap();
     let link: Value = serde_json::from_str(&link).unwrap();
     link[0]["stats64"]["tx"]["packets"].as_u64().unwrap()

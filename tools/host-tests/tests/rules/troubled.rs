@@ -1,5 +1,5 @@
 //! Hosts with more rules than anybody can read, and hosts whose rules never stay the same. These tests look at the time, so xtask
-//! runs them apart from the other tests of rules, which do not (`TIMED_PARTS` in `xtask/src/test/hosts.rs`).
+//! runs them apart from the other tests of rules, which do not (`timed` in `xtask/src/test/hosts.rs`).
 use std::{
     fmt::Write as _,
     fs, thread,

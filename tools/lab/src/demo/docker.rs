@@ -40,7 +40,7 @@ pub(crate) fn demo(mode: lab::Backend, ingress: &str, keep: bool) -> Result<()> 
     step("cleaning up");
     drop(lab);
     shown?;
-    let left = leaks(Some(&name));
+    let left = leaks(&name);
     ensure!(left.is_empty(), "left behind: {}", left.join(", "));
     step("everything checked was as it must be");
     Ok(())

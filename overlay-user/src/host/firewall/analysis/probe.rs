@@ -10,6 +10,15 @@ use super::{
 };
 use crate::host::site::Site;
 
+/// Which packets between containers are asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those between containers of different hosts, and the tunnel's own.
+    BetweenHosts,
+    /// Those between containers of this host behind one bridge, which forwards them without asking iptables.
+    BehindBridge,
+}
+
 /// Where in the host packets are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
@@ -149,6 +158,35 @@ pub(super) fn at_bridge_hook(site: &Site, hook: Hook) -> Vec<Probe> {
         Hook::Output | Hook::Postrouting => vec![bridge(arriving.clone())],
         Hook::Forward | Hook::Ingress | Hook::Egress => Vec::new(),
     }
+}
+
+/// The probe of frames from one port of a bridge to another, at a hook of the bridge family.
+pub(super) fn bridged_at_bridge_hook(site: &Site, hook: Hook) -> Vec<Probe> {
+    let is_passed = matches!(hook, Hook::Prerouting | Hook::Forward | Hook::Postrouting);
+    is_passed.then(|| bridged(site, Interface::Any, Interface::Any)).into_iter().collect()
+}
+
+/// The same at a chain of an interface, if its name is known. It may be a container's port, unless it is known to be another's.
+pub(super) fn bridged_at_device_hook(site: &Site, hook: Hook, device: Option<&str>) -> Vec<Probe> {
+    let is_elsewhere = |name: &str| {
+        [Some(site.device.as_str()), site.underlay.as_deref(), Some("lo")].contains(&Some(name))
+            || site.names.elsewhere.contains(name)
+    };
+    if device.is_some_and(is_elsewhere) {
+        return Vec::new();
+    }
+    let here = device.map_or(Interface::Containers, |name| Interface::Named(name.to_owned()));
+    match hook {
+        Hook::Ingress => vec![bridged(site, here, Interface::Absent)],
+        Hook::Egress => vec![bridged(site, Interface::Absent, here)],
+        _ => Vec::new(),
+    }
+}
+
+/// Frames between containers of this host.
+fn bridged(site: &Site, input: Interface, output: Interface) -> Probe {
+    let own = || vec![site.subnet.map_or(everywhere(site), Range::from)];
+    Probe::forwarded(own(), own(), input, output)
 }
 
 /// The probes that meet a chain at the interface with this name. What the programs redirect passes no chain at the egress of an

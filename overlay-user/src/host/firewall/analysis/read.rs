@@ -59,6 +59,11 @@ pub enum Why {
 }
 
 impl Unread {
+    /// Whether they are rules of iptables, which no frame meets that a bridge forwards without bridge netfilter.
+    pub fn is_of_iptables(&self) -> bool {
+        self.what.starts_with("iptables")
+    }
+
     /// The reason in a sentence.
     pub fn sentence(&self) -> String {
         let what = self.what;

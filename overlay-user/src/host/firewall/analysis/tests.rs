@@ -3,18 +3,19 @@ use std::collections::HashSet;
 
 use serde_json::json;
 
-use super::{iptables, nftables, quote::Quote, rules::Table, walk};
+use super::{iptables, nftables, probe::Scope, quote::Quote, rules::Table, walk};
 use crate::{
     host::site::Site,
     model::fast_path::FastPath::{self, Established, Off, On},
 };
 
+mod bridged;
 mod gates;
 mod listings;
 mod odd_words;
 
 fn judge(tables: &[Table], site: &Site) -> (FastPath, String) {
-    let found = walk::walk(tables, site);
+    let found = walk::walk(tables, site, Scope::BetweenHosts);
     assert!(!found.is_cut_short);
     found.harms.into_iter().next().map_or((On, String::new()), |harm| match harm.quote {
         Quote::Text(text) => (harm.at_most, text),
@@ -244,7 +245,7 @@ fn too_many_rules_are_not_followed() {
     let line = "-A FORWARD -s 172.17.0.0/16 -j DROP\n";
     let text = format!("*filter\n:FORWARD ACCEPT [0:0]\n{}COMMIT\n", line.repeat(50_000));
     let tables = saved(&text);
-    let found = walk::walk(&tables, &Site::example());
+    let found = walk::walk(&tables, &Site::example(), Scope::BetweenHosts);
     assert!(!found.is_cut_short && found.harms.is_empty());
-    assert!(walk::walk_within(150_000, &tables, &Site::example()).is_cut_short);
+    assert!(walk::walk_within(150_000, &tables, &Site::example(), Scope::BetweenHosts).is_cut_short);
 }

@@ -3,10 +3,10 @@ use std::collections::HashMap;
 
 use super::{
     findings::{End, Gate, Harm, Kind},
-    probe::{self, Hook, Probe},
+    probe::{self, Hook, Probe, Scope},
     quote::Quote,
     range::Holds,
-    rules::{Action, Chain, Family, Rule, Table},
+    rules::{Action, Base, Chain, Family, Rule, Table},
 };
 use crate::{host::site::Site, model::fast_path::FastPath};
 
@@ -29,14 +29,14 @@ pub(super) struct Found {
     pub is_cut_short: bool,
 }
 
-/// Leads all probes through all tables.
-pub(super) fn walk(tables: &[Table], site: &Site) -> Found {
-    walk_within(BUDGET, tables, site)
+/// Leads all probes of this scope through all tables.
+pub(super) fn walk(tables: &[Table], site: &Site, scope: Scope) -> Found {
+    walk_within(BUDGET, tables, site, scope)
 }
 
 /// Does the same as [`walk`], within another budget.
-pub(super) fn walk_within(budget: usize, tables: &[Table], site: &Site) -> Found {
-    let mut walker = Walker { site, found: Found::default(), budget };
+pub(super) fn walk_within(budget: usize, tables: &[Table], site: &Site, scope: Scope) -> Found {
+    let mut walker = Walker { site, scope, found: Found::default(), budget };
     for table in tables {
         for (name, chain) in &table.chains {
             walker.enter(table, name, chain);
@@ -106,6 +106,7 @@ struct Passed {
 
 struct Walker<'a> {
     site: &'a Site,
+    scope: Scope,
     found: Found,
     budget: usize,
 }
@@ -124,22 +125,7 @@ struct Journey<'a> {
 impl Walker<'_> {
     fn enter(&mut self, table: &Table, name: &str, chain: &Chain) {
         let Some(base) = &chain.base else { return };
-        let is_at_device = matches!(base.hook, Hook::Ingress | Hook::Egress);
-        let probes: Vec<Probe> = match table.family {
-            // A listing that does not tell where the chain stands leaves every interface.
-            _ if is_at_device
-                && (base.devices.is_empty() || base.devices.iter().any(|name| name.ends_with('*'))) =>
-            {
-                probe::at_any_device_hook(self.site, base.hook)
-            }
-            _ if is_at_device => {
-                let at = |device: &String| probe::at_device_hook(self.site, base.hook, device);
-                base.devices.iter().flat_map(at).collect()
-            }
-            Family::Ip => probe::at_ip_hook(self.site, base.hook),
-            Family::Bridge => probe::at_bridge_hook(self.site, base.hook),
-            Family::Device => Vec::new(),
-        };
+        let probes = self.probes(table.family, base);
         let mut gate = Gate::at(table, name, base.hook);
         for probe in &probes {
             let mut journey = Journey { table, probe, passed: HashMap::new(), accepting: None, end: None };
@@ -155,6 +141,34 @@ impl Walker<'_> {
         let is_gate = table.family == Family::Ip && matches!(base.hook, Hook::Input | Hook::Forward);
         if is_gate && (gate.end.is_some() || chain.is_closed()) {
             self.found.gates.push(gate);
+        }
+    }
+
+    /// The probes that meet this base chain.
+    fn probes(&self, family: Family, base: &Base) -> Vec<Probe> {
+        let site = self.site;
+        let is_at_device = matches!(base.hook, Hook::Ingress | Hook::Egress);
+        // A listing that does not tell where the chain stands leaves every interface.
+        let is_anywhere = base.devices.is_empty() || base.devices.iter().any(|name| name.ends_with('*'));
+        let at_devices =
+            |at: &dyn Fn(&str) -> Vec<Probe>| base.devices.iter().flat_map(|name| at(name)).collect();
+        match (self.scope, family) {
+            (Scope::BetweenHosts, _) if is_at_device && is_anywhere => {
+                probe::at_any_device_hook(site, base.hook)
+            }
+            (Scope::BetweenHosts, _) if is_at_device => {
+                at_devices(&|name| probe::at_device_hook(site, base.hook, name))
+            }
+            (Scope::BetweenHosts, Family::Ip) => probe::at_ip_hook(site, base.hook),
+            (Scope::BetweenHosts, Family::Bridge) => probe::at_bridge_hook(site, base.hook),
+            (Scope::BehindBridge, _) if is_at_device && is_anywhere => {
+                probe::bridged_at_device_hook(site, base.hook, None)
+            }
+            (Scope::BehindBridge, _) if is_at_device => {
+                at_devices(&|name| probe::bridged_at_device_hook(site, base.hook, Some(name)))
+            }
+            (Scope::BehindBridge, Family::Bridge) => probe::bridged_at_bridge_hook(site, base.hook),
+            (Scope::BehindBridge, Family::Ip) | (_, Family::Device) => Vec::new(),
         }
     }
 

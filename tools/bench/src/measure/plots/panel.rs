@@ -1,5 +1,5 @@
 //! One quantity: a bar for each case, as long as its ratio, with the quartiles.
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::{coord::Shift, prelude::*};
 
 use super::{
@@ -9,6 +9,7 @@ use super::{
     },
     whose::colour,
 };
+use crate::picture::{self, said};
 
 /// A bar that is longer ends here, and only its number says how long it is: a relay's CPU time, or a veth's packets, would
 /// make all others look the same.
@@ -31,11 +32,6 @@ struct Bar {
     colour: RGBColor,
 }
 
-/// The backends' errors borrow from nothing, but their type differs.
-pub(super) fn said<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> anyhow::Error {
-    anyhow!("{error}")
-}
-
 impl Panel {
     /// A panel with all cases of a measure, named as in the tables.
     pub(super) fn of(measured: &Measured) -> Self {
@@ -53,8 +49,10 @@ impl Panel {
     pub(super) fn is_empty(&self) -> bool {
         self.bars.is_empty()
     }
+}
 
-    pub(super) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<()> {
+impl picture::Panel for Panel {
+    fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<()> {
         let ends = self.bars.iter().map(|bar| bar.ratio.upper_quartile.max(bar.ratio.median));
         let most = ends.fold(1.0, f64::max).min(LONGEST);
         let last = self.bars.len().saturating_sub(1);

@@ -1,6 +1,5 @@
 //! Whose a bar is, by its colour: ours has one hue, all others have blue or grey. The two differ for those who do not see colours,
 //! too, and in print.
-use clap::ValueEnum as _;
 use plotters::style::RGBColor;
 
 use super::super::{network::Case, results::Measured};
@@ -31,7 +30,7 @@ fn is_ours(measured: &Measured, case: &str) -> bool {
         None if measured.name.contains(" by peers") => return true,
         None => case,
     };
-    Case::value_variants().iter().any(|known| known.name() == network && known.has_programs())
+    Case::is_called_ours(network)
 }
 
 #[cfg(test)]
@@ -43,10 +42,10 @@ mod tests {
     fn ours_is_told_from_others() {
         let mut results = Results::default();
         let packets = results.measured("veth", "packets of 64 bytes", "1/s", true).clone();
-        for case in ["vxlan", "vxlan, xdp-strip", "udp", "host-gw"] {
+        for case in ["vxlan", "vxlan, xdp-strip", "vxlan, other build", "udp", "host-gw"] {
             assert_eq!(colour(&packets, case), OURS, "{case}");
         }
-        for case in ["kernel VXLAN", "userspace relay", "direct veth"] {
+        for case in ["kernel VXLAN", "userspace relay", "direct veth", "floor"] {
             assert_eq!(colour(&packets, case), OTHERS, "{case}");
         }
         assert_eq!([BARE, TWIN].map(|case| colour(&packets, case)), [BASIS; 2]);

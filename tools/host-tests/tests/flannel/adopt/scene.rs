@@ -88,6 +88,13 @@ impl Scene {
         }
     }
 
+    /// How many packets the moved host has dropped because connection tracking called them invalid.
+    pub fn invalid(&self) -> u64 {
+        let listed = self.moved().host.exec("nft -j list chain ip strict forward").unwrap();
+        let counters = listed.split_once(r#""counter": {"packets": "#).unwrap_or_else(|| panic!("{listed}"));
+        counters.1.split(',').next().unwrap().parse().unwrap()
+    }
+
     pub fn lease(&mut self) -> String {
         let key = lease_key(&self.bed.flannel[0].subnet);
         self.bed.get(&key)

@@ -1,10 +1,12 @@
 //! Moves that fail, are cut off, or cannot be taken back wholly.
-use std::{fs, process::Stdio};
+use std::{fs, process::Stdio, time::Duration};
+
+use overlay_lab::PingOptions;
 
 use serde_json::json;
 
 use super::super::{
-    bed::{Mode, flannels, wait_for},
+    bed::{Mode, flannels, overlay, wait_for},
     rules::{self, By},
 };
 use super::scene::{Picture, Scene, Traffic, in_place_of, is_up, parsed, text};
@@ -136,5 +138,43 @@ fn a_way_back_that_fails_leaves_nothing_that_drops_packets() {
         assert_eq!(host.exec("ip route show").unwrap(), before);
         host.namespace().ip("link delete flannel.1").unwrap();
         scene.done(&["--back"]);
+    }
+}
+
+/// systemd starts a flanneld that was stopped and not disabled when the host boots, or when somebody starts what depends on it.
+#[test]
+fn a_flanneld_that_is_started_again_is_answered_at_once_and_does_not_bar_the_way_back() {
+    for flannel in flannels() {
+        let mut scene = Scene::new(&flannel);
+        scene.bed.flannel[0].stop();
+        let before = Picture::of(&scene.moved().host);
+        let lease = scene.lease();
+        scene.done(&[]);
+        let etcd = scene.etcd.clone();
+        let mut agent = scene.moved().host.start_agent(overlay(), &["--etcd-endpoints", &etcd]).unwrap();
+        agent.wait_ready(Duration::from_secs(60)).unwrap();
+        let status = |words: &[&str]| scene.moved().host.overlay(overlay(), words).unwrap();
+        assert!(!status(&["status"]).contains("altered"));
+        for _ in 0..3 {
+            scene.moved().start_in_vain();
+        }
+        let altered = || parsed(&status(&["status", "--json"]))["agent"]["lease"]["alteration"].clone();
+        wait_for("three answers", || altered()["times"] == 3 && altered()["stands"] == false);
+        assert!(altered()["what"].as_str().unwrap().contains("VtepMAC"), "{}", altered());
+        assert!(status(&["status"]).contains("altered from outside 3 times"), "{}", status(&["status"]));
+        assert!(agent.log().contains("was altered from outside (VtepMAC"), "{}", agent.log());
+        // The other host has heard of the last answer, too.
+        let (a, b) = scene.containers();
+        let once = PingOptions { count: 1, timeout: 0.3, ..PingOptions::default() };
+        wait_for("an answer to a ping", || b.ping(a.address(), once).unwrap().complete());
+        scene.refused(&[], &["what a flanneld has left", "ip link delete flannel.1"]);
+        agent.terminate().unwrap();
+        let output = scene.run(&["--back"]);
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("flannel.1 was made anew since the move"), "{}", text(&output));
+        before.same(&Picture::of(&scene.moved().host), "--back");
+        assert_eq!(scene.lease(), lease);
+        scene.bed.flannel[0].start_again();
+        scene.bed.assert_all_reached();
     }
 }

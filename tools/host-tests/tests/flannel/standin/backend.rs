@@ -90,7 +90,8 @@ impl Backend for Vxlan {
 
     fn set_up(&mut self, subnet: Ipv4Net) -> Result<()> {
         if !self.is_new {
-            return Ok(());
+            // flannel brings a device up that it finds, too, which fails if another has the port.
+            return all(vec![format!("ip link set {} up", self.device.name)]);
         }
         let Underlay { iface, address, .. } = &self.underlay;
         all(self.device.make(&self.mac, *address, iface, &subnet.to_string())?)

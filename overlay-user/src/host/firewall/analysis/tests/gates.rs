@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         findings::{End, Gate, Kind},
+        probe::Scope,
         quote::Quote,
         rules::Table,
         walk::walk,
@@ -13,7 +14,7 @@ use super::{
 use crate::host::site::Site;
 
 fn gates(tables: &[Table]) -> Vec<Gate<Quote>> {
-    walk(tables, &Site::example()).gates
+    walk(tables, &Site::example(), Scope::BetweenHosts).gates
 }
 
 /// Whether an INPUT chain with this policy and these rules is said to refuse the tunnel's packets, or to accept them. `None` if
@@ -137,7 +138,7 @@ fn kinds(table: &str, rules: &str) -> Vec<Kind> {
     let text = format!(
         "*{table}\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n{rules}\n"
     );
-    let harms = walk(&saved(&text), &Site::example()).harms;
+    let harms = walk(&saved(&text), &Site::example(), Scope::BetweenHosts).harms;
     harms.into_iter().map(|harm| harm.kind).collect()
 }
 
@@ -147,6 +148,11 @@ fn dockers_masquerading_is_found_and_others_is_not() {
     assert_eq!(of("-A POSTROUTING -s 10.244.1.0/24 ! -o docker0 -j MASQUERADE"), [Kind::Masquerading]);
     assert_eq!(of("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"), []);
     assert_eq!(of("-A POSTROUTING -s 10.244.1.0/24 ! -d 10.244.0.0/16 -j MASQUERADE"), []);
+    // Docker's for a container that reaches its own published port hides nobody from another host.
+    assert_eq!(
+        of("-A POSTROUTING -s 10.244.1.2/32 -d 10.244.1.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE"),
+        []
+    );
     // kube-proxy's, for what it has marked.
     assert_eq!(of("-A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE"), [Kind::Other]);
     // However many other rules there are.
@@ -174,7 +180,7 @@ fn so_are_both_in_nftables() {
     let not = |left: Value, right: &str| json!({"match": {"op": "!=", "left": left, "right": right}});
     let kinds = |hook: &str, kind: &str, rule: Value| {
         let chain = json!({"type": kind, "hook": hook, "prio": 0, "policy": "accept"});
-        let harms = walk(&nft("ip", chain, &[rule]), &Site::example()).harms;
+        let harms = walk(&nft("ip", chain, &[rule]), &Site::example(), Scope::BetweenHosts).harms;
         harms.into_iter().map(|harm| harm.kind).collect::<Vec<_>>()
     };
     let guard = |bridge: &str| {
