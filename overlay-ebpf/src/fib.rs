@@ -5,7 +5,9 @@ use aya_ebpf::{
     },
     helpers::generated::bpf_fib_lookup as lookup,
 };
-use overlay_common::{KeptNextHop, PeerEntry, SETTING_DIRECT, header::protocol, next_hop_stamp};
+use overlay_common::{
+    KeptNextHop, PeerEntry, SETTING_DIRECT, SETTING_OUTER_DF, header::protocol, next_hop_stamp,
+};
 
 use crate::{
     frame::InWords,
@@ -172,6 +174,10 @@ pub(crate) fn is_beside_overlay<A: KernelAddress + Prefixes>(packet: &Packet<'_>
 /// frame) is compared with the path's MTU, which the answer names. Direct routing asks the same question. What else changes an answer
 /// changes with time: routes, rules, what is known of path MTUs, interfaces, sysctls and, where a sysctl says so, neighbours.
 ///
+/// **Path MTUs.** Nothing is kept where the outer packets have DF. A router that cannot forward one says so, and the sender must hear of
+/// it by its next packet: a sender of TCP may have no more than those 7 in flight, and would wait for its timer with all of them lost.
+/// Without DF, routers fragment and say nothing.
+///
 /// **The neighbour.** The packet that asks leaves by the kernel's neighbours, which resolve the next hop, and probe it while it is in use.
 /// The others have the MAC addresses that the answer named. (They would be used for ever if each packet had them.)
 ///
@@ -209,6 +215,7 @@ fn kept_next_hop<A: KernelAddress + Lookups>(
     }
     let answer = next_hop(packet, peer, source_port, wire_length);
     match &answer {
+        Ok(_) if settings::has(SETTING_OUTER_DF) => {}
         &Ok(NextHop { ifindex, address, fits, macs }) => place.write(&KeptNextHop {
             begun: stamp,
             jiffies,

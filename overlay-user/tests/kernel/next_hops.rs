@@ -7,7 +7,7 @@ use nix::sched::sched_getcpu;
 use overlay_common::{
     Addr4, FlowKey,
     Hook::Encap,
-    KeptNextHop, Reason,
+    KeptNextHop, Reason, SETTING_OUTER_DF,
     header::protocol::UDP,
     next_hop_place, next_hop_stamp,
     wire::{self, OVERHEAD},
@@ -135,6 +135,16 @@ fn what_is_kept_is_believed_for_its_question_its_tick_and_its_length_alone() {
                 assert!(!asked.is_believed(bed, ahead, alter), "{name}");
             }
         }
+    });
+}
+
+/// A router on the way may have said "too large" about the packet before.
+#[test]
+fn nothing_is_kept_where_outer_packets_have_df() {
+    with_direct(SETTING_OUTER_DF, |bed, _| {
+        let asked = Asked::new(FAR, OTHER_PEER, 4000);
+        asked.repeat(bed);
+        assert_eq!(asked.kept(bed), KeptNextHop::default());
     });
 }
 

@@ -16,7 +16,7 @@ fn the_interface() {
     let agent = |interface: &[&str], words: &[&str]| {
         refuses(host, &[interface, &["--store-dir", &store]].concat(), words);
     };
-    agent(&["--iface", "nope"], &["no interface matches --iface nope", "`ip -4 address` lists"]);
+    agent(&["--iface", "nope"], &["no interface matches --iface nope", "`ip address` lists"]);
     agent(&["--iface-regex", "^en"], &["no interface matches --iface-regex ^en"]);
     agent(&["--iface-regex", "("], &["--iface-regex (", "unclosed group"]);
     agent(&[], &["there is no default route to choose the interface by", "--iface"]);

@@ -108,9 +108,9 @@ impl IndexMut<usize> for Bed {
     }
 }
 
-/// Waits up to ten seconds.
+/// Waits up to half a minute, which is far more than anything takes that is waited for, on a busy machine too.
 pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
-    wait_until(what, Duration::from_secs(10), || Ok(ready())).unwrap();
+    wait_until(what, Duration::from_secs(30), || Ok(ready())).unwrap();
 }
 
 pub fn pings(count: u32) -> PingOptions {
