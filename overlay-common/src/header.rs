@@ -49,6 +49,28 @@ pub mod ipv4 {
     }
 }
 
+/// IPv6 (RFC 8200 section 3).
+pub mod ipv6 {
+    /// The version, in the upper half of the first byte.
+    pub const VERSION: u8 = 6;
+
+    /// Where the fields stand.
+    pub mod offset {
+        /// Version, traffic class and flow label, 4 bytes.
+        pub const VERSION: usize = 0;
+        /// Length of what follows the header, 2 bytes.
+        pub const PAYLOAD_LENGTH: usize = 4;
+        /// Protocol number of what follows.
+        pub const NEXT_HEADER: usize = 6;
+        /// Hop limit.
+        pub const HOP_LIMIT: usize = 7;
+        /// Source address, 16 bytes.
+        pub const SOURCE: usize = 8;
+        /// Destination address, 16 bytes.
+        pub const DESTINATION: usize = 24;
+    }
+}
+
 /// UDP (RFC 768).
 pub mod udp {
     /// Where the fields stand.
@@ -130,6 +152,28 @@ pub mod icmp {
     }
 }
 
+/// ICMP for IPv6 (RFC 4443). Its header has the fields of ICMP for IPv4, and the MTU of the next hop takes 4 bytes from byte 4 on.
+pub mod icmpv6 {
+    /// Type: destination unreachable.
+    pub const UNREACHABLE: u8 = 1;
+    /// Type: packet too big.
+    pub const TOO_BIG: u8 = 2;
+    /// Type: parameter problem, the last of the errors that are defined.
+    pub const PARAMETER_PROBLEM: u8 = 4;
+    /// The first type of a message that is no error (RFC 4443 section 2.1).
+    pub const INFORMATIONAL: u8 = 128;
+    /// Type: echo request.
+    pub const ECHO: u8 = 128;
+    /// Type: echo reply.
+    pub const ECHO_REPLY: u8 = 129;
+    /// Type: router solicitation, the first of neighbour discovery's five (RFC 4861 section 4).
+    pub const ROUTER_SOLICITATION: u8 = 133;
+    /// Type: redirect, the last of those five.
+    pub const REDIRECT: u8 = 137;
+    /// Code of [`UNREACHABLE`]: no route to the destination.
+    pub const NO_ROUTE: u8 = 0;
+}
+
 /// Protocol numbers of what an IP header is followed by.
 pub mod protocol {
     /// ICMP for IPv4.
@@ -138,6 +182,31 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
     /// SCTP.
     pub const SCTP: u8 = 132;
+
+    /// Extension headers of IPv6, which stand between its header and that of the transport (the registry of RFC 7045 section 4).
+    pub mod extension {
+        /// Hop-by-hop options. A jumbogram has them, too, and so has the frame of many segments that Linux makes longer than 65,535
+        /// bytes (BIG TCP).
+        pub const HOP_BY_HOP: u8 = 0;
+        /// Routing.
+        pub const ROUTING: u8 = 43;
+        /// Fragment.
+        pub const FRAGMENT: u8 = 44;
+        /// Encapsulating security payload.
+        pub const ESP: u8 = 50;
+        /// Authentication.
+        pub const AUTHENTICATION: u8 = 51;
+        /// Destination options.
+        pub const DESTINATION_OPTIONS: u8 = 60;
+        /// Mobility.
+        pub const MOBILITY: u8 = 135;
+        /// Host identity protocol.
+        pub const HOST_IDENTITY: u8 = 139;
+        /// Shim6.
+        pub const SHIM6: u8 = 140;
+    }
 }

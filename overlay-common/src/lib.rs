@@ -13,6 +13,7 @@ pub mod checksum;
 mod documents;
 pub mod flow;
 pub mod header;
+pub mod ipv6;
 pub mod maps;
 #[cfg(feature = "user")]
 mod pod;
@@ -20,8 +21,9 @@ pub mod reason;
 pub mod settings;
 pub mod wire;
 
-pub use address::{Addr4, Address};
+pub use address::{Addr4, Addr6, Address};
 pub use flow::*;
+pub use ipv6::{IPV6_PROGRAMS, Ipv6Program, Settings6};
 pub use maps::*;
 pub use reason::{Hook, Reason, Verdict};
 pub use settings::*;

@@ -10,7 +10,7 @@ mod entries;
 
 pub use entries::{EndpointEntry, Flow, PeerEntry};
 
-use crate::{Addr4, Address};
+use crate::{Addr4, Addr6, Address};
 
 /// Value of `VTEPS`: a known peer, by its underlay address.
 #[repr(C, align(4))]
@@ -19,6 +19,10 @@ pub struct Vtep {
     /// Index of this peer's counters in `PEER_COUNTERS`. A peer with several subnets has the slot of one of them here.
     pub slot: u32,
 }
+
+/// The peer's tunnel takes outer UDP checksums of zero over IPv6, as its lease says (RFC 6935 section 5 allows them to tunnels that
+/// agree on it). A peer of IPv4 has no bit: there a checksum of zero is everybody's (RFC 768).
+pub const PEER_ZERO_CHECKSUM6: u16 = 1 << 0;
 
 /// The endpoint was named by an operator or a CNI plugin: learning neither moves nor removes it.
 pub const ENDPOINT_PINNED: u32 = 1 << 0;
@@ -157,11 +161,13 @@ pub fn next_hop_place<A: Address>(peer: A, source_port: u16) -> u32 {
 
 const _: () = {
     assert!(size_of::<KeptNextHop>() == 64);
+    assert!(size_of::<KeptNextHop<Addr6>>() == 88);
     assert!(size_of::<KeptPort>() == 16);
     assert!(size_of::<Vtep>() == 4);
     assert!(size_of::<PeerCount>() == 32);
     // XDP metadata: a multiple of 4, at most 32 (bpf_xdp_adjust_meta before 6.6).
     assert!(size_of::<StripMark>() == 16);
+    assert!(size_of::<StripMark<Addr6>>() == 28);
 };
 
 /// Default of `--max-peers`.

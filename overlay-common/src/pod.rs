@@ -1,6 +1,7 @@
 //! Marks the map types as plain old data for aya.
 use crate::{
-    Addr4, Count, EndpointEntry, Flow, FlowKey, KeptNextHop, KeptPort, PeerCount, PeerEntry, Settings, Vtep,
+    Addr4, Addr6, Count, EndpointEntry, Flow, FlowKey, KeptNextHop, KeptPort, PeerCount, PeerEntry, Settings,
+    Settings6, Vtep,
 };
 
 macro_rules! pod {
@@ -12,6 +13,7 @@ macro_rules! pod {
 }
 
 pod!(Addr4, Count, EndpointEntry, Flow, FlowKey, KeptNextHop, KeptPort, PeerCount, PeerEntry, Settings, Vtep);
+pod!(Addr6, FlowKey<Addr6>, KeptNextHop<Addr6>, PeerEntry<Addr6>, Settings6);
 #[cfg(feature = "bench")]
 pod!(
     crate::bench::Arrived,

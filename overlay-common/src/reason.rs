@@ -85,9 +85,9 @@ reasons! {
     NoNextHop = 5, "no-next-hop", Stack;
     /// TTL of 0 or 1: the stack answers time exceeded.
     TtlExpired = 6, "ttl-expired", Stack;
-    /// Inner IPv4 options: the stack decides on them.
+    /// Inner IPv4 options, or extension headers of IPv6, or neighbour discovery: the stack decides on them.
     InnerOptions = 7, "inner-options", Stack;
-    /// Not IPv4 inside (ARP, IPv6).
+    /// Not IPv4 inside a tunnel of IPv4 (ARP, IPv6).
     NotIpv4 = 8, "not-ipv4", Stack;
     /// Inner source outside Network, from a known peer: a node's address or a routed LAN, forwarded as flannel does.
     ForeignSource = 9, "foreign-source", Stack;
@@ -107,6 +107,10 @@ reasons! {
     /// Handed from one port of a bridge to another, as the bridge itself would have forwarded it: it is for a container of this
     /// host.
     SameHost = 32, "same-host", Carried;
+    /// The peer's tunnel wants outer UDP checksums over IPv6, which only the kernel's tunnel device writes for frames of many segments.
+    WantsChecksum = 33, "peer-wants-checksum", Stack;
+    /// Not IPv6 inside a tunnel of IPv6.
+    NotIpv6 = 34, "not-ipv6", Stack;
     /// Larger than the path takes, and not to be fragmented: answered with the MTU that fits.
     TooBig = 16, "too-big", Answered;
     /// No peer holds the destination's subnet: answered with network unreachable.
@@ -152,7 +156,7 @@ impl Reason {
     #[inline(always)]
     pub const fn verdict_at(self, hook: Hook) -> Verdict {
         match (hook, self) {
-            (Hook::Receive, Self::NotIpv4) | (Hook::Send, Self::NoPeer) => Verdict::Drop,
+            (Hook::Receive, Self::NotIpv4 | Self::NotIpv6) | (Hook::Send, Self::NoPeer) => Verdict::Drop,
             _ => self.verdict(),
         }
     }

@@ -68,6 +68,10 @@ pub const SETTING_PART: u32 = 1 << 7;
 /// overlay0 is down: another device has its UDP port for now. What came without encapsulation and is left to the stack stays the
 /// underlay device's, instead of being handed over to overlay0, where it would be dropped.
 pub const SETTING_DEVICE_DOWN: u32 = 1 << 8;
+/// The network has IPv6, and this host a subnet of it: packets of IPv6 are handed to the programs in `IPV6_PROGRAMS`.
+pub const SETTING_IPV6: u32 = 1 << 9;
+/// As `SETTING_PART`, of the leasable range of IPv6.
+pub const SETTING_PART6: u32 = 1 << 10;
 
 /// In the map `fast_path`: the programs carry all packets that they can.
 pub const FAST_PATH_ON: u32 = 0;

@@ -1,26 +1,32 @@
-//! The bytes of the outer headers: VXLAN over UDP over IPv4 (RFC 7348 section 5), or UDP over IPv4 alone (flannel's udp
+//! The bytes of the outer headers: VXLAN over UDP over IPv4 or IPv6 (RFC 7348 section 5), or UDP over IPv4 alone (flannel's udp
 //! backend, its pkg/backend/udp).
 use crate::{
-    Addr4, checksum,
-    header::{ethernet, ipv4, protocol, udp},
+    Addr4, Addr6, checksum,
+    header::{ethernet, ipv4, ipv6, protocol, udp},
 };
 
 /// Length of an Ethernet header without a VLAN tag.
 pub const ETHERNET: usize = 14;
 /// Length of an IPv4 header without options.
 pub const IPV4: usize = 20;
+/// Length of an IPv6 header without extension headers.
+pub const IPV6: usize = 40;
 /// Length of a UDP header.
 pub const UDP: usize = 8;
 /// Length of a VXLAN header.
 pub const VXLAN: usize = 8;
 /// What bare IPv4 in UDP adds to a frame: outer IPv4 and UDP.
 pub const DATAGRAM: usize = IPV4 + UDP;
+/// Outer IPv6 and UDP.
+pub const DATAGRAM6: usize = IPV6 + UDP;
 /// What VXLAN adds to a frame: outer IPv4, UDP, VXLAN and the inner Ethernet header.
 pub const OVERHEAD: usize = DATAGRAM + VXLAN + ETHERNET;
 /// From the first byte of a VXLAN frame to its inner IPv4 header.
 pub const INNER: usize = ETHERNET + OVERHEAD;
 /// EtherType of IPv4, network order.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// EtherType of IPv6, network order.
+pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 /// The I flag: the VNI is valid (RFC 7348 section 5: "MUST be set to 1 for a valid VXLAN Network ID").
 pub const VXLAN_VNI_VALID: u8 = 0x08;
 /// TTL of the outer header, as the kernel's device sets it for flannel.
@@ -38,9 +44,9 @@ pub struct Outer<A = Addr4> {
     /// Type of service byte, of which only the ECN bits are ever set (RFC 6040 section 4.1; a DSCP of zero is the kernel's
     /// default).
     pub tos: u8,
-    /// Identification: a value that differs from packet to packet, since DF may be clear.
+    /// Identification: a value that differs from packet to packet, since DF may be clear. IPv6 has none.
     pub identification: u16,
-    /// Set DF.
+    /// Set DF. Over IPv6 no router fragments.
     pub dont_fragment: bool,
     /// UDP source port, in the machine's order, from the inner flow's hash (RFC 7348 section 5).
     pub source_port: u16,
@@ -80,6 +86,35 @@ impl Outer<Addr4> {
         out[SOURCE_PORT..DESTINATION_PORT].copy_from_slice(&self.source_port.to_be_bytes());
         out[DESTINATION_PORT..UDP_LENGTH].copy_from_slice(&self.port);
         out[UDP_LENGTH..UDP_CHECKSUM].copy_from_slice(&((self.payload + UDP as u32) as u16).to_be_bytes());
+        out[UDP_CHECKSUM..].fill(0);
+    }
+}
+
+impl Outer<Addr6> {
+    /// Writes the outer IPv6 and UDP headers, in place. The flow label is the source port, and so as good a hash of the inner flow
+    /// (RFC 6438 section 3). The UDP checksum is zero, which only tunnels that have agreed on it may send and take (RFC 6935
+    /// section 5).
+    #[inline(always)]
+    pub fn write(&self, out: &mut [u8; DATAGRAM6]) {
+        const SOURCE_PORT: usize = IPV6 + udp::offset::SOURCE_PORT;
+        const DESTINATION_PORT: usize = IPV6 + udp::offset::DESTINATION_PORT;
+        const UDP_LENGTH: usize = IPV6 + udp::offset::LENGTH;
+        const UDP_CHECKSUM: usize = IPV6 + udp::offset::CHECKSUM;
+        use ipv6::offset::*;
+
+        let flow = (ipv6::VERSION as u32) << 28 | u32::from(self.tos) << 20 | u32::from(self.source_port);
+        // It exceeds 65,535 only in GSO frames, and there the kernel writes each segment's length anew.
+        let length = ((self.payload + UDP as u32) as u16).to_be_bytes();
+        out[VERSION..PAYLOAD_LENGTH].copy_from_slice(&flow.to_be_bytes());
+        out[PAYLOAD_LENGTH..NEXT_HEADER].copy_from_slice(&length);
+        out[NEXT_HEADER] = protocol::UDP;
+        out[HOP_LIMIT] = OUTER_TTL;
+        out[SOURCE..DESTINATION].copy_from_slice(&self.source.octets());
+        out[DESTINATION..IPV6].copy_from_slice(&self.destination.octets());
+
+        out[SOURCE_PORT..DESTINATION_PORT].copy_from_slice(&self.source_port.to_be_bytes());
+        out[DESTINATION_PORT..UDP_LENGTH].copy_from_slice(&self.port);
+        out[UDP_LENGTH..UDP_CHECKSUM].copy_from_slice(&length);
         out[UDP_CHECKSUM..].fill(0);
     }
 }
@@ -140,6 +175,15 @@ mod tests {
         0x20, 0x5d, 0x20, 0x5d, 0x00, 0x5c, 0x00, 0x00,
     ];
 
+    // Outer IPv6, UDP, VXLAN and inner Ethernet as scapy 2.5.0 writes them, with a checksum of zero, around an echo request of 104 bytes.
+    const BY_SCAPY: [u8; DATAGRAM6 + VXLAN + ETHERNET] = [
+        0x60, 0x20, 0xd8, 0x7a, 0x00, 0x86, 0x11, 0x40, 0xfd, 0x99, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0xfd, 0x99, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0xd8, 0x7a, 0x21, 0x18, 0x00, 0x86, 0x00, 0x00, 0x08, 0x00, 0x00,
+        0x00, 0x00, 0x00, 0x01, 0x00, 0xfa, 0x3c, 0x34, 0x4c, 0x9c, 0xf0, 0x52, 0x4a, 0xf5, 0x2a, 0x76, 0xbf,
+        0x86, 0xdd,
+    ];
+
     // Whatever is left unwritten shows.
     const BLANK: u8 = 0xa5;
 
@@ -186,6 +230,31 @@ mod tests {
             payload: 84,
         };
         assert_eq!(datagram(&outer), SEEN_UDP[ETHERNET..]);
+    }
+
+    #[test]
+    fn the_headers_over_ipv6_are_those_of_scapy() {
+        let address = |text: &str| Addr6::from(text.parse::<core::net::Ipv6Addr>().unwrap());
+        let outer = Outer::<Addr6> {
+            source: address("fd99::1"),
+            destination: address("fd99::2"),
+            tos: 2,
+            identification: 0,
+            dont_fragment: false,
+            source_port: 0xd87a,
+            port: 8472u16.to_be_bytes(),
+            payload: (VXLAN + ETHERNET + 104) as u32,
+        };
+        let vxlan = Vxlan {
+            vni: 1,
+            destination_mac: [0xfa, 0x3c, 0x34, 0x4c, 0x9c, 0xf0],
+            source_mac: [0x52, 0x4a, 0xf5, 0x2a, 0x76, 0xbf],
+            ethertype: ETHERTYPE_IPV6,
+        };
+        let mut out = [BLANK; DATAGRAM6 + VXLAN + ETHERNET];
+        outer.write(out.first_chunk_mut().unwrap());
+        vxlan.write(out.last_chunk_mut().unwrap());
+        assert_eq!(out, BY_SCAPY);
     }
 
     #[test]

@@ -9,14 +9,23 @@ use crate::{
     verdict::{Answer, Exit},
 };
 
-/// The inner header at `offset`, and the counters' slot of the peer that sent it, if that peer may send it. Only a peer's
-/// packet is told what is wrong with it.
+/// The peer that has sent a packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Sender {
+    /// Its counters' slot.
+    pub(crate) slot: u32,
+    /// Its `PEER_*` bits.
+    pub(crate) flags: u16,
+}
+
+/// The inner header at `offset`, and the peer that sent it, if that peer may send it. Only a peer's packet is told what is wrong
+/// with it.
 #[inline(always)]
 pub(crate) fn sender<F: Family>(
     frame: &impl Frame,
     offset: usize,
     outer: &F::Header,
-) -> Result<(F::Header, u32), Reason> {
+) -> Result<(F::Header, Sender), Reason> {
     let inner = match F::Header::checked(frame, offset) {
         Ok(inner) => inner,
         Err(bad) => {
@@ -24,18 +33,18 @@ pub(crate) fn sender<F: Family>(
             return Err(bad.into());
         }
     };
-    let slot = peer(outer.source(), inner.source())?;
-    Ok((inner, slot))
+    let sender = peer(outer.source(), inner.source())?;
+    Ok((inner, sender))
 }
 
-/// The counters' slot of the peer at underlay address `outer`, if that peer may send a packet with this inner source.
+/// The peer at underlay address `outer`, if it may send a packet with this inner source.
 /// One look-up answers the common case: the inner source's subnet belongs to the outer source.
 #[inline(always)]
-pub(crate) fn peer<A: Lookups>(outer: A, source: A) -> Result<u32, Reason> {
+pub(crate) fn peer<A: Lookups>(outer: A, source: A) -> Result<Sender, Reason> {
     if let Some(peer) = source.peer()
         && peer.outer == outer
     {
-        return Ok(peer.slot);
+        return Ok(Sender { slot: peer.slot, flags: peer.flags });
     }
     known(outer)?;
     if source.is_overlays() {

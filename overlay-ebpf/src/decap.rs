@@ -13,7 +13,7 @@ use crate::{
     ecn, fib, flow,
     frame::Frame,
     ip::{Family, Header as _},
-    maps::{self, Lookups as _},
+    maps::Lookups as _,
     packet::Packet,
     settings::{self, Prefixes},
     stack,
@@ -63,12 +63,17 @@ pub(crate) fn classify<F: Family>(frame: &impl Frame) -> Answer<Delivery<F>> {
     }
 
     // In 2. Sent by a peer, and from that peer's own subnet.
-    let (inner, slot) = tunnel::parse::<F>(frame, &outer)?;
+    let (inner, sender) = tunnel::parse::<F>(frame, &outer)?;
+    // What is sent to such a peer takes the stack (Out 6), so all of the connection must.
+    if !tunnel::takes_zero_checksum::<F>(sender.flags) {
+        return Err(Reason::WantsChecksum.into());
+    }
 
     // In 3. For a container here that is learned, whose connection is no stack flow, and whose veth still exists.
     let outer_length = tunnel::length::<F>();
     let endpoint = receiver::<F>(frame, &inner, outer_length)?;
     let tos = ecn::decapsulated(outer.tos(), inner.tos())?;
+    let slot = sender.slot;
     Ok(Delivery { inner, endpoint, slot, tos, is_unchecked: udp.is_unchecked(), outer_length })
 }
 
@@ -117,7 +122,7 @@ fn receiver<F: Family>(
     if !inner.destination().in_subnet() {
         return Err(Reason::NotOurSubnet);
     }
-    let fast_path = maps::fast_path();
+    let fast_path = F::Address::fast_path();
     if fast_path == FAST_PATH_OFF {
         return Err(Reason::StackOnly);
     }
@@ -180,7 +185,7 @@ fn leave<F: Family>(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
         let outer_length = if is_unencapsulated { 0 } else { tunnel::length::<F>() };
         flow::keep::<F>(packet, ETHERNET + outer_length);
     }
-    let is_sockets = matches!(tunnel::format(), Format::Vxlan) && !is_unencapsulated;
+    let is_sockets = matches!(tunnel::format::<F>(), Format::Vxlan) && !is_unencapsulated;
     // While a host is moved from flannel, flannel's routes still lead where such a packet came from, so that reverse path filters
     // let it pass.
     if !matches!(reason.verdict(), Verdict::Stack) || is_sockets || settings::has(SETTING_DEVICE_DOWN) {
@@ -193,7 +198,7 @@ fn leave<F: Family>(packet: &Packet<'_>, reason: Reason) -> Answer<Outcome> {
     if is_datagrams && !is_unencapsulated {
         return Err(reason.into());
     }
-    Ok(Outcome::Instead(stack::hand_over(packet)?, reason))
+    Ok(Outcome::Instead(stack::hand_over::<F>(packet)?, reason))
 }
 
 /// In 5 of what XDP has classified and decapsulated a moment ago, and GRO has merged since. Only the endpoint is looked up

@@ -12,7 +12,7 @@ use crate::{
     frame::Frame as _,
     icmp,
     ip::{Family, Header as _, segment_length},
-    maps::{self, Lookups as _},
+    maps::Lookups as _,
     packet::Packet,
     same_host,
     settings::{self, Prefixes as _},
@@ -24,8 +24,9 @@ use crate::{
 #[inline(always)]
 pub(crate) fn encap<F: Family>(packet: &Packet<'_>, size: Size) -> Answer<Outcome> {
     let answer = carry::<F>(packet, size);
-    if let Err(Exit::Because(Reason::NeedsFragmentation | Reason::NoNextHop | Reason::HeadroomRefused)) =
-        answer
+    if let Err(Exit::Because(
+        Reason::NeedsFragmentation | Reason::NoNextHop | Reason::HeadroomRefused | Reason::WantsChecksum,
+    )) = answer
     {
         flow::keep::<F>(packet, ETHERNET);
     }
@@ -34,6 +35,26 @@ pub(crate) fn encap<F: Family>(packet: &Packet<'_>, size: Size) -> Answer<Outcom
         flow::note_left::<F>(packet, ETHERNET, is_for_its_connection);
     }
     answer
+}
+
+/// Answers a packet that [`encap`] has handed over for that.
+#[inline(always)]
+pub(crate) fn answer<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+    let answer = icmp::as_wanted::<F>(packet);
+    if let Err(Exit::Because(Reason::NeedsFragmentation)) = answer {
+        keep_apart::<F>(packet);
+    }
+    if answer.is_err() {
+        flow::note_left::<F>(packet, ETHERNET, false);
+    }
+    answer
+}
+
+/// [`flow::keep`] as a function of its own in the program too: inlined, the compiler keeps the address of a field of the context in a
+/// register, which the verifier does not let a program read by.
+#[inline(never)]
+fn keep_apart<F: Family>(packet: &Packet<'_>) {
+    flow::keep::<F>(packet, ETHERNET);
 }
 
 #[inline(always)]
@@ -71,7 +92,7 @@ fn carry<F: Family>(packet: &Packet<'_>, size: Size) -> Answer<Outcome> {
         // Sent to another router on the bridge, or broadcast: the bridge forwards it.
         return Err(Exit::NotOurs);
     }
-    let fast_path = maps::fast_path();
+    let fast_path = F::Address::fast_path();
     if fast_path == FAST_PATH_OFF {
         return Err(Reason::StackOnly.into());
     }
@@ -109,12 +130,15 @@ fn carry<F: Family>(packet: &Packet<'_>, size: Size) -> Answer<Outcome> {
         Err(NoPath::TooBig(_)) if !inner.dont_fragment() => {
             return Err(Reason::NeedsFragmentation.into());
         }
-        Err(NoPath::TooBig(mtu)) => return icmp::too_big::<F>(packet, &inner, mtu),
+        Err(NoPath::TooBig(mtu)) => return icmp::too_big::<F>(packet, &inner, length, mtu),
     };
 
     // Out 7. Everything that reads the frame comes before this: making headroom moves it.
     // Out 8. Headers. From here on the frame is half changed: a failure drops it.
     let next_hop = match path {
+        Path::Encapsulated(_) if !tunnel::takes_zero_checksum::<F>(peer.flags) => {
+            return Err(Reason::WantsChecksum.into());
+        }
         Path::Encapsulated(next_hop) => {
             tunnel::encapsulate::<F>(packet, &inner, &peer, source_port, next_hop.macs)?;
             next_hop

@@ -100,7 +100,7 @@ fn path_by<F: Family, const OF_MANY: bool>(
     length: u32,
 ) -> Result<Path<F::Address>, NoPath> {
     if settings::has(SETTING_DIRECT) {
-        match next_hop_by::<_, OF_MANY>(packet, peer.outer, source_port, length) {
+        match next_hop_by::<F, OF_MANY>(packet, peer.outer, source_port, length) {
             Ok(next_hop) if next_hop.address == peer.outer => return Ok(Path::Unencapsulated(next_hop)),
             Ok(_) => {}
             Err(NoPath::TooBig(mtu)) => {
@@ -113,7 +113,7 @@ fn path_by<F: Family, const OF_MANY: bool>(
         }
     }
     let overhead = tunnel::length::<F>() as u32;
-    match next_hop_by::<_, OF_MANY>(packet, peer.outer, source_port, length + overhead) {
+    match next_hop_by::<F, OF_MANY>(packet, peer.outer, source_port, length + overhead) {
         Ok(next_hop) => Ok(Path::Encapsulated(next_hop)),
         Err(NoPath::TooBig(mtu)) => Err(NoPath::TooBig(mtu.saturating_sub(overhead))),
         Err(NoPath::Stack) => Err(NoPath::Stack),
@@ -121,14 +121,16 @@ fn path_by<F: Family, const OF_MANY: bool>(
 }
 
 #[inline(always)]
-fn next_hop_by<A: KernelAddress + Lookups, const OF_MANY: bool>(
+fn next_hop_by<F: Family, const OF_MANY: bool>(
     packet: &Packet<'_>,
-    peer: A,
+    peer: F::Address,
     source_port: u16,
     wire_length: u32,
-) -> Result<NextHop<A>, NoPath> {
+) -> Result<NextHop<F::Address>, NoPath> {
     if OF_MANY {
-        kept_next_hop(packet, peer, source_port, wire_length)
+        let is_told =
+            if F::ROUTERS_FRAGMENT { settings::has(SETTING_OUTER_DF) } else { wire_length > F::SMALLEST_MTU };
+        kept_next_hop(packet, peer, source_port, wire_length, is_told)
     } else {
         next_hop(packet, peer, source_port, wire_length)
     }
@@ -174,9 +176,10 @@ pub(crate) fn is_beside_overlay<A: KernelAddress + Prefixes>(packet: &Packet<'_>
 /// frame) is compared with the path's MTU, which the answer names. Direct routing asks the same question. What else changes an answer
 /// changes with time: routes, rules, what is known of path MTUs, interfaces, sysctls and, where a sysctl says so, neighbours.
 ///
-/// **Path MTUs.** Nothing is kept where the outer packets have DF. A router that cannot forward one says so, and the sender must hear of
-/// it by its next packet: a sender of TCP may have no more than those 7 in flight, and would wait for its timer with all of them lost.
-/// Without DF, routers fragment and say nothing.
+/// **Path MTUs.** Nothing is kept for a packet of which a router would say that it is too large (`is_told`): where the outer packets have
+/// DF, and over IPv6 if the packet is longer than what every link takes. The sender must hear of it by its next packet, since a sender
+/// of TCP may have no more than those 7 in flight, and would wait for its timer with all of them lost. Where there is no DF, routers
+/// fragment and say nothing.
 ///
 /// **The neighbour.** The packet that asks leaves by the kernel's neighbours, which resolve the next hop, and probe it while it is in use.
 /// The others have the MAC addresses that the answer named. (They would be used for ever if each packet had them.)
@@ -190,6 +193,7 @@ fn kept_next_hop<A: KernelAddress + Lookups>(
     peer: A,
     source_port: u16,
     wire_length: u32,
+    is_told: bool,
 ) -> Result<NextHop<A>, NoPath> {
     let Some(place) = peer.next_hop_place(source_port) else {
         return next_hop(packet, peer, source_port, wire_length);
@@ -203,6 +207,7 @@ fn kept_next_hop<A: KernelAddress + Lookups>(
         && kept.source_port == u32::from(source_port)
         && kept.uses != 0
         && wire_length <= kept.fits
+        && !is_told
         && kept.ended == stamp
     {
         place.spend(kept.uses - 1);
@@ -215,7 +220,7 @@ fn kept_next_hop<A: KernelAddress + Lookups>(
     }
     let answer = next_hop(packet, peer, source_port, wire_length);
     match &answer {
-        Ok(_) if settings::has(SETTING_OUTER_DF) => {}
+        Ok(_) if is_told => {}
         &Ok(NextHop { ifindex, address, fits, macs }) => place.write(&KeptNextHop {
             begun: stamp,
             jiffies,

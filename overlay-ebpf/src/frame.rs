@@ -34,6 +34,10 @@ pub(crate) trait Frame {
     /// Writes a value over bytes that exist already. `T` must be made of bytes, or of words in network order.
     fn store<T: Copy>(&self, offset: usize, value: &T) -> Result<(), Reason>;
 
+    /// The same, where the header that is written into has no checksum of its own which the change leaves as it was. A device may have
+    /// summed the whole packet (`CHECKSUM_COMPLETE`), and that sum is mended.
+    fn store_summed<T: Copy>(&self, offset: usize, value: &T) -> Result<(), Reason>;
+
     /// Whether interface `ifindex` exists, and takes the inner packet of `length` bytes once the `outer_length` bytes in
     /// front of it are gone.
     fn fits(&self, ifindex: u32, length: u16, outer_length: usize) -> bool;

@@ -10,26 +10,66 @@ use crate::{
     count,
     frame::Frame as _,
     ip::{Error, Family, Header as _, ICMP_HEADER},
+    maps,
     packet::Packet,
     settings::{self, Prefixes as _},
     verdict::{Answer, Outcome},
 };
 
+/// What is written for an MTU where there is no route.
+const NO_ROUTE: u32 = 0;
 /// Bytes in front of the IP header of a packet that has no link header.
 const NO_LINK_HEADER: usize = 0;
 
 /// No peer holds the destination's subnet.
 #[inline(always)]
 pub(crate) fn network_unreachable<F: Family>(packet: &Packet<'_>, inner: &F::Header) -> Answer<Outcome> {
+    if F::ANSWERS_ELSEWHERE {
+        maps::go_on_answering(packet.context(), NO_ROUTE);
+        return Err(Reason::NoPeer.into());
+    }
     answer::<F, ETHERNET>(packet, inner, Error::NoRoute, Reason::NoPeer, Reason::NoPeer)
 }
 
-/// The path takes packets of `mtu` bytes, which is what the next hop's MTU leaves when encapsulation has had its part. A
-/// packet that is not answered here goes to the stack, which answers it if overlay0 does not take it, and otherwise fragments
+/// A packet of `length` bytes (one segment's, of a GSO frame) whose path takes packets of `mtu` bytes, which is what the next hop's MTU
+/// leaves when encapsulation has had its part. A packet that is not answered here goes to the stack, which answers it if overlay0 does not take it, and otherwise fragments
 /// the outer packet.
 #[inline(always)]
-pub(crate) fn too_big<F: Family>(packet: &Packet<'_>, inner: &F::Header, mtu: u32) -> Answer<Outcome> {
+pub(crate) fn too_big<F: Family>(
+    packet: &Packet<'_>,
+    inner: &F::Header,
+    length: u32,
+    mtu: u32,
+) -> Answer<Outcome> {
+    // No sender goes below what every link must take (RFC 8200 section 5, RFC 1191 section 3). Such a packet is fragmented as a
+    // datagram of the tunnel.
+    if length <= F::SMALLEST_MTU {
+        return Err(Reason::NeedsFragmentation.into());
+    }
+    if F::ANSWERS_ELSEWHERE {
+        maps::go_on_answering(packet.context(), if mtu < F::SMALLEST_MTU { F::SMALLEST_MTU } else { mtu });
+        return Err(Reason::NeedsFragmentation.into());
+    }
     answer::<F, ETHERNET>(packet, inner, at_most::<F>(mtu), Reason::TooBig, Reason::NeedsFragmentation)
+}
+
+/// Answers a container's packet as `overlay_encap6` wants it answered, which has checked its header.
+#[inline(always)]
+pub(crate) fn as_wanted<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
+    let (Some(mtu), true) = (maps::wanted_answer(), packet.pull(ETHERNET + F::HEADER)) else {
+        return Err(Reason::NeedsFragmentation.into());
+    };
+    let inner = F::Header::read(packet, ETHERNET).ok_or(Reason::NeedsFragmentation)?;
+    match mtu {
+        NO_ROUTE => answer::<F, ETHERNET>(packet, &inner, Error::NoRoute, Reason::NoPeer, Reason::NoPeer),
+        _ => answer::<F, ETHERNET>(
+            packet,
+            &inner,
+            at_most::<F>(mtu),
+            Reason::TooBig,
+            Reason::NeedsFragmentation,
+        ),
+    }
 }
 
 /// The same about a packet without link header that the stack sends through overlay0. The answer arrives there, as if the host at

@@ -35,6 +35,8 @@ pub(crate) trait Family: Copy {
     const ICMP: u8;
     /// The reason for a frame in the tunnel that holds something else than a packet of this family.
     const OTHER_INSIDE: Reason;
+    /// The reason for a packet of this family in a tunnel of the other.
+    const OTHER_OUTSIDE: Reason;
     /// Bytes to write a datagram's headers into.
     const BLANK_DATAGRAM: Self::Datagram;
 
@@ -55,6 +57,18 @@ pub(crate) trait Family: Copy {
 
     /// Whether an ICMP error may be sent about an ICMP message of this type.
     fn is_answerable(kind: u8) -> bool;
+
+    /// Whether a network may carry packets of this family bare in UDP, or without encapsulation alone, so that overlay0 is a TUN.
+    const IN_DATAGRAMS: bool;
+
+    /// Whether a program of its own answers what containers send (`overlay-common/src/ipv6.rs`).
+    const ANSWERS_ELSEWHERE: bool;
+
+    /// Whether outer UDP checksums are zero only towards peers that have said they take that.
+    const ZERO_CHECKSUM_IS_AGREED_ON: bool;
+
+    /// Whether routers fragment packets that have no DF.
+    const ROUTERS_FRAGMENT: bool;
 
     /// The smallest MTU that every link must have.
     const SMALLEST_MTU: u32;

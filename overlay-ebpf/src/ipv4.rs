@@ -35,9 +35,15 @@ impl Family for V4 {
     const ETHERTYPE: [u8; 2] = ETHERTYPE_IPV4;
     const ICMP: u8 = protocol::ICMP;
     const OTHER_INSIDE: Reason = Reason::NotIpv4;
+    const OTHER_OUTSIDE: Reason = Reason::NotIpv6;
     const BLANK_DATAGRAM: Self::Datagram = [0; DATAGRAM];
     // RFC 791 section 3.2.
     const SMALLEST_MTU: u32 = 68;
+    const IN_DATAGRAMS: bool = true;
+    const ANSWERS_ELSEWHERE: bool = false;
+    const ROUTERS_FRAGMENT: bool = true;
+    // RFC 768, and RFC 7348 section 5 of VXLAN: nobody needs to be asked.
+    const ZERO_CHECKSUM_IS_AGREED_ON: bool = false;
 
     #[inline(always)]
     fn write_datagram(outer: &Outer<Addr4>, out: &mut Self::Datagram) {

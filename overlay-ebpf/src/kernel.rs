@@ -1,9 +1,11 @@
 //! How an address of each family is written in the kernel's own structures, which helpers read and fill in.
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh, bpf_tunnel_key};
-use overlay_common::{Addr4, Address};
+use overlay_common::{Addr4, Addr6, Address};
 
 /// `AF_INET` of linux/socket.h.
 const AF_INET: u8 = 2;
+/// `AF_INET6`.
+const AF_INET6: u8 = 10;
 
 /// An address that the kernel's structures have a place for.
 pub(crate) trait KernelAddress: Address {
@@ -64,5 +66,42 @@ impl KernelAddress for Addr4 {
     fn remote(key: &bpf_tunnel_key) -> Self {
         // SAFETY: integers only, of which every bit pattern is valid.
         Self::new(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be_bytes())
+    }
+}
+
+impl KernelAddress for Addr6 {
+    const FAMILY: u8 = AF_INET6;
+    const ENCAP_L3: u32 = aya_ebpf::bindings::BPF_F_ADJ_ROOM_ENCAP_L3_IPV6;
+    const TUNNEL_FLAGS: u32 = aya_ebpf::bindings::BPF_F_TUNINFO_IPV6;
+
+    #[inline(always)]
+    fn ask(query: &mut bpf_fib_lookup, source: Self, destination: Self) {
+        query.__bindgen_anon_3.ipv6_src = source.words;
+        query.__bindgen_anon_4.ipv6_dst = destination.words;
+    }
+
+    #[inline(always)]
+    fn answered(query: &bpf_fib_lookup) -> Self {
+        // SAFETY: integers only, of which every bit pattern is valid.
+        Self { words: unsafe { query.__bindgen_anon_4.ipv6_dst } }
+    }
+
+    #[inline(always)]
+    fn name(self, neighbour: &mut bpf_redir_neigh) {
+        neighbour.nh_family = Self::FAMILY.into();
+        neighbour.__bindgen_anon_1.ipv6_nh = self.words;
+    }
+
+    // IPv6 addresses are in network order, unlike those of IPv4.
+    #[inline(always)]
+    fn put(key: &mut bpf_tunnel_key, remote: Self, local: Self) {
+        key.__bindgen_anon_1.remote_ipv6 = remote.words;
+        key.__bindgen_anon_3.local_ipv6 = local.words;
+    }
+
+    #[inline(always)]
+    fn remote(key: &bpf_tunnel_key) -> Self {
+        // SAFETY: integers only, of which every bit pattern is valid.
+        Self { words: unsafe { key.__bindgen_anon_1.remote_ipv6 } }
     }
 }

@@ -10,6 +10,9 @@
 //! | `overlay_send`      | TC egress of overlay0                | what the stack sends to peers                                 |
 //! | `overlay_receive`   | TC ingress of overlay0               | what the kernel's own tunnel decapsulated, or the agent's socket took |
 //! | `overlay_track`     | TC egress of a container's veth      | what the stack delivers to a container                        |
+//!
+//! Each of TC's programs hands packets of IPv6 on, by a tail call, to one with a 6 at the end of its name, which takes the same steps
+//! for that family (`overlay-common/src/ipv6.rs` says why). Only the former are attached.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -40,6 +43,8 @@ mod ip;
 #[cfg(target_arch = "bpf")]
 mod ipv4;
 #[cfg(target_arch = "bpf")]
+mod ipv6;
+#[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -66,13 +71,16 @@ mod programs {
         macros::{classifier, xdp},
         programs::{TcContext, XdpContext},
     };
-    use overlay_common::{Hook, Reason, wire::ETHERNET};
+    use overlay_common::{Hook, Ipv6Program, Reason, SETTING_IPV6, wire::ETHERNET};
 
     use crate::{
         count, decap, encap, flow,
+        ip::Family,
         ipv4::V4,
+        ipv6::V6,
+        maps,
         packet::Packet,
-        stack, tunnel,
+        settings, stack, tunnel,
         verdict::{Exit, NEXT, conclude, conclude_xdp},
         xdp::{self, XdpFrame},
     };
@@ -82,6 +90,7 @@ mod programs {
     #[inline(always)]
     fn overlay_encap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
+        go_on_if_ipv6(&packet, Ipv6Program::Encap);
         let size = packet.size(ETHERNET);
         let answer = encap::encap::<V4>(&packet, size);
         conclude(&packet, Hook::Encap, size, answer)
@@ -91,6 +100,7 @@ mod programs {
     #[classifier]
     fn overlay_bridge(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
+        go_on_if_ipv6(&packet, Ipv6Program::Bridge);
         let size = packet.size(ETHERNET);
         let answer = encap::bridge::<V4>(&packet);
         conclude(&packet, Hook::Encap, size, answer)
@@ -101,6 +111,7 @@ mod programs {
     #[inline(always)]
     fn overlay_decap(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
+        go_on_if_ipv6(&packet, Ipv6Program::Decap);
         let stripped = packet.stripped::<V4>();
         let outer_length = match stripped {
             None if !decap::is_unencapsulated::<V4>(&packet) => tunnel::length::<V4>(),
@@ -142,7 +153,8 @@ mod programs {
     #[classifier]
     fn overlay_send(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let size = packet.size(stack::link_header());
+        go_on_if_ipv6(&packet, Ipv6Program::Send);
+        let size = packet.size(stack::link_header::<V4>());
         let answer = stack::send::<V4>(&packet);
         conclude(&packet, Hook::Send, size, answer)
     }
@@ -151,7 +163,8 @@ mod programs {
     #[classifier]
     fn overlay_receive(ctx: TcContext) -> i32 {
         let packet = Packet::new(&ctx);
-        let size = packet.size(stack::link_header() + stack::outer_length::<V4>(&packet));
+        go_on_if_ipv6(&packet, Ipv6Program::Receive);
+        let size = packet.size(stack::link_header::<V4>() + stack::outer_length::<V4>(&packet));
         let answer = stack::receive::<V4>(&packet);
         conclude(&packet, Hook::Receive, size, answer)
     }
@@ -159,8 +172,84 @@ mod programs {
     /// From the stack to a container: records the connection as a stack flow, so that the replies take the stack too.
     #[classifier]
     fn overlay_track(ctx: TcContext) -> i32 {
-        flow::track::<V4>(&Packet::new(&ctx));
+        let packet = Packet::new(&ctx);
+        go_on_if_ipv6(&packet, Ipv6Program::Track);
+        flow::track::<V4>(&packet);
         NEXT
+    }
+
+    /// As `overlay_encap`, of IPv6.
+    #[classifier]
+    fn overlay_encap6(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let size = packet.size(ETHERNET);
+        let answer = encap::encap::<V6>(&packet, size);
+        conclude(&packet, Hook::Encap, size, answer)
+    }
+
+    /// Answers what `overlay_encap6` cannot send on.
+    #[classifier]
+    fn overlay_answer6(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let size = packet.size(ETHERNET);
+        let answer = encap::answer::<V6>(&packet);
+        conclude(&packet, Hook::Encap, size, answer)
+    }
+
+    /// As `overlay_bridge`, of IPv6.
+    #[classifier]
+    fn overlay_bridge6(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let size = packet.size(ETHERNET);
+        let answer = encap::bridge::<V6>(&packet);
+        conclude(&packet, Hook::Encap, size, answer)
+    }
+
+    /// As `overlay_decap`, of IPv6. No program at XDP takes IPv6, so nothing has been decapsulated before.
+    #[classifier]
+    fn overlay_decap6(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let outer_length = if decap::is_unencapsulated::<V6>(&packet) { 0 } else { tunnel::length::<V6>() };
+        let size = packet.size(ETHERNET + outer_length);
+        let answer = decap::decap::<V6>(&packet, size);
+        if matches!(answer, Err(Exit::NotOurs)) && decap::is_forged::<V6>(&packet) {
+            let forged = Err(Reason::NotEncapsulated.into());
+            return conclude(&packet, Hook::Decap, packet.size(ETHERNET), forged);
+        }
+        conclude(&packet, Hook::Decap, size, answer)
+    }
+
+    /// As `overlay_send`, of IPv6.
+    #[classifier]
+    fn overlay_send6(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let size = packet.size(stack::link_header::<V6>());
+        let answer = stack::send::<V6>(&packet);
+        conclude(&packet, Hook::Send, size, answer)
+    }
+
+    /// As `overlay_receive`, of IPv6.
+    #[classifier]
+    fn overlay_receive6(ctx: TcContext) -> i32 {
+        let packet = Packet::new(&ctx);
+        let size = packet.size(stack::link_header::<V6>() + stack::outer_length::<V6>(&packet));
+        let answer = stack::receive::<V6>(&packet);
+        conclude(&packet, Hook::Receive, size, answer)
+    }
+
+    /// As `overlay_track`, of IPv6.
+    #[classifier]
+    fn overlay_track6(ctx: TcContext) -> i32 {
+        flow::track::<V6>(&Packet::new(&ctx));
+        NEXT
+    }
+
+    /// Hands a packet of IPv6 on to the program for it. Where the network has no IPv6, the verifier removes this.
+    #[inline(always)]
+    fn go_on_if_ipv6(packet: &Packet<'_>, program: Ipv6Program) {
+        if settings::has(SETTING_IPV6) && packet.is(V6::ETHERTYPE) {
+            maps::go_on_in(packet.context(), program);
+        }
     }
 }
 

@@ -1,17 +1,23 @@
-//! Every map, and the look-ups in them: the only file that names a map.
+//! Every map, and the look-ups in them: this file and `maps/ipv6.rs` are all that names a map.
+#[macro_use]
+mod lookups;
+mod ipv6;
+
 use aya_ebpf::{
     bindings::xdp_action::XDP_PASS,
     btf_maps::{Array, DevMapHash, HashMap, PerCpuArray},
     macros::btf_map,
 };
 use overlay_common::{
-    Addr4, Address, Count, EndpointEntry, FAST_PATH_OFF, Flow, FlowKey, KeptNextHop, KeptPort, MARK_BUCKETS,
+    Addr4, Count, EndpointEntry, FAST_PATH_OFF, Flow, FlowKey, KeptNextHop, KeptPort, MARK_BUCKETS,
     MAX_ENDPOINTS, MAX_FLOWS, MAX_PEERS, MAX_XDP_TARGETS, NEXT_HOPS_PLACES, PORTS_PLACES, PeerCount,
     PeerEntry, SETTING_ENDPOINT_INDEX, SETTING_PEER_INDEX, Vtep, next_hop_place,
     reason::{COUNTERS as COUNTERS_LENGTH, REASONS},
 };
 
-use crate::settings::{self, Prefixes};
+pub(crate) use self::lookups::Lookups;
+use self::lookups::{FlowMarks, NextHopPlace, mark};
+use crate::settings::{self, Prefixes as _};
 
 /// Which host holds a subnet. It is preallocated, so an update never fails for want of memory, and a look-up never meets a
 /// half-made entry.
@@ -44,7 +50,7 @@ static STACK_FLOWS: HashMap<FlowKey, Flow, { MAX_FLOWS as usize }> = HashMap::ne
 /// which one counts. Programs set marks in both and clear none. When stack flows have gone, the agent makes the half anew that
 /// does not count, and then has it count.
 #[btf_map]
-static FLOW_MARKS: Array<u32, { 2 * MARK_BUCKETS as usize }> = Array::new();
+static FLOW_MARKS: FlowMarks = Array::new();
 
 /// Which half counts: 0 or 1.
 #[btf_map]
@@ -92,60 +98,6 @@ static PEER_COUNTERS: PerCpuArray<PeerCount, { MAX_PEERS as usize }> = PerCpuArr
 #[btf_map]
 static PACE: PerCpuArray<Pace, { REASONS as usize + 1 }> = PerCpuArray::new();
 
-/// A place for a next hop.
-pub(crate) struct NextHopPlace<A>(*mut KeptNextHop<A>);
-
-impl<A: Address> NextHopPlace<A> {
-    /// What is here. Its stamps are equal only if it is the answer to one question: they are read first and last, as they are written.
-    #[inline(always)]
-    pub(crate) fn read(&self) -> KeptNextHop<A> {
-        let place = self.0;
-        // SAFETY: an entry of a map that is never freed while the program runs; every bit pattern is valid. Volatile, so that the
-        // compiler keeps the order, which is all that counts between programs of one CPU.
-        unsafe {
-            KeptNextHop {
-                begun: (&raw const (*place).begun).read_volatile(),
-                jiffies: (&raw const (*place).jiffies).read_volatile(),
-                peer: (&raw const (*place).peer).read_volatile(),
-                source_port: (&raw const (*place).source_port).read_volatile(),
-                ifindex: (&raw const (*place).ifindex).read_volatile(),
-                address: (&raw const (*place).address).read_volatile(),
-                fits: (&raw const (*place).fits).read_volatile(),
-                uses: (&raw const (*place).uses).read_volatile(),
-                macs: (&raw const (*place).macs).read_volatile(),
-                reserved: 0,
-                ended: (&raw const (*place).ended).read_volatile(),
-            }
-        }
-    }
-
-    /// Puts this here.
-    #[inline(always)]
-    pub(crate) fn write(&self, next_hop: &KeptNextHop<A>) {
-        let place = self.0;
-        // SAFETY: as in `read`.
-        unsafe {
-            (&raw mut (*place).begun).write_volatile(next_hop.begun);
-            (&raw mut (*place).jiffies).write_volatile(next_hop.jiffies);
-            (&raw mut (*place).peer).write_volatile(next_hop.peer);
-            (&raw mut (*place).source_port).write_volatile(next_hop.source_port);
-            (&raw mut (*place).ifindex).write_volatile(next_hop.ifindex);
-            (&raw mut (*place).address).write_volatile(next_hop.address);
-            (&raw mut (*place).fits).write_volatile(next_hop.fits);
-            (&raw mut (*place).uses).write_volatile(next_hop.uses);
-            (&raw mut (*place).macs).write_volatile(next_hop.macs);
-            (&raw mut (*place).ended).write_volatile(next_hop.ended);
-        }
-    }
-
-    /// Says for how many more packets this holds.
-    #[inline(always)]
-    pub(crate) fn spend(&self, uses: u32) {
-        // SAFETY: as in `read`.
-        unsafe { (&raw mut (*self.0).uses).write_volatile(uses) };
-    }
-}
-
 /// A token bucket.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -154,46 +106,6 @@ pub(crate) struct Pace {
     pub(crate) refilled_ns: u64,
     /// Tokens left.
     pub(crate) tokens: u64,
-}
-
-/// What the maps of one family know of an address.
-pub(crate) trait Lookups: Prefixes {
-    /// The peer whose subnet holds this address of Network.
-    fn peer(self) -> Option<PeerEntry<Self>>;
-
-    /// An address of the overlay: leasable, or in a peer's subnet (an operator may have altered the range since that was
-    /// leased). Every other address of Network is the host's.
-    #[inline(always)]
-    fn is_overlays(self) -> bool {
-        self.in_network() && (self.is_leasable() || self.peer().is_some())
-    }
-
-    /// An address of the overlay that is not in this host's own subnet.
-    #[inline(always)]
-    fn is_another_hosts(self) -> bool {
-        self.is_overlays() && !self.in_subnet()
-    }
-
-    /// The peer at this underlay address.
-    fn vtep(self) -> Option<Vtep>;
-
-    /// The endpoint with this address.
-    fn endpoint(self) -> Option<EndpointEntry>;
-
-    /// Whether a connection may be a stack flow. False is certain. The mark answers without a look-up in the table of stack flows.
-    fn may_be_stack_flow(bucket: u32) -> bool;
-
-    /// The stack flow of a connection, if it is one.
-    fn stack_flow(key: &FlowKey<Self>) -> Option<&'static mut Flow>;
-
-    /// Makes a connection a stack flow. Fails when the table is full.
-    fn insert_stack_flow(key: &FlowKey<Self>, flow: &Flow) -> Result<(), i32>;
-
-    /// The connection of the packet that this CPU has just left to the stack, or zeros.
-    fn left() -> Option<&'static mut FlowKey<Self>>;
-
-    /// Where this CPU keeps the next hop to the peer at this underlay address, for this source port.
-    fn next_hop_place(self, source_port: u16) -> Option<NextHopPlace<Self>>;
 }
 
 impl Lookups for Addr4 {
@@ -211,12 +123,6 @@ impl Lookups for Addr4 {
     }
 
     #[inline(always)]
-    fn vtep(self) -> Option<Vtep> {
-        // SAFETY: as in `peer`.
-        unsafe { VTEPS.get(self) }.copied()
-    }
-
-    #[inline(always)]
     fn endpoint(self) -> Option<EndpointEntry> {
         if settings::has(SETTING_ENDPOINT_INDEX) {
             let indexed = self.in_subnet().then(|| ENDPOINT_INDEX.get(settings::address_number(self)))??;
@@ -227,39 +133,7 @@ impl Lookups for Addr4 {
         unsafe { ENDPOINTS.get(self) }.copied()
     }
 
-    #[inline(always)]
-    fn may_be_stack_flow(bucket: u32) -> bool {
-        is_marked(bucket)
-    }
-
-    #[inline(always)]
-    fn stack_flow(key: &FlowKey) -> Option<&'static mut Flow> {
-        // SAFETY: hash entries are preallocated and never freed while the program runs; `Flow` is two words that several
-        // CPUs may write: the last writer wins, and both wrote the present second.
-        STACK_FLOWS.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
-    }
-
-    #[inline(always)]
-    fn insert_stack_flow(key: &FlowKey, flow: &Flow) -> Result<(), i32> {
-        // The mark is set before, so that no packet misses the entry once it is there, and after it, for the half that the
-        // agent may have cleared in between: what the agent reads of the table after clearing lacks this entry only if the
-        // entry, and so this second mark, comes later.
-        mark(key.bucket());
-        let inserted = STACK_FLOWS.insert(key, flow, 0);
-        mark(key.bucket());
-        inserted
-    }
-
-    #[inline(always)]
-    fn left() -> Option<&'static mut FlowKey> {
-        // SAFETY: as in `counter`; a key that is torn equals none, or a connection that is promoted one packet later.
-        LEFT.get_ptr_mut(0).map(|key| unsafe { &mut *key })
-    }
-
-    #[inline(always)]
-    fn next_hop_place(self, source_port: u16) -> Option<NextHopPlace<Self>> {
-        NEXT_HOPS.get_ptr_mut(next_hop_place(self, source_port)).map(NextHopPlace)
-    }
+    look_ups_in!(VTEPS, STACK_FLOWS, FLOW_MARKS, FLOW_MARKS_HALF, LEFT, NEXT_HOPS, FAST_PATH);
 }
 
 /// Where this CPU keeps what it knows of an interface, which it shares with others.
@@ -277,33 +151,12 @@ pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
     XDP_TARGETS.redirect(ifindex, u64::from(XDP_PASS)).ok()
 }
 
+pub(crate) use self::ipv6::{go_on_answering, go_on_in, wanted_answer};
+
 /// The promotion epoch.
 #[inline(always)]
 pub(crate) fn promotion_epoch() -> u32 {
     PROMOTION_EPOCH.get(0).copied().unwrap_or(0)
-}
-
-/// Which packets the fast path carries: a `FAST_PATH_*`.
-#[inline(always)]
-pub(crate) fn fast_path() -> u32 {
-    FAST_PATH.get(0).copied().unwrap_or(FAST_PATH_OFF)
-}
-
-/// Whether there may be a stack flow whose mark is in this bucket.
-#[inline(always)]
-fn is_marked(bucket: u32) -> bool {
-    let half = FLOW_MARKS_HALF.get(0).copied().unwrap_or(0) & 1;
-    FLOW_MARKS.get(half * MARK_BUCKETS + bucket).is_none_or(|mark| *mark != 0)
-}
-
-#[inline(always)]
-fn mark(bucket: u32) {
-    for half in [0, 1] {
-        if let Some(mark) = FLOW_MARKS.get_ptr_mut(half * MARK_BUCKETS + bucket) {
-            // SAFETY: a word of a map that is never freed while the program runs; programs write nothing but this.
-            unsafe { mark.write_volatile(1) };
-        }
-    }
 }
 
 /// This CPU's counter.

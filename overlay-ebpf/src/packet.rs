@@ -5,9 +5,11 @@ mod headroom;
 mod redirect;
 mod tunnel_key;
 
+pub(crate) use self::tunnel_key::Received;
+
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::__sk_buff,
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM},
     helpers::generated::{
         bpf_check_mtu, bpf_csum_diff, bpf_get_hash_recalc, bpf_set_hash, bpf_skb_change_type,
         bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
@@ -109,6 +111,11 @@ impl Frame for Packet<'_> {
     }
 
     #[inline(always)]
+    fn store_summed<T: Copy>(&self, offset: usize, value: &T) -> Result<(), Reason> {
+        self.store_with(offset, value, BPF_F_RECOMPUTE_CSUM.into())
+    }
+
+    #[inline(always)]
     fn fits(&self, ifindex: u32, _: u16, outer_length: usize) -> bool {
         self.fits_without(ifindex, outer_length)
     }
@@ -135,6 +142,13 @@ impl<'a> Packet<'a> {
     pub(crate) fn ifindex(&self) -> u32 {
         // SAFETY: the context pointer the kernel gave; the verifier allows this field.
         unsafe { (*self.skb()).ifindex }
+    }
+
+    /// Whether the frame is of that EtherType, in a VLAN or in none.
+    #[inline(always)]
+    pub(crate) fn is(&self, ethertype: [u8; 2]) -> bool {
+        // SAFETY: as in `ifindex`.
+        unsafe { (*self.skb()).protocol == u32::from(u16::from_ne_bytes(ethertype)) }
     }
 
     /// Whether the host's own protocol of that EtherType gets the frame as this interface's. That is more than what is ours: a

@@ -4,7 +4,7 @@ use overlay_common::{FAST_PATH_OFF, endpoint_bridge, header::ethernet};
 use crate::{
     frame::Frame as _,
     ip::{Family, Header as _},
-    maps::{self, Lookups as _},
+    maps::Lookups as _,
     packet::Packet,
     settings::Prefixes as _,
 };
@@ -31,7 +31,7 @@ pub(crate) fn hand_over<F: Family>(packet: &Packet<'_>, inner: &F::Header) -> Op
     if endpoint_bridge(from.flags) != bridge
         || from.ifindex != packet.ifindex()
         || from.ifindex == to.ifindex
-        || maps::fast_path() == FAST_PATH_OFF
+        || F::Address::fast_path() == FAST_PATH_OFF
     {
         return None;
     }

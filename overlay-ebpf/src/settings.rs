@@ -1,7 +1,10 @@
 //! The constants that this program was loaded with, read one field at a time.
 use core::ptr::addr_of;
 
-use overlay_common::{Addr4, Address, SETTING_PART, STRIP_MAGIC, Settings, StripMark};
+use overlay_common::{
+    Addr4, Addr6, Address, SETTING_PART, SETTING_PART6, STRIP_MAGIC, Settings, Settings6, StripMark,
+    ipv6::is_between,
+};
 
 /// The loader fills it in before the kernel freezes it. No program ever runs with these zeros.
 #[unsafe(no_mangle)]
@@ -26,6 +29,21 @@ static SETTINGS: Settings = Settings {
     leasable_first: 0,
     leasable_last: 0,
 };
+
+/// The same of IPv6. The programs for IPv4 do not read it.
+#[unsafe(no_mangle)]
+static SETTINGS6: Settings6 = Settings6 {
+    network: NONE6,
+    network_mask: NONE6,
+    subnet: NONE6,
+    subnet_mask: NONE6,
+    local: NONE6,
+    gateway: NONE6,
+    leasable_first: NONE6,
+    leasable_last: NONE6,
+};
+
+const NONE6: Addr6 = Addr6 { words: [0; 4] };
 
 macro_rules! field {
     ($(#[doc = $doc:literal])* $name:ident: $kind:ty) => {
@@ -66,6 +84,24 @@ macro_rules! words {
     };
 }
 
+macro_rules! address6 {
+    ($name:ident as $as:ident) => {
+        #[inline(always)]
+        fn $as() -> Addr6 {
+            // SAFETY: a field of a static. Volatile, since the loader writes it and the compiler saw only zeros.
+            Addr6 { words: unsafe { addr_of!(SETTINGS6.$name.words).read_volatile() } }
+        }
+    };
+}
+
+address6!(network as network6);
+address6!(network_mask as network6_mask);
+address6!(subnet as subnet6);
+address6!(subnet_mask as subnet6_mask);
+address6!(local as local6);
+address6!(gateway as gateway6);
+address6!(leasable_first as leasable6_first);
+address6!(leasable_last as leasable6_last);
 word!(network);
 word!(network_mask);
 word!(subnet);
@@ -167,6 +203,49 @@ impl Prefixes for Addr4 {
     #[inline(always)]
     fn is_container(self) -> bool {
         self.in_subnet() && self.raw() != subnet() && self.raw() != gateway()
+    }
+}
+
+impl Prefixes for Addr6 {
+    #[inline(always)]
+    fn local() -> Self {
+        local6()
+    }
+
+    #[inline(always)]
+    fn gateway() -> Self {
+        gateway6()
+    }
+
+    #[inline(always)]
+    fn subnet(self) -> Self {
+        self.masked(subnet6_mask())
+    }
+
+    #[inline(always)]
+    fn in_network(self) -> bool {
+        self.masked(network6_mask()) == network6()
+    }
+
+    #[inline(always)]
+    fn is_leasable(self) -> bool {
+        // As for IPv4.
+        !has(SETTING_PART6) || is_between(self, leasable6_first(), leasable6_last())
+    }
+
+    #[inline(always)]
+    fn in_subnet(self) -> bool {
+        self.masked(subnet6_mask()) == subnet6()
+    }
+
+    #[inline(always)]
+    fn is_broadcast(self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_container(self) -> bool {
+        self.in_subnet() && self != subnet6() && self != gateway6()
     }
 }
 

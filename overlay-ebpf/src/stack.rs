@@ -19,8 +19,8 @@ use crate::{
 
 /// Bytes in front of the IP header at overlay0: a TUN has no link header.
 #[inline(always)]
-pub(crate) fn link_header() -> usize {
-    match tunnel::format() {
+pub(crate) fn link_header<F: Family>() -> usize {
+    match tunnel::format::<F>() {
         Format::Vxlan => ETHERNET,
         Format::Datagram => 0,
     }
@@ -29,7 +29,7 @@ pub(crate) fn link_header() -> usize {
 /// Bytes of outer headers that a packet arrives at overlay0 with.
 #[inline(always)]
 pub(crate) fn outer_length<F: Family>(packet: &Packet<'_>) -> usize {
-    match tunnel::format() {
+    match tunnel::format::<F>() {
         // The kernel's device has taken them off.
         Format::Vxlan => 0,
         Format::Datagram => tun::outer_length::<F>(packet),
@@ -39,7 +39,7 @@ pub(crate) fn outer_length<F: Family>(packet: &Packet<'_>) -> usize {
 /// overlay0's egress: finds the peer and the path, and records the connection as a stack flow.
 #[inline(always)]
 pub(crate) fn send<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
-    let at = link_header();
+    let at = link_header::<F>();
     if !packet.carries(F::ETHERTYPE) || !packet.pull(at + F::HEADER) {
         // Without a tunnel key a VXLAN device drops it and counts that; at a TUN the agent throws it away.
         return Err(Exit::NotOurs);
@@ -57,7 +57,7 @@ pub(crate) fn send<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
     {
         flow::record::<F>(packet, Hook::Send, at, &ip);
     }
-    match tunnel::format() {
+    match tunnel::format::<F>() {
         Format::Vxlan => vxlan_device::send::<F>(packet, &header, &peer),
         Format::Datagram => tun::send::<F>(packet, &header, &peer),
     }
@@ -67,7 +67,7 @@ pub(crate) fn send<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 /// flows), under the same checks. No frame enters the stack unchecked.
 #[inline(always)]
 pub(crate) fn receive<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
-    match tunnel::format() {
+    match tunnel::format::<F>() {
         Format::Vxlan => vxlan_device::receive::<F>(packet),
         Format::Datagram => tun::receive::<F>(packet),
     }
@@ -75,8 +75,8 @@ pub(crate) fn receive<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
 
 /// Verdict that has a frame of the underlay device arrive at overlay0.
 #[inline(always)]
-pub(crate) fn hand_over(packet: &Packet<'_>) -> Result<i32, Reason> {
-    if matches!(tunnel::format(), Format::Vxlan) {
+pub(crate) fn hand_over<F: Family>(packet: &Packet<'_>) -> Result<i32, Reason> {
+    if matches!(tunnel::format::<F>(), Format::Vxlan) {
         vxlan_device::address(packet)?;
     }
     Ok(Packet::redirect_to_ingress(settings::device()))

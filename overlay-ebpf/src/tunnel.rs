@@ -4,9 +4,12 @@ pub(crate) mod datagram;
 mod outer;
 mod vxlan;
 
-use overlay_common::{ENCAPSULATION_UDP, FlowKey, PeerEntry, Reason, header::protocol, wire};
+use overlay_common::{
+    ENCAPSULATION_UDP, FlowKey, PEER_ZERO_CHECKSUM6, PeerEntry, Reason, header::protocol, wire,
+};
 
 use crate::{
+    check::Sender,
     flow,
     frame::Frame,
     ip::{Family, Header as _},
@@ -25,34 +28,43 @@ pub(crate) enum Format {
 
 /// The network's format. The verifier knows the answer, and leaves the other format's code out of what it loads.
 #[inline(always)]
-pub(crate) fn format() -> Format {
-    if settings::encapsulation() == ENCAPSULATION_UDP { Format::Datagram } else { Format::Vxlan }
+pub(crate) fn format<F: Family>() -> Format {
+    if F::IN_DATAGRAMS && settings::encapsulation() == ENCAPSULATION_UDP {
+        Format::Datagram
+    } else {
+        Format::Vxlan
+    }
 }
 
 /// Bytes that encapsulation adds to a packet.
 #[inline(always)]
 pub(crate) fn length<F: Family>() -> usize {
-    match format() {
+    match format::<F>() {
         Format::Vxlan => vxlan::length::<F>(),
         Format::Datagram => datagram::length::<F>(),
     }
 }
 
-/// The packet in a datagram to our address and port, and the counters' slot of the peer that sent it, if that peer may send
-/// it.
+/// The packet in a datagram to our address and port, and the peer that sent it, if that peer may send it.
 #[inline(always)]
-pub(crate) fn parse<F: Family>(frame: &impl Frame, outer: &F::Header) -> Answer<(F::Header, u32)> {
-    match format() {
+pub(crate) fn parse<F: Family>(frame: &impl Frame, outer: &F::Header) -> Answer<(F::Header, Sender)> {
+    match format::<F>() {
         Format::Vxlan => vxlan::parse::<F>(frame, outer),
         Format::Datagram => datagram::parse::<F>(frame, outer),
     }
+}
+
+/// Whether the tunnel of a peer with these `PEER_*` bits takes outer UDP checksums of zero, as the fast path writes them.
+#[inline(always)]
+pub(crate) const fn takes_zero_checksum<F: Family>(flags: u16) -> bool {
+    !F::ZERO_CHECKSUM_IS_AGREED_ON || flags & PEER_ZERO_CHECKSUM6 != 0
 }
 
 /// Takes the outer headers off a frame whose packet is to be delivered. On [`Reason::HeadroomRefused`] the frame is as it
 /// was. `is_unchecked` says that the outer UDP checksum is zero.
 #[inline(always)]
 pub(crate) fn decapsulate<F: Family>(packet: &Packet<'_>, is_unchecked: bool) -> Result<(), Reason> {
-    match format() {
+    match format::<F>() {
         Format::Vxlan => packet.remove_headers(vxlan::length::<F>())?,
         Format::Datagram => datagram::decapsulate::<F>(packet, is_unchecked)?,
     }
@@ -70,7 +82,7 @@ pub(crate) fn encapsulate<F: Family>(
     source_port: u16,
     macs: [u16; 6],
 ) -> Result<(), Reason> {
-    match format() {
+    match format::<F>() {
         Format::Vxlan => vxlan::encapsulate::<F>(packet, inner, peer, source_port, macs),
         Format::Datagram => datagram::encapsulate::<F>(packet, inner, peer, source_port, macs),
     }

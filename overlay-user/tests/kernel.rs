@@ -9,6 +9,8 @@ mod kernel {
     mod encap;
     mod foreign_tc;
     mod frames;
+    mod ipv6;
+    mod ipv6_overlay0;
     mod kept_ports;
     mod next_hops;
     mod overlay0;

@@ -1,5 +1,5 @@
 //! Values of the tables of peers, endpoints and stack flows: what the programs look up for each packet.
-use crate::Addr4;
+use crate::{Addr4, Addr6};
 
 /// Value of `PEERS`: the host that leased the subnet which is the key. In `PEER_INDEX` an underlay address of zero means that
 /// there is no peer.
@@ -11,9 +11,9 @@ pub struct PeerEntry<A = Addr4> {
     /// The VtepMAC of the peer's lease: inner destination MAC. A kernel VXLAN device drops any other as PACKET_OTHERHOST.
     /// Zero where no inner frame has one (bare IPv4 in UDP).
     pub vtep_mac: [u8; 6],
-    /// Always zero.
-    pub reserved: [u8; 2],
-    /// Index of this peer's counters in `PEER_COUNTERS`.
+    /// See the `PEER_*` bits.
+    pub flags: u16,
+    /// Index of this peer's counters in `PEER_COUNTERS`. A host has one slot, for its subnets of either family.
     pub slot: u32,
 }
 
@@ -47,6 +47,7 @@ pub struct Flow {
 
 const _: () = {
     assert!(size_of::<PeerEntry>() == 16);
+    assert!(size_of::<PeerEntry<Addr6>>() == 28);
     assert!(size_of::<EndpointEntry>() == 20);
     assert!(size_of::<Flow>() == 16);
 };

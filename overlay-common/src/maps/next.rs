@@ -8,8 +8,10 @@ use crate::Addr4;
 pub struct PeerEntry<A = Addr4> {
     /// Counters.
     pub slot: u32,
+    /// The `PEER_*` bits.
+    pub flags: u16,
     /// Always zero.
-    pub reserved: [u8; 10],
+    pub reserved: [u8; 8],
     /// Inner destination MAC.
     pub vtep_mac: [u8; 6],
     /// Underlay address.

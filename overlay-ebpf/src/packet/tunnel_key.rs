@@ -13,20 +13,24 @@ use crate::{
 };
 
 impl Packet<'_> {
-    /// Tells the kernel's tunnel device where this frame goes.
+    /// Tells the kernel's tunnel device where this frame goes, and whether the outer UDP checksum is zero.
     #[inline(always)]
     pub(crate) fn set_tunnel<A: KernelAddress + Prefixes>(
         &self,
         remote: A,
         ttl: u8,
         dont_fragment: bool,
+        is_unchecked: bool,
     ) -> Result<(), Reason> {
         // SAFETY: integers only, zero is valid for all of them.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         key.tunnel_id = settings::vni();
         A::put(&mut key, remote, A::local());
         key.tunnel_ttl = ttl;
-        let mut flags = BPF_F_ZERO_CSUM_TX | A::TUNNEL_FLAGS;
+        let mut flags = A::TUNNEL_FLAGS;
+        if is_unchecked {
+            flags |= BPF_F_ZERO_CSUM_TX;
+        }
         if dont_fragment {
             flags |= BPF_F_DONT_FRAGMENT;
         }
@@ -47,12 +51,13 @@ impl Packet<'_> {
     /// overlay0's, and sends the packet without an Ethernet header. A tunnel key takes the route's place, and has none.
     #[inline(always)]
     pub(crate) fn forget_route(&self) -> Result<(), Reason> {
-        self.set_tunnel(Addr4::default(), 1, false)
+        self.set_tunnel(Addr4::default(), 1, false, true)
     }
 
-    /// VNI and outer source of a frame that the kernel's tunnel device decapsulated.
+    /// What the kernel's tunnel device tells of a frame.
     #[inline(always)]
-    pub(crate) fn tunnel<A: KernelAddress>(&self) -> Option<(u32, A)> {
+    pub(crate) fn tunnel<A: KernelAddress>(&self) -> Received<A> {
+        const EPROTO: i64 = 71;
         // SAFETY: integers only, zero is valid for all of them.
         let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
         // SAFETY: the key is as long as said.
@@ -64,9 +69,26 @@ impl Packet<'_> {
                 A::TUNNEL_FLAGS.into(),
             )
         };
-        if result != 0 {
-            return None;
+        match result {
+            0 => Received::Tunnelled { vni: key.tunnel_id, outer: A::remote(&key) },
+            // The kernel's word for a key with addresses of the other family.
+            result if result == -EPROTO => Received::OtherFamily,
+            _ => Received::Plain,
         }
-        Some((key.tunnel_id, A::remote(&key)))
     }
+}
+
+/// How a frame has come to overlay0.
+pub(crate) enum Received<A> {
+    /// The kernel's tunnel device decapsulated it.
+    Tunnelled {
+        /// Its VNI.
+        vni: u32,
+        /// Its outer source.
+        outer: A,
+    },
+    /// The device decapsulated it, and its outer header was of the other family.
+    OtherFamily,
+    /// Not by the tunnel.
+    Plain,
 }

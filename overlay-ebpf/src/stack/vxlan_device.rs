@@ -12,7 +12,7 @@ use crate::{
     check, fib,
     frame::Frame as _,
     ip::{Family, Header as _, segment_length},
-    packet::Packet,
+    packet::{Packet, Received},
     settings::{self, Prefixes as _},
     tunnel,
     verdict::{Answer, Outcome},
@@ -38,8 +38,9 @@ pub(super) fn send<F: Family>(
         // The packet has a link header, the device's own, and the stack has taken one from its TTL.
         return leave_by(packet, &next_hop);
     }
-    let dont_fragment = settings::has(SETTING_OUTER_DF) && fits::<F>(packet, peer);
-    packet.set_tunnel(peer.outer, OUTER_TTL, dont_fragment)?;
+    let dont_fragment = F::ROUTERS_FRAGMENT && settings::has(SETTING_OUTER_DF) && fits::<F>(packet, peer);
+    let is_unchecked = tunnel::takes_zero_checksum::<F>(peer.flags);
+    packet.set_tunnel(peer.outer, OUTER_TTL, dont_fragment, is_unchecked)?;
     packet.set_hash(spread(packet.hash()));
     packet.store(ethernet::offset::DESTINATION, &peer.vtep_mac)?;
     Ok(Outcome::Carried(TC_ACT_UNSPEC))
@@ -66,9 +67,12 @@ fn fits<F: Family>(packet: &Packet<'_>, peer: &PeerEntry<F::Address>) -> bool {
 /// Checks what the device has decapsulated.
 #[inline(always)]
 pub(super) fn receive<F: Family>(packet: &Packet<'_>) -> Answer<Outcome> {
-    let Some((vni, outer)) = packet.tunnel::<F::Address>() else {
+    let (vni, outer) = match packet.tunnel::<F::Address>() {
+        Received::Tunnelled { vni, outer } => (vni, outer),
+        // A tunnel of one family carries no packets of the other. Nor were they handed over.
+        Received::OtherFamily => return Err(F::OTHER_OUTSIDE.into()),
         // What the tunnel has received always has a key; what has none was handed over by overlay_decap.
-        return receive_unencapsulated::<F>(packet, ETHERNET);
+        Received::Plain => return receive_unencapsulated::<F>(packet, ETHERNET),
     };
     if vni != settings::vni() {
         return Err(Reason::ForeignVni.into());

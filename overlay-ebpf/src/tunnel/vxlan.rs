@@ -6,7 +6,7 @@ use overlay_common::{
 
 use super::outer::{ethernet, outer};
 use crate::{
-    check,
+    check::{self, Sender},
     frame::{Frame, InWords},
     ip::{Family, Header as _},
     packet::Packet,
@@ -31,7 +31,7 @@ pub(super) const fn length<F: Family>() -> usize {
 }
 
 #[inline(always)]
-pub(super) fn parse<F: Family>(frame: &impl Frame, outer: &F::Header) -> Answer<(F::Header, u32)> {
+pub(super) fn parse<F: Family>(frame: &impl Frame, outer: &F::Header) -> Answer<(F::Header, Sender)> {
     let inner = const { ETHERNET + length::<F>() };
     if !frame.pull(inner + F::HEADER) {
         return Err(Exit::NotOurs);

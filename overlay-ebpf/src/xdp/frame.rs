@@ -68,6 +68,12 @@ impl Frame for XdpFrame<'_> {
         Ok(())
     }
 
+    // The driver sums the packet later, if at all.
+    #[inline(always)]
+    fn store_summed<T: Copy>(&self, offset: usize, value: &T) -> Result<(), Reason> {
+        self.store(offset, value)
+    }
+
     #[inline(always)]
     fn fits(&self, ifindex: u32, length: u16, _: usize) -> bool {
         let mut length = u32::from(length);

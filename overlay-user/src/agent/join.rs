@@ -10,7 +10,7 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use log::{info, warn};
-use overlay_common::{SETTING_DEVICE_DOWN, Settings};
+use overlay_common::{SETTING_DEVICE_DOWN, Settings, Settings6};
 
 use self::patience::{config, lease};
 use crate::{
@@ -343,6 +343,7 @@ impl Joined {
     ) -> Result<EbpfDatapath> {
         let options = load::LoadOptions {
             settings,
+            settings6: Settings6::default(),
             pins: self.paths.pins.clone(),
             fast_path: self.fast_path.effective,
             tc: self.tc,

@@ -91,7 +91,7 @@ impl EbpfDatapath {
             }
         };
         let xdp_targets = XdpTargets::take(&mut ebpf)?;
-        let pins = PinKeeper::open(&options.pins, options.lock.clone())?;
+        let pins = PinKeeper::open(&options.pins, &options.settings6, options.lock.clone())?;
         let Attached { links, xdp: xdp_link } = Attached::of(&options)?;
         for older in &options.older {
             layouts::move_links(older, &options.pins)?;
@@ -374,7 +374,12 @@ impl Datapath for EbpfDatapath {
         if gone > 0 {
             self.tables.stack_flows.renew_marks()?;
         }
-        Ok((gone, left))
+        let Some(ipv6) = &mut self.tables.ipv6 else { return Ok((gone, left)) };
+        let (gone6, left6) = Lifetimes::of_this_host().expire(&mut ipv6.stack_flows)?;
+        if gone6 > 0 {
+            ipv6.stack_flows.renew_marks()?;
+        }
+        Ok((gone + gone6, left + left6))
     }
 }
 

@@ -1,10 +1,11 @@
 //! When a stack flow may be removed: not before the stack's connection tracking has forgotten its connection.
 use std::{fs, time::Duration};
 
+use aya::Pod;
 use log::debug;
 use overlay_common::{
-    FLOW_BACKWARD, FLOW_CLOSING, FLOW_DELIVERED, FLOW_FORWARD, FLOW_KEPT, FLOW_SENT, Flow, FlowKey,
-    header::protocol::{ICMP, TCP, UDP},
+    Address, FLOW_BACKWARD, FLOW_CLOSING, FLOW_DELIVERED, FLOW_FORWARD, FLOW_KEPT, FLOW_SENT, Flow, FlowKey,
+    header::protocol::{ICMP, ICMPV6, TCP, UDP},
 };
 
 use super::{
@@ -81,26 +82,32 @@ impl Lifetimes {
             TCP => self.tcp_attempt,
             UDP if answered => self.udp,
             UDP => self.udp_attempt,
-            ICMP => self.icmp,
+            ICMP | ICMPV6 => self.icmp,
             _ => self.other,
         };
         idle > lifetime + slack
     }
 
     /// Whether a stack flow may go at this time of the programs' clock.
-    pub(crate) fn is_over_at(&self, now: Duration, key: &FlowKey, flow: &Flow) -> bool {
+    pub(crate) fn is_over_at<A>(&self, now: Duration, key: &FlowKey<A>, flow: &Flow) -> bool {
         self.is_over(key.protocol, flow.state, idle(now, flow))
     }
 
     /// Removes what is over; returns how many went and how many stay.
-    pub fn expire(&self, flows: &mut StackFlows) -> Result<(usize, usize), DatapathError> {
+    pub fn expire<A: Address>(&self, flows: &mut StackFlows<A>) -> Result<(usize, usize), DatapathError>
+    where
+        FlowKey<A>: Pod,
+    {
         let (over, stay) = self.sort(flows)?;
         let gone = self.forget(flows, &over)?;
         Ok((gone, stay + over.len() - gone))
     }
 
     /// Which are over, and how many are not.
-    pub fn sort(&self, flows: &StackFlows) -> Result<(Vec<FlowKey>, usize), DatapathError> {
+    pub fn sort<A: Address>(&self, flows: &StackFlows<A>) -> Result<(Vec<FlowKey<A>>, usize), DatapathError>
+    where
+        FlowKey<A>: Pod,
+    {
         let now = now()?;
         let mut over = Vec::new();
         let mut stay = 0;
@@ -112,7 +119,14 @@ impl Lifetimes {
     }
 
     /// Removes those of `over` that still are: ports are used again, and sorting many takes a while. Returns how many went.
-    pub fn forget(&self, flows: &mut StackFlows, over: &[FlowKey]) -> Result<usize, DatapathError> {
+    pub fn forget<A: Address>(
+        &self,
+        flows: &mut StackFlows<A>,
+        over: &[FlowKey<A>],
+    ) -> Result<usize, DatapathError>
+    where
+        FlowKey<A>: Pod,
+    {
         let mut gone = 0;
         for key in over {
             let now = now()?;

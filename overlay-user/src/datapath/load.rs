@@ -6,10 +6,10 @@ use std::{
 
 use aya::{Ebpf, EbpfLoader, maps::MapInfo};
 use log::warn;
-use overlay_common::Settings;
+use overlay_common::{SETTING_IPV6, Settings, Settings6};
 
 use super::{
-    DatapathError, index,
+    DatapathError, index, ipv6,
     layouts::{self, Older},
     links::{AttachMethod, Attachment, Links},
     state::Lock,
@@ -29,6 +29,8 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub struct LoadOptions {
     /// Constants of the programs.
     pub settings: Settings,
+    /// Those of IPv6, zeros where the network has none.
+    pub settings6: Settings6,
     /// Folder below a bpffs that holds the pins of this network: `/sys/fs/bpf/overlay/v2/default`.
     pub pins: PathBuf,
     /// Which packets the programs carry past the stack from their first one on.
@@ -113,13 +115,20 @@ pub(super) fn take_over(older: &Older, options: &LoadOptions) -> Result<(Ebpf, T
 /// Loads and verifies all programs. Maps that are pinned in `folder` are used, and the others are made and pinned there.
 pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf, Tables), DatapathError> {
     let prefix_len = u32::from_be_bytes(options.settings.subnet_mask).count_ones() as u8;
-    let settings = index::settings(&options.settings);
-    let all = MAPS.iter().chain([&XdpTargets::MAP]).chain(&index::MAPS);
+    let settings = constants(&options.settings, &options.settings6);
+    if !options.settings6.is_on() {
+        ipv6::unpin(folder)?;
+    }
+    let all =
+        MAPS.iter().chain([&XdpTargets::MAP]).chain(&index::MAPS).chain(ipv6::pinned(&options.settings6));
     let paths: Vec<(&str, PathBuf)> = all.map(|(name, pin)| (*name, folder.join(pin))).collect();
     let mut loader = EbpfLoader::new();
     index::size(&mut loader, &settings);
+    let sizes = [options.max_peers, options.max_flows, endpoint_capacity(prefix_len)];
+    ipv6::size(&mut loader, &options.settings6, sizes);
     loader
         .override_global("SETTINGS", &settings, true)
+        .override_global("SETTINGS6", &options.settings6, true)
         .map_max_entries("PEERS", options.max_peers)
         // A peer whose address changes has two addresses for a moment.
         .map_max_entries("VTEPS", options.max_peers.saturating_add(1))
@@ -131,15 +140,29 @@ pub(super) fn load_object(options: &LoadOptions, folder: &Path) -> Result<(Ebpf,
         loader.map_pin_path(name, path.as_path());
     }
     let mut ebpf = load_all(&mut loader)?;
+    if options.settings6.is_on() {
+        ipv6::load_programs(&mut ebpf)?;
+    }
     if let Some(mode) = options.ingress.xdp {
         xdp::load(mode, &mut ebpf)?;
     }
     let mut tables = Tables::take(&mut ebpf, &settings)?;
     tables.set_fast_path(options.fast_path)?;
+    if let Some(ipv6) = &mut tables.ipv6 {
+        // The packet filter has been asked about IPv4 alone.
+        ipv6.set_fast_path(options.fast_path)?;
+    }
     Ok((ebpf, tables))
 }
 
-/// Loads the object, and every program in it into the kernel, whose verifier may refuse it.
+/// The constants of both families' programs.
+fn constants(settings: &Settings, settings6: &Settings6) -> Settings {
+    let flag = if settings6.is_on() { SETTING_IPV6 } else { 0 };
+    let settings = index::settings(settings);
+    Settings { flags: settings.flags & !SETTING_IPV6 | flag, ..settings }
+}
+
+/// Loads the object, and every program that is attached into the kernel, whose verifier may refuse it.
 fn load_all(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
     let mut ebpf = load_maps(loader)?;
     for attachment in Attachment::ALL {
@@ -156,11 +179,17 @@ fn load_maps(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
 ///
 /// # Errors
 /// As [`EbpfDatapath::load`].
-pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, XdpTargets), DatapathError> {
-    let mut made = make_unpinned(settings)?;
+pub fn load_unpinned(
+    settings: &Settings,
+    settings6: &Settings6,
+) -> Result<(Ebpf, Tables, XdpTargets), DatapathError> {
+    let mut made = make_unpinned(settings, settings6)?;
     let names = Attachment::ALL.iter().map(|attachment| attachment.program());
     for name in names.chain(XdpMode::ALL.map(xdp::program_of)) {
         load_program(&mut made.0, name)?;
+    }
+    if settings6.is_on() {
+        ipv6::load_programs(&mut made.0)?;
     }
     Ok(made)
 }
@@ -169,11 +198,15 @@ pub fn load_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, XdpTargets), 
 ///
 /// # Errors
 /// When the kernel refuses a map.
-pub fn make_unpinned(settings: &Settings) -> Result<(Ebpf, Tables, XdpTargets), DatapathError> {
-    let settings = index::settings(settings);
+pub fn make_unpinned(
+    settings: &Settings,
+    settings6: &Settings6,
+) -> Result<(Ebpf, Tables, XdpTargets), DatapathError> {
+    let settings = constants(settings, settings6);
     let mut loader = EbpfLoader::new();
     index::size(&mut loader, &settings);
-    let mut ebpf = load_maps(loader.override_global("SETTINGS", &settings, true))?;
+    loader.override_global("SETTINGS", &settings, true).override_global("SETTINGS6", settings6, true);
+    let mut ebpf = load_maps(&mut loader)?;
     let tables = Tables::take(&mut ebpf, &settings)?;
     let xdp_targets = XdpTargets::take(&mut ebpf)?;
     Ok((ebpf, tables, xdp_targets))

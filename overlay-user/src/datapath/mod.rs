@@ -6,6 +6,7 @@ pub mod ebpf;
 pub mod error;
 mod fnv;
 mod index;
+pub mod ipv6;
 mod keys;
 pub mod layouts;
 pub mod lifetimes;

@@ -9,11 +9,12 @@ use std::{
 
 use aya::maps::MapData;
 use log::warn;
+use overlay_common::Settings6;
 
 use super::{
     DatapathError, PinsKept,
     bpffs::{self, is_bpffs},
-    index,
+    index, ipv6,
     links::Links,
     state::{Lock, Ownership},
     tables::MAPS,
@@ -30,9 +31,15 @@ pub(super) struct PinKeeper {
 }
 
 impl PinKeeper {
-    /// Opens everything that is pinned in `pins`. Whoever has `lock` owns it; without one, nobody else is expected.
-    pub(super) fn open(pins: &Path, lock: Option<Arc<Lock>>) -> Result<Self, DatapathError> {
-        let maps = MAPS.iter().chain([&XdpTargets::MAP]).chain(&index::MAPS).map(|(_, pin)| {
+    /// Opens everything that is pinned in `pins`, also for IPv6 if there is any. Whoever has `lock` owns it; without one, nobody else
+    /// is expected.
+    pub(super) fn open(
+        pins: &Path,
+        settings6: &Settings6,
+        lock: Option<Arc<Lock>>,
+    ) -> Result<Self, DatapathError> {
+        let all = MAPS.iter().chain([&XdpTargets::MAP]).chain(&index::MAPS).chain(ipv6::pinned(settings6));
+        let maps = all.map(|(_, pin)| {
             let map = MapData::from_pin(pins.join(pin));
             let map = map.map_err(|error| DatapathError::failed(format!("open pinned map {pin}"), &error));
             Ok((*pin, map?))

@@ -145,7 +145,7 @@ async fn carry(socket: &UdpSocket, tun: &Tun, local: (Ipv4Addr, u16), routes: &R
 fn put_headers(packet: &mut [u8], from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     let payload = packet.len().saturating_sub(DATAGRAM) as u32;
     if let Some(headers) = packet.first_chunk_mut() {
-        let outer = Outer {
+        let outer = Outer::<Addr4> {
             source: from.0.into(),
             destination: to.0.into(),
             tos: 0,

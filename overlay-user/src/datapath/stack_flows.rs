@@ -6,33 +6,30 @@
 //! was made after the clearing, and so was its mark.
 use std::{net::Ipv4Addr, time::Duration};
 
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, MapData, MapError},
+};
 use nix::time::{ClockId, clock_gettime};
 use overlay_common::{
-    Addr4, FLOW_BACKWARD, FLOW_BEGUN_BACKWARD, FLOW_FORWARD, Flow, FlowKey, MARK_BUCKETS, is_promoted,
+    Addr4, Address, FLOW_BACKWARD, FLOW_BEGUN_BACKWARD, FLOW_FORWARD, Flow, FlowKey, MARK_BUCKETS,
+    is_promoted,
 };
 
 use super::DatapathError;
 
-/// The table of connections that the stack has seen. They keep to it until they are promoted.
-pub struct StackFlows {
-    pub(super) flows: HashMap<MapData, FlowKey, Flow>,
+/// The table of connections that the stack has seen, in one family. They keep to it until they are promoted.
+pub struct StackFlows<A = Addr4>
+where
+    FlowKey<A>: Pod,
+{
+    pub(super) flows: HashMap<MapData, FlowKey<A>, Flow>,
     pub(super) marks: Array<MapData, u32>,
     pub(super) half: Array<MapData, u32>,
     pub(super) epoch: Array<MapData, u32>,
 }
 
 impl StackFlows {
-    /// Makes a connection a stack flow, or replaces what is known of it.
-    ///
-    /// # Errors
-    /// When the table is full.
-    pub fn insert(&mut self, key: FlowKey, flow: Flow) -> Result<(), MapError> {
-        self.mark(&key)?;
-        self.flows.insert(key, flow, 0)?;
-        self.mark(&key)
-    }
-
     /// Makes a connection a stack flow as the programs do when the stack hands over its first packet: for one that the stack
     /// carried before there were programs.
     ///
@@ -54,9 +51,24 @@ impl StackFlows {
         let flow = Flow { seen_ns: now()?.as_nanos() as u64, state, reserved: 0 };
         self.insert(key, flow).map_err(|error| DatapathError::failed("record a stack flow", &error))
     }
+}
+
+impl<A: Address> StackFlows<A>
+where
+    FlowKey<A>: Pod,
+{
+    /// Makes a connection a stack flow, or replaces what is known of it.
+    ///
+    /// # Errors
+    /// When the table is full.
+    pub fn insert(&mut self, key: FlowKey<A>, flow: Flow) -> Result<(), MapError> {
+        self.mark(&key)?;
+        self.flows.insert(key, flow, 0)?;
+        self.mark(&key)
+    }
 
     /// What is known of a connection, if it is a stack flow.
-    pub fn get(&self, key: &FlowKey) -> Option<Flow> {
+    pub fn get(&self, key: &FlowKey<A>) -> Option<Flow> {
         self.flows.get(key, 0).ok()
     }
 
@@ -78,7 +90,7 @@ impl StackFlows {
     }
 
     /// Every stack flow.
-    pub fn iter(&self) -> impl Iterator<Item = Result<(FlowKey, Flow), MapError>> {
+    pub fn iter(&self) -> impl Iterator<Item = Result<(FlowKey<A>, Flow), MapError>> {
         self.flows.iter()
     }
 
@@ -86,7 +98,7 @@ impl StackFlows {
     ///
     /// # Errors
     /// When the maps cannot be read.
-    pub fn promoted(&self) -> Result<Vec<(FlowKey, Flow)>, DatapathError> {
+    pub fn promoted(&self) -> Result<Vec<(FlowKey<A>, Flow)>, DatapathError> {
         let epoch = self.epoch()?;
         let read = |error| DatapathError::failed("read the stack flows", &error);
         let flows = self.iter().map(|entry| entry.map_err(read));
@@ -96,7 +108,7 @@ impl StackFlows {
     }
 
     /// Forgets a stack flow. Its mark stays until [`Self::renew_marks`].
-    pub fn remove(&mut self, key: &FlowKey) -> Result<(), MapError> {
+    pub fn remove(&mut self, key: &FlowKey<A>) -> Result<(), MapError> {
         self.flows.remove(key)
     }
 
@@ -129,7 +141,7 @@ impl StackFlows {
         Ok(())
     }
 
-    fn mark(&mut self, key: &FlowKey) -> Result<(), MapError> {
+    fn mark(&mut self, key: &FlowKey<A>) -> Result<(), MapError> {
         [0, 1].into_iter().try_for_each(|half| self.marks.set(half * MARK_BUCKETS + key.bucket(), 1, 0))
     }
 }

@@ -1,6 +1,6 @@
 //! The pinned tables, read and written, and the names of their pins (the indexes' are in `index.rs`, the XDP targets' in
 //! `xdp.rs`). Works with no agent running.
-use std::path::Path;
+use std::{os::fd::AsFd as _, path::Path};
 
 use aya::{
     Ebpf,
@@ -15,7 +15,7 @@ use overlay_common::{
 };
 use serde::Serialize;
 
-use super::{DatapathError, index::Indexed, stack_flows::StackFlows};
+use super::{DatapathError, index::Indexed, ipv6::Tables6, stack_flows::StackFlows};
 use crate::model::{
     addr::{OtherFamily, ipv4},
     entries::{Endpoint, ForeignTc, Peer},
@@ -47,6 +47,8 @@ pub struct Tables {
     pub endpoints: Indexed<EndpointEntry>,
     /// Connections that the stack has seen.
     pub stack_flows: StackFlows,
+    /// The same of IPv6, if the programs are this process's own.
+    pub ipv6: Option<Tables6>,
     fast_path: Array<MapData, u32>,
     counters: PerCpuArray<MapData, Count>,
     peer_counters: PerCpuArray<MapData, PeerCount>,
@@ -83,12 +85,12 @@ pub struct PeerTraffic {
 impl Tables {
     /// The maps of freshly loaded programs.
     pub(super) fn take(ebpf: &mut Ebpf, settings: &Settings) -> Result<Self, DatapathError> {
-        let mut tables = Self::build(|name, _| {
-            ebpf.take_map(name)
-                .ok_or_else(|| DatapathError::missing(format!("find map {name}"), "not in the object"))
-        })?;
+        // Both families share the promotion epoch.
+        let epoch = again(ebpf, "PROMOTION_EPOCH")?;
+        let mut tables = Self::build(|name, _| taken(ebpf, name))?;
         tables.peers.take_index(ebpf, settings)?;
         tables.endpoints.take_index(ebpf, settings)?;
+        tables.ipv6 = Some(Tables6::build(|name, _| taken(ebpf, name), epoch)?);
         Ok(tables)
     }
 
@@ -120,6 +122,7 @@ impl Tables {
                 half: map(half.0, half.1)?.try_into().map_err(wrong)?,
                 epoch: map(epoch.0, epoch.1)?.try_into().map_err(wrong)?,
             },
+            ipv6: None,
             fast_path: map(fast_path.0, fast_path.1)?.try_into().map_err(wrong)?,
             counters: map(counters.0, counters.1)?.try_into().map_err(wrong)?,
             peer_counters: map(peer_counters.0, peer_counters.1)?.try_into().map_err(wrong)?,
@@ -231,10 +234,26 @@ impl Tables {
     }
 }
 
+fn taken(ebpf: &mut Ebpf, name: &str) -> Result<Map, DatapathError> {
+    let map = ebpf.take_map(name);
+    map.ok_or_else(|| DatapathError::missing(format!("find map {name}"), "not in the object"))
+}
+
+/// The map of this name, by a descriptor of its own.
+fn again(ebpf: &Ebpf, name: &str) -> Result<Array<MapData, u32>, DatapathError> {
+    let failed = |error: &dyn std::error::Error| DatapathError::failed(format!("use map {name}"), error);
+    let Some(Map::Array(map)) = ebpf.map(name) else {
+        return Err(DatapathError::missing(format!("find map {name}"), "not in the object"));
+    };
+    let fd = map.fd().as_fd().try_clone_to_owned().map_err(|error| failed(&error))?;
+    let map = MapData::from_fd(fd).map_err(|error| failed(&error))?;
+    Map::from_map_data(map).and_then(Array::try_from).map_err(|error| failed(&error))
+}
+
 /// A peer as `PEERS` holds it, with its counters at `slot`.
 pub(super) fn peer_entry(peer: &Peer, slot: u32) -> Result<PeerEntry, OtherFamily> {
     let (outer, vtep_mac) = (ipv4(peer.public_ip)?.into(), peer.vtep_mac.unwrap_or(NO_MAC).0);
-    Ok(PeerEntry { outer, vtep_mac, reserved: Default::default(), slot })
+    Ok(PeerEntry { outer, vtep_mac, flags: 0, slot })
 }
 
 /// What `PEERS` holds for a peer whose packets need no inner MAC address. No device has this address.

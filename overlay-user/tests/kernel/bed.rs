@@ -16,8 +16,8 @@ use nix::{
     unistd::Pid,
 };
 use overlay_common::{
-    Addr4, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, EndpointEntry, Flow, FlowKey, Hook, KeptNextHop, KeptPort,
-    PeerEntry, Reason, SETTING_DIRECT, Settings, Vtep,
+    Addr4, Addr6, ENCAPSULATION_UDP, ENCAPSULATION_VXLAN, EndpointEntry, Flow, FlowKey, Hook, KeptNextHop,
+    KeptPort, PEER_ZERO_CHECKSUM6, PeerEntry, Reason, SETTING_DIRECT, Settings, Settings6, Vtep,
 };
 use overlay_user::datapath::{load, tables::Tables, xdp::XdpTargets};
 pub use overlay_user::model::fast_path::FastPath;
@@ -80,7 +80,31 @@ pub fn with_bed(test: impl FnOnce(&mut Bed) + Send) {
 
 /// Runs `test` on a host of its own whose settings were altered by `alter`.
 pub fn with_settings(alter: impl FnOnce(&mut Settings) + Send, test: impl FnOnce(&mut Bed) + Send) {
-    in_own_namespace(|| test(&mut Bed::new(alter)));
+    in_own_namespace(|| test(&mut Bed::new(alter, Settings6::default())));
+}
+
+/// Runs `test` on a host of a network of both families, whose settings were altered by `alter`.
+pub fn with_ipv6(alter: impl FnOnce(&mut Settings) + Send, test: impl FnOnce(&mut Bed) + Send) {
+    let subnet = addr6("fd00:244:0:1::");
+    let settings6 = Settings6 {
+        network: addr6("fd00:244::"),
+        network_mask: addr6("ffff:ffff:ffff::"),
+        subnet,
+        subnet_mask: addr6("ffff:ffff:ffff:ffff::"),
+        local: addr6(LOCAL6),
+        gateway: addr6(GATEWAY6),
+        ..Settings6::default()
+    };
+    in_own_namespace(|| {
+        let mut bed = Bed::new(alter, settings6);
+        bed.furnish_ipv6();
+        test(&mut bed);
+    });
+}
+
+/// An address of IPv6 from its text.
+pub fn addr6(text: &str) -> Addr6 {
+    Addr6::from(text.parse::<std::net::Ipv6Addr>().unwrap())
 }
 
 /// Runs `test` on hosts that find peers and endpoints in each way there is: both by number, a network of too many subnets for
@@ -138,7 +162,7 @@ fn stay_here() {
 }
 
 impl Bed {
-    fn new(alter: impl FnOnce(&mut Settings)) -> Self {
+    fn new(alter: impl FnOnce(&mut Settings), settings6: Settings6) -> Self {
         stay_here();
         let mut lines: Vec<String> = [
             "link set lo up",
@@ -194,8 +218,11 @@ impl Bed {
             ]);
             settings.device = index("stack0");
         }
-        let made =
-            if is_new(&settings) { load::load_unpinned(&settings) } else { load::make_unpinned(&settings) };
+        let made = if is_new(&settings) || settings6.is_on() {
+            load::load_unpinned(&settings, &settings6)
+        } else {
+            load::make_unpinned(&settings, &settings6)
+        };
         let (ebpf, mut tables, xdp_targets) = made.unwrap_or_else(|error| panic!("{error}"));
         for (slot, (subnet, outer, vtep_mac)) in
             [([10, 244, 2, 0], PEER, PEER_VTEP_MAC), ([10, 244, 3, 0], OTHER_PEER, [2, 0, 0, 0, 0, 3])]
@@ -203,7 +230,7 @@ impl Bed {
                 .enumerate()
         {
             let slot = slot as u32;
-            let peer = PeerEntry { outer: Addr4::new(outer), vtep_mac, reserved: [0; 2], slot };
+            let peer = PeerEntry { outer: Addr4::new(outer), vtep_mac, flags: 0, slot };
             tables.peers.put(Addr4::new(subnet), peer).unwrap();
             tables.vteps.insert(Addr4::new(outer), Vtep { slot }, 0).unwrap();
         }
@@ -222,6 +249,38 @@ impl Bed {
         bed.learn(CONTAINER, bed.container);
         bed.xdp_targets.set(bed.container, true).unwrap();
         bed
+    }
+
+    /// Gives the host its addresses, neighbours and routes of IPv6, and its tables two peers and a container.
+    fn furnish_ipv6(&mut self) {
+        sysctl("ipv6/conf/all/forwarding", "1");
+        ip_lines(&[
+            format!("addr add {LOCAL6}/64 dev eth0 nodad"),
+            format!("neigh replace {PEER6} lladdr 06:00:00:00:00:02 dev eth0 nud permanent"),
+            format!("neigh replace {OTHER_PEER6} lladdr 06:00:00:00:00:02 dev eth0 nud permanent"),
+        ]);
+        // A test's own overlay0 may be down still.
+        if let Some(device) =
+            nix::net::if_::if_indextoname(self.device).ok().and_then(|name| name.into_string().ok())
+        {
+            ip_lines(&[format!("route add {NETWORK6} dev {device} metric 9")]);
+        }
+        let ipv6 = self.tables.ipv6.as_mut().unwrap();
+        for (slot, (subnet, outer, mac, flags)) in [
+            ("fd00:244:0:2::", PEER6, PEER_VTEP_MAC, PEER_ZERO_CHECKSUM6),
+            ("fd00:244:0:3::", OTHER_PEER6, [2, 0, 0, 0, 0, 3], 0),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let slot = slot as u32;
+            let peer = PeerEntry { outer: addr6(outer), vtep_mac: mac, flags, slot };
+            ipv6.peers.insert(addr6(subnet), peer, 0).unwrap();
+            ipv6.vteps.insert(addr6(outer), Vtep { slot }, 0).unwrap();
+        }
+        let endpoint =
+            EndpointEntry { ifindex: self.container, mac: CONTAINER_MAC, gateway_mac: GATEWAY_MAC, flags: 0 };
+        ipv6.endpoints.insert(addr6(CONTAINER6), endpoint, 0).unwrap();
     }
 
     /// Makes `address` an endpoint on interface `ifindex`.

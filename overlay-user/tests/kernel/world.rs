@@ -22,6 +22,21 @@ pub const GATEWAY_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 0x01];
 pub const REMOTE: [u8; 4] = [10, 244, 2, 7];
 /// A container of the second peer.
 pub const FAR: [u8; 4] = [10, 244, 3, 9];
+/// The same of IPv6. This host: subnet fd00:244:0:1::/64 at fd99::1.
+pub const NETWORK6: &str = "fd00:244::/48";
+pub const LOCAL6: &str = "fd99::1";
+pub const GATEWAY6: &str = "fd00:244:0:1::1";
+pub const CONTAINER6: &str = "fd00:244:0:1::2";
+pub const UNLEARNED6: &str = "fd00:244:0:1::9";
+/// The peer: subnet fd00:244:0:2::/64.
+pub const PEER6: &str = "fd99::2";
+pub const REMOTE6: &str = "fd00:244:0:2::7";
+/// The second peer, whose tunnel wants outer UDP checksums: subnet fd00:244:0:3::/64.
+pub const OTHER_PEER6: &str = "fd99::3";
+pub const FAR6: &str = "fd00:244:0:3::9";
+pub const STRANGER6: &str = "fd99::66";
+/// A subnet that nobody has leased.
+pub const NOBODY6: &str = "fd00:244:0:7::7";
 pub const PORT: u16 = 8472;
 pub const VNI: u32 = 1;
 /// Of flannel's udp backend.

@@ -81,12 +81,8 @@ mod tests {
             stranger.value(),
             r#"{"PublicIP":"172.19.1.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:03:00:00:01:02"}}"#
         );
-        let entry = |outer| PeerEntry {
-            outer: Addr4::new(outer),
-            vtep_mac: stranger.mac(),
-            reserved: Default::default(),
-            slot: 0,
-        };
+        let entry =
+            |outer| PeerEntry { outer: Addr4::new(outer), vtep_mac: stranger.mac(), flags: 0, slot: 0 };
         assert!(stranger.is_in(&entry([172, 19, 1, 2])));
         assert!(!stranger.is_in(&entry([172, 16, 1, 2])));
         assert!(!Stranger::new(258).is_in(&entry([172, 16, 1, 2])), "another MAC address");

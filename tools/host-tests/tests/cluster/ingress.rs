@@ -125,7 +125,8 @@ fn gateway(container: &Container) -> Ipv4Addr {
 fn take_xdp(host: &Host) -> aya::Ebpf {
     host.namespace()
         .enter(|| {
-            let (mut ebpf, ..) = overlay_user::datapath::load::load_unpinned(&Default::default())?;
+            let (mut ebpf, ..) =
+                overlay_user::datapath::load::load_unpinned(&Default::default(), &Default::default())?;
             let program: &mut aya::programs::Xdp = ebpf.program_mut("overlay_xdp").unwrap().try_into()?;
             let index = nix::net::if_::if_nametoindex("eth0")?;
             program.attach_to_if_index(index, aya::programs::xdp::XdpMode::Driver)?;
