@@ -17,6 +17,13 @@ pub struct PeerEntry<A = Addr4> {
     pub slot: u32,
 }
 
+impl<A> PeerEntry<A> {
+    /// A peer at this underlay address.
+    pub const fn new(outer: A, vtep_mac: [u8; 6], flags: u16, slot: u32) -> Self {
+        Self { outer, vtep_mac, flags, slot }
+    }
+}
+
 /// Value of `ENDPOINTS`: a container address of the own subnet, and where it lives. In `ENDPOINT_INDEX` an interface of zero
 /// means that there is no endpoint.
 #[repr(C, align(4))]

@@ -18,6 +18,13 @@ pub struct PeerEntry<A = Addr4> {
     pub outer: A,
 }
 
+impl<A> PeerEntry<A> {
+    /// See `entries.rs`.
+    pub const fn new(outer: A, vtep_mac: [u8; 6], flags: u16, slot: u32) -> Self {
+        Self { slot, flags, reserved: [0; 8], vtep_mac, outer }
+    }
+}
+
 /// See `entries.rs`.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

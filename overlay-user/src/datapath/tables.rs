@@ -253,7 +253,7 @@ fn again(ebpf: &Ebpf, name: &str) -> Result<Array<MapData, u32>, DatapathError> 
 /// A peer as `PEERS` holds it, with its counters at `slot`.
 pub(super) fn peer_entry(peer: &Peer, slot: u32) -> Result<PeerEntry, OtherFamily> {
     let (outer, vtep_mac) = (ipv4(peer.public_ip)?.into(), peer.vtep_mac.unwrap_or(NO_MAC).0);
-    Ok(PeerEntry { outer, vtep_mac, flags: 0, slot })
+    Ok(PeerEntry::new(outer, vtep_mac, 0, slot))
 }
 
 /// What `PEERS` holds for a peer whose packets need no inner MAC address. No device has this address.
